@@ -1,0 +1,51 @@
+# make demo: set up and run the main job on the built-in corpus.  make test: set up and test.
+# Both need Python >= 3.11, make and git only. PYTHON=/path/to/python3.x overrides the choice.
+
+VENV ?= .venv
+WORKDIR ?= demo
+NEWEST := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+PYTHON ?= $(NEWEST)
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test quick lint format install dev clean
+demo: install
+	$(RUN) -m dwt_jax demo --workdir=$(WORKDIR) $(DEMO)
+
+test: dev
+	$(RUN) -m pytest $(TESTS)
+
+quick: dev
+	$(RUN) -m pytest -m "not slow" $(TESTS)
+
+lint: dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# Stamps, so that a second call installs nothing.
+install: $(VENV)/.run
+dev: $(VENV)/.dev
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later found, say PYTHON=/path/to/python3.x" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is too old or does not run, expected Python 3.11 or later" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.python requirements.txt constraints.txt pyproject.toml
+	$(RUN) -m pip install -q -c constraints.txt -r requirements.txt
+	$(RUN) -m pip install -q --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	$(RUN) -m pip install -q -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

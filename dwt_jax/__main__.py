@@ -1,0 +1,208 @@
+"""The command line: one verb a job. Heavy imports happen inside the verbs."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dwt_jax import __version__
+from dwt_jax.errors import UserError, did_you_mean
+
+DONE, MISTAKE, RUN_ME_AGAIN, FAILED = 0, 2, 75, 1
+
+_CONFIG_HELP = "Python config file, with an argument behind a colon: configs/demo.py:student"
+_OVERRIDES = "--config.KEY=VALUE sets any key of the config, e.g. --config.train.steps=1e3"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit status: 0 done, 2 a mistake of the user, 75 stopped by a signal
+    with everything saved, 1 any other failure that has a name."""
+    try:
+        options, overrides = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        return int(options.run(options, overrides) or DONE)
+    except UserError as error:
+        print(f"dwt: {error}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("dwt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `dwt … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    parser = _parser()
+    plain, overrides = _split_overrides(arguments)
+    if plain and not plain[0].startswith("-") and plain[0] not in VERBS:
+        raise UserError(f"no verb {plain[0]!r}{did_you_mean(plain[0], VERBS)}")
+    if not plain:
+        parser.print_help()
+        raise SystemExit(MISTAKE)
+    options = parser.parse_args(plain)
+    if overrides and not hasattr(options, "config"):
+        raise UserError(f"--config.{next(iter(overrides))}: 'dwt {options.verb}' takes no config")
+    return options, overrides
+
+
+def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """--config.key=value and --config.key value, apart from everything else."""
+    plain, overrides = [], {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            plain.append(argument)
+            continue
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(rest, "")
+            if not value:
+                raise UserError(f"--config.{key}: no value, expected --config.{key}=VALUE")
+        if not key:
+            raise UserError("--config.: no key, expected --config.KEY=VALUE")
+        overrides[key] = value
+    return plain, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dwt",
+        description="Distillation from Weak Teacher: pre-train a larger encoder with a smaller one's help.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dwt-jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    for name, (describe, run) in VERBS.items():
+        text = describe.__doc__ or ""
+        epilog = _OVERRIDES if name in ("prepare", "train") else None
+        verb = verbs.add_parser(
+            name, help=text.splitlines()[0], description=text, epilog=epilog, allow_abbrev=False
+        )
+        describe(verb)
+        verb.set_defaults(run=run)
+    return parser
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    """the whole story on the built-in corpus, in minutes"""
+    parser.add_argument("--workdir", type=Path, default=Path("demo"), help="default: %(default)s")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps; for trials (default 1)")
+
+
+def _demo(options: argparse.Namespace, _: dict[str, str]) -> int | None:
+    from dwt_jax.study import demo
+
+    return _trained(lambda: demo.run(options.workdir, options.scale))
+
+
+def _prepare_options(parser: argparse.ArgumentParser) -> None:
+    """text into a tokenizer and packed rows"""
+    parser.add_argument("--config", required=True, help=_CONFIG_HELP)
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="where the rows go; then data.path for training"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
+
+
+def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from dwt_jax.config_file import load
+    from dwt_jax.data.prepare import prepare
+
+    prepare(load(options.config, overrides).data, options.workdir, workers=options.workers or None)
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    """pre-train, alone or with a teacher; the same command resumes"""
+    parser.add_argument("--config", required=True, help=_CONFIG_HELP)
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="of the run: checkpoints, metrics, model/"
+    )
+
+
+def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
+    from dwt_jax.config_file import load
+
+    config = load(options.config, overrides)
+
+    def run() -> None:
+        from dwt_jax.train.loop import train
+
+        summary = train(config, options.workdir)
+        print(
+            f"{options.workdir}: held-out loss {summary['held_out']['held_out_loss']:.4f}, "
+            f"model in {options.workdir / 'model'}"
+        )
+
+    return _trained(run)
+
+
+def _trained(run: Callable[[], Any]) -> int | None:
+    """Call what trains, with its ways of ending early as exit statuses."""
+    from dwt_jax.train.loop import Failed, Stopped
+
+    try:
+        run()
+    except Stopped as stopped:
+        print(f"dwt: {stopped}", file=sys.stderr)
+        return RUN_ME_AGAIN
+    except Failed as failed:
+        print(f"dwt: {failed}", file=sys.stderr)
+        return FAILED
+    return None
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    """held-out masked-LM loss, perplexity and accuracy of a model"""
+    parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
+    parser.add_argument("--data", type=Path, required=True, help="a prepared directory (see dwt prepare)")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows at a time (default %(default)s)")
+    parser.add_argument("--mask-rate", type=float, default=0.15, help="default %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
+    from dwt_jax.evaluate.command import evaluate
+
+    found = evaluate(options.model, options.data, options.batch_size, options.mask_rate)
+    if options.json:
+        print(json.dumps(found))
+        return
+    print(f"held-out loss   {found['held_out_loss']:.4f} ± {found['standard_error']:.4f} (over documents)")
+    print(f"perplexity      {found['perplexity']:.2f}")
+    print(f"accuracy        top-1 {found['top1_accuracy']:.2%}, top-5 {found['top5_accuracy']:.2%}")
+    print(f"from            {found['predictions']:,} predictions in {found['documents']:,} documents")
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    """compare finished runs: tables and curves in one HTML file"""
+    parser.add_argument("--workdir", type=Path, required=True, help="the folder whose subfolders are runs")
+    parser.add_argument("--out", type=Path, help="default: report.html in it")
+
+
+def _report(options: argparse.Namespace, _: dict[str, str]) -> None:
+    from dwt_jax.study import report
+
+    print(f"report in {report.write(options.workdir, options.out)}")
+
+
+VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
+    "demo": (_demo_options, _demo),
+    "prepare": (_prepare_options, _prepare),
+    "train": (_train_options, _train),
+    "evaluate": (_evaluate_options, _evaluate),
+    "report": (_report_options, _report),
+}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

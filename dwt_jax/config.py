@@ -1,0 +1,323 @@
+"""Every setting there is, as frozen dataclasses, and what must hold between them.
+
+How a config file becomes a `Config` is in config_file.py. No jax here: `dwt --help` and
+every complaint about a config answer at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dwt_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number as a function of the step. Durations are shares of the run, from 0 to 1.
+
+    All kinds but `until_beaten` rise linearly from 0 to `value` over `warmup` first. Then
+    - constant: `value`
+    - linear, cosine: fall from `value`, at `begin` (or the end of the warm-up, if later),
+      to `end` at `until`, and stay there
+    - warmup_stable_decay: the same as linear; says that `begin` is meant to be late
+    - steps: `value` before `begin`, `end` from there on (two stages)
+    - until_beaten (for `distill.alpha_soft` alone): `value` times how far the student's
+      smoothed hard loss still lies above the teacher's (see distill/schedules.py)
+    """
+
+    kind: Literal["constant", "linear", "cosine", "warmup_stable_decay", "steps", "until_beaten"] = "constant"
+    value: float = 1.0
+    end: float = 0.0
+    warmup: float = 0.0
+    begin: float = 0.0
+    until: float = 1.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of a BERT encoder, under Hugging Face's names."""
+
+    vocab_size: int = 0  # 0: the tokenizer's
+    hidden_size: int = 768
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where text comes from. See docs/data.md."""
+
+    kind: Literal["builtin", "text", "jsonl", "tfds"] = "builtin"
+    path: str = ""  # text, jsonl: a glob; tfds: name/config:version
+    documents: Literal["file", "blank_lines", "lines"] = "blank_lines"  # text: what ends a document
+    blank_lines: int = 1  # with documents=blank_lines: how many empty lines in a row end one
+    field: str = "text"  # jsonl, tfds: where the text is
+    split: str = "train"  # tfds
+    data_dir: str = ""  # tfds; empty: TFDS's own default
+    weight: float = 1.0  # how often its rows are seen in one epoch of the mixture
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    path: str = ""  # a Hugging Face tokenizer directory or a vocab.txt; empty: train WordPiece
+    vocab_size: int = 30522
+    lowercase: bool = True
+    sample_megabytes: float = 100.0  # how much text the training reads
+
+
+@dataclass(frozen=True)
+class Data:
+    path: str = ""  # prepared rows; empty: prepared on first use into the cache
+    sources: tuple[Source, ...] = (Source(),)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    sequence_length: int = 128
+    mode: Literal["packed", "sentence"] = "packed"
+    held_out: float = 0.01  # share of the documents, chosen by a hash of their text
+    keep_every: int = 1  # keep one sentence of every n (the paper's corpus: 4)
+    prefetch: int = 2  # batches read ahead
+
+
+@dataclass(frozen=True)
+class Mask:
+    rate: float = 0.15  # of the tokens of a row are predicted
+    replace: float = 0.8  # of those become [MASK]
+    random: float = 0.1  # of those become a random token; the rest stay
+    whole_word: bool = False
+
+
+@dataclass(frozen=True)
+class Teacher:
+    path: str = ""  # a model or run directory; empty: no teacher
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of its stored weights; auto: precision.compute
+
+
+@dataclass(frozen=True)
+class Distill:
+    preset: str = "custom"
+    alpha_hard: Schedule = field(default_factory=Schedule)
+    alpha_soft: Schedule = field(default_factory=Schedule)
+    temperature: Schedule = field(default_factory=Schedule)
+    squared_temperature: bool = False  # multiply the soft loss by t^2 (Hinton's form; the paper's has none)
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    selection: Literal["all", "teacher_better", "entropy"] = "all"
+    entropy_share: float = 0.15  # selection=entropy: the share dropped, where the teacher is surest
+    tile: int = 0  # masked positions whose logits are held at once; 0: all
+    beaten_margin: float = 0.5  # until_beaten: nats above the teacher at which the weight is still whole
+    beaten_smoothing: float = 0.99  # until_beaten: decay of the running means
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = 0  # 0: from epochs
+    epochs: float = 0.0
+    batch_size: int = 128  # rows, over all devices and accumulated parts
+    accumulate: int = 1  # parts a batch is split into, one after the other
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    log_every: int = 10
+    evaluate_every: int = 0  # 0: only at the end
+    max_skipped: int = 20  # non-finite steps in a row that stop the run
+    tensorboard: bool = True
+    wandb: str = ""  # project; empty: off
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    learning_rate: Schedule = field(default_factory=lambda: Schedule(kind="linear", value=5e-4, warmup=0.05))
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # on matrices only
+    clip_norm: float = 1.0  # 0: off
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices per axis; one axis may be -1: whatever is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Precision:
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 but on CPU
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    platform: Literal["any", "cpu", "gpu", "tpu"] = "any"  # fail when JAX found another
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    mask: Mask = field(default_factory=Mask)
+    teacher: Teacher = field(default_factory=Teacher)
+    distill: Distill = field(default_factory=Distill)
+    train: Train = field(default_factory=Train)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    mesh: Mesh = field(default_factory=Mesh)
+    precision: Precision = field(default_factory=Precision)
+
+
+def check(config: Config) -> Config:
+    """`config` itself. Raises UserError naming the key, what was found, what was expected."""
+    for problem in _problems(config):
+        raise UserError(f"config: {problem}")
+    return config
+
+
+def _problems(config: Config):
+    """Lazily, in the order in which a reader would meet them."""
+    yield from _model_problems(config)
+    yield from _data_problems(config)
+    yield from _objective_problems(config)
+    yield from _training_problems(config)
+
+
+def _at_least(group: object, prefix: str, low: float, *keys: str):
+    for key in keys:
+        if getattr(group, key) < low:
+            yield f"{prefix}.{key} is {getattr(group, key)}, expected at least {low}"
+
+
+def _share(group: object, prefix: str, *keys: str):
+    for key in keys:
+        if not 0 <= getattr(group, key) <= 1:
+            yield f"{prefix}.{key} is {getattr(group, key)}, expected a share from 0 to 1"
+
+
+def _model_problems(config: Config):
+    model = config.model
+    yield from _at_least(
+        model,
+        "model",
+        1,
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "type_vocab_size",
+    )
+    yield from _at_least(model, "model", 0, "vocab_size", "pad_token_id")
+    if model.hidden_size % model.num_attention_heads:
+        yield (
+            f"model.hidden_size is {model.hidden_size}, expected a multiple of "
+            f"model.num_attention_heads ({model.num_attention_heads})"
+        )
+    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if not 0 <= getattr(model, key) < 1:
+            yield f"model.{key} is {getattr(model, key)}, expected at least 0 and less than 1"
+    if model.layer_norm_eps <= 0:
+        yield f"model.layer_norm_eps is {model.layer_norm_eps}, expected more than 0"
+    if model.initializer_range <= 0:
+        yield f"model.initializer_range is {model.initializer_range}, expected more than 0"
+    if config.data.sequence_length > model.max_position_embeddings:
+        yield (
+            f"data.sequence_length is {config.data.sequence_length}, expected at most "
+            f"model.max_position_embeddings ({model.max_position_embeddings})"
+        )
+
+
+def _data_problems(config: Config):
+    data, mask = config.data, config.mask
+    yield from _at_least(data, "data", 8, "sequence_length")
+    yield from _at_least(data, "data", 1, "keep_every", "prefetch")
+    if not 0 < data.held_out < 1:
+        yield f"data.held_out is {data.held_out}, expected a share above 0 and below 1"
+    if not data.sources:
+        yield "data.sources is empty, expected at least one source"
+    for i, source in enumerate(data.sources):
+        if source.kind != "builtin" and not source.path:
+            yield f"data.sources.{i}.path is empty, expected a path for kind '{source.kind}'"
+        if source.weight <= 0:
+            yield f"data.sources.{i}.weight is {source.weight}, expected more than 0"
+        yield from _at_least(source, f"data.sources.{i}", 1, "blank_lines")
+    if not data.tokenizer.path:
+        yield from _at_least(data.tokenizer, "data.tokenizer", 100, "vocab_size")
+    if data.tokenizer.sample_megabytes <= 0:
+        yield f"data.tokenizer.sample_megabytes is {data.tokenizer.sample_megabytes}, expected more than 0"
+    if not 0 < mask.rate < 1:
+        yield f"mask.rate is {mask.rate}, expected a share above 0 and below 1"
+    if round(mask.rate * data.sequence_length) < 1:
+        yield f"mask.rate is {mask.rate}, expected at least one prediction in {data.sequence_length} tokens"
+    yield from _share(mask, "mask", "replace", "random")
+    if mask.replace + mask.random > 1 + 1e-9:
+        yield f"mask.replace + mask.random is {mask.replace + mask.random}, expected at most 1"
+
+
+def _schedule_problems(schedule: Schedule, name: str):
+    yield from _at_least(schedule, name, 0, "value", "end")
+    yield from _share(schedule, name, "warmup", "begin", "until")
+    if schedule.kind in ("linear", "cosine", "warmup_stable_decay"):
+        begin = max(schedule.begin, schedule.warmup)
+        if schedule.until <= begin:
+            yield f"{name}.until is {schedule.until}, expected more than its begin or warmup ({begin})"
+
+
+def _objective_problems(config: Config):
+    distill = config.distill
+    for key in ("alpha_hard", "alpha_soft", "temperature"):
+        schedule = getattr(distill, key)
+        yield from _schedule_problems(schedule, f"distill.{key}")
+        if schedule.kind == "until_beaten" and key != "alpha_soft":
+            yield f"distill.{key}.kind is 'until_beaten', expected that for distill.alpha_soft alone"
+    temperature = distill.temperature
+    lowest = temperature.value if temperature.kind == "constant" else min(temperature.value, temperature.end)
+    if lowest <= 0 or temperature.warmup > 0:
+        yield f"distill.temperature goes down to {0 if temperature.warmup else lowest}, expected more than 0"
+    yield from _share(distill, "distill", "entropy_share")
+    yield from _at_least(distill, "distill", 0, "tile")
+    if distill.beaten_margin <= 0:
+        yield f"distill.beaten_margin is {distill.beaten_margin}, expected more than 0"
+    if not 0 <= distill.beaten_smoothing < 1:
+        yield (f"distill.beaten_smoothing is {distill.beaten_smoothing}, expected at least 0 and less than 1")
+
+
+def _training_problems(config: Config):
+    train, optimizer, mesh = config.train, config.optimizer, config.mesh
+    yield from _at_least(train, "train", 0, "steps", "epochs", "evaluate_every")
+    if not train.steps and not train.epochs:
+        yield "train.steps is 0, expected at least 1 (or train.epochs above 0)"
+    yield from _at_least(
+        train,
+        "train",
+        1,
+        "batch_size",
+        "accumulate",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "max_skipped",
+    )
+    if train.batch_size % train.accumulate:
+        yield (
+            f"train.batch_size is {train.batch_size}, expected a multiple of "
+            f"train.accumulate ({train.accumulate})"
+        )
+    yield from _schedule_problems(optimizer.learning_rate, "optimizer.learning_rate")
+    if optimizer.learning_rate.kind == "until_beaten":
+        yield "optimizer.learning_rate.kind is 'until_beaten', expected that for distill.alpha_soft alone"
+    yield from _at_least(optimizer, "optimizer", 0, "weight_decay", "clip_norm", "eps")
+    for key in ("b1", "b2"):
+        if not 0 <= getattr(optimizer, key) < 1:
+            yield f"optimizer.{key} is {getattr(optimizer, key)}, expected at least 0 and less than 1"
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        yield f"mesh is {sizes}, expected sizes of at least 1, at most one of them -1"
+    fixed = max(mesh.data, 1) * max(mesh.fsdp, 1)
+    rows = train.batch_size // max(train.accumulate, 1)
+    if rows % fixed:
+        yield (
+            f"train.batch_size / train.accumulate is {rows}, expected a multiple of the mesh's "
+            f"data x fsdp ({fixed})"
+        )

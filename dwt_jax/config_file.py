@@ -1,0 +1,237 @@
+"""From a config file and a command line to a checked `Config`, and back to JSON.
+
+A config file is Python with `get_config(arg)` that returns an `ml_collections.ConfigDict`
+(or a dict). It says only what differs from the defaults in config.py. What wins, from
+weakest: the defaults, a `distill.preset`, the file, `--config.key=value` on the command line.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from dwt_jax.config import Config, check
+from dwt_jax.distill.presets import PRESETS
+from dwt_jax.errors import UserError, did_you_mean
+
+
+def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
+    """The config of `path[:arg]`, with `overrides` ({'train.steps': '1e3', …}) on top.
+
+    Raises UserError for a missing or broken file, an unknown key (with the nearest known
+    one), a value of the wrong type and settings that cannot go together.
+    """
+    return build(read_file(spec), overrides)
+
+
+def build(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:
+    """A checked Config from nested mappings, in the order of precedence given above."""
+    raw = _plain(raw)
+    overrides = dict(overrides or {})
+    preset = overrides.get("distill.preset", _get(raw, ("distill", "preset"), "custom"))
+    tree: dict[str, Any] = {}
+    if preset != "custom":
+        if preset not in PRESETS:
+            raise UserError(
+                f"config: distill.preset is {preset!r}{did_you_mean(str(preset), [*PRESETS, 'custom'])}"
+            )
+        tree = {"distill": _plain(PRESETS[preset])}
+    tree = _merge(tree, raw)
+    for key, text in overrides.items():
+        _put(tree, key, text)
+    return check(_construct(Config, tree, ""))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested dicts, lists and plain values: what `config.json` holds; `build` reads it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'model.hidden_size': 128, 'data.sources.0.kind': 'builtin', …}"""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, list):
+            value = {str(i): item for i, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_file(spec: str) -> Mapping[str, Any]:
+    """What `get_config` of `path[:arg]` returns."""
+    name, _, arg = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"--config: no file {name!r}, expected a Python file with get_config()")
+    module_spec = importlib.util.spec_from_file_location(f"dwt_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config: {name!r} is not a Python file, expected one with get_config()")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config: {name} fails to load: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(
+            f"--config: {name} has no get_config(), expected a function that returns a ConfigDict"
+        )
+    try:
+        return module.get_config(arg) if arg else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config: {spec}: get_config: {type(error).__name__}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts, tuples and the like as dicts and lists."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _get(tree: Any, keys: tuple[str, ...], default: Any) -> Any:
+    for key in keys:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return default
+        tree = tree[key]
+    return tree
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _put(tree: dict[str, Any], dotted: str, text: str) -> None:
+    """Set a value by its dotted key; numbers index lists. Defaults are filled in on the way,
+    so that one field of a default source can be changed."""
+    *parents, last = dotted.split(".")
+    node: Any = tree
+    kind: Any = Config
+    for i, key in enumerate(parents):
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise UserError(f"--config.{dotted}: no entry {key!r}, expected a number below {len(node)}")
+            kind, node = get_args(kind)[0], node[int(key)]
+            continue
+        hints = _hints(kind, ".".join(parents[:i]))
+        if key not in hints:
+            raise UserError(f"config: unknown key '{'.'.join(parents[: i + 1])}'{did_you_mean(key, hints)}")
+        kind = hints[key]
+        if key not in node:
+            node[key] = [to_dict(entry) for entry in kind_default(hints, key)] if _is_tuple(kind) else {}
+        node = node[key]
+        if not isinstance(node, (dict, list)):
+            raise UserError(
+                f"config: '{dotted}' does not exist, '{'.'.join(parents[: i + 1])}' is a plain value"
+            )
+    if isinstance(node, list):
+        raise UserError(f"--config.{dotted}: expected a field of the entry, e.g. --config.{dotted}.path=…")
+    node[last] = _Text(text)
+
+
+def kind_default(hints: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """One default entry of a tuple-valued field."""
+    return (get_args(hints[key])[0](),)
+
+
+class _Text(str):
+    """A value typed on the command line: to be read as whatever type the field has."""
+
+
+def _is_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple
+
+
+def _hints(kind: Any, path: str) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(kind):
+        raise UserError(f"config: '{path}' is a plain value and has no keys below it")
+    return get_type_hints(kind)
+
+
+def _construct(kind: Any, value: Any, path: str) -> Any:
+    """`value` as an instance of the dataclass, tuple, Literal or plain type `kind`."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            keys = ", ".join(f"{path}.{name}" for name in get_type_hints(kind))
+            raise UserError(f"config: {path} is {str(value)!r}, expected a group with the keys {keys}")
+        hints = get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise UserError(f"config: unknown key '{_join(path, key)}'{did_you_mean(key, hints)}")
+        fields = {key: _construct(hints[key], item, _join(path, key)) for key, item in value.items()}
+        return typing.cast(Any, kind)(**fields)
+    if _is_tuple(kind):
+        if isinstance(value, _Text):
+            value = _json(value, path)
+        if not isinstance(value, list):
+            raise UserError(f"config: {path} is {value!r}, expected a list")
+        return tuple(_construct(get_args(kind)[0], item, f"{path}.{i}") for i, item in enumerate(value))
+    return _scalar(kind, value, path)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _json(text: str, path: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"config: {path} is {str(text)!r}, expected JSON ({error})") from None
+
+
+def _scalar(kind: Any, value: Any, path: str) -> Any:
+    typed = isinstance(value, _Text)
+    found = str(value) if typed else value
+    if get_origin(kind) is Literal:
+        if found not in get_args(kind):
+            raise UserError(f"config: {path} is {found!r}{did_you_mean(str(found), get_args(kind))}")
+        return found
+    if kind is str:
+        if isinstance(value, str):
+            return str(value)
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+        if typed and found.lower() in ("true", "1", "false", "0"):
+            return found.lower() in ("true", "1")
+    elif not isinstance(value, bool) and (typed or isinstance(value, (int, float))):
+        number = _number(found)
+        if number is not None and (kind is float or number == int(number)):
+            return kind(number)
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    raise UserError(f"config: {path} is {found!r}, expected {expected}")
+
+
+def _number(value: Any) -> int | float | None:
+    """None for what is not a finite number. Whole numbers stay exact ('1e3' is one too)."""
+    try:
+        return int(value) if not isinstance(value, float) else _finite(value)
+    except ValueError:
+        try:
+            return _finite(float(value))
+        except ValueError:
+            return None
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None

@@ -1,0 +1,119 @@
+"""Which tokens are predicted and what the student sees in their place, drawn on the device.
+
+Every row has a key of its own, made from (seed, step, row of the batch), so that the masks
+do not depend on how the batch is laid over devices. BERT (Devlin et al. 2019, section 3.1).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dwt_jax.config import Mask
+from dwt_jax.data.tokenizer import Vocabulary
+
+EVALUATION_SEED = 20230518  # fixed: the same masks for every model that is ever compared
+
+
+class Tokens(NamedTuple):
+    """What masking needs of a vocabulary, hashable, so that it can be a static argument."""
+
+    vocab_size: int
+    mask_id: int
+    special_ids: tuple[int, ...]
+    continuations: bytes = b""  # packed bits [vocab]; only for whole-word masking
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, whole_word: bool) -> "Tokens":
+        bits = np.packbits(vocabulary.continuation).tobytes() if whole_word else b""
+        return cls(len(vocabulary.tokens), vocabulary.mask_id, tuple(vocabulary.special_ids), bits)
+
+    def continuation(self) -> np.ndarray:
+        """bool [vocab_size]"""
+        bits = np.unpackbits(np.frombuffer(self.continuations, np.uint8), count=self.vocab_size)
+        return bits.astype(bool)
+
+
+class Masked(NamedTuple):
+    """P = round(rate · L) predictions a row; those beyond a row's own number weigh 0."""
+
+    tokens: jax.Array  # int32 [B, L], what the models read
+    positions: jax.Array  # int32 [B, P], distinct in a row
+    labels: jax.Array  # int32 [B, P], the tokens that were there
+    weights: jax.Array  # float32 [B, P], 1 for a prediction, 0 for a filler
+
+
+def predictions_per_row(mask: Mask, length: int) -> int:
+    return max(1, round(mask.rate * length))
+
+
+def row_keys(seed: jax.Array | int, step: jax.Array | int, rows: jax.Array) -> jax.Array:
+    """A key for each of int [B] rows at a step. Evaluation says step 0 and the row's number."""
+    key = jax.random.key(seed, impl="threefry2x32")  # the same numbers under every sharding
+    key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def mask_rows(
+    tokens: jax.Array, segments: jax.Array, keys: jax.Array, mask: Mask, vocabulary: Tokens
+) -> Masked:
+    """Draw the predictions of each row.
+
+    tokens, segments: int [B, L]; keys: [B]. A row with n tokens (specials counted, padding
+    not) gets round(rate · n) predictions: exactly P where it is full. Never a special token
+    or padding. With `whole_word`, words are taken whole, in random order, as long as they
+    fit, so a row may stay below its number by less than a word.
+    """
+    tokens, segments = tokens.astype(jnp.int32), segments.astype(jnp.int32)
+    return jax.vmap(functools.partial(_mask_row, mask=mask, vocabulary=vocabulary))(tokens, segments, keys)
+
+
+def _mask_row(tokens, segments, key, mask: Mask, vocabulary: Tokens) -> Masked:
+    length = tokens.shape[0]
+    count = predictions_per_row(mask, length)
+    choose_key, action_key, random_key = jax.random.split(key, 3)
+    special = jnp.isin(tokens, jnp.array(vocabulary.special_ids, jnp.int32))
+    candidate = (segments > 0) & ~special
+    real = (segments > 0).sum()
+    wanted = jnp.clip(jnp.round(mask.rate * real).astype(jnp.int32), 1, count)
+    draw = jax.random.uniform(choose_key, (length,))
+    if mask.whole_word:
+        order, chosen = _whole_words(tokens, segments, candidate, draw, wanted, vocabulary)
+    else:
+        order = jnp.argsort(jnp.where(candidate, draw, 2.0))
+        chosen = jnp.arange(length) < jnp.minimum(wanted, candidate.sum())
+    positions, chosen = order[:count].astype(jnp.int32), chosen[:count]
+    labels = tokens[positions]
+    ordinary = np.setdiff1d(np.arange(vocabulary.vocab_size), vocabulary.special_ids).astype(np.int32)
+    random = jnp.asarray(ordinary)[jax.random.randint(random_key, (count,), 0, ordinary.size)]
+    action = jax.random.uniform(action_key, (count,))
+    seen = jnp.where(action < mask.replace + mask.random, random, labels)
+    seen = jnp.where(action < mask.replace, vocabulary.mask_id, seen)
+    tokens = tokens.at[positions].set(jnp.where(chosen, seen, labels), unique_indices=True)
+    return Masked(tokens, positions, labels, chosen.astype(jnp.float32))
+
+
+def _whole_words(tokens, segments, candidate, draw, wanted, vocabulary: Tokens):
+    """(order, chosen), both [L]: positions with the chosen ones first, and which those are.
+
+    Words come in random order; each is taken if it still fits into `wanted`.
+    """
+    length = tokens.shape[0]
+    index = jnp.arange(length)
+    previous = jnp.roll(candidate & (segments == jnp.roll(segments, -1)), 1).at[0].set(False)
+    continues = jnp.asarray(vocabulary.continuation())[tokens] & candidate & previous
+    start = jax.lax.cummax(jnp.where(continues, 0, index))  # of the word that each token is in
+    size = jnp.zeros(length, jnp.int32).at[start].add(candidate)[start]
+    order = jnp.argsort(jnp.where(candidate, draw[start], 2.0), stable=True)  # words stay together
+
+    def take(carry, at):
+        used, taking = carry
+        fits = candidate[at] & (used + size[at] <= wanted)
+        taking = jnp.where(start[at] == at, fits, taking)  # a word's first token decides for all
+        return (used + jnp.where(taking & (start[at] == at), size[at], 0), taking), taking
+
+    taken = jax.lax.scan(take, (jnp.int32(0), False), order)[1]
+    front = jnp.argsort(~taken, stable=True)
+    return order[front], taken[front]

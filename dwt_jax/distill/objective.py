@@ -1,0 +1,163 @@
+"""The objective L = α_h · H + α_s · S at the masked positions, and what is logged of it.
+
+H is the MLM cross-entropy, S a divergence between teacher and student (Lee et al. 2023,
+equations 1–3). Letters: B rows, P masked positions a row, V padded vocabulary, D width.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dwt_jax.config import Distill
+
+LogitsOf = Callable[[jax.Array], jax.Array]
+"""Features [..., D] → fp32 logits [..., V]."""
+
+
+class Sums(NamedTuple):
+    """Sums over the masked positions, all fp32 scalars; divide by `predictions`, the global one."""
+
+    predictions: jax.Array
+    hard: jax.Array  # −log p_student(label)
+    soft: jax.Array  # the divergence at the temperature, over the selected positions, without t²
+    soft_at_1: jax.Array  # the same at temperature 1 over all positions: comparable across settings
+    teacher_hard: jax.Array  # −log p_teacher(label)
+    selected: jax.Array  # positions that the soft loss was kept at
+
+
+def hard_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy −log softmax(z)[y] in nats: fp32 [..., V], int [...] → [...]."""
+    return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, labels)
+
+
+def _pick(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+
+
+def soft_loss(
+    student: jax.Array, teacher: jax.Array, temperature: jax.Array | float, divergence: str
+) -> jax.Array:
+    """The divergence of softmax(z/t) between teacher and student in nats: [..., V] twice → [...].
+
+    forward_kl: KL(teacher ‖ student), the paper's equation 2; reverse_kl: the other way
+    round; jensen_shannon: the mean of both towards their mixture, at most log 2.
+    With Z = logsumexp: KL(p ‖ q) = Σ p · (z_p − z_q) − Z_p + Z_q, one pass over the logits.
+    """
+    student, teacher = student / temperature, teacher / temperature
+    if divergence == "forward_kl":
+        return _kl(teacher, student)
+    if divergence == "reverse_kl":
+        return _kl(student, teacher)
+    log_s, log_t = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+    log_mean = jnp.logaddexp(log_s, log_t) - jnp.log(2.0)
+    both = jnp.exp(log_t) * (log_t - log_mean) + jnp.exp(log_s) * (log_s - log_mean)
+    return 0.5 * both.sum(-1)
+
+
+def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
+    z_p, z_q = jax.nn.logsumexp(p, axis=-1), jax.nn.logsumexp(q, axis=-1)
+    return (jnp.exp(p - z_p[..., None]) * (p - q)).sum(-1) - z_p + z_q
+
+
+def selection(student, teacher, labels, weights, distill: Distill) -> jax.Array:
+    """Which positions keep the soft loss, as 0 or 1: [B, P, V] twice, [B, P] twice → [B, P].
+
+    teacher_better: the teacher gives the label more probability than the student does.
+    entropy: of each row's predictions, the share `entropy_share` where the teacher's
+    entropy is least is dropped; by row, so that the choice does not depend on batch,
+    devices or tiles.
+    """
+    if distill.selection == "all":
+        return weights
+    if distill.selection == "teacher_better":
+        better = hard_loss(teacher, labels) < hard_loss(student, labels)
+        return weights * jax.lax.stop_gradient(better.astype(jnp.float32))
+    log_p = jax.nn.log_softmax(teacher)
+    entropy = jnp.where(weights > 0, -(jnp.exp(log_p) * log_p).sum(-1), jnp.inf)
+    rank = jnp.argsort(jnp.argsort(entropy, axis=-1), axis=-1)
+    dropped = jnp.round(distill.entropy_share * weights.sum(-1, keepdims=True))
+    return weights * (rank >= dropped)
+
+
+def position_losses(student, teacher, labels, weights, temperature, distill: Distill, at_1: bool) -> Sums:
+    """Sums over logits [B, P, V]; teacher may be None. `at_1`: the temperature is always 1."""
+    hard = (hard_loss(student, labels) * weights).sum()
+    count, zero = weights.sum(), jnp.float32(0)
+    if teacher is None:
+        return Sums(count, hard, zero, zero, zero, zero)
+    kept = selection(student, teacher, labels, weights, distill)
+    soft = soft_loss(student, teacher, 1.0 if at_1 else temperature, distill.divergence)
+    plain = soft if at_1 else soft_loss(jax.lax.stop_gradient(student), teacher, 1.0, distill.divergence)
+    return Sums(
+        predictions=count,
+        hard=hard,
+        soft=(soft * kept).sum(),
+        soft_at_1=(jax.lax.stop_gradient(plain) * weights).sum(),
+        teacher_hard=(hard_loss(teacher, labels) * weights).sum(),
+        selected=kept.sum(),
+    )
+
+
+def losses(
+    student: tuple[LogitsOf, jax.Array],
+    teacher: tuple[LogitsOf, jax.Array] | None,
+    labels: jax.Array,
+    weights: jax.Array,
+    temperature: jax.Array,
+    distill: Distill,
+    *,
+    at_1: bool = False,
+) -> Sums:
+    """Sums over the masked positions of student and teacher, each (decoder, features [B, P, D]).
+
+    labels: int [B, P]; weights: [B, P]. With `distill.tile` = n > 0 only the logits of n rows
+    exist at a time, forward and backward: same value, same gradient, flat memory.
+    """
+    decode, features = student
+    decode_teacher, teacher_features = teacher if teacher is not None else (None, None)
+
+    def rows(features, teacher_features, labels, weights):
+        teacher_logits = None
+        if decode_teacher is not None:
+            teacher_logits = jax.lax.stop_gradient(decode_teacher(teacher_features))
+        return position_losses(decode(features), teacher_logits, labels, weights, temperature, distill, at_1)
+
+    everything = (features, teacher_features, labels, weights)
+    if not distill.tile or distill.tile >= labels.shape[0]:
+        return rows(*everything)
+    return _tiled(rows, everything, distill.tile)
+
+
+def _tiled(rows: Callable[..., Sums], everything: tuple, tile: int) -> Sums:
+    """Sum of `rows` over tiles of the leading axis, recomputed in the backward pass.
+
+    Tiles are strided (row i goes to tile i mod n), so that a batch sharded by rows stays
+    where it is. The last rows of an uneven split are padded with weight 0.
+    """
+    batch = everything[2].shape[0]
+    tiles = -(-batch // tile)
+
+    def split(x):
+        x = jnp.pad(x, ((0, tiles * tile - batch),) + ((0, 0),) * (x.ndim - 1))
+        return x.reshape(tile, tiles, *x.shape[1:]).swapaxes(0, 1)
+
+    body = jax.checkpoint(lambda part: rows(*part))
+    start = Sums(*(jnp.float32(0) for _ in Sums._fields))
+    total, _ = jax.lax.scan(
+        lambda sums, part: (jax.tree.map(jnp.add, sums, body(part)), None),
+        start,
+        jax.tree.map(split, everything),
+    )
+    return total
+
+
+def objective(sums: Sums, alpha_hard, alpha_soft, temperature, count, distill: Distill) -> jax.Array:
+    """α_h · H + α_s · S (· t² if asked), both means over the global `count` of predictions.
+
+    The soft loss too is divided by all predictions, not only by the selected ones: dropping
+    positions lowers its share.
+    """
+    factor = temperature**2 if distill.squared_temperature else 1.0
+    return (alpha_hard * sums.hard + alpha_soft * factor * sums.soft) / count

@@ -1,0 +1,73 @@
+"""The teacher: any model with the student's vocabulary, frozen."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dwt_jax.config import Model
+from dwt_jax.data.tokenizer import Vocabulary, vocabulary
+from dwt_jax.errors import UserError
+from dwt_jax.parallel.mesh import shardings
+from dwt_jax.train.workdir import load_model, read_json
+
+
+class Teacher(NamedTuple):
+    params: Any  # host arrays in the storage dtype
+    model: Model
+    digest: str  # of its parameters
+    training_flops: float | None  # what its own pre-training cost, where it says so
+
+
+def load(path: str, student: Vocabulary, sequence_length: int, dtype: jnp.dtype) -> Teacher:
+    """Read a teacher from a model or run directory.
+
+    Raises UserError if its vocabulary differs from the data's, naming the first difference,
+    or if it has fewer positions than the rows have tokens.
+    """
+    loaded = load_model(path)
+    _same_vocabulary(path, vocabulary(loaded.tokenizer), student)
+    if loaded.model.vocab_size != len(student.tokens):
+        raise UserError(
+            f"teacher.path: {path} has vocab_size {loaded.model.vocab_size}, expected the "
+            f"tokenizer's {len(student.tokens)}"
+        )
+    if loaded.model.max_position_embeddings < sequence_length:
+        raise UserError(
+            f"teacher.path: {path} has {loaded.model.max_position_embeddings} positions, expected at "
+            f"least data.sequence_length ({sequence_length})"
+        )
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(loaded.params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    params = jax.tree.map(lambda x: np.asarray(x).astype(dtype), loaded.params)
+    return Teacher(params, loaded.model, digest.hexdigest()[:16], _training_flops(Path(path)))
+
+
+def on_mesh(teacher: Teacher, mesh: jax.sharding.Mesh) -> Any:
+    """Its parameters on the devices, laid out like a student's."""
+    return jax.device_put(teacher.params, shardings(teacher.params, mesh))
+
+
+def _same_vocabulary(path: str, teacher: Vocabulary, student: Vocabulary) -> None:
+    pairs = zip(teacher.tokens, student.tokens, strict=False)
+    for i, (theirs, ours) in enumerate(pairs):
+        if theirs != ours:
+            raise UserError(
+                f"teacher.path: {path} has another vocabulary, token {i} is {theirs!r}, expected {ours!r}"
+            )
+    if len(teacher.tokens) != len(student.tokens):
+        raise UserError(
+            f"teacher.path: {path} has another vocabulary, of {len(teacher.tokens)} tokens, "
+            f"expected the data's {len(student.tokens)}"
+        )
+
+
+def _training_flops(path: Path) -> float | None:
+    for summary in (path / "summary.json", path.parent / "summary.json"):
+        if summary.exists():
+            return read_json(summary).get("flops", {}).get("total")
+    return None

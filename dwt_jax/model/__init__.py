@@ -1,0 +1,1 @@
+"""BERT encoders as pure functions of (params, batch). Start with functional.py."""

@@ -1,0 +1,127 @@
+"""The encoder as pure functions of (params, batch): the only way in for everybody else.
+
+`params` is a nested dict of arrays. Those below `layers` carry a leading layer axis and are
+run by a scan, so that compile time is flat in depth and depth remapping is indexing.
+Letters of shapes: see layers.py.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dwt_jax.config import Model
+from dwt_jax.model.layers import Embeddings, Layer, MlmHead, Numerics, project
+
+Params = dict[str, Any]
+
+PADDING_LOGIT = -1e9  # of vocabulary columns that no token owns; finite: 0 · (−∞ − −∞) would be NaN
+
+_PARTS = {"embeddings": Embeddings, "layer": Layer, "mlm": MlmHead}
+
+
+@functools.cache
+def _graph(part: str, config: Model) -> Any:
+    """The structure of a module without its arrays."""
+    return nnx.graphdef(nnx.eval_shape(lambda: _PARTS[part](config, nnx.Rngs(0))))
+
+
+def _module(part: str, config: Model, params: Params) -> Any:
+    return nnx.merge(_graph(part, config), params)
+
+
+def init(config: Model, key: jax.Array) -> Params:
+    """Fresh fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1."""
+    if config.vocab_size < 1:
+        raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
+
+    def part(name: str, key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(_PARTS[name](config, nnx.Rngs(params=key))))
+
+    keys = jax.random.split(key, 3)
+    return {
+        "embeddings": part("embeddings", keys[0]),
+        "layers": jax.vmap(functools.partial(part, "layer"))(
+            jax.random.split(keys[1], config.num_hidden_layers)
+        ),
+        "mlm": part("mlm", keys[2]),
+    }
+
+
+def abstract(config: Model) -> Params:
+    """Shapes and types of the parameters, no memory."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def positions_in_segments(segments: jax.Array) -> jax.Array:
+    """int [B, L] → int [B, L]: how far each token is from the start of its segment."""
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
+    previous = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    start = jnp.where(segments != previous, index, 0)
+    return index - jax.lax.cummax(start, axis=1)
+
+
+def encode(
+    params: Params,
+    config: Model,
+    tokens: jax.Array,
+    segments: jax.Array,
+    types: jax.Array | None = None,
+    *,
+    key: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
+) -> jax.Array:
+    """Last hidden states [B, L, D].
+
+    tokens, segments, types: int [B, L]; segment 0 is padding, and no token sees another
+    segment. Positions start anew in each. Dropout is on where a `key` is given.
+    """
+    segments = segments.astype(jnp.int32)
+    types = jnp.zeros_like(segments) if types is None else types
+    keys = (None, None) if key is None else tuple(jax.random.split(key))
+    embeddings = _module("embeddings", config, params["embeddings"])
+    x = embeddings(tokens.astype(jnp.int32), positions_in_segments(segments), types, keys[0], numerics)
+
+    def layer(x, inputs):
+        layer_params, layer_key = inputs
+        layer_keys = (None,) * 3 if key is None else tuple(jax.random.split(layer_key, 3))
+        return _module("layer", config, layer_params)(x, segments, layer_keys, numerics), None
+
+    layer_keys = None if key is None else jax.random.split(keys[1], config.num_hidden_layers)
+    return jax.lax.scan(layer, x, (params["layers"], layer_keys))[0]
+
+
+def gather(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B, L, D] at int [B, P] → [B, P, D]."""
+    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
+
+
+def mlm_features(
+    params: Params, config: Model, hidden: jax.Array, *, numerics: Numerics = Numerics()
+) -> jax.Array:
+    """[..., D] → [..., D]: what the decoder of the MLM head multiplies with the word table."""
+    return _module("mlm", config, params["mlm"])(hidden, numerics)
+
+
+def decode(
+    params: Params, config: Model, features: jax.Array, *, numerics: Numerics = Numerics()
+) -> jax.Array:
+    """[..., D] → fp32 logits [..., V], columns of the padded vocabulary at PADDING_LOGIT."""
+    table = params["embeddings"]["word"]["embedding"]
+    logits = project(features, table.T, numerics) + params["mlm"]["bias"]
+    return jnp.where(jnp.arange(logits.shape[-1]) < config.vocab_size, logits, PADDING_LOGIT)
+
+
+def mlm_logits(
+    params: Params, config: Model, hidden: jax.Array, *, numerics: Numerics = Numerics()
+) -> jax.Array:
+    """[..., D] → fp32 [..., V]."""
+    return decode(params, config, mlm_features(params, config, hidden, numerics=numerics), numerics=numerics)
+
+
+def with_vocabulary(config: Model, vocab_size: int) -> Model:
+    """`config` for a tokenizer of that size, if it left the size open."""
+    return dataclasses.replace(config, vocab_size=config.vocab_size or vocab_size)

@@ -1,0 +1,178 @@
+"""The Flax NNX modules of a BERT encoder. Seen only through functional.py.
+
+Letters of shapes: B rows, L tokens a row, D hidden_size, H heads, K size of a head,
+F intermediate_size, N layers, V vocabulary (padded). Kernels are [in, out].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dwt_jax.config import Model
+from dwt_jax.model.attention import attend
+
+VOCABULARY_MULTIPLE = 256  # of the padded vocabulary: divides over a mesh, fills the lanes of an MXU
+
+
+class Numerics(NamedTuple):
+    """In which type what is computed. Norms, softmax and losses are fp32 always."""
+
+    compute: jnp.dtype = jnp.float32  # the operands of matrix products; they accumulate in fp32
+    stream: jnp.dtype = jnp.float32  # the activations between them
+
+
+def padded_vocabulary(vocab_size: int) -> int:
+    """`vocab_size` rounded up to the size that the arrays have."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def project(x: jax.Array, kernel: jax.Array, numerics: Numerics, contract: int = 1) -> jax.Array:
+    """x [..., I…] · kernel [I…, O…] → fp32 [..., O…], over the last `contract` axes of x.
+
+    Operands in `numerics.compute`, result in fp32: what an MXU does anyhow, and what keeps
+    a bf16 product on CPU in its fast kernel.
+    """
+    axes = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
+    return jax.lax.dot_general(
+        x.astype(numerics.compute),
+        kernel.astype(numerics.compute),
+        (axes, ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """x with a share `rate` set to zero and the rest scaled up; x itself without a key."""
+    if key is None or rate == 0:
+        return x
+    kept = round((1 - rate) * 65536)  # 16 random bits an element: half the cost of 32
+    bits = jax.random.bits(key, x.shape, jnp.uint16)
+    return jnp.where(bits < kept, x * (65536 / kept), 0).astype(x.dtype)
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+class Norm(nnx.Module):
+    """LayerNorm over the last axis, in fp32."""
+
+    def __init__(self, config: Model):
+        self.scale = nnx.Param(jnp.ones((config.hidden_size,)))
+        self.bias = nnx.Param(jnp.zeros((config.hidden_size,)))
+        self.epsilon = config.layer_norm_eps
+
+    def __call__(self, x: jax.Array, numerics: Numerics) -> jax.Array:
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]).astype(
+            numerics.stream
+        )
+
+
+class Dense(nnx.Module):
+    """Kernel [*inputs, *outputs] and bias [*outputs]."""
+
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], config: Model, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(normal(rngs.params(), (*inputs, *outputs), config))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.contract = len(inputs)
+
+    def __call__(self, x: jax.Array, numerics: Numerics) -> jax.Array:
+        return (project(x, self.kernel[...], numerics, self.contract) + self.bias[...]).astype(
+            numerics.stream
+        )
+
+
+class Table(nnx.Module):
+    """An embedding table [size, D]."""
+
+    def __init__(self, size: int, config: Model, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(normal(rngs.params(), (size, config.hidden_size), config))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], ids, axis=0, mode="clip")
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], config: Model) -> jax.Array:
+    """BERT's initialisation of every matrix."""
+    return config.initializer_range * jax.random.normal(key, shape, jnp.float32)
+
+
+class Embeddings(nnx.Module):
+    def __init__(self, config: Model, rngs: nnx.Rngs):
+        self.word = Table(padded_vocabulary(config.vocab_size), config, rngs)
+        self.position = Table(config.max_position_embeddings, config, rngs)
+        self.type = Table(config.type_vocab_size, config, rngs)
+        self.norm = Norm(config)
+        self.rate = config.hidden_dropout_prob
+
+    def __call__(self, tokens, positions, types, key, numerics: Numerics) -> jax.Array:
+        """Three times int [B, L] → [B, L, D]."""
+        x = self.word(tokens) + self.position(positions) + self.type(types)
+        return dropout(self.norm(x, numerics), self.rate, key)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: Model, rngs: nnx.Rngs):
+        heads = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+        width = (config.hidden_size,)
+        self.query = Dense(width, heads, config, rngs)
+        self.key = Dense(width, heads, config, rngs)
+        self.value = Dense(width, heads, config, rngs)
+        self.output = Dense(heads, width, config, rngs)
+        self.norm = Norm(config)
+        self.rate = config.hidden_dropout_prob
+        self.rate_probs = config.attention_probs_dropout_prob
+
+    def __call__(self, x, segments, keys, numerics: Numerics) -> jax.Array:
+        query, key, value = (part(x, numerics) for part in (self.query, self.key, self.value))
+        mixed = attend(
+            query, key, value, segments, numerics.compute, lambda p: dropout(p, self.rate_probs, keys[0])
+        )
+        return self.norm(x + dropout(self.output(mixed, numerics), self.rate, keys[1]), numerics)
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: Model, rngs: nnx.Rngs):
+        self.input = Dense((config.hidden_size,), (config.intermediate_size,), config, rngs)
+        self.output = Dense((config.intermediate_size,), (config.hidden_size,), config, rngs)
+        self.norm = Norm(config)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.rate = config.hidden_dropout_prob
+
+    def __call__(self, x, key, numerics: Numerics) -> jax.Array:
+        inner = self.activation(self.input(x, numerics))
+        return self.norm(x + dropout(self.output(inner, numerics), self.rate, key), numerics)
+
+
+class Layer(nnx.Module):
+    """One post-LN encoder layer: [B, L, D] → [B, L, D]."""
+
+    def __init__(self, config: Model, rngs: nnx.Rngs):
+        self.attention = Attention(config, rngs)
+        self.mlp = Mlp(config, rngs)
+
+    def __call__(self, x, segments, keys, numerics: Numerics) -> jax.Array:
+        return self.mlp(self.attention(x, segments, keys[:2], numerics), keys[2], numerics)
+
+
+class MlmHead(nnx.Module):
+    """Transform, norm and the bias of the decoder; the decoder itself is the word table."""
+
+    def __init__(self, config: Model, rngs: nnx.Rngs):
+        width = (config.hidden_size,)
+        self.transform = Dense(width, width, config, rngs)
+        self.norm = Norm(config)
+        self.bias = nnx.Param(jnp.zeros((padded_vocabulary(config.vocab_size),)))
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def __call__(self, x: jax.Array, numerics: Numerics) -> jax.Array:
+        """[..., D] → [..., D], ready for the product with the word table."""
+        return self.norm(self.activation(self.transform(x, numerics)), numerics)

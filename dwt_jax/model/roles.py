@@ -1,0 +1,100 @@
+"""The role table: what the axes of every parameter mean, declared once.
+
+Read by the sharding, the weight-decay mask, the parameter summary and the Hugging Face
+bridge (and, later, remapping): none of them names a leaf. An axis is a name and a side:
+`in` (the kernel contracts over it), `out` (its output has it) or neither.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Axis(NamedTuple):
+    name: str  # layer, embed, head, head_dim, mlp, vocab, position, type
+    side: str  # in, out or ""
+
+
+def _axes(text: str) -> tuple[Axis, ...]:
+    """'layer in:embed out:mlp' → axes."""
+    parts = (word.rpartition(":") for word in text.split())
+    return tuple(Axis(name, side) for side, _, name in parts)
+
+
+_NORM = {"scale": "out:embed", "bias": "out:embed"}
+
+
+def _dense(inputs: str, outputs: str) -> dict[str, str]:
+    return {"kernel": f"{inputs} {outputs}", "bias": outputs}
+
+
+_HEADS = _dense("in:embed", "out:head out:head_dim")
+
+_TABLE: dict[str, Any] = {
+    "embeddings": {
+        "word": {"embedding": "vocab out:embed"},
+        "position": {"embedding": "position out:embed"},
+        "type": {"embedding": "type out:embed"},
+        "norm": _NORM,
+    },
+    "layers": {
+        "attention": {
+            "query": _HEADS,
+            "key": _HEADS,
+            "value": _HEADS,
+            "output": _dense("in:head in:head_dim", "out:embed"),
+            "norm": _NORM,
+        },
+        "mlp": {
+            "input": _dense("in:embed", "out:mlp"),
+            "output": _dense("in:mlp", "out:embed"),
+            "norm": _NORM,
+        },
+    },
+    "mlm": {
+        "transform": _dense("in:embed", "out:embed"),
+        "norm": _NORM,
+        "bias": "vocab",
+    },
+}
+
+
+def _flatten(tree: Any, path: str = "", prefix: str = "") -> dict[str, tuple[Axis, ...]]:
+    if isinstance(tree, str):
+        return {path: _axes(prefix + tree)}
+    flat: dict[str, tuple[Axis, ...]] = {}
+    for name, item in tree.items():
+        layer = "layer " if path == "layers" else prefix
+        flat |= _flatten(item, f"{path}/{name}" if path else name, layer)
+    return flat
+
+
+ROLES: dict[str, tuple[Axis, ...]] = _flatten(_TABLE)
+"""{'layers/mlp/input/kernel': (Axis('layer', ''), Axis('embed', 'in'), Axis('mlp', 'out')), …}"""
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A jax key path as 'layers/mlp/input/kernel'."""
+    return "/".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
+
+
+def map_with_roles(function: Callable[..., Any], params: Any, *rest: Any) -> Any:
+    """tree.map with the axes of the leaf as the first argument.
+
+    Raises KeyError naming a leaf that the table does not know.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, *more: function(ROLES[path_name(path)], leaf, *more), params, *rest
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """True for matrices and embedding tables, False for biases and norms: a leaf is a
+    matrix when it has an `out` axis and an axis besides that and `layer`."""
+
+    def matrix(axes: tuple[Axis, ...], _: Any) -> bool:
+        others = [axis for axis in axes if axis.side != "out" and axis.name != "layer"]
+        return bool(others) and any(axis.side == "out" for axis in axes)
+
+    return map_with_roles(matrix, params)

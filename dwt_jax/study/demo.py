@@ -1,0 +1,82 @@
+"""`dwt demo`: a weak teacher, a student alone and with its help, and what came of it."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import dwt_jax
+from dwt_jax.config import Config
+from dwt_jax.config_file import load
+from dwt_jax.study import report
+from dwt_jax.train.loop import train
+from dwt_jax.train.metrics import duration
+from dwt_jax.train.workdir import write_json
+
+
+class Planned(NamedTuple):
+    name: str
+    label: str
+    run: str  # of configs/demo.py
+    overrides: dict[str, str]
+
+
+PLAN = (
+    Planned("teacher", "weak teacher", "teacher", {}),
+    Planned("alone", "student alone", "student", {}),
+    Planned("alone-seed1", "student alone, another seed", "student", {"seed": "1"}),
+    Planned("normal", "with the teacher, 1 : 1", "student", {"distill.preset": "paper_normal"}),
+    Planned("strong", "with the teacher, 1 : 4", "student", {"distill.preset": "paper_strong"}),
+    Planned(
+        "decay", "with the teacher, 1 : 4 falling to 1 : 1", "student", {"distill.preset": "paper_decay"}
+    ),
+)
+"""Students have the same number of steps, and all but the one that measures the noise the
+same seed: the same initial parameters, data order and masks."""
+
+
+def run(workdir: Path, scale: float = 1.0) -> Path:
+    """Train what PLAN says below `workdir`, write the report and return its path.
+
+    `scale`: share of the steps, for trials. Finished runs are kept, so a demo that was
+    stopped goes on where it was.
+    """
+    began = time.perf_counter()
+    for planned in PLAN:
+        train(_config(planned, workdir, scale), workdir / planned.name)
+    command = f"dwt demo --workdir={workdir}" + (f" --scale={scale:g}" if scale != 1 else "")
+    seconds = time.perf_counter() - began
+    write_json(
+        workdir / "study.json",
+        {
+            "title": "A weak teacher on the State of the Union",
+            "teacher": "teacher",
+            "baseline": "alone",
+            "noise_pair": ["alone", "alone-seed1"],
+            "runs": [
+                {"name": p.name, "label": p.label, "role": "teacher" if p.name == "teacher" else "student"}
+                for p in PLAN
+            ],
+            "command": command,
+            "seconds": seconds,
+        },
+    )
+    path = report.write(workdir)
+    print(f"demo: {duration(seconds)} in all; report in {path}", flush=True)
+    return path
+
+
+def _config(planned: Planned, workdir: Path, scale: float) -> Config:
+    overrides = dict(planned.overrides)
+    if "distill.preset" in overrides:
+        overrides["teacher.path"] = str(workdir / "teacher")
+    path = config_path("demo.py")
+    steps = load(f"{path}:{planned.run}").train.steps
+    overrides["train.steps"] = str(max(2, round(steps * scale)))
+    return load(f"{path}:{planned.run}", overrides)
+
+
+def config_path(name: str) -> Path:
+    """A file of configs/: inside the package where it is installed, beside it in a clone."""
+    package = Path(dwt_jax.__file__).parent
+    inside = package / "configs" / name
+    return inside if inside.exists() else package.parent / "configs" / name

@@ -1,0 +1,116 @@
+"""Training state on disk: Orbax, asynchronous, checked when it is read back.
+
+A checkpoint that was cut short is an error in Orbax, but a flipped bit inside an array is
+not. So a checksum of every leaf is stored beside the state and compared on restore.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dwt_jax.errors import UserError
+
+State = dict[str, Any]
+
+
+@jax.jit
+def checksum(state: Any) -> jax.Array:
+    """uint32 [leaves]: of each leaf the sum of its words, weighted by odd numbers, mod 2³².
+
+    Integer sums do not depend on the order, so any sharding gives the same.
+    """
+
+    def leaf(x: jax.Array) -> jax.Array:
+        words = x.reshape(-1)
+        if words.dtype.itemsize == 4:
+            words = jax.lax.bitcast_convert_type(words, jnp.uint32)
+        elif words.dtype.itemsize == 2:
+            words = jax.lax.bitcast_convert_type(words, jnp.uint16)
+        weights = 2 * jax.lax.iota(jnp.uint32, words.size) + 1
+        return (words.astype(jnp.uint32) * weights).sum(dtype=jnp.uint32)
+
+    return jnp.stack([leaf(x) for x in jax.tree.leaves(state)])
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving returns at once; errors of the writing threads are
+    raised by the next call."""
+
+    def __init__(self, directory: Path, keep: int):
+        self.directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, state: State) -> None:
+        """Write `state` as the checkpoint of `step` in the background, unless it is there."""
+        self._manager.check_for_errors()
+        if step not in self._manager.all_steps():
+            item = {"state": state, "checksum": checksum(state)}
+            self._manager.save(step, args=ocp.args.StandardSave(item))
+
+    def restore(self, like: State, log: Callable[[str], None]) -> tuple[State, int] | None:
+        """The newest sound state and its step, laid out like the abstract `like`; None if
+        there is no checkpoint at all.
+
+        Damaged ones are reported and moved to `checkpoints-damaged/`. Raises UserError when
+        there are checkpoints and none of them can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._read(step, like), step
+            except Exception as error:  # Orbax raises many kinds for a damaged file
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                log(f"checkpoint {step} is damaged and set aside, using the one before: {reason}")
+                self._set_aside(step)
+        if steps:
+            raise UserError(
+                f"{self.directory}: none of the checkpoints {sorted(steps)} can be read, expected a "
+                f"sound one; they were moved to {self._damaged}. Start again in a new --workdir"
+            )
+        return None
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def wait(self) -> None:
+        """Until everything is on disk. Raises what the writing threads raised."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _read(self, step: int, like: State) -> State:
+        layout = jax.tree.leaves(like)[0].sharding
+        same = (
+            jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
+            if isinstance(layout, jax.sharding.NamedSharding)
+            else layout
+        )
+        expected = jax.ShapeDtypeStruct((len(jax.tree.leaves(like)),), jnp.uint32, sharding=same)
+        item = self._manager.restore(
+            step, args=ocp.args.StandardRestore({"state": like, "checksum": expected})
+        )
+        found = np.asarray(checksum(item["state"]))
+        if not np.array_equal(found, np.asarray(item["checksum"])):
+            raise ValueError("the checksums of its arrays differ from those stored with it")
+        return item["state"]
+
+    @property
+    def _damaged(self) -> Path:
+        return self.directory.with_name(self.directory.name + "-damaged")
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            self._damaged.mkdir(exist_ok=True)
+            target = self._damaged / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.move(self.directory / str(step), target)
+        self._manager.reload()

@@ -1,0 +1,411 @@
+"""Pre-training from a config: read it from top to bottom."""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dwt_jax import __version__
+from dwt_jax.config import Config, check
+from dwt_jax.convert import huggingface
+from dwt_jax.data import rows as data_rows
+from dwt_jax.data.masking import Tokens, predictions_per_row
+from dwt_jax.data.prepare import prepared
+from dwt_jax.data.tokenizer import Vocabulary, vocabulary
+from dwt_jax.distill import schedules
+from dwt_jax.distill import teacher as teachers
+from dwt_jax.errors import UserError
+from dwt_jax.evaluate import mlm
+from dwt_jax.model import functional
+from dwt_jax.model.layers import Numerics
+from dwt_jax.parallel.mesh import make_mesh, replicated, rows_sharding, shardings
+from dwt_jax.train import flops
+from dwt_jax.train import workdir as workdirs
+from dwt_jax.train.checkpoint import Checkpoints
+from dwt_jax.train.metrics import Rate, Recorder, read
+from dwt_jax.train.step import KNOBS, Spec, compiled, initial_state, knob_table, spec_of
+
+
+class Stopped(Exception):
+    """Stopped by a signal with everything saved: run the same command again (exit status 75)."""
+
+
+class Failed(Exception):
+    """The run cannot go on; the message says why, the last good checkpoint is intact."""
+
+
+def train(config: Config, workdir: Path) -> dict[str, Any]:
+    """Pre-train what `config` says in `workdir`, or go on where it stopped. → summary.json
+
+    Raises UserError before anything is written if the config does not fit the data, the
+    teacher, the devices or the run that is already there; Stopped after a signal; Failed
+    when losses stay non-finite.
+    """
+    with signals() as stopping:
+        run = prepare_run(config, workdir)
+        if (workdir / "summary.json").exists():
+            print(f"{workdir}: already finished", flush=True)
+            return workdirs.read_json(workdir / "summary.json")
+        checkpoints = Checkpoints(workdir / "checkpoints", run.config.train.keep_checkpoints)
+        state, start = initial_or_restored(run, checkpoints)
+        recorder = Recorder(workdir, run.config.train, start, workdir.name, jax.process_index() == 0)
+        try:
+            announce(run, start, recorder)
+            began = time.perf_counter()
+            state, teacher_steps = take_steps(run, state, start, checkpoints, recorder, stopping)
+            held_out = evaluate_at(
+                run, state["params"], run.config.train.steps, teacher_steps, recorder, stopping
+            )
+            checkpoints.save(run.config.train.steps, state)
+            checkpoints.wait()
+            return finish(run, state, teacher_steps, held_out, time.perf_counter() - began)
+        finally:
+            recorder.close()
+            checkpoints.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: Config  # resolved
+    workdir: Path
+    data: Path
+    rows: data_rows.Rows
+    mesh: jax.sharding.Mesh
+    numerics: Numerics
+    teacher: teachers.Teacher | None
+    alone: Spec  # of the step without the teacher
+    spec: Spec  # of the step with it, if there is one
+    knobs: np.ndarray  # float32 [steps, 4], see step.KNOBS
+    teacher_until: int  # the step at which α_s becomes 0 for good, as far as the schedule says
+    student_flops: float  # a step
+    teacher_flops: float  # a step
+
+
+def prepare_run(config: Config, workdir: Path) -> Run:
+    """Everything that can be wrong is found here; the first thing written is the claim."""
+    if config.platform not in ("any", jax.default_backend()):
+        raise UserError(f"config: platform is {config.platform!r}, but JAX found {jax.default_backend()!r}")
+    data = prepared(config.data)
+    words = vocabulary(data / "tokenizer")
+    rows = data_rows.open_rows(data, "train", [source.weight for source in config.data.sources])
+    config = resolve(config, words, rows)
+    mesh = make_mesh(config.mesh, config.train.batch_size // config.train.accumulate)
+    numerics = numerics_of(config)
+    teacher = None
+    if config.teacher.path:
+        dtype = numerics.compute if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
+        teacher = teachers.load(config.teacher.path, words, config.data.sequence_length, dtype)
+    identity = {
+        "data_digest": workdirs.read_json(data / "index.json")["digest"],
+        "teacher_digest": teacher.digest if teacher else "",
+    }
+    workdirs.claim(workdir, config, data / "tokenizer", identity)
+    knobs, tokens = knob_table(config), Tokens.of(words, config.mask.whole_word)
+    predictions = predictions_per_row(config.mask, config.data.sequence_length)
+    shape = (config.train.batch_size, config.data.sequence_length, predictions)
+    return Run(
+        config=config,
+        workdir=workdir,
+        data=data,
+        rows=rows,
+        mesh=mesh,
+        numerics=numerics,
+        teacher=teacher,
+        alone=spec_of(config, None, tokens, numerics),
+        spec=spec_of(config, teacher.model if teacher else None, tokens, numerics),
+        knobs=knobs,
+        teacher_until=schedules.zero_from(knobs[:, KNOBS.index("alpha_soft")]) if teacher else 0,
+        student_flops=flops.training_step(config.model, *shape),
+        teacher_flops=flops.forward(teacher.model, *shape) if teacher else 0.0,
+    )
+
+
+def resolve(config: Config, words: Vocabulary, rows: data_rows.Rows) -> Config:
+    """Fill in what depends on the data: vocabulary size, padding id, steps of the epochs."""
+    model, train = config.model, config.train
+    if model.vocab_size not in (0, len(words.tokens)):
+        raise UserError(
+            f"config: model.vocab_size is {model.vocab_size}, expected the tokenizer's "
+            f"{len(words.tokens)} (or 0)"
+        )
+    model = dataclasses.replace(model, vocab_size=len(words.tokens), pad_token_id=words.pad_id)
+    if not train.steps:
+        epoch = data_rows.epoch_rows(rows)
+        train = dataclasses.replace(train, steps=max(1, math.ceil(train.epochs * epoch / train.batch_size)))
+    return check(dataclasses.replace(config, model=model, train=train))
+
+
+def numerics_of(config: Config) -> Numerics:
+    """bf16 where the hardware has it. On CPU only the operands of products are bf16: its
+    kernels for everything else are slower in bf16 than in fp32."""
+    cpu = jax.default_backend() == "cpu"
+    compute = config.precision.compute
+    if compute == "auto":
+        compute = "float32" if cpu else "bfloat16"
+    return Numerics(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute))
+
+
+@contextmanager
+def signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set; polled between steps. A second Ctrl-C kills."""
+    event = threading.Event()
+
+    def handle(number: int, _: Any) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def fresh_state(run: Run) -> dict[str, Any]:
+    params = functional.init(run.config.model, jax.random.key(run.config.seed))
+    return initial_state(params, run.config.optimizer)
+
+
+def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, Any], int]:
+    """The state to begin with, on the mesh, and the number of steps that it has behind it."""
+    abstract = jax.eval_shape(lambda: fresh_state(run))
+    layout = shardings(abstract, run.mesh)
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract, layout
+    )
+    restored = checkpoints.restore(like, lambda text: print(text, flush=True))
+    if restored is None:
+        return jax.jit(lambda: fresh_state(run), out_shardings=layout)(), 0
+    # Once through jit: buffers that XLA made can be donated, those that Orbax made perhaps not.
+    return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=layout)(restored[0]), restored[
+        1
+    ]
+
+
+def announce(run: Run, start: int, recorder: Recorder) -> None:
+    model, train, device = run.config.model, run.config.train, jax.devices()[0]
+    size = sum(x.size for x in jax.tree.leaves(functional.abstract(model)))
+    recorder.say(
+        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.numerics.compute}; "
+        f"student {model.num_hidden_layers} x {model.hidden_size}, {size / 1e6:.1f}M parameters; "
+        f"{train.steps} steps of {train.batch_size} x {run.config.data.sequence_length} tokens"
+    )
+    if run.teacher:
+        recorder.say(
+            f"teacher {run.teacher.model.num_hidden_layers} x {run.teacher.model.hidden_size} from "
+            f"{run.config.teacher.path}: +{run.teacher_flops / run.student_flops:.0%} FLOPs a step"
+        )
+        if run.teacher_until == 0:
+            recorder.say("the teacher is never used: distill.alpha_soft is 0 throughout")
+    if start:
+        recorder.say(f"resumed at step {start}")
+
+
+def take_steps(
+    run: Run,
+    state: dict[str, Any],
+    start: int,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    stopping: threading.Event,
+) -> tuple[dict[str, Any], int]:
+    """All steps from `start` on. → the last state, the number of steps the teacher took part in.
+
+    The metrics of a step are read while the next one runs. A checkpoint is written after the
+    metrics and the evaluation of its step, so that a resumed run never lacks them.
+    """
+    train, rate = run.config.train, Rate()
+    step_alone, step_taught = compiled(run.alone, run.mesh), compiled(run.spec, run.mesh)
+    peak = flops.peak_per_device(str(run.numerics.compute))
+    until = teacher_until(run, state["behind"]["beaten_at"], start)
+    teacher_params = teachers.on_mesh(run.teacher, run.mesh) if run.teacher and start < until else None
+    seed = jax.device_put(np.uint32(run.config.seed), replicated(run.mesh))
+    prefetch = run.config.data.prefetch
+    batches = data_rows.batches(
+        run.rows, run.config.seed, train.batch_size, start, train.steps, prefetch=prefetch
+    )
+    pending: tuple[int, dict[str, Any]] | None = None
+
+    def flush() -> None:
+        nonlocal pending
+        if pending:
+            log(run, *pending, min(pending[0], until), rate, peak, recorder)
+        pending = None
+
+    if start and due(
+        start, train.evaluate_every, train.steps
+    ):  # stopped after its step, before its evaluation
+        evaluate_at(run, state["params"], start, min(start, until), recorder, stopping)
+    with jax.transfer_guard("disallow"):
+        for step in range(start, train.steps):
+            if teacher_params is not None and step >= until:
+                recorder.say(f"step {step}: alpha_soft is 0 for good, the teacher is switched off")
+                teacher_params = None
+            waited = time.perf_counter()
+            batch = next(batches)
+            rate.wait += time.perf_counter() - waited
+            placed = jax.device_put(batch, rows_sharding(run.mesh))
+            knobs = jax.device_put(run.knobs[step], replicated(run.mesh))
+            take = step_alone if teacher_params is None else step_taught
+            state, metrics = take(state, teacher_params, placed, knobs, seed)
+            flush()
+            rate.add(int((batch["segments"] > 0).sum()))
+            done = step + 1
+            if due(done, train.log_every, 0) or done == train.steps:
+                pending = done, metrics
+                if run.spec.until_beaten and teacher_params is not None:
+                    until = teacher_until(run, metrics["beaten_at"], done)
+            if due(done, train.evaluate_every, train.steps) and not stopping.is_set():
+                flush()
+                evaluate_at(run, state["params"], done, min(done, until), recorder, stopping)
+            if due(done, train.checkpoint_every, train.steps) or (stopping.is_set() and done < train.steps):
+                flush()
+                checkpoints.save(done, state)
+            if stopping.is_set() and done < train.steps:
+                checkpoints.wait()
+                raise Stopped(
+                    f"{run.workdir}: stopped at step {done}, saved; the same command goes on from there"
+                )
+        flush()
+    return state, min(until, train.steps)
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps happens after this one; the last
+    step has its own ending."""
+    return bool(every) and step % every == 0 and step != last
+
+
+def teacher_until(run: Run, beaten_at: jax.Array, step: int) -> int:
+    """The step from which the teacher is not needed, as known after `step` steps.
+
+    `until_beaten` is acted upon only where metrics are logged, so that a resumed run
+    switches at the same step as one that was never stopped.
+    """
+    if not run.teacher:
+        return 0
+    beaten = int(jax.device_get(beaten_at))
+    if run.spec.until_beaten and beaten >= 0:
+        every = run.config.train.log_every
+        switch = (beaten // every + 1) * every
+        return switch if switch <= step else run.teacher_until
+    return run.teacher_until
+
+
+def log(
+    run: Run,
+    step: int,
+    metrics: dict[str, Any],
+    taught: int,
+    rate: Rate,
+    peak: float | None,
+    recorder: Recorder,
+):
+    """Write the metrics of a step. Raises Failed after too many non-finite ones in a row."""
+    train = run.config.train
+    values = {key: value.item() for key, value in jax.device_get(metrics).items()}
+    knobs = dict(zip(KNOBS, (float(x) for x in run.knobs[step - 1]), strict=True))
+    steps_per_second, tokens_per_second, waiting = rate.take()
+    with_teacher = taught == step
+    work = run.student_flops + (run.teacher_flops if with_teacher else 0)
+    record = {
+        "step": step,
+        **{
+            key: values[key]
+            for key in ("loss", "hard_loss", "soft_loss", "soft_loss_at_1", "teacher_hard_loss")
+        },
+        "selected_share": values["selected_share"],
+        "alpha_hard": knobs["alpha_hard"],
+        "alpha_soft": values["alpha_soft"] if with_teacher else 0.0,
+        "temperature": knobs["temperature"],
+        "learning_rate": knobs["learning_rate"],
+        "grad_norm": values["grad_norm"],
+        "skipped": values["skipped"],
+        "tokens_per_second": tokens_per_second,
+        "mfu": steps_per_second * work / (peak * jax.device_count()) if peak else None,
+        "data_wait": waiting,
+        **ledger(run, step, taught),
+    }
+    recorder.log(record, (train.steps - step) / steps_per_second if steps_per_second else 0.0)
+    if values["skipped_in_row"] >= train.max_skipped:
+        raise Failed(
+            f"{run.workdir}: the loss or gradient was not finite for {values['skipped_in_row']} steps "
+            f"in a row (now at step {step}); none of those updates was made, the checkpoints are intact"
+        )
+
+
+def ledger(run: Run, step: int, taught: int) -> dict[str, float]:
+    """FLOPs up to `step`, of which the teacher took part in the first `taught`."""
+    return {"student_flops": step * run.student_flops, "teacher_flops": taught * run.teacher_flops}
+
+
+def evaluate_at(
+    run: Run, params: Any, step: int, taught: int, recorder: Recorder, stopping: threading.Event
+) -> dict[str, float] | None:
+    """Held-out loss after `step` steps, recorded; what was recorded before is not done again.
+    None if a signal stopped it."""
+    for record in read(run.workdir / "evaluations.jsonl"):
+        if record["step"] == step:
+            return record
+    documents = mlm.by_document(
+        params,
+        run.config.model,
+        run.data,
+        run.config.mask,
+        mesh=run.mesh,
+        numerics=run.numerics,
+        stop=stopping.is_set,
+    )
+    if documents is None:
+        return None
+    record = {"step": step, **mlm.summarise(documents), **ledger(run, step, taught)}
+    recorder.evaluation(record)
+    return record
+
+
+def finish(
+    run: Run, state: dict[str, Any], taught: int, held_out: dict[str, float] | None, seconds: float
+) -> dict[str, Any]:
+    """Write `model/`, then `summary.json`: the sign that the run is whole."""
+    if held_out is None:
+        raise Stopped(
+            f"{run.workdir}: stopped in the last evaluation, saved; the same command goes on from there"
+        )
+    steps = run.config.train.steps
+    summary = {
+        "steps": steps,
+        "held_out": held_out,
+        "skipped_updates": int(jax.device_get(state["skipped"]["total"])),
+        "seconds_of_this_process": seconds,
+        "flops": {
+            "student": steps * run.student_flops,
+            "teacher_forward": taught * run.teacher_flops,
+            "total": steps * run.student_flops + taught * run.teacher_flops,
+            "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
+        },
+        "teacher_steps": taught,
+        "versions": {"dwt_jax": __version__, "jax": jax.__version__},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    if jax.process_index() == 0:
+        params = jax.device_get(state["params"])
+        huggingface.save(params, run.config.model, run.workdir / "tokenizer", run.workdir / "model")
+        workdirs.write_json(run.workdir / "summary.json", summary)
+    return summary

@@ -1,0 +1,190 @@
+"""What a run says of itself: `metrics.jsonl`, TensorBoard, Weights & Biases, and a line or a
+bar for whoever watches."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from dwt_jax.config import Train
+from dwt_jax.errors import UserError
+
+
+def duration(seconds: float) -> str:
+    """'1:02:03' or '2:03'"""
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def line(record: dict[str, Any], steps: int, eta: float) -> str:
+    """One logged step for a person."""
+    parts = [
+        f"step {record['step']}/{steps}",
+        f"loss {record['loss']:.4f}",
+        f"hard {record['hard_loss']:.4f}",
+    ]
+    if record["teacher_hard_loss"]:
+        parts += [
+            f"soft {record['soft_loss']:.4f}",
+            f"teacher {record['teacher_hard_loss']:.4f}",
+            f"alpha {record['alpha_hard']:.2g}:{record['alpha_soft']:.2g}",
+            f"t {record['temperature']:.2g}",
+        ]
+    parts += [f"lr {record['learning_rate']:.2e}", f"{record['tokens_per_second']:,.0f} tokens/s"]
+    if record["mfu"] is not None:
+        parts.append(f"MFU {record['mfu']:.0%}")
+    if record["skipped"]:
+        parts.append(f"skipped {record['skipped']}")
+    return "  ".join([*parts, f"ETA {duration(eta)}"])
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite becomes null."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the records after `step` (and a torn last line) of a file that is to be appended to."""
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            record = json.loads(text)
+        except ValueError:
+            break
+        if record["step"] <= step:
+            kept.append(text + "\n")
+    building = path.with_name(f".{path.name}.partial")
+    building.write_text("".join(kept))
+    building.replace(path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file; [] if there is none."""
+    if not path.exists():
+        return []
+    records = []
+    for text in path.read_text().splitlines():
+        try:
+            records.append(json.loads(text))
+        except ValueError:  # torn by a kill: the next resume drops it
+            break
+    return records
+
+
+class Recorder:
+    """Writes the records of one run; `active=False` (all processes but the first) does nothing."""
+
+    def __init__(self, workdir: Path, train: Train, step: int, name: str, active: bool = True):
+        self._steps, self._name, self._active = train.steps, name, active
+        self._file: TextIO | None = None
+        self._writers: list[Callable[[dict[str, Any]], None]] = []
+        self._bar: Any = None
+        self._open = ExitStack()
+        if not active:
+            return
+        for file in ("metrics.jsonl", "evaluations.jsonl"):
+            keep_until(workdir / file, step)
+        self._file = self._open.enter_context(open(workdir / "metrics.jsonl", "a", buffering=1))
+        self._evaluations = self._open.enter_context(open(workdir / "evaluations.jsonl", "a", buffering=1))
+        if train.tensorboard:
+            self._add_tensorboard(workdir, step)
+        if train.wandb:
+            self._add_wandb(train.wandb, workdir, name)
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=train.steps, initial=step, desc=name, unit="step", dynamic_ncols=True)
+            self._open.callback(self._bar.close)
+
+    def _add_tensorboard(self, workdir: Path, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+        def write(record: dict[str, Any]) -> None:
+            for key, value in record.items():
+                if key != "step" and value is not None:
+                    writer.add_scalar(key, value, record["step"])
+
+        self._writers.append(write)
+        self._open.callback(writer.close)
+
+    def _add_wandb(self, project: str, workdir: Path, name: str) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                f"config: train.wandb is {project!r}, expected the package wandb to be installed"
+            ) from None
+        wandb.init(project=project, name=name, dir=str(workdir), resume="allow")
+        self._writers.append(lambda record: wandb.log(record, step=record["step"]))
+        self._open.callback(wandb.finish)
+
+    def log(self, record: dict[str, Any], eta: float) -> None:
+        """One logged training step."""
+        if self._file is None:
+            return
+        written = {key: _finite(value) for key, value in record.items()}
+        self._file.write(json.dumps(written) + "\n")
+        for write in self._writers:
+            write(written)
+        if self._bar is None:
+            print(f"{self._name}: {line(record, self._steps, eta)}", flush=True)
+        else:
+            shown = {"loss": f"{record['loss']:.3f}", "tok/s": f"{record['tokens_per_second']:,.0f}"}
+            if record["teacher_hard_loss"]:
+                shown |= {"gap": f"{record['hard_loss'] - record['teacher_hard_loss']:+.3f}"}
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(record["step"] - self._bar.n)
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        self._evaluations.write(json.dumps(record) + "\n")
+        for write in self._writers:
+            write(record)
+        loss, error = record["held_out_loss"], record["standard_error"]
+        self.say(f"step {record['step']}: held-out loss {loss:.4f} ± {error:.4f}")
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches, above the bar if there is one."""
+        if not self._active:
+            return
+        if self._bar is None:
+            print(f"{self._name}: {text}", flush=True)
+        else:
+            self._bar.write(f"{self._name}: {text}", file=sys.stderr)
+
+    def close(self) -> None:
+        self._open.close()
+
+
+class Rate:
+    """Steps and tokens per second since the last `take`, the first interval without its first
+    step (the compilation)."""
+
+    def __init__(self) -> None:
+        self._start = 0.0
+        self._steps = self._tokens = 0
+        self.wait = 0.0
+
+    def add(self, tokens: int) -> None:
+        if self._start == 0:
+            self._start = time.perf_counter()
+        else:
+            self._steps, self._tokens = self._steps + 1, self._tokens + tokens
+
+    def take(self) -> tuple[float, float, float]:
+        """(steps/s, tokens/s, share of the time spent waiting for data)"""
+        now = time.perf_counter()
+        seconds = max(now - self._start, 1e-9)
+        result = self._steps / seconds, self._tokens / seconds, min(self.wait / seconds, 1.0)
+        self._start, self._steps, self._tokens, self.wait = now, 0, 0, 0.0
+        return result

@@ -1,0 +1,223 @@
+"""One step of pre-training: (state, teacher, batch, knobs) → (state, metrics), a pure function.
+
+What is drawn at random comes from (seed, step), so the state is {params, opt_state, step}
+and two small records: how many updates were skipped, and how far the student still is
+behind its teacher (for `until_beaten`).
+"""
+
+import collections
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dwt_jax.config import Config, Distill, Mask, Model, Optimizer, Schedule
+from dwt_jax.data.masking import Masked, Tokens, mask_rows, row_keys
+from dwt_jax.distill import schedules
+from dwt_jax.distill.objective import Sums, losses, objective
+from dwt_jax.model import functional
+from dwt_jax.model.layers import Numerics
+from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
+from dwt_jax.train import optimizer as optimizers
+
+KNOBS = ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
+
+TRACES: collections.Counter[str] = collections.Counter()
+"""How often each step function was traced: a test holds it at one."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that a compiled step depends on. Runs that agree in it share one compilation:
+    seeds and scheduled values are arguments, not constants."""
+
+    model: Model
+    teacher: Model | None
+    mask: Mask
+    distill: Distill
+    optimizer: Optimizer
+    accumulate: int
+    tokens: Tokens
+    numerics: Numerics
+    temperature_is_1: bool
+    until_beaten: bool
+
+
+def spec_of(config: Config, teacher: Model | None, tokens: Tokens, numerics: Numerics) -> Spec:
+    blank = Schedule()
+    temperature, distill = config.distill.temperature, config.distill
+    return Spec(
+        model=config.model,
+        teacher=teacher,
+        mask=config.mask,
+        distill=dataclasses.replace(
+            distill, preset="", alpha_hard=blank, alpha_soft=blank, temperature=blank
+        ),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=blank),
+        accumulate=config.train.accumulate,
+        tokens=tokens,
+        numerics=numerics,
+        temperature_is_1=temperature.kind == "constant" and temperature.value == 1,
+        until_beaten=teacher is not None and distill.alpha_soft.kind == "until_beaten",
+    )
+
+
+def knob_table(config: Config) -> np.ndarray:
+    """float32 [steps, 4]: the scheduled numbers of the whole run, columns as in KNOBS."""
+    every = (*(getattr(config.distill, name) for name in KNOBS[:3]), config.optimizer.learning_rate)
+    return np.stack([schedules.table(schedule, config.train.steps) for schedule in every], axis=1)
+
+
+def initial_state(params: functional.Params, optimizer: Optimizer) -> dict[str, Any]:
+    zero = jnp.zeros((), jnp.int32)
+    return {
+        "params": params,
+        "opt_state": optimizers.make(optimizer).init(params),
+        "step": zero,
+        "skipped": {"total": zero, "in_row": zero},
+        "behind": {"gap": jnp.float32(0), "weight": jnp.float32(0), "beaten_at": jnp.full((), -1, jnp.int32)},
+    }
+
+
+@functools.cache
+def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
+    """The jitted step of `spec` on `mesh`: step(state, teacher_params, batch, knobs, seed).
+
+    State and teacher are laid out by the role table, the batch's rows over (data, fsdp); the
+    state is donated. teacher_params: None when spec.teacher is None. batch: {tokens,
+    segments} [B, L]. knobs: float32 [4] as in KNOBS. seed: uint32.
+    """
+    state = jax.eval_shape(
+        lambda: initial_state(functional.init(spec.model, jax.random.key(0)), spec.optimizer)
+    )
+    layout = shardings(state, mesh)
+    teacher = shardings(functional.abstract(spec.teacher), mesh) if spec.teacher else None
+    same = replicated(mesh)
+    return jax.jit(
+        functools.partial(_step, spec),
+        in_shardings=(layout, teacher, rows_sharding(mesh), same, same),
+        out_shardings=(layout, same),
+        donate_argnums=0,
+    )
+
+
+def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
+    TRACES["teacher" if spec.teacher else "alone"] += 1
+    alpha_hard, alpha_soft, temperature, learning_rate = knobs
+    if spec.until_beaten:
+        alpha_soft = alpha_soft * _beaten_share(state["behind"], spec.distill)
+    step, params = state["step"], state["params"]
+    rows = jnp.arange(batch["tokens"].shape[0])
+    masked = mask_rows(batch["tokens"], batch["segments"], row_keys(seed, step, rows), spec.mask, spec.tokens)
+    count = jnp.maximum(masked.weights.sum(), 1)
+
+    def loss(params, part, key):
+        sums = forward(spec, params, teacher_params, part, temperature, key)
+        return objective(sums, alpha_hard, alpha_soft, temperature, count, spec.distill), sums
+
+    key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)  # rbg: dropout for 1 % instead of 14 %
+    (value, sums), gradient = _accumulated(
+        jax.value_and_grad(loss, has_aux=True), params, (masked, batch["segments"]), key, spec.accumulate
+    )
+    norm = optax.global_norm(gradient)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    update, opt_state = optimizers.make(spec.optimizer).update(gradient, state["opt_state"], params)
+    params_after = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params_after, opt_state), (params, state["opt_state"])
+    )
+    skipped = {
+        "total": state["skipped"]["total"] + ~finite,
+        "in_row": jnp.where(finite, 0, state["skipped"]["in_row"] + 1),
+    }
+    behind = _behind(state["behind"], sums, finite, step, spec)
+    metrics = _metrics(sums, value, norm, alpha_soft, skipped, behind)
+    state = {"params": kept[0], "opt_state": kept[1], "step": step + 1, "skipped": skipped, "behind": behind}
+    return state, metrics
+
+
+def forward(spec: Spec, params, teacher_params, part, temperature, key) -> Sums:
+    """Sums of the losses of one part of a batch, (Masked, segments [B, L])."""
+    masked, segments = part
+    dropping = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
+
+    def read(model: Model, params, key):
+        hidden = functional.encode(params, model, masked.tokens, segments, key=key, numerics=spec.numerics)
+        at_masked = functional.gather(hidden, masked.positions)
+        features = functional.mlm_features(params, model, at_masked, numerics=spec.numerics)
+        return functools.partial(functional.decode, params, model, numerics=spec.numerics), features
+
+    teacher = None
+    if spec.teacher is not None:
+        decode, features = read(spec.teacher, teacher_params, None)
+        teacher = decode, jax.lax.stop_gradient(features)
+    student = read(spec.model, params, key if dropping else None)
+    return losses(
+        student, teacher, masked.labels, masked.weights, temperature, spec.distill, at_1=spec.temperature_is_1
+    )
+
+
+def _accumulated(value_and_grad, params, batch: tuple[Masked, jax.Array], key, parts: int):
+    """((value, sums), gradient) of the whole batch, taken in `parts`, one after the other."""
+    if parts == 1:
+        return value_and_grad(params, batch, key)
+
+    def split(x):  # strided, so that rows spread over devices stay where they are
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, inputs):
+        part, index = inputs
+        return jax.tree.map(
+            jnp.add, total, value_and_grad(params, part, jax.random.fold_in(key, index))
+        ), None
+
+    zero = jnp.float32(0)
+    start = (zero, Sums(*(zero for _ in Sums._fields))), jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, start, (jax.tree.map(split, batch), jnp.arange(parts)))[0]
+
+
+def _beaten_share(behind, distill: Distill):
+    """What is left of α_s. Whole before the first loss is known, 0 for good once beaten."""
+    mean = behind["gap"] / jnp.maximum(behind["weight"], 1e-30)
+    share = jnp.where(behind["weight"] > 0, schedules.beaten_share(mean, distill.beaten_margin), 1.0)
+    return jnp.where(behind["beaten_at"] < 0, share, 0.0)
+
+
+def _behind(behind, sums: Sums, finite, step, spec: Spec):
+    """The running mean of (student − teacher) hard loss, and the step at which it reached 0."""
+    if not spec.until_beaten:
+        return behind
+    decay = spec.distill.beaten_smoothing
+    gap = decay * behind["gap"] + (1 - decay) * (sums.hard - sums.teacher_hard) / jnp.maximum(
+        sums.predictions, 1
+    )
+    weight = decay * behind["weight"] + (1 - decay)
+    known = finite & (sums.predictions > 0)
+    after = {
+        "gap": jnp.where(known, gap, behind["gap"]),
+        "weight": jnp.where(known, weight, behind["weight"]),
+    }
+    beaten = (behind["beaten_at"] < 0) & known & (after["gap"] <= 0)
+    return {**after, "beaten_at": jnp.where(beaten, step, behind["beaten_at"])}
+
+
+def _metrics(sums: Sums, value, norm, alpha_soft, skipped, behind) -> dict[str, jax.Array]:
+    count = jnp.maximum(sums.predictions, 1)
+    return {
+        "loss": value,
+        "hard_loss": sums.hard / count,
+        "soft_loss": sums.soft / jnp.maximum(sums.selected, 1),
+        "soft_loss_at_1": sums.soft_at_1 / count,
+        "teacher_hard_loss": sums.teacher_hard / count,
+        "selected_share": sums.selected / count,
+        "alpha_soft": alpha_soft,
+        "grad_norm": norm,
+        "skipped": skipped["total"],
+        "skipped_in_row": skipped["in_row"],
+        "beaten_at": behind["beaten_at"],
+    }

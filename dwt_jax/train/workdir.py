@@ -1,0 +1,120 @@
+"""A run's work directory: whose it is, and the model in it.
+
+`config.json` is the resolved config, `run.json` what it was run on, `tokenizer/` the
+tokenizer; then metrics, checkpoints, and at the end `model/` and `summary.json`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dwt_jax.config import Config, Model
+from dwt_jax.config_file import build, flatten, to_dict
+from dwt_jax.errors import UserError
+
+MAY_CHANGE = ("mesh.", "platform", "data.prefetch", "data.path", "train.tensorboard", "train.wandb")
+"""Keys that a resumed run may change: they do not change what is computed (the data is
+compared by its digest, wherever it lies)."""
+
+
+class Loaded(NamedTuple):
+    """A model for whatever wants one."""
+
+    params: Any  # host fp32 arrays
+    model: Model
+    tokenizer: Path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    building = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    building.write_text(json.dumps(value, indent=2) + "\n")
+    building.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}, expected JSON that dwt wrote") from None
+
+
+def claim(workdir: Path, config: Config, tokenizer: Path, identity: Mapping[str, Any]) -> None:
+    """Make `workdir` the directory of this run, or raise UserError if it is another's.
+
+    `identity`: digests of what is not in the config (data, teacher). A directory that holds
+    other files but no run is refused too.
+    """
+    mine = {**flatten(to_dict(config)), **{f"run.{key}": value for key, value in identity.items()}}
+    if (workdir / "config.json").exists():
+        theirs = flatten(read_json(workdir / "config.json"))
+        theirs |= {f"run.{key}": value for key, value in read_json(workdir / "run.json").items()}
+        keys = [key for key in {**theirs, **mine} if not key.startswith(MAY_CHANGE)]
+        different = [
+            f"{key} is {theirs.get(key)!r} there, {mine.get(key)!r} here"
+            for key in keys
+            if theirs.get(key) != mine.get(key)
+        ]
+        if different:
+            raise UserError(
+                f"{workdir}: holds a run of another config, expected the same: {'; '.join(different)}"
+            )
+        return
+    if workdir.exists() and any(not child.name.startswith(".") for child in workdir.iterdir()):
+        raise UserError(f"{workdir}: holds files but no run, expected an empty or new --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    building = workdir / f".tokenizer.partial-{os.getpid()}"
+    shutil.copytree(tokenizer, building)
+    building.rename(workdir / "tokenizer")
+    write_json(workdir / "run.json", dict(identity))
+    write_json(workdir / "config.json", to_dict(config))  # last: its presence says that the claim is whole
+
+
+def config_of(workdir: Path) -> Config:
+    """The resolved config of a run."""
+    return build(read_json(workdir / "config.json"))
+
+
+def load_model(path: str) -> Loaded:
+    """The model of a Hugging Face directory or of a run (its `model/`, else its newest
+    checkpoint). Raises UserError for anything else."""
+    from dwt_jax.convert import huggingface
+
+    directory = Path(path)
+    if not directory.is_dir():
+        raise UserError(f"{path}: no such directory, expected a model or run directory")
+    if (directory / "model.safetensors").exists():
+        return Loaded(*huggingface.load(directory), directory)
+    if (directory / "model" / "model.safetensors").exists():
+        return Loaded(*huggingface.load(directory / "model"), directory / "model")
+    if (directory / "checkpoints").is_dir() and (directory / "config.json").exists():
+        return _from_checkpoint(directory)
+    raise UserError(
+        f"{path}: neither model.safetensors nor a run's checkpoints, expected a model or run directory"
+    )
+
+
+def _from_checkpoint(workdir: Path) -> Loaded:
+    import jax
+
+    from dwt_jax.model import functional
+    from dwt_jax.train.checkpoint import Checkpoints
+    from dwt_jax.train.step import initial_state
+
+    config = config_of(workdir)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    state = jax.eval_shape(
+        lambda: initial_state(functional.init(config.model, jax.random.key(0)), config.optimizer)
+    )
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
+    try:
+        found = checkpoints.restore(like, print)
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise UserError(f"{workdir}: a run without a checkpoint yet, expected one to take the model from")
+    return Loaded(jax.device_get(found[0]["params"]), config.model, workdir / "tokenizer")
