@@ -1,0 +1,282 @@
+"""Line charts as inline SVG: text in, text out, no library and no script.
+
+Colours come from the page's style sheet (`--c0` … `--c6`), so that one drawing serves light,
+dark and paper.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import NamedTuple
+
+COLOURS = 7  # --c0 is the ink of the student alone, the others are for whom it is compared with
+DASHES = ("", "2 4", "9 4")
+FLOP_UNITS = ((1e21, "ZFLOPs"), (1e18, "EFLOPs"), (1e15, "PFLOPs"), (1e12, "TFLOPs"), (1e9, "GFLOPs"))
+
+
+class Line(NamedTuple):
+    """One curve. Points that are not finite are left out."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+    dash: int = 0
+
+
+class Axes(NamedTuple):
+    """What surrounds the curves, in the units in which they are given."""
+
+    title: str  # for those who hear the page
+    x_label: str
+    y_label: str
+    x_scale: float = 1.0  # what one unit of x_label is
+    levels: tuple[tuple[str, float], ...] = ()  # dashed horizontal lines
+    band: float = 0.0  # half the width of a shaded band around 0
+    cut: bool = False  # leave out of sight where the curves begin, if that is far above the rest
+    signed: bool = False  # differences: the values bear their sign
+    decimals: int = 3  # of the values beside the ends and in the tool tips
+    from_zero: bool = False
+
+
+class _Frame(NamedTuple):
+    """Where things are: the plot's rectangle in pixels, the data's in data units."""
+
+    width: int
+    height: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def px(self, x: float) -> float:
+        return (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.right - self.left)
+
+    def py(self, y: float) -> float:
+        return (self.y[1] - y) / (self.y[1] - self.y[0]) * (self.bottom - self.top)
+
+
+def flop_unit(largest: float) -> tuple[float, str]:
+    """(FLOPs in one unit, its name) that writes `largest` as a number from 1 to 999."""
+    for size, name in FLOP_UNITS:
+        if largest >= size:
+            return size, name
+    return 1e6, "MFLOPs"
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], `about` so many."""
+    span = high - low
+    power = 10.0 ** math.floor(math.log10(span / about))
+    step = min((power * m for m in (1, 2, 5, 10)), key=lambda step: abs(span / step - about))
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the `wanted` ones, in the same order, at least `gap` apart and in
+    [low, high] (as long as so many fit)."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    placed = [0.0] * len(wanted)
+    floor = low
+    for i in order:
+        placed[i] = floor = max(wanted[i], floor)
+        floor += gap
+    ceiling = high
+    for i in reversed(order):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
+
+
+def thin(x: Sequence[float], y: Sequence[float], most: int = 120) -> tuple[list[float], list[float]]:
+    """Means of neighbours, so that at most about `most` points are left."""
+    size = -(-len(x) // most) if x else 1
+    groups = [slice(i, i + size) for i in range(0, len(x), size)]
+    return [sum(x[g]) / len(x[g]) for g in groups], [sum(y[g]) / len(y[g]) for g in groups]
+
+
+def number(value: float, decimals: int, signed: bool = False) -> str:
+    """With thousands separated, and a real minus sign."""
+    return f"{value:{'+' if signed else ''},.{decimals}f}".replace("-", "−")
+
+
+def chart(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bool = True) -> str:
+    """An `<svg>` of `width` × `height` pixels; '' if there is nothing to draw.
+
+    `direct`: names and last values stand beside the ends of the curves; without it a `legend`
+    has to tell them apart.
+    """
+    lines = [_finite(line, axes.x_scale) for line in lines]
+    lines = [line for line in lines if line.x]
+    if not lines:
+        return ""
+    frame = _frame(lines, axes, width, height, direct)
+    parts = [_grid(frame, axes)]
+    inside = [_band(frame, axes), *(_level(frame, value) for _, value in axes.levels)]
+    inside += [_curve(frame, line, axes) for line in reversed(lines)]  # the first one on top
+    # A nested svg clips what is in it.
+    parts.append(
+        f'<svg x="{frame.left:g}" y="{frame.top:g}" width="{frame.right - frame.left:g}" '
+        f'height="{frame.bottom - frame.top:g}">{"".join(inside)}</svg>'
+    )
+    parts.append(_end_labels(frame, lines, axes) if direct else _level_names(frame, axes))
+    if any(y > frame.y[1] for line in lines for y in line.y):
+        parts.append(
+            f'<text class="note" x="{frame.left + 18:g}" y="{frame.top + 13:g}">↑ the beginning is out of sight</text>'
+        )
+    kind = "wide" if direct else "small"
+    return (
+        f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="{escape(axes.title)}">{"".join(parts)}</svg>'
+    )
+
+
+def legend(lines: Iterable[Line]) -> str:
+    """Which colour and dash is whose."""
+    items = "".join(
+        f'<li><svg width="26" height="10" aria-hidden="true"><path class="{_style(line)}" d="M1 5H25"/></svg>'
+        f"{escape(line.label)}</li>"
+        for line in lines
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _finite(line: Line, scale: float) -> Line:
+    points = [
+        (x / scale, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)
+    ]
+    return line._replace(x=[x for x, _ in points], y=[y for _, y in points])
+
+
+def _frame(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bool) -> _Frame:
+    last = max(max(line.x) for line in lines) or 1.0
+    begin = 0.12 * last if axes.cut and min(len(line.x) for line in lines) > 6 else 0.0
+    seen = [y for line in lines for x, y in zip(line.x, line.y, strict=True) if x >= begin]
+    seen += [value for _, value in axes.levels] + ([axes.band, -axes.band] if axes.band else [])
+    low, high = min(seen), max(seen)
+    if axes.from_zero:
+        low = min(low, 0.0)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    low = low if axes.from_zero and low == 0 else low - margin
+    room = max(_text_width(_end_text(line, axes)) for line in lines) if direct else 0
+    room = max([room, *(_text_width(name) for name, _ in axes.levels)]) if direct else 0
+    right = width - (min(room + 34, 0.36 * width) if direct else 8)
+    return _Frame(width, height, 56, 10, right, height - 44, (0.0, last * 1.012), (low, high + margin))
+
+
+def _text_width(text: str) -> float:
+    """Roughly, in pixels at the size of the labels; fonts differ."""
+    return 7.0 * len(text)
+
+
+def _decimals(places: Sequence[float]) -> int:
+    step = abs(places[1] - places[0]) if len(places) > 1 else (abs(places[0]) or 1.0) if places else 1.0
+    return max(0, -math.floor(math.log10(step) + 1e-9))
+
+
+def _grid(frame: _Frame, axes: Axes) -> str:
+    parts = []
+    rows = ticks(*frame.y, max(3, int((frame.bottom - frame.top) / 55)))
+    for value in rows:
+        y = frame.top + frame.py(value)
+        text = number(value, _decimals(rows), axes.signed and value != 0)
+        parts.append(f'<path class="grid" d="M{frame.left:g} {y:.1f}H{frame.right:g}"/>')
+        parts.append(
+            f'<text class="tick" x="{frame.left - 7:g}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+        )
+    columns = ticks(*frame.x, max(3, int((frame.right - frame.left) / 95)))
+    for value in columns:
+        x = frame.left + frame.px(value)
+        text = number(value, _decimals(columns))
+        parts.append(f'<path class="axis" d="M{x:.1f} {frame.bottom:g}v4"/>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{frame.bottom + 18:g}" text-anchor="middle">{text}</text>'
+        )
+    middle = (frame.left + frame.right) / 2
+    parts.append(f'<path class="axis" d="M{frame.left:g} {frame.bottom:g}H{frame.right:g}"/>')
+    parts.append(
+        f'<text class="name" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">{escape(axes.x_label)}</text>'
+    )
+    centre = (frame.top + frame.bottom) / 2
+    parts.append(
+        f'<text class="name" transform="translate(12 {centre:.0f}) rotate(-90)" text-anchor="middle">'
+        f"{escape(axes.y_label)}</text>"
+    )
+    return "".join(parts)
+
+
+def _style(line: Line) -> str:
+    return f"line c{line.colour % COLOURS} d{line.dash % len(DASHES)}"
+
+
+def _band(frame: _Frame, axes: Axes) -> str:
+    if not axes.band:
+        return ""
+    top, bottom = frame.py(axes.band), frame.py(-axes.band)
+    return f'<rect class="band" x="0" y="{top:.1f}" width="{frame.width}" height="{bottom - top:.1f}"/>'
+
+
+def _level(frame: _Frame, value: float) -> str:
+    return f'<path class="level" d="M0 {frame.py(value):.1f}H{frame.right - frame.left:g}"/>'
+
+
+def _curve(frame: _Frame, line: Line, axes: Axes) -> str:
+    points = [(frame.px(x), frame.py(y)) for x, y in zip(line.x, line.y, strict=True)]
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    parts = [f'<path class="{_style(line)}" d="M{path}"/>']
+    if len(points) <= 60:
+        for (x, y), at, value in zip(points, line.x, line.y, strict=True):
+            tip = f"{line.label}: {number(value, axes.decimals, axes.signed)} at {at:,.4g} {axes.x_label}"
+            parts.append(
+                f'<circle class="dot c{line.colour % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
+                f"<title>{escape(tip)}</title></circle>"
+            )
+    return "".join(parts)
+
+
+def _end_text(line: Line, axes: Axes) -> str:
+    return f"{number(line.y[-1], axes.decimals, axes.signed)} {line.label}"
+
+
+def _end_labels(frame: _Frame, lines: Sequence[Line], axes: Axes) -> str:
+    """Values and names beside the ends of the curves, pushed apart, with a leader to each end."""
+    ends = [(frame.left + frame.px(line.x[-1]), frame.top + frame.py(line.y[-1])) for line in lines]
+    ends += [(frame.right, frame.top + frame.py(value)) for _, value in axes.levels]
+    ends = [(x, min(max(y, frame.top), frame.bottom)) for x, y in ends]
+    heights = spread([y for _, y in ends], 17, frame.top + 6, frame.bottom - 2)
+    most = int((frame.width - frame.right - 26) / 6.6)
+    parts = []
+    for i, ((x, y), height) in enumerate(zip(ends, heights, strict=True)):
+        at = frame.right + 16
+        if i < len(lines):
+            value = number(lines[i].y[-1], axes.decimals, axes.signed)
+            name, style, whole = lines[i].label, f"c{lines[i].colour % COLOURS}", _end_text(lines[i], axes)
+            room = most - len(value) - 1
+            text = f'<tspan class="value">{value}</tspan> {escape(_short(name, room))}'
+        else:
+            whole, style = axes.levels[i - len(lines)][0], "grey"
+            text = escape(_short(whole, most))
+        parts.append(
+            f'<path class="leader {style}" d="M{x + 4:.1f} {y:.1f}L{max(frame.right + 4, x + 4):.1f} {y:.1f}'
+            f'L{at - 3:.1f} {height:.1f}"/>'
+            f'<text class="end {style}" x="{at:.1f}" y="{height + 4:.1f}"><title>{escape(whole)}</title>{text}</text>'
+        )
+    return "".join(parts)
+
+
+def _level_names(frame: _Frame, axes: Axes) -> str:
+    parts = []
+    for name, value in axes.levels:
+        y = frame.top + frame.py(value) - 5
+        text = escape(_short(name, int((frame.right - frame.left) / 7)))
+        parts.append(
+            f'<text class="end grey" x="{frame.right - 4:g}" y="{y:.1f}" text-anchor="end">{text}</text>'
+        )
+    return "".join(parts)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: max(most - 1, 1)].rstrip() + "…"

@@ -1,0 +1,352 @@
+"""What a folder of finished runs says: did the weak teacher help, and what did it cost?
+
+Read from the runs' own files and nothing else; page.py puts it on paper, charts.py draws.
+"""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dwt_jax.config_file import flatten
+from dwt_jax.errors import UserError
+from dwt_jax.study import page
+from dwt_jax.train.metrics import read
+from dwt_jax.train.workdir import MAY_CHANGE, read_json
+
+NOT_COMPUTED = (
+    *MAY_CHANGE,
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+)
+"""Keys that do not change what a run computes: runs may differ in them and be equal."""
+
+TREATMENT = ("teacher.", "distill.")
+"""What distinguishes a distilled student from the student alone, by intention."""
+
+MUST_MATCH = ("model.", "mask.", "train.steps", "run.data_digest", "held-out predictions")
+"""Where two students differ in these, their losses cannot be compared at all."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as its directory describes it."""
+
+    name: str  # of its directory, below the study's
+    label: str
+    role: str  # teacher or student
+    path: Path
+    config: Mapping[str, Any]
+    identity: Mapping[str, Any]  # run.json
+    summary: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]  # by step, the last one included
+    documents: tuple[np.ndarray, np.ndarray] | None  # sums of the loss, predictions; by held-out document
+
+    @property
+    def loss(self) -> float:
+        """Held-out, at the end, in nats."""
+        return self.summary["held_out"]["held_out_loss"]
+
+    @property
+    def teacher_path(self) -> str:
+        return self.config["teacher"]["path"]
+
+    @property
+    def distilled(self) -> bool:
+        return self.role == "student" and bool(self.teacher_path)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that it was run with and on, by dotted key."""
+        identity = {f"run.{key}": value for key, value in self.identity.items()}
+        return {
+            **flatten(self.config),
+            **identity,
+            "held-out predictions": self.summary["held_out"].get("predictions"),
+        }
+
+
+class Noise(NamedTuple):
+    """How far apart runs end that differ by their seed alone."""
+
+    value: float  # the largest difference between two of them, nats
+    runs: tuple[Run, ...]
+
+
+class Reach(NamedTuple):
+    """Where a curve first comes down to a loss, interpolated between two evaluations."""
+
+    steps: float
+    flops: float  # student and the teacher's forward
+    at_most: bool  # it was there at the first evaluation already
+
+
+class Comparison(NamedTuple):
+    """A distilled student against the student alone."""
+
+    run: Run
+    difference: float  # held-out loss minus that of the student alone: below 0 is better
+    error: float | None  # standard error of the difference, paired by document
+    verdict: str  # one of page.VERDICTS
+    why: str  # what decided, or what stands in the way
+    reach: Reach | None  # of the final loss of the student alone; None: never
+    unequal: tuple[str, ...]  # keys beside the teacher in which the two differ
+
+
+@dataclass(frozen=True)
+class Study:
+    workdir: Path
+    title: str
+    command: str
+    seconds: float | None
+    runs: tuple[Run, ...]
+    unfinished: tuple[tuple[str, int], ...]  # (name, last logged step)
+    baseline: Run | None  # the student alone
+    noise: Noise | None
+    comparisons: tuple[Comparison, ...]
+
+
+def write(workdir: Path, out: Path | None = None) -> Path:
+    """Write report.html, and report.md and report.csv beside it. → the path of the HTML file
+
+    `workdir`: its sub-directories (or theirs) are runs; an optional `study.json` in it says what
+    is what, see docs/architecture.md. `out`: another name ending in .html, or a directory.
+    Raises UserError if no run is finished.
+    """
+    workdir = Path(workdir)
+    target = workdir / "report.html" if out is None else Path(out)
+    if target.is_dir():
+        target = target / "report.html"
+    if target.suffix != ".html":
+        raise UserError(f"--out: {target}, expected a name that ends in .html, or a directory")
+    study = gather(workdir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, render in ((".csv", page.csv_text), (".md", page.markdown), (".html", page.html)):
+        building = target.with_name(f".{target.stem}{suffix}.partial-{os.getpid()}")
+        building.write_text(render(study), encoding="utf-8")
+        building.replace(target.with_suffix(suffix))
+    return target
+
+
+def gather(workdir: Path) -> Study:
+    """Everything the report says, as data."""
+    directories = dict(_directories(workdir))
+    plan = read_json(workdir / "study.json") if (workdir / "study.json").exists() else {}
+    if not isinstance(plan, dict):
+        raise UserError(f"{workdir / 'study.json'}: {type(plan).__name__}, expected an object")
+    found = {name: path for name, path in directories.items() if (path / "summary.json").exists()}
+    if not found:
+        raise UserError(f"{workdir}: no finished run below it, expected sub-directories with a summary.json")
+    runs = _with_roles([_read_run(name, path) for name, path in found.items()], plan)
+    planned = [str(entry.get("name")) for entry in plan.get("runs", [])]
+    runs.sort(key=lambda run: (planned.index(run.name) if run.name in planned else len(planned), run.name))
+    missing = [name for name in (*planned, *directories) if name not in found]
+    unfinished = tuple((name, _last_step(directories.get(name))) for name in dict.fromkeys(missing))
+    by_name = {run.name: run for run in runs}
+    baseline = by_name.get(str(plan["baseline"])) if plan.get("baseline") else _baseline(runs)
+    noise = _noise(runs, [by_name[name] for name in plan.get("noise_pair") or () if name in by_name])
+    return Study(
+        workdir=workdir,
+        title=str(plan.get("title") or f"Runs in {workdir.resolve().name}"),
+        command=str(plan.get("command") or ""),
+        seconds=plan.get("seconds"),
+        runs=tuple(runs),
+        unfinished=unfinished,
+        baseline=baseline,
+        noise=noise,
+        comparisons=tuple(compare(run, baseline, noise) for run in runs if baseline and run.distilled),
+    )
+
+
+def _directories(workdir: Path) -> Iterator[tuple[str, Path]]:
+    """Run directories below `workdir`, at most two levels down, with their names.
+
+    A run's own sub-directories are not searched: `model/` has a config.json too.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such directory, expected one whose sub-directories are runs")
+    if _is_run(workdir):
+        raise UserError(f"{workdir}: is itself a run, expected the directory that holds the runs")
+    for child in sorted(workdir.iterdir()):
+        if not child.is_dir() or child.name.startswith("."):
+            continue
+        inside = [child] if _is_run(child) else sorted(path for path in child.iterdir() if _is_run(path))
+        yield from ((path.relative_to(workdir).as_posix(), path) for path in inside)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether it is a pre-training run's directory (other jobs write a summary too)."""
+    if not path.is_dir() or path.name.startswith(".") or not (path / "config.json").exists():
+        return False
+    if (path / "summary.json").exists():
+        config, summary = read_json(path / "config.json"), read_json(path / "summary.json")
+        return {"distill", "model"} <= set(config) and {"held_out", "flops"} <= set(summary)
+    return (path / "run.json").exists()
+
+
+def _read_run(name: str, path: Path) -> Run:
+    summary = read_json(path / "summary.json")
+    last = summary["held_out"]
+    by_step = {record["step"]: record for record in read(path / "evaluations.jsonl")}
+    by_step.setdefault(summary["steps"], {**last, "step": summary["steps"]})
+    return Run(
+        name=name,
+        label=name,
+        role="student",
+        path=path,
+        config=read_json(path / "config.json"),
+        identity=read_json(path / "run.json") if (path / "run.json").exists() else {},
+        summary=summary,
+        metrics=read(path / "metrics.jsonl"),
+        evaluations=[by_step[step] for step in sorted(by_step)],
+        documents=_documents(path / "documents.npz"),
+    )
+
+
+def _documents(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:
+            return arrays["loss"].astype(np.float64), arrays["count"].astype(np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: {error}, expected the arrays loss and count") from None
+
+
+def _last_step(path: Path | None) -> int:
+    records = read(path / "metrics.jsonl") if path else []
+    return records[-1]["step"] if records else 0
+
+
+def _with_roles(runs: list[Run], plan: Mapping[str, Any]) -> list[Run]:
+    """Labels and roles from the plan; else whoever is another run's teacher is a teacher."""
+    entries = {str(entry.get("name")): entry for entry in plan.get("runs", [])}
+    taught = [Path(run.teacher_path) for run in runs if run.teacher_path]
+    done = []
+    for run in runs:
+        entry = entries.get(run.name, {})
+        is_teacher = run.name == plan.get("teacher") or any(leads_to(path, run) for path in taught)
+        role = str(entry.get("role") or ("teacher" if is_teacher else "student"))
+        done.append(dataclasses.replace(run, label=str(entry.get("label") or run.name), role=role))
+    return done
+
+
+def leads_to(path: Path, run: Run) -> bool:
+    """Whether `path`, a teacher's, is this run's directory or its model.
+
+    Paths are relative to where the run was started, and folders move: what counts, if the
+    path leads nowhere, is how it ends.
+    """
+    if path.name == "model":
+        path = path.parent
+    if path.exists():
+        return path.resolve() == run.path.resolve()
+    mine = Path(run.name).parts
+    return path.parts[-len(mine) :] == mine
+
+
+def _baseline(runs: Sequence[Run]) -> Run | None:
+    """The student alone: first by name, of a distilled student's size if there is one."""
+    alone = sorted((run for run in runs if not run.teacher_path), key=lambda run: run.name)
+    sizes = [run.config["model"] for run in runs if run.distilled]
+    students = [run for run in alone if run.role == "student"]
+    same_size = [run for run in students or alone if run.config["model"] in sizes]
+    return next(iter(same_size or students), None)
+
+
+def unequal(a: Run, b: Run, apart_from: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Keys of what `a` and `b` were run with that differ and matter."""
+    ours, theirs = a.settings(), b.settings()
+    ignored = (*NOT_COMPUTED, *apart_from)
+    keys = [key for key in {**theirs, **ours} if not key.startswith(ignored)]
+    return tuple(key for key in keys if ours.get(key) != theirs.get(key))
+
+
+def _noise(runs: Sequence[Run], pair: Sequence[Run]) -> Noise | None:
+    """From the planned pair, or from the group of runs equal but for the seed that ends the
+    farthest apart: rather too much noise than too little."""
+    groups = [list(pair)] if len(pair) > 1 else []
+    if not groups:
+        left = [run for run in runs if run.role == "student"]
+        while left:
+            first = left[0]
+            same = [run for run in left if unequal(first, run) in ((), ("seed",))]
+            left = [run for run in left if run not in same]
+            groups.append(same)
+    found = [
+        Noise(max(run.loss for run in group) - min(run.loss for run in group), tuple(group))
+        for group in groups
+        if len({run.config["seed"] for run in group}) > 1 and not _otherwise_unequal(group)
+    ]
+    return max(found, key=lambda noise: noise.value, default=None)
+
+
+def _otherwise_unequal(group: Sequence[Run]) -> bool:
+    return any(unequal(a, b, ("seed",)) for a, b in itertools.combinations(group, 2))
+
+
+def compare(run: Run, baseline: Run, noise: Noise | None) -> Comparison:
+    """A distilled student against the student alone.
+
+    A difference counts if it is larger than the noise and, where the losses are known by
+    document, than twice its standard error.
+    """
+    difference = run.loss - baseline.loss
+    differing = unequal(run, baseline, (*TREATMENT, "run.teacher_digest"))
+    fatal = [key for key in differing if key.startswith(MUST_MATCH)]
+    error = None if fatal else paired_error(run.documents, baseline.documents)
+    verdict = "harmed" if difference > 0 else "helped"
+    if fatal:
+        verdict, why = "not comparable", f"the two differ in {', '.join(fatal)}"
+    elif noise is None:
+        verdict, why = "undecided", "no two runs differ by their seed alone, so the noise is unknown"
+    elif abs(difference) <= noise.value:
+        verdict, why = "undecided", f"not more than the noise, {noise.value:.4f}"
+    elif error is not None and abs(difference) <= 2 * error:
+        verdict, why = "undecided", f"more than the noise, {noise.value:.4f}, but within two standard errors"
+    else:
+        why = f"more than the noise, {noise.value:.4f}"
+    reached = None if fatal else reach(run.evaluations, baseline.loss)
+    return Comparison(run, difference, error, verdict, why, reached, differing)
+
+
+def paired_error(
+    a: tuple[np.ndarray, np.ndarray] | None, b: tuple[np.ndarray, np.ndarray] | None
+) -> float | None:
+    """Standard error of the difference of two mean losses over the same held-out documents.
+
+    A mean loss is a ratio of sums, Σ S_d / Σ n_d. Its linearised residuals
+    r_d = (S_d − m·n_d) / mean(n), subtracted document by document, give
+    std(r_a − r_b) / √documents: what the two models share, easy and hard documents, cancels.
+    None if the documents are unknown, not the same, or fewer than two.
+    """
+    if a is None or b is None or len(a[0]) < 2 or not np.array_equal(a[1], b[1]):
+        return None
+    residuals = [(loss - loss.sum() / count.sum() * count) / count.mean() for loss, count in (a, b)]
+    return float(np.std(residuals[0] - residuals[1], ddof=1) / np.sqrt(len(a[0])))
+
+
+def reach(evaluations: Sequence[Mapping[str, Any]], loss: float) -> Reach | None:
+    """Where the held-out loss first came down to `loss`; None: never."""
+    before = None
+    for record in evaluations:
+        if record["held_out_loss"] <= loss:
+            if before is None:
+                return Reach(record["step"], spent(record), at_most=True)
+            share = (before["held_out_loss"] - loss) / (before["held_out_loss"] - record["held_out_loss"])
+            steps = before["step"] + share * (record["step"] - before["step"])
+            return Reach(steps, spent(before) + share * (spent(record) - spent(before)), at_most=False)
+        before = record
+    return None
+
+
+def spent(record: Mapping[str, Any]) -> float:
+    """FLOPs up to a record: the student's, and the teacher's forward."""
+    return record["student_flops"] + record["teacher_flops"]

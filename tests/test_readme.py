@@ -1,0 +1,72 @@
+"""The commands of the README, run as they stand there (with a few steps of a small model)."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import dwt, write_corpus
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+SMALL = [
+    "--config.train.epochs=0",
+    "--config.train.steps=2",
+    "--config.train.batch_size=8",
+    "--config.model.hidden_size=32",
+    "--config.model.num_attention_heads=2",
+    "--config.model.intermediate_size=64",
+]
+
+
+def commands(block: str) -> list[list[str]]:
+    """Lines of a code block as argument lists, continued lines joined."""
+    return [shlex.split(line) for line in block.replace("\\\n", " ").strip().splitlines()]
+
+
+@pytest.mark.slow
+def test_commands_for_an_own_model_run(tmp_path):
+    block = re.search(r"```\n(dwt prepare.*?)```", README, re.DOTALL)
+    assert block, "the README lost its commands"
+    (tmp_path / "corpus").mkdir()
+    write_corpus(tmp_path / "corpus" / "a.txt", documents=300)
+    text = (tmp_path / "corpus" / "a.txt").read_text()
+    (tmp_path / "corpus" / "a.txt").write_text(text.replace("\n", "\n\n"))  # empty lines separate documents
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name, verb, *arguments in commands(block.group(1)):
+        assert name == "dwt"
+        extra = SMALL if verb == "train" else []
+        if verb == "prepare":
+            extra = ["--config.data.tokenizer.vocab_size=300", "--config.data.held_out=0.2"]
+        if verb == "train":
+            extra = [*extra, "--config.data.tokenizer.vocab_size=300", "--config.data.held_out=0.2"]
+        found = dwt(verb, *arguments, *extra, cwd=tmp_path)
+        assert found.returncode == 0, f"{verb}: {found.stderr}"
+    python = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert python
+    pytest.importorskip("torch")
+    subprocess.run([sys.executable, "-c", python.group(1)], check=True, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_report(tmp_path):
+    found = dwt("demo", f"--workdir={tmp_path / 'demo'}", "--scale=0.01")
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
+
+
+def test_the_two_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target}" in README
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_files_that_are_linked_exist():
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -1,0 +1,295 @@
+"""Whole runs: what is left behind, and that no interruption changes it."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dwt_jax.data.prepare import prepare
+from runs import dwt, make_project, start
+from safetensors.numpy import load_file
+
+from dwt_jax.config_file import load
+from dwt_jax.errors import UserError
+from dwt_jax.train import step as steps
+from dwt_jax.train.loop import Failed, train
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """(config:rows, folder): a tiny corpus, prepared, and a trained teacher."""
+    folder = tmp_path_factory.mktemp("project")
+    config = make_project(folder)
+    prepare(load(str(config)).data, folder / "rows", workers=1, log=lambda _: None)
+    spec = f"{config}:{folder / 'rows'}"
+    train(load(spec, {"train.steps": "30", "model.num_hidden_layers": "1"}), folder / "teacher")
+    return spec, folder
+
+
+def taught(project, **overrides: str) -> dict[str, str]:
+    keys = {key.replace("__", "."): value for key, value in overrides.items()}
+    return {"teacher.path": str(project[1] / "teacher"), "distill.preset": "paper_decay", **keys}
+
+
+def options(spec: str, overrides: dict[str, str], workdir: Path) -> list[str]:
+    extra = [f"--config.{key}={value}" for key, value in overrides.items()]
+    return ["train", f"--config={spec}", *extra, f"--workdir={workdir}"]
+
+
+def records(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def without_time(record: dict) -> dict:
+    return {k: v for k, v in record.items() if k not in ("tokens_per_second", "mfu", "data_wait")}
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    """Parameters bit for bit, and every record but for the times in it."""
+    a, b = (load_file(run / "model" / "model.safetensors") for run in (left, right))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert np.array_equal(a[name].view(np.uint32), b[name].view(np.uint32)), name
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert [*map(without_time, records(left, name))] == [*map(without_time, records(right, name))]
+
+
+@pytest.fixture(scope="module")
+def whole(project):
+    """An uninterrupted run with a teacher."""
+    workdir = project[1] / "whole"
+    train(load(project[0], taught(project)), workdir)
+    return workdir
+
+
+def test_a_run_leaves_what_the_design_says(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert names == {
+        "config.json", "run.json", "tokenizer", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "model",
+        "summary.json",
+    }  # fmt: skip
+    last = records(whole)[-1]
+    assert last["step"] == 12
+    keys = "loss hard_loss soft_loss soft_loss_at_1 teacher_hard_loss alpha_hard alpha_soft temperature"
+    keys += " learning_rate grad_norm tokens_per_second mfu data_wait"
+    assert set(keys.split()) <= last.keys()
+    assert last["teacher_hard_loss"] > 0
+    assert last["soft_loss"] > 0
+    assert [record["step"] for record in records(whole, "evaluations.jsonl")] == [4, 8, 12]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["flops"]["total"] == summary["flops"]["student"] + summary["flops"]["teacher_forward"]
+    assert summary["flops"]["teacher_training"] > 0  # known: the teacher is a run of ours
+    assert summary["teacher_steps"] == 12
+
+
+def test_the_student_learns_and_loss_is_the_weighted_sum(project, whole):
+    found = records(whole)
+    assert found[-1]["hard_loss"] < found[0]["hard_loss"]
+    for record in found:
+        expected = record["alpha_hard"] * record["hard_loss"] + record["alpha_soft"] * record["soft_loss"]
+        assert record["loss"] == pytest.approx(expected, rel=1e-5)
+        assert record["soft_loss"] == pytest.approx(record["soft_loss_at_1"], rel=1e-5)  # t = 1 here
+
+
+def test_the_model_gives_the_same_logits_in_transformers(whole):
+    torch = pytest.importorskip("torch")
+    import jax.numpy as jnp
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    from dwt_jax.model import functional
+    from dwt_jax.train.workdir import load_model
+
+    model, info = AutoModelForMaskedLM.from_pretrained(whole / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(whole / "model")
+    batch = tokenizer("The old [MASK] sees the green cat.", return_tensors="pt")
+    assert tokenizer.mask_token_id in batch["input_ids"]
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits.numpy()
+    loaded = load_model(str(whole))
+    tokens = jnp.asarray(batch["input_ids"].numpy())
+    hidden = functional.encode(loaded.params, loaded.model, tokens, jnp.ones_like(tokens))
+    found = functional.mlm_logits(loaded.params, loaded.model, hidden)[..., : loaded.model.vocab_size]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def kill_at_random(arguments: list[str], workdir: Path, rng: random.Random) -> None:
+    """Start the run, kill -9 it at a moment that may lie anywhere, compilation included."""
+    process = start(*arguments)
+    moment = time.monotonic() + rng.uniform(2, 12)
+    while time.monotonic() < moment and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_equals_uninterrupted(project, whole, tmp_path, kills):
+    arguments = options(project[0], taught(project), tmp_path / "killed")
+    rng = random.Random(kills)
+    for _ in range(kills):
+        kill_at_random(arguments, tmp_path / "killed", rng)
+    assert dwt(*arguments).returncode == 0
+    assert_same_run(whole, tmp_path / "killed")
+
+
+def test_killed_between_any_two_checkpoints_equals_uninterrupted(project, whole, tmp_path):
+    """The same without chance: a run cut off right after each of its checkpoints."""
+    for step in (4, 8):
+        cut = tmp_path / f"cut{step}"
+        shutil.copytree(whole, cut)
+        shutil.rmtree(cut / "model")
+        (cut / "summary.json").unlink()
+        for later in (cut / "checkpoints").iterdir():
+            if later.name.isdigit() and int(later.name) > step:
+                shutil.rmtree(later)
+        with open(cut / "metrics.jsonl", "a") as file:
+            file.write('{"step": 12, "los')  # a line torn by the kill
+        train(load(project[0], taught(project)), cut)
+        assert_same_run(whole, cut)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(project, tmp_path, number):
+    overrides = taught(project, train__steps="400", train__evaluate_every="0")
+    arguments = options(project[0], overrides, tmp_path / "stopped")
+    process = start(*arguments)
+    for line in process.stdout:
+        if "step 10/" in line:
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 75, rest
+    assert "the same command goes on" in rest
+    saved = max(int(p.name) for p in (tmp_path / "stopped" / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved < 400
+    again = dwt(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert f"resumed at step {saved}" in again.stdout
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(project, whole, tmp_path, capsys):
+    cut = tmp_path / "damaged"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    (cut / "summary.json").unlink()
+    data = max((cut / "checkpoints" / "12").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    data.write_bytes(content)
+    train(load(project[0], taught(project)), cut)
+    printed = capsys.readouterr().out
+    assert "checkpoint 12 is damaged" in printed
+    assert "resumed at step 8" in printed
+    assert_same_run(whole, cut)
+
+
+def test_another_config_in_the_same_directory_is_refused_with_the_keys(project, whole):
+    with pytest.raises(UserError, match=r"optimizer\.weight_decay is 0\.01 there, 0\.1 here") as error:
+        train(load(project[0], taught(project, optimizer__weight_decay="0.1")), whole)
+    assert "\n" not in str(error.value)
+    assert "train.steps" not in str(error.value)
+
+
+def test_a_finished_run_is_not_repeated(project, whole, capsys):
+    before = (whole / "summary.json").read_text()
+    train(load(project[0], taught(project)), whole)
+    assert "already finished" in capsys.readouterr().out
+    assert (whole / "summary.json").read_text() == before
+
+
+def test_a_folder_with_other_files_is_refused(project, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds files but no run"):
+        train(load(project[0]), tmp_path)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_with_the_first_difference(project, tmp_path):
+    shutil.copytree(project[1] / "teacher" / "model", tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    old = next(token for token, i in vocabulary.items() if i == 17)
+    vocabulary["zebra"] = vocabulary.pop(old)
+    path.write_text(json.dumps(content))
+    (tmp_path / "other" / "vocab.txt").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=rf"token 17 is 'zebra', expected '{old}'"):
+        train(load(project[0], {"teacher.path": str(tmp_path / "other")}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_teacher_is_switched_off_once_its_weight_is_zero_for_good(project, tmp_path, capsys):
+    overrides = taught(project, distill__preset="knowledge_inheritance", train__steps="16")
+    summary = train(load(project[0], overrides), tmp_path / "ki")
+    assert "step 4: alpha_soft is 0 for good, the teacher is switched off" in capsys.readouterr().out
+    assert summary["teacher_steps"] == 4
+    found = records(tmp_path / "ki")
+    assert [bool(r["teacher_hard_loss"]) for r in found] == [True, True, *[False] * 6]
+    assert found[-1]["teacher_flops"] == found[1]["teacher_flops"] > 0
+
+
+def test_until_beaten_ends_with_the_teacher_beaten_and_resumes_alike(project, tmp_path, capsys):
+    """A teacher of two steps is beaten soon."""
+    spec, folder = project
+    bad = folder / "bad"
+    if not bad.exists():
+        train(load(spec, {"train.steps": "2", "model.num_hidden_layers": "1"}), bad)
+    overrides = {
+        "teacher.path": str(bad),
+        "distill.alpha_soft.kind": "until_beaten",
+        "distill.beaten_smoothing": "0.5",
+        "train.steps": "24",
+    }
+    capsys.readouterr()
+    summary = train(load(spec, overrides), tmp_path / "whole")
+    assert "the teacher is switched off" in capsys.readouterr().out
+    switch = summary["teacher_steps"]
+    assert 0 < switch < 24
+    assert switch % 2 == 0
+    for step in (switch - switch % 4, 20):
+        cut = tmp_path / f"cut{step}"
+        shutil.copytree(tmp_path / "whole", cut)
+        shutil.rmtree(cut / "model")
+        (cut / "summary.json").unlink()
+        for later in (cut / "checkpoints").iterdir():
+            if later.name.isdigit() and int(later.name) > step:
+                shutil.rmtree(later)
+        train(load(spec, overrides), cut)
+        assert_same_run(tmp_path / "whole", cut)
+
+
+def test_runs_that_differ_in_weights_and_seed_share_one_compilation(project, tmp_path):
+    steps.TRACES.clear()
+    steps.compiled.cache_clear()
+    for i, preset in enumerate(("paper_normal", "paper_strong", "paper_decay")):
+        overrides = taught(project, distill__preset=preset, seed=str(i), train__steps="4")
+        train(load(project[0], overrides), tmp_path / preset)
+    assert steps.TRACES == {"teacher": 1}
+
+
+def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project, tmp_path):
+    overrides = {
+        "optimizer.learning_rate.kind": "steps",
+        "optimizer.learning_rate.value": "1e-3",
+        "optimizer.learning_rate.end": "1e38",
+        "optimizer.learning_rate.begin": "0.5",
+        "optimizer.clip_norm": "0",
+        "train.max_skipped": "3",
+    }
+    with pytest.raises(Failed, match="not finite for"):
+        train(load(project[0], overrides), tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_epochs_become_steps(project, tmp_path):
+    index = json.loads((project[1] / "rows" / "index.json").read_text())
+    summary = train(load(project[0], {"train.steps": "0", "train.epochs": "1"}), tmp_path / "run")
+    assert summary["steps"] == -(-index["splits"]["train"]["rows"] // 8)
