@@ -6,20 +6,18 @@ import re
 _STOP = re.compile(r"""[.!?…]['"”’»)\]]*\s+(?=['"“‘«(\[¿¡]*(.))""")
 _LAST_WORD = re.compile(r"[^\s(\[\"“‘'«—–]*\Z")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J, U.S, e.g
-
-_NEVER_LAST = frozenset(
-    """mr mrs ms messrs mme mlle dr prof rev hon gen col lt capt cmdr maj sgt adm gov sen rep pres st mt ft
-    jr sr vs cf viz ca approx dept univ assn bros gov supt insp atty brig esq mgr msgr e.g i.e a.k.a
-    jan feb mar apr jun jul aug sept sep oct nov dec""".split()
+_NEVER_LAST = re.compile(
+    r"""mr|mrs|ms|messrs|mme|mlle|dr|prof|rev|hon|gen|col|lt|capt|cmdr|maj|sgt|adm|gov|sen|rep|pres|supt|insp
+    |atty|brig|esq|mgr|msgr|st|mt|ft|jr|sr|vs|cf|viz|ca|approx|dept|univ|assn|bros|e\.g|i\.e|a\.k\.a
+    |jan|feb|mar|apr|jun|jul|aug|sept|sep|oct|nov|dec""",
+    re.VERBOSE | re.IGNORECASE,
 )
-_BEFORE_NUMBERS = frozenset(
-    "no nos fig figs eq eqs p pp vol vols art arts sec secs ch chap op ver lib inc c b d".split()
+_BEFORE_NUMBERS = re.compile(r"nos?|figs?|eqs?|pp?|vols?|arts?|secs?|chap|ch|op|ver|lib|[bcd]", re.IGNORECASE)
+_OPENER = re.compile(
+    r"""(?:The|An?|In|On|At|It|He|She|They|We|I|This|That|These|Those|There|But|And|Or|If|As|For|To|When|While
+    |After|Before|Since|However|His|Her|Its|Their|Our|My|By|From|With)\b""",
+    re.VERBOSE,
 )
-_OPENERS = frozenset(
-    "The A An In On At It He She They We I This That These Those There But And Or If As For To When While After "
-    "Before Since However His Her Its Their Our My By From With".split()
-)
-_WORD = re.compile(r"[^\W\d_]+")
 
 
 def split_sentences(text: str) -> list[str]:
@@ -50,13 +48,12 @@ def _ends(line: str, stop: re.Match[str]) -> bool:
     if line[at] != "." or line[at - 1 : at] == ".":  # an ellipsis follows no abbreviation
         return True
     word = _LAST_WORD.search(line, max(0, at - 20), at)[0]  # type: ignore[index] # it matches nothing, too
-    if word.lower() in _NEVER_LAST:
+    if _NEVER_LAST.fullmatch(word):
         return False
-    if following.isdigit() and word.lower() in _BEFORE_NUMBERS:
+    if following.isdigit() and _BEFORE_NUMBERS.fullmatch(word):
         return False
     if _INITIALS.fullmatch(word):
         # "J. Smith", but "in the U.S. The": letters with points between them may end a
         # sentence where the next word is one that opens sentences.
-        opener = _WORD.match(line, stop.start(1))
-        return "." in word and opener is not None and opener[0] in _OPENERS
+        return "." in word and _OPENER.match(line, stop.start(1)) is not None
     return True

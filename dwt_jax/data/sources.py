@@ -152,7 +152,7 @@ def _lines(path: Path, seen: Seen) -> Iterator[str]:
         for number, line in enumerate(lines, 1):
             text = _decode(line, f"{path}, line {number}")
             yield (text.removeprefix("\ufeff") if number == 1 else text).rstrip("\r\n")
-            if number & 0xFF == 0:
+            if number % 16 == 0:
                 at = raw.tell()
                 seen(at - told)
                 told = at
@@ -238,8 +238,8 @@ def _tfds(source: Source) -> tuple[Any, int]:
     except (Exception, SystemExit) as error:  # TFDS raises its own kinds, and some of absl's
         reason = " ".join(str(error).split())
         raise UserError(
-            f"tfds '{source.path}', split '{source.split}': {reason[:300]}; expected a dataset that was prepared "
-            "with file_format='array_record'"
+            f"tfds '{source.path}', split '{source.split}': {reason[:300]}; expected a dataset that was "
+            "prepared with file_format='array_record'"
         ) from None
 
 
@@ -252,7 +252,7 @@ def _register(name: str) -> None:
         for module in (f"tensorflow_datasets.text.{group}", f"tensorflow_datasets.datasets.{group}"):
             try:
                 importlib.import_module(module)
-            except Exception:  # noqa: S112 - tfds.builder says what is wrong, if anything is
+            except Exception:  # tfds.builder says what is wrong, if anything is
                 continue
 
 

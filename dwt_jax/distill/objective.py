@@ -1,19 +1,16 @@
 """The objective L = α_h · H + α_s · S at the masked positions, and what is logged of it.
 
 H is the MLM cross-entropy, S a divergence between teacher and student (Lee et al. 2023,
-equations 1–3). Letters: B rows, P masked positions a row, V padded vocabulary, D width.
+equations 1–3). From logits on; head.py puts the
+vocabulary head before it. Letters: B rows, P masked positions a row, V padded vocabulary.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dwt_jax.config import Distill
-
-LogitsOf = Callable[[jax.Array], jax.Array]
-"""Features [..., D] → fp32 logits [..., V]."""
 
 
 class Sums(NamedTuple):
@@ -98,59 +95,6 @@ def position_losses(student, teacher, labels, weights, temperature, distill: Dis
         teacher_hard=(hard_loss(teacher, labels) * weights).sum(),
         selected=kept.sum(),
     )
-
-
-def losses(
-    student: tuple[LogitsOf, jax.Array],
-    teacher: tuple[LogitsOf, jax.Array] | None,
-    labels: jax.Array,
-    weights: jax.Array,
-    temperature: jax.Array,
-    distill: Distill,
-    *,
-    at_1: bool = False,
-) -> Sums:
-    """Sums over the masked positions of student and teacher, each (decoder, features [B, P, D]).
-
-    labels: int [B, P]; weights: [B, P]. With `distill.tile` = n > 0 only the logits of n rows
-    exist at a time, forward and backward: same value, same gradient, flat memory.
-    """
-    decode, features = student
-    decode_teacher, teacher_features = teacher if teacher is not None else (None, None)
-
-    def rows(features, teacher_features, labels, weights):
-        teacher_logits = None
-        if decode_teacher is not None:
-            teacher_logits = jax.lax.stop_gradient(decode_teacher(teacher_features))
-        return position_losses(decode(features), teacher_logits, labels, weights, temperature, distill, at_1)
-
-    everything = (features, teacher_features, labels, weights)
-    if not distill.tile or distill.tile >= labels.shape[0]:
-        return rows(*everything)
-    return _tiled(rows, everything, distill.tile)
-
-
-def _tiled(rows: Callable[..., Sums], everything: tuple, tile: int) -> Sums:
-    """Sum of `rows` over tiles of the leading axis, recomputed in the backward pass.
-
-    Tiles are strided (row i goes to tile i mod n), so that a batch sharded by rows stays
-    where it is. The last rows of an uneven split are padded with weight 0.
-    """
-    batch = everything[2].shape[0]
-    tiles = -(-batch // tile)
-
-    def split(x):
-        x = jnp.pad(x, ((0, tiles * tile - batch),) + ((0, 0),) * (x.ndim - 1))
-        return x.reshape(tile, tiles, *x.shape[1:]).swapaxes(0, 1)
-
-    body = jax.checkpoint(lambda part: rows(*part))
-    start = Sums(*(jnp.float32(0) for _ in Sums._fields))
-    total, _ = jax.lax.scan(
-        lambda sums, part: (jax.tree.map(jnp.add, sums, body(part)), None),
-        start,
-        jax.tree.map(split, everything),
-    )
-    return total
 
 
 def objective(sums: Sums, alpha_hard, alpha_soft, temperature, count, distill: Distill) -> jax.Array:

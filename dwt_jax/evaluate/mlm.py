@@ -16,7 +16,7 @@ from dwt_jax.data.masking import EVALUATION_SEED, Tokens, mask_rows, row_keys
 from dwt_jax.data.tokenizer import vocabulary
 from dwt_jax.distill.objective import hard_loss
 from dwt_jax.model import functional
-from dwt_jax.model.layers import Numerics
+from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
 
 

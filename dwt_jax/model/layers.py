@@ -4,23 +4,15 @@ Letters of shapes: B rows, L tokens a row, D hidden_size, H heads, K size of a h
 F intermediate_size, N layers, V vocabulary (padded). Kernels are [in, out].
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dwt_jax.config import Model
 from dwt_jax.model.attention import attend
+from dwt_jax.model.products import Numerics, project
 
 VOCABULARY_MULTIPLE = 256  # of the padded vocabulary: divides over a mesh, fills the lanes of an MXU
-
-
-class Numerics(NamedTuple):
-    """In which type what is computed. Norms, softmax and losses are fp32 always."""
-
-    compute: jnp.dtype = jnp.float32  # the operands of matrix products; they accumulate in fp32
-    stream: jnp.dtype = jnp.float32  # the activations between them
 
 
 def padded_vocabulary(vocab_size: int) -> int:
@@ -28,28 +20,21 @@ def padded_vocabulary(vocab_size: int) -> int:
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def project(x: jax.Array, kernel: jax.Array, numerics: Numerics, contract: int = 1) -> jax.Array:
-    """x [..., I…] · kernel [I…, O…] → fp32 [..., O…], over the last `contract` axes of x.
+def keep_mask(key: jax.Array | None, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
+    """Dropout's choice: False for a share `rate`; None without a key."""
+    if key is None or rate == 0:
+        return None
+    return jax.random.bits(key, shape, jnp.uint16) < kept_of_65536(rate)  # 16 bits cost half of 32
 
-    Operands in `numerics.compute`, result in fp32: what an MXU does anyhow, and what keeps
-    a bf16 product on CPU in its fast kernel.
-    """
-    axes = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
-    return jax.lax.dot_general(
-        x.astype(numerics.compute),
-        kernel.astype(numerics.compute),
-        (axes, ((), ())),
-        preferred_element_type=jnp.float32,
-    )
+
+def kept_of_65536(rate: float) -> int:
+    return round((1 - rate) * 65536)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """x with a share `rate` set to zero and the rest scaled up; x itself without a key."""
-    if key is None or rate == 0:
-        return x
-    kept = round((1 - rate) * 65536)  # 16 random bits an element: half the cost of 32
-    bits = jax.random.bits(key, x.shape, jnp.uint16)
-    return jnp.where(bits < kept, x * (65536 / kept), 0).astype(x.dtype)
+    """x with a share `rate` set to zero and the rest scaled up to keep the mean."""
+    keep = keep_mask(key, rate, x.shape)
+    return x if keep is None else jnp.where(keep, x * (65536 / kept_of_65536(rate)), 0).astype(x.dtype)
 
 
 ACTIVATIONS = {
@@ -132,10 +117,13 @@ class Attention(nnx.Module):
         self.rate_probs = config.attention_probs_dropout_prob
 
     def __call__(self, x, segments, keys, numerics: Numerics) -> jax.Array:
-        query, key, value = (part(x, numerics) for part in (self.query, self.key, self.value))
-        mixed = attend(
-            query, key, value, segments, numerics.compute, lambda p: dropout(p, self.rate_probs, keys[0])
-        )
+        parts = (self.query, self.key, self.value)
+        kernel = jnp.stack([part.kernel[...] for part in parts], axis=1)  # one product for all three
+        bias = jnp.stack([part.bias[...] for part in parts])
+        qkv = project(x, kernel, numerics) + bias
+        rows, length, _, heads, _ = qkv.shape
+        keep = keep_mask(keys[0], self.rate_probs, (rows, heads, length, length))
+        mixed = attend(qkv, segments, numerics, keep, 65536 / kept_of_65536(self.rate_probs))
         return self.norm(x + dropout(self.output(mixed, numerics), self.rate, keys[1]), numerics)
 
 

@@ -10,7 +10,24 @@ from html import escape
 from typing import NamedTuple
 
 COLOURS = 7  # --c0 is the ink of the student alone, the others are for whom it is compared with
-DASHES = ("", "2 4", "9 4")
+DASHES = ("none", "2 5", "9 4")
+CSS = (
+    """
+.chart{width:100%;height:auto;display:block;font-size:12.5px}
+.chart text{fill:var(--muted)}.chart .name{font-size:12px}.chart .note{font-size:11.5px}
+.chart .tick{font-variant-numeric:tabular-nums}.chart .end{fill:var(--ink)}
+.chart .value{font-weight:650;fill:var(--c);font-variant-numeric:tabular-nums}
+.chart .end.grey{fill:var(--muted)}
+.grid{stroke:var(--rule);stroke-width:1;fill:none}.axis{stroke:var(--muted);stroke-width:1;fill:none}
+.line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
+.leader{fill:none;stroke:var(--c);stroke-width:1;opacity:.55}.dot{fill:var(--c)}.grey{--c:var(--muted)}
+.level{fill:none;stroke:var(--muted);stroke-width:1.5;stroke-dasharray:6 5}
+.band{fill:var(--muted);opacity:.14}
+"""
+    + "".join(f".c{i}{{--c:var(--c{i})}}" for i in range(COLOURS))
+    + "".join(f".d{i}{{stroke-dasharray:{dash}}}" for i, dash in enumerate(DASHES))
+)
+"""For the page that holds charts; it defines --ink, --muted, --rule and --c0 to --c6."""
 FLOP_UNITS = ((1e21, "ZFLOPs"), (1e18, "EFLOPs"), (1e15, "PFLOPs"), (1e12, "TFLOPs"), (1e9, "GFLOPs"))
 
 
@@ -125,7 +142,7 @@ def chart(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bo
     parts.append(_end_labels(frame, lines, axes) if direct else _level_names(frame, axes))
     if any(y > frame.y[1] for line in lines for y in line.y):
         parts.append(
-            f'<text class="note" x="{frame.left + 18:g}" y="{frame.top + 13:g}">↑ the beginning is out of sight</text>'
+            f'<text class="note" x="{frame.right:g}" y="{height - 6}" text-anchor="end">↑ starts above</text>'
         )
     kind = "wide" if direct else "small"
     return (
@@ -163,8 +180,15 @@ def _frame(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: b
     low = low if axes.from_zero and low == 0 else low - margin
     room = max(_text_width(_end_text(line, axes)) for line in lines) if direct else 0
     room = max([room, *(_text_width(name) for name, _ in axes.levels)]) if direct else 0
-    right = width - (min(room + 34, 0.36 * width) if direct else 8)
-    return _Frame(width, height, 56, 10, right, height - 44, (0.0, last * 1.012), (low, high + margin))
+    right = width - (min(room + 34, 0.36 * width) if direct else 20)
+    frame = _Frame(width, height, 0, 10, right, height - 44, (0.0, last * 1.012), (low, high + margin))
+    return frame._replace(left=30 + max(_text_width(text) for _, text in _rows(frame, axes)))
+
+
+def _rows(frame: _Frame, axes: Axes) -> list[tuple[float, str]]:
+    """The ticks of the vertical axis."""
+    values = ticks(*frame.y, max(3, int((frame.bottom - frame.top) / 55)))
+    return [(value, number(value, _decimals(values), axes.signed and value != 0)) for value in values]
 
 
 def _text_width(text: str) -> float:
@@ -179,10 +203,8 @@ def _decimals(places: Sequence[float]) -> int:
 
 def _grid(frame: _Frame, axes: Axes) -> str:
     parts = []
-    rows = ticks(*frame.y, max(3, int((frame.bottom - frame.top) / 55)))
-    for value in rows:
+    for value, text in _rows(frame, axes):
         y = frame.top + frame.py(value)
-        text = number(value, _decimals(rows), axes.signed and value != 0)
         parts.append(f'<path class="grid" d="M{frame.left:g} {y:.1f}H{frame.right:g}"/>')
         parts.append(
             f'<text class="tick" x="{frame.left - 7:g}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
@@ -198,7 +220,8 @@ def _grid(frame: _Frame, axes: Axes) -> str:
     middle = (frame.left + frame.right) / 2
     parts.append(f'<path class="axis" d="M{frame.left:g} {frame.bottom:g}H{frame.right:g}"/>')
     parts.append(
-        f'<text class="name" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">{escape(axes.x_label)}</text>'
+        f'<text class="name" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">'
+        f"{escape(axes.x_label)}</text>"
     )
     centre = (frame.top + frame.bottom) / 2
     parts.append(
@@ -262,12 +285,15 @@ def _end_labels(frame: _Frame, lines: Sequence[Line], axes: Axes) -> str:
         parts.append(
             f'<path class="leader {style}" d="M{x + 4:.1f} {y:.1f}L{max(frame.right + 4, x + 4):.1f} {y:.1f}'
             f'L{at - 3:.1f} {height:.1f}"/>'
-            f'<text class="end {style}" x="{at:.1f}" y="{height + 4:.1f}"><title>{escape(whole)}</title>{text}</text>'
+            f'<text class="end {style}" x="{at:.1f}" y="{height + 4:.1f}">'
+            f"<title>{escape(whole)}</title>{text}</text>"
         )
     return "".join(parts)
 
 
 def _level_names(frame: _Frame, axes: Axes) -> str:
+    if axes.signed:  # the level is zero, where the curves meet
+        return ""
     parts = []
     for name, value in axes.levels:
         y = frame.top + frame.py(value) - 5
@@ -279,4 +305,8 @@ def _level_names(frame: _Frame, axes: Axes) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: max(most - 1, 1)].rstrip() + "…"
+    """Runs of a grid begin alike and often end differently: the middle goes."""
+    if len(text) <= most:
+        return text
+    tail = max(most // 2 - 1, 1)
+    return f"{text[: max(most - tail - 1, 1)].rstrip()}…{text[-tail:].lstrip()}"

@@ -1,6 +1,7 @@
 """What a folder of finished runs says: did the weak teacher help, and what did it cost?
 
-Read from the runs' own files and nothing else; page.py puts it on paper, charts.py draws.
+Read from the runs' own files and nothing else. tables.py puts it into words and tables,
+page.py makes the HTML, charts.py draws.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 
 from dwt_jax.config_file import flatten
 from dwt_jax.errors import UserError
-from dwt_jax.study import page
+from dwt_jax.study import page, tables
 from dwt_jax.train.metrics import read
 from dwt_jax.train.workdir import MAY_CHANGE, read_json
 
@@ -42,6 +43,7 @@ class Run:
     name: str  # of its directory, below the study's
     label: str
     role: str  # teacher or student
+    teacher: str  # the name of the run that taught it, or whatever path its config gives; '' for none
     path: Path
     config: Mapping[str, Any]
     identity: Mapping[str, Any]  # run.json
@@ -94,7 +96,7 @@ class Comparison(NamedTuple):
     run: Run
     difference: float  # held-out loss minus that of the student alone: below 0 is better
     error: float | None  # standard error of the difference, paired by document
-    verdict: str  # one of page.VERDICTS
+    verdict: str  # one of tables.VERDICTS
     why: str  # what decided, or what stands in the way
     reach: Reach | None  # of the final loss of the student alone; None: never
     unequal: tuple[str, ...]  # keys beside the teacher in which the two differ
@@ -128,7 +130,7 @@ def write(workdir: Path, out: Path | None = None) -> Path:
         raise UserError(f"--out: {target}, expected a name that ends in .html, or a directory")
     study = gather(workdir)
     target.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, render in ((".csv", page.csv_text), (".md", page.markdown), (".html", page.html)):
+    for suffix, render in ((".csv", tables.csv_text), (".md", tables.markdown), (".html", page.html)):
         building = target.with_name(f".{target.stem}{suffix}.partial-{os.getpid()}")
         building.write_text(render(study), encoding="utf-8")
         building.replace(target.with_suffix(suffix))
@@ -146,7 +148,8 @@ def gather(workdir: Path) -> Study:
         raise UserError(f"{workdir}: no finished run below it, expected sub-directories with a summary.json")
     runs = _with_roles([_read_run(name, path) for name, path in found.items()], plan)
     planned = [str(entry.get("name")) for entry in plan.get("runs", [])]
-    runs.sort(key=lambda run: (planned.index(run.name) if run.name in planned else len(planned), run.name))
+    places = {name: place for place, name in enumerate(planned)}
+    runs.sort(key=lambda run: (places.get(run.name, len(places)), run.role != "teacher", run.name))
     missing = [name for name in (*planned, *directories) if name not in found]
     unfinished = tuple((name, _last_step(directories.get(name))) for name in dict.fromkeys(missing))
     by_name = {run.name: run for run in runs}
@@ -200,6 +203,7 @@ def _read_run(name: str, path: Path) -> Run:
         name=name,
         label=name,
         role="student",
+        teacher="",
         path=path,
         config=read_json(path / "config.json"),
         identity=read_json(path / "run.json") if (path / "run.json").exists() else {},
@@ -234,7 +238,10 @@ def _with_roles(runs: list[Run], plan: Mapping[str, Any]) -> list[Run]:
         entry = entries.get(run.name, {})
         is_teacher = run.name == plan.get("teacher") or any(leads_to(path, run) for path in taught)
         role = str(entry.get("role") or ("teacher" if is_teacher else "student"))
-        done.append(dataclasses.replace(run, label=str(entry.get("label") or run.name), role=role))
+        path = run.teacher_path
+        teacher = next((other.name for other in runs if path and leads_to(Path(path), other)), path)
+        label = str(entry.get("label") or run.name)
+        done.append(dataclasses.replace(run, label=label, role=role, teacher=teacher))
     return done
 
 

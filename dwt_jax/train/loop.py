@@ -27,7 +27,7 @@ from dwt_jax.distill import teacher as teachers
 from dwt_jax.errors import UserError
 from dwt_jax.evaluate import mlm
 from dwt_jax.model import functional
-from dwt_jax.model.layers import Numerics
+from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import make_mesh, replicated, rows_sharding, shardings
 from dwt_jax.train import flops
 from dwt_jax.train import workdir as workdirs
@@ -154,7 +154,8 @@ def numerics_of(config: Config) -> Numerics:
     compute = config.precision.compute
     if compute == "auto":
         compute = "float32" if cpu else "bfloat16"
-    return Numerics(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute))
+    one_cpu = cpu and jax.device_count() == 1
+    return Numerics(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute), one_cpu)
 
 
 @contextmanager

@@ -19,9 +19,10 @@ import optax
 from dwt_jax.config import Config, Distill, Mask, Model, Optimizer, Schedule
 from dwt_jax.data.masking import Masked, Tokens, mask_rows, row_keys
 from dwt_jax.distill import schedules
-from dwt_jax.distill.objective import Sums, losses, objective
+from dwt_jax.distill.head import Head, Knobs, Static, head_loss
+from dwt_jax.distill.objective import Sums
 from dwt_jax.model import functional
-from dwt_jax.model.layers import Numerics
+from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
 from dwt_jax.train import optimizer as optimizers
 
@@ -116,9 +117,10 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
     masked = mask_rows(batch["tokens"], batch["segments"], row_keys(seed, step, rows), spec.mask, spec.tokens)
     count = jnp.maximum(masked.weights.sum(), 1)
 
+    weights = Knobs(alpha_hard, alpha_soft, temperature, count)
+
     def loss(params, part, key):
-        sums = forward(spec, params, teacher_params, part, temperature, key)
-        return objective(sums, alpha_hard, alpha_soft, temperature, count, spec.distill), sums
+        return forward(spec, params, teacher_params, part, weights, key)
 
     key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)  # rbg: dropout for 1 % instead of 14 %
     (value, sums), gradient = _accumulated(
@@ -141,25 +143,20 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
     return state, metrics
 
 
-def forward(spec: Spec, params, teacher_params, part, temperature, key) -> Sums:
-    """Sums of the losses of one part of a batch, (Masked, segments [B, L])."""
+def forward(spec: Spec, params, teacher_params, part, knobs: Knobs, key) -> tuple[jax.Array, Sums]:
+    """Objective and sums of one part of a batch, (Masked, segments [B, L])."""
     masked, segments = part
     dropping = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
 
-    def read(model: Model, params, key):
+    def read(model: Model, params, key) -> Head:
         hidden = functional.encode(params, model, masked.tokens, segments, key=key, numerics=spec.numerics)
         at_masked = functional.gather(hidden, masked.positions)
-        features = functional.mlm_features(params, model, at_masked, numerics=spec.numerics)
-        return functools.partial(functional.decode, params, model, numerics=spec.numerics), features
+        return Head.of(functional.mlm_features(params, model, at_masked, numerics=spec.numerics), params)
 
-    teacher = None
-    if spec.teacher is not None:
-        decode, features = read(spec.teacher, teacher_params, None)
-        teacher = decode, jax.lax.stop_gradient(features)
+    teacher = read(spec.teacher, teacher_params, None) if spec.teacher else None
     student = read(spec.model, params, key if dropping else None)
-    return losses(
-        student, teacher, masked.labels, masked.weights, temperature, spec.distill, at_1=spec.temperature_is_1
-    )
+    static = Static(spec.distill, spec.temperature_is_1, spec.model.vocab_size, spec.numerics)
+    return head_loss(student, teacher, masked.labels, masked.weights, knobs, static)
 
 
 def _accumulated(value_and_grad, params, batch: tuple[Masked, jax.Array], key, parts: int):

@@ -1,0 +1,353 @@
+"""A study in words and tables, as plain text; and as Markdown and CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dwt_jax.config_file import flatten
+from dwt_jax.study import charts
+from dwt_jax.study.charts import number
+
+if TYPE_CHECKING:  # report.py calls this file
+    from dwt_jax.study.report import Comparison, Run, Study
+
+VERDICTS = ("helped", "harmed", "undecided", "not comparable")
+
+
+class Table(NamedTuple):
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1  # how many of the first columns are words; the others are numbers
+
+
+def headline(study: "Study") -> str:
+    """The result in one sentence."""
+    if not study.comparisons:
+        return "No distilled student to compare with a student alone."
+    verdicts = [comparison.verdict for comparison in study.comparisons]
+    if len(verdicts) == 1:
+        return {
+            "helped": "The teacher helped.",
+            "harmed": "The teacher harmed.",
+            "undecided": "Whether the teacher helped is undecided.",
+            "not comparable": "The student with the teacher cannot be compared with the student alone.",
+        }[verdicts[0]]
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts]
+    return f"Of {len(verdicts)} students with a teacher: {', '.join(counts)}."
+
+
+def findings(comparison: "Comparison", study: "Study") -> list[str]:
+    """What is to be said of one distilled student."""
+    run, base = comparison.run, study.baseline
+    assert base is not None  # a comparison has one
+    if comparison.verdict == "not comparable":
+        return [f"Held-out loss {run.loss:.4f}; the student alone has {base.loss:.4f}, but {comparison.why}."]
+    side = "above" if comparison.difference > 0 else "below"
+    error = ""
+    if comparison.error is not None and run.documents is not None:
+        many = len(run.documents[0])
+        error = f"; standard error {comparison.error:.4f}, paired over {many:,} held-out documents"
+    first = (
+        f"Held-out loss {run.loss:.4f}, {abs(comparison.difference):.4f} {side} the student alone "
+        f"({base.loss:.4f}) after the same {run.summary['steps']:,} steps: {comparison.why}{error}."
+    )
+    caveat = [f"Not held equal: {', '.join(comparison.unequal)}."] if comparison.unequal else []
+    return [first, _reach_words(comparison, base), *caveat]
+
+
+def _reach_words(comparison: "Comparison", base: "Run") -> str:
+    reach, flops = comparison.reach, comparison.run.summary["flops"]
+    if reach is None:
+        return "It never reached the final loss of the student alone."
+    alone = base.summary["flops"]["total"]
+    at_most = " (at its first evaluation, perhaps earlier)" if reach.at_most else ""
+    text = (
+        f"It reached the final loss of the student alone after {reach.steps:,.0f} steps{at_most}, "
+        f"{_percent(reach.steps / base.summary['steps'])} of its steps, and {_flops(reach.flops)} with the "
+        f"teacher's forward charged, {_percent(reach.flops / alone)} of its FLOPs; "
+    )
+    if flops["teacher_training"] is None:
+        return text + "what the teacher's own training cost is unknown."
+    whole = reach.flops + flops["teacher_training"]
+    return text + f"with the teacher's own training charged too {_flops(whole)}, {_percent(whole / alone)}."
+
+
+def noise_words(study: "Study") -> str:
+    if study.noise is None:
+        return "No two runs differ by their seed alone: the noise is unknown, and nothing is decided."
+    names = " and ".join(f"“{run.label}”" for run in study.noise.runs)
+    many = len(study.noise.runs)
+    rough = (
+        "a rough measure: with more seeds it may turn out larger"
+        if many < 5
+        else "the range of their results"
+    )
+    return (
+        f"Noise: {names} differ by their seed alone and end {study.noise.value:.4f} nats apart. That is "
+        f"{_count(many)} seeds, {rough}. A difference is called helped or harmed only if it is larger than "
+        "the noise and, where the losses are known by document, than twice its paired standard error."
+    )
+
+
+def _count(many: int) -> str:
+    return {2: "two", 3: "three", 4: "four"}.get(many, str(many))
+
+
+def schedule_words(schedule: Mapping[str, Any]) -> str:
+    """'4 → 1 linear', '2 → 0 cosine from 10 % to 80 %', '1, from 50 % on 0', …"""
+    kind, value, end = schedule["kind"], f"{schedule['value']:g}", f"{schedule['end']:g}"
+    warmup, begin, until = (
+        schedule.get(key, default) for key, default in (("warmup", 0), ("begin", 0), ("until", 1))
+    )
+    rise = f", warm-up {_percent(warmup)}" if warmup else ""
+    if kind == "constant":
+        return value + rise
+    if kind == "until_beaten":
+        return f"{value} until the teacher is beaten{rise}"
+    if kind == "steps":
+        return f"{value}, from {_percent(begin)} on {end}{rise}"
+    name = kind.replace("_", "-")
+    span = f" from {_percent(begin)}" if begin > warmup else ""
+    span += f" to {_percent(until)}" if until != 1 else ""
+    return f"{value} → {end} {name}{span}{rise}"
+
+
+def weights_words(config: Mapping[str, Any]) -> str:
+    """The objective in words; only the parts that are not the plain one."""
+    distill = config["distill"]
+    if not config["teacher"]["path"]:
+        return "–"
+    parts = [f"hard {schedule_words(distill['alpha_hard'])}", f"soft {schedule_words(distill['alpha_soft'])}"]
+    temperature = schedule_words(distill["temperature"])
+    parts += [f"t {temperature}"] if temperature != "1" else []
+    parts += ["× t²"] if distill.get("squared_temperature") and temperature != "1" else []
+    for key, plain in (("divergence", "forward_kl"), ("selection", "all")):
+        parts += [distill[key].replace("_", " ")] if distill.get(key, plain) != plain else []
+    return "; ".join(parts)
+
+
+def _flops(value: float) -> str:
+    """Three digits and the unit."""
+    size, unit = charts.flop_unit(value)
+    digits = len(f"{value / size:.0f}")
+    return f"{value / size:.{max(0, 3 - digits)}f} {unit}"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.3g} %" if share < 10 else f"{share * 100:,.0f} %"
+
+
+def _size(run: "Run") -> str:
+    return f"{run.config['model']['num_hidden_layers']}\u00a0×\u00a0{run.config['model']['hidden_size']}"
+
+
+def label_of(study: "Study", name: str) -> str:
+    return next((run.label for run in study.runs if run.name == name), name) or "–"
+
+
+def comparison_of(study: "Study", run: "Run") -> "Comparison | None":
+    return next((comparison for comparison in study.comparisons if comparison.run is run), None)
+
+
+def results_table(study: "Study") -> Table:
+    header = ["run", "layers × hidden", "teacher", "weights", "steps", "held-out loss ± s.e."]
+    header += ["against alone ± paired s.e.", "verdict", "perplexity", "top-1", "top-5"]
+    rows = []
+    for run in study.runs:
+        held_out, comparison = run.summary["held_out"], comparison_of(study, run)
+        row = [run.label, _size(run), label_of(study, run.teacher), weights_words(run.config)]
+        row += [f"{run.summary['steps']:,}", f"{run.loss:.4f} ± {held_out['standard_error']:.4f}"]
+        if comparison is None or comparison.verdict == "not comparable":
+            row += ["–", comparison.verdict if comparison else "–"]
+        else:
+            error = "" if comparison.error is None else f" ± {comparison.error:.4f}"
+            row += [number(comparison.difference, 4, signed=True) + error, comparison.verdict]
+        row += [f"{held_out['perplexity']:,.2f}"]
+        row += [f"{held_out[key]:.2%}".replace("%", " %") for key in ("top1_accuracy", "top5_accuracy")]
+        rows.append(row)
+    return Table(header, rows, words=4)
+
+
+def costs_table(study: "Study") -> Table:
+    size, unit = charts.flop_unit(max(run.summary["flops"]["total"] for run in study.runs))
+    alone = study.baseline.summary["flops"]["total"] if study.baseline else None
+    header = [
+        "run",
+        f"student, {unit}",
+        "teacher's forward",
+        "total",
+        "against alone",
+        "teacher's own training",
+        "all in all",
+        "against alone",
+        "seconds",
+        "tokens/s",
+        "skipped updates",
+    ]
+    rows = []
+    for run in study.runs:
+        flops, rate = run.summary["flops"], _tokens_per_second(run)
+        training = flops["teacher_training"]
+        whole = None if training is None else flops["total"] + training
+        row = [run.label, *(f"{flops[key] / size:,.2f}" for key in ("student", "teacher_forward", "total"))]
+        row += [_percent(flops["total"] / alone) if alone else "–"]
+        row += ["unknown" if training is None else f"{training / size:,.2f}"]
+        row += ["unknown", "unknown"] if whole is None else [f"{whole / size:,.2f}", _relative(whole, alone)]
+        row += [f"{run.summary['seconds_of_this_process']:,.0f}", "–" if rate is None else f"{rate:,.0f}"]
+        row += [f"{run.summary['skipped_updates']:,}"]
+        rows.append(row)
+    return Table(header, rows)
+
+
+def _relative(value: float, base: float | None) -> str:
+    return _percent(value / base) if base else "–"
+
+
+def _tokens_per_second(run: "Run") -> float | None:
+    """The median, so that interruptions and neighbours do not count."""
+    rates = [record["tokens_per_second"] for record in run.metrics if record.get("tokens_per_second")]
+    return float(np.median(rates)) if rates else None
+
+
+EQUAL = {
+    "seed": ("seed",),
+    "data (digest)": ("run.data_digest",),
+    "steps": ("train.steps", "train.epochs"),
+    "rows a step": ("train.batch_size",),
+    "tokens a row": ("data.sequence_length",),
+    "student's size": ("model.",),
+    "masks": ("mask.",),
+    "optimizer and learning rate": ("optimizer.",),
+    "compute type": ("precision.",),
+    "device": ("device",),
+}
+
+
+def equal_table(study: "Study") -> Table:
+    """What was the same for all students, and who differs where it was not."""
+    students = [run for run in study.runs if run.role == "student"]
+    settings = [{**run.settings(), "device": run.summary.get("device", "unknown")} for run in students]
+    config = students[0].config
+    values = {
+        "student's size": _size(students[0]),
+        "masks": f"{_percent(config['mask']['rate'])} of the tokens",
+        "optimizer and learning rate": schedule_words(config["optimizer"]["learning_rate"]),
+        "compute type": config["precision"]["compute"],
+    }
+    rows = []
+    for name, prefixes in EQUAL.items():
+        keys = [
+            key for key in dict.fromkeys(key for one in settings for key in one) if key.startswith(prefixes)
+        ]
+        differing = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+        value = values.get(name, str(settings[0].get(prefixes[0])))
+        said = []
+        for key in differing:
+            groups: dict[str, list[str]] = {}
+            for run, one in zip(students, settings, strict=True):
+                groups.setdefault(str(one.get(key)), []).append(run.label)
+            said.append(
+                f"{key} = " + ", ".join(f"{value} ({'; '.join(who)})" for value, who in groups.items())
+            )
+        if keys:
+            rows.append((name, "differs" if differing else "equal", "; ".join(said) or value))
+    return Table(("of the students", "", "value"), rows, words=3)
+
+
+def differences_table(run: "Run", base: "Run") -> Table:
+    ours, theirs = flatten(run.config), flatten(base.config)
+    keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
+    rows = [(key, _json(theirs.get(key)), _json(ours.get(key))) for key in keys]
+    return Table(("key", base.label, run.label), rows, words=3)
+
+
+def _json(value: Any) -> str:
+    return "–" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def markdown(study: "Study") -> str:
+    parts = [f"# {_md(study.title)}", _md(headline(study))]
+    for comparison in study.comparisons:
+        text = " ".join(findings(comparison, study))
+        parts.append(f"* **{_md(comparison.run.label)}: {comparison.verdict}.** {_md(text)}")
+    parts += [_md(noise_words(study)), "## Results", _md_table(results_table(study))]
+    parts += [
+        "## Costs",
+        _md_table(costs_table(study)),
+        "## What was held equal",
+        _md_table(equal_table(study)),
+    ]
+    if study.unfinished:
+        parts += ["## Not finished", "\n".join(f"* {_md(text)}" for text in unfinished_words(study))]
+    if study.command:
+        parts.append(f"Made by: {_md(study.command)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def unfinished_words(study: "Study") -> list[str]:
+    steps = {name: f"step {step:,}" if step else "no step logged" for name, step in study.unfinished}
+    return [f"{name} ({step})" for name, step in steps.items()]
+
+
+def _md(text: str) -> str:
+    """Plain text in Markdown: nothing in it is markup or ends a cell."""
+    text = "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _md_table(table: Table) -> str:
+    rules = ["---" if i < table.words else "---:" for i in range(len(table.header))]
+    rows = [map(_md, table.header), rules, *(map(_md, row) for row in table.rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def csv_text(study: "Study") -> str:
+    """One row a finished run, numbers as the files have them; FLOPs and nats, shares from 0 to 1."""
+    rows = [_csv_row(study, run) for run in study.runs]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _csv_row(study: "Study", run: "Run") -> dict[str, Any]:
+    held_out, flops, distill = run.summary["held_out"], run.summary["flops"], run.config["distill"]
+    comparison = comparison_of(study, run)
+    reach = comparison.reach if comparison else None
+    alone = study.baseline.summary["flops"]["total"] if study.baseline else None
+    training = flops["teacher_training"]
+    return {
+        "run": run.name,
+        "label": run.label,
+        "role": run.role,
+        "seed": run.config["seed"],
+        "layers": run.config["model"]["num_hidden_layers"],
+        "hidden": run.config["model"]["hidden_size"],
+        "teacher": run.teacher,
+        **{key: schedule_words(distill[key]) if run.teacher else "" for key in ("alpha_hard", "alpha_soft")},
+        "temperature": schedule_words(distill["temperature"]) if run.teacher else "",
+        "steps": run.summary["steps"],
+        **{key: held_out.get(key) for key in ("held_out_loss", "standard_error", "perplexity")},
+        **{key: held_out.get(key) for key in ("top1_accuracy", "top5_accuracy", "predictions", "documents")},
+        "difference": comparison.difference if comparison else None,
+        "paired_standard_error": comparison.error if comparison else None,
+        "noise": study.noise.value if study.noise else None,
+        "verdict": comparison.verdict if comparison else None,
+        "student_flops": flops["student"],
+        "teacher_forward_flops": flops["teacher_forward"],
+        "total_flops": flops["total"],
+        "relative_cost": flops["total"] / alone if alone else None,
+        "teacher_training_flops": training,
+        "steps_to_reach_alone": reach.steps if reach else None,
+        "flops_to_reach_alone": reach.flops if reach else None,
+        "with_teacher_training": reach.flops + training if reach and training is not None else None,
+        "seconds": run.summary["seconds_of_this_process"],
+        "tokens_per_second": _tokens_per_second(run),
+        "skipped_updates": run.summary["skipped_updates"],
+        "device": run.summary.get("device"),
+    }

@@ -1,0 +1,148 @@
+"""What every test shares: one CPU device, a tiny model, its twin in torch, golden files."""
+
+import os
+
+# Before jax is imported anywhere: tests that want more devices start a process of their own.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag
+)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import json
+from pathlib import Path
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+from dwt_jax.config import Model
+
+GOLDEN = Path(__file__).parent / "golden"
+
+hypothesis.settings.register_profile(
+    "dwt", deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile("dwt")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--renew-golden", action="store_true", help="rewrite the files of tests/golden/")
+
+
+@pytest.fixture
+def golden(request):
+    """golden(name.json, value) or golden(name.npz, {key: array}): must equal what is stored there,
+    up to `rtol`; with --renew-golden it is stored instead."""
+
+    def compare(name, value, rtol=0.0):
+        path = GOLDEN / name
+        if request.config.getoption("--renew-golden"):
+            GOLDEN.mkdir(exist_ok=True)
+            if path.suffix == ".npz":
+                np.savez(path, **value)
+            else:
+                path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+            return
+        assert path.exists(), f"{path} is missing: run pytest --renew-golden and look at what it wrote"
+        if path.suffix == ".npz":
+            with np.load(path) as stored:
+                assert sorted(stored) == sorted(value)
+                for key in stored:
+                    np.testing.assert_allclose(value[key], stored[key], rtol=rtol, err_msg=f"{name} {key}")
+        else:
+            _same(value, json.loads(path.read_text()), rtol, name)
+
+    return compare
+
+
+def _same(found, stored, rtol, where):
+    if isinstance(stored, dict):
+        assert sorted(found) == sorted(stored), where
+        for key in stored:
+            _same(found[key], stored[key], rtol, f"{where} {key}")
+    elif isinstance(stored, list):
+        assert len(found) == len(stored), where
+        for i, item in enumerate(stored):
+            _same(found[i], item, rtol, f"{where} {i}")
+    elif isinstance(stored, float):
+        np.testing.assert_allclose(found, stored, rtol=rtol, err_msg=where)
+    else:
+        assert found == stored, where
+
+
+@pytest.fixture
+def strict_ranks():
+    """jax.numpy refuses to add axes on its own while the test runs."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The model that tests share, so that it compiles once. The vocabulary is padded to 256."""
+    return Model(
+        vocab_size=119,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=24,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        layer_norm_eps=1e-6,
+    )
+
+
+@pytest.fixture(scope="session")
+def randomised():
+    """randomised(model, seed) → parameters with no zero bias and no norm of one, so that a leaf in
+    the wrong place shows. Padding of the vocabulary too: it must not matter."""
+    from dwt_jax.model import functional
+
+    def make(model, seed=0):
+        random = np.random.default_rng(seed)
+
+        def leaf(path, like):
+            x = random.normal(size=like.shape)
+            x = 1 + 0.2 * x if path[-1].key == "scale" else 0.15 * x
+            return jax.numpy.asarray(x, jax.numpy.float32)
+
+        return jax.tree_util.tree_map_with_path(leaf, functional.abstract(model))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def torch_bert():
+    """torch_bert(params, model, dtype) → the BertForMaskedLM of transformers, in eval mode."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from dwt_jax.convert.huggingface import to_tensors
+
+    def make(params, model, dtype=torch.float32):
+        config = transformers.BertConfig(
+            vocab_size=model.vocab_size,
+            hidden_size=model.hidden_size,
+            num_hidden_layers=model.num_hidden_layers,
+            num_attention_heads=model.num_attention_heads,
+            intermediate_size=model.intermediate_size,
+            max_position_embeddings=model.max_position_embeddings,
+            type_vocab_size=model.type_vocab_size,
+            hidden_act=model.hidden_act,
+            layer_norm_eps=model.layer_norm_eps,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="eager",
+        )
+        bert = transformers.BertForMaskedLM(config)
+        tensors = {name: torch.tensor(array) for name, array in to_tensors(params, model).items()}
+        tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
+        tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
+        bert.load_state_dict(tensors, strict=True)
+        bert.tie_weights()
+        return bert.to(dtype).eval()
+
+    return make

@@ -1,0 +1,472 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from dwt_jax.config import Config, Schedule, Source, check
+from dwt_jax.config_file import build, flatten, load, read_file, to_dict
+from dwt_jax.errors import UserError, did_you_mean
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+MINIMAL = {"train": {"steps": 10}}
+
+
+def complaint(raw, overrides=None):
+    """The one line that a user reads."""
+    with pytest.raises(UserError) as caught:
+        build(raw, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def with_(dotted, value):
+    """MINIMAL with one value put in, as a config file would have it."""
+    tree = json.loads(json.dumps(MINIMAL))
+    node = tree
+    *parents, last = dotted.split(".")
+    for key in parents:
+        node = node.setdefault(key, {})
+    node[last] = value
+    return tree
+
+
+def test_defaults_are_berts():
+    model = build(MINIMAL).model
+    transformers = pytest.importorskip("transformers")
+    bert = transformers.BertConfig()
+    for field in dataclasses.fields(model):
+        if field.name not in ("vocab_size", "num_hidden_layers"):
+            assert getattr(model, field.name) == getattr(bert, field.name), field.name
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("trian.steps", "train"),
+        ("train.step", "steps"),
+        ("model.hiden_size", "hidden_size"),
+        ("distill.alpha_sotf.value", "alpha_soft"),
+        ("distill.alpha_soft.vlaue", "value"),
+        ("optimizer.learning_rate.warm_up", "warmup"),
+        ("data.tokenizer.vocabsize", "vocab_size"),
+    ],
+)
+def test_a_typo_gets_a_suggestion_from_file_and_command_line(key, meant):
+    wrong = next(part for part in key.split(".") if part not in flatten_names())
+    for message in (complaint(with_(key, 1)), complaint(MINIMAL, {key: "1"})):
+        assert "unknown key" in message
+        assert wrong in message
+        assert f"did you mean '{meant}'?" in message
+
+
+def flatten_names():
+    return {part for key in flatten(to_dict(Config())) for part in key.split(".")}
+
+
+def test_a_key_like_no_other_gets_the_list():
+    message = complaint(MINIMAL, {"zzz": "1"})
+    for field in dataclasses.fields(Config):
+        assert field.name in message
+
+
+def test_did_you_mean():
+    assert did_you_mean("stpes", ["steps", "epochs"]) == "; did you mean 'steps'?"
+    assert did_you_mean("qqq", ["b", "a"]) == "; known: a, b"
+    assert did_you_mean("qqq", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.steps", "many", "whole number"),
+        ("train.steps", 1.5, "whole number"),
+        ("train.steps", True, "whole number"),
+        ("train.steps", None, "whole number"),
+        ("train.steps", [3], "whole number"),
+        ("train.steps", {"value": 3}, "whole number"),
+        ("train.steps", float("nan"), "whole number"),
+        ("train.steps", float("inf"), "whole number"),
+        ("mask.rate", "half", "number"),
+        ("mask.rate", False, "number"),
+        ("optimizer.learning_rate.value", float("nan"), "number"),
+        ("train.tensorboard", "yes", "true or false"),
+        ("train.tensorboard", 1, "true or false"),
+        ("teacher.path", 3, "text"),
+        ("teacher.path", None, "text"),
+        ("model.hidden_act", "gelu_nwe", "did you mean 'gelu_new'?"),
+        ("model.hidden_act", 3, "known: gelu, gelu_new, relu"),
+        ("distill.divergence", "forwardkl", "did you mean 'forward_kl'?"),
+        ("distill.preset", "paper_nromal", "did you mean 'paper_normal'?"),
+        ("distill.preset", ["paper_normal"], "distill.preset"),
+        ("distill.alpha_soft.kind", "lineal", "did you mean 'linear'?"),
+        ("data.mode", "pakced", "did you mean 'packed'?"),
+        ("data.sources", "builtin", "list"),
+        ("data.sources", {"kind": "text"}, "list"),
+        ("data.sources", ["builtin"], "data.sources.0"),
+        ("data.sources", [{"kind": "txet", "path": "x"}], "data.sources.0.kind"),
+        ("optimizer.learning_rate", 1e-3, "optimizer.learning_rate.value"),
+        ("distill.temperature", 2, "distill.temperature.value"),
+        ("train", 5, "train.steps"),
+        ("model", None, "model.hidden_size"),
+    ],
+)
+def test_a_wrong_type_in_a_file(key, value, expected):
+    message = complaint(with_(key, value))
+    assert key in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("train.steps", "1.5", "whole number"),
+        ("train.steps", "", "whole number"),
+        ("train.steps", "1e400", "whole number"),
+        ("train.steps", "nan", "whole number"),
+        ("train.steps.value", "3", "train.steps"),
+        ("train.steps.value.deep", "3", "train.steps"),
+        ("train", "3", "train.steps"),
+        ("mask.rate", "0,15", "number"),
+        ("mask.whole_word", "yes", "true or false"),
+        ("model.hidden_act", "tanh", "known: gelu, gelu_new, relu"),
+        ("data.sources", "[{", "JSON"),
+        ("data.sources", "3", "list"),
+        ("data.sources.1.path", "x", "number below 1"),
+        ("data.sources.first.path", "x", "number below 1"),
+        ("data.sources.-1.path", "x", "number below 1"),
+        ("data.sources.0", "x", "data.sources.0"),
+        ("data.sources.0.pth", "x", "did you mean 'path'?"),
+        ("data.sources.0.weight", "heavy", "data.sources.0.weight"),
+    ],
+)
+def test_a_wrong_type_on_the_command_line(key, text, expected):
+    message = complaint(MINIMAL, {key: text})
+    assert key.rpartition(".")[0] in message
+    assert expected in message
+
+
+def test_an_index_into_a_source_that_is_no_group():
+    message = complaint(with_("data.sources", ["corpus.txt"]), {"data.sources.0.path": "x"})
+    assert "data.sources.0" in message
+
+
+@pytest.mark.parametrize("overrides", [{"data.sources.0.path": "x"}, {"train.steps": "3"}])
+def test_a_group_that_is_none_with_a_key_below_it(overrides):
+    complaint({"data": None, "train": None}, overrides)
+
+
+IMPOSSIBLE = [
+    # (settings, the key that the message must name)
+    ({"model.hidden_size": 0}, "model.hidden_size"),
+    ({"model.num_hidden_layers": 0}, "model.num_hidden_layers"),
+    ({"model.num_attention_heads": 0}, "model.num_attention_heads"),
+    ({"model.intermediate_size": 0}, "model.intermediate_size"),
+    ({"model.max_position_embeddings": 0}, "model.max_position_embeddings"),
+    ({"model.type_vocab_size": 0}, "model.type_vocab_size"),
+    ({"model.vocab_size": -1}, "model.vocab_size"),
+    ({"model.pad_token_id": -1}, "model.pad_token_id"),
+    ({"model.hidden_size": 770}, "model.num_attention_heads"),
+    ({"model.hidden_dropout_prob": 1}, "model.hidden_dropout_prob"),
+    ({"model.hidden_dropout_prob": -0.1}, "model.hidden_dropout_prob"),
+    ({"model.attention_probs_dropout_prob": 1}, "model.attention_probs_dropout_prob"),
+    ({"model.layer_norm_eps": 0}, "model.layer_norm_eps"),
+    ({"model.initializer_range": 0}, "model.initializer_range"),
+    ({"data.sequence_length": 513}, "model.max_position_embeddings"),
+    ({"data.sequence_length": 7}, "data.sequence_length"),
+    ({"data.keep_every": 0}, "data.keep_every"),
+    ({"data.prefetch": 0}, "data.prefetch"),
+    ({"data.held_out": 0}, "data.held_out"),
+    ({"data.held_out": 1}, "data.held_out"),
+    ({"data.sources": "[]"}, "data.sources"),
+    ({"data.sources.0.kind": "text"}, "data.sources.0.path"),
+    ({"data.sources.0.weight": 0}, "data.sources.0.weight"),
+    ({"data.sources.0.blank_lines": 0}, "data.sources.0.blank_lines"),
+    ({"data.tokenizer.vocab_size": 99}, "data.tokenizer.vocab_size"),
+    ({"data.tokenizer.sample_megabytes": 0}, "data.tokenizer.sample_megabytes"),
+    ({"mask.rate": 0}, "mask.rate"),
+    ({"mask.rate": 1}, "mask.rate"),
+    ({"mask.rate": 0.003}, "mask.rate"),  # 0.4 of a token
+    ({"mask.replace": -0.1}, "mask.replace"),
+    ({"mask.random": 1.1}, "mask.random"),
+    ({"mask.replace": 0.8, "mask.random": 0.3}, "mask.random"),
+    ({"distill.alpha_hard.value": -1}, "distill.alpha_hard.value"),
+    ({"distill.alpha_soft.end": -1}, "distill.alpha_soft.end"),
+    ({"distill.alpha_soft.warmup": 1.5}, "distill.alpha_soft.warmup"),
+    ({"distill.alpha_soft.begin": -0.5}, "distill.alpha_soft.begin"),
+    ({"distill.alpha_soft.kind": "linear", "distill.alpha_soft.until": 0}, "distill.alpha_soft.until"),
+    (
+        {
+            "distill.alpha_soft.kind": "cosine",
+            "distill.alpha_soft.begin": 0.5,
+            "distill.alpha_soft.until": 0.5,
+        },
+        "distill.alpha_soft.until",
+    ),
+    (
+        {
+            "optimizer.learning_rate.kind": "warmup_stable_decay",
+            "optimizer.learning_rate.warmup": 0.5,
+            "optimizer.learning_rate.until": 0.4,
+        },
+        "optimizer.learning_rate.until",
+    ),
+    ({"distill.alpha_hard.kind": "until_beaten"}, "distill.alpha_hard.kind"),
+    ({"distill.temperature.kind": "until_beaten"}, "distill.temperature.kind"),
+    ({"optimizer.learning_rate.kind": "until_beaten"}, "optimizer.learning_rate.kind"),
+    ({"distill.temperature.value": 0}, "distill.temperature"),
+    ({"distill.temperature.kind": "linear"}, "distill.temperature"),  # falls to the default end, 0
+    ({"distill.temperature.warmup": 0.1}, "distill.temperature"),  # rises from 0
+    ({"distill.entropy_share": 1.1}, "distill.entropy_share"),
+    ({"distill.tile": -1}, "distill.tile"),
+    ({"distill.beaten_margin": 0}, "distill.beaten_margin"),
+    ({"distill.beaten_smoothing": 1}, "distill.beaten_smoothing"),
+    ({"train.steps": 0}, "train.steps"),
+    ({"train.steps": -1}, "train.steps"),
+    ({"train.epochs": -1}, "train.epochs"),
+    ({"train.evaluate_every": -1}, "train.evaluate_every"),
+    ({"train.batch_size": 0}, "train.batch_size"),
+    ({"train.accumulate": 0}, "train.accumulate"),
+    ({"train.accumulate": 3}, "train.accumulate"),
+    ({"train.checkpoint_every": 0}, "train.checkpoint_every"),
+    ({"train.keep_checkpoints": 0}, "train.keep_checkpoints"),
+    ({"train.log_every": 0}, "train.log_every"),
+    ({"train.max_skipped": 0}, "train.max_skipped"),
+    ({"optimizer.weight_decay": -1}, "optimizer.weight_decay"),
+    ({"optimizer.clip_norm": -1}, "optimizer.clip_norm"),
+    ({"optimizer.eps": -1e-8}, "optimizer.eps"),
+    ({"optimizer.eps": 0}, "optimizer.eps"),  # 0 / 0 in the rows of a table that no token asked for
+    ({"optimizer.b1": 1}, "optimizer.b1"),
+    ({"optimizer.b2": 1}, "optimizer.b2"),
+    ({"optimizer.learning_rate.value": -1}, "optimizer.learning_rate.value"),
+    ({"mesh.data": 0}, "mesh"),
+    ({"mesh.fsdp": -2}, "mesh"),
+    ({"mesh.fsdp": -1}, "mesh"),  # the second -1
+    ({"mesh.data": 3}, "mesh"),
+    ({"mesh.data": 8, "train.batch_size": 32, "train.accumulate": 8}, "train.accumulate"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "key"), IMPOSSIBLE, ids=lambda x: str(x)[:60])
+def test_impossible_settings(overrides, key):
+    message = complaint(MINIMAL, {name: str(value) for name, value in overrides.items()})
+    assert key in message
+    assert "expected" in message
+
+
+def test_every_setting_is_checked_or_free():
+    """Every number of Config has an impossible value above, or is listed here as having none."""
+    free = {"seed"}
+    numbers = {
+        re.sub(r"^distill\.(alpha_hard|alpha_soft|temperature)|^optimizer\.learning_rate", "schedule", key)
+        for key, value in flatten(to_dict(Config())).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    tried = {
+        re.sub(r"^distill\.(alpha_hard|alpha_soft|temperature)|^optimizer\.learning_rate", "schedule", key)
+        for overrides, _ in IMPOSSIBLE
+        for key in overrides
+    }
+    assert numbers - tried - free <= {"mesh.tensor"}
+
+
+@pytest.mark.parametrize("text", ["1e3", "1000", "1000.0", " 1000 ", "+1000"])
+def test_whole_numbers_may_be_written_in_any_way(text):
+    steps = build(MINIMAL, {"train.steps": text}).train.steps
+    assert steps == 1000
+    assert type(steps) is int
+
+
+def test_numbers_of_a_file_take_the_type_of_the_field():
+    config = build({"train": {"steps": 1e3}, "mask": {"rate": 0.5}, "distill": {"alpha_soft": {"value": 4}}})
+    assert (config.train.steps, type(config.train.steps)) == (1000, int)
+    assert (config.distill.alpha_soft.value, type(config.distill.alpha_soft.value)) == (4.0, float)
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("1", True), ("0", False)])
+def test_truth_on_the_command_line(text, value):
+    assert build(MINIMAL, {"mask.whole_word": text}).mask.whole_word is value
+
+
+def test_list_indices():
+    config = build(MINIMAL, {"data.sources.0.weight": "2.5"})
+    assert config.data.sources == (Source(weight=2.5),)
+    sources = [{"kind": "text", "path": "a"}, {"kind": "jsonl", "path": "b"}]
+    config = build(with_("data.sources", sources), {"data.sources.1.field": "body"})
+    assert config.data.sources == (Source("text", "a"), Source("jsonl", "b", field="body"))
+    config = build(MINIMAL, {"data.sources": '[{"kind": "text", "path": "c"}]'})
+    assert config.data.sources == (Source("text", "c"),)
+
+
+def test_what_is_given_is_not_changed():
+    raw = with_("data.sources", [{"kind": "text", "path": "a"}])
+    raw["distill"] = {"preset": "paper_strong"}
+    before = json.dumps(raw)
+    build(raw, {"data.sources.0.path": "b", "distill.alpha_soft.value": "9"})
+    assert json.dumps(raw) == before
+    assert build({**MINIMAL, "distill": {"preset": "paper_strong"}}).distill.alpha_soft.value == 4
+
+
+def test_precedence_defaults_preset_file_command_line():
+    # Each level says one thing more; each must win over those before it and leave the rest.
+    assert build(MINIMAL).distill.temperature.value == 1
+    raw = with_("distill.preset", "knowledge_inheritance")
+    preset = build(raw).distill
+    assert preset.temperature.value == 2
+    assert preset.squared_temperature
+    assert preset.alpha_hard == Schedule(kind="linear", value=0, end=1, until=0.25)
+
+    raw["distill"]["temperature"] = {"value": 3.0}
+    raw["distill"]["alpha_soft"] = {"until": 0.5}
+    file = build(raw).distill
+    assert file.temperature.value == 3
+    assert file.alpha_soft == Schedule(kind="linear", value=1, end=0, until=0.5)
+    assert file.alpha_hard == preset.alpha_hard
+
+    line = build(raw, {"distill.temperature.value": "4", "distill.squared_temperature": "false"}).distill
+    assert line.temperature.value == 4
+    assert not line.squared_temperature
+    assert line.alpha_soft == file.alpha_soft
+
+
+def test_a_preset_on_the_command_line_is_below_the_file():
+    raw = with_("distill.alpha_soft", {"value": 2.0})
+    distill = build(raw, {"distill.preset": "paper_decay"}).distill
+    assert distill.preset == "paper_decay"
+    assert distill.alpha_soft == Schedule(kind="linear", value=2.0, end=1.0)
+    raw["distill"]["preset"] = "paper_strong"
+    assert build(raw, {"distill.preset": "custom"}).distill.alpha_soft == Schedule(value=2.0)
+
+
+def test_the_papers_presets():
+    def weights(name):
+        distill = build(with_("distill.preset", name)).distill
+        hard, soft = distill.alpha_hard, distill.alpha_soft
+        return (hard.value, soft.value, soft.end if soft.kind == "linear" else soft.value), distill
+
+    expected = {"paper_normal": (1, 1, 1), "paper_strong": (1, 4, 4), "paper_decay": (1, 4, 1)}
+    for name, numbers in expected.items():
+        found, distill = weights(name)
+        assert found == numbers
+        assert distill.temperature == Schedule(value=1.0)
+        assert not distill.squared_temperature  # the paper's formula has no t²
+
+
+settings_of_a_run = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(-(2**31), 2**31),
+        "train.batch_size": st.integers(1, 10**6),
+        "model.layer_norm_eps": st.floats(1e-30, 1),
+        "mask.rate": st.floats(0.01, 0.99),
+        "mask.whole_word": st.booleans(),
+        "teacher.path": st.text("ab /é\"'", max_size=5),
+        "distill.preset": st.sampled_from(["custom", "paper_decay", "knowledge_inheritance"]),
+        "distill.alpha_soft.value": st.floats(0, 100),
+        "distill.divergence": st.sampled_from(["forward_kl", "reverse_kl", "jensen_shannon"]),
+        "data.sources.0.weight": st.floats(0.001, 1e6),
+        "platform": st.sampled_from(["any", "cpu", "gpu", "tpu"]),
+    },
+)
+
+
+@given(settings_of_a_run)
+@settings(max_examples=100)
+def test_config_json_and_back_is_the_same(overrides):
+    config = build(MINIMAL, {key: str(value) for key, value in overrides.items()})
+    for key, value in overrides.items():
+        node = config
+        for part in key.split("."):
+            node = node[int(part)] if part.isdigit() else getattr(node, part)
+        assert node == value
+    assert build(json.loads(json.dumps(to_dict(config)))) == config
+    assert build(ConfigDict(to_dict(config))) == config
+    assert build({}, {key: _typed(value) for key, value in flatten(to_dict(config)).items()}) == config
+
+
+def _typed(value):
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def test_flatten_counts_every_plain_value():
+    flat = flatten({"a": {"b": 1, "c": [{"d": 2}, {"d": 3}]}, "e": []})
+    assert flat == {"a.b": 1, "a.c.0.d": 2, "a.c.1.d": 3}
+
+
+def test_check_gives_the_config_itself():
+    config = build(MINIMAL)
+    assert check(config) is config
+    assert hash(config) == hash(build(MINIMAL))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+
+
+def written(tmp_path, text):
+    path = tmp_path / "run.py"
+    path.write_text(text)
+    return str(path)
+
+
+BROKEN = [
+    ("def get_config(:", "SyntaxError"),
+    ("import no_such_module_at_all", "no_such_module_at_all"),
+    ("x = 1", "get_config"),
+    ("def get_config():\n    raise ValueError('first\\nsecond')", "ValueError"),
+    ("raise ValueError('first\\nsecond')", "ValueError"),
+    ("def get_config(arg):\n    return {}", "get_config"),  # wants an argument that was not given
+    ("def get_config():\n    return None", "get_config"),
+    ("def get_config():\n    return [1]", "get_config"),
+    (
+        "from ml_collections import ConfigDict as C\ndef get_config():\n    c = C({'a': 1})\n    c.a = 'x'",
+        "TypeError",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_file_is_one_line(tmp_path, text, expected):
+    with pytest.raises(UserError) as caught:
+        load(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert "run.py" in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_no_such_file(tmp_path):
+    for spec in (tmp_path / "no.py", f"{tmp_path / 'no.py'}:arg", tmp_path):
+        with pytest.raises(UserError, match="--config: no file"):
+            load(str(spec))
+    (tmp_path / "c.txt").write_text("")
+    with pytest.raises(UserError, match="not a Python file"):
+        load(str(tmp_path / "c.txt"))
+
+
+def test_the_argument_of_a_file_reaches_it(tmp_path):
+    path = written(tmp_path, "def get_config(arg='3'):\n    return {'train': {'steps': int(arg)}}")
+    assert load(path).train.steps == 3
+    assert load(f"{path}:7").train.steps == 7
+    assert load(f"{path}:7", {"train.steps": "8"}).train.steps == 8
+    assert isinstance(read_file(path), dict)
+
+
+def arguments(path):
+    """The arguments that the file's docstring names, or one that any file takes."""
+    return sorted(set(re.findall(rf"configs/{path.name}:([^\s'\"]+)", path.read_text()))) or [""]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configs_of_the_repository(path):
+    for arg in arguments(path):
+        config = load(f"{path}:{arg}" if arg else str(path))
+        assert config.train.steps or config.train.epochs
+        assert build(to_dict(config)) == config
+    assert len(path.read_text().splitlines()) <= 60
+    assert path.read_text().startswith('"""')
+    with pytest.raises(UserError):
+        load(str(path) + ":text", {"model.hiden_size": "1"})

@@ -1,0 +1,320 @@
+"""The encoder against BertForMaskedLM of transformers in torch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dwt_jax.config import Model
+from dwt_jax.convert.huggingface import to_tensors
+from dwt_jax.model import functional
+from dwt_jax.model.products import Numerics, dropout, padded_vocabulary
+
+torch = pytest.importorskip("torch")
+
+L = 16
+encode = jax.jit(functional.encode, static_argnums=1, static_argnames="numerics")
+mlm_logits = jax.jit(functional.mlm_logits, static_argnums=1, static_argnames="numerics")
+
+
+def batch(model, rows=3, length=L, seed=0):
+    """(tokens, segments, types): rows that are full, short and shorter; no token 0 outside padding."""
+    random = np.random.default_rng(seed)
+    segments = (np.arange(length) < np.linspace(length, 3, rows).astype(int)[:, None]).astype(np.int32)
+    tokens = random.integers(1, model.vocab_size, (rows, length)).astype(np.int32) * segments
+    types = random.integers(0, model.type_vocab_size, (rows, length)).astype(np.int32) * segments
+    return tokens, segments, types
+
+
+def as_torch(tokens, segments, types):
+    return {
+        "input_ids": torch.tensor(tokens).long(),
+        "attention_mask": torch.tensor(segments > 0).long(),
+        "token_type_ids": torch.tensor(types).long(),
+    }
+
+
+def both(params, model, inputs, bert):
+    """(hidden states, logits) here and there."""
+
+    hidden = encode(params, model, *inputs)
+    logits = mlm_logits(params, model, hidden)
+    with torch.no_grad():
+        hidden_there = bert.bert(**as_torch(*inputs)).last_hidden_state
+        logits_there = bert(**as_torch(*inputs)).logits
+    return (hidden, logits), (hidden_there.numpy(), logits_there.numpy())
+
+
+@pytest.fixture(scope="module")
+def params(tiny, randomised):
+    return randomised(tiny)
+
+
+models = st.builds(
+    lambda heads, size, **rest: Model(
+        hidden_size=heads * size, num_attention_heads=heads, max_position_embeddings=L + 3, **rest
+    ),
+    heads=st.integers(1, 4),
+    size=st.sampled_from([3, 4, 8]),
+    num_hidden_layers=st.integers(1, 4),
+    intermediate_size=st.sampled_from([5, 24, 64]),
+    vocab_size=st.sampled_from([7, 101, 255, 256, 257, 300]),
+    type_vocab_size=st.integers(1, 4),
+    hidden_act=st.sampled_from(["gelu", "gelu_new", "relu"]),
+    layer_norm_eps=st.sampled_from([1e-12, 1e-5, 0.1]),
+)
+
+
+@pytest.mark.slow
+@given(models, st.integers(0, 1000))
+@settings(max_examples=7)
+def test_hidden_states_and_logits_are_transformers(randomised, torch_bert, model, seed):
+    params, inputs = randomised(model, seed), batch(model, seed=seed)
+    (hidden, logits), (hidden_there, logits_there) = both(params, model, inputs, torch_bert(params, model))
+    real = inputs[1] > 0  # transformers lets padding look at the text; nobody reads it
+    np.testing.assert_allclose(hidden[real], hidden_there[real], atol=2e-5)
+    np.testing.assert_allclose(logits[..., : model.vocab_size][real], logits_there[real], atol=5e-5)
+    assert logits.shape[-1] % 256 == 0
+    assert logits.shape[-1] - model.vocab_size < 256
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_every_activation_is_torchs(activation):
+    from transformers.activations import ACT2FN
+
+    from dwt_jax.model.layers import ACTIVATIONS
+
+    x = np.linspace(-6, 6, 401, dtype=np.float32)
+    np.testing.assert_allclose(ACTIVATIONS[activation](x), ACT2FN[activation](torch.tensor(x)), atol=1e-6)
+
+
+def test_types_default_to_zero(tiny, params):
+    tokens, segments, _ = batch(tiny)
+    none = encode(params, tiny, tokens, segments, None)
+    zero = encode(params, tiny, tokens, segments, np.zeros_like(tokens))
+    np.testing.assert_array_equal(none, zero)
+
+
+def test_initialisation_is_berts(tiny):
+    model = dataclasses.replace(tiny, initializer_range=0.05)
+    init = jax.jit(functional.init, static_argnums=0)
+    params = init(model, jax.random.key(3))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name, leaf = path[-1].key, np.asarray(leaf)
+        assert leaf.dtype == np.float32
+        if name == "scale":
+            assert (leaf == 1).all()
+        elif name == "bias":
+            assert (leaf == 0).all()
+        else:
+            sigma = 0.05 / np.sqrt(leaf.size)
+            assert abs(leaf.mean()) < 5 * sigma
+            assert leaf.std() == pytest.approx(0.05, abs=5 * sigma)
+    layers = params["layers"]["mlp"]["input"]["kernel"]
+    assert not np.array_equal(layers[0], layers[1])
+    again = init(model, jax.random.key(3))
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    other = init(model, jax.random.key(4))
+    assert not np.array_equal(
+        params["embeddings"]["word"]["embedding"], other["embeddings"]["word"]["embedding"]
+    )
+
+
+def test_the_number_of_parameters_is_transformers(tiny, torch_bert, params):
+    here = sum(array.size for array in to_tensors(params, tiny).values())
+    assert here == sum(p.numel() for p in torch_bert(params, tiny).parameters())
+    padding = (padded_vocabulary(tiny.vocab_size) - tiny.vocab_size) * (tiny.hidden_size + 1)
+    assert sum(x.size for x in jax.tree.leaves(functional.abstract(tiny))) == here + padding
+
+
+def test_an_open_vocabulary_is_refused(tiny):
+    open_ = dataclasses.replace(tiny, vocab_size=0)
+    with pytest.raises(ValueError, match="vocab_size"):
+        functional.init(open_, jax.random.key(0))
+    assert functional.with_vocabulary(open_, 77).vocab_size == 77
+    assert functional.with_vocabulary(tiny, 77).vocab_size == tiny.vocab_size
+
+
+@pytest.mark.parametrize(("size", "padded"), [(1, 256), (256, 256), (257, 512), (30522, 30720)])
+def test_padded_vocabulary(size, padded):
+    assert padded_vocabulary(size) == padded
+
+
+def test_positions_start_anew_in_each_segment():
+    segments = np.array([[1, 1, 1, 2, 2, 3, 0, 0], [5, 5, 5, 5, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 0, 0]])
+    found = functional.positions_in_segments(jnp.asarray(segments))
+    np.testing.assert_array_equal(found[0, :6], [0, 1, 2, 0, 1, 0])
+    np.testing.assert_array_equal(found[1], range(8))
+    assert ((found >= 0) & (found < 8)).all()
+
+
+def test_documents_packed_in_a_row_do_not_see_each_other(tiny, params):
+    tokens, segments, types = np.zeros((3, 3, L), np.int32)
+    random = np.random.default_rng(0)
+    segments[0] = [1] * 7 + [2] * 5 + [0] * 4
+    tokens[0, :12], types[0, :12] = random.integers(1, tiny.vocab_size, 12), random.integers(0, 2, 12)
+    for row, part in ((1, slice(0, 7)), (2, slice(7, 12))):
+        size = part.stop - part.start
+        tokens[row, :size], types[row, :size], segments[row, :size] = tokens[0, part], types[0, part], 1
+    hidden = encode(params, tiny, tokens, segments, types)
+    np.testing.assert_allclose(hidden[0, :7], hidden[1, :7], atol=2e-6)
+    np.testing.assert_allclose(hidden[0, 7:12], hidden[2, :5], atol=2e-6)
+    # and what the other document or the padding says matters not at all
+    tokens[0, 7:] = 5
+    np.testing.assert_array_equal(encode(params, tiny, tokens, segments, types)[0, :7], hidden[0, :7])
+
+
+def test_the_head_at_gathered_positions(tiny, params):
+    hidden = encode(params, tiny, *batch(tiny))
+    positions = np.random.default_rng(1).integers(0, L, (3, 4))
+    full = mlm_logits(params, tiny, hidden)
+    at = mlm_logits(params, tiny, functional.gather(hidden, jnp.asarray(positions)))
+    for row in range(3):
+        for i, position in enumerate(positions[row]):
+            np.testing.assert_allclose(at[row, i], full[row, position], atol=1e-5)
+
+
+def test_padding_of_the_vocabulary_has_no_probability(tiny, params):
+    for compute in (jnp.float32, jnp.bfloat16):
+        numerics = Numerics(compute, compute)
+        hidden = encode(params, tiny, *batch(tiny), numerics=numerics)
+        logits = mlm_logits(params, tiny, hidden, numerics=numerics)
+        assert logits.dtype == jnp.float32
+        assert np.isfinite(logits).all()
+        assert not np.any(jax.nn.softmax(logits)[..., tiny.vocab_size :])
+
+
+def test_padding_of_the_vocabulary_gets_no_gradient(tiny, params):
+    """Nor does a row that is nothing but padding make anything infinite."""
+    tokens, segments, types = batch(tiny)
+    segments[2] = 0
+
+    def loss(params):
+        hidden = encode(params, tiny, tokens, segments, types)
+        return jax.nn.logsumexp(mlm_logits(params, tiny, hidden), axis=-1).sum()
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    assert not np.any(gradient["embeddings"]["word"]["embedding"][tiny.vocab_size :])
+    assert not np.any(gradient["mlm"]["bias"][tiny.vocab_size :])
+
+
+def test_gradient_of_the_mlm_loss_is_torchs(tiny, params, torch_bert):
+    inputs = batch(tiny)
+    tokens, segments, _ = inputs
+    random = np.random.default_rng(5)
+    chosen = (random.random(tokens.shape) < 0.4) & (segments > 0)
+    labels = np.where(chosen, random.integers(0, tiny.vocab_size, tokens.shape), -100)
+
+    bert = torch_bert(params, tiny, torch.float64)
+    there = bert(**as_torch(*inputs), labels=torch.tensor(labels).long()).loss
+    there.backward()
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        logits = mlm_logits(params, tiny, encode(params, tiny, *inputs))
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[..., None], -1)[
+            ..., 0
+        ]
+        return -(picked * chosen).sum() / chosen.sum()
+
+    value, gradient = loss(params)
+    np.testing.assert_allclose(value, there.item(), rtol=1e-6)
+    found = to_tensors(gradient, tiny)
+    expected = {name: p.grad.numpy() for name, p in bert.named_parameters()}
+    assert set(found) == set(expected)
+    for name, array in found.items():
+        scale = max(np.abs(expected[name]).max(), 1e-3)
+        np.testing.assert_allclose(array / scale, expected[name] / scale, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_keeps_the_mean(rate):
+    n = 400_000
+    out = np.asarray(dropout(jnp.ones(n), rate, jax.random.key(0)))
+    dropped = (out == 0).mean()
+    assert dropped == pytest.approx(rate, abs=5 * np.sqrt(rate * (1 - rate) / n) + 1e-5)
+    scale = np.unique(out[out != 0])
+    assert scale.size == 1
+    assert scale[0] == pytest.approx(1 / (1 - rate), rel=2e-5)
+    assert out.mean() == pytest.approx(1.0, abs=5 * np.sqrt(rate / (1 - rate) / n))
+
+
+def test_dropout_leaves_what_it_keeps():
+    x = jax.random.normal(jax.random.key(1), (64, 64), jnp.bfloat16)
+    out = dropout(x, 0.25, jax.random.key(2))
+    assert out.dtype == x.dtype
+    kept = np.asarray(out != 0)
+    np.testing.assert_allclose(np.float32(out)[kept], np.float32(x)[kept] / 0.75, rtol=0.01)
+    # Neighbours are dropped independently of each other.
+    both = (~kept[:, 1:] & ~kept[:, :-1]).mean()
+    assert both == pytest.approx(1 / 16, abs=0.02)
+    assert dropout(x, 0.25, None) is x
+    assert dropout(x, 0.0, jax.random.key(0)) is x
+
+
+@pytest.mark.parametrize("place", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_of_the_encoder(tiny, params, place):
+    model, inputs = dataclasses.replace(tiny, **{place: 0.1}), batch(tiny)
+    plain = encode(params, tiny, *inputs)
+    np.testing.assert_array_equal(encode(params, model, *inputs), plain)  # off without a key
+    run = jax.jit(lambda key: encode(params, model, *inputs, key=key))
+    one, again, other = (np.asarray(run(jax.random.key(seed))) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 0.01
+    assert np.abs(one - plain).max() > 0.01
+
+
+def test_each_layer_and_each_row_has_its_own_dropout(tiny, params, randomised):
+    """Equal rows and equal layers: whatever differs then is dropout."""
+    model = dataclasses.replace(tiny, hidden_dropout_prob=0.5)
+    tokens, segments, types = (np.repeat(x[:1], 2, 0) for x in batch(tiny))
+    out = encode(params, model, tokens, segments, types, key=jax.random.key(0))
+    assert np.abs(out[0] - out[1]).max() > 0.1
+    # Zero everything that a layer adds but its output bias: x ← norm(x + dropout(bias)), twice a layer.
+    quiet = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.ones_like(x) if path[-1].key == "bias" and path[-2].key == "output" else 0 * x,
+        params["layers"],
+    )
+    quiet["attention"]["norm"]["scale"] += 1
+    quiet["mlp"]["norm"]["scale"] += 1
+    same = {**params, "layers": quiet}
+    one_layer = {**same, "layers": jax.tree.map(lambda x: x[:1], quiet)}
+    deep = encode(same, model, tokens, segments, types, key=jax.random.key(0))
+    flat = encode(
+        one_layer,
+        dataclasses.replace(model, num_hidden_layers=1),
+        tokens,
+        segments,
+        types,
+        key=jax.random.key(0),
+    )
+    assert np.abs(deep - flat).max() > 0.1
+
+
+def test_bf16_stays_near_fp32(tiny, params):
+    """bf16 keeps 8 bits: a relative 2⁻⁸ per rounding, a few tens of roundings on the way."""
+    inputs = batch(tiny)
+    full = encode(params, tiny, *inputs)
+    real = inputs[1] > 0
+    for stream, bound in ((jnp.float32, 0.02), (jnp.bfloat16, 0.03)):
+        half = encode(params, tiny, *inputs, numerics=Numerics(jnp.bfloat16, stream))
+        assert half.dtype == stream
+        error = np.linalg.norm((half - full)[real]) / np.linalg.norm(full[real])
+        assert 1e-4 < error < bound  # 0 would mean that it is not bf16 at all
+
+
+def test_the_program_does_not_grow_with_depth(tiny):
+    def size(layers):
+        model = dataclasses.replace(tiny, num_hidden_layers=layers)
+        program = jax.make_jaxpr(jax.grad(lambda p: functional.encode(p, model, *batch(model)).sum()))(
+            functional.abstract(model)
+        )
+        return str(program).count("=")
+
+    assert size(2) == size(7)

@@ -1,0 +1,383 @@
+"""Against torch and scipy in float64: the code under test runs in fp32."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.spatial.distance import jensenshannon
+from scipy.special import rel_entr, softmax
+
+from dwt_jax.config import Distill
+from dwt_jax.distill.objective import hard_loss, losses, objective, position_losses, selection, soft_loss
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+B, P, V, D = 6, 5, 17, 8
+DIVERGENCES = ["forward_kl", "reverse_kl", "jensen_shannon"]
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def logits(random):
+    """(student, teacher), float32 [B, P, V]."""
+    return tuple(3 * random.normal(size=(2, B, P, V)).astype(np.float32))
+
+
+@pytest.fixture
+def labels(random):
+    return random.integers(0, V, (B, P)).astype(np.int32)
+
+
+@pytest.fixture
+def weights(random):
+    """Rows with 5, 4, 3, 2, 1 and no predictions."""
+    return (np.arange(P) < (P - np.arange(B))[:, None]).astype(np.float32)
+
+
+def divergence64(student, teacher, t, kind):
+    """scipy, float64, over the last axis."""
+    p, q = (softmax(np.float64(x) / t, axis=-1) for x in (teacher, student))
+    if kind == "forward_kl":
+        return rel_entr(p, q).sum(-1)
+    if kind == "reverse_kl":
+        return rel_entr(q, p).sum(-1)
+    return jensenshannon(p, q, axis=-1) ** 2
+
+
+def test_cross_entropy_is_torchs_and_optaxs(logits, labels):
+    found = hard_loss(logits[0], labels)
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(logits[0]).double().reshape(-1, V),
+        torch.tensor(labels).long().reshape(-1),
+        reduction="none",
+    ).reshape(B, P)
+    np.testing.assert_allclose(found, expected, atol=3e-6)
+    optaxs = optax.losses.softmax_cross_entropy_with_integer_labels(logits[0], labels)
+    np.testing.assert_allclose(found, optaxs, atol=3e-6)
+
+
+@pytest.mark.parametrize("t", [0.5, 1.0, 2.0, 7.5])
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_divergences_are_scipys(logits, t, kind):
+    np.testing.assert_allclose(
+        soft_loss(*logits, t, kind), divergence64(*logits, t, kind), rtol=1e-5, atol=3e-6
+    )
+
+
+@pytest.mark.parametrize("t", [1.0, 3.0])
+def test_forward_kl_is_torchs(logits, t):
+    s, w = (torch.tensor(x).double() / t for x in logits)
+    expected = torch.nn.functional.kl_div(
+        s.log_softmax(-1), w.log_softmax(-1), log_target=True, reduction="none"
+    )
+    np.testing.assert_allclose(soft_loss(*logits, t, "forward_kl"), expected.sum(-1), rtol=1e-5, atol=3e-6)
+
+
+def test_the_papers_formula_by_hand():
+    # Three classes with probabilities that are round numbers: logits are their logarithms.
+    student, teacher, label = np.log([0.5, 0.25, 0.25]), np.log([0.25, 0.5, 0.25]), 1
+    hard = -math.log(0.25)
+    soft = 0.25 * math.log(0.25 / 0.5) + 0.5 * math.log(0.5 / 0.25) + 0.25 * math.log(0.25 / 0.25)
+    shape = (1, 1, 3)
+    sums = position_losses(
+        jnp.float32(student).reshape(shape),
+        jnp.float32(teacher).reshape(shape),
+        jnp.full((1, 1), label),
+        jnp.ones((1, 1)),
+        1.0,
+        Distill(),
+        at_1=True,
+    )
+    value = objective(sums, 1.0, 4.0, 1.0, 1, Distill())
+    assert float(sums.hard) == pytest.approx(hard, abs=1e-6)
+    assert float(sums.teacher_hard) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(value) == pytest.approx(1.0 * hard + 4.0 * soft, abs=1e-6)
+    # At t = 2 probabilities go with their square roots.
+    p, q = np.sqrt([0.25, 0.5, 0.25]), np.sqrt([0.5, 0.25, 0.25])
+    p, q = p / p.sum(), q / q.sum()
+    assert float(soft_loss(student, teacher, 2.0, "forward_kl")) == pytest.approx(
+        float((p * np.log(p / q)).sum()), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_value_and_gradient_are_torchs(logits, labels, weights, kind, squared):
+    distill, t, hard, soft = Distill(divergence=kind, squared_temperature=squared), 2.5, 0.7, 1.9
+    count = weights.sum()
+
+    def ours(student, teacher):
+        sums = position_losses(student, teacher, labels, weights, t, distill, at_1=False)
+        return objective(sums, hard, soft, t, count, distill)
+
+    value, gradient = jax.jit(jax.value_and_grad(ours))(*logits)
+
+    s = torch.tensor(logits[0], dtype=torch.float64, requires_grad=True)
+    ce = torch.nn.functional.cross_entropy(
+        s.reshape(-1, V), torch.tensor(labels).long().reshape(-1), reduction="none"
+    ).reshape(B, P)
+    q, p = (s / t).log_softmax(-1), (torch.tensor(logits[1]).double() / t).log_softmax(-1)
+    mean = torch.logsumexp(torch.stack([p, q]), 0) - math.log(2)
+    pair = {
+        "forward_kl": [(p, q)],
+        "reverse_kl": [(q, p)],
+        "jensen_shannon": [(p, mean), (q, mean)],
+    }[kind]
+    kl = sum((a.exp() * (a - b)).sum(-1) for a, b in pair) / len(pair)
+    w = torch.tensor(weights).double()
+    expected = ((hard * ce + soft * (t * t if squared else 1) * kl) * w).sum() / w.sum()
+    expected.backward()
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, s.grad, atol=2e-7)
+    assert np.abs(gradient).max() > 1e-3
+    assert not np.any(gradient[weights == 0])
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("t", [1.0, 4.0])
+def test_a_student_like_its_teacher_has_nothing_to_learn_from_it(logits, kind, t):
+    value, gradient = jax.value_and_grad(lambda s: soft_loss(s, logits[1], t, kind).sum())(logits[1])
+    np.testing.assert_allclose(value, 0, atol=3e-5)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_squared_temperature_and_logged_losses(logits, labels, weights):
+    sums = position_losses(*logits, labels, weights, 3.0, Distill(), at_1=False)
+    soft = (divergence64(*logits, 3.0, "forward_kl") * weights).sum()
+    np.testing.assert_allclose(sums.soft, soft, rtol=1e-5)
+    np.testing.assert_allclose(
+        sums.soft_at_1, (divergence64(*logits, 1, "forward_kl") * weights).sum(), rtol=1e-5
+    )
+    assert float(sums.predictions) == float(sums.selected) == 15
+    plain = objective(sums, 0.0, 1.0, 3.0, 15, Distill())
+    squared = objective(sums, 0.0, 1.0, 3.0, 15, Distill(squared_temperature=True))
+    np.testing.assert_allclose(plain, soft / 15, rtol=1e-5)
+    np.testing.assert_allclose(squared, 9 * soft / 15, rtol=1e-5)
+
+
+def test_at_1_is_temperature_1_and_logged_losses_have_no_gradient(logits, labels, weights):
+    short = position_losses(*logits, labels, weights, 1.0, Distill(), at_1=True)
+    long = position_losses(*logits, labels, weights, 1.0, Distill(), at_1=False)
+    np.testing.assert_allclose(short, long, rtol=1e-6)
+
+    def logged(student):
+        for at_1 in (True, False):
+            sums = position_losses(student, logits[1], labels, weights, 2.0, Distill(), at_1)
+            yield from (sums.soft_at_1, sums.teacher_hard, sums.selected, sums.predictions)
+
+    assert not np.any(jax.grad(lambda s: sum(logged(s)))(logits[0]))
+
+
+def test_without_a_teacher_only_the_hard_loss(logits, labels, weights):
+    sums = position_losses(logits[0], None, labels, weights, 1.0, Distill(), at_1=True)
+    expected = (optax.losses.softmax_cross_entropy_with_integer_labels(logits[0], labels) * weights).sum()
+    np.testing.assert_allclose(sums.hard, expected, rtol=1e-6)
+    assert [float(x) for x in (sums.soft, sums.soft_at_1, sums.teacher_hard, sums.selected)] == [0, 0, 0, 0]
+
+
+def naive_selection(student, teacher, labels, weights, distill):
+    """Position by position, in float64."""
+    kept = np.zeros_like(weights)
+    for b in range(len(weights)):
+        sure = []
+        for i in range(weights.shape[1]):
+            if not weights[b, i]:
+                continue
+            p, q = softmax(np.float64(teacher[b, i])), softmax(np.float64(student[b, i]))
+            if distill.selection == "teacher_better":
+                kept[b, i] = p[labels[b, i]] > q[labels[b, i]]
+            else:
+                kept[b, i] = 1
+                sure.append((-(p * np.log(p)).sum(), i))
+        for _, i in sorted(sure)[: round(distill.entropy_share * weights[b].sum())]:
+            kept[b, i] = 0
+    return kept
+
+
+@pytest.mark.parametrize(
+    "distill",
+    [
+        Distill(selection="teacher_better"),
+        *(Distill(selection="entropy", entropy_share=share) for share in (0.0, 0.15, 0.5, 1.0)),
+    ],
+    ids=lambda d: f"{d.selection}-{d.entropy_share}",
+)
+def test_selection_is_the_naive_one(logits, labels, weights, distill):
+    kept = selection(*logits, labels, weights, distill)
+    expected = naive_selection(*logits, labels, weights, distill)
+    np.testing.assert_array_equal(kept, expected)
+    sums = position_losses(*logits, labels, weights, 1.0, distill, at_1=True)
+    soft = (divergence64(*logits, 1, "forward_kl") * expected).sum()
+    np.testing.assert_allclose(sums.soft, soft, rtol=1e-5, atol=1e-6)
+    assert float(sums.selected) == expected.sum()
+    # The divisor is all predictions: dropping positions lowers the soft loss's share.
+    np.testing.assert_allclose(objective(sums, 0.0, 1.0, 1.0, 15, distill), soft / 15, rtol=1e-5, atol=1e-6)
+
+
+def test_the_choice_does_not_leak_a_gradient(logits, labels, weights):
+    for kind in ("teacher_better", "entropy"):
+        gradient = jax.grad(lambda s: selection(s, logits[1], labels, weights, Distill(selection=kind)).sum())  # noqa: B023
+        assert not np.any(gradient(logits[0]))
+
+
+class Decoders:
+    """A student and a teacher of other widths, with columns of padding at the end as in the model."""
+
+    def __init__(self, random, padding=3):
+        self.student, self.teacher = (
+            jnp.asarray(random.normal(size=(d, V + padding)), jnp.float32) for d in (D, D // 2)
+        )
+        self.features = jnp.asarray(random.normal(size=(B, P, D)), jnp.float32)
+        self.teacher_features = jnp.asarray(random.normal(size=(B, P, D // 2)), jnp.float32)
+
+    def value(self, tables, labels, weights, distill, t=2.0):
+        def decode(table):
+            return lambda x: jnp.where((jnp.arange(table.shape[1]) < V)[None, None], x @ table, -1e9)
+
+        student, teacher, features, teacher_features = tables
+        sums = losses(
+            (decode(student), features), (decode(teacher), teacher_features), labels, weights, t, distill
+        )
+        return objective(sums, 1.0, 2.0, t, weights.sum(), distill), sums
+
+    @property
+    def tables(self):
+        return self.student, self.teacher, self.features, self.teacher_features
+
+
+@pytest.mark.parametrize(
+    ("tile", "chosen"), [(1, "all"), (4, "all"), (7, "all"), (5, "teacher_better"), (2, "entropy")]
+)
+def test_tiles_change_neither_value_nor_gradient(random, labels, weights, tile, chosen):
+    decoders = Decoders(random)
+
+    def run(tile):
+        distill = Distill(tile=tile, selection=chosen, entropy_share=0.4)
+        return jax.jit(
+            jax.value_and_grad(lambda tables: decoders.value(tables, labels, weights, distill), has_aux=True)
+        )(decoders.tables)
+
+    ((plain, sums), gradient), ((tiled, tiled_sums), tiled_gradient) = run(0), run(tile)
+    np.testing.assert_allclose(tiled, plain, rtol=1e-6)
+    np.testing.assert_allclose(tiled_sums, sums, rtol=1e-6)
+    for a, b in zip(tiled_gradient, gradient, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert np.abs(gradient[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("tile", [0, 4])
+def test_the_teacher_gets_no_gradient(random, labels, weights, tile):
+    decoders = Decoders(random)
+    for kind in DIVERGENCES:
+        distill = Distill(divergence=kind, tile=tile)
+        value = jax.jit(jax.grad(lambda x: decoders.value(x, labels, weights, distill)[0]))  # noqa: B023
+        gradient = value(decoders.tables)
+        assert not np.any(gradient[1])
+        assert not np.any(gradient[3])
+        assert np.any(gradient[0])
+        assert np.any(gradient[2])
+
+
+def test_tiles_hold_fewer_logits(random, labels, weights):
+    """The largest array of the program, forward and backward, is one tile's logits."""
+    decoders = Decoders(random, padding=1000)
+
+    def largest(tile):
+        distill = Distill(tile=tile)
+        jaxpr = jax.make_jaxpr(
+            jax.grad(
+                lambda student: decoders.value((student, *decoders.tables[1:]), labels, weights, distill)[0]
+            )
+        )(decoders.student)
+        sizes = [
+            math.prod(v.aval.shape)
+            for eqn in equations(jaxpr.jaxpr)
+            for v in eqn.outvars
+            if v.aval.shape[-1:] == (V + 1000,) and v.aval.shape != decoders.student.shape
+        ]
+        return max(sizes)
+
+    assert largest(0) == B * P * (V + 1000)
+    assert largest(2) == 2 * P * (V + 1000)
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for sub in jax.core.jaxprs_in_params(eqn.params):
+            yield from equations(sub)
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen"), zip(DIVERGENCES, ["entropy", "teacher_better", "all"], strict=True)
+)
+def test_padding_of_the_vocabulary_does_not_matter(logits, labels, weights, kind, chosen):
+    distill = Distill(divergence=kind, selection=chosen, entropy_share=0.4)
+
+    def run(student, teacher):
+        def value(student):
+            sums = position_losses(student, teacher, labels, weights, 2.0, distill, at_1=False)
+            return objective(sums, 1.0, 1.0, 2.0, 15, distill), sums
+
+        return jax.jit(jax.value_and_grad(value, has_aux=True))(student)
+
+    padded = [np.concatenate([x, np.full((B, P, 7), -1e9, np.float32)], -1) for x in logits]
+    (value, sums), gradient = run(*logits)
+    (padded_value, padded_sums), padded_gradient = run(*padded)
+    np.testing.assert_allclose(padded_value, value, rtol=1e-6)
+    np.testing.assert_allclose(padded_sums, sums, rtol=1e-6)
+    np.testing.assert_allclose(padded_gradient[..., :V], gradient, atol=1e-7)
+    assert not np.any(padded_gradient[..., V:])
+
+
+rows_of_logits = hnp.arrays(np.float32, (2, 4, 9), elements=st.floats(-30, 30, width=32))
+
+
+@given(rows_of_logits, st.floats(0.25, 8), st.sampled_from(DIVERGENCES))
+@settings(max_examples=150)
+def test_bounds_of_the_divergences(pair, t, kind):
+    with jax.numpy_rank_promotion("raise"):
+        found = np.asarray(soft_loss(*pair, np.float32(t), kind))
+    expected = divergence64(*pair, np.float64(np.float32(t)), kind)
+    # fp32 keeps about seven digits of the logits that are subtracted from each other.
+    slack = 2e-6 * max(1, np.abs(pair / t).max())
+    assert (found >= -slack).all()
+    if kind == "jensen_shannon":
+        assert (found <= math.log(2) + slack).all()
+    np.testing.assert_allclose(found, np.where(np.isfinite(expected), expected, found), rtol=1e-4, atol=slack)
+
+
+@given(
+    rows_of_logits, st.floats(-50, 50, width=32), st.floats(-50, 50, width=32), st.sampled_from(DIVERGENCES)
+)
+@settings(max_examples=100)
+def test_a_constant_added_to_logits_changes_nothing(pair, a, b, kind):
+    student, teacher = pair
+    labels = np.array([0, 3, 5, 8])
+    moved = soft_loss(student + a, teacher + b, 2.0, kind)
+    np.testing.assert_allclose(moved, soft_loss(student, teacher, 2.0, kind), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        hard_loss(student + a, labels), hard_loss(student, labels), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_jensen_shannon_is_symmetric_and_reaches_log_2():
+    far = np.array([[60.0, -60.0], [-60.0, 60.0]], np.float32)
+    assert float(soft_loss(far[0], far[1], 1.0, "jensen_shannon")) == pytest.approx(math.log(2), abs=1e-6)
+    random = np.random.default_rng(1).normal(size=(2, 30, 9)).astype(np.float32)
+    np.testing.assert_allclose(
+        soft_loss(random[0], random[1], 1.0, "jensen_shannon"),
+        soft_loss(random[1], random[0], 1.0, "jensen_shannon"),
+        atol=1e-7,
+    )

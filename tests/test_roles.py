@@ -1,0 +1,155 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from dwt_jax.config import Config, Mesh, Model, Optimizer
+from dwt_jax.convert.huggingface import LEAVES, MODULES, tensor_name
+from dwt_jax.errors import UserError
+from dwt_jax.model import functional
+from dwt_jax.model.roles import ROLES, Axis, decay_mask, map_with_roles, path_name
+from dwt_jax.parallel import mesh as meshes
+from dwt_jax.train.step import initial_state
+
+SMALL = Model(
+    vocab_size=300, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40
+)
+MODELS = [
+    SMALL,
+    dataclasses.replace(SMALL, num_hidden_layers=1, num_attention_heads=1, type_vocab_size=1, vocab_size=7),
+    dataclasses.replace(Config().model, vocab_size=30522),
+]
+
+
+def leaves(tree):
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("model", MODELS, ids=range(len(MODELS)))
+def test_the_table_says_every_axis_of_every_leaf(model):
+    """Names stand for sizes: a table with two axes swapped is found out where the sizes differ."""
+    sizes = {
+        "layer": model.num_hidden_layers,
+        "embed": model.hidden_size,
+        "head": model.num_attention_heads,
+        "head_dim": model.hidden_size // model.num_attention_heads,
+        "mlp": model.intermediate_size,
+        "vocab": -(-model.vocab_size // 256) * 256,
+        "position": model.max_position_embeddings,
+        "type": model.type_vocab_size,
+    }
+    found = leaves(functional.abstract(model))
+    assert sorted(found) == sorted(ROLES)
+    for name, leaf in found.items():
+        assert leaf.shape == tuple(sizes[axis.name] for axis in ROLES[name]), name
+    for name, axes in ROLES.items():
+        assert {axis.side for axis in axes} <= {"in", "out", ""}, name
+        assert (axes[0].name == "layer") == name.startswith("layers/"), name
+        assert all(axis == Axis("layer", "") for axis in axes if axis.name == "layer"), name
+
+
+def test_the_sides_of_kernels_and_biases():
+    for name, axes in ROLES.items():
+        sides = [axis.side for axis in axes if axis.name != "layer"]
+        if name.endswith("kernel"):
+            assert sides == sorted(sides), f"{name}: in before out"
+            assert {"in", "out"} == set(sides), name
+        elif not name.endswith("embedding") and name != "mlm/bias":
+            assert set(sides) == {"out"}, name
+
+
+def test_a_leaf_that_nobody_declared_is_named():
+    with pytest.raises(KeyError, match="layers/mlp/gate/kernel"):
+        map_with_roles(lambda axes, leaf: leaf, {"layers": {"mlp": {"gate": {"kernel": np.ones(2)}}}})
+
+
+def test_no_stale_entries_in_the_bridge():
+    modules = {name.rpartition("/")[0] for name in ROLES}
+    assert modules == set(MODULES)
+    assert {name.rpartition("/")[2] for name in ROLES} == set(LEAVES)
+
+
+def test_decay_is_hugging_faces():
+    """Trainer's rule: everything but biases and the weights of LayerNorm modules."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    bert = transformers.BertForMaskedLM(
+        transformers.BertConfig(
+            vocab_size=50, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=12
+        )
+    )
+    norms = {f"{n}.weight" for n, module in bert.named_modules() if isinstance(module, torch.nn.LayerNorm)}
+    expected = {name: not name.endswith("bias") and name not in norms for name, _ in bert.named_parameters()}
+    mask = leaves(decay_mask(functional.abstract(SMALL)))
+    assert set(mask) == set(ROLES)
+    found = {}
+    for name, decays in mask.items():
+        assert isinstance(decays, bool)
+        for i in range(3):
+            found[tensor_name(name).format(layer=i)] = decays
+    assert found == expected
+
+
+def mesh_of(data, fsdp, tensor):
+    return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"))
+
+
+def specs(tree, mesh):
+    return {name: sharding.spec for name, sharding in leaves(meshes.shardings(tree, mesh)).items()}
+
+
+def test_sharding_of_the_parameters():
+    found = specs(functional.abstract(SMALL), mesh_of(1, 2, 4))
+    expected = {
+        "embeddings/word/embedding": ("tensor", "fsdp"),
+        "embeddings/position/embedding": (None, "fsdp"),
+        "embeddings/type/embedding": (None, "fsdp"),
+        "embeddings/norm/scale": ("fsdp",),
+        "layers/attention/query/kernel": (None, "fsdp", "tensor", None),
+        "layers/attention/query/bias": (None, "tensor", None),
+        "layers/attention/output/kernel": (None, "tensor", None, "fsdp"),
+        "layers/mlp/input/kernel": (None, "fsdp", "tensor"),
+        "layers/mlp/input/bias": (None, "tensor"),
+        "layers/mlp/output/kernel": (None, "tensor", "fsdp"),
+        "mlm/transform/kernel": ("fsdp", None),  # an axis of the mesh once only
+        "mlm/bias": ("tensor",),
+    }
+    for name, spec in expected.items():
+        assert found[name] == PartitionSpec(*spec), name
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 5, 7), (2, 16, 3), (1, 24, 16)])
+def test_an_axis_is_split_only_where_it_divides(sizes):
+    mesh = mesh_of(*sizes)
+    abstract = leaves(functional.abstract(SMALL))
+    for name, spec in specs(functional.abstract(SMALL), mesh).items():
+        used = [axis for axis in spec if axis is not None]
+        assert len(used) == len(set(used)), name
+        for size, axis in zip(abstract[name].shape, spec, strict=True):
+            assert axis is None or size % mesh.shape[axis] == 0, name
+
+
+def test_moments_lie_where_their_parameters_do_and_the_rest_everywhere():
+    state = jax.eval_shape(lambda: initial_state(functional.init(SMALL, jax.random.key(0)), Optimizer()))
+    mesh = mesh_of(1, 2, 4)
+    of_params = specs(state["params"], mesh)
+    of_state = specs(state, mesh)
+    seen = dict.fromkeys(of_params, 0)
+    for path, spec in of_state.items():
+        owner = next((name for name in of_params if path.endswith("/" + name)), None)
+        if owner:
+            seen[owner] += 1
+            assert spec == of_params[owner], path
+        else:
+            assert spec == PartitionSpec(), path
+    assert set(seen.values()) == {3}  # the parameter and Adam's two moments
+
+
+def test_meshes_that_do_not_fit_the_devices():
+    assert jax.device_count() == 1
+    assert dict(meshes.make_mesh(Mesh(), 8).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    for sizes in (Mesh(data=2), Mesh(data=-1, fsdp=3), Mesh(data=1, tensor=2)):
+        with pytest.raises(UserError, match=f"fsdp={sizes.fsdp}.* 1 devices"):
+            meshes.make_mesh(sizes, 8)

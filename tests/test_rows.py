@@ -1,0 +1,216 @@
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dwt_jax.data import rows
+from dwt_jax.errors import UserError
+
+LENGTH = 8
+
+
+def write(directory: Path, sizes: list[list[int]]) -> np.ndarray:
+    """A prepared directory with shards of sizes[source][shard] rows; all its tokens [rows, L].
+
+    Written by hand, as docs/data.md describes it. Row r of the split holds r·L … r·L + L − 1.
+    """
+    (directory / "train").mkdir(parents=True)
+    tokens = np.arange(sum(map(sum, sizes)) * LENGTH, dtype=np.uint16).reshape(-1, LENGTH)
+    sources, at = [], 0
+    for source, shards in enumerate(sizes):
+        found = {"rows": sum(shards), "documents": sum(shards), "shards": []}
+        inside = 0
+        for number, size in enumerate(shards):
+            name = f"{source:03d}-{number:05d}"
+            part = tokens[at : at + size]
+            np.save(directory / "train" / f"{name}.tokens.npy", part)
+            np.save(directory / "train" / f"{name}.segments.npy", (part % 2 + 1).astype(np.uint8))
+            np.save(directory / "train" / f"{name}.documents.npy", np.arange(inside, inside + size))
+            found["shards"].append({"name": name, "rows": size})
+            at, inside = at + size, inside + size
+        sources.append(found)
+    (directory / "index.json").write_text(json.dumps({"splits": {"train": {"sources": sources}}}))
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> tuple[Path, np.ndarray]:
+    """Three sources of 13, 7 and 20 rows in six shards."""
+    directory = tmp_path_factory.mktemp("rows") / "three"
+    return directory, write(directory, [[5, 5, 3], [7], [16, 4]])
+
+
+def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(found[name], expected[name]) for name in ("tokens", "segments"))
+
+
+@given(st.lists(st.integers(0, 39), max_size=50))
+def test_gather(three, numbers):
+    directory, tokens = three
+    opened = rows.open_rows(directory, "train")
+    found = rows.gather(opened, np.array(numbers, np.int64))
+    assert found["tokens"].dtype == np.uint16
+    assert found["segments"].dtype == np.uint8
+    np.testing.assert_array_equal(found["tokens"], tokens[numbers])
+    np.testing.assert_array_equal(found["segments"], tokens[numbers] % 2 + 1)
+
+
+def test_counts_and_documents(three):
+    opened = rows.open_rows(three[0], "train")
+    assert rows.count(opened) == rows.epoch_rows(opened) == 40
+    np.testing.assert_array_equal(rows.first_documents(opened), np.arange(40))
+
+
+@pytest.mark.parametrize("number", [-1, 40])
+def test_gather_outside(three, number):
+    with pytest.raises(IndexError, match="expected 0 to 39"):
+        rows.gather(rows.open_rows(three[0], "train"), np.array([0, number]))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 50))
+def test_every_row_once_an_epoch(three, seed, epoch):
+    opened = rows.open_rows(three[0], "train")
+    found = rows.row_indices(opened, seed, epoch * 40, (epoch + 1) * 40)
+    assert sorted(found.tolist()) == list(range(40))
+
+
+def test_epochs_and_seeds_differ(three):
+    opened = rows.open_rows(three[0], "train")
+    orders = {
+        tuple(rows.row_indices(opened, seed, e * 40, e * 40 + 40)) for seed in range(5) for e in range(5)
+    }
+    assert len(orders) == 25
+
+
+def test_shuffle_is_even(tmp_path):
+    """Where a row lands is uniform over seeds: χ² of 10 places with 9 degrees of freedom."""
+    write(tmp_path / "ten", [[10]])
+    opened = rows.open_rows(tmp_path / "ten", "train")
+    landed = np.array([rows.row_indices(opened, seed, 0, 10) for seed in range(1000)])
+    for place in range(10):
+        counts = np.bincount(landed[:, place], minlength=10)
+        assert ((counts - 100) ** 2 / 100).sum() < 33.7  # p = 0.0001
+
+
+@given(st.integers(0, 9), st.integers(0, 200), st.integers(0, 100))
+def test_a_position_is_a_pure_function(three, seed, start, count):
+    opened = rows.open_rows(three[0], "train")
+    whole = rows.row_indices(opened, seed, 0, 300)
+    np.testing.assert_array_equal(
+        rows.row_indices(opened, seed, start, start + count), whole[start : start + count]
+    )
+
+
+@given(st.integers(0, 30), st.lists(st.integers(0, 12), max_size=5), st.integers(1, 12))
+def test_batch_is_the_same_for_any_partition(three, step, cuts, processes):
+    opened = rows.open_rows(three[0], "train")
+    whole = rows.batch(opened, 5, step, 12)
+    assert same(whole, rows.gather(opened, rows.row_indices(opened, 5, step * 12, step * 12 + 12)))
+    ends = [0, *sorted(cuts), 12]
+    contiguous = [slice(a, b) for a, b in itertools.pairwise(ends)]
+    for parts in (contiguous, [slice(i, None, processes) for i in range(processes)]):
+        for part in parts:
+            expected = {name: array[part] for name, array in whole.items()}
+            assert same(rows.batch(opened, 5, step, 12, part), expected)
+
+
+@pytest.mark.parametrize(
+    ("weights", "times"),
+    [
+        ([1, 1, 1], (1, 1, 1)),
+        ([2, 1, 1], (2, 1, 1)),
+        ([1, 3, 2], (1, 3, 2)),
+    ],
+)
+def test_whole_weights_show_each_row_so_many_times(three, weights, times):
+    opened = rows.open_rows(three[0], "train", weights)
+    length = rows.epoch_rows(opened)
+    assert length == np.dot([13, 7, 20], weights)
+    for epoch in range(3):
+        seen = Counter(rows.row_indices(opened, 1, epoch * length, (epoch + 1) * length).tolist())
+        expected = dict(enumerate(np.repeat(times, [13, 7, 20]).tolist()))
+        assert seen == expected
+
+
+def test_fractional_weights_show_all_rows_over_the_epochs(three):
+    opened = rows.open_rows(three[0], "train", [1, 1, 0.25])
+    length = rows.epoch_rows(opened)
+    assert length == 13 + 7 + 5
+    seen = [
+        {row for row in rows.row_indices(opened, 1, e * length, (e + 1) * length).tolist() if row >= 20}
+        for e in range(8)
+    ]
+    assert all(len(part) == 5 for part in seen)
+    assert set.union(*seen[:4]) == set(range(20, 40)), "disjoint quarters"
+    assert [sorted(part) for part in seen[:4]] == [sorted(part) for part in seen[4:]]
+
+
+@pytest.mark.parametrize(("start", "stop", "prefetch"), [(0, 9, 2), (4, 9, 1), (3, 3, 2), (0, 40, 8)])
+def test_batches_are_those_of_the_steps_in_order(three, start, stop, prefetch):
+    opened = rows.open_rows(three[0], "train")
+    part = slice(2, 6)
+    found = list(rows.batches(opened, 3, 8, start, stop, part, prefetch))
+    assert len(found) == stop - start
+    for step, each in zip(range(start, stop), found, strict=True):
+        assert same(each, rows.batch(opened, 3, step, 8, part))
+
+
+def test_batches_can_be_left_early(three):
+    """And an endless stream is no reason to hang."""
+    opened = rows.open_rows(three[0], "train")
+    stream = rows.batches(opened, 3, 8, 0, 10**9)
+    assert same(next(stream), rows.batch(opened, 3, 0, 8))
+    stream.close()
+
+
+def test_an_error_in_the_thread_is_raised(three):
+    opened = rows.open_rows(three[0], "train")
+    with pytest.raises(Exception, match="expected 0 to 39"):
+        next(rows.batches(opened.__class__(**{**vars(opened), "sources": opened.sources + 99}), 3, 8, 0, 9))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "arguments", "says"),
+    [
+        (lambda d: (d / "index.json").unlink(), ("train",), r"no split 'train' \(FileNotFoundError"),
+        (lambda d: None, ("valid",), "no split 'valid'"),
+        (lambda d: None, ("train", [1, 2]), "prepared from 1 sources, but data.sources has 2"),
+        (lambda d: None, ("train", [0.01]), "no rows under the weights"),
+        (lambda d: (d / "train" / "000-00001.tokens.npy").unlink(), ("train",), "00001.tokens.npy: "),
+        (
+            lambda d: (d / "train" / "000-00000.segments.npy").write_bytes(b"\x93NUMPY"),
+            ("train",),
+            "segments.npy: ",
+        ),
+        (
+            lambda d: np.save(d / "train" / "000-00000.tokens.npy", np.zeros((2, 8))),
+            ("train",),
+            "holds 2 rows",
+        ),
+    ],
+)
+def test_user_errors(tmp_path, break_it, arguments, says):
+    write(tmp_path / "out", [[5, 5]])
+    break_it(tmp_path / "out")
+    with pytest.raises(UserError, match=says) as error:
+        rows.open_rows(tmp_path / "out", *arguments)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / "out") in str(error.value)
+
+
+def test_more_shards_than_a_shell_allows_files(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    write(tmp_path / "many", [[1] * 40])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        opened = rows.open_rows(tmp_path / "many", "train")
+        assert rows.count(opened) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

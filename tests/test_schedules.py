@@ -1,0 +1,203 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dwt_jax.config import Schedule
+from dwt_jax.config_file import build as build_config
+from dwt_jax.distill import schedules
+from dwt_jax.distill.presets import PRESETS
+from dwt_jax.train.step import knob_table
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+STEPS = 200
+
+
+def closed_form(schedule, step, steps):
+    """Straight from the docstring of Schedule, one step at a time, in Python floats."""
+    warmup = round(schedule.warmup * steps)
+    begin, until = max(round(schedule.begin * steps), warmup), round(schedule.until * steps)
+    value, end = schedule.value, schedule.end
+    if step < warmup:
+        return value * step / warmup
+    if schedule.kind in ("constant", "until_beaten") or step < begin:
+        return value
+    if schedule.kind == "steps":
+        return end
+    done = min((step - begin) / max(until - begin, 1), 1.0)
+    if schedule.kind == "cosine":
+        return end + (value - end) * (1 + math.cos(math.pi * done)) / 2
+    return value + (end - value) * done
+
+
+SCHEDULES = [
+    Schedule(),
+    Schedule(value=3.0, warmup=0.1),
+    Schedule(kind="until_beaten", value=2.0, warmup=0.05),
+    *(
+        Schedule(kind, value=value, end=end, **when)
+        for kind in ("linear", "cosine", "warmup_stable_decay")
+        for value, end in ((4.0, 1.0), (0.0, 1.0))
+        for when in (
+            {},
+            {"warmup": 0.1},
+            {"begin": 0.5, "until": 0.75},
+            {"warmup": 0.3, "begin": 0.2, "until": 0.9},
+        )
+    ),
+    Schedule("steps", value=4.0, end=1.0, begin=0.4),
+    Schedule("steps", value=4.0, end=1.0, begin=0.1, warmup=0.2),
+    Schedule("steps", value=4.0, end=1.0),
+]
+
+
+@pytest.mark.parametrize(
+    "schedule", SCHEDULES, ids=lambda s: f"{s.kind}-{s.value}-{s.warmup}-{s.begin}-{s.until}"
+)
+def test_the_closed_form(schedule):
+    found = schedules.table(schedule, STEPS)
+    assert found.dtype == np.float32
+    assert found.shape == (STEPS,)
+    expected = [closed_form(schedule, step, STEPS) for step in range(STEPS)]
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    # Beyond the end it stays; and a single step, traced or not, gives what the table has.
+    one = schedules.build(schedule, STEPS)
+    assert float(one(10 * STEPS)) == pytest.approx(closed_form(schedule, 10 * STEPS, STEPS), abs=2e-6)
+    for step in (0, 7, 90, STEPS - 1):
+        assert float(one(step)) == pytest.approx(expected[step], abs=2e-6)
+
+
+shares = st.floats(0, 1)
+values = st.floats(0, 10)
+
+
+@given(
+    st.sampled_from(["constant", "linear", "cosine", "steps", "until_beaten"]),
+    values,
+    values,
+    shares,
+    shares,
+    shares,
+    st.sampled_from([1, 10, 333]),
+)
+@settings(max_examples=25)
+def test_any_schedule_stays_between_its_values(kind, value, end, warmup, begin, until, steps):
+    until = max(until, begin, warmup)
+    schedule = Schedule(kind, value, end, warmup, begin, until)
+    found = schedules.table(schedule, steps)
+    low = 0 if warmup * steps >= 0.5 else min(value, end)
+    assert (found >= low - 1e-5).all()
+    assert (found <= max(value, end) + 1e-5).all()
+    np.testing.assert_allclose(
+        found, [closed_form(schedule, step, steps) for step in range(steps)], rtol=1e-5, atol=1e-5
+    )
+
+
+def rates(make, value):
+    """The learning rate of each step as torch has it."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=value)
+    scheduler = make(optimizer)
+    found = []
+    for _ in range(STEPS):
+        found.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("schedule", "make"),
+    [
+        (
+            Schedule("linear", 5e-4, warmup=0.05),
+            lambda o: transformers.get_linear_schedule_with_warmup(o, STEPS // 20, STEPS),
+        ),
+        (
+            Schedule("cosine", 5e-4, warmup=0.05),
+            lambda o: transformers.get_cosine_schedule_with_warmup(o, STEPS // 20, STEPS),
+        ),
+        (
+            Schedule("constant", 5e-4, warmup=0.1),
+            lambda o: transformers.get_constant_schedule_with_warmup(o, STEPS // 10),
+        ),
+        (
+            Schedule("linear", 0.4, end=0.1),
+            lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.25, total_iters=STEPS),
+        ),
+        (
+            Schedule("cosine", 0.4, end=0.1),
+            lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS, eta_min=0.1),
+        ),
+        (
+            Schedule("steps", 0.4, end=0.1, begin=0.25),
+            lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [STEPS // 4], gamma=0.25),
+        ),
+    ],
+    ids=["hf-linear", "hf-cosine", "hf-constant", "LinearLR", "CosineAnnealingLR", "MultiStepLR"],
+)
+def test_as_torch_and_transformers_have_them(schedule, make):
+    np.testing.assert_allclose(
+        schedules.table(schedule, STEPS), rates(make, schedule.value), rtol=2e-5, atol=1e-7 * schedule.value
+    )
+
+
+def test_a_step_may_be_an_array_or_traced():
+    one = schedules.build(Schedule("cosine", 2.0, warmup=0.1), STEPS)
+    steps = np.array([0, 5, 20, 199])
+    table = schedules.table(Schedule("cosine", 2.0, warmup=0.1), STEPS)
+    np.testing.assert_allclose(one(steps), table[steps], atol=1e-6)
+    np.testing.assert_allclose(jax.jit(one)(20), table[20], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [
+        ([], 0),
+        ([0, 0], 0),
+        ([1, 1, 1], 3),
+        ([1, 0, 0], 1),
+        ([0, 1, 0, 0], 2),
+        ([0, 0, 1], 3),
+        ([1, 0, 1, 0], 3),
+    ],
+)
+def test_zero_from(values, step):
+    assert schedules.zero_from(np.array(values, np.float32)) == step
+
+
+def test_the_teacher_of_knowledge_inheritance_goes_after_a_quarter():
+    distill = build_config(
+        {"train": {"steps": STEPS}, "distill": {"preset": "knowledge_inheritance"}}
+    ).distill
+    soft = schedules.table(distill.alpha_soft, STEPS)
+    assert schedules.zero_from(soft) == STEPS // 4
+    # (1 − α)·CE + α·KL at every step
+    np.testing.assert_allclose(schedules.table(distill.alpha_hard, STEPS) + soft, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_knobs_of_a_preset(name):
+    config = build_config({"train": {"steps": STEPS}, "distill": {"preset": name}})
+    knobs = knob_table(config)
+    assert knobs.shape == (STEPS, 4)
+    step = 80
+    expected = {
+        "paper_normal": (1, 1, 1),
+        "paper_strong": (1, 4, 1),
+        "paper_decay": (1, 4 - 3 * step / STEPS, 1),
+        "knowledge_inheritance": (1, 0, 2),
+    }[name]
+    np.testing.assert_allclose(knobs[step, :3], expected, rtol=1e-6)
+    rate = 5e-4 * (STEPS - step) / (STEPS - STEPS // 20)  # linear, after 5 % of warm-up
+    np.testing.assert_allclose(knobs[step, 3], rate, rtol=1e-5)
+
+
+def test_beaten_share():
+    gaps = np.array([-1.0, 0.0, 0.1, 0.25, 0.5, 3.0])
+    np.testing.assert_allclose(schedules.beaten_share(gaps, 0.5), [0, 0, 0.2, 0.5, 1, 1], atol=1e-7)

@@ -1,0 +1,202 @@
+import bz2
+import gzip
+import hashlib
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from dwt_jax.config import Source
+from dwt_jax.data import sources
+from dwt_jax.data.sources import documents
+from dwt_jax.errors import UserError
+
+TEXT = "First article\nline two — ünï\n\nsecond paragraph\n\n\nSecond article\n\n\n\nThird\n"
+
+
+def zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def read(path: Path | str, kind: str = "text", **options) -> list[str]:
+    return list(documents(Source(kind=kind, path=str(path), **options)))
+
+
+def test_builtin_has_every_address():
+    texts = list(documents(Source()))
+    assert len(texts) == 233
+    assert sum(len(text.split()) for text in texts) == 1_794_884  # what the package's description says
+    with lzma.open(sources.BUILTIN) as lines:
+        records = [json.loads(line) for line in lines]
+    assert [record["text"] for record in records] == texts
+    assert [record["year"] for record in records] == sorted(record["year"] for record in records)
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_text_in_every_packing(tmp_path, ending):
+    path = write(tmp_path / f"a.txt{ending}", PACK[ending](TEXT.encode()))
+    assert read(path, blank_lines=2) == [
+        "First article\nline two — ünï\n\nsecond paragraph\n\n",
+        "Second article\n\n\n",
+        "Third",
+    ]
+    assert [text.strip() for text in read(path)] == [
+        "First article\nline two — ünï",
+        "second paragraph",
+        "Second article",
+        "Third",
+    ]
+    assert read(path, documents="lines") == [line for line in TEXT.split("\n") if line]
+    assert read(path, documents="file") == [TEXT.removesuffix("\n")]
+
+
+def test_several_frames_in_one_zst(tmp_path):
+    path = write(tmp_path / "a.zst", zstd(b"one\n") + zstd(b"") + zstd(b"two\n"))
+    assert read(path, documents="lines") == ["one", "two"]
+
+
+def test_carriage_returns_and_byte_order_mark(tmp_path):
+    path = write(tmp_path / "a.txt", "\ufeffone\r\n\r\ntwo\r\n")
+    assert [text.strip("\n") for text in read(path)] == ["one", "two"]
+
+
+def test_glob_is_recursive_and_sorted(tmp_path):
+    for name in ("b.txt", "x/a.txt", "x/y/c.txt", "x/y/skipped.md"):
+        write(tmp_path / name, name)
+    assert read(tmp_path / "**" / "*.txt") == ["b.txt", "x/a.txt", "x/y/c.txt"]
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_json_lines(tmp_path, ending):
+    lines = '{"body": "a\\nb", "n": 1}\n\n{"body": "\\ud83d\\ude00 half \\ud800"}\n{"body": " "}\n'
+    path = write(tmp_path / f"a.jsonl{ending}", PACK[ending](lines.encode()))
+    assert read(path, "jsonl", field="body") == ["a\nb", "😀 half \ufffd"]
+
+
+def test_seen_adds_up_to_what_is_stored(tmp_path):
+    for number in range(3):
+        write(tmp_path / f"{number}.txt.xz", lzma.compress(b"some line of text\n" * 5000))
+    source = Source(kind="text", path=str(tmp_path / "*"), documents="lines")
+    told: list[int] = []
+    assert len(list(documents(source, told.append))) == 15000
+    assert sum(told) == sources.stored_bytes(source) > 0
+
+
+def test_digest_is_of_the_documents_alone(tmp_path):
+    one = Source(kind="text", path=str(write(tmp_path / "a.txt", "x\n\ny")))
+    other = Source(
+        kind="jsonl", path=str(write(tmp_path / "b.jsonl.gz", gzip.compress(b'{"text": "x"}\n{"text": "y"}')))
+    )
+    swapped = Source(kind="text", path=str(write(tmp_path / "c.txt", "y\nx")), documents="lines")
+    texts = [list(documents(source)) for source in (one, other, swapped)]
+    assert [[t.strip() for t in each] for each in texts] == [["x", "y"], ["x", "y"], ["y", "x"]]
+    expected = hashlib.sha256(b"".join(hashlib.blake2b(t, digest_size=32).digest() for t in (b"x", b"y")))
+    assert sources.digest(other) == expected.hexdigest()
+    assert sources.digest(swapped) != sources.digest(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "says"),
+    [
+        ("a.txt", b"fine\nnot \xff fine", {}, "a.txt, line 2: byte 0xff"),
+        ("a.gz", gzip.compress(TEXT.encode() * 99)[:-20], {}, r"a\.gz: .*expected a whole \.gz file"),
+        ("a.gz", b"no gzip at all", {}, r"a\.gz: .*expected a whole \.gz file"),
+        ("a.xz", lzma.compress(TEXT.encode() * 99)[:-20], {}, r"a\.xz: .*expected a whole \.xz file"),
+        ("a.xz", b"no xz at all", {}, r"a\.xz: .*expected a whole \.xz file"),
+        ("a.bz2", b"no bz2 at all", {}, r"a\.bz2: "),
+        ("a.zst", zstd(TEXT.encode() * 99)[:-20], {}, r"a\.zst: .*expected a whole \.zst file"),
+        ("a.zst", b"no zstd at all", {}, r"a\.zst: .*expected a whole \.zst file"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"txt": "x"}',
+            {},
+            "a.jsonl, line 2: no field 'text'; did you mean 'txt'",
+        ),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', {}, "a.jsonl, line 2: .*expected one JSON object a line"),
+        ("a.jsonl", b"[1, 2]", {}, "a.jsonl, line 1: found a JSON list, expected an object"),
+        ("a.jsonl", b'{"text": 3}', {}, "a.jsonl, line 1: field 'text' is a int, expected a string"),
+    ],
+)
+def test_user_errors(tmp_path, name, content, options, says):
+    path = write(tmp_path / name, content)
+    with pytest.raises(UserError, match=says) as error:
+        read(path, "jsonl" if name.endswith("jsonl") else "text", **options)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_glob_without_a_match(tmp_path):
+    with pytest.raises(UserError, match=r"\*\.txt: matches no file"):
+        read(tmp_path / "*.txt")
+    with pytest.raises(UserError, match="it is a directory: add /"):
+        read(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_tfds(tmp_path_factory) -> Path:
+    """A dataset built on the spot, without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {"text": tfds.features.Text(), "meta": {"title": tfds.features.Text()}, "n": np.int64}
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(20):
+                yield i, {"text": f"Café number {i}.", "meta": {"title": f"title {i}"}, "n": i}
+
+    directory = tmp_path_factory.mktemp("tfds")
+    Tiny(data_dir=str(directory), file_format="array_record").download_and_prepare()
+    return directory
+
+
+def test_tfds_by_name_and_by_directory(tiny_tfds):
+    expected = {f"Café number {i}." for i in range(20)}
+    by_name = read("tiny", "tfds", data_dir=str(tiny_tfds))
+    by_directory = read(tiny_tfds / "tiny" / "1.0.0", "tfds")
+    assert set(by_name) == expected
+    assert by_name == by_directory
+    assert len(read("tiny:1.0.0", "tfds", data_dir=str(tiny_tfds), split="train[:50%]")) == 10
+    assert "title 3" in read("tiny", "tfds", data_dir=str(tiny_tfds), field="meta/title")
+
+
+def test_tfds_seen_adds_up(tiny_tfds):
+    source = Source(kind="tfds", path="tiny", data_dir=str(tiny_tfds))
+    told: list[int] = []
+    list(documents(source, told.append))
+    assert sum(told) == sources.stored_bytes(source) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"path": "nonesuch"}, "tfds 'nonesuch'.*expected a dataset that was prepared"),
+        ({"path": "tiny", "field": "texts"}, "no field 'texts'; did you mean 'text'"),
+        ({"path": "tiny", "field": "n"}, "field 'n' is a .*, expected text"),
+        ({"path": "tiny", "split": "test"}, "split 'test': Unknown split"),
+    ],
+)
+def test_tfds_user_errors(tiny_tfds, options, says):
+    with pytest.raises(UserError, match=says) as error:
+        list(documents(Source(kind="tfds", data_dir=str(tiny_tfds), **options)))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,236 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dwt_jax.config import Source
+from dwt_jax.data import tokenizer
+from dwt_jax.data.sources import documents
+from dwt_jax.errors import UserError
+
+TEXTS = [*documents(Source())][::40]
+SAMPLE = [
+    "The Congress shall have Power.",
+    "naïve Café — 日本語, 1,234.5!",
+    "unbelievableness [MASK] zzzqqq ☃",
+    "  \t mixed\u00a0SPACES  ",
+]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["lower", "cased"])
+def trained(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("words") / "tokenizer"
+    tokenizer.save(tokenizer.train(lambda: TEXTS, 1000, request.param), path, request.param)
+    return path
+
+
+def auto(path: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(path))
+
+
+def test_special_tokens_come_first(trained):
+    words = tokenizer.vocabulary(trained)
+    assert words.tokens[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    assert (words.pad_id, words.unk_id, words.cls_id, words.sep_id, words.mask_id) == (0, 1, 2, 3, 4)
+    assert words.special_ids == (0, 1, 2, 3, 4)
+    assert len(words.tokens) == len(set(words.tokens)) == len(words) == 1000
+    assert (trained / "vocab.txt").read_text(encoding="utf-8").splitlines() == list(words.tokens)
+
+
+def test_transformers_gives_the_same_ids(trained):
+    theirs, ours = auto(trained), tokenizer.load(trained)
+    for text in [*SAMPLE, *(text[:3000] for text in TEXTS)]:
+        assert theirs(text)["input_ids"] == ours.encode(text).ids
+    assert theirs.mask_token_id == 4
+    assert sorted(theirs.all_special_ids) == [0, 1, 2, 3, 4]
+    assert len(theirs) == 1000
+
+
+def test_transformers_own_bert_over_vocab_txt_gives_the_same_ids(trained, tmp_path):
+    """The pipeline, not only the vocabulary: BERT's as transformers builds it from a vocab.txt."""
+    from transformers import BertTokenizer
+
+    (tmp_path / "vocab.txt").write_bytes((trained / "vocab.txt").read_bytes())
+    lower = json.loads((trained / "tokenizer_config.json").read_text())["do_lower_case"]
+    theirs = BertTokenizer.from_pretrained(str(tmp_path), do_lower_case=lower)
+    ours = tokenizer.load(trained)
+    for text in [*SAMPLE, *(text[:3000] for text in TEXTS)]:
+        assert theirs(text)["input_ids"] == ours.encode(text).ids
+
+
+def test_lowercase(trained):
+    tokens = tokenizer.vocabulary(trained).tokens
+    lower = json.loads((trained / "tokenizer_config.json").read_text())["do_lower_case"]
+    assert any(c.isupper() for token in tokens[5:] for c in token) == (not lower)
+
+
+def test_same_text_same_vocabulary_in_any_process(tmp_path):
+    """tokenizers' own trainer fails this: its hash tables differ from process to process."""
+    program = (
+        "import sys, hashlib; from dwt_jax.config import Source; from dwt_jax.data import tokenizer as t;"
+        "from dwt_jax.data.sources import documents;"
+        "w = t.train(lambda: list(documents(Source()))[::40], 1000, True);"
+        "print(hashlib.md5(w.to_str().encode()).hexdigest())"
+    )
+    command = [sys.executable, "-c", program]
+    found = {subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)}
+    assert len(found) == 1
+
+
+def test_sample_is_limited():
+    read = []
+
+    def texts():
+        for text in ["abc def " * 1000] * 100:
+            read.append(text)
+            yield text
+
+    tokenizer.train(texts, 100, True, sample_megabytes=0.02)
+    assert len(read) == 2 * 4  # twice 3 of 8 kB, and one more to see that it is enough
+
+
+def test_characters_that_do_not_fit():
+    with pytest.raises(UserError, match=r"data.tokenizer.vocab_size is 20, expected at least \d+"):
+        tokenizer.train(lambda: TEXTS, 20, True)
+
+
+def test_continuation_of_wordpiece(trained):
+    words = tokenizer.vocabulary(trained)
+    assert words.continuation.dtype == bool
+    assert words.continuation.tolist() == [token.startswith("##") for token in words.tokens]
+    assert words.continuation.any()
+
+
+def bert_words() -> list[str]:
+    return [
+        "[PAD]",
+        "[unused0]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        "##s",
+        "hello",
+        "Hello",
+    ]
+
+
+def test_vocab_txt_file_and_directory(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(bert_words()) + "\n")
+    for path in (tmp_path / "vocab.txt", tmp_path):
+        words = tokenizer.vocabulary(path)
+        assert (words.pad_id, words.unk_id, words.cls_id, words.sep_id, words.mask_id) == (0, 2, 3, 4, 5)
+        assert tokenizer.load(path).encode("Hello").tokens == ["[CLS]", "hello", "[SEP]"]
+        assert tokenizer.load(path, lowercase=False).encode("Hello").tokens == ["[CLS]", "Hello", "[SEP]"]
+        assert tokenizer.digest(path) != tokenizer.digest(path, lowercase=False)
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert tokenizer.load(tmp_path, lowercase=True).encode("Hello").tokens[1] == "Hello"
+
+
+def test_install_of_a_vocab_txt_is_whole(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(bert_words()) + "\n")
+    tokenizer.install(tmp_path / "vocab.txt", tmp_path / "out", lowercase=False)
+    assert tokenizer.digest(tmp_path / "out") == tokenizer.digest(tmp_path / "vocab.txt", lowercase=False)
+    assert (
+        auto(tmp_path / "out")("Hello hello")["input_ids"]
+        == tokenizer.load(tmp_path / "out").encode("Hello hello").ids
+    )
+
+
+def test_install_copies_files_as_they_are(trained, tmp_path):
+    (tmp_path / "in").mkdir()
+    for path in trained.iterdir():
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes().replace(b": ", b":  "))
+    (tmp_path / "in" / "model.safetensors").write_bytes(b"weights")
+    tokenizer.install(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    for path in trained.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == (tmp_path / "in" / path.name).read_bytes()
+    assert tokenizer.digest(tmp_path / "out") == tokenizer.digest(trained)
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory) -> Path:
+    """A byte-level BPE directory with RoBERTa's special tokens, truncation left on."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    path = tmp_path_factory.mktemp("roberta")
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        TEXTS[:2],
+        vocab_size=600,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        show_progress=False,
+    )
+    bpe.enable_truncation(8)
+    bpe.save(str(path / "tokenizer.json"))
+    return path
+
+
+def test_byte_level(roberta):
+    words = tokenizer.vocabulary(roberta)
+    assert (words.cls_id, words.pad_id, words.sep_id, words.unk_id, words.mask_id) == (0, 1, 2, 3, 4)
+    assert words.starts_words == "Ġ"
+    assert words.special_ids == (0, 1, 2, 3, 4)
+    ids = (
+        tokenizer.load(roberta)
+        .encode("the extraordinary Government of the people", add_special_tokens=False)
+        .ids
+    )
+    assert len(ids) > 8, "truncation has to be off"
+    words_begun = (~words.continuation[ids]).sum()
+    assert words_begun == 5  # each word but the first, which has no space before it
+    assert not words.continuation[list(words.special_ids)].any()
+
+
+def test_roles_from_the_config_files(roberta, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((roberta / "tokenizer.json").read_bytes())
+    (tmp_path / "special_tokens_map.json").write_text('{"cls_token": {"content": "a"}, "sep_token": "b"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"sep_token": "c"}')
+    words = tokenizer.vocabulary(tmp_path)
+    assert (words.tokens[words.cls_id], words.tokens[words.sep_id], words.mask_id) == ("a", "c", 4)
+    assert {words.cls_id, words.sep_id} < set(words.special_ids)
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "<nothing>"}')
+    with pytest.raises(UserError, match="mask_token '<nothing>' is not in the vocabulary"):
+        tokenizer.vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "says"),
+    [
+        ({}, "gone", "gone: no such file, expected a tokenizer directory"),
+        ({"merges.txt": ""}, "", "neither tokenizer.json nor vocab.txt"),
+        ({"tokenizer.json": "{"}, "", "tokenizer.json: .*expected a tokenizer"),
+        ({"vocab.txt": "[PAD]\n[UNK]\na"}, "", r"vocab.txt: no \[CLS\] \[SEP\] \[MASK\] among its 3 lines"),
+        (
+            {"vocab.txt": "\n".join([*tokenizer.SPECIALS, "a", "a"])},
+            "vocab.txt",
+            "token 'a' is there more than once",
+        ),
+        (
+            {"vocab.txt": "\n".join(tokenizer.SPECIALS), "tokenizer_config.json": "{"},
+            "",
+            "tokenizer_config.json: ",
+        ),
+    ],
+)
+def test_user_errors(tmp_path, files, path, says):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=says) as error:
+        tokenizer.vocabulary(tmp_path / path)
+    assert "\n" not in str(error.value)
+
+
+def test_vocabularies_compare_and_are_read_only(trained):
+    words = tokenizer.vocabulary(trained)
+    assert words == tokenizer.vocabulary(trained)
+    with pytest.raises(ValueError, match="read-only"):
+        words.continuation[0] = True
+    assert isinstance(words.continuation, np.ndarray)
