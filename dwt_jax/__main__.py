@@ -100,6 +100,9 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace, _: dict[str, str]) -> int | None:
+    from dwt_jax.parallel import host
+
+    host.tune()
     from dwt_jax.study import demo
 
     return _trained(lambda: demo.run(options.workdir, options.scale))
@@ -131,8 +134,10 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     from dwt_jax.config_file import load
+    from dwt_jax.parallel import host
 
     config = load(options.config, overrides)
+    host.tune()
 
     def run() -> None:
         from dwt_jax.train.loop import train
@@ -171,6 +176,9 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
+    from dwt_jax.parallel import host
+
+    host.tune()
     from dwt_jax.evaluate.command import evaluate
 
     found = evaluate(options.model, options.data, options.batch_size, options.mask_rate)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from dwt_jax.config import Model
 from dwt_jax.convert.huggingface import to_tensors
 from dwt_jax.model import functional
-from dwt_jax.model.products import Numerics, dropout, padded_vocabulary
+from dwt_jax.model.attention import attend
+from dwt_jax.model.layers import dropout, padded_vocabulary
+from dwt_jax.model.products import Numerics
 
 torch = pytest.importorskip("torch")
 
@@ -132,11 +134,9 @@ def test_the_number_of_parameters_is_transformers(tiny, torch_bert, params):
 
 
 def test_an_open_vocabulary_is_refused(tiny):
-    open_ = dataclasses.replace(tiny, vocab_size=0)
+    unresolved = dataclasses.replace(tiny, vocab_size=0)
     with pytest.raises(ValueError, match="vocab_size"):
-        functional.init(open_, jax.random.key(0))
-    assert functional.with_vocabulary(open_, 77).vocab_size == 77
-    assert functional.with_vocabulary(tiny, 77).vocab_size == tiny.vocab_size
+        functional.init(unresolved, jax.random.key(0))
 
 
 @pytest.mark.parametrize(("size", "padded"), [(1, 256), (256, 256), (257, 512), (30522, 30720)])
@@ -231,6 +231,30 @@ def test_gradient_of_the_mlm_loss_is_torchs(tiny, params, torch_bert):
     for name, array in found.items():
         scale = max(np.abs(expected[name]).max(), 1e-3)
         np.testing.assert_allclose(array / scale, expected[name] / scale, atol=2e-5, err_msg=name)
+
+
+def test_attention_and_its_gradient_with_dropout():
+    """Its own backward pass against autodiff of the textbook formula, in two documents and padding."""
+    random = np.random.default_rng(0)
+    qkv = jnp.asarray(random.normal(size=(2, 7, 3, 2, 4)), jnp.float32)
+    segments = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 0, 0]])
+    keep = jnp.asarray(random.random((2, 2, 7, 7)) < 0.7)
+    weights = jnp.asarray(random.normal(size=(2, 7, 2, 4)), jnp.float32)
+
+    def textbook(qkv, keep, scale):
+        query, key, value = jnp.moveaxis(qkv, 2, 0)
+        scores = jnp.einsum("bqhk,bmhk->bhqm", query, key) / 2.0
+        same = segments[:, None, :, None] == segments[:, None, None, :]
+        p = jax.nn.softmax(jnp.where(same, scores, -jnp.inf), axis=-1)
+        return jnp.einsum("bhqm,bmhk->bqhk", p if keep is None else p * keep * scale, value)
+
+    for kept, scale in ((None, 1.0), (keep, 1 / 0.7)):
+        ours = jax.jit(lambda x: attend(x, segments, Numerics(), kept, scale))  # noqa: B023
+        naive = jax.jit(lambda x: textbook(x, kept, scale))  # noqa: B023
+        np.testing.assert_allclose(ours(qkv), naive(qkv), atol=1e-6)
+        slope, expected = (jax.grad(lambda x: (f(x) * weights).sum())(qkv) for f in (ours, naive))  # noqa: B023
+        np.testing.assert_allclose(slope, expected, atol=3e-6)
+        assert np.abs(expected).max() > 0.1
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])

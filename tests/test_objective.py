@@ -14,7 +14,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr, softmax
 
 from dwt_jax.config import Distill
-from dwt_jax.distill.objective import hard_loss, losses, objective, position_losses, selection, soft_loss
+from dwt_jax.distill.head import Head, Knobs, Static, head_loss
+from dwt_jax.distill.objective import hard_loss, objective, position_losses, selection, soft_loss
+from dwt_jax.model.products import Numerics
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("strict_ranks")
@@ -231,85 +233,137 @@ def test_the_choice_does_not_leak_a_gradient(logits, labels, weights):
         assert not np.any(gradient(logits[0]))
 
 
-class Decoders:
+class Heads:
     """A student and a teacher of other widths, with columns of padding at the end as in the model."""
 
-    def __init__(self, random, padding=3):
-        self.student, self.teacher = (
-            jnp.asarray(random.normal(size=(d, V + padding)), jnp.float32) for d in (D, D // 2)
+    def __init__(self, random, padding=83):
+        def head(width):
+            shapes = (B, P, width), (V + padding, width), (V + padding,)
+            return Head(*(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes))
+
+        self.pair = head(D), head(D // 2)
+
+    @staticmethod
+    def knobs(weights, t=2.0):
+        return Knobs(*(jnp.float32(x) for x in (0.7, 1.9, t, weights.sum())))
+
+    def ours(self, labels, weights, distill, at_1=False):
+        """((value, sums), gradient by the student and the teacher)"""
+        static = Static(distill, at_1, V, Numerics())
+        knobs = self.knobs(weights, 1.0 if at_1 else 2.0)
+        run = jax.jit(
+            jax.value_and_grad(lambda pair: head_loss(*pair, labels, weights, knobs, static), has_aux=True)
         )
-        self.features = jnp.asarray(random.normal(size=(B, P, D)), jnp.float32)
-        self.teacher_features = jnp.asarray(random.normal(size=(B, P, D // 2)), jnp.float32)
+        return run(self.pair)
 
-    def value(self, tables, labels, weights, distill, t=2.0):
-        def decode(table):
-            return lambda x: jnp.where((jnp.arange(table.shape[1]) < V)[None, None], x @ table, -1e9)
+    def plain(self, labels, weights, distill, at_1=False):
+        """The same for the student by autodiff of the logits as a whole, without a word of head.py."""
+        knobs = self.knobs(weights, 1.0 if at_1 else 2.0)
 
-        student, teacher, features, teacher_features = tables
-        sums = losses(
-            (decode(student), features), (decode(teacher), teacher_features), labels, weights, t, distill
-        )
-        return objective(sums, 1.0, 2.0, t, weights.sum(), distill), sums
+        def value(student, teacher):
+            s, w = (
+                (head.features @ head.table.T + head.bias[None, None])[..., :V] for head in (student, teacher)
+            )
+            sums = position_losses(s, w, labels, weights, knobs.temperature, distill, at_1)
+            return objective(sums, *knobs, distill), sums
 
-    @property
-    def tables(self):
-        return self.student, self.teacher, self.features, self.teacher_features
+        return jax.jit(jax.value_and_grad(value, has_aux=True))(*self.pair)
+
+
+@pytest.fixture
+def heads(random, strict_ranks):
+    """The decoder adds its bias by rank promotion."""
+    with jax.numpy_rank_promotion("allow"):
+        yield Heads(random)
 
 
 @pytest.mark.parametrize(
-    ("tile", "chosen"), [(1, "all"), (4, "all"), (7, "all"), (5, "teacher_better"), (2, "entropy")]
+    ("tile", "chosen", "kind"),
+    [
+        (0, "all", "forward_kl"),
+        (1, "all", "reverse_kl"),
+        (4, "all", "forward_kl"),
+        (7, "all", "jensen_shannon"),
+        (5, "teacher_better", "forward_kl"),
+        (2, "entropy", "forward_kl"),
+    ],
 )
-def test_tiles_change_neither_value_nor_gradient(random, labels, weights, tile, chosen):
-    decoders = Decoders(random)
-
-    def run(tile):
-        distill = Distill(tile=tile, selection=chosen, entropy_share=0.4)
-        return jax.jit(
-            jax.value_and_grad(lambda tables: decoders.value(tables, labels, weights, distill), has_aux=True)
-        )(decoders.tables)
-
-    ((plain, sums), gradient), ((tiled, tiled_sums), tiled_gradient) = run(0), run(tile)
-    np.testing.assert_allclose(tiled, plain, rtol=1e-6)
-    np.testing.assert_allclose(tiled_sums, sums, rtol=1e-6)
-    for a, b in zip(tiled_gradient, gradient, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-    assert np.abs(gradient[0]).max() > 1e-3
-
-
-@pytest.mark.parametrize("tile", [0, 4])
-def test_the_teacher_gets_no_gradient(random, labels, weights, tile):
-    decoders = Decoders(random)
-    for kind in DIVERGENCES:
-        distill = Distill(divergence=kind, tile=tile)
-        value = jax.jit(jax.grad(lambda x: decoders.value(x, labels, weights, distill)[0]))  # noqa: B023
-        gradient = value(decoders.tables)
-        assert not np.any(gradient[1])
-        assert not np.any(gradient[3])
-        assert np.any(gradient[0])
-        assert np.any(gradient[2])
+def test_the_head_is_autodiff_of_the_plain_objective(heads, labels, weights, tile, chosen, kind):
+    distill = Distill(
+        tile=tile, selection=chosen, entropy_share=0.4, divergence=kind, squared_temperature=tile == 4
+    )
+    (value, sums), (gradient, by_teacher) = heads.ours(labels, weights, distill, at_1=tile == 1)
+    (expected, expected_sums), expected_gradient = heads.plain(labels, weights, distill, at_1=tile == 1)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(sums, expected_sums, rtol=1e-6)
+    for a, b in zip(gradient, expected_gradient, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+        assert np.abs(b).max() > 1e-2
+    assert not any(np.any(x) for x in by_teacher)
+    assert not np.any(gradient.features[weights == 0])
+    assert not np.any(gradient.table[V:])
 
 
-def test_tiles_hold_fewer_logits(random, labels, weights):
-    """The largest array of the program, forward and backward, is one tile's logits."""
-    decoders = Decoders(random, padding=1000)
+def test_the_gradient_of_the_head_follows_what_comes_after_it(heads, labels, weights):
+    """A factor on the loss, as the chain rule brings it, is a factor on the gradient."""
+    static = Static(Distill(tile=4), False, V, Numerics())
+    knobs = heads.knobs(weights)
+
+    def chain(student):
+        return jnp.sin(head_loss(student, heads.pair[1], labels, weights, knobs, static)[0])
+
+    (value, _), (gradient, _) = heads.ours(labels, weights, Distill())
+    for a, b in zip(jax.jit(jax.grad(chain))(heads.pair[0]), gradient, strict=True):
+        np.testing.assert_allclose(a, math.cos(value) * b, atol=2e-6)
+
+
+def test_without_a_teacher_the_head_is_torchs_cross_entropy(heads, labels, weights):
+    student = heads.pair[0]
+    static = Static(Distill(tile=4), True, V, Numerics())
+    knobs = Knobs(jnp.float32(1), jnp.float32(1), jnp.float32(1), jnp.float32(weights.sum()))
+    (value, _), gradient = jax.jit(
+        jax.value_and_grad(lambda s: head_loss(s, None, labels, weights, knobs, static), has_aux=True)
+    )(student)
+    features, table, bias = (
+        torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True) for x in student
+    )
+    logits = (features @ table.T + bias)[..., :V]
+    target = torch.tensor(np.where(weights > 0, labels, -100)).long()
+    expected = torch.nn.functional.cross_entropy(logits.reshape(-1, V), target.reshape(-1))
+    expected.backward()
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-6)
+    for a, b in zip(gradient, (features, table, bias), strict=True):
+        np.testing.assert_allclose(a, b.grad, atol=1e-6)
+
+
+def test_bf16_gradients_of_the_head_stay_near_fp32(heads, labels, weights):
+    numerics = Numerics(jnp.dtype("bfloat16"), jnp.dtype("float32"))
+    static, knobs = Static(Distill(), False, V, numerics), heads.knobs(weights)
+    run = jax.jit(jax.grad(lambda s: head_loss(s, heads.pair[1], labels, weights, knobs, static)[0]))
+    _, (gradient, _) = heads.ours(labels, weights, Distill())
+    for a, b in zip(run(heads.pair[0]), gradient, strict=True):
+        assert 1e-5 < np.linalg.norm(a - b) / np.linalg.norm(b) < 0.03
+
+
+def test_tiles_hold_fewer_logits(heads, labels, weights):
+    """The largest array with a vocabulary axis, forward and backward, is one tile's logits."""
 
     def largest(tile):
-        distill = Distill(tile=tile)
-        jaxpr = jax.make_jaxpr(
-            jax.grad(
-                lambda student: decoders.value((student, *decoders.tables[1:]), labels, weights, distill)[0]
-            )
-        )(decoders.student)
-        sizes = [
+        static = Static(Distill(tile=tile), False, V, Numerics())
+        knobs = heads.knobs(weights)
+        program = jax.make_jaxpr(
+            jax.grad(lambda s: head_loss(s, heads.pair[1], labels, weights, knobs, static)[0])
+        )(heads.pair[0])
+        tables = {head.table.shape for head in heads.pair} | {head.table.shape[::-1] for head in heads.pair}
+        return max(
             math.prod(v.aval.shape)
-            for eqn in equations(jaxpr.jaxpr)
+            for eqn in equations(program.jaxpr)
             for v in eqn.outvars
-            if v.aval.shape[-1:] == (V + 1000,) and v.aval.shape != decoders.student.shape
-        ]
-        return max(sizes)
+            if V + 83 in v.aval.shape and v.aval.shape not in tables
+        )
 
-    assert largest(0) == B * P * (V + 1000)
-    assert largest(2) == 2 * P * (V + 1000)
+    assert largest(0) == B * P * (V + 83)
+    assert largest(2) == 2 * P * (V + 83)
 
 
 def equations(jaxpr):

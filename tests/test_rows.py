@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwt_jax.data import rows
@@ -20,7 +21,7 @@ def write(directory: Path, sizes: list[list[int]]) -> np.ndarray:
     Written by hand, as docs/data.md describes it. Row r of the split holds r·L … r·L + L − 1.
     """
     (directory / "train").mkdir(parents=True)
-    tokens = np.arange(sum(map(sum, sizes)) * LENGTH, dtype=np.uint16).reshape(-1, LENGTH)
+    tokens = np.arange(sum(map(sum, sizes)) * LENGTH).astype(np.uint16).reshape(-1, LENGTH)
     sources, at = [], 0
     for source, shards in enumerate(sizes):
         found = {"rows": sum(shards), "documents": sum(shards), "shards": []}
@@ -40,16 +41,16 @@ def write(directory: Path, sizes: list[list[int]]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory) -> tuple[Path, np.ndarray]:
-    """Three sources of 13, 7 and 20 rows in six shards."""
+    """Three sources of 650, 350 and 1000 rows in six shards."""
     directory = tmp_path_factory.mktemp("rows") / "three"
-    return directory, write(directory, [[5, 5, 3], [7], [16, 4]])
+    return directory, write(directory, [[250, 250, 150], [350], [800, 200]])
 
 
 def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
     return all(np.array_equal(found[name], expected[name]) for name in ("tokens", "segments"))
 
 
-@given(st.lists(st.integers(0, 39), max_size=50))
+@given(st.lists(st.integers(0, 1999), max_size=50))
 def test_gather(three, numbers):
     directory, tokens = three
     opened = rows.open_rows(directory, "train")
@@ -62,47 +63,55 @@ def test_gather(three, numbers):
 
 def test_counts_and_documents(three):
     opened = rows.open_rows(three[0], "train")
-    assert rows.count(opened) == rows.epoch_rows(opened) == 40
-    np.testing.assert_array_equal(rows.first_documents(opened), np.arange(40))
+    assert rows.count(opened) == rows.epoch_rows(opened) == 2000
+    np.testing.assert_array_equal(rows.first_documents(opened), np.arange(2000))
 
 
-@pytest.mark.parametrize("number", [-1, 40])
+@pytest.mark.parametrize("number", [-1, 2000])
 def test_gather_outside(three, number):
-    with pytest.raises(IndexError, match="expected 0 to 39"):
+    with pytest.raises(IndexError, match="expected 0 to 1999"):
         rows.gather(rows.open_rows(three[0], "train"), np.array([0, number]))
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 50))
 def test_every_row_once_an_epoch(three, seed, epoch):
     opened = rows.open_rows(three[0], "train")
-    found = rows.row_indices(opened, seed, epoch * 40, (epoch + 1) * 40)
-    assert sorted(found.tolist()) == list(range(40))
+    found = rows.row_indices(opened, seed, epoch * 2000, (epoch + 1) * 2000)
+    assert sorted(found.tolist()) == list(range(2000))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 2**16, 2**16 + 1, 2**16 + 2])
+def test_every_row_once_for_any_size(tmp_path, count):
+    """Grain's shuffle itself shows a row twice where an epoch has 4ⁿ + 1 rows."""
+    write(tmp_path / "rows", [[count]])
+    found = rows.row_indices(rows.open_rows(tmp_path / "rows", "train"), 7, count, 2 * count)
+    assert np.array_equal(np.sort(found), np.arange(count))
 
 
 def test_epochs_and_seeds_differ(three):
     opened = rows.open_rows(three[0], "train")
     orders = {
-        tuple(rows.row_indices(opened, seed, e * 40, e * 40 + 40)) for seed in range(5) for e in range(5)
+        tuple(rows.row_indices(opened, seed, e * 2000, e * 2000 + 50)) for seed in range(5) for e in range(5)
     }
     assert len(orders) == 25
 
 
-def test_shuffle_is_even(tmp_path):
-    """Where a row lands is uniform over seeds: χ² of 10 places with 9 degrees of freedom."""
-    write(tmp_path / "ten", [[10]])
-    opened = rows.open_rows(tmp_path / "ten", "train")
-    landed = np.array([rows.row_indices(opened, seed, 0, 10) for seed in range(1000)])
+def test_shuffle_is_even(three):
+    """The row at a place is uniform over seeds: χ² of 10 tenths with 9 degrees of freedom."""
+    opened = rows.open_rows(three[0], "train")
+    shown = np.array([rows.row_indices(opened, seed, 0, 10) for seed in range(1000)]) // 200
     for place in range(10):
-        counts = np.bincount(landed[:, place], minlength=10)
+        counts = np.bincount(shown[:, place], minlength=10)
         assert ((counts - 100) ** 2 / 100).sum() < 33.7  # p = 0.0001
 
 
-@given(st.integers(0, 9), st.integers(0, 200), st.integers(0, 100))
+@given(st.integers(0, 9), st.integers(0, 300), st.integers(0, 100))
 def test_a_position_is_a_pure_function(three, seed, start, count):
     opened = rows.open_rows(three[0], "train")
-    whole = rows.row_indices(opened, seed, 0, 300)
+    whole = rows.row_indices(opened, seed, 1800, 2300)  # over the end of an epoch
     np.testing.assert_array_equal(
-        rows.row_indices(opened, seed, start, start + count), whole[start : start + count]
+        rows.row_indices(opened, seed, 1800 + start, 1800 + start + count), whole[start : start + count]
     )
 
 
@@ -130,23 +139,23 @@ def test_batch_is_the_same_for_any_partition(three, step, cuts, processes):
 def test_whole_weights_show_each_row_so_many_times(three, weights, times):
     opened = rows.open_rows(three[0], "train", weights)
     length = rows.epoch_rows(opened)
-    assert length == np.dot([13, 7, 20], weights)
+    assert length == np.dot([650, 350, 1000], weights)
     for epoch in range(3):
         seen = Counter(rows.row_indices(opened, 1, epoch * length, (epoch + 1) * length).tolist())
-        expected = dict(enumerate(np.repeat(times, [13, 7, 20]).tolist()))
+        expected = dict(enumerate(np.repeat(times, [650, 350, 1000]).tolist()))
         assert seen == expected
 
 
 def test_fractional_weights_show_all_rows_over_the_epochs(three):
     opened = rows.open_rows(three[0], "train", [1, 1, 0.25])
     length = rows.epoch_rows(opened)
-    assert length == 13 + 7 + 5
+    assert length == 650 + 350 + 250
     seen = [
-        {row for row in rows.row_indices(opened, 1, e * length, (e + 1) * length).tolist() if row >= 20}
+        {row for row in rows.row_indices(opened, 1, e * length, (e + 1) * length).tolist() if row >= 1000}
         for e in range(8)
     ]
-    assert all(len(part) == 5 for part in seen)
-    assert set.union(*seen[:4]) == set(range(20, 40)), "disjoint quarters"
+    assert all(len(part) == 250 for part in seen)
+    assert set.union(*seen[:4]) == set(range(1000, 2000)), "disjoint quarters"
     assert [sorted(part) for part in seen[:4]] == [sorted(part) for part in seen[4:]]
 
 
@@ -170,8 +179,8 @@ def test_batches_can_be_left_early(three):
 
 def test_an_error_in_the_thread_is_raised(three):
     opened = rows.open_rows(three[0], "train")
-    with pytest.raises(Exception, match="expected 0 to 39"):
-        next(rows.batches(opened.__class__(**{**vars(opened), "sources": opened.sources + 99}), 3, 8, 0, 9))
+    with pytest.raises(Exception, match="expected 0 to 1999"):
+        next(rows.batches(dataclasses.replace(opened, sources=opened.sources + 9999), 3, 8, 0, 9))
 
 
 @pytest.mark.parametrize(

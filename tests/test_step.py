@@ -16,9 +16,9 @@ from dwt_jax.config import Config, Distill, Mask, Optimizer, Schedule, Train
 from dwt_jax.config import Mesh as MeshSizes
 from dwt_jax.convert.huggingface import to_tensors
 from dwt_jax.data.masking import Tokens, mask_rows, row_keys
-from dwt_jax.distill.objective import objective
+from dwt_jax.distill.head import Knobs
 from dwt_jax.model import functional
-from dwt_jax.model.layers import Numerics
+from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import make_mesh, shardings
 from dwt_jax.train import step as steps
 
@@ -238,7 +238,8 @@ def test_eight_devices_compute_what_one_does(tiny):
     assert len(set(alone[:, 0])) == 5
     meshes = [(8, 1, 1), (4, 2, 1), (2, 2, 2)]
     for mesh, many in zip(meshes, elsewhere(8, tiny, meshes), strict=True):
-        np.testing.assert_allclose(many[:, :3], alone[:, :3], rtol=1e-6, err_msg=str(mesh))
+        np.testing.assert_allclose(many[:, :2], alone[:, :2], rtol=1e-6, err_msg=str(mesh))
+        np.testing.assert_allclose(many[:, 2], alone[:, 2], rtol=1e-6, atol=1e-6, err_msg=str(mesh))
         np.testing.assert_allclose(many[:, 3], alone[:, 3], rtol=1e-5, err_msg=str(mesh))
 
 
@@ -332,8 +333,8 @@ def whole_objective(tiny, teacher_model, teacher):
 
     def value(pair):
         part = (masked, batch()["segments"])
-        sums = steps.forward(made, pair[0], pair[1], part, 2.0, None)
-        return objective(sums, 0.7, 1.5, 2.0, count, made.distill)
+        knobs = Knobs(*(jnp.float32(x) for x in (0.7, 1.5, 2.0, count)))
+        return steps.forward(made, pair[0], pair[1], part, knobs, None)[0]
 
     return value
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dwt_jax.config import Source
-from dwt_jax.data import tokenizer
+from dwt_jax.data import tokenizer, wordpiece
 from dwt_jax.data.sources import documents
 from dwt_jax.errors import UserError
 
@@ -234,3 +236,39 @@ def test_vocabularies_compare_and_are_read_only(trained):
     with pytest.raises(ValueError, match="read-only"):
         words.continuation[0] = True
     assert isinstance(words.continuation, np.ndarray)
+
+
+ODD = st.sampled_from(
+    [
+        *"aZé9 .!?-_$^`~\n\t\x02\x1c\x7f\x85\u2028\u00a0\u0301\u200b\ufffd日≠ΣİßǅÅ。",
+        "the ",
+        "[SEP]",
+        "[UNK]",
+        "##s",
+    ]
+)
+
+
+@given(st.lists(st.one_of(st.text(), st.lists(ODD).map("".join)), max_size=5))
+def test_encoder_with_a_memory_gives_the_same_ids(trained, texts):
+    ours = tokenizer.load(trained)
+    ours.encode_special_tokens = True
+    expected = [ours.encode(text, add_special_tokens=False).ids for text in texts]
+    encode = wordpiece.encoder(ours)
+    assert encode(texts) == expected
+    assert encode(texts) == expected, "from memory"
+
+
+def test_encoder_with_a_memory_on_real_text(trained):
+    ours = tokenizer.load(trained)
+    ours.encode_special_tokens = True
+    encode = wordpiece.encoder(ours)
+    assert wordpiece._is_bert(ours)
+    for text in [*documents(Source())][::20]:
+        assert encode([text]) == [ours.encode(text, add_special_tokens=False).ids]
+
+
+def test_encoder_leaves_other_pipelines_alone(roberta):
+    ours = tokenizer.load(roberta)
+    texts = ["the extraordinary  Government, of the people!"]
+    assert wordpiece.encoder(ours)(texts) == [ours.encode(texts[0], add_special_tokens=False).ids]

@@ -70,7 +70,7 @@ def test_a_run_leaves_what_the_design_says(whole):
     names = {path.name for path in whole.iterdir()}
     assert names == {
         "config.json", "run.json", "tokenizer", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "model",
-        "summary.json",
+        "documents.npz", "summary.json",
     }  # fmt: skip
     last = records(whole)[-1]
     assert last["step"] == 12

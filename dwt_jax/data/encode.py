@@ -8,17 +8,15 @@ import itertools
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from dwt_jax.data import tokenizer as tokenizers_
+from dwt_jax.data import wordpiece
 from dwt_jax.data.packing import Sentences
 from dwt_jax.data.sentences import split_sentences
 from dwt_jax.data.sources import fingerprint
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 
 class Recipe(NamedTuple):
@@ -54,7 +52,7 @@ def is_held_out(fingerprint_: bytes, share: float) -> bool:
 
 def encode(texts: list[str], recipe: Recipe) -> Encoded:
     """Documents split into sentences, thinned out, tokenised without special tokens and cut."""
-    tokenizer, dtype, space = _opened(recipe)
+    to_ids, dtype, space = _opened(recipe)
     prints = [fingerprint(text) for text in texts]
     sentences: list[str] = []
     owners: list[int] = []
@@ -67,7 +65,7 @@ def encode(texts: list[str], recipe: Recipe) -> Encoded:
             kept = [s for i, s in enumerate(kept) if (i + phase) % recipe.keep_every == 0]
         sentences += kept
         owners += [number] * len(kept)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
+    ids = to_ids(sentences)
     lengths = np.array([len(sentence) for sentence in ids], np.int64)
     tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
     whole = Sentences(tokens, lengths, np.array(owners, np.int64))
@@ -82,11 +80,11 @@ def encode(texts: list[str], recipe: Recipe) -> Encoded:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(recipe: Recipe) -> tuple["Tokenizer", np.dtype, str]:
+def _opened(recipe: Recipe) -> tuple[wordpiece.Encode, np.dtype, str]:
     tokenizer = tokenizers_.load(recipe.tokenizer)
     tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not the end of a row
     words = tokenizers_.vocabulary(recipe.tokenizer)
-    return tokenizer, token_dtype(len(words)), " " if words.starts_words == "Ġ" else ""
+    return wordpiece.encoder(tokenizer), token_dtype(len(words)), " " if words.starts_words == "Ġ" else ""
 
 
 def _cut(sentences: Sentences, room: int) -> Sentences:

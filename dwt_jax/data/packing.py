@@ -65,8 +65,8 @@ def pack(sentences: Sentences, frame: Frame, last: bool) -> tuple[Packed, Senten
         following = np.searchsorted(ends, begins + frame.length, side="right")
     else:
         following = np.arange(1, total + 1)
-    starts = _follow(following.tolist(), last or frame.mode == "sentence")
-    used, starts = starts[-1], np.array(starts[:-1], np.int64)
+    *chain, used = _follow(following.tolist(), last or frame.mode == "sentence")
+    starts = np.array(chain, np.int64)
     rows = np.repeat(np.arange(len(starts)), np.diff(starts, append=used))
     opens = opens[:used].copy()
     opens[starts] = True

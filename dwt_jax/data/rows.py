@@ -133,21 +133,37 @@ def row_indices(rows: Rows, seed: int, start: int, stop: int) -> np.ndarray:
     weight 1 every row once, with weight 2 twice, and with weight ½ one half of them in one epoch
     and the other half in the next.
     """
-    from grain.experimental import index_shuffle
-
     length = epoch_rows(rows)
-    shuffled = np.empty(stop - start, np.int64)
-    epochs = np.arange(start, stop) // length
-    at = 0
-    for epoch in range(start // length, (stop - 1) // length + 1 if stop > start else 0):
-        key = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-        first, last = max(start, epoch * length), min(stop, (epoch + 1) * length)
-        for position in range(first - epoch * length, last - epoch * length):
-            shuffled[at] = index_shuffle(position, max_index=length - 1, seed=key, rounds=4)
-            at += 1
+    positions = np.arange(start, stop)
+    epochs = positions // length
+    parts = [
+        _shuffle(positions[epochs == epoch] - epoch * length, length, seed, int(epoch))
+        for epoch in np.unique(epochs)
+    ]
+    shuffled = np.concatenate(parts) if parts else positions
     source = np.searchsorted(rows.places, shuffled, side="right") - 1
     sizes, places = np.diff(rows.sources), np.diff(rows.places)
     return rows.sources[source] + (epochs * places[source] + shuffled - rows.places[source]) % sizes[source]
+
+
+def _shuffle(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
+    """Where a permutation of 0 … length − 1, chosen by seed and epoch, takes the positions.
+
+    Grain's cipher, one call a row: 4 µs, or 30 million tokens a second with rows of 128.
+    """
+    from grain.experimental import index_shuffle
+
+    key = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    # With a largest index of exactly 4^n (n from 8) grain 0.2.18 takes it for 0: a row would come
+    # twice and another never. One index more is right; it is walked over where it comes up.
+    largest = length - 1 + ((length - 1).bit_count() == 1)
+    found = []
+    for position in positions.tolist():
+        place = index_shuffle(position, max_index=largest, seed=key, rounds=4)
+        while place >= length:
+            place = index_shuffle(place, max_index=largest, seed=key, rounds=4)
+        found.append(place)
+    return np.array(found, np.int64)
 
 
 def batch(
@@ -178,6 +194,8 @@ def batches(
     """`batch` for steps start … stop − 1, `prefetch` of them read ahead by threads."""
     import grain
 
+    # As fast as a hand-made pool of threads (7 to 11 million tokens a second either way, two cores,
+    # rows of 64, the machine busy); one thread more than one hides a page that has to come from disk.
     options = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
     steps = grain.MapDataset.range(start, stop)
     yield from steps.map(lambda step: batch(rows, seed, int(step), batch_size, part)).to_iter_dataset(options)

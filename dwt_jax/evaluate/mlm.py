@@ -110,3 +110,11 @@ def summarise(documents: Documents) -> dict[str, float]:
         "predictions": int(count),
         "documents": n,
     }
+
+
+def write(path: Path, documents: Documents) -> None:
+    """For paired comparisons of runs: arrays `loss` and `count` by document."""
+    building = path.with_name(f".{path.name}.partial")
+    with open(building, "wb") as file:
+        np.savez(file, loss=documents.loss, count=documents.predictions)
+    building.replace(path)

@@ -1,8 +1,11 @@
 """Settings of the process that have to be made before jax is imported, each with its reason."""
 
 import ctypes
+import hashlib
 import os
+import platform
 import sys
+from pathlib import Path
 
 # AVX-512 vectors where the CPU has them; XLA prefers 256 bits. 9–19 % of a step, measured.
 _XLA_FLAGS = ("--xla_cpu_prefer_vector_width=512",)
@@ -11,15 +14,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def tune() -> None:
-    """Flags for XLA's CPU backend (they do nothing elsewhere) and a malloc that keeps memory.
+    """Flags for XLA's CPU backend (they do nothing elsewhere), a cache of compiled programs, so
+    that a resumed run starts at once, and a malloc that keeps memory.
 
     XLA allocates its temporaries anew each step. glibc maps and unmaps large blocks each
     time, and the page faults took a quarter of a step on CPU; told not to, it hands the same
-    pages out again. What the user set in XLA_FLAGS wins.
+    pages out again. What the user set in the environment wins.
     """
     present = os.environ.get("XLA_FLAGS", "")
     missing = [flag for flag in _XLA_FLAGS if flag.partition("=")[0] not in present]
     os.environ["XLA_FLAGS"] = " ".join([*present.split(), *missing])
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compiled()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     if sys.platform == "linux":
         try:
             libc = ctypes.CDLL("libc.so.6")
@@ -27,3 +33,18 @@ def tune() -> None:
             libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         except (OSError, AttributeError):  # another libc: slower, not wrong
             pass
+
+
+def cache() -> Path:
+    """Where prepared data and compiled programs are kept: $DWT_CACHE or ~/.cache/dwt-jax."""
+    return Path(os.environ.get("DWT_CACHE") or Path.home() / ".cache" / "dwt-jax")
+
+
+def _compiled() -> Path:
+    """One folder a kind of processor: a home directory may be shared by several kinds, and a
+    program compiled for one crashes on another."""
+    try:
+        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    return cache() / f"compiled-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"

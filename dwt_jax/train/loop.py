@@ -276,6 +276,7 @@ def take_steps(
             if due(done, train.evaluate_every, train.steps) and not stopping.is_set():
                 flush()
                 evaluate_at(run, state["params"], done, min(done, until), recorder, stopping)
+                rate.restart()
             if due(done, train.checkpoint_every, train.steps) or (stopping.is_set() and done < train.steps):
                 flush()
                 checkpoints.save(done, state)
@@ -376,6 +377,8 @@ def evaluate_at(
     )
     if documents is None:
         return None
+    if step == run.config.train.steps and jax.process_index() == 0:
+        mlm.write(run.workdir / "documents.npz", documents)
     record = {"step": step, **mlm.summarise(documents), **ledger(run, step, taught)}
     recorder.evaluation(record)
     return record

@@ -181,10 +181,14 @@ class Rate:
         else:
             self._steps, self._tokens = self._steps + 1, self._tokens + tokens
 
+    def restart(self) -> None:
+        """Leave out what happened since the last `take`: an evaluation is not training."""
+        self._start, self._steps, self._tokens, self.wait = time.perf_counter(), 0, 0, 0.0
+
     def take(self) -> tuple[float, float, float]:
         """(steps/s, tokens/s, share of the time spent waiting for data)"""
         now = time.perf_counter()
         seconds = max(now - self._start, 1e-9)
         result = self._steps / seconds, self._tokens / seconds, min(self.wait / seconds, 1.0)
-        self._start, self._steps, self._tokens, self.wait = now, 0, 0, 0.0
+        self.restart()
         return result

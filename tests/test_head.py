@@ -1,0 +1,112 @@
+"""The head's own gradient against autodiff of the same objective written plainly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dwt_jax.config import Distill
+from dwt_jax.distill.head import Head, Knobs, Static, head_loss
+from dwt_jax.distill.objective import objective, position_losses
+from dwt_jax.model.products import Numerics
+
+B, P, D, V, PADDED = 6, 5, 8, 17, 20
+
+
+def head(random, width: int) -> Head:
+    shapes = (B, P, width), (PADDED, width), (PADDED,)
+    return Head(*(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes))
+
+
+def plain_logits(one: Head) -> jax.Array:
+    logits = jnp.einsum("bpd,vd->bpv", one.features, one.table) + one.bias[None, None]
+    return jnp.where((jnp.arange(PADDED) < V)[None, None], logits, -1e9)
+
+
+def plain(student, teacher, labels, weights, knobs, distill):
+    sums = position_losses(
+        plain_logits(student),
+        None if teacher is None else jax.lax.stop_gradient(plain_logits(teacher)),
+        labels,
+        weights,
+        knobs.temperature,
+        distill,
+        False,
+    )
+    return objective(sums, *knobs, distill), sums
+
+
+@pytest.fixture
+def inputs():
+    random = np.random.default_rng(3)
+    labels = random.integers(0, V, (B, P)).astype(np.int32)
+    weights = (np.arange(P) < (P - np.arange(B))[:, None]).astype(np.float32)  # the last row has none
+    knobs = Knobs(*(jnp.float32(x) for x in (0.7, 2.5, 1.7, weights.sum())))
+    return head(random, D), head(random, D // 2), labels, weights, knobs
+
+
+@pytest.mark.parametrize("tile", [0, 1, 4, 6, 7])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"squared_temperature": True, "divergence": "reverse_kl"},
+        {"divergence": "jensen_shannon", "selection": "teacher_better"},
+        {"selection": "entropy", "entropy_share": 0.4},
+    ],
+)
+def test_value_sums_and_gradient_are_those_of_autodiff(inputs, tile, options):
+    student, teacher, labels, weights, knobs = inputs
+    distill = Distill(tile=tile, **options)
+    static = Static(distill, False, V, Numerics())
+
+    def ours(student):
+        return head_loss(student, teacher, labels, weights, knobs, static)
+
+    def theirs(student):
+        return plain(student, teacher, labels, weights, knobs, distill)
+
+    found, expected = (jax.value_and_grad(f, has_aux=True)(student) for f in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
+
+
+def test_without_a_teacher_it_is_the_cross_entropy(inputs):
+    student, _, labels, weights, knobs = inputs
+    static = Static(Distill(), True, V, Numerics())
+    found = jax.grad(lambda s: head_loss(s, None, labels, weights, knobs, static)[0])(student)
+    expected = jax.grad(lambda s: plain(s, None, labels, weights, knobs, Distill())[0])(student)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
+
+
+def test_a_factor_outside_reaches_the_gradient_and_the_teacher_gets_none(inputs):
+    student, teacher, labels, weights, knobs = inputs
+    static = Static(Distill(), False, V, Numerics())
+
+    def loss(student, teacher, factor):
+        return factor * head_loss(student, teacher, labels, weights, knobs, static)[0]
+
+    one, three = (jax.grad(loss)(student, teacher, factor) for factor in (1.0, 3.0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-5, atol=1e-6), one, three)
+    to_teacher = jax.grad(loss, argnums=1)(student, teacher, 1.0)
+    assert not any(np.any(x) for x in jax.tree.leaves(to_teacher))
+
+
+def test_columns_of_padding_and_rows_without_predictions_get_no_gradient(inputs):
+    student, teacher, labels, weights, knobs = inputs
+    static = Static(Distill(tile=2), False, V, Numerics())
+    gradient = jax.grad(lambda s: head_loss(s, teacher, labels, weights, knobs, static)[0])(student)
+    assert not np.any(gradient.table[V:])
+    assert not np.any(gradient.bias[V:])
+    assert not np.any(gradient.features[weights == 0])
+
+
+def test_bf16_operands_stay_near_fp32(inputs):
+    student, teacher, labels, weights, knobs = inputs
+    gradients = [
+        jax.grad(lambda s, n=n: head_loss(s, teacher, labels, weights, knobs, Static(Distill(), False, V, n))[0])(
+            student
+        )
+        for n in (Numerics(), Numerics(jnp.dtype("bfloat16"), jnp.dtype("float32"), True))
+    ]
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(a)
