@@ -60,7 +60,9 @@ student, teacher = config(options.student), config(options.teacher).model
 numerics = loop.numerics_of(student)
 mesh = make_mesh(Mesh(), options.rows)
 spec = spec_of(student, teacher, Tokens(30522, 103, (0, 100, 101, 102, 103)), numerics)
-fresh = jax.eval_shape(lambda: initial_state(functional.init(student.model, jax.random.key(0)), student.optimizer))
+fresh = jax.eval_shape(
+    lambda: initial_state(functional.init(student.model, jax.random.key(0)), student.optimizer)
+)
 state = jax.jit(
     lambda: initial_state(functional.init(student.model, jax.random.key(0)), student.optimizer),
     out_shardings=shardings(fresh, mesh),

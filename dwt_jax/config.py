@@ -307,7 +307,9 @@ def _training_problems(config: Config):
     yield from _schedule_problems(optimizer.learning_rate, "optimizer.learning_rate")
     if optimizer.learning_rate.kind == "until_beaten":
         yield "optimizer.learning_rate.kind is 'until_beaten', expected that for distill.alpha_soft alone"
-    yield from _at_least(optimizer, "optimizer", 0, "weight_decay", "clip_norm", "eps")
+    yield from _at_least(optimizer, "optimizer", 0, "weight_decay", "clip_norm")
+    if optimizer.eps <= 0:  # 0/0 where a gradient is 0: rows of the vocabulary that never occur
+        yield f"optimizer.eps is {optimizer.eps}, expected more than 0"
     for key in ("b1", "b2"):
         if not 0 <= getattr(optimizer, key) < 1:
             yield f"optimizer.{key} is {getattr(optimizer, key)}, expected at least 0 and less than 1"

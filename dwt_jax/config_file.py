@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -35,7 +35,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) ->
     preset = overrides.get("distill.preset", _get(raw, ("distill", "preset"), "custom"))
     tree: dict[str, Any] = {}
     if preset != "custom":
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise UserError(
                 f"config: distill.preset is {preset!r}{did_you_mean(str(preset), [*PRESETS, 'custom'])}"
             )
@@ -75,22 +75,29 @@ def read_file(spec: str) -> Mapping[str, Any]:
         raise UserError(f"--config: {name!r} is not a Python file, expected one with get_config()")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"--config: {name} fails to load: {type(error).__name__}: {error}") from error
+    loader = module_spec.loader
+    _run(lambda: loader.exec_module(module), f"{name} fails to load")
     if not hasattr(module, "get_config"):
         raise UserError(
             f"--config: {name} has no get_config(), expected a function that returns a ConfigDict"
         )
+    found = _run(lambda: module.get_config(arg) if arg else module.get_config(), f"{spec}: get_config")
+    if not isinstance(found, Mapping) and not hasattr(found, "to_dict"):
+        raise UserError(
+            f"--config: {spec}: get_config returned {type(found).__name__}, expected a ConfigDict"
+        )
+    return found
+
+
+def _run(call: Callable[[], Any], what: str) -> Any:
+    """The user's own code: whatever it raises is told in one line."""
     try:
-        return module.get_config(arg) if arg else module.get_config()
+        return call()
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"--config: {spec}: get_config: {type(error).__name__}: {error}") from error
+        message = " ".join(str(error).split())
+        raise UserError(f"--config: {what}: {type(error).__name__}: {message}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -143,7 +150,7 @@ def _put(tree: dict[str, Any], dotted: str, text: str) -> None:
             raise UserError(
                 f"config: '{dotted}' does not exist, '{'.'.join(parents[: i + 1])}' is a plain value"
             )
-    if isinstance(node, list):
+    if not isinstance(node, dict):
         raise UserError(f"--config.{dotted}: expected a field of the entry, e.g. --config.{dotted}.path=…")
     node[last] = _Text(text)
 

@@ -103,9 +103,9 @@ def test_columns_of_padding_and_rows_without_predictions_get_no_gradient(inputs)
 def test_bf16_operands_stay_near_fp32(inputs):
     student, teacher, labels, weights, knobs = inputs
     gradients = [
-        jax.grad(lambda s, n=n: head_loss(s, teacher, labels, weights, knobs, Static(Distill(), False, V, n))[0])(
-            student
-        )
+        jax.grad(
+            lambda s, n=n: head_loss(s, teacher, labels, weights, knobs, Static(Distill(), False, V, n))[0]
+        )(student)
         for n in (Numerics(), Numerics(jnp.dtype("bfloat16"), jnp.dtype("float32"), True))
     ]
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):

@@ -83,7 +83,7 @@ def test_every_row_once_an_epoch(three, seed, epoch):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 2**16, 2**16 + 1, 2**16 + 2])
 def test_every_row_once_for_any_size(tmp_path, count):
-    """Grain's shuffle itself shows a row twice where an epoch has 4ⁿ + 1 rows."""
+    """Powers of 4 and their neighbours are where ciphers over them go wrong."""
     write(tmp_path / "rows", [[count]])
     found = rows.row_indices(rows.open_rows(tmp_path / "rows", "train"), 7, count, 2 * count)
     assert np.array_equal(np.sort(found), np.arange(count))

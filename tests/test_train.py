@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dwt_jax.data.prepare import prepare
 from runs import dwt, make_project, start
 from safetensors.numpy import load_file
 
 from dwt_jax.config_file import load
+from dwt_jax.data.prepare import prepare
 from dwt_jax.errors import UserError
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import Failed, train

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dwt_jax.config import Model
+from dwt_jax.config_file import build
 from dwt_jax.errors import UserError
 from dwt_jax.model.functional import Params, abstract
 from dwt_jax.model.layers import padded_vocabulary
@@ -168,7 +169,11 @@ def save(params: Params, model: Model, tokenizer: Path, out: Path) -> None:
     if out.exists():
         old = out.with_name(f".{out.name}.old-{os.getpid()}")
         out.rename(old)
-        building.rename(out)
+        try:
+            building.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
         shutil.rmtree(old)
     else:
         building.rename(out)
@@ -180,17 +185,18 @@ def load_config(path: Path) -> Model:
         found = json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path / 'config.json'}: {error}, expected a Hugging Face model config") from None
-    if found.get("model_type") != "bert":
-        raise UserError(f"{path / 'config.json'}: model_type is {found.get('model_type')!r}, expected 'bert'")
+    where = path / "config.json"
+    if not isinstance(found, dict) or found.get("model_type") != "bert":
+        kind = found.get("model_type") if isinstance(found, dict) else found
+        raise UserError(f"{where}: model_type is {kind!r}, expected 'bert'")
     missing = [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in found]
     if missing:
-        raise UserError(f"{path / 'config.json'}: no {', '.join(missing)}, expected the sizes of a BERT")
-    model = Model(**{name: found[name] for name in _SAME_NAME if name in found})
-    if model.hidden_act not in ("gelu", "gelu_new", "relu"):
-        raise UserError(
-            f"{path / 'config.json'}: hidden_act is {model.hidden_act!r}, expected gelu, gelu_new or relu"
-        )
-    return model
+        raise UserError(f"{where}: no {', '.join(missing)}, expected the sizes of a BERT")
+    sizes = {"model": {name: found[name] for name in _SAME_NAME if name in found}}
+    try:  # the checks of a config file are those of a model's sizes too
+        return build({**sizes, "train": {"steps": 1}, "data": {"sequence_length": 8}}).model
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix('config: ')}") from None
 
 
 def load(path: Path) -> tuple[Params, Model]:

@@ -77,7 +77,8 @@ def _mask_row(tokens, segments, key, mask: Mask, vocabulary: Tokens) -> Masked:
     special = jnp.isin(tokens, jnp.array(vocabulary.special_ids, jnp.int32))
     candidate = (segments > 0) & ~special
     real = (segments > 0).sum()
-    wanted = jnp.clip(jnp.round(mask.rate * real).astype(jnp.int32), 1, count)
+    # A table, because rounding in fp32 is not Python's: at some rates a full row would lack one.
+    wanted = jnp.array([predictions_per_row(mask, n) for n in range(length + 1)], jnp.int32)[real]
     draw = jax.random.uniform(choose_key, (length,))
     if mask.whole_word:
         order, chosen = _whole_words(tokens, segments, candidate, draw, wanted, vocabulary)

@@ -22,6 +22,7 @@ from dwt_jax.data.progress import Progress
 from dwt_jax.data.shards import FORMAT, SHARD_BYTES, SPLITS, Stream, building, publish, read_index
 from dwt_jax.data.sources import documents, files, fingerprint, stored_bytes
 from dwt_jax.errors import UserError
+from dwt_jax.parallel import host
 
 Log = Callable[[str], None]
 Chunk = tuple[list[str], int]  # documents; how many bytes on disk were read for them
@@ -296,15 +297,11 @@ def prepared(data: Data, log: Log = print) -> Path:
         directory = _fetched(data.path, log) if "://" in data.path else Path(data.path).expanduser()
         _require_match(directory, data)
         return directory
-    out = _cache() / f"data-{key(data)}"
+    out = host.cache() / f"data-{key(data)}"
     if read_index(out) is None:
         with _one_at_a_time(out, log):
             prepare(data, out, log=log)
     return out
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("DWT_CACHE") or "~/.cache/dwt-jax").expanduser().absolute()
 
 
 def _require_match(directory: Path, data: Data) -> None:
@@ -332,7 +329,7 @@ def _fetched(url: str, log: Log) -> Path:
     try:
         there, root = fsspec.core.url_to_fs(url)
         index = there.cat_file(f"{root.rstrip('/')}/index.json")
-        out = _cache() / f"copy-{hashlib.sha256(index).hexdigest()[:16]}"
+        out = host.cache() / f"copy-{hashlib.sha256(index).hexdigest()[:16]}"
         if read_index(out) is not None:
             return out
         with _one_at_a_time(out, log), building(out) as partial:

@@ -44,7 +44,9 @@ def _compiled() -> Path:
     """One folder a kind of processor: a home directory may be shared by several kinds, and a
     program compiled for one crashes on another."""
     try:
-        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+        cpu = next(
+            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
+        )
     except (OSError, StopIteration):
         cpu = platform.processor() or platform.machine()
     return cache() / f"compiled-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"

@@ -66,6 +66,8 @@ class Checkpoints:
             try:
                 return self._read(step, like), step
             except Exception as error:  # Orbax raises many kinds for a damaged file
+                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                    raise  # not the checkpoint's fault
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
                 log(f"checkpoint {step} is damaged and set aside, using the one before: {reason}")
                 self._set_aside(step)

@@ -35,6 +35,8 @@ from dwt_jax.train.checkpoint import Checkpoints
 from dwt_jax.train.metrics import Rate, Recorder, read
 from dwt_jax.train.step import KNOBS, Spec, compiled, initial_state, knob_table, spec_of
 
+STATE_FORMAT = 1  # raise it when the tree of the training state changes
+
 
 class Stopped(Exception):
     """Stopped by a signal with everything saved: run the same command again (exit status 75)."""
@@ -108,6 +110,7 @@ def prepare_run(config: Config, workdir: Path) -> Run:
         dtype = numerics.compute if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
         teacher = teachers.load(config.teacher.path, words, config.data.sequence_length, dtype)
     identity = {
+        "state_format": STATE_FORMAT,
         "data_digest": workdirs.read_json(data / "index.json")["digest"],
         "teacher_digest": teacher.digest if teacher else "",
     }
