@@ -3,49 +3,45 @@
     dwt train --config=configs/demo.py:teacher --workdir=runs/teacher
     dwt train --config=configs/demo.py:student --workdir=runs/student \\
         --config.teacher.path=runs/teacher --config.distill.preset=paper_normal
+
+Sized for minutes on two CPU cores: a small vocabulary, short rows and small batches, because what
+a model of this size needs most to leave the unigram plateau is many steps; and an initialisation
+wider than BERT's 0.02, which at hidden size 64 slows that down (measured: 5.76 against 5.83 nats
+after 2,400 steps of the teacher).
 """
 
 from ml_collections import ConfigDict
 
-SIZES = {
-    "teacher": {
-        "num_hidden_layers": 1,
-        "hidden_size": 64,
-        "num_attention_heads": 2,
-        "intermediate_size": 256,
-    },
-    "student": {
-        "num_hidden_layers": 4,
-        "hidden_size": 128,
-        "num_attention_heads": 4,
-        "intermediate_size": 512,
-    },
+RUNS = {  # hidden size, heads, steps
+    "teacher": (64, 2, 1800),
+    "student": (128, 4, 900),
 }
 
 
 def get_config(run: str = "student") -> ConfigDict:
-    if run not in SIZES:
-        raise ValueError(f"no run {run!r}, expected one of {', '.join(SIZES)}")
+    if run not in RUNS:
+        raise ValueError(f"no run {run!r}, expected one of {', '.join(RUNS)}")
+    hidden_size, heads, steps = RUNS[run]
     return ConfigDict(
         {
             "model": {
-                **SIZES[run],
+                "num_hidden_layers": 2,
+                "hidden_size": hidden_size,
+                "num_attention_heads": heads,
+                "intermediate_size": 4 * hidden_size,
                 "max_position_embeddings": 64,
-                "hidden_dropout_prob": 0.0,  # one or two epochs: nothing to over-fit
+                "initializer_range": 0.05,
+                "hidden_dropout_prob": 0.0,  # less than one epoch: nothing to over-fit
                 "attention_probs_dropout_prob": 0.0,
             },
-            "data": {
-                "tokenizer": {"vocab_size": 4096},
-                "sequence_length": 64,
-                "held_out": 0.1,
-            },
+            "data": {"tokenizer": {"vocab_size": 2048}, "sequence_length": 64, "held_out": 0.05},
             "train": {
-                "steps": 1000,
-                "batch_size": 64,
-                "log_every": 50,
-                "evaluate_every": 100,
-                "checkpoint_every": 500,
+                "steps": steps,
+                "batch_size": 16,
+                "log_every": 60,
+                "evaluate_every": 180,
+                "checkpoint_every": 300,
             },
-            "optimizer": {"learning_rate": {"kind": "linear", "value": 2e-3, "warmup": 0.05}},
+            "optimizer": {"learning_rate": {"kind": "linear", "value": 3e-3, "warmup": 0.05}},
         }
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 # AVX-512 vectors where the CPU has them; XLA prefers 256 bits. 9–19 % of a step, measured.
 _XLA_FLAGS = ("--xla_cpu_prefer_vector_width=512",)
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def tune() -> None:
@@ -31,6 +31,7 @@ def tune() -> None:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(_M_MMAP_MAX, 0)
             libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+            libc.mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads are unmapped all the same
         except (OSError, AttributeError):  # another libc: slower, not wrong
             pass
 

@@ -1,0 +1,147 @@
+"""The DWT step of dwt_jax beside the same step in PyTorch, interleaved in one run:
+
+    python benchmarks/train_step.py [--sizes 4x256 …] [--precisions float32 …] [--seconds 60]
+
+Same sizes, batch, number of masked positions and optimiser (AdamW, decay on matrices); no
+dropout; a frozen teacher of half the layers (6x768: of 4). dwt_jax draws its masks and checks for
+non-finite updates in every step, the peer is spared both. Each variant is a process of its own;
+they run one after the other, a few steps at a time, and the medians are compared.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TEACHERS = {"2x128": "1x128", "4x256": "2x256", "6x768": "4x768"}
+ROWS = {"2x128": 32, "4x256": 32, "6x768": 16}
+LENGTH, PREDICTIONS, VOCABULARY = 128, 20, 30522
+
+
+def flops(size: str) -> float:
+    """Of the model as such (vocabulary not padded): student forward and backward, teacher forward."""
+
+    def forward(name: str) -> float:
+        layers, width = map(int, name.split("x"))
+        token = layers * (24 * width**2 + 4 * LENGTH * width)
+        return ROWS[size] * (LENGTH * token + PREDICTIONS * (2 * width**2 + 2 * width * VOCABULARY))
+
+    return 3 * forward(size) + forward(TEACHERS[size])
+
+
+def variants(size: str, precision: str, options: argparse.Namespace) -> dict[str, list[str]]:
+    common = [
+        f"--student={size}",
+        f"--teacher={TEACHERS[size]}",
+        f"--rows={ROWS[size]}",
+        f"--precision={precision}",
+    ]
+    torch = [options.torch_python, str(HERE / "torch_worker.py"), *common]
+    found = {
+        f"dwt_jax ({python})": [python, str(HERE / "jax_worker.py"), *common] for python in options.jax_python
+    }
+    found |= {
+        "torch compiled, masked": [*torch, "--compile"],
+        "torch eager, masked": torch,
+    }
+    if options.all_positions:
+        found["torch compiled, all"] = [*torch, "--compile", "--head=all"]
+        found["torch eager, all"] = [*torch, "--head=all"]
+    return found
+
+
+def measure(commands: dict[str, list[str]], seconds: float) -> dict[str, tuple[str, list[float]]]:
+    """What each worker says it is, and its seconds a step, in turns."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    workers = {}
+    for name, command in commands.items():
+        workers[name] = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+    try:
+        said = {name: worker.stdout.readline().strip() for name, worker in workers.items()}
+        for name, line in said.items():
+            if not line.startswith("ready"):
+                raise SystemExit(f"{name}: did not start; run it by hand: {' '.join(commands[name])}")
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        start = time.monotonic()
+        while time.monotonic() - start < seconds or min(map(len, times.values())) < 3:
+            for name, worker in workers.items():
+                worker.stdin.write("run 2\n")
+                worker.stdin.flush()
+                times[name].append(float(worker.stdout.readline()) / 2)
+    finally:
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait()
+    return {name: (said[name].removeprefix("ready "), times[name]) for name in workers}
+
+
+PEAK = """
+import time, {module} as m
+a = {make}
+f = {product}
+f(a); best = 1e9
+for _ in range(8):
+    t = time.perf_counter(); r = f(a); {wait}; best = min(best, time.perf_counter() - t)
+print(2 * 2048**3 / best / 1e9)
+"""
+
+
+def peak(python: str) -> float:
+    """Measured GFLOP/s of a 2048² fp32 product in jax."""
+    code = PEAK.format(
+        module="jax",
+        make="m.numpy.ones((2048, 2048))",
+        product="m.jit(lambda a: a @ a)",
+        wait="r.block_until_ready()",
+    )
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return float(found.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each size and precision")
+    parser.add_argument("--jax-python", nargs="+", default=[sys.executable], help="one or more to compare")
+    parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--all-positions", action="store_true", help="also with the head at all positions")
+    options = parser.parse_args()
+    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    print(f"command: benchmarks/train_step.py {' '.join(sys.argv[1:])}; {date}")
+    print(f"fp32 product of 2048²: {peak(options.jax_python[0]):.0f} GFLOP/s; {os.cpu_count()} cores\n")
+    print("| size | precision | variant | tokens/s | GFLOP/s | ms a step (min to max) | against best torch |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for size in options.sizes:
+        for precision in options.precisions:
+            found = measure(variants(size, precision, options), options.seconds)
+            medians = {name: statistics.median(times) for name, (_, times) in found.items()}
+            best = min(value for name, value in medians.items() if name.startswith("torch"))
+            for name, (version, times) in found.items():
+                label = version if name.startswith("dwt_jax") else f"{version} {name.removeprefix('torch ')}"
+                label = f"**dwt_jax** on {label}" if name.startswith("dwt_jax") else label
+                spread = f"{medians[name] * 1e3:.0f} ({min(times) * 1e3:.0f} to {max(times) * 1e3:.0f})"
+                speed = ROWS[size] * LENGTH / medians[name]
+                work = flops(size) / medians[name] / 1e9
+                print(
+                    f"| {size} | {precision} | {label} | {speed:,.0f} | {work:.0f} "
+                    f"| {spread} | {best / medians[name]:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
