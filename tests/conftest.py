@@ -1,6 +1,7 @@
 """What every test shares: one CPU device, a tiny model, its twin in torch, golden files."""
 
 import os
+import tempfile
 
 # Before jax is imported anywhere: tests that want more devices start a process of their own.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -9,6 +10,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Prepared data and compiled programs of this session: nothing of the user's, nothing left behind.
+_cache = tempfile.TemporaryDirectory(prefix="dwt-tests-")
+os.environ["DWT_CACHE"] = _cache.name
 
 import json
 from pathlib import Path
