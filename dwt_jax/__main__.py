@@ -33,12 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"dwt: {error}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
-        print("dwt: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `dwt … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"dwt: {error.filename}: {error.strerror}, expected a path that can be used", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("dwt: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -66,7 +71,7 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
         key, equals, value = argument.removeprefix("--config.").partition("=")
         if not equals:
             value = next(rest, "")
-            if not value:
+            if not value or value.startswith("--"):
                 raise UserError(f"--config.{key}: no value, expected --config.{key}=VALUE")
         if not key:
             raise UserError("--config.: no key, expected --config.KEY=VALUE")
@@ -102,6 +107,8 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 def _demo(options: argparse.Namespace, _: dict[str, str]) -> int | None:
     from dwt_jax.parallel import host
 
+    if not 0 < options.scale <= 100:
+        raise UserError(f"--scale is {options.scale}, expected more than 0")
     host.tune()
     from dwt_jax.study import demo
 
@@ -121,6 +128,8 @@ def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     from dwt_jax.config_file import load
     from dwt_jax.data.prepare import prepare
 
+    if options.workers < 0:
+        raise UserError(f"--workers is {options.workers}, expected at least 0 (0: one a core)")
     prepare(load(options.config, overrides).data, options.workdir, workers=options.workers or None)
 
 
@@ -153,7 +162,8 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int | None
 
 def _trained(run: Callable[[], Any]) -> int | None:
     """Call what trains, with its ways of ending early as exit statuses."""
-    from dwt_jax.train.loop import Failed, Stopped
+    from dwt_jax.train.loop import Failed
+    from dwt_jax.train.signals import Stopped
 
     try:
         run()
@@ -171,7 +181,6 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
     parser.add_argument("--data", type=Path, required=True, help="a prepared directory (see dwt prepare)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows at a time (default %(default)s)")
-    parser.add_argument("--mask-rate", type=float, default=0.15, help="default %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -181,7 +190,7 @@ def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
     host.tune()
     from dwt_jax.evaluate.command import evaluate
 
-    found = evaluate(options.model, options.data, options.batch_size, options.mask_rate)
+    found = evaluate(options.model, options.data, options.batch_size)
     if options.json:
         print(json.dumps(found))
         return

@@ -14,7 +14,7 @@ from dwt_jax.errors import UserError
 class Schedule:
     """A number as a function of the step. Durations are shares of the run, from 0 to 1.
 
-    All kinds but `until_beaten` rise linearly from 0 to `value` over `warmup` first. Then
+    All kinds rise linearly from 0 to `value` over `warmup` first. Then
     - constant: `value`
     - linear, cosine: fall from `value`, at `begin` (or the end of the warm-up, if later),
       to `end` at `until`, and stay there
@@ -109,9 +109,10 @@ class Distill:
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     selection: Literal["all", "teacher_better", "entropy"] = "all"
     entropy_share: float = 0.15  # selection=entropy: the share dropped, where the teacher is surest
-    tile: int = 0  # masked positions whose logits are held at once; 0: all
-    beaten_margin: float = 0.5  # until_beaten: nats above the teacher at which the weight is still whole
-    beaten_smoothing: float = 0.99  # until_beaten: decay of the running means
+    tile: int = 0  # rows whose logits are held at once; 0: all
+    # until_beaten compares the student's loss, dropout included, with the teacher's without it
+    beaten_margin: float = 0.5  # nats above the teacher at which the weight is still whole
+    beaten_smoothing: float = 0.99  # decay of the running means
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,8 @@ def check(config: Config) -> Config:
 
 def _problems(config: Config):
     """Lazily, in the order in which a reader would meet them."""
+    if not 0 <= config.seed < 2**32:
+        yield f"seed is {config.seed}, expected at least 0 and less than 2**32"
     yield from _model_problems(config)
     yield from _data_problems(config)
     yield from _objective_problems(config)
@@ -215,8 +218,8 @@ def _model_problems(config: Config):
             f"model.num_attention_heads ({model.num_attention_heads})"
         )
     for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if not 0 <= getattr(model, key) < 1:
-            yield f"model.{key} is {getattr(model, key)}, expected at least 0 and less than 1"
+        if not 0 <= getattr(model, key) <= 0.99:
+            yield f"model.{key} is {getattr(model, key)}, expected from 0 to 0.99"
     if model.layer_norm_eps <= 0:
         yield f"model.layer_norm_eps is {model.layer_norm_eps}, expected more than 0"
     if model.initializer_range <= 0:
@@ -266,6 +269,11 @@ def _schedule_problems(schedule: Schedule, name: str):
 
 def _objective_problems(config: Config):
     distill = config.distill
+    if distill.preset != "custom" and not config.teacher.path:
+        yield f"distill.preset is {distill.preset!r}, expected teacher.path to name a teacher (it is empty)"
+    hard = distill.alpha_hard
+    if not config.teacher.path and hard.value == 0 and (hard.kind == "constant" or hard.end == 0):
+        yield "distill.alpha_hard is 0 and teacher.path is empty, expected something to learn from"
     for key in ("alpha_hard", "alpha_soft", "temperature"):
         schedule = getattr(distill, key)
         yield from _schedule_problems(schedule, f"distill.{key}")

@@ -14,6 +14,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _cache = tempfile.TemporaryDirectory(prefix="dwt-tests-")
 os.environ["DWT_CACHE"] = _cache.name
 
+from dwt_jax.parallel import host
+
+host.tune()  # as the command line does: a run here and one in a process of its own must agree bitwise
+
 import json
 from pathlib import Path
 

@@ -421,4 +421,4 @@ def test_knob_table_has_the_columns_that_the_step_reads():
     )
     expected = [[0.5, 4 - 0.75 * i, 3, 0.25] for i in range(4)]
     np.testing.assert_allclose(steps.knob_table(config), expected, rtol=1e-6)
-    assert steps.KNOBS == ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
+    assert steps.SCHEDULED == ("alpha_hard", "alpha_soft", "temperature", "learning_rate")

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from runs import dwt, make_project, start
@@ -17,6 +18,7 @@ from dwt_jax.data.prepare import prepare
 from dwt_jax.errors import UserError
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import Failed, train
+from dwt_jax.train.workdir import load_model, locked
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def whole(project):
 
 
 def test_a_run_leaves_what_the_design_says(whole):
-    names = {path.name for path in whole.iterdir()}
+    names = {path.name for path in whole.iterdir() if not path.name.startswith(".")}
     assert names == {
         "config.json", "run.json", "tokenizer", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "model",
         "documents.npz", "summary.json",
@@ -119,24 +121,35 @@ def test_the_model_gives_the_same_logits_in_transformers(whole):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def kill_at_random(arguments: list[str], workdir: Path, rng: random.Random) -> None:
-    """Start the run, kill -9 it at a moment that may lie anywhere, compilation included."""
+def kill_at_random(arguments: list[str], rng: random.Random) -> bool:
+    """Start the run, kill -9 it at a moment that may lie anywhere; whether steps had been taken."""
     process = start(*arguments)
-    moment = time.monotonic() + rng.uniform(2, 12)
-    while time.monotonic() < moment and process.poll() is None:
-        time.sleep(0.01)
+    wanted = rng.choice([0, *rng.sample(range(1, 25), 4)])  # logged lines to wait for; 0: any moment
+    seen = 0
+    if wanted == 0:
+        time.sleep(rng.uniform(1, 6))
+    else:
+        for line in process.stdout:
+            seen += "tokens/s" in line
+            if seen == wanted:
+                time.sleep(rng.uniform(0, 0.2))
+                break
     process.kill()
     process.wait()
+    return seen > 0
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_equals_uninterrupted(project, whole, tmp_path, kills):
-    arguments = options(project[0], taught(project), tmp_path / "killed")
+def test_killed_at_random_moments_equals_uninterrupted(project, tmp_path, kills):
+    overrides = taught(project, train__steps="120", train__checkpoint_every="3", train__evaluate_every="40")
+    train(load(project[0], overrides), tmp_path / "whole")
+    arguments = options(project[0], overrides, tmp_path / "killed")
     rng = random.Random(kills)
-    for _ in range(kills):
-        kill_at_random(arguments, tmp_path / "killed", rng)
-    assert dwt(*arguments).returncode == 0
-    assert_same_run(whole, tmp_path / "killed")
+    amid_steps = [kill_at_random(arguments, rng) for _ in range(kills)]
+    assert any(amid_steps)
+    last = dwt(*arguments)
+    assert last.returncode == 0, last.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_killed_between_any_two_checkpoints_equals_uninterrupted(project, whole, tmp_path):
@@ -202,6 +215,33 @@ def test_a_finished_run_is_not_repeated(project, whole, capsys):
     train(load(project[0], taught(project)), whole)
     assert "already finished" in capsys.readouterr().out
     assert (whole / "summary.json").read_text() == before
+
+
+def test_a_claim_that_was_cut_short_is_taken_up(project, tmp_path):
+    """Killed after the tokenizer was there, before config.json was."""
+    shutil.copytree(project[1] / "rows" / "tokenizer", tmp_path / "run" / "tokenizer")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    train(load(project[0], {"train.steps": "1"}), tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_two_processes_do_not_train_in_one_directory(project, tmp_path):
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(UserError, match="another process trains here"),
+    ):
+        train(load(project[0]), tmp_path / "run")
+
+
+def test_a_moved_teacher_is_the_same_teacher(project, whole, tmp_path, capsys):
+    shutil.copytree(project[1] / "teacher" / "model", tmp_path / "elsewhere")
+    train(load(project[0], {**taught(project), "teacher.path": str(tmp_path / "elsewhere")}), whole)
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_tensorboard_files_are_written(project, tmp_path):
+    train(load(project[0], {"train.steps": "2", "train.tensorboard": "true"}), tmp_path / "run")
+    assert [*(tmp_path / "run" / "tensorboard").glob("events.*")]
 
 
 def test_a_folder_with_other_files_is_refused(project, tmp_path):
@@ -284,7 +324,8 @@ def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project,
     }
     with pytest.raises(Failed, match="not finite for"):
         train(load(project[0], overrides), tmp_path / "run")
-    assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
+    newest = load_model(str(tmp_path / "run"))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(newest.params))
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 

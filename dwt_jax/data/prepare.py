@@ -314,6 +314,10 @@ def _require_match(directory: Path, data: Data) -> None:
     for name in ("sequence_length", "mode"):
         if index[name] != getattr(data, name):
             raise UserError(f"data.{name} is {getattr(data, name)}, expected {index[name]} as in {directory}")
+    for name in ("held_out", "keep_every"):
+        if index["data"][name] != getattr(data, name):
+            found = index["data"][name]
+            raise UserError(f"data.{name} is {getattr(data, name)}, expected {found} as in {directory}")
     words = data.tokenizer
     if words.path and tokenizers_.digest(words.path, words.lowercase) != index["tokenizer"]["digest"]:
         raise UserError(

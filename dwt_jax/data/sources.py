@@ -171,31 +171,33 @@ def _decode(line: bytes, where: str) -> str:
 
 # Kinds of sources
 
+LARGEST_DOCUMENT = 4_000_000  # characters; a longer one is cut at the end of a line
+
 
 def _texts(source: Source, seen: Seen) -> Iterator[str]:
     for path in files(source):
         lines = _lines(path, seen)
         if source.documents == "lines":
             yield from lines
-        elif source.documents == "file":
-            yield "\n".join(lines)
         else:
-            yield from _blocks(lines, source.blank_lines)
+            blank_lines = source.blank_lines if source.documents == "blank_lines" else None
+            yield from _blocks(lines, blank_lines)
 
 
-def _blocks(lines: Iterator[str], blank_lines: int) -> Iterator[str]:
-    """Lines joined up to each run of at least `blank_lines` empty ones."""
+def _blocks(lines: Iterator[str], blank_lines: int | None) -> Iterator[str]:
+    """Lines joined up to each run of at least `blank_lines` empty ones (None: all of them), or
+    up to LARGEST_DOCUMENT characters: memory stays flat for a book without an empty line."""
     block: list[str] = []
-    blank = 0
+    blank = size = 0
     for line in lines:
-        if line and not line.isspace():
-            if blank >= blank_lines and block:
-                yield "\n".join(block)
-                block = []
-            blank = 0
-        else:
-            blank += 1
+        empty = not line or line.isspace()
+        ended = blank_lines is not None and not empty and blank >= blank_lines
+        if block and (ended or size + len(line) > LARGEST_DOCUMENT):
+            yield "\n".join(block)
+            block, size = [], 0
+        blank = blank + 1 if empty else 0
         block.append(line)
+        size += len(line) + 1
     yield "\n".join(block)
 
 

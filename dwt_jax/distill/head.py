@@ -36,7 +36,7 @@ class Knobs(NamedTuple):
     alpha_hard: jax.Array
     alpha_soft: jax.Array
     temperature: jax.Array
-    count: jax.Array
+    predictions: jax.Array
 
 
 class Static(NamedTuple):

@@ -64,7 +64,7 @@ def selection(student, teacher, labels, weights, distill: Distill) -> jax.Array:
     teacher_better: the teacher gives the label more probability than the student does.
     entropy: of each row's predictions, the share `entropy_share` where the teacher's
     entropy is least is dropped; by row, so that the choice does not depend on batch,
-    devices or tiles.
+    devices or tiles; a row of a few predictions may round to dropping none.
     """
     if distill.selection == "all":
         return weights

@@ -67,7 +67,10 @@ def _same_vocabulary(path: str, teacher: Vocabulary, student: Vocabulary) -> Non
 
 
 def _training_flops(path: Path) -> float | None:
-    for summary in (path / "summary.json", path.parent / "summary.json"):
-        if summary.exists():
-            return read_json(summary).get("flops", {}).get("total")
-    return None
+    """Of its own run and of its teachers' before it, None where that is not known."""
+    summary = (path.parent if path.name == "model" else path) / "summary.json"
+    if not summary.exists():
+        return None
+    found = read_json(summary).get("flops", {})
+    own, before = found.get("total"), found.get("teacher_training")
+    return None if own is None or before is None else own + before

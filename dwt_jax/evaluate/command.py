@@ -4,29 +4,29 @@ from pathlib import Path
 
 import jax
 
-from dwt_jax.config import Mask, Mesh
+from dwt_jax.config import Mesh
+from dwt_jax.data.shards import read_index
 from dwt_jax.data.tokenizer import vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.evaluate import mlm
 from dwt_jax.parallel.mesh import make_mesh, shardings
-from dwt_jax.train.workdir import load_model, read_json
+from dwt_jax.train.workdir import load_model
 
 
-def evaluate(path: str, data: Path, batch_size: int, mask_rate: float) -> dict[str, float]:
+def evaluate(path: str, data: Path, batch_size: int) -> dict[str, float]:
     """Held-out loss, perplexity and accuracies (see `mlm.summarise`) of the model in `path`.
 
     Raises UserError if data and model disagree in vocabulary or length.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
-    if not 0 < mask_rate < 1:
-        raise UserError(f"--mask-rate is {mask_rate}, expected a share above 0 and below 1")
-    if not (data / "index.json").exists():
+    index = read_index(data)
+    if index is None:
         raise UserError(f"--data: no index.json in {data}, expected a directory that dwt prepare wrote")
     loaded = load_model(path)
     if vocabulary(loaded.tokenizer).tokens != vocabulary(data / "tokenizer").tokens:
         raise UserError(f"--data: {data} has another vocabulary than {path}, expected the same")
-    length = read_json(data / "index.json")["sequence_length"]
+    length = index["sequence_length"]
     if length > loaded.model.max_position_embeddings:
         raise UserError(
             f"--data: {data} has rows of {length} tokens, expected at most the model's "
@@ -34,8 +34,6 @@ def evaluate(path: str, data: Path, batch_size: int, mask_rate: float) -> dict[s
         )
     mesh = make_mesh(Mesh(), jax.device_count())
     params = jax.device_put(loaded.params, shardings(loaded.params, mesh))
-    documents = mlm.by_document(
-        params, loaded.model, data, Mask(rate=mask_rate), mesh=mesh, batch_size=batch_size
-    )
+    documents = mlm.by_document(params, loaded.model, data, mesh=mesh, batch_size=batch_size)
     assert documents is not None  # nothing stops it
     return mlm.summarise(documents)

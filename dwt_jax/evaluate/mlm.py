@@ -19,6 +19,8 @@ from dwt_jax.model import functional
 from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
 
+MASK = Mask()  # whatever a run was trained with: 15 %, 80/10/10, single tokens
+
 
 class Documents(NamedTuple):
     """Sums by held-out document, float64 [documents]."""
@@ -30,18 +32,19 @@ class Documents(NamedTuple):
 
 
 @functools.cache
-def _compiled(model: Model, mask: Mask, tokens: Tokens, numerics: Numerics, mesh: jax.sharding.Mesh) -> Any:
+def _compiled(model: Model, tokens: Tokens, numerics: Numerics, mesh: jax.sharding.Mesh) -> Any:
     same, by_row = replicated(mesh), rows_sharding(mesh)
 
     def score(params, batch, row_numbers):
         keys = row_keys(EVALUATION_SEED, 0, row_numbers)
-        masked = mask_rows(batch["tokens"], batch["segments"], keys, mask, tokens)
+        masked = mask_rows(batch["tokens"], batch["segments"], keys, MASK, tokens)
         hidden = functional.encode(params, model, masked.tokens, batch["segments"], numerics=numerics)
         at_masked = functional.gather(hidden, masked.positions)
         logits = functional.mlm_logits(params, model, at_masked, numerics=numerics)
         loss = hard_loss(logits, masked.labels)
         label = jnp.take_along_axis(logits, masked.labels[..., None], axis=-1)
-        better = (logits > label).sum(-1)  # how many tokens the model prefers to the label
+        # How many other tokens the model does not put below the label: ties and NaN count against it.
+        better = (~(logits < label)).sum(-1) - 1
         segment = jnp.take_along_axis(batch["segments"].astype(jnp.int32), masked.positions, axis=1)
         return loss, better, masked.weights, segment
 
@@ -53,7 +56,6 @@ def by_document(
     params: Any,
     model: Model,
     data: Path,
-    mask: Mask,
     *,
     mesh: jax.sharding.Mesh,
     batch_size: int = 64,
@@ -66,8 +68,8 @@ def by_document(
     and mesh.
     """
     rows = data_rows.open_rows(data, "held_out")
-    tokens = Tokens.of(vocabulary(data / "tokenizer"), mask.whole_word)
-    score = _compiled(model, mask, tokens, numerics, mesh)
+    tokens = Tokens.of(vocabulary(data / "tokenizer"), MASK.whole_word)
+    score = _compiled(model, tokens, numerics, mesh)
     total = data_rows.count(rows)
     documents = data_rows.first_documents(rows)
     spread = mesh.shape["data"] * mesh.shape["fsdp"]

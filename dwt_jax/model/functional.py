@@ -1,7 +1,8 @@
 """The encoder as pure functions of (params, batch): the only way in for everybody else.
 
 `params` is a nested dict of arrays. Those below `layers` carry a leading layer axis and are
-run by a scan, so that compile time is flat in depth and depth remapping is indexing.
+run by a scan (unrolled on one CPU device), so that compile time is flat in depth and depth
+remapping is indexing.
 Letters of shapes: see layers.py.
 """
 

@@ -1,7 +1,7 @@
 """The role table: what the axes of every parameter mean, declared once.
 
-Read by the sharding, the weight-decay mask, the parameter summary and the Hugging Face
-bridge (and, later, remapping): none of them names a leaf. An axis is a name and a side:
+Read by the sharding, the weight-decay mask and the Hugging Face bridge (and, later, by
+remapping): none of them names a leaf. An axis is a name and a side:
 `in` (the kernel contracts over it), `out` (its output has it) or neither.
 """
 

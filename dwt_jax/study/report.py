@@ -7,6 +7,7 @@ page.py makes the HTML, charts.py draws.
 import dataclasses
 import itertools
 import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +221,7 @@ def _documents(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         with np.load(path) as arrays:
             return arrays["loss"].astype(np.float64), arrays["count"].astype(np.float64)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: {error}, expected the arrays loss and count") from None
 
 

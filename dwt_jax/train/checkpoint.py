@@ -4,8 +4,11 @@ A checkpoint that was cut short is an error in Orbax, but a flipped bit inside a
 not. So a checksum of every leaf is stored beside the state and compared on restore.
 """
 
+import gc
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +45,15 @@ class Checkpoints:
     """The checkpoints of one run. Saving returns at once; errors of the writing threads are
     raised by the next call."""
 
-    def __init__(self, directory: Path, keep: int):
-        self.directory = directory.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+    def __init__(self, directory: Path, keep: int, read_only: bool = False):
+        self.directory, self._read_only = directory.absolute(), read_only
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=not read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state: State) -> None:
@@ -52,29 +61,38 @@ class Checkpoints:
         self._manager.check_for_errors()
         if step not in self._manager.all_steps():
             item = {"state": state, "checksum": checksum(state)}
-            self._manager.save(step, args=ocp.args.StandardSave(item))
+            with jax.transfer_guard("allow"):  # Orbax copies to the host in its own way
+                self._manager.save(step, args=ocp.args.StandardSave(item))
 
     def restore(self, like: State, log: Callable[[str], None]) -> tuple[State, int] | None:
         """The newest sound state and its step, laid out like the abstract `like`; None if
         there is no checkpoint at all.
 
-        Damaged ones are reported and moved to `checkpoints-damaged/`. Raises UserError when
-        there are checkpoints and none of them can be read.
+        Damaged ones are reported and, once a sound one is found, moved to
+        `checkpoints-damaged/`; nothing is moved when read-only. Raises UserError, and moves
+        nothing, when there are checkpoints and none of them can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: list[int] = []
         for step in steps:
             try:
-                return self._read(step, like), step
+                with _quiet():
+                    state = self._read(step, like)
             except Exception as error:  # Orbax raises many kinds for a damaged file
                 if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                     raise  # not the checkpoint's fault
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                log(f"checkpoint {step} is damaged and set aside, using the one before: {reason}")
-                self._set_aside(step)
+                log(f"checkpoint {step} is damaged, trying the one before: {reason}")
+                damaged.append(step)
+                continue
+            if not self._read_only:
+                for other in damaged:
+                    self._set_aside(other)
+            return state, step
         if steps:
             raise UserError(
                 f"{self.directory}: none of the checkpoints {sorted(steps)} can be read, expected a "
-                f"sound one; they were moved to {self._damaged}. Start again in a new --workdir"
+                "sound one; nothing was changed, start again in a new --workdir"
             )
         return None
 
@@ -116,3 +134,14 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             shutil.move(self.directory / str(step), target)
         self._manager.reload()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that Orbax's abandoned coroutines print when a read fails."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = before

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dwt_jax.config import Model
+from dwt_jax.errors import UserError
 from dwt_jax.model.layers import padded_vocabulary
 
 # Dense bf16 peak of one chip in FLOP/s, by the start of its jax device_kind (makers' data sheets).
@@ -61,7 +62,13 @@ def peak_per_device(dtype: str) -> float | None:
 
 def _measured_peak(dtype: str, size: int = 1024) -> float:
     if "DWT_PEAK_FLOPS" in os.environ:  # a run on a busy machine may say what it knows
-        return float(os.environ["DWT_PEAK_FLOPS"])
+        try:
+            return float(os.environ["DWT_PEAK_FLOPS"])
+        except ValueError:
+            found = os.environ["DWT_PEAK_FLOPS"]
+            raise UserError(
+                f"DWT_PEAK_FLOPS is {found!r}, expected FLOP/s of one process, e.g. 3e11"
+            ) from None
     a: Any = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32).astype(dtype) * 1e-3)
     product(a).block_until_ready()

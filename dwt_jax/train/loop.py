@@ -1,12 +1,9 @@
 """Pre-training from a config: read it from top to bottom."""
 
 import dataclasses
+import importlib.util
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +30,10 @@ from dwt_jax.train import flops
 from dwt_jax.train import workdir as workdirs
 from dwt_jax.train.checkpoint import Checkpoints
 from dwt_jax.train.metrics import Rate, Recorder, read
-from dwt_jax.train.step import KNOBS, Spec, compiled, initial_state, knob_table, spec_of
+from dwt_jax.train.signals import Stopped, Stopping, signals
+from dwt_jax.train.step import SCHEDULED, Spec, compiled, initial_state, knob_table, spec_of
 
 STATE_FORMAT = 1  # raise it when the tree of the training state changes
-
-
-class Stopped(Exception):
-    """Stopped by a signal with everything saved: run the same command again (exit status 75)."""
 
 
 class Failed(Exception):
@@ -53,7 +47,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     teacher, the devices or the run that is already there; Stopped after a signal; Failed
     when losses stay non-finite.
     """
-    with signals() as stopping:
+    with signals() as stopping, workdirs.locked(workdir):
         run = prepare_run(config, workdir)
         if (workdir / "summary.json").exists():
             print(f"{workdir}: already finished", flush=True)
@@ -64,6 +58,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         try:
             announce(run, start, recorder)
             began = time.perf_counter()
+            stopping.poll()
             state, teacher_steps = take_steps(run, state, start, checkpoints, recorder, stopping)
             held_out = evaluate_at(
                 run, state["params"], run.config.train.steps, teacher_steps, recorder, stopping
@@ -89,7 +84,7 @@ class Run:
     teacher: teachers.Teacher | None
     alone: Spec  # of the step without the teacher
     spec: Spec  # of the step with it, if there is one
-    knobs: np.ndarray  # float32 [steps, 4], see step.KNOBS
+    knobs: np.ndarray  # float32 [steps, 4], see step.SCHEDULED
     teacher_until: int  # the step at which α_s becomes 0 for good, as far as the schedule says
     student_flops: float  # a step
     teacher_flops: float  # a step
@@ -99,6 +94,10 @@ def prepare_run(config: Config, workdir: Path) -> Run:
     """Everything that can be wrong is found here; the first thing written is the claim."""
     if config.platform not in ("any", jax.default_backend()):
         raise UserError(f"config: platform is {config.platform!r}, but JAX found {jax.default_backend()!r}")
+    if config.train.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"config: train.wandb is {config.train.wandb!r}, expected the package wandb installed"
+        )
     data = prepared(config.data)
     words = vocabulary(data / "tokenizer")
     rows = data_rows.open_rows(data, "train", [source.weight for source in config.data.sources])
@@ -129,7 +128,7 @@ def prepare_run(config: Config, workdir: Path) -> Run:
         alone=spec_of(config, None, tokens, numerics),
         spec=spec_of(config, teacher.model if teacher else None, tokens, numerics),
         knobs=knobs,
-        teacher_until=schedules.zero_from(knobs[:, KNOBS.index("alpha_soft")]) if teacher else 0,
+        teacher_until=schedules.zero_from(knobs[:, SCHEDULED.index("alpha_soft")]) if teacher else 0,
         student_flops=flops.training_step(config.model, *shape),
         teacher_flops=flops.forward(teacher.model, *shape) if teacher else 0.0,
     )
@@ -161,27 +160,6 @@ def numerics_of(config: Config) -> Numerics:
     return Numerics(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute), one_cpu)
 
 
-@contextmanager
-def signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set; polled between steps. A second Ctrl-C kills."""
-    event = threading.Event()
-
-    def handle(number: int, _: Any) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        event.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def fresh_state(run: Run) -> dict[str, Any]:
     params = functional.init(run.config.model, jax.random.key(run.config.seed))
     return initial_state(params, run.config.optimizer)
@@ -211,7 +189,9 @@ def announce(run: Run, start: int, recorder: Recorder) -> None:
         f"student {model.num_hidden_layers} x {model.hidden_size}, {size / 1e6:.1f}M parameters; "
         f"{train.steps} steps of {train.batch_size} x {run.config.data.sequence_length} tokens"
     )
-    if run.teacher:
+    if run.teacher is None:
+        recorder.say("no teacher: the masked-LM loss alone")
+    else:
         recorder.say(
             f"teacher {run.teacher.model.num_hidden_layers} x {run.teacher.model.hidden_size} from "
             f"{run.config.teacher.path}: +{run.teacher_flops / run.student_flops:.0%} FLOPs a step"
@@ -228,7 +208,7 @@ def take_steps(
     start: int,
     checkpoints: Checkpoints,
     recorder: Recorder,
-    stopping: threading.Event,
+    stopping: Stopping,
 ) -> tuple[dict[str, Any], int]:
     """All steps from `start` on. → the last state, the number of steps the teacher took part in.
 
@@ -326,7 +306,7 @@ def log(
     """Write the metrics of a step. Raises Failed after too many non-finite ones in a row."""
     train = run.config.train
     values = {key: value.item() for key, value in jax.device_get(metrics).items()}
-    knobs = dict(zip(KNOBS, (float(x) for x in run.knobs[step - 1]), strict=True))
+    knobs = dict(zip(SCHEDULED, (float(x) for x in run.knobs[step - 1]), strict=True))
     steps_per_second, tokens_per_second, waiting = rate.take()
     with_teacher = taught == step
     work = run.student_flops + (run.teacher_flops if with_teacher else 0)
@@ -362,7 +342,7 @@ def ledger(run: Run, step: int, taught: int) -> dict[str, float]:
 
 
 def evaluate_at(
-    run: Run, params: Any, step: int, taught: int, recorder: Recorder, stopping: threading.Event
+    run: Run, params: Any, step: int, taught: int, recorder: Recorder, stopping: Stopping
 ) -> dict[str, float] | None:
     """Held-out loss after `step` steps, recorded; what was recorded before is not done again.
     None if a signal stopped it."""
@@ -373,7 +353,6 @@ def evaluate_at(
         params,
         run.config.model,
         run.data,
-        run.config.mask,
         mesh=run.mesh,
         numerics=run.numerics,
         stop=stopping.is_set,

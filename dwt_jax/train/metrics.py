@@ -1,6 +1,7 @@
 """What a run says of itself: `metrics.jsonl`, TensorBoard, Weights & Biases, and a line or a
 bar for whoever watches."""
 
+import hashlib
 import json
 import math
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dwt_jax.config import Train
-from dwt_jax.errors import UserError
 
 
 def duration(seconds: float) -> str:
@@ -106,7 +106,7 @@ class Recorder:
     def _add_tensorboard(self, workdir: Path, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
         def write(record: dict[str, Any]) -> None:
             for key, value in record.items():
@@ -117,13 +117,12 @@ class Recorder:
         self._open.callback(writer.close)
 
     def _add_wandb(self, project: str, workdir: Path, name: str) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                f"config: train.wandb is {project!r}, expected the package wandb to be installed"
-            ) from None
-        wandb.init(project=project, name=name, dir=str(workdir), resume="allow")
+        import wandb
+
+        identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[
+            :16
+        ]  # a resumed run is the same one
+        wandb.init(project=project, name=name, dir=str(workdir), id=identity, resume="allow")
         self._writers.append(lambda record: wandb.log(record, step=record["step"]))
         self._open.callback(wandb.finish)
 
@@ -138,18 +137,17 @@ class Recorder:
         if self._bar is None:
             print(f"{self._name}: {line(record, self._steps, eta)}", flush=True)
         else:
-            shown = {"loss": f"{record['loss']:.3f}", "tok/s": f"{record['tokens_per_second']:,.0f}"}
-            if record["teacher_hard_loss"]:
-                shown |= {"gap": f"{record['hard_loss'] - record['teacher_hard_loss']:+.3f}"}
-            self._bar.set_postfix(shown, refresh=False)
+            shown = line(record, self._steps, eta).split("  ")[1:-1]  # the bar has step and ETA itself
+            self._bar.set_postfix_str("  ".join(shown), refresh=False)
             self._bar.update(record["step"] - self._bar.n)
 
     def evaluation(self, record: dict[str, Any]) -> None:
         if self._file is None:
             return
-        self._evaluations.write(json.dumps(record) + "\n")
+        written = {key: _finite(value) for key, value in record.items()}
+        self._evaluations.write(json.dumps(written) + "\n")
         for write in self._writers:
-            write(record)
+            write(written)
         loss, error = record["held_out_loss"], record["standard_error"]
         self.say(f"step {record['step']}: held-out loss {loss:.4f} ± {error:.4f}")
 

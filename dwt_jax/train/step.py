@@ -26,7 +26,7 @@ from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
 from dwt_jax.train import optimizer as optimizers
 
-KNOBS = ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
+SCHEDULED = ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
 
 TRACES: collections.Counter[str] = collections.Counter()
 """How often each step function was traced: a test holds it at one."""
@@ -69,8 +69,8 @@ def spec_of(config: Config, teacher: Model | None, tokens: Tokens, numerics: Num
 
 
 def knob_table(config: Config) -> np.ndarray:
-    """float32 [steps, 4]: the scheduled numbers of the whole run, columns as in KNOBS."""
-    every = (*(getattr(config.distill, name) for name in KNOBS[:3]), config.optimizer.learning_rate)
+    """float32 [steps, 4]: the scheduled numbers of the whole run, columns as in SCHEDULED."""
+    every = (*(getattr(config.distill, name) for name in SCHEDULED[:3]), config.optimizer.learning_rate)
     return np.stack([schedules.table(schedule, config.train.steps) for schedule in every], axis=1)
 
 
@@ -80,7 +80,7 @@ def initial_state(params: functional.Params, optimizer: Optimizer) -> dict[str, 
         "params": params,
         "opt_state": optimizers.make(optimizer).init(params),
         "step": zero,
-        "skipped": {"total": zero, "in_row": zero},
+        "skipped": {"total": zero, "in_row": zero, "longest": zero},
         "behind": {"gap": jnp.float32(0), "weight": jnp.float32(0), "beaten_at": jnp.full((), -1, jnp.int32)},
     }
 
@@ -91,7 +91,7 @@ def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
 
     State and teacher are laid out by the role table, the batch's rows over (data, fsdp); the
     state is donated. teacher_params: None when spec.teacher is None. batch: {tokens,
-    segments} [B, L]. knobs: float32 [4] as in KNOBS. seed: uint32.
+    segments} [B, L]. knobs: float32 [4] as in SCHEDULED. seed: uint32.
     """
     state = jax.eval_shape(
         lambda: initial_state(functional.init(spec.model, jax.random.key(0)), spec.optimizer)
@@ -127,15 +127,19 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
         jax.value_and_grad(loss, has_aux=True), params, (masked, batch["segments"]), key, spec.accumulate
     )
     norm = optax.global_norm(gradient)
-    finite = jnp.isfinite(value) & jnp.isfinite(norm)
     update, opt_state = optimizers.make(spec.optimizer).update(gradient, state["opt_state"], params)
     params_after = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    for leaf in jax.tree.leaves(params_after):  # an update may overflow where its gradient does not
+        finite &= jnp.isfinite(leaf).all()
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params_after, opt_state), (params, state["opt_state"])
     )
+    in_row = jnp.where(finite, 0, state["skipped"]["in_row"] + 1)
     skipped = {
         "total": state["skipped"]["total"] + ~finite,
-        "in_row": jnp.where(finite, 0, state["skipped"]["in_row"] + 1),
+        "in_row": in_row,
+        "longest": jnp.maximum(state["skipped"]["longest"], in_row),
     }
     behind = _behind(state["behind"], sums, finite, step, spec)
     metrics = _metrics(sums, value, norm, alpha_soft, skipped, behind)
@@ -215,6 +219,6 @@ def _metrics(sums: Sums, value, norm, alpha_soft, skipped, behind) -> dict[str, 
         "alpha_soft": alpha_soft,
         "grad_norm": norm,
         "skipped": skipped["total"],
-        "skipped_in_row": skipped["in_row"],
+        "skipped_in_row": skipped["longest"],
         "beaten_at": behind["beaten_at"],
     }

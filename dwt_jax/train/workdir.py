@@ -4,10 +4,13 @@
 tokenizer; then metrics, checkpoints, and at the end `model/` and `summary.json`.
 """
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +18,17 @@ from dwt_jax.config import Config, Model
 from dwt_jax.config_file import build, flatten, to_dict
 from dwt_jax.errors import UserError
 
-MAY_CHANGE = ("mesh.", "platform", "data.prefetch", "data.path", "train.tensorboard", "train.wandb")
-"""Keys that a resumed run may change: they do not change what is computed (the data is
-compared by its digest, wherever it lies)."""
+MAY_CHANGE = (
+    "mesh.",
+    "platform",
+    "data.prefetch",
+    "data.path",
+    "teacher.path",
+    "train.tensorboard",
+    "train.wandb",
+)
+"""Keys that a resumed run may change: they do not change what is computed (data and
+teacher are compared by their digests, wherever they lie)."""
 
 
 class Loaded(NamedTuple):
@@ -63,14 +74,34 @@ def claim(workdir: Path, config: Config, tokenizer: Path, identity: Mapping[str,
                 f"{workdir}: holds a run of another config, expected the same: {'; '.join(different)}"
             )
         return
-    if workdir.exists() and any(not child.name.startswith(".") for child in workdir.iterdir()):
+    cut_short = {"tokenizer", "run.json"}  # of a claim that was killed
+    if any(child.name not in cut_short and not child.name.startswith(".") for child in workdir.iterdir()):
         raise UserError(f"{workdir}: holds files but no run, expected an empty or new --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
     building = workdir / f".tokenizer.partial-{os.getpid()}"
+    for path in (building, workdir / "tokenizer"):
+        shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(tokenizer, building)
     building.rename(workdir / "tokenizer")
     write_json(workdir / "run.json", dict(identity))
     write_json(workdir / "config.json", to_dict(config))  # last: its presence says that the claim is whole
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """No second process trains here: UserError at once. The lock ends with its process."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir}: is a file, expected a directory for --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{workdir}: another process trains here, expected one at a time") from None
+        try:
+            yield
+        finally:
+            if [child.name for child in workdir.iterdir()] == [".lock"]:  # refused before it was claimed
+                shutil.rmtree(workdir)
 
 
 def config_of(workdir: Path) -> Config:
@@ -110,9 +141,9 @@ def _from_checkpoint(workdir: Path) -> Loaded:
         lambda: initial_state(functional.init(config.model, jax.random.key(0)), config.optimizer)
     )
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, read_only=True)
     try:
-        found = checkpoints.restore(like, print)
+        found = checkpoints.restore(like, lambda text: print(text, file=sys.stderr))
     finally:
         checkpoints.close()
     if found is None:
