@@ -173,7 +173,7 @@ def test_zero_from(values, step):
 
 def test_the_teacher_of_knowledge_inheritance_goes_after_a_quarter():
     distill = build_config(
-        {"train": {"steps": STEPS}, "distill": {"preset": "knowledge_inheritance"}}
+        {"train": {"steps": STEPS}, "distill": {"preset": "knowledge_inheritance"}, "teacher": {"path": "t"}}
     ).distill
     soft = schedules.table(distill.alpha_soft, STEPS)
     assert schedules.zero_from(soft) == STEPS // 4
@@ -183,7 +183,7 @@ def test_the_teacher_of_knowledge_inheritance_goes_after_a_quarter():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_knobs_of_a_preset(name):
-    config = build_config({"train": {"steps": STEPS}, "distill": {"preset": name}})
+    config = build_config({"train": {"steps": STEPS}, "distill": {"preset": name}, "teacher": {"path": "t"}})
     knobs = knob_table(config)
     assert knobs.shape == (STEPS, 4)
     step = 80
