@@ -329,9 +329,9 @@ def log(
         **ledger(run, step, taught),
     }
     recorder.log(record, (train.steps - step) / steps_per_second if steps_per_second else 0.0)
-    if values["skipped_in_row"] >= train.max_skipped:
+    if values["skipped_longest"] >= train.max_skipped:
         raise Failed(
-            f"{run.workdir}: the loss or gradient was not finite for {values['skipped_in_row']} steps "
+            f"{run.workdir}: the loss or gradient was not finite for {values['skipped_longest']} steps "
             f"in a row (now at step {step}); none of those updates was made, the checkpoints are intact"
         )
 

@@ -219,6 +219,7 @@ def _metrics(sums: Sums, value, norm, alpha_soft, skipped, behind) -> dict[str, 
         "alpha_soft": alpha_soft,
         "grad_norm": norm,
         "skipped": skipped["total"],
-        "skipped_in_row": skipped["longest"],
+        "skipped_in_row": skipped["in_row"],
+        "skipped_longest": skipped["longest"],
         "beaten_at": behind["beaten_at"],
     }
