@@ -249,3 +249,15 @@ def test_saving_goes_on_after_damage(copy):
     assert step == NEWEST
     assert same(state, state_of(99))
     assert log == []
+
+
+def test_a_signal_while_reading_is_not_damage(copy, monkeypatch):
+    from dwt_jax.train.signals import Stopped, Stopping
+
+    checkpoints = Checkpoints(copy, 10)
+    monkeypatch.setattr(checkpoints, "_read", lambda *_: Stopping().handle(15, None))
+    with pytest.raises(Stopped):
+        checkpoints.restore(abstract(), lambda _: None)
+    checkpoints.close()
+    assert {"10", "20"} <= {path.name for path in copy.iterdir()}
+    assert not (copy.parent / "checkpoints-damaged").exists()

@@ -71,6 +71,6 @@ def _training_flops(path: Path) -> float | None:
     summary = (path.parent if path.name == "model" else path) / "summary.json"
     if not summary.exists():
         return None
-    found = read_json(summary).get("flops", {})
+    found = read_json(summary).get("flops") or {}
     own, before = found.get("total"), found.get("teacher_training")
     return None if own is None or before is None else own + before

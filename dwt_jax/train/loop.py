@@ -233,10 +233,13 @@ def take_steps(
             log(run, *pending, min(pending[0], until), rate, peak, recorder)
         pending = None
 
-    if start and due(
-        start, train.evaluate_every, train.steps
-    ):  # stopped after its step, before its evaluation
-        evaluate_at(run, state["params"], start, min(start, until), recorder, stopping)
+    # Stopped after its step and before its evaluation: that comes first.
+    if (
+        start
+        and due(start, train.evaluate_every, train.steps)
+        and evaluate_at(run, state["params"], start, min(start, until), recorder, stopping) is None
+    ):
+        raise Stopped(f"{run.workdir}: stopped at step {start}, saved; the same command goes on from there")
     with jax.transfer_guard("disallow"):
         for step in range(start, train.steps):
             if teacher_params is not None and step >= until:

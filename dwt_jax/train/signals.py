@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(Exception):
-    """Stopped by a signal with everything saved: run the same command again (exit status 75)."""
+class Stopped(BaseException):
+    """Stopped by a signal with everything saved: run the same command again (exit status 75).
+
+    Not an Exception: a signal while a checkpoint is read is no fault of the checkpoint.
+    """
 
 
 class Stopping:
@@ -26,7 +29,7 @@ class Stopping:
 
     def handle(self, number: int, _: FrameType | None) -> None:
         if not self._polled:
-            raise Stopped("stopped before the first step; the same command starts again")
+            raise Stopped("stopped before it went on, nothing was changed; the same command starts again")
         if self._came and number == signal.SIGINT:  # a second Ctrl-C is meant
             raise KeyboardInterrupt
         self._came = True

@@ -47,10 +47,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """The object in a JSON file of ours; UserError for anything else."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}, expected JSON that dwt wrote") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a {type(found).__name__}, expected a JSON object that dwt wrote")
+    return found
 
 
 def claim(workdir: Path, config: Config, tokenizer: Path, identity: Mapping[str, Any]) -> None:
