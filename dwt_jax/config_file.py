@@ -143,8 +143,8 @@ def _put(tree: dict[str, Any], dotted: str, text: str) -> None:
         if key not in hints:
             raise UserError(f"config: unknown key '{'.'.join(parents[: i + 1])}'{did_you_mean(key, hints)}")
         kind = hints[key]
-        if key not in node:
-            node[key] = [to_dict(entry) for entry in kind_default(hints, key)] if _is_tuple(kind) else {}
+        if key not in node:  # one default entry of a list, so that a field of it can be set
+            node[key] = [to_dict(get_args(kind)[0]())] if _is_tuple(kind) else {}
         node = node[key]
         if not isinstance(node, (dict, list)):
             raise UserError(
@@ -153,11 +153,6 @@ def _put(tree: dict[str, Any], dotted: str, text: str) -> None:
     if not isinstance(node, dict):
         raise UserError(f"--config.{dotted}: expected a field of the entry, e.g. --config.{dotted}.path=…")
     node[last] = _Text(text)
-
-
-def kind_default(hints: Mapping[str, Any], key: str) -> tuple[Any, ...]:
-    """One default entry of a tuple-valued field."""
-    return (get_args(hints[key])[0](),)
 
 
 class _Text(str):

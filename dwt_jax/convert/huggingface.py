@@ -18,6 +18,7 @@ import numpy as np
 from dwt_jax.config import Model
 from dwt_jax.config_file import build
 from dwt_jax.errors import UserError
+from dwt_jax.files import building
 from dwt_jax.model.functional import Params, abstract
 from dwt_jax.model.layers import padded_vocabulary
 from dwt_jax.model.roles import ROLES, path_name
@@ -158,25 +159,23 @@ def save(params: Params, model: Model, tokenizer: Path, out: Path) -> None:
     of the `tokenizer` directory. An `out` of an earlier call is replaced."""
     from safetensors.numpy import save_file
 
-    building = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    for file in sorted(tokenizer.iterdir()):
-        if file.is_file():
-            shutil.copyfile(file, building / file.name)
-    save_file(to_tensors(params, model), building / "model.safetensors", metadata={"format": "pt"})
-    (building / "config.json").write_text(json.dumps(model_config(model), indent=2) + "\n")
-    if out.exists():
+    with building(out) as partial:
+        for file in sorted(tokenizer.iterdir()):
+            if file.is_file():
+                shutil.copyfile(file, partial / file.name)
+        save_file(to_tensors(params, model), partial / "model.safetensors", metadata={"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(model_config(model), indent=2) + "\n")
+        if not out.exists():
+            partial.rename(out)
+            return
         old = out.with_name(f".{out.name}.old-{os.getpid()}")
         out.rename(old)
         try:
-            building.rename(out)
+            partial.rename(out)
         except BaseException:
             old.rename(out)
             raise
         shutil.rmtree(old)
-    else:
-        building.rename(out)
 
 
 def load_config(path: Path) -> Model:

@@ -19,9 +19,10 @@ from dwt_jax.data import tokenizer as tokenizers_
 from dwt_jax.data.encode import Encoded, Recipe, encode, is_held_out, start_worker, token_dtype
 from dwt_jax.data.packing import Frame
 from dwt_jax.data.progress import Progress
-from dwt_jax.data.shards import FORMAT, SHARD_BYTES, SPLITS, Stream, building, publish, read_index
+from dwt_jax.data.shards import FORMAT, SHARD_BYTES, SPLITS, Stream, read_index
 from dwt_jax.data.sources import documents, files, fingerprint, stored_bytes
 from dwt_jax.errors import UserError
+from dwt_jax.files import building, publish
 from dwt_jax.parallel import host
 
 Log = Callable[[str], None]

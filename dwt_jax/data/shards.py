@@ -1,12 +1,6 @@
-"""Rows on disk: numbered .npy files beside an index.json, and a directory that is whole or absent."""
+"""Rows on disk: numbered .npy files beside an index.json."""
 
-import errno
 import json
-import os
-import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,46 +81,3 @@ def read_index(directory: Path) -> dict[str, Any] | None:
         found = index.get("format") if isinstance(index, dict) else None
         raise UserError(f"{path}: format {found}, expected {FORMAT}; run dwt prepare again")
     return index
-
-
-@contextmanager
-def building(out: Path) -> Iterator[Path]:
-    """A new directory beside `out` to build in; `publish` makes it `out`, an exception removes it.
-
-    Leftovers of processes of this machine that are gone are removed first. The name carries
-    process and machine, since containers that share a disk share process numbers too.
-    """
-    host = socket.gethostname()
-    prefix = f".{out.name}.partial-"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in out.parent.glob(f"{prefix}*"):
-        pid, _, on = leftover.name.removeprefix(prefix).partition(".")
-        if on == host and pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))):
-            shutil.rmtree(leftover, ignore_errors=True)
-    partial = out.parent / f"{prefix}{os.getpid()}.{host}"
-    partial.mkdir()
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def publish(partial: Path, out: Path) -> bool:
-    """Rename `partial` to `out`; False if `out` holds something by now."""
-    try:
-        partial.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            return False
-        raise
-    return True
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -16,6 +16,7 @@ from dwt_jax.config import Distill
 from dwt_jax.distill.objective import Sums, objective, position_losses
 from dwt_jax.model.functional import Params, decode
 from dwt_jax.model.products import Numerics, dot, transposed
+from dwt_jax.parallel.mesh import split_rows
 
 
 class Head(NamedTuple):
@@ -70,26 +71,20 @@ def _forward(student: Head, teacher, labels, weights, knobs: Knobs, static: Stat
     teacher_features = None if teacher is None else teacher.features
     parts = (student.features, teacher_features, labels, weights)
     if tile == rows:
-        value, gradient = _tile(student, teacher, parts, knobs, static)
-        return value, gradient
+        return _tile(student, teacher, parts, knobs, static)
     tiles = -(-rows // tile)
 
-    def split(x):  # strided, so that rows spread over devices stay; the rest is padded with weight 0
-        x = jnp.pad(x, ((0, tiles * tile - rows),) + ((0, 0),) * (x.ndim - 1))
-        return x.reshape(tile, tiles, *x.shape[1:]).swapaxes(0, 1)
+    def padded(x):  # with rows of weight 0
+        return jnp.pad(x, ((0, tiles * tile - rows),) + ((0, 0),) * (x.ndim - 1))
 
     def one(total, part):
         value, gradient = _tile(student, teacher, part, knobs, static)
         new = value, gradient.table, gradient.bias
         return jax.tree.map(jnp.add, total, new), gradient.features
 
-    zero = jnp.float32(0)
-    start = (
-        (zero, Sums(*(zero for _ in Sums._fields))),
-        jnp.zeros_like(student.table),
-        jnp.zeros_like(student.bias),
-    )
-    (value, table, bias), features = jax.lax.scan(one, start, jax.tree.map(split, parts))
+    start = (jnp.float32(0), Sums.zeros()), jnp.zeros_like(student.table), jnp.zeros_like(student.bias)
+    parts = split_rows(jax.tree.map(padded, parts), tiles)
+    (value, table, bias), features = jax.lax.scan(one, start, parts)
     features = features.swapaxes(0, 1).reshape(tile * tiles, *features.shape[2:])[:rows]
     return value, Head(features, table, bias)
 

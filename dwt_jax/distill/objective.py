@@ -23,6 +23,10 @@ class Sums(NamedTuple):
     teacher_hard: jax.Array  # −log p_teacher(label)
     selected: jax.Array  # positions that the soft loss was kept at
 
+    @classmethod
+    def zeros(cls) -> "Sums":
+        return cls(*(jnp.float32(0) for _ in cls._fields))
+
 
 def hard_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy −log softmax(z)[y] in nats: fp32 [..., V], int [...] → [...]."""
@@ -81,9 +85,9 @@ def selection(student, teacher, labels, weights, distill: Distill) -> jax.Array:
 def position_losses(student, teacher, labels, weights, temperature, distill: Distill, at_1: bool) -> Sums:
     """Sums over logits [B, P, V]; teacher may be None. `at_1`: the temperature is always 1."""
     hard = (hard_loss(student, labels) * weights).sum()
-    count, zero = weights.sum(), jnp.float32(0)
+    count = weights.sum()
     if teacher is None:
-        return Sums(count, hard, zero, zero, zero, zero)
+        return Sums.zeros()._replace(predictions=count, hard=hard)
     kept = selection(student, teacher, labels, weights, distill)
     soft = soft_loss(student, teacher, 1.0 if at_1 else temperature, distill.divergence)
     plain = soft if at_1 else soft_loss(jax.lax.stop_gradient(student), teacher, 1.0, distill.divergence)

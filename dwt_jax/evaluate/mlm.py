@@ -15,6 +15,7 @@ from dwt_jax.data import rows as data_rows
 from dwt_jax.data.masking import EVALUATION_SEED, Tokens, mask_rows, row_keys
 from dwt_jax.data.tokenizer import vocabulary
 from dwt_jax.distill.objective import hard_loss
+from dwt_jax.files import whole_file
 from dwt_jax.model import functional
 from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
@@ -116,7 +117,5 @@ def summarise(documents: Documents) -> dict[str, float]:
 
 def write(path: Path, documents: Documents) -> None:
     """For paired comparisons of runs: arrays `loss` and `count` by document."""
-    building = path.with_name(f".{path.name}.partial")
-    with open(building, "wb") as file:
+    with whole_file(path) as partial, open(partial, "wb") as file:
         np.savez(file, loss=documents.loss, count=documents.predictions)
-    building.replace(path)

@@ -44,6 +44,12 @@ def rows_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+def split_rows(batch: Any, parts: int) -> Any:
+    """[B, …] → [parts, B / parts, …] of every leaf. Strided (row i goes to part i mod parts), so
+    that rows spread over devices stay where they are."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """A sharding for each leaf of a state: parameters, and whatever mirrors them (moments),
     by their roles; everything else replicated.

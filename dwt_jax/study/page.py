@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dwt_jax.study import charts, tables
 from dwt_jax.study.charts import Axes, Line
 from dwt_jax.study.tables import Table
-from dwt_jax.train.metrics import duration
+from dwt_jax.train.metrics import duration, spent
 
 if TYPE_CHECKING:  # report.py calls this file
     from dwt_jax.study.report import Run, Study
@@ -151,7 +151,7 @@ def _curves(study: "Study") -> str:
         return [record["held_out_loss"] for record in run.evaluations]
 
     def flops(run: "Run") -> list[float]:
-        return [record["student_flops"] + record["teacher_flops"] for record in run.evaluations]
+        return [spent(record) for record in run.evaluations]
 
     by_steps = _lines(study, lambda run: ([record["step"] for record in run.evaluations], loss(run)))
     by_flops = _lines(study, lambda run: (flops(run), loss(run)))

@@ -6,7 +6,6 @@ page.py makes the HTML, charts.py draws.
 
 import dataclasses
 import itertools
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ import numpy as np
 
 from dwt_jax.config_file import flatten
 from dwt_jax.errors import UserError
+from dwt_jax.files import whole_file
 from dwt_jax.study import page, tables
-from dwt_jax.train.metrics import read
+from dwt_jax.train.metrics import read, spent
 from dwt_jax.train.workdir import MAY_CHANGE, read_json
 
 NOT_COMPUTED = (
@@ -132,9 +132,8 @@ def write(workdir: Path, out: Path | None = None) -> Path:
     study = gather(workdir)
     target.parent.mkdir(parents=True, exist_ok=True)
     for suffix, render in ((".csv", tables.csv_text), (".md", tables.markdown), (".html", page.html)):
-        building = target.with_name(f".{target.stem}{suffix}.partial-{os.getpid()}")
-        building.write_text(render(study), encoding="utf-8")
-        building.replace(target.with_suffix(suffix))
+        with whole_file(target.with_suffix(suffix)) as partial:
+            partial.write_text(render(study), encoding="utf-8")
     return target
 
 
@@ -353,8 +352,3 @@ def reach(evaluations: Sequence[Mapping[str, Any]], loss: float) -> Reach | None
             return Reach(steps, spent(before) + share * (spent(record) - spent(before)), at_most=False)
         before = record
     return None
-
-
-def spent(record: Mapping[str, Any]) -> float:
-    """FLOPs up to a record: the student's, and the teacher's forward."""
-    return record["student_flops"] + record["teacher_flops"]

@@ -29,9 +29,9 @@ from dwt_jax.parallel.mesh import make_mesh, replicated, rows_sharding, sharding
 from dwt_jax.train import flops
 from dwt_jax.train import workdir as workdirs
 from dwt_jax.train.checkpoint import Checkpoints
-from dwt_jax.train.metrics import Rate, Recorder, read
+from dwt_jax.train.metrics import Rate, Recorder, read, spent
 from dwt_jax.train.signals import Stopped, Stopping, signals
-from dwt_jax.train.step import SCHEDULED, Spec, compiled, initial_state, knob_table, spec_of
+from dwt_jax.train.step import SCHEDULED, Spec, abstract_state, compiled, initial_state, knob_table, spec_of
 
 STATE_FORMAT = 1  # raise it when the tree of the training state changes
 
@@ -167,7 +167,7 @@ def fresh_state(run: Run) -> dict[str, Any]:
 
 def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, Any], int]:
     """The state to begin with, on the mesh, and the number of steps that it has behind it."""
-    abstract = jax.eval_shape(lambda: fresh_state(run))
+    abstract = abstract_state(run.config.model, run.config.optimizer)
     layout = shardings(abstract, run.mesh)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract, layout
@@ -175,10 +175,9 @@ def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, A
     restored = checkpoints.restore(like, lambda text: print(text, flush=True))
     if restored is None:
         return jax.jit(lambda: fresh_state(run), out_shardings=layout)(), 0
+    state, step = restored
     # Once through jit: buffers that XLA made can be donated, those that Orbax made perhaps not.
-    return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=layout)(restored[0]), restored[
-        1
-    ]
+    return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=layout)(state), step
 
 
 def announce(run: Run, start: int, recorder: Recorder) -> None:
@@ -378,15 +377,16 @@ def finish(
             f"{run.workdir}: stopped in the last evaluation, saved; the same command goes on from there"
         )
     steps = run.config.train.steps
+    work = ledger(run, steps, taught)
     summary = {
         "steps": steps,
         "held_out": held_out,
         "skipped_updates": int(jax.device_get(state["skipped"]["total"])),
         "seconds_of_this_process": seconds,
         "flops": {
-            "student": steps * run.student_flops,
-            "teacher_forward": taught * run.teacher_flops,
-            "total": steps * run.student_flops + taught * run.teacher_flops,
+            "student": work["student_flops"],
+            "teacher_forward": work["teacher_flops"],
+            "total": spent(work),
             "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
         },
         "teacher_steps": taught,

@@ -6,12 +6,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
 from dwt_jax.config import Train
+from dwt_jax.files import whole_file
 
 
 def duration(seconds: float) -> str:
@@ -48,23 +49,6 @@ def _finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drop the records after `step` (and a torn last line) of a file that is to be appended to."""
-    if not path.exists():
-        return
-    kept = []
-    for text in path.read_text().splitlines():
-        try:
-            record = json.loads(text)
-        except ValueError:
-            break
-        if record["step"] <= step:
-            kept.append(text + "\n")
-    building = path.with_name(f".{path.name}.partial")
-    building.write_text("".join(kept))
-    building.replace(path)
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics file; [] if there is none."""
     if not path.exists():
@@ -76,6 +60,18 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:  # torn by a kill: the next resume drops it
             break
     return records
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the records after `step` (and a torn last line) of a file that is to be appended to."""
+    kept = [json.dumps(record) + "\n" for record in read(path) if record["step"] <= step]
+    with whole_file(path) as partial:
+        partial.write_text("".join(kept))
+
+
+def spent(record: Mapping[str, Any]) -> float:
+    """FLOPs up to a record's step, the teacher's forward charged."""
+    return record["student_flops"] + record["teacher_flops"]
 
 
 class Recorder:
@@ -119,9 +115,8 @@ class Recorder:
     def _add_wandb(self, project: str, workdir: Path, name: str) -> None:
         import wandb
 
-        identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[
-            :16
-        ]  # a resumed run is the same one
+        # The same name for the same directory: a resumed run goes on there too.
+        identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
         wandb.init(project=project, name=name, dir=str(workdir), id=identity, resume="allow")
         self._writers.append(lambda record: wandb.log(record, step=record["step"]))
         self._open.callback(wandb.finish)
@@ -130,10 +125,7 @@ class Recorder:
         """One logged training step."""
         if self._file is None:
             return
-        written = {key: _finite(value) for key, value in record.items()}
-        self._file.write(json.dumps(written) + "\n")
-        for write in self._writers:
-            write(written)
+        self._write(self._file, record)
         if self._bar is None:
             print(f"{self._name}: {line(record, self._steps, eta)}", flush=True)
         else:
@@ -141,13 +133,16 @@ class Recorder:
             self._bar.set_postfix_str("  ".join(shown), refresh=False)
             self._bar.update(record["step"] - self._bar.n)
 
+    def _write(self, file: TextIO, record: dict[str, Any]) -> None:
+        written = {key: _finite(value) for key, value in record.items()}
+        file.write(json.dumps(written) + "\n")
+        for write in self._writers:
+            write(written)
+
     def evaluation(self, record: dict[str, Any]) -> None:
         if self._file is None:
             return
-        written = {key: _finite(value) for key, value in record.items()}
-        self._evaluations.write(json.dumps(written) + "\n")
-        for write in self._writers:
-            write(written)
+        self._write(self._evaluations, record)
         loss, error = record["held_out_loss"], record["standard_error"]
         self.say(f"step {record['step']}: held-out loss {loss:.4f} ± {error:.4f}")
 

@@ -23,7 +23,7 @@ from dwt_jax.distill.head import Head, Knobs, Static, head_loss
 from dwt_jax.distill.objective import Sums
 from dwt_jax.model import functional
 from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
+from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings, split_rows
 from dwt_jax.train import optimizer as optimizers
 
 SCHEDULED = ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
@@ -85,6 +85,11 @@ def initial_state(params: functional.Params, optimizer: Optimizer) -> dict[str, 
     }
 
 
+def abstract_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
+    """Shapes and types of the state, no memory."""
+    return jax.eval_shape(lambda: initial_state(functional.init(model, jax.random.key(0)), optimizer))
+
+
 @functools.cache
 def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
     """The jitted step of `spec` on `mesh`: step(state, teacher_params, batch, knobs, seed).
@@ -93,10 +98,7 @@ def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
     state is donated. teacher_params: None when spec.teacher is None. batch: {tokens,
     segments} [B, L]. knobs: float32 [4] as in SCHEDULED. seed: uint32.
     """
-    state = jax.eval_shape(
-        lambda: initial_state(functional.init(spec.model, jax.random.key(0)), spec.optimizer)
-    )
-    layout = shardings(state, mesh)
+    layout = shardings(abstract_state(spec.model, spec.optimizer), mesh)
     teacher = shardings(functional.abstract(spec.teacher), mesh) if spec.teacher else None
     same = replicated(mesh)
     return jax.jit(
@@ -116,11 +118,10 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
     rows = jnp.arange(batch["tokens"].shape[0])
     masked = mask_rows(batch["tokens"], batch["segments"], row_keys(seed, step, rows), spec.mask, spec.tokens)
     count = jnp.maximum(masked.weights.sum(), 1)
-
-    weights = Knobs(alpha_hard, alpha_soft, temperature, count)
+    scalars = Knobs(alpha_hard, alpha_soft, temperature, count)
 
     def loss(params, part, key):
-        return forward(spec, params, teacher_params, part, weights, key)
+        return forward(spec, params, teacher_params, part, scalars, key)
 
     key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)  # rbg: dropout for 1 % instead of 14 %
     (value, sums), gradient = _accumulated(
@@ -168,18 +169,14 @@ def _accumulated(value_and_grad, params, batch: tuple[Masked, jax.Array], key, p
     if parts == 1:
         return value_and_grad(params, batch, key)
 
-    def split(x):  # strided, so that rows spread over devices stay where they are
-        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-
     def add(total, inputs):
         part, index = inputs
         return jax.tree.map(
             jnp.add, total, value_and_grad(params, part, jax.random.fold_in(key, index))
         ), None
 
-    zero = jnp.float32(0)
-    start = (zero, Sums(*(zero for _ in Sums._fields))), jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(add, start, (jax.tree.map(split, batch), jnp.arange(parts)))[0]
+    start = (jnp.float32(0), Sums.zeros()), jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, start, (split_rows(batch, parts), jnp.arange(parts)))[0]
 
 
 def _beaten_share(behind, distill: Distill):

@@ -6,7 +6,6 @@ tokenizer; then metrics, checkpoints, and at the end `model/` and `summary.json`
 
 import fcntl
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from dwt_jax.config import Config, Model
 from dwt_jax.config_file import build, flatten, to_dict
 from dwt_jax.errors import UserError
+from dwt_jax.files import building, whole_file
 
 MAY_CHANGE = (
     "mesh.",
@@ -41,9 +41,8 @@ class Loaded(NamedTuple):
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    building = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    building.write_text(json.dumps(value, indent=2) + "\n")
-    building.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -81,11 +80,10 @@ def claim(workdir: Path, config: Config, tokenizer: Path, identity: Mapping[str,
     cut_short = {"tokenizer", "run.json"}  # of a claim that was killed
     if any(child.name not in cut_short and not child.name.startswith(".") for child in workdir.iterdir()):
         raise UserError(f"{workdir}: holds files but no run, expected an empty or new --workdir")
-    building = workdir / f".tokenizer.partial-{os.getpid()}"
-    for path in (building, workdir / "tokenizer"):
-        shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(tokenizer, building)
-    building.rename(workdir / "tokenizer")
+    with building(workdir / "tokenizer") as partial:
+        shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
+        shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+        partial.rename(workdir / "tokenizer")
     write_json(workdir / "run.json", dict(identity))
     write_json(workdir / "config.json", to_dict(config))  # last: its presence says that the claim is whole
 
@@ -135,15 +133,12 @@ def load_model(path: str) -> Loaded:
 def _from_checkpoint(workdir: Path) -> Loaded:
     import jax
 
-    from dwt_jax.model import functional
     from dwt_jax.train.checkpoint import Checkpoints
-    from dwt_jax.train.step import initial_state
+    from dwt_jax.train.step import abstract_state
 
     config = config_of(workdir)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    state = jax.eval_shape(
-        lambda: initial_state(functional.init(config.model, jax.random.key(0)), config.optimizer)
-    )
+    state = abstract_state(config.model, config.optimizer)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, read_only=True)
     try:
