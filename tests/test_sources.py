@@ -200,3 +200,14 @@ def test_tfds_user_errors(tiny_tfds, options, says):
     with pytest.raises(UserError, match=says) as error:
         list(documents(Source(kind="tfds", data_dir=str(tiny_tfds), **options)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["file", "blank_lines"])
+def test_a_book_without_an_empty_line_is_cut_at_lines(tmp_path, monkeypatch, how):
+    """So that memory stays flat whatever one document's size."""
+    monkeypatch.setattr(sources, "LARGEST_DOCUMENT", 100)
+    lines = [f"line {i} of a long book" for i in range(50)]
+    found = read(write(tmp_path / "book.txt", "\n".join(lines)), documents=how)
+    assert "\n".join(found).split("\n") == lines
+    assert len(found) > 5
+    assert max(map(len, found)) <= 100

@@ -16,8 +16,10 @@ from safetensors.numpy import load_file
 from dwt_jax.config_file import load
 from dwt_jax.data.prepare import prepare
 from dwt_jax.errors import UserError
+from dwt_jax.evaluate import mlm
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import Failed, train
+from dwt_jax.train.signals import Stopped
 from dwt_jax.train.workdir import load_model, locked
 
 
@@ -166,6 +168,25 @@ def test_killed_between_any_two_checkpoints_equals_uninterrupted(project, whole,
             file.write('{"step": 12, "los')  # a line torn by the kill
         train(load(project[0], taught(project)), cut)
         assert_same_run(whole, cut)
+
+
+def test_an_evaluation_that_is_stopped_twice_is_made_up_for(project, whole, tmp_path, monkeypatch):
+    """Stopped after step 4 and before its evaluation, resumed, stopped in that evaluation."""
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    (cut / "summary.json").unlink()
+    (cut / "evaluations.jsonl").write_text("")
+    for later in (cut / "checkpoints").iterdir():
+        if later.name.isdigit() and int(later.name) > 4:
+            shutil.rmtree(later)
+    config = load(project[0], taught(project))
+    with monkeypatch.context() as patched:
+        patched.setattr(mlm, "by_document", lambda *_, **__: None)
+        with pytest.raises(Stopped, match="stopped at step 4"):
+            train(config, cut)
+    train(config, cut)
+    assert_same_run(whole, cut)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,54 @@
+"""Evaluation: what a model that knows nothing gets, and the standard error of a ratio."""
+
+import jax
+import numpy as np
+import pytest
+from runs import make_project
+
+from dwt_jax.config import Mesh, Model
+from dwt_jax.config_file import load
+from dwt_jax.data.prepare import prepare
+from dwt_jax.data.tokenizer import vocabulary
+from dwt_jax.evaluate import mlm
+from dwt_jax.model import functional
+from dwt_jax.parallel.mesh import make_mesh
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mlm")
+    prepare(load(str(make_project(folder))).data, folder / "rows", workers=1, log=lambda _: None)
+    return folder / "rows"
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_model_that_prefers_nothing_is_never_right(rows, value):
+    """All logits equal, or not a number: ties count against it."""
+    size = len(vocabulary(rows / "tokenizer"))
+    model = Model(
+        vocab_size=size,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=32,
+    )
+    params = jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), functional.abstract(model))
+    found = mlm.summarise(mlm.by_document(params, model, rows, mesh=make_mesh(Mesh(), 1)))
+    assert found["top1_accuracy"] == found["top5_accuracy"] == 0
+    if value == 0:
+        assert found["held_out_loss"] == pytest.approx(np.log(size), rel=1e-6)
+        assert found["standard_error"] == pytest.approx(0, abs=1e-6)
+    else:
+        assert np.isnan(found["held_out_loss"])
+
+
+def test_standard_error_is_that_of_a_bootstrap_over_documents():
+    random = np.random.default_rng(0)
+    count = random.integers(5, 60, 400)
+    loss = count * (3 + 0.4 * random.normal(size=400))
+    found = mlm.summarise(mlm.Documents(loss, 0 * loss, 0 * loss, count))
+    drawn = random.integers(0, 400, (4000, 400))
+    means = loss[drawn].sum(1) / count[drawn].sum(1)
+    assert found["held_out_loss"] == pytest.approx(loss.sum() / count.sum())
+    assert found["standard_error"] == pytest.approx(means.std(), rel=0.05)
