@@ -17,6 +17,7 @@ from dwt_jax.config_file import load
 from dwt_jax.data.prepare import prepare
 from dwt_jax.errors import UserError
 from dwt_jax.evaluate import mlm
+from dwt_jax.train import loop
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import Failed, train
 from dwt_jax.train.signals import Stopped
@@ -332,6 +333,20 @@ def test_runs_that_differ_in_weights_and_seed_share_one_compilation(project, tmp
         overrides = taught(project, distill__preset=preset, seed=str(i), train__steps="4")
         train(load(project[0], overrides), tmp_path / preset)
     assert steps.TRACES == {"teacher": 1}
+
+
+def test_a_silent_transfer_in_the_loop_is_an_error(project, tmp_path, monkeypatch):
+    real = loop.compiled
+
+    def careless(spec, mesh):
+        step = real(spec, mesh)
+        return lambda state, teacher, batch, _, seed: step(
+            state, teacher, batch, np.ones(4, np.float32), seed
+        )
+
+    monkeypatch.setattr(loop, "compiled", careless)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(load(project[0], {"train.steps": "2"}), tmp_path / "run")
 
 
 def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project, tmp_path):
