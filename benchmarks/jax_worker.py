@@ -27,7 +27,7 @@ from dwt_jax.config_file import build  # noqa: E402
 from dwt_jax.data.masking import Tokens  # noqa: E402
 from dwt_jax.model import functional  # noqa: E402
 from dwt_jax.parallel.mesh import make_mesh, replicated, rows_sharding, shardings  # noqa: E402
-from dwt_jax.train import loop  # noqa: E402
+from dwt_jax.train.setup import numerics_of  # noqa: E402
 from dwt_jax.train.step import compiled, initial_state, spec_of  # noqa: E402
 
 
@@ -57,7 +57,7 @@ def config(name: str):
 
 
 student, teacher = config(options.student), config(options.teacher).model
-numerics = loop.numerics_of(student)
+numerics = numerics_of(student)
 mesh = make_mesh(Mesh(), options.rows)
 spec = spec_of(student, teacher, Tokens(30522, 103, (0, 100, 101, 102, 103)), numerics)
 fresh = jax.eval_shape(
@@ -88,7 +88,7 @@ def run(count: int) -> float:
     return time.perf_counter() - start
 
 
-run(2)
+run(5)  # until the heap has its size
 answers.write(f"ready jax {jax.__version__}\n")
 for line in sys.stdin:
     answers.write(f"{run(int(line.split()[1])):.6f}\n")

@@ -91,7 +91,7 @@ def run(count: int) -> float:
     return time.perf_counter() - start
 
 
-run(2)
+run(5)  # until the heap has its size
 answers.write(f"ready torch {torch.__version__}\n")
 for line in sys.stdin:
     answers.write(f"{run(int(line.split()[1])):.6f}\n")

@@ -9,12 +9,12 @@ Files may be compressed (.gz, .xz, .zst); empty lines separate documents.
 from ml_collections import ConfigDict
 
 
-def get_config(pattern: str) -> ConfigDict:
+def get_config(glob: str) -> ConfigDict:
     return ConfigDict(
         {
             "model": {"num_hidden_layers": 6, "hidden_size": 768, "num_attention_heads": 12},
             "data": {
-                "sources": [{"kind": "text", "path": pattern}],
+                "sources": [{"kind": "text", "path": glob}],
                 "tokenizer": {"vocab_size": 30522},
                 "sequence_length": 128,
             },

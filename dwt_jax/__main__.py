@@ -21,7 +21,7 @@ class _Parser(argparse.ArgumentParser):
     """Mistakes in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise UserError(f"{' '.join(self.prog.split()[1:]) or 'VERB'}: {message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def _demo(options: argparse.Namespace, _: dict[str, str]) -> int | None:
     from dwt_jax.parallel import host
 
     if not 0 < options.scale <= 100:
-        raise UserError(f"--scale is {options.scale}, expected more than 0")
+        raise UserError(f"--scale is {options.scale}, expected more than 0 and at most 100")
     host.tune()
     from dwt_jax.study import demo
 
@@ -200,10 +200,36 @@ def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
     print(f"from            {found['predictions']:,} predictions in {found['documents']:,} documents")
 
 
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    """a run or model directory as a model directory for PyTorch"""
+    parser.add_argument("--model", required=True, help="a run's work directory or a model directory")
+    parser.add_argument("--out", type=Path, required=True, help="the new model directory")
+    parser.add_argument(
+        "--step", type=int, help="of a run: the kept checkpoint of this step (default: the last)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="of the weights; auto: as they are stored (a run: float32)",
+    )
+    parser.add_argument("--encoder-only", action="store_true", help="without heads, for AutoModel")
+
+
+def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
+    from dwt_jax.parallel import host
+
+    host.tune()
+    from dwt_jax.convert.export import export
+
+    name = export(options.model, options.step, options.out, options.dtype, options.encoder_only)
+    print(f"{name} in {options.out}")
+
+
 def _report_options(parser: argparse.ArgumentParser) -> None:
     """compare finished runs: tables and curves in one HTML file"""
     parser.add_argument("--workdir", type=Path, required=True, help="the folder whose subfolders are runs")
-    parser.add_argument("--out", type=Path, help="default: report.html in it")
+    parser.add_argument("--out", type=Path, help="default: report.html in it; .md and .csv go beside it")
 
 
 def _report(options: argparse.Namespace, _: dict[str, str]) -> None:
@@ -217,6 +243,7 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
     "prepare": (_prepare_options, _prepare),
     "train": (_train_options, _train),
     "evaluate": (_evaluate_options, _evaluate),
+    "export": (_export_options, _export),
     "report": (_report_options, _report),
 }
 

@@ -4,6 +4,7 @@ How a config file becomes a `Config` is in config_file.py. No jax here: `dwt --h
 every complaint about a config answer at once.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,21 +35,33 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of a BERT encoder, under Hugging Face's names."""
+    """Sizes of an encoder of the BERT family, under Hugging Face's names."""
 
+    model_type: Literal["bert", "distilbert", "roberta"] = "bert"
     vocab_size: int = 0  # 0: the tokenizer's
     hidden_size: int = 768
     num_hidden_layers: int = 6
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
-    type_vocab_size: int = 2
+    type_vocab_size: int = 2  # distilbert: 0
     hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
     pad_token_id: int = 0
+    tie_word_embeddings: bool = True  # the decoder of the MLM head is the word table
+
+    @property
+    def position_offset(self) -> int:
+        """Rows of the position table before the first position: RoBERTa counts from its padding id."""
+        return self.pad_token_id + 1 if self.model_type == "roberta" else 0
+
+    @property
+    def max_length(self) -> int:
+        """The longest row of tokens that there are positions for."""
+        return self.max_position_embeddings - self.position_offset
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,7 @@ class Train:
     keep_checkpoints: int = 3
     log_every: int = 10
     evaluate_every: int = 0  # 0: only at the end
-    max_skipped: int = 20  # non-finite steps in a row that stop the run
+    max_skipped: int = 20  # non-finite steps in a row that stop the run, looked at where metrics are logged
     tensorboard: bool = True
     wandb: str = ""  # project; empty: off
 
@@ -180,7 +193,13 @@ def _problems(config: Config):
     """Lazily, in the order in which a reader would meet them."""
     if not 0 <= config.seed < 2**32:
         yield f"seed is {config.seed}, expected at least 0 and less than 2**32"
-    yield from _model_problems(config)
+    for problem in model_problems(config.model):
+        yield f"model.{problem}"
+    if config.data.sequence_length > config.model.max_length:
+        yield (
+            f"data.sequence_length is {config.data.sequence_length}, expected at most the model's "
+            f"{config.model.max_length} positions (model.max_position_embeddings)"
+        )
     yield from _data_problems(config)
     yield from _objective_problems(config)
     yield from _training_problems(config)
@@ -198,37 +217,34 @@ def _share(group: object, prefix: str, *keys: str):
             yield f"{prefix}.{key} is {getattr(group, key)}, expected a share from 0 to 1"
 
 
-def _model_problems(config: Config):
-    model = config.model
-    yield from _at_least(
-        model,
-        "model",
-        1,
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-        "type_vocab_size",
-    )
-    yield from _at_least(model, "model", 0, "vocab_size", "pad_token_id")
+def model_problems(model: Model) -> Iterator[str]:
+    """What cannot be so in a model's sizes, each a line that begins with the field's name."""
+    positive = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for low, keys in ((1, positive), (0, ("type_vocab_size", "vocab_size", "pad_token_id"))):
+        for key in keys:
+            if getattr(model, key) < low:
+                yield f"{key} is {getattr(model, key)}, expected at least {low}"
+    if model.max_length < 1:
+        yield (
+            f"max_position_embeddings is {model.max_position_embeddings}, expected at least "
+            f"{model.position_offset + 1}"
+        )
     if model.hidden_size % model.num_attention_heads:
         yield (
-            f"model.hidden_size is {model.hidden_size}, expected a multiple of "
-            f"model.num_attention_heads ({model.num_attention_heads})"
+            f"hidden_size is {model.hidden_size}, expected a multiple of "
+            f"num_attention_heads ({model.num_attention_heads})"
         )
     for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if not 0 <= getattr(model, key) <= 0.99:
-            yield f"model.{key} is {getattr(model, key)}, expected from 0 to 0.99"
-    if model.layer_norm_eps <= 0:
-        yield f"model.layer_norm_eps is {model.layer_norm_eps}, expected more than 0"
-    if model.initializer_range <= 0:
-        yield f"model.initializer_range is {model.initializer_range}, expected more than 0"
-    if config.data.sequence_length > model.max_position_embeddings:
-        yield (
-            f"data.sequence_length is {config.data.sequence_length}, expected at most "
-            f"model.max_position_embeddings ({model.max_position_embeddings})"
-        )
+            yield f"{key} is {getattr(model, key)}, expected from 0 to 0.99"
+    for key in ("layer_norm_eps", "initializer_range"):
+        if getattr(model, key) <= 0:
+            yield f"{key} is {getattr(model, key)}, expected more than 0"
+    if (model.type_vocab_size == 0) != (model.model_type == "distilbert"):
+        expected = "0, a DistilBERT has none" if model.type_vocab_size else "at least 1"
+        yield f"type_vocab_size is {model.type_vocab_size}, expected {expected}"
+    if model.model_type == "distilbert" and model.layer_norm_eps != 1e-12:
+        yield f"layer_norm_eps is {model.layer_norm_eps}, expected 1e-12: a DistilBERT has no other"
 
 
 def _data_problems(config: Config):
@@ -267,13 +283,23 @@ def _schedule_problems(schedule: Schedule, name: str):
             yield f"{name}.until is {schedule.until}, expected more than its begin or warmup ({begin})"
 
 
+def _zero_in_the_end(schedule: Schedule) -> bool:
+    last = schedule.value if schedule.kind in ("constant", "until_beaten") else schedule.end
+    return last == 0
+
+
 def _objective_problems(config: Config):
     distill = config.distill
     if distill.preset != "custom" and not config.teacher.path:
         yield f"distill.preset is {distill.preset!r}, expected teacher.path to name a teacher (it is empty)"
     hard = distill.alpha_hard
-    if not config.teacher.path and hard.value == 0 and (hard.kind == "constant" or hard.end == 0):
-        yield "distill.alpha_hard is 0 and teacher.path is empty, expected something to learn from"
+    if not config.teacher.path and distill.alpha_soft != Schedule():
+        yield "distill.alpha_soft is set, expected teacher.path to name a teacher (it is empty)"
+    if _zero_in_the_end(hard):
+        if not config.teacher.path and hard.value == 0:
+            yield "distill.alpha_hard is 0 and teacher.path is empty, expected something to learn from"
+        if _zero_in_the_end(distill.alpha_soft) or distill.alpha_soft.kind == "until_beaten":
+            yield "distill.alpha_hard and distill.alpha_soft both end at 0, expected something to learn from"
     for key in ("alpha_hard", "alpha_soft", "temperature"):
         schedule = getattr(distill, key)
         yield from _schedule_problems(schedule, f"distill.{key}")

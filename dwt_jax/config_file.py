@@ -7,10 +7,11 @@ weakest: the defaults, a `distill.preset`, the file, `--config.key=value` on the
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -81,12 +82,24 @@ def read_file(spec: str) -> Mapping[str, Any]:
         raise UserError(
             f"--config: {name} has no get_config(), expected a function that returns a ConfigDict"
         )
+    if not arg and (wanted := _required(module.get_config)):
+        raise UserError(
+            f"--config: {name} needs an argument ({wanted}), expected --config={name}:{wanted.upper()}"
+        )
     found = _run(lambda: module.get_config(arg) if arg else module.get_config(), f"{spec}: get_config")
     if not isinstance(found, Mapping) and not hasattr(found, "to_dict"):
         raise UserError(
             f"--config: {spec}: get_config returned {type(found).__name__}, expected a ConfigDict"
         )
     return found
+
+
+def _required(function: Callable[..., Any]) -> str:
+    """The name of the first parameter that has no default; '' if there is none."""
+    parameters = inspect.signature(function).parameters.values()
+    return next(
+        (p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD), ""
+    )
 
 
 def _run(call: Callable[[], Any], what: str) -> Any:
@@ -141,7 +154,7 @@ def _put(tree: dict[str, Any], dotted: str, text: str) -> None:
             continue
         hints = _hints(kind, ".".join(parents[:i]))
         if key not in hints:
-            raise UserError(f"config: unknown key '{'.'.join(parents[: i + 1])}'{did_you_mean(key, hints)}")
+            raise _unknown(".".join(parents[: i + 1]), key, hints)
         kind = hints[key]
         if key not in node:  # one default entry of a list, so that a field of it can be set
             node[key] = [to_dict(get_args(kind)[0]())] if _is_tuple(kind) else {}
@@ -178,7 +191,7 @@ def _construct(kind: Any, value: Any, path: str) -> Any:
         hints = get_type_hints(kind)
         for key in value:
             if key not in hints:
-                raise UserError(f"config: unknown key '{_join(path, key)}'{did_you_mean(key, hints)}")
+                raise _unknown(_join(path, key), key, hints)
         fields = {key: _construct(hints[key], item, _join(path, key)) for key, item in value.items()}
         return typing.cast(Any, kind)(**fields)
     if _is_tuple(kind):
@@ -187,7 +200,12 @@ def _construct(kind: Any, value: Any, path: str) -> Any:
         if not isinstance(value, list):
             raise UserError(f"config: {path} is {value!r}, expected a list")
         return tuple(_construct(get_args(kind)[0], item, f"{path}.{i}") for i, item in enumerate(value))
-    return _scalar(kind, value, path)
+    return scalar(kind, value, path)
+
+
+def _unknown(path: str, key: str, known: Iterable[str]) -> UserError:
+    prefix = path.removesuffix(key)
+    return UserError(f"config: unknown key '{path}'{did_you_mean(key, known, prefix)}")
 
 
 def _join(path: str, key: str) -> str:
@@ -201,7 +219,8 @@ def _json(text: str, path: str) -> Any:
         raise UserError(f"config: {path} is {str(text)!r}, expected JSON ({error})") from None
 
 
-def _scalar(kind: Any, value: Any, path: str) -> Any:
+def scalar(kind: Any, value: Any, path: str) -> Any:
+    """`value` as a Literal or plain type `kind`; UserError naming `path` where it is none."""
     typed = isinstance(value, _Text)
     found = str(value) if typed else value
     if get_origin(kind) is Literal:

@@ -12,10 +12,13 @@ class UserError(Exception):
     """
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of `known`, or the whole list if none is near."""
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean 'x'?` for the nearest of `known`, or the whole list if none is near.
+
+    prefix: shown before the nearest, so that it can be copied.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
-        return f"; did you mean '{near[0]}'?"
+        return f"; did you mean '{prefix}{near[0]}'?"
     return f"; known: {', '.join(known)}" if known else ""

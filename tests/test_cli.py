@@ -35,7 +35,7 @@ def test_help_answers_at_once(verb):
         (["train", "--config=configs/demo.py:tutor", "--workdir=x"], "expected one of teacher, student"),
         (
             ["train", "--config=configs/demo.py", "--config.train.stepz=3", "--workdir=x"],
-            "did you mean 'steps'?",
+            "did you mean 'train.steps'?",
         ),
         (["train", "--config=configs/demo.py", "--config.train.steps=1.5", "--workdir=x"], "a whole number"),
         (["train", "--config=configs/demo.py", "--config.train.steps", "--workdir=x"], "train.steps"),

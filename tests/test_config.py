@@ -22,7 +22,7 @@ def complaint(raw, overrides=None):
         build(raw, overrides)
     message = str(caught.value)
     assert "\n" not in message
-    assert len(message) < 400
+    assert len(message) < 500
     return message
 
 
@@ -50,12 +50,12 @@ def test_defaults_are_berts():
     ("key", "meant"),
     [
         ("trian.steps", "train"),
-        ("train.step", "steps"),
-        ("model.hiden_size", "hidden_size"),
-        ("distill.alpha_sotf.value", "alpha_soft"),
-        ("distill.alpha_soft.vlaue", "value"),
-        ("optimizer.learning_rate.warm_up", "warmup"),
-        ("data.tokenizer.vocabsize", "vocab_size"),
+        ("train.step", "train.steps"),
+        ("model.hiden_size", "model.hidden_size"),
+        ("distill.alpha_sotf.value", "distill.alpha_soft"),
+        ("distill.alpha_soft.vlaue", "distill.alpha_soft.value"),
+        ("optimizer.learning_rate.warm_up", "optimizer.learning_rate.warmup"),
+        ("data.tokenizer.vocabsize", "data.tokenizer.vocab_size"),
     ],
 )
 def test_a_typo_gets_a_suggestion_from_file_and_command_line(key, meant):
@@ -142,7 +142,7 @@ def test_a_wrong_type_in_a_file(key, value, expected):
         ("data.sources.first.path", "x", "number below 1"),
         ("data.sources.-1.path", "x", "number below 1"),
         ("data.sources.0", "x", "data.sources.0"),
-        ("data.sources.0.pth", "x", "did you mean 'path'?"),
+        ("data.sources.0.pth", "x", "did you mean 'data.sources.0.path'?"),
         ("data.sources.0.weight", "heavy", "data.sources.0.weight"),
     ],
 )
@@ -176,7 +176,7 @@ IMPOSSIBLE = [
     ({"model.type_vocab_size": 0}, "model.type_vocab_size"),
     ({"model.vocab_size": -1}, "model.vocab_size"),
     ({"model.pad_token_id": -1}, "model.pad_token_id"),
-    ({"model.hidden_size": 770}, "model.num_attention_heads"),
+    ({"model.hidden_size": 770}, "num_attention_heads"),
     ({"model.hidden_dropout_prob": 1}, "model.hidden_dropout_prob"),
     ({"model.hidden_dropout_prob": -0.1}, "model.hidden_dropout_prob"),
     ({"model.attention_probs_dropout_prob": 1}, "model.attention_probs_dropout_prob"),
@@ -288,9 +288,9 @@ def test_whole_numbers_may_be_written_in_any_way(text):
 
 
 def test_numbers_of_a_file_take_the_type_of_the_field():
-    config = build({"train": {"steps": 1e3}, "mask": {"rate": 0.5}, "distill": {"alpha_soft": {"value": 4}}})
+    config = build({"train": {"steps": 1e3}, "mask": {"rate": 0.5}, "distill": {"alpha_hard": {"value": 4}}})
     assert (config.train.steps, type(config.train.steps)) == (1000, int)
-    assert (config.distill.alpha_soft.value, type(config.distill.alpha_soft.value)) == (4.0, float)
+    assert (config.distill.alpha_hard.value, type(config.distill.alpha_hard.value)) == (4.0, float)
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("1", True), ("0", False)])
@@ -423,7 +423,10 @@ BROKEN = [
     ("x = 1", "get_config"),
     ("def get_config():\n    raise ValueError('first\\nsecond')", "ValueError"),
     ("raise ValueError('first\\nsecond')", "ValueError"),
-    ("def get_config(arg):\n    return {}", "get_config"),  # wants an argument that was not given
+    (
+        "def get_config(arg):\n    return {}",
+        "needs an argument (arg)",
+    ),  # wants an argument that was not given
     ("def get_config():\n    return None", "get_config"),
     ("def get_config():\n    return [1]", "get_config"),
     (

@@ -86,7 +86,7 @@ def test_transformers_reads_what_we_write(saved, model, params):
 
 
 def test_we_read_what_we_write(saved, model, params):
-    loaded, loaded_model = huggingface.load(saved)
+    loaded, loaded_model, *_ = huggingface.load(saved)
     assert loaded_model == model
     flat, loaded_flat = (jax.tree_util.tree_leaves_with_path(x) for x in (params, loaded))
     for (path, a), (loaded_path, b) in zip(flat, loaded_flat, strict=True):
@@ -103,14 +103,14 @@ def test_we_read_what_we_write(saved, model, params):
 def test_we_read_what_transformers_writes(tmp_path, saved, model):
     bert = transformers.AutoModelForMaskedLM.from_pretrained(saved)
     bert.save_pretrained(tmp_path / "theirs")
-    theirs, their_model = huggingface.load(tmp_path / "theirs")
-    ours, _ = huggingface.load(saved)
+    theirs, their_model, *_ = huggingface.load(tmp_path / "theirs")
+    ours = huggingface.load(saved).params
     assert their_model == model
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_the_output_can_be_read_again_by_a_saver(tmp_path, saved, model, tokenizer):
-    loaded, _ = huggingface.load(saved)
+    loaded = huggingface.load(saved).params
     huggingface.save(loaded, model, tokenizer, tmp_path / "again")
     assert content(tmp_path / "again") == content(saved)
 
@@ -158,9 +158,10 @@ def test_a_missing_file(saved, file):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"model_type": "roberta"}, "'roberta'"),
+        ({"model_type": "robert"}, "did you mean 'roberta'"),
+        ({"is_decoder": True}, "is_decoder is True, expected False"),
         ({"hidden_act": "silu"}, "'silu'"),
-        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": 25}, "hidden_size is 25, expected a multiple"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"num_attention_heads": 5}, "num_attention_heads"),
         ("{", "config.json"),

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from dwt_jax.config import Config, Mesh, Model, Optimizer
-from dwt_jax.convert.huggingface import LEAVES, MODULES, tensor_name
+from dwt_jax.convert.tables import FAMILIES, LEAVES
 from dwt_jax.errors import UserError
 from dwt_jax.model import functional
 from dwt_jax.model.roles import ROLES, Axis, decay_mask, map_with_roles, path_name
@@ -20,7 +20,10 @@ MODELS = [
     SMALL,
     dataclasses.replace(SMALL, num_hidden_layers=1, num_attention_heads=1, type_vocab_size=1, vocab_size=7),
     dataclasses.replace(Config().model, vocab_size=30522),
+    dataclasses.replace(SMALL, model_type="roberta", tie_word_embeddings=False, pad_token_id=1),
+    dataclasses.replace(SMALL, model_type="distilbert", type_vocab_size=0),
 ]
+LABELS = 5  # of the classifier, unlike any other size
 
 
 def leaves(tree):
@@ -40,9 +43,12 @@ def test_the_table_says_every_axis_of_every_leaf(model):
         "position": model.max_position_embeddings,
         "type": model.type_vocab_size,
     }
-    found = leaves(functional.abstract(model))
-    assert sorted(found) == sorted(ROLES)
+    found = leaves(functional.abstract(model, functional.HEADS, LABELS))
+    absent = {"mlm/decoder/embedding"} if model.tie_word_embeddings else set()
+    absent |= set() if model.type_vocab_size else {"embeddings/type/embedding"}
+    assert set(found) == set(ROLES) - absent
     for name, leaf in found.items():
+        sizes["label"] = 2 if name.startswith("next_sentence/") else LABELS
         assert leaf.shape == tuple(sizes[axis.name] for axis in ROLES[name]), name
     for name, axes in ROLES.items():
         assert {axis.side for axis in axes} <= {"in", "out", ""}, name
@@ -67,7 +73,10 @@ def test_a_leaf_that_nobody_declared_is_named():
 
 def test_no_stale_entries_in_the_bridge():
     modules = {name.rpartition("/")[0] for name in ROLES}
-    assert modules == set(MODULES)
+    assert modules == set(FAMILIES["bert"].modules)
+    for family in FAMILIES.values():
+        assert set(family.modules) <= modules
+        assert set(family.classifying) <= set(family.modules)
     assert {name.rpartition("/")[2] for name in ROLES} == set(LEAVES)
 
 
@@ -83,12 +92,12 @@ def test_decay_is_hugging_faces():
     norms = {f"{n}.weight" for n, module in bert.named_modules() if isinstance(module, torch.nn.LayerNorm)}
     expected = {name: not name.endswith("bias") and name not in norms for name, _ in bert.named_parameters()}
     mask = leaves(decay_mask(functional.abstract(SMALL)))
-    assert set(mask) == set(ROLES)
+    assert set(mask) == set(leaves(functional.abstract(SMALL)))
     found = {}
     for name, decays in mask.items():
         assert isinstance(decays, bool)
         for i in range(3):
-            found[tensor_name(name).format(layer=i)] = decays
+            found[FAMILIES["bert"].tensor(name).format(layer=i)] = decays
     assert found == expected
 
 

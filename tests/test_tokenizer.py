@@ -207,7 +207,7 @@ def test_roles_from_the_config_files(roberta, tmp_path):
     ("files", "path", "says"),
     [
         ({}, "gone", "gone: no such file, expected a tokenizer directory"),
-        ({"merges.txt": ""}, "", "neither tokenizer.json nor vocab.txt"),
+        ({"merges.txt": ""}, "", "no tokenizer.json, vocab.txt or vocab.json"),
         ({"tokenizer.json": "{"}, "", "tokenizer.json: .*expected a tokenizer"),
         ({"vocab.txt": "[PAD]\n[UNK]\na"}, "", r"vocab.txt: no \[CLS\] \[SEP\] \[MASK\] among its 3 lines"),
         (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dwt_jax.config import Data, Source
+from dwt_jax.config import Data, Source, Tokenizer
 from dwt_jax.data import tokenizer as tokenizers_
 from dwt_jax.data.encode import Encoded, Recipe, encode, is_held_out, start_worker, token_dtype
 from dwt_jax.data.packing import Frame
@@ -66,7 +66,7 @@ def describe(index: dict[str, Any]) -> str:
         f"{found['documents']:,} documents, {found['padding']:.1%} padding)"
         for split, found in index["splits"].items()
     ]
-    return "; ".join(parts)
+    return "; ".join([*parts, f"{index['tokenizer']['vocab_size']:,} tokens in the vocabulary"])
 
 
 def _already(out: Path, data: Data) -> dict[str, Any] | None:
@@ -273,6 +273,8 @@ def _totals(split: str, sources: list[dict[str, Any]], data: Data) -> dict[str, 
 
 def _require_both(index: dict[str, Any], data: Data) -> None:
     count = sum(source["documents"] for source in index["sources"])
+    if not count:
+        raise UserError("data.sources: no document in any of the files read, expected text")
     for split in SPLITS:
         if not index["splits"][split]["rows"]:
             change = (
@@ -297,6 +299,8 @@ def prepared(data: Data, log: Log = print) -> Path:
     if data.path:
         directory = _fetched(data.path, log) if "://" in data.path else Path(data.path).expanduser()
         _require_match(directory, data)
+        if _of_other_text(directory, data):
+            log(f"data.path: rows of {directory} as they were prepared; data.sources here are not read")
         return directory
     out = host.cache() / f"data-{key(data)}"
     if read_index(out) is None:
@@ -325,6 +329,26 @@ def _require_match(directory: Path, data: Data) -> None:
             f"data.tokenizer.path is {words.path}, a tokenizer unlike the one that {directory} was prepared "
             f"with, expected the same as {directory / 'tokenizer'}"
         )
+
+
+def as_prepared(data: Data, directory: Path) -> Data:
+    """`data` with the sources and the tokenizer that the rows in `directory` were really made
+    from. Weights are the config's own where it has the same sources."""
+    found = json.loads((directory / "index.json").read_text())["data"]
+    sources = tuple(Source(**source) for source in found["sources"])
+    if not _of_other_text(directory, data):
+        sources = tuple(
+            dataclasses.replace(theirs, weight=ours.weight)
+            for theirs, ours in zip(sources, data.sources, strict=True)
+        )
+    return dataclasses.replace(data, sources=sources, tokenizer=Tokenizer(**found["tokenizer"]))
+
+
+def _of_other_text(directory: Path, data: Data) -> bool:
+    """Whether the config's sources are others than those of the rows, weights apart."""
+    found = json.loads((directory / "index.json").read_text())["data"]["sources"]
+    ours = [dataclasses.asdict(source) for source in data.sources]
+    return [{**source, "weight": 0} for source in ours] != [{**source, "weight": 0} for source in found]
 
 
 def _fetched(url: str, log: Log) -> Path:

@@ -153,17 +153,23 @@ def install(path: str | Path, out: Path, lowercase: bool = True) -> None:
     """
     path = Path(path).expanduser()
     tokenizer = load(path, lowercase)
-    if path.is_file() or not (path / "tokenizer.json").exists():
+    if path.is_file() or not any((path / name).exists() for name in ("tokenizer.json", "vocab.json")):
         save(tokenizer, out, _lowercase(path, lowercase))
     out.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        copy_files(path, out)
+
+
+def copy_files(directory: Path, out: Path) -> None:
+    """The tokenizer files of a directory, and no others, into another one."""
     for name in _FILES:
-        if path.is_dir() and (path / name).exists():
-            shutil.copyfile(path / name, out / name)
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, out / name)
 
 
 def load(path: str | Path, lowercase: bool = True) -> "Tokenizer":
-    """The tokenizer of a Hugging Face directory, a tokenizer.json or a vocab.txt, without
-    truncation or padding.
+    """The tokenizer of a Hugging Face directory (tokenizer.json, vocab.txt, or vocab.json with
+    merges.txt), a tokenizer.json or a vocab.txt, without truncation or padding.
 
     `lowercase`: for a vocab.txt without a tokenizer_config.json that knows better. Raises
     UserError, naming the file, for anything else.
@@ -183,9 +189,42 @@ def load(path: str | Path, lowercase: bool = True) -> "Tokenizer":
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
+    if not words.is_file() and (path / "vocab.json").is_file():
+        return _byte_level(path)
     if not words.is_file():
-        raise UserError(f"{path}: neither tokenizer.json nor vocab.txt in it, expected one of them")
+        raise UserError(
+            f"{path}: no tokenizer.json, vocab.txt or vocab.json with merges.txt in it, expected one of them"
+        )
     return _wordpiece(_read_words(words), _lowercase(path, lowercase))
+
+
+def _byte_level(directory: Path) -> "Tokenizer":
+    """RoBERTa's byte-level BPE from vocab.json and merges.txt, as its slow tokenizer had it."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    vocab = _json(directory / "vocab.json")
+    config = _json(directory / "tokenizer_config.json")
+    try:
+        model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{directory}: {error}, expected vocab.json and merges.txt of a BPE") from None
+    tokenizer = Tokenizer(model)
+    roles = {role: token for role, token in zip(_ROLES, _CONVENTIONS[1], strict=True) if token in vocab}
+    if missing := {"cls", "sep"} - set(roles):
+        raise UserError(
+            f"{directory}: no {' '.join(sorted(missing))} in vocab.json, expected RoBERTa's <s> and </s>"
+        )
+    space = bool(config.get("add_prefix_space", False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (roles["sep"], vocab[roles["sep"]]),
+        (roles["cls"], vocab[roles["cls"]]),
+        add_prefix_space=space,
+    )
+    specials = [AddedToken(token, special=True, lstrip=role == "mask") for role, token in roles.items()]
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
 
 
 def _read_words(path: Path) -> dict[str, int]:

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 
 from dwt_jax.config import Distill
 from dwt_jax.distill.objective import Sums, objective, position_losses
-from dwt_jax.model.functional import Params, decode
+from dwt_jax.model.functional import Params, decode, decoder_table
 from dwt_jax.model.products import Numerics, dot, transposed
 from dwt_jax.parallel.mesh import split_rows
 
 
 class Head(NamedTuple):
-    """What logits are made of: features [B, P, D], word table [V, D], bias [V]."""
+    """What logits are made of: features [B, P, D], decoder [V, D], bias [V]."""
 
     features: jax.Array
     table: jax.Array
@@ -28,7 +28,7 @@ class Head(NamedTuple):
 
     @classmethod
     def of(cls, features: jax.Array, params: Params) -> "Head":
-        return cls(features, params["embeddings"]["word"]["embedding"], params["mlm"]["bias"])
+        return cls(features, decoder_table(params), params["mlm"]["bias"])
 
 
 class Knobs(NamedTuple):

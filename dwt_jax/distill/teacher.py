@@ -1,5 +1,6 @@
 """The teacher: any model with the student's vocabulary, frozen."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ import numpy as np
 from dwt_jax.config import Model
 from dwt_jax.data.tokenizer import Vocabulary, vocabulary
 from dwt_jax.errors import UserError
+from dwt_jax.model.layers import padded_vocabulary
+from dwt_jax.model.roles import Axis, map_with_roles
 from dwt_jax.parallel.mesh import shardings
 from dwt_jax.train.workdir import load_model, read_json
 
@@ -30,21 +33,32 @@ def load(path: str, student: Vocabulary, sequence_length: int, dtype: jnp.dtype)
     """
     loaded = load_model(path)
     _same_vocabulary(path, vocabulary(loaded.tokenizer), student)
-    if loaded.model.vocab_size != len(student.tokens):
+    if loaded.model.vocab_size < len(student.tokens):
         raise UserError(
-            f"teacher.path: {path} has vocab_size {loaded.model.vocab_size}, expected the "
+            f"teacher.path: {path} has vocab_size {loaded.model.vocab_size}, expected at least the "
             f"tokenizer's {len(student.tokens)}"
         )
-    if loaded.model.max_position_embeddings < sequence_length:
+    if loaded.model.max_length < sequence_length:
         raise UserError(
-            f"teacher.path: {path} has {loaded.model.max_position_embeddings} positions, expected at "
+            f"teacher.path: {path} has {loaded.model.max_length} positions, expected at "
             f"least data.sequence_length ({sequence_length})"
         )
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(loaded.params):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     params = jax.tree.map(lambda x: np.asarray(x).astype(dtype), loaded.params)
-    return Teacher(params, loaded.model, digest.hexdigest()[:16], _training_flops(Path(path)))
+    params, model = _cut_vocabulary(params, loaded.model, len(student.tokens))
+    return Teacher(params, model, digest.hexdigest()[:16], _training_flops(Path(path)))
+
+
+def _cut_vocabulary(params: Any, model: Model, size: int) -> tuple[Any, Model]:
+    """Without the rows that no token owns: many checkpoints pad their tables."""
+    rows = padded_vocabulary(size)
+
+    def cut(axes: tuple[Axis, ...], leaf: np.ndarray) -> np.ndarray:
+        return leaf[:rows] if axes[0].name == "vocab" else leaf
+
+    return map_with_roles(cut, params), dataclasses.replace(model, vocab_size=size)
 
 
 def on_mesh(teacher: Teacher, mesh: jax.sharding.Mesh) -> Any:

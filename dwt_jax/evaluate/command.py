@@ -27,10 +27,10 @@ def evaluate(path: str, data: Path, batch_size: int) -> dict[str, float]:
     if vocabulary(loaded.tokenizer).tokens != vocabulary(data / "tokenizer").tokens:
         raise UserError(f"--data: {data} has another vocabulary than {path}, expected the same")
     length = index["sequence_length"]
-    if length > loaded.model.max_position_embeddings:
+    if length > loaded.model.max_length:
         raise UserError(
             f"--data: {data} has rows of {length} tokens, expected at most the model's "
-            f"{loaded.model.max_position_embeddings} positions"
+            f"{loaded.model.max_length} positions"
         )
     mesh = make_mesh(Mesh(), jax.device_count())
     params = jax.device_put(loaded.params, shardings(loaded.params, mesh))

@@ -7,6 +7,7 @@ Letters of shapes: see layers.py.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,47 +15,59 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dwt_jax.config import Model
-from dwt_jax.model.layers import Embeddings, Layer, MlmHead
+from dwt_jax.model.layers import Dense, Embeddings, Layer, MlmHead
 from dwt_jax.model.products import Numerics, dot
 
 Params = dict[str, Any]
 
 PADDING_LOGIT = -1e9  # of vocabulary columns that no token owns; finite: 0 · (−∞ − −∞) would be NaN
 
-_PARTS = {"embeddings": Embeddings, "layer": Layer, "mlm": MlmHead}
+HEADS = ("mlm", "pooler", "next_sentence", "classifier")
+"""What may stand beside `embeddings` and `layers` in the parameters; pre-training has `mlm` alone."""
+
+
+def _part(name: str, config: Model, labels: int, rngs: nnx.Rngs) -> nnx.Module:
+    if name in ("embeddings", "layer", "mlm"):
+        return {"embeddings": Embeddings, "layer": Layer, "mlm": MlmHead}[name](config, rngs)
+    outputs = {"pooler": config.hidden_size, "next_sentence": 2, "classifier": labels}[name]
+    return Dense((config.hidden_size,), (outputs,), config, rngs)
 
 
 @functools.cache
 def _graph(part: str, config: Model) -> Any:
     """The structure of a module without its arrays."""
-    return nnx.graphdef(nnx.eval_shape(lambda: _PARTS[part](config, nnx.Rngs(0))))
+    return nnx.graphdef(nnx.eval_shape(lambda: _part(part, config, 1, nnx.Rngs(0))))
 
 
 def _module(part: str, config: Model, params: Params) -> Any:
     return nnx.merge(_graph(part, config), params)
 
 
-def init(config: Model, key: jax.Array) -> Params:
-    """Fresh fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1."""
+def init(config: Model, key: jax.Array, heads: Sequence[str] = ("mlm",), labels: int = 1) -> Params:
+    """Fresh fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1.
+
+    heads: which of HEADS; labels: outputs of the classifier.
+    """
     if config.vocab_size < 1:
         raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
 
     def part(name: str, key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(_PARTS[name](config, nnx.Rngs(params=key))))
+        return nnx.to_pure_dict(nnx.state(_part(name, config, labels, nnx.Rngs(params=key))))
 
     keys = jax.random.split(key, 3)
+    seeds = {name: jax.random.fold_in(keys[2], i) if i else keys[2] for i, name in enumerate(HEADS)}
     return {
         "embeddings": part("embeddings", keys[0]),
         "layers": jax.vmap(functools.partial(part, "layer"))(
             jax.random.split(keys[1], config.num_hidden_layers)
         ),
-        "mlm": part("mlm", keys[2]),
+        **{name: part(name, seeds[name]) for name in heads},
     }
 
 
-def abstract(config: Model) -> Params:
+def abstract(config: Model, heads: Sequence[str] = ("mlm",), labels: int = 1) -> Params:
     """Shapes and types of the parameters, no memory."""
-    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    return jax.eval_shape(lambda: init(config, jax.random.key(0), heads, labels))
 
 
 def positions_in_segments(segments: jax.Array) -> jax.Array:
@@ -112,10 +125,16 @@ def mlm_features(
 def decode(
     features: jax.Array, table: jax.Array, bias: jax.Array, vocab_size: int, numerics: Numerics
 ) -> jax.Array:
-    """[N, D], the word table [V, D] and bias [V] → fp32 logits [N, V], columns of the padded
+    """[N, D], the decoder's table [V, D] and bias [V] → fp32 logits [N, V], columns of the padded
     vocabulary at PADDING_LOGIT."""
     logits = dot(features.astype(numerics.compute), table.astype(numerics.compute), (1, 1)) + bias
     return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, PADDING_LOGIT)
+
+
+def decoder_table(params: Params) -> jax.Array:
+    """[V, D]: what the features of the MLM head are multiplied with."""
+    own = params["mlm"].get("decoder")
+    return (params["embeddings"]["word"] if own is None else own)["embedding"]
 
 
 def mlm_logits(
@@ -124,7 +143,19 @@ def mlm_logits(
     """[..., D] → fp32 [..., V]."""
     features = mlm_features(params, config, hidden, numerics=numerics)
     flat = features.reshape(-1, features.shape[-1])
-    logits = decode(
-        flat, params["embeddings"]["word"]["embedding"], params["mlm"]["bias"], config.vocab_size, numerics
-    )
+    logits = decode(flat, decoder_table(params), params["mlm"]["bias"], config.vocab_size, numerics)
     return logits.reshape(*hidden.shape[:-1], -1)
+
+
+def pooled(params: Params, config: Model, hidden: jax.Array, *, numerics: Numerics = Numerics()) -> jax.Array:
+    """[B, L, D] → [B, D]: the first token through the pooler. DistilBERT's has a ReLU, the others tanh."""
+    first = _module("pooler", config, params["pooler"])(hidden[:, 0], numerics)
+    return jax.nn.relu(first) if config.model_type == "distilbert" else jnp.tanh(first)
+
+
+def classify(
+    params: Params, config: Model, hidden: jax.Array, *, numerics: Numerics = Numerics()
+) -> jax.Array:
+    """[B, L, D] → fp32 [B, labels]."""
+    features = pooled(params, config, hidden, numerics=numerics)
+    return _module("classifier", config, params["classifier"])(features, numerics).astype(jnp.float32)

@@ -94,13 +94,17 @@ class Embeddings(nnx.Module):
     def __init__(self, config: Model, rngs: nnx.Rngs):
         self.word = Table(padded_vocabulary(config.vocab_size), config, rngs)
         self.position = Table(config.max_position_embeddings, config, rngs)
-        self.type = Table(config.type_vocab_size, config, rngs)
+        if config.type_vocab_size:
+            self.type = Table(config.type_vocab_size, config, rngs)
         self.norm = Norm(config)
         self.rate = config.hidden_dropout_prob
+        self.offset, self.typed = config.position_offset, config.type_vocab_size > 0
 
     def __call__(self, tokens, positions, types, key, numerics: Numerics) -> jax.Array:
         """Three times int [B, L] → [B, L, D]."""
-        x = self.word(tokens) + self.position(positions) + self.type(types)
+        x = self.word(tokens) + self.position(positions + self.offset)
+        if self.typed:
+            x = x + self.type(types)
         return dropout(self.norm(x, numerics), self.rate, key)
 
 
@@ -152,14 +156,17 @@ class Layer(nnx.Module):
 
 
 class MlmHead(nnx.Module):
-    """Transform, norm and the bias of the decoder; the decoder itself is the word table."""
+    """Transform, norm and the bias of the decoder; the decoder itself is the word table, or one
+    of its own."""
 
     def __init__(self, config: Model, rngs: nnx.Rngs):
         width = (config.hidden_size,)
         self.transform = Dense(width, width, config, rngs)
         self.norm = Norm(config)
         self.bias = nnx.Param(jnp.zeros((padded_vocabulary(config.vocab_size),)))
-        self.activation = ACTIVATIONS[config.hidden_act]
+        if not config.tie_word_embeddings:
+            self.decoder = Table(padded_vocabulary(config.vocab_size), config, rngs)
+        self.activation = ACTIVATIONS["gelu" if config.model_type == "roberta" else config.hidden_act]
 
     def __call__(self, x: jax.Array, numerics: Numerics) -> jax.Array:
         """[..., D] → [..., D], ready for the product with the word table."""

@@ -12,7 +12,7 @@ import jax
 
 
 class Axis(NamedTuple):
-    name: str  # layer, embed, head, head_dim, mlp, vocab, position, type
+    name: str  # layer, embed, head, head_dim, mlp, vocab, position, type, label
     side: str  # in, out or ""
 
 
@@ -56,7 +56,11 @@ _TABLE: dict[str, Any] = {
         "transform": _dense("in:embed", "out:embed"),
         "norm": _NORM,
         "bias": "vocab",
+        "decoder": {"embedding": "out:vocab in:embed"},  # where it is not the word table
     },
+    "pooler": _dense("in:embed", "out:embed"),
+    "next_sentence": _dense("in:embed", "out:label"),
+    "classifier": _dense("in:embed", "out:label"),
 }
 
 

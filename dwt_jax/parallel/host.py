@@ -30,7 +30,7 @@ def tune() -> None:
         try:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(_M_MMAP_MAX, 0)
-            libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+            libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
             libc.mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads are unmapped all the same
         except (OSError, AttributeError):  # another libc: slower, not wrong
             pass

@@ -64,15 +64,17 @@ class Checkpoints:
             with jax.transfer_guard("allow"):  # Orbax copies to the host in its own way
                 self._manager.save(step, args=ocp.args.StandardSave(item))
 
-    def restore(self, like: State, log: Callable[[str], None]) -> tuple[State, int] | None:
-        """The newest sound state and its step, laid out like the abstract `like`; None if
-        there is no checkpoint at all.
+    def restore(
+        self, like: State, log: Callable[[str], None], only: int | None = None
+    ) -> tuple[State, int] | None:
+        """The newest sound state (or that of the step `only`) and its step, laid out like the
+        abstract `like`; None if there is no checkpoint at all.
 
         Damaged ones are reported and, once a sound one is found, moved to
         `checkpoints-damaged/`; nothing is moved when read-only. Raises UserError, and moves
         nothing, when there are checkpoints and none of them can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(self._manager.all_steps(), reverse=True) if only is None else [only]
         damaged: list[int] = []
         for step in steps:
             try:
@@ -82,7 +84,7 @@ class Checkpoints:
                 if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                     raise  # not the checkpoint's fault
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                log(f"checkpoint {step} is damaged, trying the one before: {reason}")
+                log(f"checkpoint {step} is damaged{', trying the one before' * (only is None)}: {reason}")
                 damaged.append(step)
                 continue
             if not self._read_only:
@@ -92,11 +94,13 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"{self.directory}: none of the checkpoints {sorted(steps)} can be read, expected a "
-                "sound one; nothing was changed, start again in a new --workdir"
+                "sound one; nothing was changed"
+                + ("; start again in a new --workdir" if not self._read_only else "")
             )
         return None
 
     def steps(self) -> list[int]:
+        """Those of the checkpoints that are kept, in order."""
         return sorted(self._manager.all_steps())
 
     def wait(self) -> None:

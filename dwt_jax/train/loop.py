@@ -1,39 +1,27 @@
 """Pre-training from a config: read it from top to bottom."""
 
-import dataclasses
-import importlib.util
-import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax import __version__
-from dwt_jax.config import Config, check
-from dwt_jax.convert import huggingface
+from dwt_jax.config import Config
+from dwt_jax.convert import card, huggingface
 from dwt_jax.data import rows as data_rows
-from dwt_jax.data.masking import Tokens, predictions_per_row
-from dwt_jax.data.prepare import prepared
-from dwt_jax.data.tokenizer import Vocabulary, vocabulary
-from dwt_jax.distill import schedules
 from dwt_jax.distill import teacher as teachers
-from dwt_jax.errors import UserError
 from dwt_jax.evaluate import mlm
 from dwt_jax.model import functional
-from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import make_mesh, replicated, rows_sharding, shardings
+from dwt_jax.parallel.mesh import replicated, rows_sharding
 from dwt_jax.train import flops
 from dwt_jax.train import workdir as workdirs
 from dwt_jax.train.checkpoint import Checkpoints
-from dwt_jax.train.metrics import Rate, Recorder, read, spent
+from dwt_jax.train.metrics import Rate, Recorder, amount, read, spent
+from dwt_jax.train.setup import Run, initial_or_restored, prepare_run
 from dwt_jax.train.signals import Stopped, Stopping, signals
-from dwt_jax.train.step import SCHEDULED, Spec, abstract_state, compiled, initial_state, knob_table, spec_of
-
-STATE_FORMAT = 1  # raise it when the tree of the training state changes
+from dwt_jax.train.step import SCHEDULED, compiled
 
 
 class Failed(Exception):
@@ -56,7 +44,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         state, start = initial_or_restored(run, checkpoints)
         recorder = Recorder(workdir, run.config.train, start, workdir.name, jax.process_index() == 0)
         try:
-            announce(run, start, recorder)
+            announce(run, state, start, recorder)
             began = time.perf_counter()
             stopping.poll()
             state, teacher_steps = take_steps(run, state, start, checkpoints, recorder, stopping)
@@ -71,121 +59,12 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
             checkpoints.close()
 
 
-@dataclass(frozen=True)
-class Run:
-    """What stays the same from the first step to the last."""
-
-    config: Config  # resolved
-    workdir: Path
-    data: Path
-    rows: data_rows.Rows
-    mesh: jax.sharding.Mesh
-    numerics: Numerics
-    teacher: teachers.Teacher | None
-    alone: Spec  # of the step without the teacher
-    spec: Spec  # of the step with it, if there is one
-    knobs: np.ndarray  # float32 [steps, 4], see step.SCHEDULED
-    teacher_until: int  # the step at which α_s becomes 0 for good, as far as the schedule says
-    student_flops: float  # a step
-    teacher_flops: float  # a step
-
-
-def prepare_run(config: Config, workdir: Path) -> Run:
-    """Everything that can be wrong is found here; the first thing written is the claim."""
-    if config.platform not in ("any", jax.default_backend()):
-        raise UserError(f"config: platform is {config.platform!r}, but JAX found {jax.default_backend()!r}")
-    if config.train.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            f"config: train.wandb is {config.train.wandb!r}, expected the package wandb installed"
-        )
-    data = prepared(config.data)
-    words = vocabulary(data / "tokenizer")
-    rows = data_rows.open_rows(data, "train", [source.weight for source in config.data.sources])
-    config = resolve(config, words, rows)
-    mesh = make_mesh(config.mesh, config.train.batch_size // config.train.accumulate)
-    numerics = numerics_of(config)
-    teacher = None
-    if config.teacher.path:
-        dtype = numerics.compute if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
-        teacher = teachers.load(config.teacher.path, words, config.data.sequence_length, dtype)
-    identity = {
-        "state_format": STATE_FORMAT,
-        "data_digest": workdirs.read_json(data / "index.json")["digest"],
-        "teacher_digest": teacher.digest if teacher else "",
-    }
-    workdirs.claim(workdir, config, data / "tokenizer", identity)
-    knobs, tokens = knob_table(config), Tokens.of(words, config.mask.whole_word)
-    predictions = predictions_per_row(config.mask, config.data.sequence_length)
-    shape = (config.train.batch_size, config.data.sequence_length, predictions)
-    return Run(
-        config=config,
-        workdir=workdir,
-        data=data,
-        rows=rows,
-        mesh=mesh,
-        numerics=numerics,
-        teacher=teacher,
-        alone=spec_of(config, None, tokens, numerics),
-        spec=spec_of(config, teacher.model if teacher else None, tokens, numerics),
-        knobs=knobs,
-        teacher_until=schedules.zero_from(knobs[:, SCHEDULED.index("alpha_soft")]) if teacher else 0,
-        student_flops=flops.training_step(config.model, *shape),
-        teacher_flops=flops.forward(teacher.model, *shape) if teacher else 0.0,
-    )
-
-
-def resolve(config: Config, words: Vocabulary, rows: data_rows.Rows) -> Config:
-    """Fill in what depends on the data: vocabulary size, padding id, steps of the epochs."""
-    model, train = config.model, config.train
-    if model.vocab_size not in (0, len(words.tokens)):
-        raise UserError(
-            f"config: model.vocab_size is {model.vocab_size}, expected the tokenizer's "
-            f"{len(words.tokens)} (or 0)"
-        )
-    model = dataclasses.replace(model, vocab_size=len(words.tokens), pad_token_id=words.pad_id)
-    if not train.steps:
-        epoch = data_rows.epoch_rows(rows)
-        train = dataclasses.replace(train, steps=max(1, math.ceil(train.epochs * epoch / train.batch_size)))
-    return check(dataclasses.replace(config, model=model, train=train))
-
-
-def numerics_of(config: Config) -> Numerics:
-    """bf16 where the hardware has it. On CPU only the operands of products are bf16: its
-    kernels for everything else are slower in bf16 than in fp32."""
-    cpu = jax.default_backend() == "cpu"
-    compute = config.precision.compute
-    if compute == "auto":
-        compute = "float32" if cpu else "bfloat16"
-    one_cpu = cpu and jax.device_count() == 1
-    return Numerics(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute), one_cpu)
-
-
-def fresh_state(run: Run) -> dict[str, Any]:
-    params = functional.init(run.config.model, jax.random.key(run.config.seed))
-    return initial_state(params, run.config.optimizer)
-
-
-def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, Any], int]:
-    """The state to begin with, on the mesh, and the number of steps that it has behind it."""
-    abstract = abstract_state(run.config.model, run.config.optimizer)
-    layout = shardings(abstract, run.mesh)
-    like = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract, layout
-    )
-    restored = checkpoints.restore(like, lambda text: print(text, flush=True))
-    if restored is None:
-        return jax.jit(lambda: fresh_state(run), out_shardings=layout)(), 0
-    state, step = restored
-    # Once through jit: buffers that XLA made can be donated, those that Orbax made perhaps not.
-    return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=layout)(state), step
-
-
-def announce(run: Run, start: int, recorder: Recorder) -> None:
+def announce(run: Run, state: dict[str, Any], start: int, recorder: Recorder) -> None:
     model, train, device = run.config.model, run.config.train, jax.devices()[0]
     size = sum(x.size for x in jax.tree.leaves(functional.abstract(model)))
     recorder.say(
         f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.numerics.compute}; "
-        f"student {model.num_hidden_layers} x {model.hidden_size}, {size / 1e6:.1f}M parameters; "
+        f"student {model.num_hidden_layers} x {model.hidden_size}, {amount(size)} parameters; "
         f"{train.steps} steps of {train.batch_size} x {run.config.data.sequence_length} tokens"
     )
     if run.teacher is None:
@@ -197,6 +76,8 @@ def announce(run: Run, start: int, recorder: Recorder) -> None:
         )
         if run.teacher_until == 0:
             recorder.say("the teacher is never used: distill.alpha_soft is 0 throughout")
+        elif start >= teacher_until(run, state["behind"]["beaten_at"], start):
+            recorder.say("the teacher was switched off before: the rest costs no more than training alone")
     if start:
         recorder.say(f"resumed at step {start}")
 
@@ -314,11 +195,9 @@ def log(
     work = run.student_flops + (run.teacher_flops if with_teacher else 0)
     record = {
         "step": step,
-        **{
-            key: values[key]
-            for key in ("loss", "hard_loss", "soft_loss", "soft_loss_at_1", "teacher_hard_loss")
-        },
-        "selected_share": values["selected_share"],
+        "loss": values["loss"],
+        "hard_loss": values["hard_loss"],
+        **{key: values[key] if with_teacher else None for key in _OF_THE_TEACHER},
         "alpha_hard": knobs["alpha_hard"],
         "alpha_soft": values["alpha_soft"] if with_teacher else 0.0,
         "temperature": knobs["temperature"],
@@ -336,6 +215,9 @@ def log(
             f"{run.workdir}: the loss or gradient was not finite for {values['skipped_longest']} steps "
             f"in a row (now at step {step}); none of those updates was made, the checkpoints are intact"
         )
+
+
+_OF_THE_TEACHER = ("soft_loss", "soft_loss_at_1", "teacher_hard_loss", "selected_share")
 
 
 def ledger(run: Run, step: int, taught: int) -> dict[str, float]:
@@ -390,11 +272,35 @@ def finish(
             "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
         },
         "teacher_steps": taught,
+        "teacher": _teacher_sizes(run),
+        "data": _data_sizes(run),
         "versions": {"dwt_jax": __version__, "jax": jax.__version__},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     if jax.process_index() == 0:
         params = jax.device_get(state["params"])
-        huggingface.save(params, run.config.model, run.workdir / "tokenizer", run.workdir / "model")
+        huggingface.save(
+            params,
+            run.config.model,
+            run.workdir / "tokenizer",
+            run.workdir / "model",
+            card=card.of_run(run.config, ["mlm"], summary, steps),
+        )
         workdirs.write_json(run.workdir / "summary.json", summary)
     return summary
+
+
+def _teacher_sizes(run: Run) -> dict[str, int] | None:
+    if run.teacher is None:
+        return None
+    model = run.teacher.model
+    return {"num_hidden_layers": model.num_hidden_layers, "hidden_size": model.hidden_size}
+
+
+def _data_sizes(run: Run) -> dict[str, int]:
+    index = workdirs.read_json(run.data / "index.json")
+    return {
+        f"{split}_{what}": index["splits"][split][what]
+        for split in ("train", "held_out")
+        for what in ("documents", "tokens")
+    }

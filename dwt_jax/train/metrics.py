@@ -22,6 +22,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def amount(count: float) -> str:
+    """'67.0M', '412k'"""
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
+
+
 def line(record: dict[str, Any], steps: int, eta: float) -> str:
     """One logged step for a person."""
     parts = [
@@ -29,7 +34,7 @@ def line(record: dict[str, Any], steps: int, eta: float) -> str:
         f"loss {record['loss']:.4f}",
         f"hard {record['hard_loss']:.4f}",
     ]
-    if record["teacher_hard_loss"]:
+    if record["teacher_hard_loss"] is not None:
         parts += [
             f"soft {record['soft_loss']:.4f}",
             f"teacher {record['teacher_hard_loss']:.4f}",

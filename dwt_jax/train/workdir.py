@@ -8,7 +8,7 @@ import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,9 @@ class Loaded(NamedTuple):
     params: Any  # host fp32 arrays
     model: Model
     tokenizer: Path
+    labels: tuple[str, ...] = ()  # of a classifier
+    dtype: str = "float32"  # that its weights are stored in
+    step: int | None = None  # of the checkpoint it was taken from
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,6 +96,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """No second process trains here: UserError at once. The lock ends with its process."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file, expected a directory for --workdir")
+    made = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "w") as file:
         try:
@@ -103,7 +107,9 @@ def locked(workdir: Path) -> Iterator[None]:
             yield
         finally:
             if [child.name for child in workdir.iterdir()] == [".lock"]:  # refused before it was claimed
-                shutil.rmtree(workdir)
+                (workdir / ".lock").unlink()
+                if made:
+                    workdir.rmdir()
 
 
 def config_of(workdir: Path) -> Config:
@@ -111,26 +117,60 @@ def config_of(workdir: Path) -> Config:
     return build(read_json(workdir / "config.json"))
 
 
-def load_model(path: str) -> Loaded:
-    """The model of a Hugging Face directory or of a run (its `model/`, else its newest
-    checkpoint). Raises UserError for anything else."""
+def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | None = None) -> Loaded:
+    """The model of a Hugging Face directory, or of a run: its `model/`, else its newest checkpoint,
+    or the checkpoint of `step`.
+
+    heads: those that must be there; others are left out. None: all that are there. Raises
+    UserError for anything else.
+    """
     from dwt_jax.convert import huggingface
+    from dwt_jax.convert.weights import has_weights
 
     directory = Path(path)
     if not directory.is_dir():
         raise UserError(f"{path}: no such directory, expected a model or run directory")
-    if (directory / "model.safetensors").exists():
-        return Loaded(*huggingface.load(directory), directory)
-    if (directory / "model" / "model.safetensors").exists():
-        return Loaded(*huggingface.load(directory / "model"), directory / "model")
-    if (directory / "checkpoints").is_dir() and (directory / "config.json").exists():
-        return _from_checkpoint(directory)
-    raise UserError(
-        f"{path}: neither model.safetensors nor a run's checkpoints, expected a model or run directory"
-    )
+    run = (directory / "checkpoints").is_dir() or (directory / "model").is_dir()
+    if step is not None and not (directory / "checkpoints").is_dir():
+        raise UserError(f"--step: {path} is no run with checkpoints, expected one for --step={step}")
+    if step is None and not has_weights(directory) and has_weights(directory / "model"):
+        directory = directory / "model"
+    if step is None and has_weights(directory):
+        found = huggingface.load(directory)
+        if found.ignored:
+            print(
+                f"{directory}: left out, no part of the models here: {', '.join(found.ignored)}",
+                file=sys.stderr,
+            )
+        loaded = Loaded(found.params, found.model, directory, found.labels, found.dtype)
+    elif run and (directory / "config.json").exists():
+        loaded = _from_checkpoint(directory, step)
+    else:
+        raise UserError(
+            f"{path}: neither weights (model.safetensors, pytorch_model.bin) nor a run's checkpoints, "
+            "expected a model or run directory"
+        )
+    if heads is None:
+        return loaded
+    if missing := [head for head in heads if head not in loaded.params]:
+        there = [head for head in loaded.params if head not in ("embeddings", "layers")]
+        raise UserError(
+            f"{path}: a model without {_HEAD_NAMES[missing[0]]} (it has "
+            f"{', '.join(_HEAD_NAMES[head] for head in there) or 'no head'}), expected one with it"
+        )
+    kept = {name: loaded.params[name] for name in ("embeddings", "layers", *heads)}
+    return loaded._replace(params=kept)
 
 
-def _from_checkpoint(workdir: Path) -> Loaded:
+_HEAD_NAMES = {
+    "mlm": "a masked-LM head",
+    "pooler": "a pooler",
+    "next_sentence": "a next-sentence head",
+    "classifier": "a classifier",
+}
+
+
+def _from_checkpoint(workdir: Path, step: int | None) -> Loaded:
     import jax
 
     from dwt_jax.train.checkpoint import Checkpoints
@@ -142,9 +182,14 @@ def _from_checkpoint(workdir: Path) -> Loaded:
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, read_only=True)
     try:
-        found = checkpoints.restore(like, lambda text: print(text, file=sys.stderr))
+        kept = checkpoints.steps()
+        if step is not None and step not in kept:
+            those = ", ".join(map(str, kept)) or "none"
+            raise UserError(f"--step is {step}, expected a checkpoint that {workdir} keeps: {those}")
+        found = checkpoints.restore(like, lambda text: print(text, file=sys.stderr), step)
     finally:
         checkpoints.close()
     if found is None:
         raise UserError(f"{workdir}: a run without a checkpoint yet, expected one to take the model from")
-    return Loaded(jax.device_get(found[0]["params"]), config.model, workdir / "tokenizer")
+    params = jax.device_get(found[0]["params"])
+    return Loaded(params, config.model, workdir / "tokenizer", step=found[1])

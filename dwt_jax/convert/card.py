@@ -1,0 +1,170 @@
+"""The model card: a README.md with the hub's YAML header, written from what a run knows of itself."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dwt_jax.config import Config, Model, Schedule
+from dwt_jax.convert.tables import FAMILIES, architecture
+
+_TASKS = {"mlm": "fill-mask", "classifier": "text-classification"}
+_CLASSES = {"mlm": "AutoModelForMaskedLM", "classifier": "AutoModelForSequenceClassification"}
+
+
+def of_run(config: Config, heads: Sequence[str], summary: Mapping[str, Any], step: int) -> str:
+    """The card of a run's model after `step` steps.
+
+    summary: what is known of the run, as in its summary.json (which a run that goes on does
+    not have yet): held_out, teacher, data, flops, versions, device.
+    """
+    name = _name(config.model)
+    held_out = summary.get("held_out")
+    tags = ["dwt-jax", *(["distillation"] if config.teacher.path else []), "pretraining"]
+    header = _header(config.model, heads, tags, name, held_out)
+    parts = [
+        f"# {name}",
+        _model(config.model, heads),
+        _training(config, summary, step),
+        _teacher(config, summary),
+        _results(held_out),
+        _cost(summary),
+        _use(heads),
+    ]
+    return header + "\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def of_directory(model: Model, heads: Sequence[str], source: str) -> str:
+    """The card of a model that came from elsewhere and brought none."""
+    name = _name(model)
+    origin = f"Written by dwt-jax from the model directory `{source}`, which had no card of its own."
+    parts = [f"# {name}", _model(model, heads), origin, _use(heads)]
+    return _header(model, heads, ["dwt-jax"], name, None) + "\n" + "\n\n".join(parts) + "\n"
+
+
+def _name(model: Model) -> str:
+    return f"{FAMILIES[model.model_type].name} {model.num_hidden_layers} x {model.hidden_size}"
+
+
+def _header(model: Model, heads: Sequence[str], tags: list[str], name: str, held_out) -> str:
+    import yaml
+
+    task = next((_TASKS[head] for head in _TASKS if head in heads), "feature-extraction")
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": [*tags, model.model_type],
+    }
+    if held_out:
+        shown = {"held_out_loss": "loss", "perplexity": "perplexity", "top1_accuracy": "accuracy"}
+        metrics = [{"type": kind, "name": key, "value": held_out[key]} for key, kind in shown.items()]
+        result = {
+            "task": {"type": task, "name": "Masked language modelling"},
+            "dataset": {"type": "text", "name": "held-out documents of the training corpus"},
+            "metrics": metrics,
+        }
+        header["model-index"] = [{"name": name, "results": [result]}]
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
+
+
+def _model(model: Model, heads: Sequence[str]) -> str:
+    return (
+        f"`{architecture(FAMILIES[model.model_type], heads)}`: {model.num_hidden_layers} layers, hidden size "
+        f"{model.hidden_size}, {model.num_attention_heads} heads, intermediate size "
+        f"{model.intermediate_size}, {model.vocab_size:,} tokens, rows of up to {model.max_length} tokens."
+    )
+
+
+def _training(config: Config, summary: Mapping[str, Any], step: int) -> str:
+    train, data = config.train, config.data
+    sources = ", ".join(f"{s.kind}" + (f" `{Path(s.path).name}`" if s.path else "") for s in data.sources)
+    tokens = step * train.batch_size * data.sequence_length
+    rate = config.optimizer.learning_rate
+    lines = [
+        "## Training",
+        f"* {step:,} of {train.steps:,} steps of {train.batch_size} rows of {data.sequence_length} tokens "
+        f"({tokens / 1e6:,.1f}M positions), seed {config.seed}",
+        f"* data: {sources}; {config.mask.rate:.0%} of the tokens predicted",
+        f"* AdamW, learning rate {rate.value:g} ({rate.kind}, warm-up {rate.warmup:.0%}), "
+        f"weight decay {config.optimizer.weight_decay:g}",
+    ]
+    if found := summary.get("data"):
+        lines[2] += f"; {found['train_tokens']:,} tokens in {found['train_documents']:,} documents"
+    return "\n".join(lines)
+
+
+def _teacher(config: Config, summary: Mapping[str, Any]) -> str:
+    if not config.teacher.path:
+        return "## Teacher\nNone: the masked-LM loss alone."
+    distill = config.distill
+    found = summary.get("teacher")
+    who = f"`{Path(config.teacher.path).name}`"
+    if found:
+        who += f", {found['num_hidden_layers']} layers of hidden size {found['hidden_size']}"
+    return "\n".join(
+        [
+            "## Teacher",
+            f"Distilled from a weak teacher ({who}) while pre-training: loss = α_h · hard + α_s · soft.",
+            f"* preset {distill.preset}; α_h {_schedule(distill.alpha_hard)}; "
+            f"α_s {_schedule(distill.alpha_soft)}; temperature {_schedule(distill.temperature)}",
+            f"* {distill.divergence}, positions: {distill.selection}"
+            + (
+                f"; the teacher took part in {summary['teacher_steps']:,} steps"
+                if "teacher_steps" in summary
+                else ""
+            ),
+        ]
+    )
+
+
+def _schedule(schedule: Schedule) -> str:
+    if schedule.kind == "constant":
+        return f"{schedule.value:g}"
+    if schedule.kind == "until_beaten":
+        return f"{schedule.value:g} until the student is as good as the teacher"
+    share = f"{schedule.kind}, from {schedule.begin:.0%} to {schedule.until:.0%} of the steps"
+    return f"{schedule.value:g} to {schedule.end:g} ({share})"
+
+
+def _results(held_out: Mapping[str, Any] | None) -> str:
+    if not held_out:
+        return "## Results\nNot evaluated at this step."
+    rows = [
+        ("loss (nats)", f"{held_out['held_out_loss']:.4f} ± {held_out['standard_error']:.4f}"),
+        ("perplexity", f"{held_out['perplexity']:.2f}"),
+        ("top-1 accuracy", f"{held_out['top1_accuracy']:.2%}"),
+        ("top-5 accuracy", f"{held_out['top5_accuracy']:.2%}"),
+    ]
+    return "\n".join(
+        [
+            "## Results",
+            f"Masked-LM on {held_out['documents']:,} held-out documents ({held_out['predictions']:,} "
+            "predictions, 15 % of the tokens, fixed masks; ± is the standard error over documents):",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in rows),
+        ]
+    )
+
+
+def _cost(summary: Mapping[str, Any]) -> str:
+    if not (flops := summary.get("flops")):
+        return ""
+    before = flops["teacher_training"]
+    own = f"{before:.3g} FLOPs" if before is not None else "unknown"
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    lines = [
+        "## Cost",
+        f"* student {flops['student']:.3g} FLOPs, teacher's forward passes {flops['teacher_forward']:.3g}",
+        *([f"* the teacher's own pre-training: {own}"] if summary.get("teacher") else []),
+        f"* {summary['device']}; {versions}",
+    ]
+    return "\n".join(lines)
+
+
+def _use(heads: Sequence[str]) -> str:
+    auto = next((_CLASSES[head] for head in _CLASSES if head in heads), "AutoModel")
+    return (
+        f"## Use\n```python\nfrom transformers import {auto}, AutoTokenizer\n\n"
+        f'model = {auto}.from_pretrained("PATH")\ntokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
+    )

@@ -1,0 +1,140 @@
+"""Everything about a run that is settled before its first step."""
+
+import dataclasses
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dwt_jax.config import Config, check
+from dwt_jax.data import rows as data_rows
+from dwt_jax.data.masking import Tokens, predictions_per_row
+from dwt_jax.data.prepare import as_prepared, prepared
+from dwt_jax.data.tokenizer import Vocabulary, vocabulary
+from dwt_jax.distill import schedules
+from dwt_jax.distill import teacher as teachers
+from dwt_jax.errors import UserError
+from dwt_jax.model import functional
+from dwt_jax.model.products import Numerics
+from dwt_jax.parallel.mesh import make_mesh, shardings
+from dwt_jax.train import flops
+from dwt_jax.train import workdir as workdirs
+from dwt_jax.train.checkpoint import Checkpoints
+from dwt_jax.train.step import SCHEDULED, Spec, abstract_state, initial_state, knob_table, spec_of
+
+STATE_FORMAT = 1  # raise it when the tree of the training state changes
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: Config  # resolved
+    workdir: Path
+    data: Path
+    rows: data_rows.Rows
+    mesh: jax.sharding.Mesh
+    numerics: Numerics
+    teacher: teachers.Teacher | None
+    alone: Spec  # of the step without the teacher
+    spec: Spec  # of the step with it, if there is one
+    knobs: np.ndarray  # float32 [steps, 4], see step.SCHEDULED
+    teacher_until: int  # the step at which α_s becomes 0 for good, as far as the schedule says
+    student_flops: float  # a step
+    teacher_flops: float  # a step
+
+
+def prepare_run(config: Config, workdir: Path) -> Run:
+    """Everything that can be wrong is found here; the first thing written is the claim."""
+    if config.platform not in ("any", jax.default_backend()):
+        raise UserError(f"config: platform is {config.platform!r}, but JAX found {jax.default_backend()!r}")
+    if config.train.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"config: train.wandb is {config.train.wandb!r}, expected the package wandb installed"
+        )
+    data = prepared(config.data)
+    config = dataclasses.replace(config, data=as_prepared(config.data, data))
+    words = vocabulary(data / "tokenizer")
+    rows = data_rows.open_rows(data, "train", [source.weight for source in config.data.sources])
+    config = resolve(config, words, rows)
+    mesh = make_mesh(config.mesh, config.train.batch_size // config.train.accumulate)
+    numerics = numerics_of(config)
+    teacher = None
+    if config.teacher.path:
+        dtype = numerics.compute if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
+        teacher = teachers.load(config.teacher.path, words, config.data.sequence_length, dtype)
+    identity = {
+        "state_format": STATE_FORMAT,
+        "data_digest": workdirs.read_json(data / "index.json")["digest"],
+        "teacher_digest": teacher.digest if teacher else "",
+    }
+    workdirs.claim(workdir, config, data / "tokenizer", identity)
+    knobs, tokens = knob_table(config), Tokens.of(words, config.mask.whole_word)
+    predictions = predictions_per_row(config.mask, config.data.sequence_length)
+    shape = (config.train.batch_size, config.data.sequence_length, predictions)
+    return Run(
+        config=config,
+        workdir=workdir,
+        data=data,
+        rows=rows,
+        mesh=mesh,
+        numerics=numerics,
+        teacher=teacher,
+        alone=spec_of(config, None, tokens, numerics),
+        spec=spec_of(config, teacher.model if teacher else None, tokens, numerics),
+        knobs=knobs,
+        teacher_until=schedules.zero_from(knobs[:, SCHEDULED.index("alpha_soft")]) if teacher else 0,
+        student_flops=flops.training_step(config.model, *shape),
+        teacher_flops=flops.forward(teacher.model, *shape) if teacher else 0.0,
+    )
+
+
+def resolve(config: Config, words: Vocabulary, rows: data_rows.Rows) -> Config:
+    """Fill in what depends on the data: vocabulary size, padding id, steps of the epochs."""
+    model, train = config.model, config.train
+    if model.vocab_size not in (0, len(words.tokens)):
+        raise UserError(
+            f"config: model.vocab_size is {model.vocab_size}, expected the tokenizer's "
+            f"{len(words.tokens)} (or 0)"
+        )
+    model = dataclasses.replace(model, vocab_size=len(words.tokens), pad_token_id=words.pad_id)
+    if not train.steps:
+        epoch = data_rows.epoch_rows(rows)
+        train = dataclasses.replace(train, steps=max(1, math.ceil(train.epochs * epoch / train.batch_size)))
+    return check(dataclasses.replace(config, model=model, train=train))
+
+
+def numerics_of(config: Config) -> Numerics:
+    """bf16 where the hardware has it. On CPU only the operands of products are bf16: its
+    kernels for everything else are slower in bf16 than in fp32."""
+    cpu = jax.default_backend() == "cpu"
+    compute = config.precision.compute
+    if compute == "auto":
+        compute = "float32" if cpu else "bfloat16"
+    one_cpu = cpu and jax.device_count() == 1
+    return Numerics(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute), one_cpu)
+
+
+def fresh_state(run: Run) -> dict[str, Any]:
+    params = functional.init(run.config.model, jax.random.key(run.config.seed))
+    return initial_state(params, run.config.optimizer)
+
+
+def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, Any], int]:
+    """The state to begin with, on the mesh, and the number of steps that it has behind it."""
+    abstract = abstract_state(run.config.model, run.config.optimizer)
+    layout = shardings(abstract, run.mesh)
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract, layout
+    )
+    restored = checkpoints.restore(like, lambda text: print(text, flush=True))
+    if restored is None:
+        return jax.jit(lambda: fresh_state(run), out_shardings=layout)(), 0
+    state, step = restored
+    # Once through jit: buffers that XLA made can be donated, those that Orbax made perhaps not.
+    return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=layout)(state), step
