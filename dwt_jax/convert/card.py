@@ -6,6 +6,7 @@ from typing import Any
 
 from dwt_jax.config import Config, Model, Schedule
 from dwt_jax.convert.tables import FAMILIES, architecture
+from dwt_jax.train.metrics import amount
 
 _TASKS = {"mlm": "fill-mask", "classifier": "text-classification"}
 _CLASSES = {"mlm": "AutoModelForMaskedLM", "classifier": "AutoModelForSequenceClassification"}
@@ -82,7 +83,7 @@ def _training(config: Config, summary: Mapping[str, Any], step: int) -> str:
     lines = [
         "## Training",
         f"* {step:,} of {train.steps:,} steps of {train.batch_size} rows of {data.sequence_length} tokens "
-        f"({tokens / 1e6:,.1f}M positions), seed {config.seed}",
+        f"({amount(tokens)} positions), seed {config.seed}",
         f"* data: {sources}; {config.mask.rate:.0%} of the tokens predicted",
         f"* AdamW, learning rate {rate.value:g} ({rate.kind}, warm-up {rate.warmup:.0%}), "
         f"weight decay {config.optimizer.weight_decay:g}",

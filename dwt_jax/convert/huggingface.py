@@ -320,6 +320,7 @@ def save(
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         config = model_config(model, heads, labels, dtype)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        shutil.copymode(partial / "config.json", partial / "model.safetensors")  # written for the owner alone
         if card:
             (partial / "README.md").write_text(card)
         if not out.exists():

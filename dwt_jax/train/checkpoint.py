@@ -5,6 +5,7 @@ not. So a checksum of every leaf is stored beside the state and compared on rest
 """
 
 import gc
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -48,13 +49,15 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int, read_only: bool = False):
         self.directory, self._read_only = directory.absolute(), read_only
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            save_interval_steps=0 if read_only else 1,
+            max_to_keep=None if read_only else keep,
             enable_async_checkpointing=not read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        with _quiet():
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state: State) -> None:
         """Write `state` as the checkpoint of `step` in the background, unless it is there."""
@@ -142,10 +145,14 @@ class Checkpoints:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tracebacks that Orbax's abandoned coroutines print when a read fails."""
+    """Without Orbax's warnings, and the tracebacks that its coroutines print when a read fails."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         gc.collect()
         sys.unraisablehook = before
+        logger.setLevel(level)
