@@ -62,10 +62,13 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "DWT_PEAK_FLOPS": "1e11", **more}
 
 
-def dwt(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def dwt(
+    *arguments: object, variables: dict[str, str] | None = None, **options: object
+) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, as a user has it."""
     command = [sys.executable, "-m", "dwt_jax", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300, **options)
+    env = environment(**(variables or {}))
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, **options)
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

@@ -45,7 +45,7 @@ def places(path: Path, data: mmap) -> dict[str, Place]:
         *(IndexError, KeyError, ValueError, EOFError, OSError, OverflowError, NotImplementedError),
         *(struct.error, zipfile.BadZipFile),
     ) as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
             f"{path}: damaged or of another kind ({said}), expected a state dict that torch.save wrote"
         ) from None

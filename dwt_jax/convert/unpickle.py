@@ -66,6 +66,7 @@ def unpickled(stream: io.BytesIO, storages: dict[str, Storage] | None = None) ->
     stack: list[Any] = []
     below: list[list[Any]] = []  # what the stack was before each open mark
     memo: dict[int, Any] = {}
+    argument: Any
     for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MOST):
         match opcode.name:
             case "STOP":

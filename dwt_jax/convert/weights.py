@@ -109,8 +109,7 @@ def _in_pickle(path: Path) -> _Tensors:
 
 
 def _in_safetensors(path: Path) -> _Tensors:
-    """safetensors checks the header against the file; its arrays are not used, since they are
-    copies, and of bfloat16 there are none without a framework."""
+    """safetensors checks the header against the file. Its arrays are not used: they are copies."""
     from safetensors import SafetensorError, safe_open
 
     data = _mapped(path)

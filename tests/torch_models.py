@@ -1,0 +1,81 @@
+"""Small models of transformers in torch with every parameter random, and a batch for them."""
+
+import numpy as np
+
+L = 9
+CLASSES = [
+    "BertForMaskedLM",
+    "BertForPreTraining",
+    "BertModel",
+    "BertForSequenceClassification",
+    "DistilBertForMaskedLM",
+    "DistilBertModel",
+    "DistilBertForSequenceClassification",
+    "RobertaForMaskedLM",
+    "RobertaModel",
+    "RobertaForSequenceClassification",
+]
+
+SMALL = {
+    "layers": 2,
+    "heads": 2,
+    "head_size": 4,
+    "mlp": 12,
+    "vocab": 41,
+    "types": 2,
+    "act": "gelu",
+    "eps": 1e-12,
+    "tied": True,
+    "labels": 3,
+}
+
+
+def torch_model(name, size, seed=0):
+    """A transformers model with every parameter random."""
+    import torch
+    import transformers
+
+    width = size["heads"] * size["head_size"]
+    common = {
+        "vocab_size": size["vocab"],
+        "max_position_embeddings": L + 4,
+        "tie_word_embeddings": size["tied"],
+        "num_labels": size["labels"],
+        "pad_token_id": 1,
+    }
+    if name.startswith("DistilBert"):
+        config = transformers.DistilBertConfig(
+            dim=width,
+            n_layers=size["layers"],
+            n_heads=size["heads"],
+            hidden_dim=size["mlp"],
+            activation=size["act"],
+            **common,
+        )
+    else:
+        config = getattr(transformers, f"{name.split('For')[0].removesuffix('Model')}Config")(
+            hidden_size=width,
+            num_hidden_layers=size["layers"],
+            num_attention_heads=size["heads"],
+            intermediate_size=size["mlp"],
+            hidden_act=size["act"],
+            layer_norm_eps=size["eps"],
+            type_vocab_size=size["types"],
+            **common,
+        )
+    model = getattr(transformers, name)(config).eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return model
+
+
+def batch(model, seed=0):
+    random = np.random.default_rng(seed)
+    segments = (np.arange(L) < np.array([[L], [L - 4]])).astype(np.int32)
+    tokens = np.where(segments > 0, random.integers(2, model.vocab_size, (2, L)), 1).astype(np.int32)
+    types = (random.integers(0, max(getattr(model, "type_vocab_size", 0), 1), (2, L)) * segments).astype(
+        np.int32
+    )
+    return tokens, segments, types
