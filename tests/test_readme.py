@@ -36,7 +36,9 @@ def test_commands_for_an_own_model_run(tmp_path):
     text = (tmp_path / "corpus" / "a.txt").read_text()
     (tmp_path / "corpus" / "a.txt").write_text(text.replace("\n", "\n\n"))  # empty lines separate documents
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for name, verb, *arguments in commands(block.group(1)):
+    export = re.search(r"```\n(dwt export.*?)```", README, re.DOTALL)
+    assert export, "the README lost its export"
+    for name, verb, *arguments in commands(block.group(1) + export.group(1)):
         assert name == "dwt"
         extra = SMALL if verb == "train" else []
         if verb == "prepare":
@@ -45,6 +47,7 @@ def test_commands_for_an_own_model_run(tmp_path):
             extra = [*extra, "--config.data.tokenizer.vocab_size=300", "--config.data.held_out=0.2"]
         found = dwt(verb, *arguments, *extra, cwd=tmp_path)
         assert found.returncode == 0, f"{verb}: {found.stderr}"
+    assert (tmp_path / "student" / "model.safetensors").exists()
     python = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert python
     pytest.importorskip("torch")
