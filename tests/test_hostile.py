@@ -95,20 +95,20 @@ def test_files_made_by_hand_are_those_of_torch(tmp_path):
         path.unlink()
 
 
-def flagged(file, bit):
-    """The zip with a bit of every member's flags set in the directory."""
-    at, file = file.find(b"PK\1\2"), bytearray(file)
-    while at >= 0:
-        file[at + 8] |= bit
-        at = file.find(b"PK\1\2", at + 1)
+def changed(file, at, form, value, of=b"PK\1\2"):
+    """The zip with another value in the last record of a kind, by default the entry of data/0 in
+    the directory: 8 flags, 10 method, 20 stored size, 24 size, 42 where its header is."""
+    file = bytearray(file)
+    struct.pack_into(form, file, file.rfind(of) + at, value)
     return bytes(file)
 
 
-def sized(file, size):
-    """The zip with another size of its last member."""
-    at, file = file.rfind(b"PK\1\2"), bytearray(file)
-    file[at + 20 : at + 28] = struct.pack("<II", size, size)
-    return bytes(file)
+def wrapped(file):
+    """The zip whose members start before the file, by so much that counted from its end they are
+    where they were."""
+    end = file.rfind(b"PK\5\6")
+    (at,) = struct.unpack_from("<I", file, end + 16)
+    return changed(file, 16, "<I", at + len(file), of=b"PK\5\6")
 
 
 OBJECT = named("collections", "OrderedDict") + b")R"
@@ -220,8 +220,13 @@ FILES_BY_HAND = {
     "compressed": zip_file(state(), compressed="data.pkl"),
     "a bomb": zip_file(state(), {"data/0": bytes(2**24)}, compressed="data/0"),
     "two of a name": zip_file(state(), {"data/1": DATA}).replace(b"data/1", b"data/0"),
-    "encrypted": flagged(zip_file(state()), 1),
-    "beyond the end": sized(zip_file(state()), 2**31),
+    "compressed to the same size": changed(zip_file(state()), 10, "<H", zipfile.ZIP_DEFLATED),
+    "stored at another size": changed(zip_file(state()), 20, "<I", 23),
+    "encrypted": changed(zip_file(state()), 8, "<H", 1),
+    "beyond the end": changed(zip_file(state()), 20, "<Q", 2**31 * (2**32 + 1)),
+    "before the start": wrapped(zip_file(state())),
+    "header beyond the end": changed(zip_file(state()), 42, "<I", 2**31),
+    "header that is none": changed(zip_file(state()), 0, "<I", 0, of=b"PK\3\4"),
     "big-endian": zip_file(state(), order=b"big"),
     "no order": zip_file(state(), order=b"none"),
     "no pickle": zip_file(None),
@@ -294,7 +299,13 @@ def test_hostile_files(tmp_path):
         "compressed": "'archive/data.pkl' compressed",
         "a bomb": "'archive/data/0' compressed",
         "two of a name": "two members",
-        "encrypted": "encrypted",
+        "compressed to the same size": "'archive/data/0' compressed",
+        "stored at another size": "'archive/data/0' compressed",
+        "encrypted": "'archive/data/0' encrypted",
+        "beyond the end": "ends within 'archive/data/0'",
+        "before the start": "no 'archive/byteorder' where",
+        "header beyond the end": "no 'archive/data/0' where",
+        "header that is none": "no 'archive/data/0' where",
         "big-endian": "big-endian",
         "old, big-endian": "big-endian",
         "long pickle": "at most 8388608",

@@ -272,3 +272,48 @@ def test_encoder_leaves_other_pipelines_alone(roberta):
     ours = tokenizer.load(roberta)
     texts = ["the extraordinary  Government, of the people!"]
     assert wordpiece.encoder(ours)(texts) == [ours.encode(texts[0], add_special_tokens=False).ids]
+
+
+ODD_TEXTS = [
+    "Hello world! it's 3.5 €",
+    "  two  spaces",
+    "日本語",
+    "a <mask> in <s> the",
+    "tab\tnew\nline",
+    "café",
+    "",
+]
+
+
+@pytest.mark.parametrize("space", [False, True])
+def test_byte_level_bpe_of_two_files_is_transformers(tmp_path, space):
+    """RoBERTa's vocab.json and merges.txt, without a tokenizer.json."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(ODD_TEXTS * 20, vocab_size=330, special_tokens=specials)
+    trained.save_model(str(tmp_path))
+    config = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": space}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = tokenizer.load(tmp_path)
+    theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path, add_prefix_space=space)
+    for text in ODD_TEXTS:
+        assert ours.encode(text).ids == theirs(text).input_ids, text
+    words = tokenizer.vocabulary(tmp_path)
+    assert (words.cls_id, words.pad_id, words.sep_id, words.unk_id, words.mask_id) == (0, 1, 2, 3, 4)
+    assert words.starts_words == "Ġ"
+
+
+@pytest.mark.parametrize("lost", ["merges.txt", "</s>"])
+def test_a_bpe_that_lacks_something(tmp_path, lost):
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({"<s>": 0, "a": 1, "</s>": 2} if lost != "</s>" else {"<s>": 0})
+    )
+    if lost != "merges.txt":
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError) as caught:
+        tokenizer.load(tmp_path)
+    assert lost in str(caught.value)
+    assert "\n" not in str(caught.value)

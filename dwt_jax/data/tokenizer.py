@@ -199,7 +199,7 @@ def load(path: str | Path, lowercase: bool = True) -> "Tokenizer":
 
 
 def _byte_level(directory: Path) -> "Tokenizer":
-    """RoBERTa's byte-level BPE from vocab.json and merges.txt, as its slow tokenizer had it."""
+    """RoBERTa's byte-level BPE from vocab.json and merges.txt, as transformers reads them."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     vocab = _json(directory / "vocab.json")
@@ -222,8 +222,7 @@ def _byte_level(directory: Path) -> "Tokenizer":
         (roles["cls"], vocab[roles["cls"]]),
         add_prefix_space=space,
     )
-    specials = [AddedToken(token, special=True, lstrip=role == "mask") for role, token in roles.items()]
-    tokenizer.add_special_tokens(specials)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in roles.values()])
     return tokenizer
 
 
