@@ -52,6 +52,9 @@ class Model:
     initializer_range: float = 0.02
     pad_token_id: int = 0
     tie_word_embeddings: bool = True  # the decoder of the MLM head is the word table
+    # What a remapped model may need in order to compute what the small one did (see remap/):
+    weighted_norm: bool = False  # every channel has a weight in the mean and variance of the norms
+    gated_layers: bool = False  # a layer is μ·layer(x) + (1−μ)·x
 
     @property
     def position_offset(self) -> int:

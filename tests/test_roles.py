@@ -9,7 +9,7 @@ from dwt_jax.config import Config, Mesh, Model, Optimizer
 from dwt_jax.convert.tables import FAMILIES, LEAVES
 from dwt_jax.errors import UserError
 from dwt_jax.model import functional
-from dwt_jax.model.roles import ROLES, Axis, decay_mask, map_with_roles, path_name
+from dwt_jax.model.roles import ROLES, Axis, annealed, decay_mask, map_with_roles, path_name
 from dwt_jax.parallel import mesh as meshes
 from dwt_jax.train.step import initial_state
 
@@ -22,7 +22,9 @@ MODELS = [
     dataclasses.replace(Config().model, vocab_size=30522),
     dataclasses.replace(SMALL, model_type="roberta", tie_word_embeddings=False, pad_token_id=1),
     dataclasses.replace(SMALL, model_type="distilbert", type_vocab_size=0),
+    dataclasses.replace(SMALL, weighted_norm=True, gated_layers=True),
 ]
+ORDINARY = [name for name in ROLES if not annealed(name)]
 LABELS = 5  # of the classifier, unlike any other size
 
 
@@ -46,6 +48,7 @@ def test_the_table_says_every_axis_of_every_leaf(model):
     found = leaves(functional.abstract(model, functional.HEADS, LABELS))
     absent = {"mlm/decoder/embedding"} if model.tie_word_embeddings else set()
     absent |= set() if model.type_vocab_size else {"embeddings/type/embedding"}
+    absent |= set() if model.gated_layers else set(ROLES) - set(ORDINARY)
     assert set(found) == set(ROLES) - absent
     for name, leaf in found.items():
         sizes["label"] = 2 if name.startswith("next_sentence/") else LABELS
@@ -53,12 +56,12 @@ def test_the_table_says_every_axis_of_every_leaf(model):
     for name, axes in ROLES.items():
         assert {axis.side for axis in axes} <= {"in", "out", ""}, name
         assert (axes[0].name == "layer") == name.startswith("layers/"), name
-        assert all(axis == Axis("layer", "") for axis in axes if axis.name == "layer"), name
+        assert annealed(name) or all(axis == Axis("layer", "") for axis in axes if axis.name == "layer"), name
 
 
 def test_the_sides_of_kernels_and_biases():
-    for name, axes in ROLES.items():
-        sides = [axis.side for axis in axes if axis.name != "layer"]
+    for name in ORDINARY:
+        sides = [axis.side for axis in ROLES[name] if axis.name != "layer"]
         if name.endswith("kernel"):
             assert sides == sorted(sides), f"{name}: in before out"
             assert {"in", "out"} == set(sides), name
@@ -72,12 +75,12 @@ def test_a_leaf_that_nobody_declared_is_named():
 
 
 def test_no_stale_entries_in_the_bridge():
-    modules = {name.rpartition("/")[0] for name in ROLES}
+    modules = {name.rpartition("/")[0] for name in ORDINARY}
     assert modules == set(FAMILIES["bert"].modules)
     for family in FAMILIES.values():
         assert set(family.modules) <= modules
         assert set(family.classifying) <= set(family.modules)
-    assert {name.rpartition("/")[2] for name in ROLES} == set(LEAVES)
+    assert {name.rpartition("/")[2] for name in ORDINARY} == set(LEAVES)
 
 
 def test_decay_is_hugging_faces():

@@ -23,8 +23,9 @@ from dwt_jax.convert.weights import Weights, open_weights
 from dwt_jax.data.tokenizer import copy_files
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import building
+from dwt_jax.model.annealing import settled
 from dwt_jax.model.functional import HEADS, Params, abstract
-from dwt_jax.model.roles import ROLES, path_name
+from dwt_jax.model.roles import ROLES, annealed, path_name
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -206,7 +207,9 @@ def _heads(stored: Mapping[str, str], family: Family, classifying: bool) -> tupl
     found = []
     for head in HEADS:
         paths = [
-            path for path in ROLES if path.split("/")[0] == head and path.rpartition("/")[0] in family.modules
+            path
+            for path in ROLES
+            if path.split("/")[0] == head and path.rpartition("/")[0] in family.modules and not annealed(path)
         ]
         if any(family.tensor(path, classifying) in stored for path in paths):
             found.append(head)
@@ -308,10 +311,12 @@ def save(
     """Write the directory whole or not at all: config.json, model.safetensors, the files of the
     `tokenizer` directory and the model card. An `out` of an earlier call is replaced.
 
-    Raises UserError if a number does not fit `dtype`.
+    Raises UserError if a number does not fit `dtype`, and where weights of norms or gates of layers
+    are not annealed to 1 yet.
     """
     from safetensors.numpy import save_file
 
+    params, model = settled(params, model)
     heads = [head for head in HEADS if head in params]
     tensors = to_tensors(params, model, dtype)
     if dtype == "float16":

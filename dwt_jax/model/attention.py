@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dwt_jax.model.products import Numerics, dot, row_major, transposed
+from dwt_jax.model.products import Numerics, at_least_fp32, dot, row_major, transposed
 
 MASKED = -1e9  # finite, so that a row without a partner stays free of NaN; exp of it is 0 in fp32
 
@@ -51,7 +51,7 @@ def _backward(numerics: Numerics, scale: float, saved, gradient):
     """Softmax backward: ds = p · (dp − Σ p·dp), here with the scores' factor K^−½."""
     query, key, value, probabilities, keep, like = saved
     gradient = _heads(gradient[:, :, None], numerics)[0]
-    p = probabilities.astype(jnp.float32)
+    p = probabilities.astype(at_least_fp32(probabilities))
     kept = _dropped(p, keep, scale).astype(numerics.compute)
     to_value = dot(transposed(kept, numerics), gradient, (3, 2))
     to_p = _dropped(dot(gradient, value, (3, 3)), keep, scale)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from dwt_jax.config import Model
 from dwt_jax.model.attention import attend
-from dwt_jax.model.products import Numerics, project
+from dwt_jax.model.products import Numerics, at_least_fp32, project
 
 VOCABULARY_MULTIPLE = 256  # of the padded vocabulary: divides over a mesh, fills the lanes of an MXU
 
@@ -45,17 +45,28 @@ ACTIVATIONS = {
 
 
 class Norm(nnx.Module):
-    """LayerNorm over the last axis, in fp32."""
+    """LayerNorm over the last axis, in fp32. With config.weighted_norm every channel counts as
+    often as its weight says, which is not trained (annealing.py)."""
 
     def __init__(self, config: Model):
         self.scale = nnx.Param(jnp.ones((config.hidden_size,)))
         self.bias = nnx.Param(jnp.zeros((config.hidden_size,)))
         self.epsilon = config.layer_norm_eps
+        self.weighted = config.weighted_norm
+        if self.weighted:
+            self.weight = nnx.Param(jnp.ones((config.hidden_size,)))
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        """[..., D] → [..., 1]: Σ m·x / Σ m."""
+        if not self.weighted:
+            return x.mean(-1, keepdims=True)
+        weight = jax.lax.stop_gradient(self.weight[...])
+        return (x * weight).sum(-1, keepdims=True) / weight.sum()
 
     def __call__(self, x: jax.Array, numerics: Numerics) -> jax.Array:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
+        x = x.astype(at_least_fp32(x))
+        centred = x - self.mean(x)
+        variance = self.mean(jnp.square(centred))
         return (centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]).astype(
             numerics.stream
         )
@@ -145,14 +156,22 @@ class Mlp(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One post-LN encoder layer: [B, L, D] → [B, L, D]."""
+    """One post-LN encoder layer: [B, L, D] → [B, L, D]. With config.gated_layers a share of it
+    only, which is not trained (annealing.py)."""
 
     def __init__(self, config: Model, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs)
         self.mlp = Mlp(config, rngs)
+        self.gated = config.gated_layers
+        if self.gated:
+            self.gate = nnx.Param(jnp.ones(()))
 
     def __call__(self, x, segments, keys, numerics: Numerics) -> jax.Array:
-        return self.mlp(self.attention(x, segments, keys[:2], numerics), keys[2], numerics)
+        y = self.mlp(self.attention(x, segments, keys[:2], numerics), keys[2], numerics)
+        if not self.gated:
+            return y
+        gate = jax.lax.stop_gradient(self.gate[...])
+        return (gate * y + (1 - gate) * x).astype(numerics.stream)
 
 
 class MlmHead(nnx.Module):

@@ -14,11 +14,16 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 
 class Numerics(NamedTuple):
-    """In which type what is computed. Norms, softmax and losses are fp32 always."""
+    """In which type what is computed. Norms, softmax and losses are fp32 always, or float64 where
+    everything is: that is for checks, under jax.enable_x64."""
 
     compute: jnp.dtype = jnp.dtype("float32")  # the operands of matrix products
     stream: jnp.dtype = jnp.dtype("float32")  # the activations between them
     one_cpu: bool = False  # a single CPU device: lay operands out for its kernels
+
+
+def at_least_fp32(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def row_major(x: jax.Array, numerics: Numerics) -> jax.Array:
@@ -43,7 +48,7 @@ def dot(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:
     """Contraction over one axis each, leading axes but the last two are batch axes → fp32."""
     batch = tuple(range(x.ndim - 2))
     dimensions = (((over[0],), (over[1],)), (batch, batch))
-    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=at_least_fp32(x))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

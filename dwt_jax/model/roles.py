@@ -1,7 +1,7 @@
 """The role table: what the axes of every parameter mean, declared once.
 
-Read by the sharding, the weight-decay mask and the Hugging Face bridge (and, later, by
-remapping): none of them names a leaf. An axis is a name and a side:
+Read by the sharding, the weight-decay mask, the Hugging Face bridge and remapping: none of
+them names a leaf. An axis is a name and a side:
 `in` (the kernel contracts over it), `out` (its output has it) or neither.
 """
 
@@ -14,15 +14,22 @@ import jax
 class Axis(NamedTuple):
     name: str  # layer, embed, head, head_dim, mlp, vocab, position, type, label
     side: str  # in, out or ""
+    meets: str = ""  # what else a product sums this output with, where that has no side `in`: words, keys
 
 
 def _axes(text: str) -> tuple[Axis, ...]:
-    """'layer in:embed out:mlp' → axes."""
-    parts = (word.rpartition(":") for word in text.split())
-    return tuple(Axis(name, side) for side, _, name in parts)
+    """'layer in:embed out:mlp out:head_dim>keys' → axes."""
+
+    def axis(word: str) -> Axis:
+        word, _, meets = word.partition(">")
+        side, _, name = word.rpartition(":")
+        return Axis(name, side, meets)
+
+    return tuple(axis(word) for word in text.split())
 
 
-_NORM = {"scale": "out:embed", "bias": "out:embed"}
+_NORM = {"scale": "out:embed", "bias": "out:embed", "weight": "in:embed"}  # it sums over weight·x
+_LAST_NORM = {**_NORM, "scale": "out:embed>words", "bias": "out:embed>words"}  # before a tied decoder
 
 
 def _dense(inputs: str, outputs: str) -> dict[str, str]:
@@ -30,6 +37,7 @@ def _dense(inputs: str, outputs: str) -> dict[str, str]:
 
 
 _HEADS = _dense("in:embed", "out:head out:head_dim")
+_QUERY = _dense("in:embed", "out:head out:head_dim>keys")
 
 _TABLE: dict[str, Any] = {
     "embeddings": {
@@ -40,7 +48,7 @@ _TABLE: dict[str, Any] = {
     },
     "layers": {
         "attention": {
-            "query": _HEADS,
+            "query": _QUERY,
             "key": _HEADS,
             "value": _HEADS,
             "output": _dense("in:head in:head_dim", "out:embed"),
@@ -51,10 +59,11 @@ _TABLE: dict[str, Any] = {
             "output": _dense("in:mlp", "out:embed"),
             "norm": _NORM,
         },
+        "gate": "in:layer",  # the sum over copies of a layer is the layer
     },
     "mlm": {
         "transform": _dense("in:embed", "out:embed"),
-        "norm": _NORM,
+        "norm": _LAST_NORM,
         "bias": "vocab",
         "decoder": {"embedding": "out:vocab in:embed"},  # where it is not the word table
     },
@@ -66,7 +75,7 @@ _TABLE: dict[str, Any] = {
 
 def _flatten(tree: Any, path: str = "", prefix: str = "") -> dict[str, tuple[Axis, ...]]:
     if isinstance(tree, str):
-        return {path: _axes(prefix + tree)}
+        return {path: _axes(tree if "layer" in tree else prefix + tree)}
     flat: dict[str, tuple[Axis, ...]] = {}
     for name, item in tree.items():
         layer = "layer " if path == "layers" else prefix
@@ -76,6 +85,22 @@ def _flatten(tree: Any, path: str = "", prefix: str = "") -> dict[str, tuple[Axi
 
 ROLES: dict[str, tuple[Axis, ...]] = _flatten(_TABLE)
 """{'layers/mlp/input/kernel': (Axis('layer', ''), Axis('embed', 'in'), Axis('mlp', 'out')), …}"""
+
+STANDS_IN = {"mlm/decoder/embedding": "embeddings/word/embedding"}
+"""The leaf that does the work of another where that is absent."""
+
+_ONES = ("scale", "weight", "gate")
+
+
+def start(path: str) -> float:
+    """What a leaf that is no matrix starts at. An absent leaf counts as filled with it (0: a table
+    that is not there adds nothing)."""
+    return 1.0 if path.rpartition("/")[2] in _ONES else 0.0
+
+
+def annealed(path: str) -> bool:
+    """Whether the leaf is not trained but a function of the step that ends at 1 (annealing.py)."""
+    return path.rpartition("/")[2] in ("weight", "gate")
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -93,12 +118,12 @@ def map_with_roles(function: Callable[..., Any], params: Any, *rest: Any) -> Any
     )
 
 
+def is_matrix(axes: tuple[Axis, ...]) -> bool:
+    """A leaf is a matrix when it has an `out` axis and an axis besides that and `layer`."""
+    others = [axis for axis in axes if axis.side != "out" and axis.name != "layer"]
+    return bool(others) and any(axis.side == "out" for axis in axes)
+
+
 def decay_mask(params: Any) -> Any:
-    """True for matrices and embedding tables, False for biases and norms: a leaf is a
-    matrix when it has an `out` axis and an axis besides that and `layer`."""
-
-    def matrix(axes: tuple[Axis, ...], _: Any) -> bool:
-        others = [axis for axis in axes if axis.side != "out" and axis.name != "layer"]
-        return bool(others) and any(axis.side == "out" for axis in axes)
-
-    return map_with_roles(matrix, params)
+    """True for matrices and embedding tables, False for biases and norms."""
+    return map_with_roles(lambda axes, _: is_matrix(axes), params)
