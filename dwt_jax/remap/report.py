@@ -1,0 +1,220 @@
+"""What came from where, whether the function was kept, and what a step of the result costs."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dwt_jax.config import Model
+from dwt_jax.model import functional
+from dwt_jax.model.roles import ROLES, STANDS_IN, Axis, path_name
+from dwt_jax.remap.plan import Plan, divides
+from dwt_jax.remap.width import COPIED, NEW, AxisMap
+from dwt_jax.train import flops
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of the target. Padding of the vocabulary is not counted."""
+
+    path: str
+    source: tuple[int, ...]  # shape; empty: the source has none
+    target: tuple[int, ...]
+    copied: int  # entries that are an entry of the source, once
+    derived: int  # further copies, and copies times a share
+    new: int
+    origin: str  # along each axis that changed
+
+
+@dataclass(frozen=True)
+class Report:
+    method: str
+    exact: bool  # the target computes what the source does
+    lost: tuple[str, ...]  # why not
+    layers: tuple[int, ...]  # the source's layer for every layer of the target, -1: new
+    leaves: tuple[Leaf, ...]
+    parameters: tuple[int, int]  # of the source and of the target
+    flops: tuple[float, float]  # of a training step, a token, in rows of the longest length of the source
+    drift: dict[str, float] | None = None  # of the logits on the probe, see `drift`
+
+    def with_drift(self, drift: dict[str, float]) -> "Report":
+        return dataclasses.replace(self, drift=drift)
+
+    def shares(self) -> dict[str, float]:
+        """Of the target's parameters: copied, derived, new."""
+        counts = {
+            kind: sum(getattr(leaf, kind) for leaf in self.leaves) for kind in ("copied", "derived", "new")
+        }
+        total = max(sum(counts.values()), 1)
+        return {kind: count / total for kind, count in counts.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what `--json` prints."""
+        plain = dataclasses.asdict(self)
+        for key in ("parameters", "flops"):
+            plain[key] = dict(zip(("source", "target"), plain[key], strict=True))
+        plain["leaves"] = [
+            {**leaf, "source": list(leaf["source"]), "target": list(leaf["target"])}
+            for leaf in plain["leaves"]
+        ]
+        return {**plain, "lost": list(self.lost), "layers": list(self.layers), "shares": self.shares()}
+
+    def table(self) -> str:
+        """Text for a terminal."""
+        rows: list[tuple[str, ...]] = [("leaf", "source", "target", "copied", "derived", "new", "from")]
+        for leaf in self.leaves:
+            total = max(leaf.copied + leaf.derived + leaf.new, 1)
+            shares = (f"{getattr(leaf, kind) / total:.0%}" for kind in ("copied", "derived", "new"))
+            rows.append((leaf.path, _shape(leaf.source), _shape(leaf.target), *shares, leaf.origin))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        return "\n".join([*lines, "", *self._summary()])
+
+    def _summary(self) -> list[str]:
+        source, target = self.parameters
+        shares = ", ".join(f"{share:.1%} {kind}" for kind, share in self.shares().items())
+        layers = " ".join("new" if layer < 0 else str(layer) for layer in self.layers)
+        lines = [
+            f"method      {self.method}; layers from {layers}",
+            f"parameters  {source:,} → {target:,}: {shares}",
+            f"FLOPs       {self.flops[0]:.3g} → {self.flops[1]:.3g} a token in training",
+            f"function    {'kept exactly' if self.exact else 'not kept: ' + '; '.join(self.lost)}",
+        ]
+        if self.drift is not None:
+            lines.append(
+                "drift       logits moved by {max:.3g} at most, {rms:.3g} on average (rms); they spread by "
+                "{spread:.3g}".format(**self.drift)
+            )
+        return lines
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "–"
+
+
+def report(todo: Plan, params: Any, grown: Any) -> Report:
+    """All but the drift. Needs the shapes alone, so that it can be made inside jit."""
+    before = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grown):
+        name = path_name(path)
+        shape = before[name].shape if name in before else ()
+        leaves.append(_leaf(todo, name, shape, leaf.shape))
+    layers = todo.maps.get("layer")
+    if todo.method.fresh:
+        origin = [-1] * todo.target.num_hidden_layers
+    elif layers is None:
+        origin = list(range(todo.target.num_hidden_layers))
+    else:
+        origin = [-1 if kind == NEW else int(i) for i, kind in zip(layers.index, layers.kind, strict=True)]
+    length = todo.source.max_position_embeddings
+    predictions = max(1, round(0.15 * length))
+    return Report(
+        method=todo.method.name,
+        exact=not todo.lost,
+        lost=todo.lost,
+        layers=tuple(origin),
+        leaves=tuple(leaves),
+        parameters=(_count(before.items(), todo.source), sum(x.copied + x.derived + x.new for x in leaves)),
+        flops=(
+            flops.training_step(todo.source, 1, length, predictions) / length,
+            flops.training_step(todo.target, 1, length, predictions) / length,
+        ),
+    )
+
+
+def _real(axis: Axis, size: int, model: Model) -> int:
+    """How many of the entries are no padding."""
+    return model.vocab_size if axis.name == "vocab" else size
+
+
+def _count(leaves: Any, model: Model) -> int:
+    return sum(
+        int(np.prod([_real(axis, size, model) for axis, size in zip(ROLES[name], leaf.shape, strict=True)]))
+        for name, leaf in leaves
+    )
+
+
+def _leaf(todo: Plan, name: str, source: tuple[int, ...], target: tuple[int, ...]) -> Leaf:
+    """Entries are counted an axis at a time, for every layer where its map is its own."""
+    axes = ROLES[name]
+    total = copied = kept = np.ones(1, np.int64)  # [1], or [N] from the first axis with a map a layer on
+    told = []
+    for axis, size in zip(axes, target, strict=True):
+        real = _real(axis, size, todo.target)
+        m = todo.maps.get(axis.name)
+        own, old = np.ones((1, real), bool), np.ones((1, real), bool)
+        if m is not None:
+            scaled = _scaled(todo, axis, m)
+            own = (m.kind[:real] == COPIED) & ~scaled[:, :real]
+            old = np.broadcast_to(m.kind[:real] != NEW, own.shape)
+            told.append(_how(axis, m, size, bool(scaled.any())))
+        if axis.name == "layer":  # kept apart: the axes after it may differ from layer to layer
+            copied, kept, total = own[0].astype(np.int64), old[0].astype(np.int64), np.ones(real, np.int64)
+            continue
+        copied, kept, total = copied * own.sum(1), kept * old.sum(1), total * real
+    if todo.method.fresh:
+        return Leaf(name, source, target, 0, 0, int(total.sum()), "new")
+    count, known = int(copied.sum()), int(kept.sum())
+    if not source:  # another leaf stands in for it, or it is as in a model that needs none
+        told.insert(0, STANDS_IN.get(name, "not in the source"))
+        count, known = 0, known if name in STANDS_IN else 0
+    return Leaf(
+        name, source, target, count, known - count, int(total.sum()) - known, ", ".join(told) or "the source"
+    )
+
+
+def _scaled(todo: Plan, axis: Axis, m: AxisMap) -> np.ndarray:
+    """bool [1, D] or [N, D]: where a parameter is multiplied with something else than 1."""
+    if not divides(todo, axis):
+        return np.zeros((1, len(m.kind)), bool)
+    if isinstance(m.split, jax.core.Tracer):
+        return np.ones((1, len(m.kind)), bool)
+    by = todo.scores if axis.meets == "keys" else 1.0
+    return np.atleast_2d((m.split * by != 1) & (m.kind != NEW))
+
+
+def _how(axis: Axis, m: AxisMap, size: int, scaled: bool) -> str:
+    side = f"{axis.side}:" if axis.side else ""
+    if size < m.old:
+        how = "chosen" if axis.name == "layer" else "the first"
+    elif (m.kind == NEW).any():
+        how = "unread" if axis.side == "in" else f"new ones {m.fill}"
+    else:
+        how = "copies"
+    return f"{side}{axis.name} {m.old}→{size} {how}{' × share' if scaled else ''}"
+
+
+def drift(params: Any, source: Model, grown: Any, target: Model, probe: dict[str, Any]) -> dict[str, float]:
+    """How far the MLM logits have moved on `probe` ({tokens, segments} int [B, L]), over the tokens
+    that both know, where there is text: the largest and the root mean square difference, and
+    the standard deviation of the source's logits to compare with."""
+    size = min(source.vocab_size, target.vocab_size)
+    real = np.asarray(probe["segments"]) > 0
+    before = np.asarray(_logits(params, source, probe))[real][:, :size]
+    after = np.asarray(_logits(grown, target, probe))[real][:, :size]
+    difference = np.abs(after - before)
+    return {
+        "max": float(difference.max()),
+        "rms": float(np.sqrt(np.square(difference).mean())),
+        "spread": float(before.std()),
+    }
+
+
+def _logits(params: Any, model: Model, probe: dict[str, Any]) -> jax.Array:
+    def run(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+        return functional.mlm_logits(params, model, functional.encode(params, model, tokens, segments))
+
+    return jax.jit(run)(params, probe["tokens"], probe["segments"])
+
+
+def probe_batch(model: Model, key: jax.Array, rows: int = 8, length: int = 64) -> dict[str, jax.Array]:
+    """Random tokens, where no text is at hand: a batch for `drift`."""
+    length = min(length, model.max_position_embeddings - getattr(model, "position_offset", 0))
+    tokens = jax.random.randint(key, (rows, length), 0, model.vocab_size)
+    return {"tokens": tokens, "segments": jnp.ones((rows, length), jnp.int32)}
