@@ -1,0 +1,78 @@
+"""The optimiser's state of a remapped model.
+
+The chain rule says what the moments of the target would be (engine.py): first moments are
+scaled by 1/C and second moments by 1/C², C the copies of the output channel. It holds where
+the method preserves the function, splits are even (or norms weighted by the same shares),
+and for everything that is not new. Exact for means of gradients; a mean of squares over
+batches in which the gradient varies is exact too, since every batch's is scaled alike.
+
+Where copies have equal parameters and equal moments, AdamW keeps them equal for ever: their
+gradients are equal too. An uneven split, noise, or `asymmetric` parts them.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dwt_jax.model.roles import ROLES, path_name
+from dwt_jax.remap.engine import apply, structure
+from dwt_jax.remap.plan import Plan
+from dwt_jax.remap.width import COPIED
+
+ORDERS = {"mu": 1, "nu": 2, "trace": 1}
+"""Fields of Optax states that mirror the parameters, and whether they hold means of gradients or
+of their squares."""
+
+
+def remap_state(
+    todo: Plan, opt_state: Any, moments: Literal["reset", "carry", "asymmetric"] = "carry"
+) -> Any:
+    """The optimiser's state of the target from the source's (`todo`: as for the parameters).
+
+    reset: as before the first step. carry: by the chain rule; what is new starts at 0.
+    asymmetric: further copies start at 0 too, while the first keeps its own. After the
+    latter two the count of steps stays, so that nothing corrects for a start at 0: warm new
+    entries up with `warmed`.
+    """
+
+    def state(found: Any) -> Any:
+        fields = [field for field in getattr(found, "_fields", ()) if field in ORDERS]
+        if not fields:
+            return found
+        new = {f: apply(todo, getattr(found, f), ORDERS[f], moments == "asymmetric") for f in fields}
+        if moments == "reset":
+            new = jax.tree.map(lambda x: x * 0, new)
+            if hasattr(found, "count"):
+                new["count"] = found.count * 0
+        return found._replace(**new)
+
+    def known(found: Any) -> bool:
+        return any(field in ORDERS for field in getattr(found, "_fields", ()))
+
+    return jax.tree.map(state, opt_state, is_leaf=known)
+
+
+def newcomers(todo: Plan, params: Any) -> Any:
+    """For the source's `params`, a tree like the target's: bool arrays that broadcast to its leaves,
+    True where an entry is a further copy or new."""
+
+    def leaf(path: tuple[Any, ...], _: Any) -> Any:
+        axes = ROLES[path_name(path)]
+        if todo.method.fresh:
+            return np.ones((1,) * len(axes), bool)
+        mask = np.zeros((1,) * len(axes), bool)
+        for dim, axis in enumerate(axes):
+            if axis.name in todo.maps:
+                kind = todo.maps[axis.name].kind
+                mask = mask | (kind != COPIED).reshape([-1 if i == dim else 1 for i in range(len(axes))])
+        return mask
+
+    return jax.tree_util.tree_map_with_path(leaf, structure(params, todo.target))
+
+
+def warmed(updates: Any, new: Any, share: Any) -> Any:
+    """The optimiser's updates with those of new entries times `share`: a second warm-up, for them
+    alone. new: from `newcomers`. share: scalar, e.g. min(1, steps since the growth / n)."""
+    return jax.tree.map(lambda u, mask: jnp.where(mask, u * share, u).astype(u.dtype), updates, new)

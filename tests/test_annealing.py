@@ -1,0 +1,88 @@
+"""Weighted norms and gated layers: optional parts of the model that end as nothing."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from reference import batch, parameters
+from test_moments import loss, train
+from test_remap import KEY, SMALL, changed, real_logits
+
+from dwt_jax.config import Optimizer
+from dwt_jax.convert import huggingface
+from dwt_jax.errors import UserError
+from dwt_jax.model import functional
+from dwt_jax.model.annealing import anneal, settled
+from dwt_jax.model.roles import annealed, path_name
+from dwt_jax.remap.engine import remap
+from dwt_jax.train import optimizer as optimizers
+
+GATED = changed(weighted_norm=True, gated_layers=True)
+GROWN = dataclasses.replace(GATED, hidden_size=12, num_attention_heads=3, num_hidden_layers=4)
+
+
+def split(params):
+    """({name: annealed leaf}, {name: other leaf})"""
+    flat = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    return tuple({name: x for name, x in flat.items() if annealed(name) == which} for which in (True, False))
+
+
+def test_they_are_there_only_when_asked_for():
+    assert split(functional.init(SMALL, KEY))[0] == {}
+    extra, ordinary = split(functional.init(GATED, KEY))
+    assert sorted(ordinary) == sorted(split(functional.init(SMALL, KEY))[1])
+    assert {x.shape for x in extra.values()} == {(8,), (2, 8), (2,)}
+    assert all((x == 1).all() for x in extra.values())
+
+
+def test_at_one_they_are_not_there():
+    params = parameters(GATED)
+    done = anneal(params, 1)
+    plain, model = settled(done, GATED)
+    assert model == SMALL
+    assert jax.tree.map(np.shape, plain) == jax.tree.map(np.shape, functional.abstract(SMALL))
+    inputs = batch(SMALL)
+    expected = real_logits(plain, SMALL, inputs, np.float64)
+    np.testing.assert_allclose(real_logits(done, GATED, inputs, np.float64), expected, atol=1e-12)
+
+
+def test_annealing_begins_where_it_was_remapped_and_ends_at_exactly_one():
+    params, _ = remap(parameters(SMALL, dtype=np.float32), SMALL, GROWN, "masked", KEY)
+    begin = split(params)[0]
+    for share in (0, 0.25, 1):
+        extra, ordinary = split(anneal(params, np.float32(share)))
+        for name, x in extra.items():
+            np.testing.assert_allclose(x, begin[name] + (1 - begin[name]) * share, rtol=1e-6)
+            assert share != 1 or (x == 1).all()
+        for name, x in split(params)[1].items():
+            np.testing.assert_array_equal(ordinary[name], x)
+
+
+def test_the_optimiser_leaves_them_alone():
+    params, _ = remap(parameters(SMALL, dtype=np.float32), SMALL, GROWN, "masked", KEY)
+    inputs = batch(SMALL)
+    labels = np.zeros_like(inputs[0])
+    found = jax.jit(jax.grad(loss), static_argnums=(1, 4))(params, GROWN, inputs, labels, np.float32)
+    extra, ordinary = split(found)
+    assert not any(x.any() for x in extra.values())
+    assert all(np.isfinite(x).all() for x in ordinary.values())
+    after, _ = train(params, optimizers.make(Optimizer()).init(params), GROWN, 2)
+    for name, x in split(after)[0].items():
+        np.testing.assert_array_equal(x, split(params)[0][name])
+
+
+def test_gates_and_weights_are_exported_only_when_they_are_gone(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    params, _ = remap(parameters(SMALL, dtype=np.float32), SMALL, GROWN, "masked", KEY)
+    with pytest.raises(UserError, match=r"norm/weight is from 0 to 1, expected 1") as caught:
+        huggingface.save(params, GROWN, tmp_path / "tokenizer", tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+    done = anneal(params, 1)
+    huggingface.save(done, GROWN, tmp_path / "tokenizer", tmp_path / "model")
+    loaded, model = huggingface.load(tmp_path / "model")
+    assert model == dataclasses.replace(GROWN, weighted_norm=False, gated_layers=False)
+    np.testing.assert_array_equal(
+        loaded["layers"]["mlp"]["input"]["kernel"], done["layers"]["mlp"]["input"]["kernel"]
+    )

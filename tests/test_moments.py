@@ -1,0 +1,179 @@
+"""The optimiser's state of a remapped model, against autodiff and against training."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import batch, parameters
+from test_remap import KEY, SMALL, changed
+
+from dwt_jax.config import Optimizer
+from dwt_jax.model import functional
+from dwt_jax.model.products import Numerics
+from dwt_jax.model.roles import annealed, path_name
+from dwt_jax.remap.engine import apply, remap
+from dwt_jax.remap.methods import Options
+from dwt_jax.remap.moments import newcomers, remap_state, warmed
+from dwt_jax.remap.plan import plan
+from dwt_jax.train import optimizer as optimizers
+
+
+def loss(params, model, inputs, labels, dtype):
+    numerics = Numerics(np.dtype(dtype), np.dtype(dtype))
+    hidden = functional.encode(params, model, *inputs, numerics=numerics)
+    logits = functional.mlm_logits(params, model, hidden, numerics=numerics)[..., : SMALL.vocab_size]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return (losses * (inputs[1] > 0)).mean()
+
+
+def labels_of(inputs):
+    return np.random.default_rng(3).integers(0, SMALL.vocab_size, inputs[0].shape)
+
+
+def gradient(params, model):
+    inputs = batch(SMALL)
+    with jax.enable_x64(True):
+        found = jax.jit(jax.grad(loss), static_argnums=(1, 4))(
+            params, model, inputs, labels_of(inputs), np.float64
+        )
+        return jax.tree.map(np.asarray, found)
+
+
+@pytest.fixture(scope="module")
+def source():
+    params = parameters(SMALL)
+    return params, gradient(params, SMALL)
+
+
+WIDER = changed(hidden_size=12, num_attention_heads=3, intermediate_size=17, weighted_norm=True)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+EVERYTHING = dataclasses.replace(WIDER, gated_layers=True, num_hidden_layers=3, vocab_size=300)
+CHAINS = {
+    "twice": (
+        "hyperclone",
+        changed(hidden_size=16, num_attention_heads=4, intermediate_size=24),
+        Options(),
+    ),
+    "larger heads": slow("hyperclone", changed(hidden_size=16), Options()),
+    "half as wide again": slow("net2net", WIDER, Options()),
+    "everything": ("middle+net2net", EVERYTHING, Options(new_positions="tiled")),
+    "uneven": slow("lemon", WIDER, Options()),
+    "uneven inside": slow("net2net", changed(intermediate_size=17), Options(split="uneven")),
+    "hidden": slow("masked", EVERYTHING, Options()),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "options"),
+    CHAINS.values(),
+    ids=CHAINS,
+)
+def test_moments_are_carried_by_the_chain_rule(source, method, target, options):
+    """The mapped gradient of the small model is the gradient of the grown one, taken by autodiff."""
+    params, small = source
+    grown, report = remap(params, SMALL, target, method, KEY, options=options)
+    assert report.exact
+    todo = plan(method, SMALL, target, KEY, options)
+    first, second = apply(todo, small, 1), apply(todo, jax.tree.map(np.square, small), 2)
+    unread = newcomers(todo, params)
+    for (path, expected), m, v, new in zip(
+        jax.tree_util.tree_leaves_with_path(gradient(grown, target)),
+        jax.tree.leaves(first),
+        jax.tree.leaves(second),
+        jax.tree.leaves(unread),
+        strict=True,
+    ):
+        name = path_name(path)
+        if annealed(name):
+            assert not expected.any()
+            continue
+        if method == "masked":  # its new entries have a gradient of their own
+            assert not m[np.broadcast_to(new, m.shape)].any()
+            expected = np.where(new, 0, expected)
+        np.testing.assert_allclose(m, expected, rtol=1e-8, atol=1e-13, err_msg=name)
+        np.testing.assert_allclose(v, expected**2, rtol=1e-8, atol=1e-13, err_msg=name)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def step(params, state, model):
+    inputs = batch(SMALL)
+    found = jax.grad(loss)(params, model, inputs, labels_of(inputs), np.float32)
+    updates, state = optimizers.make(Optimizer()).update(found, state, params)
+    return jax.tree.map(lambda p, u: p - 0.01 * u, params, updates), state
+
+
+def train(params, state, model, steps):
+    for _ in range(steps):
+        params, state = step(params, state, model)
+    return params, state
+
+
+def apart(params):
+    """How far the two copies of the MLP's units are from each other."""
+    kernel, bias = (np.asarray(params["layers"]["mlp"]["input"][leaf]) for leaf in ("kernel", "bias"))
+    return max(np.abs(x[..., 12:] - x[..., :12]).max() for x in (kernel, bias))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    params = jax.tree.map(jnp.asarray, parameters(SMALL, dtype=np.float32))
+    return train(params, optimizers.make(Optimizer()).init(params), SMALL, 3)
+
+
+@pytest.mark.parametrize(
+    ("moments", "split", "parted"),
+    [
+        ("reset", "even", False),
+        ("carry", "even", False),
+        ("asymmetric", "even", True),
+        ("carry", "uneven", True),
+    ],
+)
+def test_copies_stay_locked_unless_something_parts_them(trained, moments, split, parted):
+    params, state = trained
+    target = changed(intermediate_size=24)
+    todo = plan("hyperclone", SMALL, target, KEY, Options(split=split))
+    grown, grown_state = apply(todo, params), remap_state(todo, state, moments)
+    assert apart(grown) == 0
+    count = int(optax.tree.get(grown_state, "count"))
+    assert count == (0 if moments == "reset" else 3)
+    assert jax.tree.structure(grown_state) == jax.tree.structure(optimizers.make(Optimizer()).init(grown))
+    after, _ = train(grown, grown_state, target, 6)
+    assert (apart(after) > 1e-3) if parted else (apart(after) < 1e-5)
+
+
+def test_moments_have_the_shapes_of_what_they_belong_to(trained):
+    params, state = trained
+    target = dataclasses.replace(WIDER, gated_layers=True, num_hidden_layers=4, vocab_size=300)
+    todo = plan("masked", SMALL, target, KEY)
+    grown, new = apply(todo, params), newcomers(todo, params)
+    for moments in ("reset", "carry", "asymmetric"):
+        adam = remap_state(todo, state, moments)[1]
+        for part in (adam.mu, adam.nu):
+            assert jax.tree.map(np.shape, part) == jax.tree.map(np.shape, grown)
+            assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(part)) == (moments != "reset")
+        if moments == "asymmetric":
+            for moment, mask in zip(jax.tree.leaves(adam.nu), jax.tree.leaves(new), strict=True):
+                assert not np.where(mask, moment, 0).any()
+
+
+def test_new_entries_are_warmed_up_alone():
+    target = changed(intermediate_size=20)
+    todo = plan("net2net", SMALL, target, KEY)
+    params = parameters(SMALL, dtype=np.float32)
+    new = newcomers(todo, params)
+    ones = jax.tree.map(np.ones_like, apply(todo, params))
+    found = warmed(ones, new, 0.25)
+    np.testing.assert_array_equal(found["layers"]["mlp"]["input"]["kernel"][..., :12], 1)
+    np.testing.assert_array_equal(found["layers"]["mlp"]["input"]["kernel"][..., 12:], 0.25)
+    np.testing.assert_array_equal(found["layers"]["mlp"]["output"]["kernel"][:, 12:], 0.25)
+    np.testing.assert_array_equal(found["embeddings"]["word"]["embedding"], 1)
