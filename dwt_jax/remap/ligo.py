@@ -1,0 +1,123 @@
+"""LiGO (Wang et al. 2023, arXiv 2303.00980): the maps themselves are learned.
+
+    W'_l = Σ_k w_lk · B · W_k · Aᵀ
+
+for every layered leaf, B and A matrices that widen its sides and w one that mixes layers; the
+learned numbers are `Maps`, a tree that an optimiser can hold. As in the paper, the residual
+stream has one pair of matrices for the whole model and every module its own for heads and
+MLP, and its own w. Unlike there, B and A of the stream are two matrices, so that the
+beginning can be a function preserving one, and matrices are shared by the layers.
+Vocabulary, positions, types and annealed leaves are not learned.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dwt_jax.config import Model
+from dwt_jax.model.roles import ROLES, STANDS_IN, Axis, annealed, path_name
+from dwt_jax.remap import engine
+from dwt_jax.remap.methods import Options
+from dwt_jax.remap.plan import Plan, divides, plan, sizes
+from dwt_jax.remap.width import NEW
+
+Maps = dict[str, dict[str, Any]]
+"""{module: {'layer' [new, old], 'head' [old, new], 'mlp' [old, new]}}, and the residual stream's
+under STREAM: {'in', 'out'} [old, new]. Heads and their channels are one axis."""
+
+STREAM = ""
+
+
+def begin(
+    params: Any, source: Model, target: Model, key: jax.Array, noise: float = 0.01
+) -> tuple[Maps, Plan]:
+    """The maps to begin with, fp32: those of method `ligo` plus noise·N(0, 1) on the matrices' scale
+    (without it copies would stay equal), and the plan for what is not learned.
+
+    Raises UserError for models that the method cannot do.
+    """
+    todo = plan("ligo", source, target, key, Options())
+    maps: Maps = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(engine.structure(params, target)):
+        name = path_name(path)
+        if not annealed(name):
+            for module, axis_name, matrix in _beginnings(todo, name):
+                maps.setdefault(module, {})[axis_name] = matrix
+    leaves, treedef = jax.tree.flatten(maps)
+    keys = jax.random.split(jax.random.fold_in(key, 2), len(leaves))
+    noisy = [
+        jnp.asarray(leaf, jnp.float32) + noise * jax.random.normal(k, leaf.shape) * np.abs(leaf).max()
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, noisy), todo
+
+
+def grow(maps: Maps, params: Any, todo: Plan) -> Any:
+    """The target's parameters from the source's `params`: differentiable by `maps`, to be jitted.
+
+    todo: from `begin`.
+    """
+    fixed = {name: m for name, m in todo.maps.items() if name not in _LEARNED}
+    unlearned = engine.apply(todo, params)
+    sources = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+
+    def leaf(path: tuple[Any, ...], x: Any, unlearned: Any) -> Any:
+        name = path_name(path)
+        if annealed(name) or (name not in sources and name not in STANDS_IN):
+            return unlearned
+        return _grown(maps, name, jnp.asarray(x), unlearned.shape, todo)
+
+    return jax.tree_util.tree_map_with_path(leaf, engine.apply(todo._replace(maps=fixed), params), unlearned)
+
+
+_LEARNED = ("layer", "embed", "head", "head_dim", "mlp")
+
+
+def _place(todo: Plan, name: str, axis: Axis) -> tuple[str, str] | None:
+    """Where the matrix for this axis of a leaf is found in Maps. None: not learned, or, as head_dim,
+    part of another."""
+    if axis.name == "embed":
+        return STREAM, "in" if divides(todo, axis) else "out"
+    return (name.rpartition("/")[0], axis.name) if axis.name in ("layer", "head", "mlp") else None
+
+
+def _beginnings(todo: Plan, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(module, axis, matrix) for the axes of a leaf."""
+    axes = ROLES[name]
+    for dim, axis in enumerate(axes):
+        place = _place(todo, name, axis)
+        if place:
+            matrix = _dense(todo, axis)
+            if axis.name == "head":
+                matrix = np.kron(matrix, _dense(todo, axes[dim + 1]))
+            yield *place, matrix.T if axis.name == "layer" else matrix
+
+
+def _dense(todo: Plan, axis: Axis) -> np.ndarray:
+    """An index map as a matrix [old, new]."""
+    m = todo.maps.get(axis.name)
+    if m is None:
+        return np.eye(sizes(todo.target)[axis.name])
+    by = engine.factor(todo, axis, m, 0, False)
+    matrix = np.zeros((m.old, len(m.kind)))
+    matrix[m.index, np.arange(len(m.kind))] = (m.kind != NEW) * (1.0 if by is None else by)
+    return matrix
+
+
+def _grown(maps: Maps, name: str, x: jax.Array, shape: tuple[int, ...], todo: Plan) -> jax.Array:
+    """x contracted with a matrix along every learned axis, to `shape`."""
+    for dim, axis in enumerate(ROLES[name]):
+        place = _place(todo, name, axis)
+        if place is None:
+            continue
+        matrix = maps[place[0]][place[1]].astype(x.dtype)
+        matrix = matrix.T if axis.name == "layer" else matrix
+        if axis.name == "head":  # [..., H, K, ...] → [..., H·K, ...] and back
+            x = x.reshape(*x.shape[:dim], -1, *x.shape[dim + 2 :])
+        x = jnp.moveaxis(jnp.tensordot(x, matrix, axes=(dim, 0)), -1, dim)
+        if axis.name == "head":
+            x = x.reshape(*x.shape[:dim], *shape[dim : dim + 2], *x.shape[dim + 1 :])
+    return x

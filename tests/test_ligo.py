@@ -1,0 +1,72 @@
+"""Learned maps: where they begin, and that they can be learned."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from reference import batch, logits, parameters
+from test_moments import labels_of, loss
+from test_remap import KEY, SMALL, changed
+
+from dwt_jax.model import functional
+from dwt_jax.remap import ligo
+from dwt_jax.remap.engine import remap
+
+TARGET = changed(
+    hidden_size=16, num_attention_heads=4, num_hidden_layers=3, intermediate_size=20, vocab_size=300
+)
+MORE = changed(hidden_size=12, num_attention_heads=3, num_hidden_layers=3)
+SIZES = {
+    "grown": TARGET,
+    "larger heads": changed(hidden_size=16, intermediate_size=17),
+    "weighted": dataclasses.replace(MORE, weighted_norm=True, gated_layers=True),
+    "shrunk": changed(hidden_size=4, num_attention_heads=1, num_hidden_layers=1, intermediate_size=5),
+}
+
+
+@pytest.mark.parametrize("target", SIZES.values(), ids=SIZES)
+def test_without_noise_it_begins_as_the_method_of_its_name(target):
+    params = parameters(SMALL, dtype=np.float32)
+    maps, todo = ligo.begin(params, SMALL, target, KEY, noise=0)
+    expected, _ = remap(params, SMALL, target, "ligo", KEY)
+    found = ligo.grow(maps, params, todo)
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, functional.abstract(target))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(path))
+
+
+def test_doubled_it_begins_as_the_small_model():
+    params, inputs = parameters(SMALL), batch(SMALL)
+    target = changed(hidden_size=16, intermediate_size=20)
+    maps, todo = ligo.begin(params, SMALL, target, KEY, noise=0)
+    found = logits(ligo.grow(maps, params, todo), target, *inputs)
+    assert np.abs(found - logits(params, SMALL, *inputs)).max() < 1e-4
+
+
+def test_every_map_is_learned_and_the_loss_falls():
+    params = parameters(SMALL, dtype=np.float32)
+    maps, todo = ligo.begin(params, SMALL, TARGET, KEY)
+    inputs = batch(SMALL)
+
+    @jax.jit
+    def value_and_gradient(maps):
+        def of_maps(maps):
+            return loss(ligo.grow(maps, params, todo), TARGET, inputs, labels_of(inputs), np.float32)
+
+        return jax.value_and_grad(of_maps)(maps)
+
+    first, found = value_and_gradient(maps)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf).max() > 0, path
+    chain = optax.adam(3e-3)
+    state = chain.init(maps)
+    for _ in range(20):
+        _, found = value_and_gradient(maps)
+        updates, state = chain.update(found, state)
+        maps = optax.apply_updates(maps, updates)
+    assert value_and_gradient(maps)[0] < 0.9 * first
