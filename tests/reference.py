@@ -8,7 +8,7 @@ from scipy.special import erf
 from dwt_jax.model import functional
 
 
-def parameters(model, seed=0, dtype=np.float64):
+def parameters(model, seed=0, dtype=np.float64, heads=("mlm",)):
     """Host arrays with no zero bias and no norm of one, so that a leaf in the wrong place shows."""
     random = np.random.default_rng(seed)
 
@@ -19,15 +19,16 @@ def parameters(model, seed=0, dtype=np.float64):
             return random.uniform(0.4, 1.6, like.shape).astype(dtype)
         return ((path[-1].key == "scale") + scale * x).astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, functional.abstract(model))
+    return jax.tree_util.tree_map_with_path(leaf, functional.abstract(model, heads, labels=3))
 
 
 def batch(model, rows=3, length=9, seed=1, types=None):
     """(tokens, segments, types): full and shorter rows."""
     random = np.random.default_rng(seed)
+    known = (model.type_vocab_size or 1) if types is None else types
     segments = (np.arange(length) < np.linspace(length, 3, rows).astype(int)[:, None]).astype(np.int32)
     tokens = random.integers(1, model.vocab_size, (rows, length)).astype(np.int32)
-    types = random.integers(0, model.type_vocab_size if types is None else types, (rows, length))
+    types = random.integers(0, known, (rows, length))
     return tokens * segments, segments, types.astype(np.int32) * segments
 
 
@@ -35,7 +36,7 @@ def logits(params, model, tokens, segments, types):
     """float64 [B, L, vocab_size]; positions count from the start of a row."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     table = p["embeddings"]
-    first = getattr(model, "position_offset", 0)
+    first = model.position_offset
     x = table["word"]["embedding"][tokens] + table["position"]["embedding"][first : first + tokens.shape[1]]
     if "type" in table:
         x = x + table["type"]["embedding"][types]

@@ -74,6 +74,7 @@ def test_the_optimiser_leaves_them_alone():
 
 def test_gates_and_weights_are_exported_only_when_they_are_gone(tmp_path):
     (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
     params, _ = remap(parameters(SMALL, dtype=np.float32), SMALL, GROWN, "masked", KEY)
     with pytest.raises(UserError, match=r"norm/weight is from 0 to 1, expected 1") as caught:
         huggingface.save(params, GROWN, tmp_path / "tokenizer", tmp_path / "model")
@@ -81,8 +82,8 @@ def test_gates_and_weights_are_exported_only_when_they_are_gone(tmp_path):
     assert not (tmp_path / "model").exists()
     done = anneal(params, 1)
     huggingface.save(done, GROWN, tmp_path / "tokenizer", tmp_path / "model")
-    loaded, model = huggingface.load(tmp_path / "model")
-    assert model == dataclasses.replace(GROWN, weighted_norm=False, gated_layers=False)
+    loaded = huggingface.load(tmp_path / "model")
+    assert loaded.model == dataclasses.replace(GROWN, weighted_norm=False, gated_layers=False)
     np.testing.assert_array_equal(
-        loaded["layers"]["mlp"]["input"]["kernel"], done["layers"]["mlp"]["input"]["kernel"]
+        loaded.params["layers"]["mlp"]["input"]["kernel"], done["layers"]["mlp"]["input"]["kernel"]
     )

@@ -79,10 +79,20 @@ CHAINS = {
 )
 def test_moments_are_carried_by_the_chain_rule(source, method, target, options):
     """The mapped gradient of the small model is the gradient of the grown one, taken by autodiff."""
-    params, small = source
-    grown, report = remap(params, SMALL, target, method, KEY, options=options)
+    carried_by_the_chain_rule(SMALL, *source, method, target, options)
+
+
+@pytest.mark.slow
+def test_moments_of_a_decoder_of_its_own():
+    source, target = (dataclasses.replace(model, tie_word_embeddings=False) for model in (SMALL, WIDER))
+    params = parameters(source)
+    carried_by_the_chain_rule(source, params, gradient(params, source), "lemon", target, Options())
+
+
+def carried_by_the_chain_rule(source, params, small, method, target, options):
+    grown, report = remap(params, source, target, method, KEY, options=options)
     assert report.exact
-    todo = plan(method, SMALL, target, KEY, options)
+    todo = plan(method, source, target, KEY, options)
     first, second = apply(todo, small, 1), apply(todo, jax.tree.map(np.square, small), 2)
     unread = newcomers(todo, params)
     for (path, expected), m, v, new in zip(

@@ -237,6 +237,7 @@ def test_transformers_agrees(tmp_path, what):
     from dwt_jax.convert.huggingface import save
 
     (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
     method, target = EXACT[what]
     tokens, segments, types = batch(SMALL)
     params = parameters(SMALL, dtype=np.float32)
@@ -383,12 +384,63 @@ def test_new_tokens_and_positions():
 
 
 def test_rows_before_the_first_position_stay_in_place():
-    source, target = (dataclasses.replace(SMALL, max_position_embeddings=n) for n in (6, 13))
-    for model in (source, target):
-        object.__setattr__(model, "position_offset", 2)  # RoBERTa's: its padding id and one
+    roberta = changed(model_type="roberta", pad_token_id=1)
+    source, target = (dataclasses.replace(roberta, max_position_embeddings=n) for n in (6, 13))
     m = plan._positions(source, target, "tiled")
     assert list(m.index) == [0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3, 4]
     assert list(m.kind) == [width.COPIED] * 6 + [width.DERIVED] * 7
+
+
+FAMILIES = {
+    "roberta": changed(
+        model_type="roberta", pad_token_id=1, tie_word_embeddings=False, max_position_embeddings=14
+    ),
+    "distilbert": changed(model_type="distilbert", type_vocab_size=0),
+    "bert": SMALL,
+}
+
+
+@pytest.mark.parametrize("source", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_and_head_is_kept(source):
+    """The table's axes are enough for parts that the engine never heard of."""
+    params = parameters(source, heads=functional.HEADS)
+    target = dataclasses.replace(
+        source, hidden_size=16, num_attention_heads=4, max_position_embeddings=33, vocab_size=300
+    )
+    grown, report = remap(params, source, target, "net2net", KEY, options=Options(split="uneven"))
+    assert report.exact
+    assert jax.tree.map(np.shape, grown) == jax.tree.map(
+        np.shape, functional.abstract(target, functional.HEADS, labels=3)
+    )
+    inputs = batch(source)
+    assert moved(source, target, params, grown, inputs) < 1e-9
+    found = []
+    for tree, model in ((params, source), (grown, target)):
+        hidden = functional.encode(tree, model, *inputs)
+        found.append(functional.classify(tree, model, hidden))
+    np.testing.assert_allclose(*found, atol=1e-4)
+
+
+def test_a_decoder_of_its_own_begins_as_the_word_table():
+    target = changed(hidden_size=12, num_attention_heads=3, weighted_norm=True, tie_word_embeddings=False)
+    params = parameters(SMALL)
+    grown, report = remap(params, SMALL, target, "net2net", KEY)
+    assert report.exact
+    assert moved(SMALL, target, params, grown) < 1e-9
+    with pytest.raises(UserError, match="tie_word_embeddings false → true"):
+        remap(grown, target, dataclasses.replace(target, tie_word_embeddings=True), "net2net", KEY)
+
+
+def test_token_types_come_and_go():
+    distilbert = FAMILIES["distilbert"]
+    params = parameters(distilbert)
+    target = dataclasses.replace(distilbert, model_type="bert", type_vocab_size=2, intermediate_size=19)
+    grown, report = remap(params, distilbert, target, "net2net", KEY)
+    assert moved(distilbert, target, params, grown) < 1e-9
+    assert {leaf.path: leaf for leaf in report.leaves}["embeddings/type/embedding"].new == 16
+    back, report = remap(grown, target, distilbert, "stack+net2net", KEY)
+    assert "type" not in back["embeddings"]
+    assert any("type_vocab_size 2 → 0" in reason for reason in report.lost)
 
 
 def test_noise_parts_copies_and_is_told():

@@ -62,9 +62,16 @@ def plan(
         raise UserError(f"{method.name}: {lost[0]}")
     maps = {} if method.fresh else _maps(method, source, target, jax.random.fold_in(key, 0), options)
     old, new = sizes(source)["head_dim"], sizes(target)["head_dim"]
-    tied = getattr(target, "tie_word_embeddings", True)
     return Plan(
-        method, options, source, target, maps, tied, (new / old) ** 0.5, jax.random.fold_in(key, 1), lost
+        method=method,
+        options=options,
+        source=source,
+        target=target,
+        maps=maps,
+        tied=target.tie_word_embeddings,
+        scores=(new / old) ** 0.5,
+        key=jax.random.fold_in(key, 1),
+        lost=lost,
     )
 
 
@@ -113,7 +120,7 @@ def _refusals(method: Method, source: Model, target: Model) -> Iterator[str]:
     for flag in ("weighted_norm", "gated_layers"):
         if getattr(source, flag) and not getattr(target, flag):
             yield f"{flag} true → false, expected true until it is annealed away"
-    if getattr(target, "tie_word_embeddings", True) and not getattr(source, "tie_word_embeddings", True):
+    if target.tie_word_embeddings and not source.tie_word_embeddings:
         yield "tie_word_embeddings false → true, expected false: two tables do not fit into one"
     for axis, old, new in _changes(source, target):
         found = f"{KEYS[axis]} {old} → {new}"
@@ -132,7 +139,7 @@ def _losses(method: Method, source: Model, target: Model, options: Options) -> I
         yield f"{method.name}: nothing is taken from the source"
         return
     for field in _SAME:
-        old, new = getattr(source, field, None), getattr(target, field, None)
+        old, new = getattr(source, field), getattr(target, field)
         if old != new:
             yield f"{field} {old} → {new}, expected {old}"
     if options.noise:
@@ -207,7 +214,7 @@ def _vocabulary(source: Model, target: Model, fill: str) -> AxisMap:
 
 def _position_rows(model: Model) -> tuple[int, int]:
     """(rows before the first position, rows in all)"""
-    return getattr(model, "position_offset", 0), model.max_position_embeddings
+    return model.position_offset, model.max_position_embeddings
 
 
 def _positions(source: Model, target: Model, fill: str) -> AxisMap:

@@ -112,7 +112,7 @@ def report(todo: Plan, params: Any, grown: Any) -> Report:
         origin = list(range(todo.target.num_hidden_layers))
     else:
         origin = [-1 if kind == NEW else int(i) for i, kind in zip(layers.index, layers.kind, strict=True)]
-    length = todo.source.max_position_embeddings
+    length = todo.source.max_length
     predictions = max(1, round(0.15 * length))
     return Report(
         method=todo.method.name,
@@ -215,6 +215,6 @@ def _logits(params: Any, model: Model, probe: dict[str, Any]) -> jax.Array:
 
 def probe_batch(model: Model, key: jax.Array, rows: int = 8, length: int = 64) -> dict[str, jax.Array]:
     """Random tokens, where no text is at hand: a batch for `drift`."""
-    length = min(length, model.max_position_embeddings - getattr(model, "position_offset", 0))
+    length = min(length, model.max_length)
     tokens = jax.random.randint(key, (rows, length), 0, model.vocab_size)
     return {"tokens": tokens, "segments": jnp.ones((rows, length), jnp.int32)}
