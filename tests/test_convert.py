@@ -9,6 +9,7 @@ import pytest
 
 from dwt_jax.config import Model
 from dwt_jax.convert import huggingface
+from dwt_jax.convert.tables import FAMILIES
 from dwt_jax.errors import UserError
 from dwt_jax.model import functional
 
@@ -70,8 +71,11 @@ def test_transformers_reads_what_we_write(saved, model, params):
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         assert not report.get(kind), (kind, report[kind])
     assert bert.dtype == torch.float32
-    for field in dataclasses.fields(Model):
-        assert getattr(bert.config, field.name) == getattr(model, field.name), field.name
+    fields = FAMILIES["bert"].fields
+    ours_only = {"model_type", "weighted_norm", "gated_layers"}
+    assert {field.name for field in dataclasses.fields(Model)} == set(fields) | ours_only
+    for name in fields:
+        assert getattr(bert.config, name) == getattr(model, name), name
     assert bert.cls.predictions.decoder.weight is bert.bert.embeddings.word_embeddings.weight
 
     words = transformers.AutoTokenizer.from_pretrained(saved)

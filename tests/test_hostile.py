@@ -308,6 +308,8 @@ def test_hostile_files(tmp_path):
         "header that is none": "no 'archive/data/0' where",
         "big-endian": "big-endian",
         "old, big-endian": "big-endian",
+        "old, a key too few": "other storages",
+        "old, a key twice": "other storages",
         "long pickle": "at most 8388608",
         "repeated to 8 GiB, zip": "8589934592 bytes",
     }.items():

@@ -116,6 +116,9 @@ def test_links_as_in_the_cache_of_the_hub(tmp_path):
     assert_same(open_weights(snapshot), {"x": torch.ones(2)})
     (blobs / "1234").unlink()  # a download that was cut short
     refused(snapshot, "a.safetensors", "no such file")
+    torch.save({"x": torch.zeros(2)}, snapshot / "pytorch_model.bin")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
+    refused(snapshot, "model.safetensors", "no such file")
 
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path):
