@@ -7,6 +7,7 @@ vocabulary is cut off.
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -115,6 +116,7 @@ def from_tensors(tensors: Weights, model: Model, where: str, labels: Sequence[st
     import jax
 
     family = FAMILIES[model.model_type]
+    _require_plausible(tensors, model, where)
     stored, wrong = _canonical_names(tensors, family)
     model = dataclasses.replace(model, tie_word_embeddings=_tied(tensors, stored, model, family))
     classifying = any(name.startswith("classifier.") for name in stored)
@@ -167,6 +169,19 @@ def from_tensors(tensors: Weights, model: Model, where: str, labels: Sequence[st
         dtype=dtype if dtype in DTYPES else "float32",
         ignored=tuple(stored[name] for name in spare),
     )
+
+
+def _require_plausible(tensors: Weights, model: Model, where: str) -> None:
+    """No size beyond what the file could hold: the rest would be as long as the config says."""
+    numbers = sum(math.prod(tensors.shape(name)) for name in tensors)
+    for field in dataclasses.fields(model):
+        size = getattr(model, field.name)
+        if type(size) is int and size > max(numbers, 10**6):
+            raise UserError(f"{where}: {numbers} numbers, too few for a {field.name} of {size}")
+    if model.num_hidden_layers > len(tensors):
+        raise UserError(
+            f"{where}: {len(tensors)} tensors, too few for num_hidden_layers of {model.num_hidden_layers}"
+        )
 
 
 def _canonical_names(tensors: Weights, family: Family) -> tuple[dict[str, str], list[str]]:
