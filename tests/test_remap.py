@@ -549,7 +549,13 @@ def test_the_report():
     plain = report.to_dict()
     assert json.loads(json.dumps(plain)) == plain
     text = report.table()
-    for part in ("layers/mlp/input/kernel", "in:embed 8→16 copies × share", "kept exactly", "vocab", "drift"):
+    for part in (
+        "layers/mlp/input/kernel",
+        "in:embed 8→16 copies × share",
+        "kept exactly",
+        "vocab 60→300 new ones mean",
+        "drift",
+    ):
         assert part in text
     _, report = remap(params, SMALL, changed(num_hidden_layers=5), "stack", KEY, probe=probe)
     assert report.layers == (0, 1, 0, 1, 0)

@@ -153,7 +153,8 @@ def _leaf(todo: Plan, name: str, source: tuple[int, ...], target: tuple[int, ...
             scaled = _scaled(todo, axis, m)
             own = (m.kind[:real] == COPIED) & ~scaled[:, :real]
             old = np.broadcast_to(m.kind[:real] != NEW, own.shape)
-            told.append(_how(axis, m, size, bool(scaled.any())))
+            sizes = (todo.source.vocab_size, real) if axis.name == "vocab" else (m.old, size)
+            told.append(_how(axis, m, *sizes, bool(scaled.any())))
         if axis.name == "layer":  # kept apart: the axes after it may differ from layer to layer
             copied, kept, total = own[0].astype(np.int64), old[0].astype(np.int64), np.ones(real, np.int64)
             continue
@@ -179,15 +180,15 @@ def _scaled(todo: Plan, axis: Axis, m: AxisMap) -> np.ndarray:
     return np.atleast_2d((m.split * by != 1) & (m.kind != NEW))
 
 
-def _how(axis: Axis, m: AxisMap, size: int, scaled: bool) -> str:
+def _how(axis: Axis, m: AxisMap, old: int, new: int, scaled: bool) -> str:
     side = f"{axis.side}:" if axis.side else ""
-    if size < m.old:
+    if new < old:
         how = "chosen" if axis.name == "layer" else "the first"
     elif (m.kind == NEW).any():
         how = "unread" if axis.side == "in" else f"new ones {m.fill}"
     else:
         how = "copies"
-    return f"{side}{axis.name} {m.old}→{size} {how}{' × share' if scaled else ''}"
+    return f"{side}{axis.name} {old}→{new} {how}{' × share' if scaled else ''}"
 
 
 def drift(params: Any, source: Model, grown: Any, target: Model, probe: dict[str, Any]) -> dict[str, float]:
