@@ -119,7 +119,7 @@ def test_every_class_in_every_type(name, dtype, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
-@settings(max_examples=12)
+@settings(max_examples=5)
 @given(size=sizes)
 def test_any_size(name, size, tmp_path_factory):
     check(name, size, tmp_path_factory.mktemp("any"))

@@ -118,7 +118,7 @@ def test_a_method_keeps_the_function_just_where_it_says_so(pair, name, options, 
 
 @pytest.mark.slow
 @given(pairs(), names, options, st.integers(100, 10000))
-@settings(max_examples=300)
+@settings(max_examples=60)
 def test_that_over_many_more_pairs(pair, name, options, seed):
     holds_what_it_says(pair, name, options, seed)
 

@@ -77,10 +77,8 @@ def unpickled(stream: io.BytesIO, storages: dict[str, Storage] | None = None) ->
                 stack.append(_CONSTANTS[name])
             case name if name in _LITERALS:
                 stack.append(argument)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
+            case "EMPTY_DICT" | "EMPTY_LIST" as name:
+                stack.append({} if name == "EMPTY_DICT" else [])
             case "MARK":
                 below.append(stack)
                 stack = []
@@ -89,18 +87,12 @@ def unpickled(stream: io.BytesIO, storages: dict[str, Storage] | None = None) ->
                 stack.append(tuple(items))
             case name if name in _TUPLES:
                 stack.append(tuple(_popped(stack, _TUPLES[name])))
-            case "APPEND":
-                item = stack.pop()
-                _extend(stack[-1], [item])
-            case "APPENDS":
+            case "APPEND" | "SETITEM" as name:
+                items = _popped(stack, 1 if name == "APPEND" else 2)
+                _PUTS[name](stack[-1], items)
+            case "APPENDS" | "SETITEMS" as name:
                 items, stack = stack, below.pop()
-                _extend(stack[-1], items)
-            case "SETITEM":
-                items = _popped(stack, 2)
-                _update(stack[-1], items)
-            case "SETITEMS":
-                items, stack = stack, below.pop()
-                _update(stack[-1], items)
+                _PUTS[name](stack[-1], items)
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -223,6 +215,8 @@ def _parameter(arguments: tuple[Any, ...]) -> View:
 def kind_of(value: Any) -> str:
     return "a tensor" if type(value) is View else f"a value of type {type(value).__name__}"
 
+
+_PUTS = {"APPEND": _extend, "APPENDS": _extend, "SETITEM": _update, "SETITEMS": _update}
 
 _STORED: dict[str, Any] = {
     "Double": np.float64,
