@@ -114,13 +114,13 @@ def test_an_ordered_dict_of_python_2(tmp_path, zipped):
     assert_same(open_weights(tmp_path), theirs)
 
 
-def test_a_zip_without_checksums_and_other_alignment(tmp_path, monkeypatch):
+def test_a_zip_without_checksums_and_other_alignment(tmp_path):
     from torch.utils.serialization import config
 
-    monkeypatch.setattr(config.save, "storage_alignment", 4096)
     torch.serialization.set_crc32_options(False)
     try:
-        assert save(tmp_path, zoo()).stat().st_size > 4096 * len(zoo())
+        with config.patch("save.storage_alignment", 4096):
+            assert save(tmp_path, zoo()).stat().st_size > 4096 * len(zoo())
     finally:
         torch.serialization.set_crc32_options(True)
     assert_same(open_weights(tmp_path), zoo())
