@@ -17,6 +17,7 @@ import numpy as np
 
 from dwt_jax.convert.pickled import Place, place, places
 from dwt_jax.convert.unpickle import Refused, quoted
+from dwt_jax.data.pretrained import POINTER
 from dwt_jax.errors import UserError
 
 FILES = (
@@ -25,8 +26,6 @@ FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-
-_POINTER = b"version https://git-lfs"
 
 _TYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)
@@ -98,7 +97,7 @@ def _mapped(path: Path) -> mmap.mmap:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: it is empty
         raise UserError(f"{path}: {error}, expected a file of weights") from None
-    if data[: len(_POINTER)] == _POINTER:
+    if data[: len(POINTER)] == POINTER:
         raise UserError(f"{path}: a Git LFS pointer, expected the file itself (git lfs pull)")
     return data
 

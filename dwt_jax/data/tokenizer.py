@@ -16,15 +16,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dwt_jax.config import Source
+from dwt_jax.data.pretrained import (
+    BERT,
+    NORMALIZER,
+    ROBERTA,
+    ROBERTAS,
+    ROLES,
+    SPECIALS,
+    class_of,
+    load,
+    read_json,
+    role_names,
+    wordpiece,
+)
 from dwt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are 0 to 4
 ALPHABET = 1000  # characters at most that get a token of their own, the commonest first
-_ROLES = ("pad", "unk", "cls", "sep", "mask")
-_CONVENTIONS = (SPECIALS, ("<pad>", "<unk>", "<s>", "</s>", "<mask>"))  # BERT's, RoBERTa's
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -67,7 +77,7 @@ def train(
     """
     from tokenizers import trainers
 
-    tokenizer = _wordpiece({token: i for i, token in enumerate(SPECIALS)}, lowercase)
+    tokenizer = wordpiece({token: i for i, token in enumerate(SPECIALS)}, lowercase=lowercase)
     alphabet = _alphabet(_sample(texts(), sample_megabytes), tokenizer)
     inner = [f"##{c}" for c in alphabet if len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{c}a")) == 1]
     needed = len(SPECIALS) + len(alphabet) + len(inner)
@@ -86,7 +96,7 @@ def train(
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(texts(), sample_megabytes), trainer)
-    return _wordpiece(tokenizer.get_vocab(), lowercase)
+    return wordpiece(tokenizer.get_vocab(), lowercase=lowercase)
 
 
 def _sample(texts: Iterable[str], megabytes: float) -> Iterator[str]:
@@ -107,57 +117,51 @@ def _alphabet(texts: Iterable[str], tokenizer: "Tokenizer") -> list[str]:
     return sorted(common[:ALPHABET])
 
 
-def _wordpiece(vocab: dict[str, int], lowercase: bool) -> "Tokenizer":
-    """BERT's pipeline around a vocabulary that holds SPECIALS."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    return tokenizer
-
-
 # Reading and writing
 
 
 def save(tokenizer: "Tokenizer", out: Path, lowercase: bool) -> None:
     """Write a WordPiece tokenizer as a new directory `out` that AutoTokenizer loads."""
     out.mkdir(parents=True)
-    tokenizer.save(str(out / "tokenizer.json"))
-    roles = {f"{role}_token": token for role, token in zip(_ROLES, SPECIALS, strict=True)}
-    config = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": lowercase,
-        "tokenize_chinese_chars": True,
-        "strip_accents": None,
-        **roles,
-    }
-    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    roles = {f"{role}_token": token for role, token in zip(ROLES, SPECIALS, strict=True)}
+    _write(tokenizer, out, {"tokenizer_class": BERT, "do_lower_case": lowercase, **roles})
     (out / "special_tokens_map.json").write_text(json.dumps(roles, indent=2) + "\n")
-    (out / "vocab.txt").write_text("".join(f"{token}\n" for token in _tokens(tokenizer)), encoding="utf-8")
+    words = "".join(f"{token}\n" for token in _tokens(tokenizer, out))
+    (out / "vocab.txt").write_text(words, encoding="utf-8")
+
+
+def _write(tokenizer: "Tokenizer", out: Path, config: dict[str, Any]) -> None:
+    """tokenizer.json, and a tokenizer_config.json that says all that its class would otherwise guess."""
+    tokenizer.save(str(out / "tokenizer.json"))
+    settings = json.loads(tokenizer.to_str())
+    if config["tokenizer_class"] == BERT:
+        normalizer = settings["normalizer"]
+        config |= {ours: normalizer[theirs] for ours, theirs in NORMALIZER.items()}
+    elif config["tokenizer_class"] == ROBERTA:
+        config["add_prefix_space"] = settings["pre_tokenizer"]["add_prefix_space"]
+    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def install(path: str | Path, out: Path, lowercase: bool = True) -> None:
-    """Bring the tokenizer at `path` into a new directory `out`.
+    """Bring the tokenizer at `path` into a new directory `out`, from which AutoTokenizer gives the same
+    ids beside a model of any family.
 
-    A directory's tokenizer files are copied as they are; where a vocab.txt is all there is,
-    the rest is written beside it, lower-casing as the directory's tokenizer_config.json says,
-    else as `lowercase` says. Raises UserError as `load` does.
+    Raises UserError as `load` does.
     """
     path = Path(path).expanduser()
     tokenizer = load(path, lowercase)
-    if path.is_file() or not any((path / name).exists() for name in ("tokenizer.json", "vocab.json")):
-        save(tokenizer, out, _lowercase(path, lowercase))
-    out.mkdir(parents=True, exist_ok=True)
+    directory = path if path.is_dir() else path.parent
+    tokens = _tokens(tokenizer, path)
+    roles = _special_roles(path, {token: i for i, token in enumerate(tokens)})
+    config = read_json(directory / "tokenizer_config.json")
+    config.pop("auto_map", None)  # code of its own, which stays where it is
+    out.mkdir(parents=True)
     if path.is_dir():
         copy_files(path, out)
+    elif path.suffix != ".json":
+        shutil.copyfile(path, out / "vocab.txt")
+    config |= {"tokenizer_class": class_of(path, tokenizer)}
+    _write(tokenizer, out, config | {f"{role}_token": tokens[i] for role, i in roles.items()})
 
 
 def copy_files(directory: Path, out: Path) -> None:
@@ -165,101 +169,6 @@ def copy_files(directory: Path, out: Path) -> None:
     for name in _FILES:
         if (directory / name).is_file():
             shutil.copyfile(directory / name, out / name)
-
-
-def load(path: str | Path, lowercase: bool = True) -> "Tokenizer":
-    """The tokenizer of a Hugging Face directory (tokenizer.json, vocab.txt, or vocab.json with
-    merges.txt), a tokenizer.json or a vocab.txt, without truncation or padding.
-
-    `lowercase`: for a vocab.txt without a tokenizer_config.json that knows better. Raises
-    UserError, naming the file, for anything else.
-    """
-    from tokenizers import Tokenizer
-
-    path = Path(path).expanduser()
-    whole = path if path.suffix == ".json" else path / "tokenizer.json"
-    words = path if path.is_file() else path / "vocab.txt"
-    if not path.exists():
-        raise UserError(f"{path}: no such file, expected a tokenizer directory or a vocab.txt")
-    if whole.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(whole))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{whole}: {error}, expected a tokenizer that 'tokenizers' reads") from None
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
-    if not words.is_file() and (path / "vocab.json").is_file():
-        return _byte_level(path)
-    if not words.is_file():
-        raise UserError(
-            f"{path}: no tokenizer.json, vocab.txt or vocab.json with merges.txt in it, expected one of them"
-        )
-    return _wordpiece(_read_words(words), _lowercase(path, lowercase))
-
-
-def _byte_level(directory: Path) -> "Tokenizer":
-    """RoBERTa's byte-level BPE from vocab.json and merges.txt, as transformers reads them."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-
-    vocab = _json(directory / "vocab.json")
-    config = _json(directory / "tokenizer_config.json")
-    try:
-        model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{directory}: {error}, expected vocab.json and merges.txt of a BPE") from None
-    tokenizer = Tokenizer(model)
-    roles = {role: token for role, token in zip(_ROLES, _CONVENTIONS[1], strict=True) if token in vocab}
-    if missing := {"cls", "sep"} - set(roles):
-        raise UserError(
-            f"{directory}: no {' '.join(sorted(missing))} in vocab.json, expected RoBERTa's <s> and </s>"
-        )
-    space = bool(config.get("add_prefix_space", False))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.RobertaProcessing(
-        (roles["sep"], vocab[roles["sep"]]),
-        (roles["cls"], vocab[roles["cls"]]),
-        add_prefix_space=space,
-    )
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in roles.values()])
-    return tokenizer
-
-
-def _read_words(path: Path) -> dict[str, int]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}, expected a UTF-8 file with one token a line") from None
-    while lines and not lines[-1].strip():
-        lines.pop()
-    tokens = [line.rstrip("\r") for line in lines]
-    if missing := [token for token in SPECIALS if token not in tokens]:
-        raise UserError(
-            f"{path}: no {' '.join(missing)} among its {len(tokens)} lines, expected BERT's special tokens"
-        )
-    if len(set(tokens)) < len(tokens):
-        twice = next(token for token, count in Counter(tokens).items() if count > 1)
-        raise UserError(f"{path}: token '{twice}' is there more than once, expected each token once")
-    return {token: i for i, token in enumerate(tokens)}
-
-
-def _lowercase(path: Path, otherwise: bool) -> bool:
-    directory = path if path.is_dir() else path.parent
-    return bool(_json(directory / "tokenizer_config.json").get("do_lower_case", otherwise))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}, expected JSON") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found a JSON {type(found).__name__}, expected an object")
-    return found
 
 
 # What others need
@@ -273,7 +182,7 @@ def vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     """
     path = Path(path).expanduser()
     tokenizer = load(path, lowercase)
-    tokens = _tokens(tokenizer)
+    tokens = _tokens(tokenizer, path)
     ids = {token: i for i, token in enumerate(tokens)}
     roles = _special_roles(path, ids)
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special} | set(
@@ -284,7 +193,7 @@ def vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     continuation.flags.writeable = False
     return Vocabulary(
         tokens=tokens,
-        **{f"{role}_id": roles[role] for role in _ROLES},
+        **{f"{role}_id": roles[role] for role in ROLES},
         special_ids=tuple(sorted(special)),
         continuation=continuation,
         starts_words=starts_words,
@@ -299,23 +208,26 @@ def digest(path: str | Path, lowercase: bool = True) -> str:
     tokenizer = load(path, lowercase)
     settings = json.loads(tokenizer.to_str())
     merges = settings["model"].get("merges")
-    known = [_tokens(tokenizer), settings["normalizer"], settings["pre_tokenizer"], merges]
+    known = [_tokens(tokenizer, Path(path)), settings["normalizer"], settings["pre_tokenizer"], merges]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def _tokens(tokenizer: "Tokenizer") -> tuple[str, ...]:
+def _tokens(tokenizer: "Tokenizer", where: Path) -> tuple[str, ...]:
     by_id = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+    if not by_id:
+        raise UserError(f"{where}: no tokens, expected some")
+    if max(by_id) > 2 * len(by_id) + 1000:
+        raise UserError(
+            f"{where}: '{by_id[max(by_id)]}' has the id {max(by_id)} among {len(by_id)} tokens, expected ids "
+            "without large gaps"
+        )
     return tuple(by_id.get(i, f"[missing {i}]") for i in range(max(by_id) + 1))
 
 
 def _special_roles(path: Path, ids: dict[str, int]) -> dict[str, int]:
-    directory = path if path.is_dir() else path.parent
-    said = {**_json(directory / "special_tokens_map.json"), **_json(directory / "tokenizer_config.json")}
-    convention = max(_CONVENTIONS, key=lambda names: sum(name in ids for name in names))
+    usual = max((SPECIALS, ROBERTAS), key=lambda names: sum(name in ids for name in names))
     roles = {}
-    for role, usual in zip(_ROLES, convention, strict=True):
-        named = said.get(f"{role}_token") or usual
-        token = named["content"] if isinstance(named, dict) else named
+    for role, token in zip(ROLES, role_names(path if path.is_dir() else path.parent, usual), strict=True):
         if token not in ids:
             raise UserError(
                 f"{path}: {role}_token '{token}' is not in the vocabulary, expected the token for that role"
