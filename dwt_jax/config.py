@@ -227,6 +227,8 @@ def model_problems(model: Model) -> Iterator[str]:
         for key in keys:
             if getattr(model, key) < low:
                 yield f"{key} is {getattr(model, key)}, expected at least {low}"
+    if model.vocab_size and model.pad_token_id >= model.vocab_size:
+        yield f"pad_token_id is {model.pad_token_id}, expected less than vocab_size ({model.vocab_size})"
     if model.max_length < 1:
         yield (
             f"max_position_embeddings is {model.max_position_embeddings}, expected at least "

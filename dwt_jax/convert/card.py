@@ -31,22 +31,65 @@ def of_run(config: Config, heads: Sequence[str], summary: Mapping[str, Any], ste
         _cost(summary),
         _use(heads),
     ]
-    return header + "\n" + "\n\n".join(part for part in parts if part) + "\n"
+    return header + "\n" + _joined(parts)
 
 
-def of_directory(model: Model, heads: Sequence[str], source: str) -> str:
-    """The card of a model that came from elsewhere and brought none."""
+def of_directory(
+    model: Model, heads: Sequence[str], source: str, theirs: str = "", *, tokenizer: bool = True
+) -> str:
+    """The card of a model that came from elsewhere, with no card or with one that tells of parts that
+    are left out here (`theirs`): its licence and text are handed on."""
     name = _name(model)
-    origin = f"Written by dwt-jax from the model directory `{source}`, which had no card of its own."
-    parts = [f"# {name}", _model(model, heads), origin, _use(heads)]
-    return _header(model, heads, ["dwt-jax"], name, None) + "\n" + "\n\n".join(parts) + "\n"
+    origin = f"Written by dwt-jax from the model directory `{source}`, "
+    if not theirs:
+        parts = [f"# {name}", _model(model, heads), f"{origin}which had no card of its own."]
+        return _header(model, heads, ["dwt-jax"], name) + "\n" + _joined([*parts, _use(heads, tokenizer)])
+    said, text = _taken_apart(theirs)
+    parts = [
+        f"# {name}",
+        _model(model, heads),
+        f"{origin}of which parts are left out. What follows its use is the card of the whole.",
+        _use(heads, tokenizer),
+        f"## The card of `{source}`",
+        text,
+    ]
+    handed_on = {key: said[key] for key in _HANDED_ON if key in said}
+    return _header(model, heads, ["dwt-jax"], name, handed_on=handed_on) + "\n" + _joined(parts)
+
+
+_HANDED_ON = ("license", "license_name", "license_link", "language", "datasets")
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _taken_apart(card: str) -> tuple[Mapping[str, Any], str]:
+    """(what the header says, the text) of a card."""
+    import yaml
+
+    if not card.startswith("---\n"):
+        return {}, card.strip()
+    header, _, text = card[4:].partition("\n---")
+    try:
+        said = yaml.safe_load(header)
+    except (yaml.YAMLError, RecursionError):
+        said = None
+    return (said if isinstance(said, dict) else {}), text.strip()
 
 
 def _name(model: Model) -> str:
     return f"{FAMILIES[model.model_type].name} {model.num_hidden_layers} x {model.hidden_size}"
 
 
-def _header(model: Model, heads: Sequence[str], tags: list[str], name: str, held_out) -> str:
+def _header(
+    model: Model,
+    heads: Sequence[str],
+    tags: list[str],
+    name: str,
+    held_out: Mapping[str, Any] | None = None,
+    handed_on: Mapping[str, Any] = {},
+) -> str:
     import yaml
 
     task = next((_TASKS[head] for head in _TASKS if head in heads), "feature-extraction")
@@ -54,6 +97,7 @@ def _header(model: Model, heads: Sequence[str], tags: list[str], name: str, held
         "library_name": "transformers",
         "pipeline_tag": task,
         "tags": [*tags, model.model_type],
+        **handed_on,
     }
     if held_out:
         shown = {"held_out_loss": "loss", "perplexity": "perplexity", "top1_accuracy": "accuracy"}
@@ -163,9 +207,9 @@ def _cost(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _use(heads: Sequence[str]) -> str:
+def _use(heads: Sequence[str], tokenizer: bool = True) -> str:
     auto = next((_CLASSES[head] for head in _CLASSES if head in heads), "AutoModel")
-    return (
-        f"## Use\n```python\nfrom transformers import {auto}, AutoTokenizer\n\n"
-        f'model = {auto}.from_pretrained("PATH")\ntokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
-    )
+    lines = [f"from transformers import {auto}" + (", AutoTokenizer" if tokenizer else ""), ""]
+    lines += [f'model = {auto}.from_pretrained("PATH")']
+    lines += ['tokenizer = AutoTokenizer.from_pretrained("PATH")'] if tokenizer else []
+    return "\n".join(["## Use", "```python", *lines, "```"])

@@ -1,10 +1,13 @@
 """`dwt export`: any model, run or directory, as a directory for PyTorch."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from dwt_jax.convert import card, huggingface
+from dwt_jax.convert.configuration import OF_CLASSIFIERS
 from dwt_jax.convert.tables import FAMILIES, architecture
+from dwt_jax.data.tokenizer import has_tokenizer, vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.model.functional import HEADS
 from dwt_jax.train.metrics import read
@@ -18,12 +21,18 @@ def export(path: str, step: int | None, out: Path, dtype: str, encoder_only: boo
     dtype: float32, float16, bfloat16 or auto, the type that the model is stored in. Raises
     UserError if `out` holds anything.
     """
+    out = out.expanduser().resolve()  # of a link, where it leads
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} holds something, expected a new or empty directory")
     loaded = load_model(path, heads=None, step=step)
+    family = FAMILIES[loaded.model.model_type]
     if encoder_only:
-        heads = [head for head in loaded.params if head in HEADS and head != "pooler"]
-        loaded = loaded._replace(params={k: v for k, v in loaded.params.items() if k not in heads}, labels=())
+        keeps = family.pools and not ("classifier" in loaded.params and "pooler" in family.classifying)
+        parts = ["embeddings", "layers", *(["pooler"] if keeps else [])]
+        params = {name: part for name, part in loaded.params.items() if name in parts}
+        kept = {key: value for key, value in loaded.kept.items() if key not in OF_CLASSIFIERS}
+        loaded = loaded._replace(params=params, labels=(), kept=kept)
+    _look_at_tokenizer(loaded)
     out.parent.mkdir(parents=True, exist_ok=True)
     huggingface.save(
         loaded.params,
@@ -32,13 +41,32 @@ def export(path: str, step: int | None, out: Path, dtype: str, encoder_only: boo
         out,
         dtype=loaded.dtype if dtype == "auto" else dtype,
         labels=loaded.labels,
-        card=_card(Path(path), loaded),
+        kept=loaded.kept,
+        card=_card(Path(path).expanduser(), loaded, encoder_only),
     )
-    heads = [head for head in HEADS if head in loaded.params]
-    return architecture(FAMILIES[loaded.model.model_type], heads)
+    return architecture(family, [head for head in HEADS if head in loaded.params])
 
 
-def _card(path: Path, loaded: Loaded) -> str:
+def _look_at_tokenizer(loaded: Loaded) -> None:
+    """Say what is odd about it; the files are copied as they are. Raises UserError where the model lacks
+    tokens that it gives."""
+    if not has_tokenizer(loaded.tokenizer):
+        print(f"{loaded.tokenizer}: no tokenizer, so none is written", file=sys.stderr)
+        return
+    try:
+        size = len(vocabulary(loaded.tokenizer))
+    except UserError as error:
+        print(f"the tokenizer is copied unread: {error}", file=sys.stderr)
+        return
+    if loaded.model.vocab_size < size:
+        raise UserError(
+            f"{loaded.tokenizer}: vocab_size is {loaded.model.vocab_size}, expected at least its tokenizer's "
+            f"{size}"
+        )
+
+
+def _card(path: Path, loaded: Loaded, encoder_only: bool) -> str:
+    """A run's own; of a directory its own too, as long as the model is what it describes."""
     heads = [head for head in HEADS if head in loaded.params]
     own = loaded.tokenizer / "README.md"
     workdir = path.parent if path.name == "model" else path
@@ -52,6 +80,17 @@ def _card(path: Path, loaded: Loaded) -> str:
             found = [record for record in read(workdir / "evaluations.jsonl") if record["step"] == step]
             summary = {"held_out": found[-1]} if found else {}
         return card.of_run(config, heads, summary, step)
-    if own.is_file():
-        return own.read_text(encoding="utf-8", errors="replace")
-    return card.of_directory(loaded.model, heads, path.absolute().name)
+    theirs = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
+    modules = (loaded.tokenizer / "modules.json").exists()  # of sentence-transformers, which are not read
+    if theirs and not (encoder_only or loaded.ignored or modules):
+        return theirs
+    tokens = has_tokenizer(loaded.tokenizer)
+    return card.of_directory(loaded.model, heads, _name(path), theirs, tokenizer=tokens)
+
+
+def _name(path: Path) -> str:
+    """Of a directory; in the hub's cache, of the repository."""
+    path = path.absolute()
+    if path.parent.name == "snapshots":
+        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+    return path.name

@@ -12,17 +12,17 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from dwt_jax.config import Model, model_problems
-from dwt_jax.config_file import scalar
-from dwt_jax.convert.tables import BUFFERS, FAMILIES, REQUIRED, Family, architecture, canonical
+from dwt_jax.config import Model
+from dwt_jax.convert.configuration import load_config, model_config
+from dwt_jax.convert.tables import BUFFERS, FAMILIES, Family, canonical
 from dwt_jax.convert.weights import Weights, open_weights
 from dwt_jax.data.tokenizer import copy_files
-from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.errors import UserError
 from dwt_jax.files import building
 from dwt_jax.model.annealing import settled
 from dwt_jax.model.functional import HEADS, Params, abstract
@@ -41,9 +41,10 @@ class Checkpoint(NamedTuple):
 
     params: Params  # host fp32 arrays: embeddings, layers and whatever heads there are
     model: Model
-    labels: tuple[str, ...]  # of the classifier, by its outputs; () without one
-    dtype: str  # that all weights are stored in; float32 where they are mixed
-    ignored: tuple[str, ...]  # tensors of heads that are not known here
+    labels: tuple[str, ...] = ()  # of the classifier, by its outputs; () without one
+    dtype: str = "float32"  # that all weights are stored in; float32 where they are mixed
+    ignored: tuple[str, ...] = ()  # tensors of heads that are not known here
+    kept: Mapping[str, Any] = {}  # what config.json says for transformers alone, see configuration.KEPT
 
 
 # Arrays
@@ -108,10 +109,13 @@ def _tensor_shape(shape: tuple[int, ...], path: str, model: Model) -> tuple[int,
     return shape if sides[""] else (int(np.prod(shape)),)
 
 
-def from_tensors(tensors: Weights, model: Model, where: str, labels: Sequence[str] = ()) -> Checkpoint:
+def from_tensors(
+    tensors: Weights, model: Model, where: str, labels: Sequence[str] = (), classes: Sequence[str] = ()
+) -> Checkpoint:
     """Parameters (host fp32 arrays) from the tensors of any architecture of the family.
 
-    Raises UserError naming every missing, unexpected and mismatched tensor at once.
+    classes: what config.json calls the model, if it says. Raises UserError naming every missing,
+    unexpected and mismatched tensor at once.
     """
     import jax
 
@@ -119,8 +123,8 @@ def from_tensors(tensors: Weights, model: Model, where: str, labels: Sequence[st
     _require_plausible(tensors, model, where)
     stored, wrong = _canonical_names(tensors, family)
     model = dataclasses.replace(model, tie_word_embeddings=_tied(tensors, stored, model, family))
-    classifying = any(name.startswith("classifier.") for name in stored)
-    heads = _heads(stored, family, classifying)
+    heads = _heads(stored, family, classes)
+    classifying = "classifier" in heads
     outputs = family.tensor("classifier/bias", classifying)
     count = int(np.prod(tensors.shape(stored[outputs]))) if outputs in stored else max(len(labels), 1)
     types: set[str] = set()
@@ -147,13 +151,20 @@ def from_tensors(tensors: Weights, model: Model, where: str, labels: Sequence[st
             elif not wrong:
                 types.add(kind)
                 arrays.append(_from_tensor(tensors[key], name, shape))
+                if not np.isfinite(arrays[-1]).all():
+                    wrong.append(f"{key} holds numbers that are not finite, expected finite ones")
         if wrong:
             return np.zeros(())
         return np.stack(arrays) if layered else arrays[0]
 
     params = jax.tree_util.tree_map_with_path(leaf, abstract(model, heads, count))
     spare = sorted(set(stored) - used)
-    wrong += [f"unexpected {stored[name]}" for name in spare if name.startswith(family.prefix)]
+    unread = tuple(family.tensor(f"pooler/{leaf}") for leaf in ("kernel", "bias")) if classifying else ()
+    wrong += [
+        f"unexpected {stored[name]}"
+        for name in spare
+        if name.startswith(family.prefix) and name not in unread  # a RoBERTa that classifies has two
+    ]
     if wrong:
         raise UserError(f"{where}: {'; '.join(wrong)}")
     names = tuple(labels) or tuple(f"LABEL_{i}" for i in range(count))
@@ -210,94 +221,39 @@ def _tied(tensors: Weights, stored: dict[str, str], model: Model, family: Family
     if word not in stored:
         stored[word] = stored.pop(decoder)
         return True
-    a, b = tensors[stored[word]], tensors[stored[decoder]]
-    if a.shape != b.shape or a.tobytes() != b.tobytes():
+    a, b = (np.asarray(tensors[stored[name]], np.float32) for name in (word, decoder))
+    if not np.array_equal(a, b, equal_nan=True):
         return False
     del stored[decoder]
     return True
 
 
-def _heads(stored: Mapping[str, str], family: Family, classifying: bool) -> tuple[str, ...]:
-    """The heads of which the file has a tensor."""
-    found = []
-    for head in HEADS:
+def _heads(stored: Mapping[str, str], family: Family, classes: Sequence[str]) -> tuple[str, ...]:
+    """The heads of which the file has a tensor.
+
+    A classifier is one of sequences only: behind a pooler, and in no class of another name
+    (ForTokenClassification and ForMultipleChoice call theirs the same).
+    """
+
+    def there(head: str, classifying: bool) -> bool:
         paths = [
             path
             for path in ROLES
             if path.split("/")[0] == head and path.rpartition("/")[0] in family.modules and not annealed(path)
         ]
-        if any(family.tensor(path, classifying) in stored for path in paths):
+        return any(family.tensor(path, classifying) in stored for path in paths)
+
+    of_sequences = not classes or any(name.endswith("ForSequenceClassification") for name in classes)
+    classifying = of_sequences and there("classifier", True) and there("pooler", True)
+    found = []
+    for head in HEADS:
+        if head == "classifier" and not classifying:
+            continue
+        if head == "pooler" and not classifying and not family.pools:
+            continue
+        if there(head, classifying):
             found.append(head)
     return tuple(found)
-
-
-# config.json
-
-
-def model_config(model: Model, heads: Sequence[str] = ("mlm",), labels: Sequence[str] = (), dtype="float32"):
-    """What `config.json` of the directory says."""
-    family = FAMILIES[model.model_type]
-    config: dict[str, Any] = {
-        "architectures": [architecture(family, heads)],
-        "model_type": model.model_type,
-        **{theirs: getattr(model, ours) for ours, theirs in family.fields.items()},
-        "dtype": dtype,
-    }
-    if labels:
-        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        config["label2id"] = {label: i for i, label in enumerate(labels)}
-        config["problem_type"] = "regression" if len(labels) == 1 else "single_label_classification"
-    return config
-
-
-def load_config(path: Path, names: Sequence[str] = ()) -> tuple[Model, tuple[str, ...]]:
-    """(sizes, labels) that the `config.json` of a model directory gives; what it leaves out means
-    what it means in transformers. names: of the tensors, which tell the family where an old
-    config.json does not.
-
-    Raises UserError naming the key and value of whatever is not supported.
-    """
-    where = path / "config.json"
-    try:
-        found = json.loads(where.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where}: {error}, expected a Hugging Face model config") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: holds a JSON {type(found).__name__}, expected an object")
-    kind = found.get("model_type") or _guess_family(names)
-    if kind not in FAMILIES:
-        hint = did_you_mean(str(kind), FAMILIES) if kind else f", expected one of {', '.join(FAMILIES)}"
-        raise UserError(f"{where}: model_type is {kind!r}{hint}")
-    for key, allowed in REQUIRED.items():
-        if found.get(key) is not None and found[key] not in allowed:
-            expected = f"{allowed[0]!r}" if allowed else "none: quantised weights are not read"
-            raise UserError(f"{where}: {key} is {found[key]!r}, expected {expected}")
-    family, hints = FAMILIES[kind], get_type_hints(Model)
-    given = {ours: found[key] for ours, key in family.fields.items() if found.get(key) is not None}
-    try:
-        given = {ours: scalar(hints[ours], value, family.fields[ours]) for ours, value in given.items()}
-    except UserError as error:
-        raise UserError(f"{where}: {str(error).removeprefix('config: ')}") from None
-    model = Model(**{"model_type": kind, **family.defaults, **given})
-    for problem in model_problems(model):
-        raise UserError(f"{where}: {problem}")
-    return model, _labels(found, where)
-
-
-def _guess_family(names: Sequence[str]) -> str | None:
-    return next(
-        (kind for kind, family in FAMILIES.items() if any(n.startswith(family.prefix) for n in names)), None
-    )
-
-
-def _labels(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
-    found = config.get("id2label")
-    if not found:
-        return ()
-    try:
-        return tuple(str(found[key]) for key in sorted(found, key=int))
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: id2label is {found!r}, expected an object of names by number") from None
 
 
 # Directories
@@ -309,8 +265,9 @@ def load(path: Path) -> Checkpoint:
     Raises UserError, in one line, for whatever is damaged, unsupported or incomplete.
     """
     tensors = open_weights(path)
-    model, labels = load_config(path, list(tensors))
-    return from_tensors(tensors, model, str(tensors.where), labels)
+    said = load_config(path, list(tensors))
+    found = from_tensors(tensors, said.model, str(tensors.where), said.labels, said.classes)
+    return found._replace(kept=said.kept)
 
 
 def save(
@@ -321,10 +278,13 @@ def save(
     *,
     dtype: str = "float32",
     labels: Sequence[str] = (),
+    kept: Mapping[str, Any] = {},
     card: str = "",
 ) -> None:
     """Write the directory whole or not at all: config.json, model.safetensors, the files of the
     `tokenizer` directory and the model card. An `out` of an earlier call is replaced.
+
+    kept: further keys of config.json, such as problem_type (see configuration.KEPT).
 
     Raises UserError if a number does not fit `dtype`, and where weights of norms or gates of layers
     are not annealed to 1 yet.
@@ -339,7 +299,7 @@ def save(
     with building(out) as partial:
         copy_files(tokenizer, partial)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        config = model_config(model, heads, labels, dtype)
+        config = {**model_config(model, heads, labels, dtype), **kept}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         shutil.copymode(partial / "config.json", partial / "model.safetensors")  # written for the owner alone
         if card:

@@ -30,6 +30,11 @@ class Family:
         named = self.classifying.get(module) if classifying else None
         return f"{named or self.modules[module]}.{LEAVES[leaf]}"
 
+    @property
+    def pools(self) -> bool:
+        """Whether a pooler is part of the encoder. Elsewhere it is the classifier's."""
+        return self.modules["pooler"].startswith(self.prefix)
+
 
 def _encoder(prefix: str, layer: str, names: Mapping[str, str]) -> dict[str, str]:
     """Full names: what begins with layers/ lies below `layer`."""

@@ -164,6 +164,11 @@ def install(path: str | Path, out: Path, lowercase: bool = True) -> None:
     _write(tokenizer, out, config | {f"{role}_token": tokens[i] for role, i in roles.items()})
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether there is a vocabulary in it."""
+    return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
+
+
 def copy_files(directory: Path, out: Path) -> None:
     """The tokenizer files of a directory, and no others, into another one."""
     for name in _FILES:

@@ -48,7 +48,7 @@ def load(path: str, student: Vocabulary, sequence_length: int, dtype: jnp.dtype)
         digest.update(np.ascontiguousarray(leaf).tobytes())
     params = jax.tree.map(lambda x: np.asarray(x).astype(dtype), loaded.params)
     params, model = _cut_vocabulary(params, loaded.model, len(student.tokens))
-    return Teacher(params, model, digest.hexdigest()[:16], _training_flops(Path(path)))
+    return Teacher(params, model, digest.hexdigest()[:16], _training_flops(Path(path).expanduser()))
 
 
 def _cut_vocabulary(params: Any, model: Model, size: int) -> tuple[Any, Model]:

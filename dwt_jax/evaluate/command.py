@@ -26,6 +26,11 @@ def evaluate(path: str, data: Path, batch_size: int) -> dict[str, float]:
     loaded = load_model(path)
     if vocabulary(loaded.tokenizer).tokens != vocabulary(data / "tokenizer").tokens:
         raise UserError(f"--data: {data} has another vocabulary than {path}, expected the same")
+    if loaded.model.vocab_size < len(vocabulary(loaded.tokenizer)):
+        raise UserError(
+            f"--model: {path} has vocab_size {loaded.model.vocab_size}, expected at least its tokenizer's "
+            f"{len(vocabulary(loaded.tokenizer))}"
+        )
     length = index["sequence_length"]
     if length > loaded.model.max_length:
         raise UserError(

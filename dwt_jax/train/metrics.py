@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dwt_jax.config import Train
+from dwt_jax.errors import UserError
 from dwt_jax.files import whole_file
 
 
@@ -59,11 +60,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            records.append(json.loads(text))
-        except ValueError:  # torn by a kill: the next resume drops it
+            record = json.loads(text)
+        except (ValueError, RecursionError):  # torn by a kill: the next resume drops it
             break
+        if not isinstance(record, dict) or "step" not in record:
+            raise UserError(f"{path}: holds {text[:60]!r}, expected records that dwt wrote")
+        records.append(record)
     return records
 
 

@@ -40,6 +40,8 @@ class Loaded(NamedTuple):
     labels: tuple[str, ...] = ()  # of a classifier
     dtype: str = "float32"  # that its weights are stored in
     step: int | None = None  # of the checkpoint it was taken from
+    kept: Mapping[str, Any] = {}  # of its config.json, see convert.configuration.KEPT
+    ignored: tuple[str, ...] = ()  # tensors that were left out
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,7 +54,7 @@ def read_json(path: Path) -> Any:
     """The object in a JSON file of ours; UserError for anything else."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}, expected JSON that dwt wrote") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds a {type(found).__name__}, expected a JSON object that dwt wrote")
@@ -118,8 +120,8 @@ def config_of(workdir: Path) -> Config:
 
 
 def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | None = None) -> Loaded:
-    """The model of a Hugging Face directory, or of a run: its `model/`, else its newest checkpoint,
-    or the checkpoint of `step`.
+    """The model of a Hugging Face directory, or of a run: its `model/`, or while that has no
+    weights its newest checkpoint; or the checkpoint of `step`.
 
     heads: those that must be there; others are left out. None: all that are there. Raises
     UserError for anything else.
@@ -127,7 +129,7 @@ def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | No
     from dwt_jax.convert import huggingface
     from dwt_jax.convert.weights import has_weights
 
-    directory = Path(path)
+    directory = Path(path).expanduser()
     if not directory.is_dir():
         raise UserError(f"{path}: no such directory, expected a model or run directory")
     run = (directory / "checkpoints").is_dir() or (directory / "model").is_dir()
@@ -142,7 +144,15 @@ def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | No
                 f"{directory}: left out, no part of the models here: {', '.join(found.ignored)}",
                 file=sys.stderr,
             )
-        loaded = Loaded(found.params, found.model, directory, found.labels, found.dtype)
+        loaded = Loaded(
+            found.params,
+            found.model,
+            directory,
+            found.labels,
+            found.dtype,
+            kept=found.kept,
+            ignored=found.ignored,
+        )
     elif run and (directory / "config.json").exists():
         loaded = _from_checkpoint(directory, step)
     else:
