@@ -14,6 +14,7 @@ import pytest
 from dwt_jax.config import Config, Distill, Model, Schedule, Teacher, Train
 from dwt_jax.config_file import to_dict
 from dwt_jax.errors import UserError
+from dwt_jax.evaluate.paired import paired_error
 from dwt_jax.study import charts, report, tables
 
 STEPS, EVERY = 1000, 100
@@ -318,7 +319,7 @@ def test_paired_error_equals_the_bootstrap():
     a, b = documents(5.5, 11, 400), documents(5.6, 12, 400)
     draws = rng.integers(0, 400, (4000, 400))
     means = [loss[draws].sum(1) / count[draws].sum(1) for loss, count in (a, b)]
-    error = report.paired_error(a, b)
+    error = paired_error(a, b)
     assert error == pytest.approx(np.std(means[0] - means[1]), rel=0.05)
     unpaired = math.hypot(np.std(means[0]), np.std(means[1]))
     assert error < unpaired / 5  # hard documents are hard for both
@@ -328,10 +329,10 @@ def test_paired_error_by_hand():
     """Three documents of equal length: the ordinary paired standard error of the means."""
     count = np.full(3, 10.0)
     a, b = np.array([50.0, 60.0, 70.0]), np.array([51.0, 63.0, 69.0])  # differences -.1, -.3, +.1 a token
-    assert report.paired_error((a, count), (b, count)) == pytest.approx(0.2 / math.sqrt(3))
-    assert report.paired_error((a, count), (b, np.array([10.0, 10.0, 11.0]))) is None
-    assert report.paired_error((a[:1], count[:1]), (b[:1], count[:1])) is None
-    assert report.paired_error(None, (b, count)) is None
+    assert paired_error((a, count), (b, count)) == pytest.approx(0.2 / math.sqrt(3))
+    assert paired_error((a, count), (b, np.array([10.0, 10.0, 11.0]))) is None
+    assert paired_error((a[:1], count[:1]), (b[:1], count[:1])) is None
+    assert paired_error(None, (b, count)) is None
 
 
 def records(*points: tuple[float, float]) -> list[dict[str, float]]:
