@@ -10,6 +10,7 @@ beginning can be a function preserving one, and matrices are shared by the layer
 Vocabulary, positions, types and annealed leaves are not learned.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,7 +67,7 @@ def grow(maps: Maps, params: Any, todo: Plan) -> Any:
 
     def leaf(path: tuple[Any, ...], x: Any, unlearned: Any) -> Any:
         name = path_name(path)
-        if annealed(name) or (name not in sources and name not in STANDS_IN):
+        if not _learned(name, sources):
             return unlearned
         return _grown(maps, name, jnp.asarray(x), unlearned.shape, todo)
 
@@ -74,6 +75,11 @@ def grow(maps: Maps, params: Any, todo: Plan) -> Any:
 
 
 _LEARNED = ("layer", "embed", "head", "head_dim", "mlp")
+
+
+def _learned(name: str, sources: set[str]) -> bool:
+    """Whether a leaf is made by the maps, where the source has the leaves `sources`."""
+    return not annealed(name) and (name in sources or name in STANDS_IN)
 
 
 def _place(todo: Plan, name: str, axis: Axis) -> tuple[str, str] | None:
@@ -121,3 +127,25 @@ def _grown(maps: Maps, name: str, x: jax.Array, shape: tuple[int, ...], todo: Pl
         if axis.name == "head":
             x = x.reshape(*x.shape[:dim], *shape[dim : dim + 2], *x.shape[dim + 1 :])
     return x
+
+
+def flops(params: Any, todo: Plan) -> float:
+    """Of `grow` once: 2·m·k·n for each product, in the order in which it takes them."""
+    old, new = sizes(todo.source), sizes(todo.target)
+    sources = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    total = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(engine.structure(params, todo.target)):
+        name = path_name(path)
+        if not _learned(name, sources):
+            continue
+        axes = ROLES[name]
+        shape = [
+            (old if axis.name in _LEARNED else new).get(axis.name, size)
+            for axis, size in zip(axes, leaf.shape, strict=True)
+        ]
+        for dim, axis in enumerate(axes):
+            if _place(todo, name, axis):
+                before, end = math.prod(shape), dim + (2 if axis.name == "head" else 1)
+                shape[dim:end] = [new[part.name] for part in axes[dim:end]]
+                total += 2.0 * before * math.prod(shape[dim:end])
+    return total
