@@ -1,0 +1,145 @@
+"""The pilot: its steps are the run's, its ranking and what it says of each method."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from runs import make_project
+from test_learn_maps import overrides
+
+from dwt_jax.config_file import load
+from dwt_jax.errors import UserError
+from dwt_jax.evaluate import mlm
+from dwt_jax.model import functional
+from dwt_jax.model.roles import map_with_roles
+from dwt_jax.remap.engine import remap
+from dwt_jax.train import pilot as pilots
+from dwt_jax.train.learn_maps import Settings
+from dwt_jax.train.loop import train
+from dwt_jax.train.pilot import Trial, pilot, ranked, table
+from dwt_jax.train.setup import prepare_run
+from dwt_jax.train.workdir import load_model
+
+FEW = {"train.steps": "6", "train.evaluate_every": "0", "train.checkpoint_every": "6"}
+WIDE = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 1, "intermediate_size": 96}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """(folder with a finished run of 6 steps of 1 x 32, its config)"""
+    folder = tmp_path_factory.mktemp("pilot")
+    config = str(make_project(folder))
+    train(load(config, overrides({"num_hidden_layers": 1}, **FEW)), folder / "source")
+    return folder, config
+
+
+def prepared(project, name, sizes, **more):
+    folder, config = project
+    (folder / name).mkdir()
+    run = prepare_run(load(config, overrides(sizes, **{**FEW, **more})), folder / name)
+    return run, load_model(str(folder / "source"))
+
+
+def test_its_steps_are_those_of_the_run(project):
+    """All of them, from the run's own beginning: the model is the run's."""
+    run, source = prepared(project, "same", {"num_hidden_layers": 1})
+    begun = jax.jit(lambda: functional.init(run.config.model, jax.random.key(run.config.seed)))()
+    found = pilots._taken(run, begun, 6, None)
+    tokens = run.config.model.vocab_size
+    cut = map_with_roles(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, found)
+    saved = map_with_roles(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, source.params)
+    for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(saved), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_methods_are_ranked_and_refused(project):
+    """Twice the steps from what the source has learned: the copy that is exact leads, random is last."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    run, source = prepared(project, "twice", sizes)
+    said = []
+    names = ("hyperclone", "net2net", "stack", "ligo")
+    learning = Settings(steps=3, held_back=1)
+    trials = pilot(run, source.params, source.model, 3, names, learning=learning, say=said.append)
+    found = {trial.method: trial for trial in trials}
+    assert set(found) == {"random", *names}
+    assert [trial.loss for trial in trials[:4]] == sorted(trial.loss for trial in trials[:4])
+    assert trials[-1].method == "stack"
+    assert "hidden_size 32 → 64" in found["stack"].refused
+    assert found["random"].against_random == found["random"].against_error == 0
+    for trial in trials[1:4]:
+        assert trial.loss < trial.initial_loss
+        assert trial.seconds > 0
+    before = mlm.summarise(
+        mlm.by_document(
+            jax.device_put(source.params), source.model, run.data, mesh=run.mesh, numerics=run.numerics
+        )
+    )
+    assert found["hyperclone"].exact
+    assert found["hyperclone"].initial_loss == pytest.approx(before["held_out_loss"], abs=1e-5)
+    assert found["hyperclone"].flops == 3 * run.student_flops
+    ligo = found["ligo"]
+    assert ligo.flops == 3 * run.student_flops + ligo.learned.flops
+    assert any("refused" in line for line in said)
+    text = table(trials, 3)
+    assert "refused: hidden_size 32 → 64" in text
+    assert len(text.splitlines()) == 1 + 5 + 1
+    json.dumps([dataclasses.asdict(trial) for trial in trials])
+
+
+def test_a_trial_is_what_a_run_of_its_own_gives(project):
+    """The loss after some steps, from the outside: remap, take the steps, evaluate."""
+    run, source = prepared(project, "wide", WIDE)
+    (trial,) = [t for t in pilot(run, source.params, source.model, 2, ["net2net"]) if t.method == "net2net"]
+    grown, _ = remap(source.params, source.model, run.config.model, "net2net", jax.random.key(0))
+    after = pilots._taken(run, grown, 2, None)
+    documents = mlm.by_document(after, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics)
+    assert trial.loss == mlm.summarise(documents)["held_out_loss"]
+
+
+def test_what_is_the_same_is_trained_once(project):
+    run, source = prepared(project, "deeper", {"num_hidden_layers": 2})
+    trials = pilot(run, source.params, source.model, 1, ["stack", "interleave", "prefix"])
+    found = {trial.method: trial for trial in trials}
+    assert found["interleave"].same_as == "stack"
+    assert not found["prefix"].same_as
+    place = [trial.method for trial in trials]
+    assert place.index("interleave") == place.index("stack") + 1
+
+
+def test_a_loss_that_is_no_number_comes_after_those_that_are():
+    trials = [Trial("a", loss=float("nan")), Trial("b", loss=2.0), Trial("c", refused="c: no")]
+    trials += [Trial("d", same_as="b"), Trial("e", loss=1.0)]
+    assert [trial.method for trial in ranked(trials)] == ["e", "b", "d", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "methods", "message"),
+    [
+        (7, (), r"--pilot is 7, expected from 1 to train.steps \(6\)"),
+        (0, (), "--pilot is 0, expected from 1"),
+        (2, ["netnet"], "did you mean 'net2net'"),
+    ],
+)
+def test_mistakes(project, tmp_path, steps, methods, message):
+    run = prepare_run(load(project[1], overrides({"num_hidden_layers": 1}, **FEW)), tmp_path)
+    with pytest.raises(UserError, match=message):
+        pilot(run, {}, run.config.model, steps, methods)
+
+
+def test_the_command_prints_json_and_leaves_nothing(project, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder, config = project
+    settings = load(config, overrides({"num_hidden_layers": 2}, **FEW))
+    pilots.command(str(folder / "source"), settings, 1, ["stack"], as_json=True)
+    trials = json.loads(capsys.readouterr().out)
+    assert {trial["method"] for trial in trials} == {"random", "stack"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_vocabulary_is_refused(project):
+    folder, config = project
+    other = load(config, overrides({}, **FEW, **{"data.tokenizer.lowercase": "False"}))
+    with pytest.raises(UserError, match=r"has the token '.*' at .*, expected the data's"):
+        pilots.command(str(folder / "source"), other, 1)
