@@ -1,0 +1,90 @@
+"""LiGO's maps learned at several rates and noises, from a run to sizes of the demo's student:
+
+    python benchmarks/learn_maps.py --source=RUN [--targets 2x128 4x64 …] [--rates 1e-4 …] [--seeds 0 …]
+
+Prints the objective on held-back batches before and after the learning; and what it cost, beside
+a training step. RUN: e.g. the teacher of configs/demo.py.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from dwt_jax.parallel import host
+
+host.tune()
+
+import jax  # noqa: E402
+
+from dwt_jax.config import Config  # noqa: E402
+from dwt_jax.config_file import load  # noqa: E402
+from dwt_jax.data.rows import open_rows  # noqa: E402
+from dwt_jax.study.demo import config_path  # noqa: E402
+from dwt_jax.train.learn_maps import Settings, learn  # noqa: E402
+from dwt_jax.train.setup import Run, prepare_run  # noqa: E402
+from dwt_jax.train.workdir import load_model  # noqa: E402
+
+
+def student(size: str, seed: int) -> Config:
+    """The demo's student with another size, layers × hidden size."""
+    layers, width = map(int, size.split("x"))
+    sizes = {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": width // 32,
+        "intermediate_size": 4 * width,
+    }
+    overrides = {f"model.{key}": str(value) for key, value in sizes.items()}
+    return load(f"{config_path('demo.py')}:student", {**overrides, "seed": str(seed)})
+
+
+def prepared(config: Config) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        return prepare_run(config, Path(folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", required=True, help="a model or run directory")
+    parser.add_argument("--targets", nargs="+", default=["2x128", "4x64", "4x128"])
+    parser.add_argument("--rates", nargs="+", type=float, default=[Settings.learning_rate])
+    parser.add_argument("--noises", nargs="+", type=float, default=[Settings.noise])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--held-back", type=int, default=Settings.held_back, help="batches")
+    options = parser.parse_args()
+    source = load_model(options.source)
+    print(f"jax {jax.__version__}; {time.strftime('%Y-%m-%d', time.gmtime())}\n")
+    print("| target | seed | noise | rate | before | after | s | MB | MB of a training step | FLOPs |")
+    print("|---" * 10 + "|", flush=True)
+    for size in options.targets:
+        for seed in options.seeds:
+            run = prepared(student(size, seed))
+            for noise in options.noises:
+                for rate in options.rates:
+                    _, record = learn(
+                        source.params,
+                        source.model,
+                        run.spec,
+                        jax.random.key(seed),
+                        run.rows,
+                        open_rows(run.data, "held_out"),
+                        batch_size=run.config.train.batch_size,
+                        knobs=run.knobs,
+                        mesh=run.mesh,
+                        seed=seed,
+                        settings=Settings(options.steps, rate, noise, options.held_back),
+                    )
+                    print(
+                        f"| {size} | {seed} | {noise:g} | {rate:g} | {record.loss_before:.4f} "
+                        f"| {record.loss_after:.4f} | {record.seconds:.1f} | {record.peak_bytes / 1e6:.1f} "
+                        f"| {record.training_bytes / 1e6:.1f} | {record.flops:.3g} |",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()

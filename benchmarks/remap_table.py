@@ -1,0 +1,154 @@
+"""Every method of remapping on every kind of growth, and what becomes of the function:
+
+    python benchmarks/remap_table.py [--write]
+
+The largest difference of any MLM logit, in float64, between a small post-LN model and what each
+method grows it to, beside what the method's Report claims. The small model is drawn from a
+fixed seed, with norms and biases far from 1 and 0, so that nothing is exact by chance. --write
+renews the table in docs/remapping.md.
+"""
+
+import argparse
+import dataclasses
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dwt_jax.config import Model
+from dwt_jax.errors import UserError
+from dwt_jax.files import whole_file
+from dwt_jax.model import functional
+from dwt_jax.model.products import Numerics
+from dwt_jax.remap.engine import remap
+from dwt_jax.remap.methods import METHODS
+
+DOCS = Path(__file__).parent.parent / "docs" / "remapping.md"
+BEGIN, END = "<!-- begin: benchmarks/remap_table.py -->", "<!-- end -->"
+
+SOURCE = Model(
+    vocab_size=300,
+    hidden_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    intermediate_size=128,
+    max_position_embeddings=32,
+)
+WIDE = {"hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 192}
+TWICE = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256}
+MORE = {**WIDE, "num_hidden_layers": 6, "vocab_size": 600, "max_position_embeddings": 64}
+GATES, WEIGHTS = {"gated_layers": True}, {"weighted_norm": True}
+
+CASES: dict[str, dict[str, Any]] = {
+    "4 → 6 layers": {"num_hidden_layers": 6},
+    "… gated": {"num_hidden_layers": 6, **GATES},
+    "width 64 → 128": TWICE,
+    "heads of twice the size": {"hidden_size": 128, "intermediate_size": 256},
+    "width 64 → 96": WIDE,
+    "… weighted norm": {**WIDE, **WEIGHTS},
+    "MLP 128 → 160": {"intermediate_size": 160},
+    "everything": MORE,
+    "… gated, weighted": {**MORE, **GATES, **WEIGHTS},
+}
+NAMES = (*METHODS, "stack+hyperclone", "middle+net2net", "interleave+aki")
+
+
+def drawn(seed: int = 0) -> functional.Params:
+    """Float64 host arrays of SOURCE: matrices that keep the scale of what they multiply, norms and
+    biases with a noise of 0.3."""
+    random = np.random.default_rng(seed)
+
+    def leaf(path: Any, like: Any) -> np.ndarray:
+        name = path[-1].key
+        if name in ("scale", "bias"):
+            return float(name == "scale") + 0.3 * random.normal(size=like.shape)
+        by = 0.5 if name == "embedding" else like.shape[-1] ** -0.5
+        return by * random.normal(size=like.shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, functional.abstract(SOURCE))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def logits(params: functional.Params, model: Model, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    numerics = Numerics(np.dtype("float64"), np.dtype("float64"))
+    hidden = functional.encode(params, model, tokens, segments, numerics=numerics)
+    return functional.mlm_logits(params, model, hidden, numerics=numerics)
+
+
+def text() -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, segments), two rows of them, one of two documents."""
+    tokens = np.random.default_rng(1).integers(0, SOURCE.vocab_size, (2, 24)).astype(np.int32)
+    segments = np.ones((2, 24), np.int32)
+    segments[1, 10:] = 2
+    return tokens, segments
+
+
+def compute() -> list[dict[str, Any]]:
+    """{method, case, refused} or {method, case, exact, drift} for each method and case."""
+    params, (tokens, segments) = drawn(), text()
+    found: list[dict[str, Any]] = []
+    with jax.enable_x64(True):
+        before = np.asarray(logits(params, SOURCE, tokens, segments))[..., : SOURCE.vocab_size]
+        for case, sizes in CASES.items():
+            target = dataclasses.replace(SOURCE, **sizes)
+            for name in NAMES:
+                entry: dict[str, Any] = {"method": name, "case": case}
+                try:
+                    grown, report = remap(params, SOURCE, target, name, jax.random.key(0, impl="rbg"))
+                    after = np.asarray(logits(grown, target, tokens, segments))
+                    drift = np.abs(after[..., : SOURCE.vocab_size] - before).max()
+                    found.append({**entry, "exact": report.exact, "drift": float(drift)})
+                except UserError as error:
+                    found.append({**entry, "refused": short(str(error))})
+    return found
+
+
+def short(refusal: str) -> str:
+    """'lemon: hidden_size 64 → 96, expected … model.weighted_norm' as 'needs weighted_norm', where no
+    setting of the model helps the size alone."""
+    needed = re.search(r"expected .*model\.(\w+)", refusal)
+    return f"needs {needed.group(1)}" if needed else refusal.partition(": ")[2].split(" ")[0]
+
+
+def markdown(found: list[dict[str, Any]]) -> str:
+    cells = {(entry["method"], entry["case"]): cell(entry) for entry in found}
+    lines = ["| method | " + " | ".join(CASES) + " |", "|---" * (len(CASES) + 1) + "|"]
+    lines += [f"| `{name}` | " + " | ".join(cells[name, case] for case in CASES) + " |" for name in NAMES]
+    return "\n".join(lines)
+
+
+def cell(entry: dict[str, Any]) -> str:
+    if "refused" in entry:
+        return f"refused: {entry['refused']}"
+    drift = entry["drift"]
+    return f"**exact** {drift:.0e}" if entry["exact"] else f"{drift:.1f}"
+
+
+def between(page: str) -> tuple[str, str, str]:
+    """What stands before the table, the table, and what stands after it."""
+    before, begin, rest = page.partition(BEGIN)
+    table, end, after = rest.partition(END)
+    assert begin, f"{DOCS} lost its line {BEGIN}"
+    assert end, f"{DOCS} lost its line {END}"
+    return before + begin, table.strip(), end + after
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="renew the table in docs/remapping.md")
+    options = parser.parse_args()
+    table = markdown(compute())
+    print(table)
+    if options.write:
+        before, _, after = between(DOCS.read_text())
+        with whole_file(DOCS) as partial:
+            partial.write_text(f"{before}\n{table}\n{after}")
+
+
+if __name__ == "__main__":
+    main()
