@@ -84,8 +84,9 @@ def test_classifiers_of_something_else(name, heads, tmp_path, capsys):
 def test_a_config_that_names_no_class(name, tmp_path):
     saved(name, tmp_path, architectures=None)
     assert "classifier" not in huggingface.load(tmp_path).params
-    saved("BertForSequenceClassification", tmp_path / "other", architectures=[])
-    assert "classifier" in huggingface.load(tmp_path / "other").params
+    for said_so in ([], ["BertForMaskedLM"], ["OurOwnClassifier"]):
+        saved("BertForSequenceClassification", tmp_path / "other", architectures=said_so)
+        assert "classifier" in huggingface.load(tmp_path / "other").params
 
 
 def test_a_roberta_that_classifies_beside_its_encoders_pooler(tmp_path):
@@ -209,11 +210,28 @@ def test_links_lead_somewhere(tmp_path, monkeypatch):
 CARD = "---\nlicense: mit\nlanguage: [en]\ntags: [sentence-similarity]\n---\n# All of it\n\nWith modules.\n"
 
 
+@pytest.mark.parametrize("summary", ['{"held_out": 3}', '{"flops": {"student": 1}}'])
+def test_a_run_whose_summary_is_damaged(summary, tmp_path, capsys):
+    from dwt_jax.config import Config, Train
+    from dwt_jax.config_file import to_dict
+
+    saved("BertForMaskedLM", tmp_path / "run" / "model")
+    config = Config(train=Train(steps=2))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(config)))
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "summary.json").write_text(summary)
+    assert main(["export", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert main(["export", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'loop'}"]) == 2
+    assert "is a link to itself" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("left_out", [[], ["--encoder-only"], ["modules.json"]], ids=str)
 def test_a_card_that_tells_of_more_than_is_written(left_out, tmp_path):
     import yaml
 
-    saved("BertModel", tmp_path / "in")
+    saved("BertForMaskedLM" if "--encoder-only" in left_out else "BertModel", tmp_path / "in")
     (tmp_path / "in" / "README.md").write_text(CARD)
     options = [option for option in left_out if option[0] == "-"]
     if left_out and not options:

@@ -13,6 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 TEXTS = [
     "Hello world",
+    "a [MASK] b [E1] c [e1]x <mask> d NEW1 [unused0]",
     "Ein Äpfel déjà vu, naïve!",
     "日本 hello日本",
     "un##s [MASK] end  two  spaces",
@@ -119,6 +120,69 @@ def test_wordpiece(tmp_path_factory, config, kind, cased, whole, added):
     assert taken == (whole or plain)
 
 
+@pytest.mark.parametrize("flags", [{}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}], ids=str)
+@pytest.mark.parametrize("special", [True, False])
+def test_how_added_tokens_are_found(tmp_path, flags, special):
+    """As transformers 4 saved them: a decoder with flags, for the roles too."""
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": not special, **flags}
+    added = {"[E1]": len(WORDS), "new1": len(WORDS) + 1, "[MASK]": WORDS.index("[MASK]")}
+    decoder = {
+        str(i): {"content": t, **flags, "special": special or t == "[MASK]", "normalized": not special}
+        for t, i in added.items()
+    }
+    config = {"tokenizer_class": "BertTokenizer", "added_tokens_decoder": decoder}
+    config |= {"additional_special_tokens": ["[E1]", "[unused0]"] if special else ["[unused0]"]}
+    written(tmp_path / "in", tokenizer_config=config)
+    (tmp_path / "in" / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    assert compare(tmp_path / "in", tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "in")
+    assert set(tokenizer.vocabulary(tmp_path / "in").special_ids) >= set(theirs.all_special_ids)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_mask_that_takes_the_space_before_it(tmp_path, file):
+    (tmp_path / "in").mkdir()
+    bpe(tmp_path / "in")
+    mask = {"content": "<mask>", "lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
+    (tmp_path / "in" / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    said = {"tokenizer_class": "RobertaTokenizer"} if file == "tokenizer_config.json" else {}
+    (tmp_path / "in" / file).write_text(json.dumps({**said, "mask_token": {"__type": "AddedToken", **mask}}))
+    assert compare(tmp_path / "in", tmp_path)
+
+
+def test_the_map_of_special_tokens_comes_first(tmp_path):
+    written(tmp_path / "in", tokenizer_config={"tokenizer_class": "BertTokenizer", "mask_token": "[unused0]"})
+    (tmp_path / "in" / "special_tokens_map.json").write_text('{"mask_token": "[MASK]"}')
+    (tmp_path / "in" / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    assert compare(tmp_path / "in", tmp_path)
+    words = tokenizer.vocabulary(tmp_path / "in")
+    assert words.tokens[words.mask_id] == "[MASK]"
+
+
+@pytest.mark.parametrize("name", ["Electra", "MobileBert", "Bart", "Longformer"])
+def test_classes_that_are_another(tmp_path, name):
+    if name in ("Bart", "Longformer"):
+        config = {"tokenizer_class": f"{name}Tokenizer", "add_prefix_space": True}
+        written(tmp_path / "in", tokenizer_config=config)
+        bpe(tmp_path / "in")
+        whole = transformers.RobertaTokenizer.from_pretrained(tmp_path / "in", add_prefix_space=False)
+        whole.backend_tokenizer.save(str(tmp_path / "in" / "tokenizer.json"))
+    else:
+        config = {"tokenizer_class": f"{name}Tokenizer", "do_lower_case": False}
+        written(tmp_path / "in", tokenizer_config=config)
+        made = tokenizer.wordpiece({w: i for i, w in enumerate(WORDS)}, lowercase=True)
+        made.save(str(tmp_path / "in" / "tokenizer.json"))
+    assert ids_there(tmp_path / "in")
+    assert compare(tmp_path / "in", tmp_path)
+
+
+def test_a_file_is_read_as_its_directory_is(tmp_path):
+    written(tmp_path / "in", tokenizer_config={"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    made = tokenizer.wordpiece({w: i for i, w in enumerate(WORDS)}, lowercase=False)
+    made.save(str(tmp_path / "in" / "tokenizer.json"))
+    assert tokenizer.digest(tmp_path / "in" / "tokenizer.json") == tokenizer.digest(tmp_path / "in")
+
+
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     space=some([None, True, False]),
@@ -169,10 +233,30 @@ def test_byte_level(tmp_path_factory, space, named, kind, where, whole):
         ),
         ({"vocab.txt": "\n".join(WORDS), "added_tokens.json": '{"far": 900}'}, "added token 'far'"),
         ({"vocab.txt": "\n".join(WORDS), "added_tokens.json": '{"far": "x"}'}, "added tokens"),
-        (
-            {"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": '{"added_tokens_decoder": [1]}'},
-            "added tokens",
+        *(
+            ({"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": content}, says)
+            for content, says in [
+                ('{"added_tokens_decoder": [1]}', "added tokens"),
+                ('{"added_tokens_decoder": {"900": {"content": 5}}}', "added tokens"),
+                ('{"added_tokens_decoder": {"900": null}}', "added tokens"),
+                (
+                    '{"additional_special_tokens": ["[E1]"]}',
+                    "special token '\\[E1\\]' is not in the vocabulary",
+                ),
+                (
+                    '{"extra_special_tokens": {"x": "[E1]"}}',
+                    "special token '\\[E1\\]' is not in the vocabulary",
+                ),
+                ('{"bos_token": "<s>"}', "special token '<s>' is not in the vocabulary"),
+                ('{"extra_special_tokens": [3]}', "special token 3, expected a token"),
+                ('{"cls_token": "a b"}', "no a b"),
+            ]
         ),
+        (
+            {"vocab.txt": "\n".join([*WORDS, "a:b"]), "special_tokens_map.json": '{"cls_token": "a:b"}'},
+            "plain",
+        ),
+        ({"vocab.txt": "\n".join(WORDS), "added_tokens.json": '{"x": Infinity}'}, "added tokens"),
         ({"vocab.txt": "\n".join(WORDS), "config.json": "[" * 100000}, "config.json: .*expected JSON"),
         (
             {"vocab.txt": "\n".join(WORDS), "config.json": '{"tokenizer_class": "BertJapaneseTokenizer"}'},

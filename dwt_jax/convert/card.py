@@ -57,7 +57,7 @@ def of_directory(
     return _header(model, heads, ["dwt-jax"], name, handed_on=handed_on) + "\n" + _joined(parts)
 
 
-_HANDED_ON = ("license", "license_name", "license_link", "language", "datasets")
+_HANDED_ON = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -68,6 +68,7 @@ def _taken_apart(card: str) -> tuple[Mapping[str, Any], str]:
     """(what the header says, the text) of a card."""
     import yaml
 
+    card = card.removeprefix("\ufeff")
     if not card.startswith("---\n"):
         return {}, card.strip()
     header, _, text = card[4:].partition("\n---")

@@ -21,7 +21,10 @@ def export(path: str, step: int | None, out: Path, dtype: str, encoder_only: boo
     dtype: float32, float16, bfloat16 or auto, the type that the model is stored in. Raises
     UserError if `out` holds anything.
     """
-    out = out.expanduser().resolve()  # of a link, where it leads
+    try:
+        out = out.expanduser().resolve()  # of a link, where it leads
+    except RuntimeError:
+        raise UserError(f"--out: {out} is a link to itself, expected a new or empty directory") from None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} holds something, expected a new or empty directory")
     loaded = load_model(path, heads=None, step=step)
@@ -29,9 +32,10 @@ def export(path: str, step: int | None, out: Path, dtype: str, encoder_only: boo
     if encoder_only:
         keeps = family.pools and not ("classifier" in loaded.params and "pooler" in family.classifying)
         parts = ["embeddings", "layers", *(["pooler"] if keeps else [])]
+        dropped = tuple(name for name in loaded.params if name not in parts)
         params = {name: part for name, part in loaded.params.items() if name in parts}
         kept = {key: value for key, value in loaded.kept.items() if key not in OF_CLASSIFIERS}
-        loaded = loaded._replace(params=params, labels=(), kept=kept)
+        loaded = loaded._replace(params=params, labels=(), kept=kept, ignored=(*loaded.ignored, *dropped))
     _look_at_tokenizer(loaded)
     out.parent.mkdir(parents=True, exist_ok=True)
     huggingface.save(
@@ -42,7 +46,7 @@ def export(path: str, step: int | None, out: Path, dtype: str, encoder_only: boo
         dtype=loaded.dtype if dtype == "auto" else dtype,
         labels=loaded.labels,
         kept=loaded.kept,
-        card=_card(Path(path).expanduser(), loaded, encoder_only),
+        card=_card(Path(path).expanduser(), loaded),
     )
     return architecture(family, [head for head in HEADS if head in loaded.params])
 
@@ -65,7 +69,7 @@ def _look_at_tokenizer(loaded: Loaded) -> None:
         )
 
 
-def _card(path: Path, loaded: Loaded, encoder_only: bool) -> str:
+def _card(path: Path, loaded: Loaded) -> str:
     """A run's own; of a directory its own too, as long as the model is what it describes."""
     heads = [head for head in HEADS if head in loaded.params]
     own = loaded.tokenizer / "README.md"
@@ -79,10 +83,16 @@ def _card(path: Path, loaded: Loaded, encoder_only: bool) -> str:
         else:
             found = [record for record in read(workdir / "evaluations.jsonl") if record["step"] == step]
             summary = {"held_out": found[-1]} if found else {}
-        return card.of_run(config, heads, summary, step)
+        try:
+            return card.of_run(config, heads, summary, step)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{workdir}: summary.json or evaluations.jsonl is damaged ({type(error).__name__}: {error}), "
+                "expected what dwt wrote"
+            ) from None
     theirs = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
     modules = (loaded.tokenizer / "modules.json").exists()  # of sentence-transformers, which are not read
-    if theirs and not (encoder_only or loaded.ignored or modules):
+    if theirs and not (loaded.ignored or modules):
         return theirs
     tokens = has_tokenizer(loaded.tokenizer)
     return card.of_directory(loaded.model, heads, _name(path), theirs, tokenizer=tokens)

@@ -91,7 +91,8 @@ def _to_tensor(array: np.ndarray, path: str, model: Model, dtype: str) -> np.nda
 
 def _from_tensor(tensor: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse, in fp32; `shape` without the layer axis."""
-    axes, tensor = _axes(path), tensor.astype(np.float32)
+    with np.errstate(over="ignore"):  # of float64; `from_tensors` complains of what does not fit
+        axes, tensor = _axes(path), tensor.astype(np.float32)
     if axes[0].name == "vocab":
         return np.pad(tensor, [(0, shape[0] - len(tensor))] + [(0, 0)] * (tensor.ndim - 1))
     return (tensor.T if any(axis.side == "in" for axis in axes) else tensor).reshape(shape)
@@ -231,8 +232,8 @@ def _tied(tensors: Weights, stored: dict[str, str], model: Model, family: Family
 def _heads(stored: Mapping[str, str], family: Family, classes: Sequence[str]) -> tuple[str, ...]:
     """The heads of which the file has a tensor.
 
-    A classifier is one of sequences only: behind a pooler, and in no class of another name
-    (ForTokenClassification and ForMultipleChoice call theirs the same).
+    A classifier is one of sequences only: behind a pooler, and not of tokens or choices, whose
+    classes call theirs the same.
     """
 
     def there(head: str, classifying: bool) -> bool:
@@ -243,7 +244,7 @@ def _heads(stored: Mapping[str, str], family: Family, classes: Sequence[str]) ->
         ]
         return any(family.tensor(path, classifying) in stored for path in paths)
 
-    of_sequences = not classes or any(name.endswith("ForSequenceClassification") for name in classes)
+    of_sequences = not any(name.endswith(("ForTokenClassification", "ForMultipleChoice")) for name in classes)
     classifying = of_sequences and there("classifier", True) and there("pooler", True)
     found = []
     for head in HEADS:

@@ -1,11 +1,14 @@
 """Tokenizers of Hugging Face directories, read so that the ids are those of transformers.
 
 transformers builds a BertTokenizer and a RobertaTokenizer from their vocabulary and the
-settings in tokenizer_config.json, and takes every other class from tokenizer.json as it is.
+settings in tokenizer_config.json. Any other class, and a tokenizer.json with other parts than its
+class has, is taken as it is here (where transformers would build a class of its own anew, its
+settings may win there).
 """
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +29,10 @@ NORMALIZER = {
 """Keys of tokenizer_config.json → of tokenizers' BertNormalizer."""
 POINTER = b"version https://git-lfs"
 """How a file begins that Git LFS did not fetch."""
-_SAME = {"DistilBertTokenizer": BERT}  # but for the inputs of its model
+_SAME = {
+    **{f"{name}Tokenizer": BERT for name in ("DistilBert", "Electra", "MobileBert", "SqueezeBert", "Lxmert")},
+    **{f"{name}Tokenizer": ROBERTA for name in ("Bart", "Longformer")},
+}
 _OF_MODELS = {"bert": BERT, "distilbert": BERT, "roberta": ROBERTA}
 
 
@@ -62,21 +68,13 @@ def load(path: str | Path, lowercase: bool = True) -> "Tokenizer":
     )
 
 
-def class_of(path: Path, tokenizer: "Tokenizer") -> str:
-    """The class with which transformers gives the ids of `tokenizer`, which `load` read at `path`."""
-    settings, named = json.loads(tokenizer.to_str()), _class_said(path)
-    if path.suffix != ".json" and not (path / "tokenizer.json").is_file():
-        return BERT if settings["model"]["type"] == "WordPiece" else ROBERTA
-    return named if _is_plain(settings, named) else AS_IT_IS
-
-
 def _class_said(path: Path) -> str:
     """The class that transformers would take: of tokenizer_config.json, of config.json, of its
     model_type; '' where nothing says."""
-    if path.is_file():
-        return ""
-    config = read_json(path / "config.json")
-    said = read_json(path / "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
+    directory = path if path.is_dir() else path.parent
+    config = read_json(directory / "config.json")
+    said = read_json(directory / "tokenizer_config.json").get("tokenizer_class")
+    said = said or config.get("tokenizer_class")
     name = str(said or _OF_MODELS.get(str(config.get("model_type")), "")).removesuffix("Fast")
     return _SAME.get(name, name)
 
@@ -103,12 +101,15 @@ def _whole(path: Path, named: str) -> "Tokenizer":
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if _is_plain(json.loads(tokenizer.to_str()), named):
+        names = role_names(path.parent, SPECIALS if named == BERT else ROBERTAS)
         if named == BERT:
             settings = _normalizer(path.parent / "tokenizer_config.json", True)
             tokenizer.normalizer = normalizers.BertNormalizer(**settings)
-            _frame(tokenizer, role_names(path.parent, SPECIALS), path)
+            _frame(tokenizer, names, path)
         else:
-            _byte_pieces(tokenizer, role_names(path.parent, ROBERTAS), path)
+            _byte_pieces(tokenizer, names, path)
+        there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        _add_specials(tokenizer, [name for name in names if name not in there], path.parent)
     return _with_added(tokenizer, path.parent)
 
 
@@ -158,11 +159,14 @@ def _frame(tokenizer: "Tokenizer", names: tuple[str, ...], where: Path) -> None:
     from tokenizers import processors
 
     _, _, cls, sep, _ = names
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(token, _id(tokenizer, token, where)) for token in (cls, sep)],
-    )
+    try:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(token, _id(tokenizer, token, where)) for token in (cls, sep)],
+        )
+    except ValueError:
+        raise UserError(f"{where}: special tokens {cls!r} and {sep!r}, expected plain names") from None
 
 
 def _byte_pieces(tokenizer: "Tokenizer", names: tuple[str, ...], where: Path) -> None:
@@ -186,7 +190,9 @@ def _bert(path: Path, lowercase: bool) -> "Tokenizer":
             f"{path}: no {' '.join(missing)} among its {len(vocab)} lines, expected BERT's special tokens"
         )
     settings = _normalizer(path.parent / "tokenizer_config.json", lowercase)
-    return _with_added(wordpiece(vocab, names=names, **settings), path.parent)
+    tokenizer = wordpiece(vocab, names=names, **settings)
+    _add_specials(tokenizer, names, path.parent)
+    return _with_added(tokenizer, path.parent)
 
 
 def _added(directory: Path, known: dict[str, int]) -> dict[str, int]:
@@ -196,26 +202,77 @@ def _added(directory: Path, known: dict[str, int]) -> dict[str, int]:
         said = dict(config.get("added_tokens_decoder") or {}).items()
         added = {token["content"]: int(i) for i, token in said}
         added = added or {t: int(i) for t, i in read_json(directory / "added_tokens.json").items()}
+        if not all(isinstance(token, str) and token for token in added):
+            raise TypeError
         return {t: i for t, i in sorted(added.items(), key=lambda item: item[1]) if t not in known}
-    except (TypeError, ValueError, KeyError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise UserError(f"{directory}: added tokens that are not tokens by number, expected those") from None
 
 
+def _flags(directory: Path) -> dict[str, dict[str, bool]]:
+    """How tokens are found in text, where a file says so."""
+    config = read_json(directory / "tokenizer_config.json")
+    said: list[Any] = [*config.values(), *(config.get("added_tokens_decoder") or {}).values()]
+    said += read_json(directory / "special_tokens_map.json").values()
+    known = ("special", "normalized", "lstrip", "rstrip", "single_word")
+    return {
+        token["content"]: {key: token[key] for key in known if isinstance(token.get(key), bool)}
+        for token in said
+        if isinstance(token, dict) and isinstance(token.get("content"), str)
+    }
+
+
+def _add_specials(tokenizer: "Tokenizer", names: Sequence[str], directory: Path) -> None:
+    """Tokens that are found whole in text, as they stand."""
+    from tokenizers import AddedToken
+
+    flags = _flags(directory)
+    plain = {"normalized": False}
+    tokens = [AddedToken(name, **{**plain, **flags.get(name, {}), "special": True}) for name in names]
+    tokenizer.add_special_tokens(tokens)
+
+
 def _with_added(tokenizer: "Tokenizer", directory: Path) -> "Tokenizer":
-    added = _added(directory, tokenizer.get_vocab(with_added_tokens=True))
-    tokenizer.add_tokens(list(added))
+    """With the tokens that files beside the vocabulary add, and those that they call special."""
+    from tokenizers import AddedToken
+
+    added, flags = _added(directory, tokenizer.get_vocab(with_added_tokens=True)), _flags(directory)
     for token, i in added.items():
+        tokenizer.add_tokens([AddedToken(token, **flags.get(token, {}))])
         if tokenizer.token_to_id(token) != i:
             raise UserError(
                 f"{directory}: added token '{token}' has the id {i}, expected the next after the "
                 f"vocabulary's ({tokenizer.token_to_id(token)})"
             )
+    there = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    for name in _more_specials(directory):
+        if tokenizer.token_to_id(name) is None:
+            raise UserError(
+                f"{directory}: special token '{name}' is not in the vocabulary, expected one that has an id"
+            )
+        if name not in there:
+            _add_specials(tokenizer, [name], directory)
     return tokenizer
+
+
+def _more_specials(directory: Path) -> list[str]:
+    """Special tokens beyond the five roles."""
+    said = read_json(directory / "tokenizer_config.json") | read_json(directory / "special_tokens_map.json")
+    found: list[Any] = [said.get(key) for key in ("bos_token", "eos_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = said.get(key) or []
+        found += more.values() if isinstance(more, dict) else more if isinstance(more, list) else [more]
+    names: list[Any] = [
+        token.get("content") if isinstance(token, dict) else token for token in found if token
+    ]
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"{directory}: special token {wrong[0]!r}, expected a token")
+    return list(dict.fromkeys(names))
 
 
 def _byte_level(directory: Path) -> "Tokenizer":
     """RoBERTa's byte-level BPE from vocab.json and merges.txt."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     where = directory / "vocab.json"
     try:
@@ -232,7 +289,7 @@ def _byte_level(directory: Path) -> "Tokenizer":
         raise UserError(f"{where}: {found}, expected byte-level BPE (or a tokenizer.json, with any model)")
     tokenizer.decoder = decoders.ByteLevel()
     _byte_pieces(tokenizer, names, where)
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    _add_specials(tokenizer, names, directory)
     return _with_added(tokenizer, directory)
 
 
@@ -252,7 +309,7 @@ def _read_words(path: Path) -> dict[str, int]:
 
 def role_names(directory: Path, usual: tuple[str, ...]) -> tuple[str, ...]:
     """The special tokens in the order of ROLES, as the JSON files of a tokenizer name them, else `usual`."""
-    files = [directory / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    files = [directory / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
     said = {key: (value, file) for file in files for key, value in read_json(file).items()}
     names = []
     for role, name in zip(ROLES, usual, strict=True):

@@ -17,13 +17,12 @@ import numpy as np
 
 from dwt_jax.config import Source
 from dwt_jax.data.pretrained import (
+    AS_IT_IS,
     BERT,
     NORMALIZER,
-    ROBERTA,
     ROBERTAS,
     ROLES,
     SPECIALS,
-    class_of,
     load,
     read_json,
     role_names,
@@ -124,27 +123,22 @@ def save(tokenizer: "Tokenizer", out: Path, lowercase: bool) -> None:
     """Write a WordPiece tokenizer as a new directory `out` that AutoTokenizer loads."""
     out.mkdir(parents=True)
     roles = {f"{role}_token": token for role, token in zip(ROLES, SPECIALS, strict=True)}
-    _write(tokenizer, out, {"tokenizer_class": BERT, "do_lower_case": lowercase, **roles})
+    settings = {"do_lower_case": lowercase, "strip_accents": None, "tokenize_chinese_chars": True}
+    _write(tokenizer, out, {"tokenizer_class": BERT, **settings, **roles})
     (out / "special_tokens_map.json").write_text(json.dumps(roles, indent=2) + "\n")
     words = "".join(f"{token}\n" for token in _tokens(tokenizer, out))
     (out / "vocab.txt").write_text(words, encoding="utf-8")
 
 
 def _write(tokenizer: "Tokenizer", out: Path, config: dict[str, Any]) -> None:
-    """tokenizer.json, and a tokenizer_config.json that says all that its class would otherwise guess."""
+    """tokenizer.json and tokenizer_config.json."""
     tokenizer.save(str(out / "tokenizer.json"))
-    settings = json.loads(tokenizer.to_str())
-    if config["tokenizer_class"] == BERT:
-        normalizer = settings["normalizer"]
-        config |= {ours: normalizer[theirs] for ours, theirs in NORMALIZER.items()}
-    elif config["tokenizer_class"] == ROBERTA:
-        config["add_prefix_space"] = settings["pre_tokenizer"]["add_prefix_space"]
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def install(path: str | Path, out: Path, lowercase: bool = True) -> None:
     """Bring the tokenizer at `path` into a new directory `out`, from which AutoTokenizer gives the same
-    ids beside a model of any family.
+    ids beside a model of any family: its class there is the one that takes tokenizer.json as it is.
 
     Raises UserError as `load` does.
     """
@@ -154,13 +148,14 @@ def install(path: str | Path, out: Path, lowercase: bool = True) -> None:
     tokens = _tokens(tokenizer, path)
     roles = _special_roles(path, {token: i for i, token in enumerate(tokens)})
     config = read_json(directory / "tokenizer_config.json")
-    config.pop("auto_map", None)  # code of its own, which stays where it is
+    for key in ("auto_map", "added_tokens_decoder", *NORMALIZER, "add_prefix_space"):
+        config.pop(key, None)  # code that stays where it is, and what tokenizer.json says itself
     out.mkdir(parents=True)
     if path.is_dir():
         copy_files(path, out)
-    elif path.suffix != ".json":
-        shutil.copyfile(path, out / "vocab.txt")
-    config |= {"tokenizer_class": class_of(path, tokenizer)}
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        (out / name).unlink(missing_ok=True)
+    config["tokenizer_class"] = AS_IT_IS
     _write(tokenizer, out, config | {f"{role}_token": tokens[i] for role, i in roles.items()})
 
 

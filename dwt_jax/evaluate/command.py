@@ -1,12 +1,13 @@
 """`dwt evaluate`: a model directory on a prepared directory."""
 
+import sys
 from pathlib import Path
 
 import jax
 
 from dwt_jax.config import Mesh
 from dwt_jax.data.shards import read_index
-from dwt_jax.data.tokenizer import vocabulary
+from dwt_jax.data.tokenizer import digest, vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.evaluate import mlm
 from dwt_jax.parallel.mesh import make_mesh, shardings
@@ -20,12 +21,18 @@ def evaluate(path: str, data: Path, batch_size: int) -> dict[str, float]:
     """
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
+    data = data.expanduser()
     index = read_index(data)
     if index is None:
         raise UserError(f"--data: no index.json in {data}, expected a directory that dwt prepare wrote")
     loaded = load_model(path)
     if vocabulary(loaded.tokenizer).tokens != vocabulary(data / "tokenizer").tokens:
         raise UserError(f"--data: {data} has another vocabulary than {path}, expected the same")
+    if digest(loaded.tokenizer) != digest(data / "tokenizer"):
+        print(
+            f"{path} takes text apart otherwise than {data} was (lower-casing, say)",
+            file=sys.stderr,
+        )
     if loaded.model.vocab_size < len(vocabulary(loaded.tokenizer)):
         raise UserError(
             f"--model: {path} has vocab_size {loaded.model.vocab_size}, expected at least its tokenizer's "
