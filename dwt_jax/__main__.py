@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name, (describe, run) in VERBS.items():
         text = describe.__doc__ or ""
-        epilog = _OVERRIDES if name in ("prepare", "train") else None
+        epilog = _OVERRIDES if name in ("prepare", "train", "remap") else None
         verb = verbs.add_parser(
             name, help=text.splitlines()[0], description=text, epilog=epilog, allow_abbrev=False
         )
@@ -226,6 +226,49 @@ def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
     print(f"{name} in {options.out}")
 
 
+def _remap_options(parser: argparse.ArgumentParser) -> None:
+    """a small model as a larger one, with a report; or which way to begin (--pilot)"""
+    parser.add_argument("--model", required=True, help="a run's work directory or a model directory")
+    parser.add_argument("--config", required=True, help=f"its `model` says the sizes. {_CONFIG_HELP}")
+    parser.add_argument("--method", help="e.g. hyperclone, stack, stack+net2net; see docs/remapping.md")
+    parser.add_argument("--out", type=Path, help="the new model directory")
+    parser.add_argument("--split", choices=("even", "uneven"), default="", help="how copies share their work")
+    parser.add_argument("--noise", type=float, default=0.0, help="of further copies, relative")
+    parser.add_argument("--new-tokens", choices=("mean", "random"), default="mean")
+    parser.add_argument("--new-positions", choices=("random", "tiled"), default="random")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default %(default)s)")
+    parser.add_argument(
+        "--pilot", type=int, metavar="N", help="instead: train every method N steps of the config, and rank"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from dwt_jax.config_file import load
+    from dwt_jax.parallel import host
+
+    if options.pilot is None and not (options.method and options.out):
+        raise UserError("remap: --method and --out are needed, or --pilot=N")
+    if options.pilot is not None and (options.pilot < 1 or options.out or options.method):
+        raise UserError(f"--pilot is {options.pilot}, expected at least 1, without --method and --out")
+    if options.noise < 0 or options.seed < 0:
+        key = "noise" if options.noise < 0 else "seed"
+        raise UserError(f"--{key} is {getattr(options, key)}, expected at least 0")
+    config = load(options.config, overrides)
+    host.tune()
+    if options.pilot is not None:
+        from dwt_jax.train import pilot
+
+        pilot.command(options.model, config, options.pilot, as_json=options.json)
+        return
+    from dwt_jax.remap.command import remap
+    from dwt_jax.remap.methods import Options
+
+    how = Options(options.split, options.noise, options.new_tokens, options.new_positions)
+    report = remap(options.model, config, options.method, options.out, how, options.seed)
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report.table())
+
+
 def _report_options(parser: argparse.ArgumentParser) -> None:
     """compare finished runs: tables and curves in one HTML file"""
     parser.add_argument("--workdir", type=Path, required=True, help="the folder whose subfolders are runs")
@@ -244,6 +287,7 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
     "train": (_train_options, _train),
     "evaluate": (_evaluate_options, _evaluate),
     "export": (_export_options, _export),
+    "remap": (_remap_options, _remap),
     "report": (_report_options, _report),
 }
 

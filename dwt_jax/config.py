@@ -5,10 +5,11 @@ every complaint about a config answer at once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from dwt_jax.errors import UserError
+from dwt_jax.remap.methods import Options, find
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Model:
     initializer_range: float = 0.02
     pad_token_id: int = 0
     tie_word_embeddings: bool = True  # the decoder of the MLM head is the word table
-    # What a remapped model may need in order to compute what the small one did (see remap/):
+    # What a remapped model may need in order to compute what the small one did (see remap/). In a new
+    # model all of it stands at 1: an ordinary model, only slower.
     weighted_norm: bool = False  # every channel has a weight in the mean and variance of the norms
     gated_layers: bool = False  # a layer is μ·layer(x) + (1−μ)·x
 
@@ -113,6 +115,18 @@ class Mask:
 class Teacher:
     path: str = ""  # a model or run directory; empty: no teacher
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of its stored weights; auto: precision.compute
+
+
+@dataclass(frozen=True)
+class Init(Options):
+    """What the student starts from: a smaller model, grown to its size (remap/). split, noise,
+    new_tokens, new_positions: see `Options`."""
+
+    method: str = ""  # a name of remap/methods.py, or 'depth+method'; empty: a new model
+    from_: str = ""  # in a config `from`: a model or run directory; empty: teacher.path
+    # A model with gated_layers or weighted_norm computes with m₀ + (1 − m₀)·share, share rising
+    # linearly from 0 to 1 over this share of the run; from there on it is an ordinary one.
+    anneal: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -178,6 +192,7 @@ class Config:
     data: Data = field(default_factory=Data)
     mask: Mask = field(default_factory=Mask)
     teacher: Teacher = field(default_factory=Teacher)
+    init: Init = field(default_factory=Init)
     distill: Distill = field(default_factory=Distill)
     train: Train = field(default_factory=Train)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -204,6 +219,7 @@ def _problems(config: Config):
             f"{config.model.max_length} positions (model.max_position_embeddings)"
         )
     yield from _data_problems(config)
+    yield from _init_problems(config)
     yield from _objective_problems(config)
     yield from _training_problems(config)
 
@@ -277,6 +293,24 @@ def _data_problems(config: Config):
     yield from _share(mask, "mask", "replace", "random")
     if mask.replace + mask.random > 1 + 1e-9:
         yield f"mask.replace + mask.random is {mask.replace + mask.random}, expected at most 1"
+
+
+def _init_problems(config: Config):
+    init = config.init
+    if init.method:
+        try:
+            find(init.method)
+        except UserError as error:
+            yield f"init.{error}"
+        if init.method == "ligo":
+            yield "init.method is 'ligo', expected another: its maps are learned (docs/remapping.md)"
+        if not (init.from_ or config.teacher.path):
+            yield f"init.method is {init.method!r}, expected init.from or teacher.path to name a model"
+    elif init != Init():
+        key = next(f.name for f in fields(init) if getattr(init, f.name) != f.default)
+        yield f"init.{key.rstrip('_')} is set, expected init.method to say how (it is empty)"
+    yield from _at_least(init, "init", 0, "noise")
+    yield from _share(init, "init", "anneal")
 
 
 def _schedule_problems(schedule: Schedule, name: str):

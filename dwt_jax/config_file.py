@@ -12,6 +12,7 @@ import json
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -49,7 +50,12 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) ->
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested dicts, lists and plain values: what `config.json` holds; `build` reads it back."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(dataclasses.asdict(config, dict_factory=_by_key)))
+
+
+def _by_key(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A field whose key is a word of Python's has a `_` at its end: `from_` is the key `from`."""
+    return {name.removesuffix("_"): value for name, value in fields}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -179,21 +185,23 @@ def _is_tuple(kind: Any) -> bool:
 def _hints(kind: Any, path: str) -> dict[str, Any]:
     if not dataclasses.is_dataclass(kind):
         raise UserError(f"config: '{path}' is a plain value and has no keys below it")
-    return get_type_hints(kind)
+    return _by_key(get_type_hints(kind).items())
 
 
 def _construct(kind: Any, value: Any, path: str) -> Any:
     """`value` as an instance of the dataclass, tuple, Literal or plain type `kind`."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            keys = ", ".join(f"{path}.{name}" for name in get_type_hints(kind))
+            keys = ", ".join(f"{path}.{name}" for name in _hints(kind, path))
             raise UserError(f"config: {path} is {str(value)!r}, expected a group with the keys {keys}")
-        hints = get_type_hints(kind)
+        hints = _hints(kind, path)
         for key in value:
             if key not in hints:
                 raise _unknown(_join(path, key), key, hints)
         fields = {key: _construct(hints[key], item, _join(path, key)) for key, item in value.items()}
-        return typing.cast(Any, kind)(**fields)
+        return typing.cast(Any, kind)(
+            **{f"{key}_" if iskeyword(key) else key: x for key, x in fields.items()}
+        )
     if _is_tuple(kind):
         if isinstance(value, _Text):
             value = _json(value, path)

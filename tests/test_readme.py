@@ -38,9 +38,11 @@ def test_commands_for_an_own_model_run(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     export = re.search(r"```\n(dwt export.*?)```", README, re.DOTALL)
     assert export, "the README lost its export"
-    for name, verb, *arguments in commands(block.group(1) + export.group(1)):
+    grow = re.search(r"```\n(dwt remap.*?)```", README, re.DOTALL)
+    assert grow, "the README lost its remapping"
+    for name, verb, *arguments in commands(block.group(1) + export.group(1) + grow.group(1)):
         assert name == "dwt"
-        extra = SMALL if verb == "train" else []
+        extra = SMALL if verb in ("train", "remap") else []
         if verb == "prepare":
             extra = ["--config.data.tokenizer.vocab_size=300", "--config.data.held_out=0.2"]
         if verb == "train":
@@ -48,6 +50,7 @@ def test_commands_for_an_own_model_run(tmp_path):
         found = dwt(verb, *arguments, *extra, cwd=tmp_path)
         assert found.returncode == 0, f"{verb}: {found.stderr}"
     assert (tmp_path / "student" / "model.safetensors").exists()
+    assert (tmp_path / "grown" / "model.safetensors").exists()
     python = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert python
     pytest.importorskip("torch")

@@ -26,6 +26,7 @@ def of_run(config: Config, heads: Sequence[str], summary: Mapping[str, Any], ste
         f"# {name}",
         _model(config.model, heads),
         _training(config, summary, step),
+        _start(config, summary),
         _teacher(config, summary),
         _results(held_out),
         _cost(summary),
@@ -55,6 +56,17 @@ def of_directory(
     ]
     handed_on = {key: said[key] for key in _HANDED_ON if key in said}
     return _header(model, heads, ["dwt-jax"], name, handed_on=handed_on) + "\n" + _joined(parts)
+
+
+def of_remapped(model: Model, heads: Sequence[str], source: str, method: str, exact: bool) -> str:
+    """The card of what `dwt remap` wrote: not trained since."""
+    name = _name(model)
+    kept = "It computes what that did." if exact else "It computes something else, and wants training."
+    origin = (
+        f"Grown by dwt-jax from the model directory `{source}` by `{method}` (parameter remapping). {kept}"
+    )
+    parts = [f"# {name}", _model(model, heads), origin, _use(heads)]
+    return _header(model, heads, ["dwt-jax", "remapped"], name) + "\n" + _joined(parts)
 
 
 _HANDED_ON = ("license", "license_name", "license_link", "language", "datasets", "base_model")
@@ -138,6 +150,17 @@ def _training(config: Config, summary: Mapping[str, Any], step: int) -> str:
     return "\n".join(lines)
 
 
+def _start(config: Config, summary: Mapping[str, Any]) -> str:
+    if not config.init.method:
+        return ""
+    who = f"`{Path(config.init.from_ or config.teacher.path).name}`"
+    text = f"## Start\nGrown by `{config.init.method}` (parameter remapping) from {who}"
+    if found := summary.get("init"):
+        text += f", {found['num_hidden_layers']} layers of hidden size {found['hidden_size']}"
+        text += "; before the first step it computed what that did" if found["exact"] else ""
+    return text + "."
+
+
 def _teacher(config: Config, summary: Mapping[str, Any]) -> str:
     if not config.teacher.path:
         return "## Teacher\nNone: the masked-LM loss alone."
@@ -196,16 +219,20 @@ def _results(held_out: Mapping[str, Any] | None) -> str:
 def _cost(summary: Mapping[str, Any]) -> str:
     if not (flops := summary.get("flops")):
         return ""
-    before = flops["teacher_training"]
-    own = f"{before:.3g} FLOPs" if before is not None else "unknown"
+    own, grown = _amount(flops["teacher_training"]), flops.get("source_training", 0)
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     lines = [
         "## Cost",
         f"* student {flops['student']:.3g} FLOPs, teacher's forward passes {flops['teacher_forward']:.3g}",
         *([f"* the teacher's own pre-training: {own}"] if summary.get("teacher") else []),
+        *([f"* that of the model it was grown from: {_amount(grown)}"] if grown != 0 else []),
         f"* {summary['device']}; {versions}",
     ]
     return "\n".join(lines)
+
+
+def _amount(flops: float | None) -> str:
+    return "unknown" if flops is None else f"{flops:.3g} FLOPs"
 
 
 def _use(heads: Sequence[str], tokenizer: bool = True) -> str:

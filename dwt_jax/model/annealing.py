@@ -17,6 +17,10 @@ from dwt_jax.errors import UserError
 from dwt_jax.model.roles import annealed, path_name
 
 
+def has_annealed(model: Model) -> bool:
+    return model.weighted_norm or model.gated_layers
+
+
 def anneal(params: Any, share: Any) -> Any:
     """`params` with every annealed leaf at m₀ + (1 − m₀)·share; exactly 1 where share is 1.
 
@@ -30,12 +34,21 @@ def anneal(params: Any, share: Any) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
+def share_after(step: Any, steps: int, anneal: float, begin: int = 0) -> Any:
+    """float32 like `step` (an int or an array): the share of `anneal` after that many of a run's
+    `steps`. 0 at the step `begin`, linear, 1 from where `anneal` of the steps after `begin` are done."""
+    length = anneal * (steps - begin)
+    if length <= 0:
+        return np.ones_like(step, np.float32)
+    return np.clip((np.asarray(step) - begin) / length, 0, 1).astype(np.float32)
+
+
 def settled(params: Any, model: Model) -> tuple[Any, Model]:
     """The same model without annealed leaves, which must all be 1: what can be exported.
 
     Raises UserError naming the first leaf that is not there yet.
     """
-    if not (model.weighted_norm or model.gated_layers):
+    if not has_annealed(model):
         return params, model
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if annealed(path_name(path)) and (np.asarray(leaf) != 1).any():

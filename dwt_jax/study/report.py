@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dwt_jax.config_file import flatten
+from dwt_jax.config import Init
+from dwt_jax.config_file import flatten, to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.evaluate.paired import paired_error
 from dwt_jax.files import whole_file
@@ -36,6 +37,9 @@ TREATMENT = ("teacher.", "distill.")
 
 MUST_MATCH = ("model.", "mask.", "train.steps", "run.data_digest", "held-out predictions")
 """Where two students differ in these, their losses cannot be compared at all."""
+
+AT_THE_START = ("model.weighted_norm", "model.gated_layers")
+"""Keys of the model that say how it was grown: in the end it is an ordinary one."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,15 @@ class Run:
     def distilled(self) -> bool:
         return self.role == "student" and bool(self.teacher_path)
 
+    @property
+    def grown(self) -> bool:
+        return bool(self.config.get("init", {}).get("method"))
+
     def settings(self) -> dict[str, Any]:
         """Everything that it was run with and on, by dotted key."""
         identity = {f"run.{key}": value for key, value in self.identity.items()}
         return {
+            **flatten({"init": to_dict(Init())}),  # runs that are older than it
             **flatten(self.config),
             **identity,
             "held-out predictions": self.summary["held_out"].get("predictions"),
@@ -261,8 +270,8 @@ def leads_to(path: Path, run: Run) -> bool:
 
 
 def _baseline(runs: Sequence[Run]) -> Run | None:
-    """The student alone: first by name, of a distilled student's size if there is one."""
-    alone = sorted((run for run in runs if not run.teacher_path), key=lambda run: run.name)
+    """The student alone and from nothing: first by name, of a distilled student's size if there is one."""
+    alone = sorted((run for run in runs if not run.teacher_path and not run.grown), key=lambda run: run.name)
     sizes = [run.config["model"] for run in runs if run.distilled]
     students = [run for run in alone if run.role == "student"]
     same_size = [run for run in students or alone if run.config["model"] in sizes]
@@ -308,7 +317,7 @@ def compare(run: Run, baseline: Run, noise: Noise | None) -> Comparison:
     """
     difference = run.loss - baseline.loss
     differing = unequal(run, baseline, (*TREATMENT, "run.teacher_digest"))
-    fatal = [key for key in differing if key.startswith(MUST_MATCH)]
+    fatal = [key for key in differing if key.startswith(MUST_MATCH) and key not in AT_THE_START]
     error = None if fatal else paired_error(run.documents, baseline.documents)
     verdict = "harmed" if difference > 0 else "helped"
     if fatal:

@@ -70,10 +70,19 @@ def _reach_words(comparison: "Comparison", base: "Run") -> str:
         f"{_percent(reach.steps / base.summary['steps'])} of its steps, and {_flops(reach.flops)} with the "
         f"teacher's forward charged, {_percent(reach.flops / alone)} of its FLOPs; "
     )
-    if flops["teacher_training"] is None:
-        return text + "what the teacher's own training cost is unknown."
-    whole = reach.flops + flops["teacher_training"]
-    return text + f"with the teacher's own training charged too {_flops(whole)}, {_percent(whole / alone)}."
+    before, whose = _training_before(flops), "teacher's"
+    if "source_training" in flops:
+        whose = "teacher's and its source's"
+    if before is None:
+        return text + f"what the {whose} own training cost is unknown."
+    whole = reach.flops + before
+    return text + f"with the {whose} own training charged too {_flops(whole)}, {_percent(whole / alone)}."
+
+
+def _training_before(flops: Mapping[str, float | None]) -> float | None:
+    """What the models that a run was taught by or grown from had cost, None where it is not known."""
+    teacher, source = flops["teacher_training"], flops.get("source_training", 0.0)
+    return None if teacher is None or source is None else teacher + source
 
 
 def noise_words(study: "Study") -> str:
@@ -181,7 +190,9 @@ def costs_table(study: "Study") -> Table:
         "teacher's forward",
         "total",
         "against alone",
-        "teacher's own training",
+        "teacher's own training"
+        if not any(map(_grown, study.runs))
+        else "teacher's and source's own training",
         "all in all",
         "against alone",
         "seconds",
@@ -191,7 +202,7 @@ def costs_table(study: "Study") -> Table:
     rows = []
     for run in study.runs:
         flops, rate = run.summary["flops"], _tokens_per_second(run)
-        training = flops["teacher_training"]
+        training = _training_before(flops)
         whole = None if training is None else flops["total"] + training
         row = [run.label, *(f"{flops[key] / size:,.2f}" for key in ("student", "teacher_forward", "total"))]
         row += [_percent(flops["total"] / alone) if alone else "–"]
@@ -201,6 +212,10 @@ def costs_table(study: "Study") -> Table:
         row += [f"{run.summary['skipped_updates']:,}"]
         rows.append(row)
     return Table(header, rows)
+
+
+def _grown(run: "Run") -> bool:
+    return "source_training" in run.summary["flops"]
 
 
 def _relative(value: float, base: float | None) -> str:
@@ -320,7 +335,7 @@ def _csv_row(study: "Study", run: "Run") -> dict[str, Any]:
     comparison = comparison_of(study, run)
     reach = comparison.reach if comparison else None
     alone = study.baseline.summary["flops"]["total"] if study.baseline else None
-    training = flops["teacher_training"]
+    training = _training_before(flops)
     return {
         "run": run.name,
         "label": run.label,
@@ -342,7 +357,8 @@ def _csv_row(study: "Study", run: "Run") -> dict[str, Any]:
         "teacher_forward_flops": flops["teacher_forward"],
         "total_flops": flops["total"],
         "relative_cost": flops["total"] / alone if alone else None,
-        "teacher_training_flops": training,
+        "teacher_training_flops": flops["teacher_training"],
+        "source_training_flops": flops.get("source_training", 0.0),
         "steps_to_reach_alone": reach.steps if reach else None,
         "flops_to_reach_alone": reach.flops if reach else None,
         "with_teacher_training": reach.flops + training if reach and training is not None else None,

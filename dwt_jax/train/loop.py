@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dwt_jax import __version__
-from dwt_jax.config import Config
+from dwt_jax.config import Config, Model
 from dwt_jax.convert import card, huggingface
 from dwt_jax.data import rows as data_rows
 from dwt_jax.distill import teacher as teachers
@@ -16,12 +16,13 @@ from dwt_jax.evaluate import mlm
 from dwt_jax.model import functional
 from dwt_jax.parallel.mesh import replicated, rows_sharding
 from dwt_jax.train import flops
+from dwt_jax.train import start as starts
 from dwt_jax.train import workdir as workdirs
 from dwt_jax.train.checkpoint import Checkpoints
 from dwt_jax.train.metrics import Rate, Recorder, amount, read, spent
-from dwt_jax.train.setup import Run, initial_or_restored, prepare_run
+from dwt_jax.train.setup import Run, annealed, initial_or_restored, prepare_run
 from dwt_jax.train.signals import Stopped, Stopping, signals
-from dwt_jax.train.step import SCHEDULED, compiled
+from dwt_jax.train.step import compiled, scheduled
 
 
 class Failed(Exception):
@@ -67,6 +68,8 @@ def announce(run: Run, state: dict[str, Any], start: int, recorder: Recorder) ->
         f"student {model.num_hidden_layers} x {model.hidden_size}, {amount(size)} parameters; "
         f"{train.steps} steps of {train.batch_size} x {run.config.data.sequence_length} tokens"
     )
+    if run.start is not None:
+        announce_start(run, run.start, state["params"], start, recorder)
     if run.teacher is None:
         recorder.say("no teacher: the masked-LM loss alone")
     else:
@@ -80,6 +83,17 @@ def announce(run: Run, state: dict[str, Any], start: int, recorder: Recorder) ->
             recorder.say("the teacher was switched off before: the rest costs no more than training alone")
     if start:
         recorder.say(f"resumed at step {start}")
+
+
+def announce_start(run: Run, begun: starts.Start, params: Any, step: int, recorder: Recorder) -> None:
+    """Say what the student is grown from; before its first step `init.json` tells all of it."""
+    if step:
+        recorder.say(starts.sentence(begun, starts.told(begun, params, None)))
+        return
+    found = starts.told(begun, params, starts.probe_rows(run.rows, run.config.seed))
+    recorder.say(starts.sentence(begun, found))
+    if jax.process_index() == 0:
+        workdirs.write_json(run.workdir / "init.json", {"from": begun.path, **found.to_dict()})
 
 
 def take_steps(
@@ -189,7 +203,7 @@ def log(
     """Write the metrics of a step. Raises Failed after too many non-finite ones in a row."""
     train = run.config.train
     values = {key: value.item() for key, value in jax.device_get(metrics).items()}
-    knobs = dict(zip(SCHEDULED, (float(x) for x in run.knobs[step - 1]), strict=True))
+    knobs = dict(zip(scheduled(run.config.model), map(float, run.knobs[step - 1]), strict=True))
     steps_per_second, tokens_per_second, waiting = rate.take()
     with_teacher = taught == step
     work = run.student_flops + (run.teacher_flops if with_teacher else 0)
@@ -202,6 +216,7 @@ def log(
         "alpha_soft": values["alpha_soft"] if with_teacher else 0.0,
         "temperature": knobs["temperature"],
         "learning_rate": knobs["learning_rate"],
+        **({"annealed": knobs["annealed"]} if "annealed" in knobs else {}),
         "grad_norm": values["grad_norm"],
         "skipped": values["skipped"],
         "tokens_per_second": tokens_per_second,
@@ -234,7 +249,7 @@ def evaluate_at(
         if record["step"] == step:
             return record
     documents = mlm.by_document(
-        params,
+        annealed(run, params, step),
         run.config.model,
         run.data,
         mesh=run.mesh,
@@ -270,15 +285,17 @@ def finish(
             "teacher_forward": work["teacher_flops"],
             "total": spent(work),
             "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
+            **({"source_training": starts.training_flops(run.start, run.teacher)} if run.start else {}),
         },
         "teacher_steps": taught,
-        "teacher": _teacher_sizes(run),
+        "teacher": _sizes(run.teacher.model) if run.teacher else None,
+        **({"init": _start(run.start)} if run.start else {}),
         "data": _data_sizes(run),
         "versions": {"dwt_jax": __version__, "jax": jax.__version__},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     if jax.process_index() == 0:
-        params = jax.device_get(state["params"])
+        params = jax.device_get(annealed(run, state["params"], steps))
         huggingface.save(
             params,
             run.config.model,
@@ -290,11 +307,12 @@ def finish(
     return summary
 
 
-def _teacher_sizes(run: Run) -> dict[str, int] | None:
-    if run.teacher is None:
-        return None
-    model = run.teacher.model
+def _sizes(model: Model) -> dict[str, int]:
     return {"num_hidden_layers": model.num_hidden_layers, "hidden_size": model.hidden_size}
+
+
+def _start(begun: starts.Start) -> dict[str, Any]:
+    return {"method": begun.todo.method.name, "exact": not begun.todo.lost, **_sizes(begun.source.model)}
 
 
 def _data_sizes(run: Run) -> dict[str, int]:

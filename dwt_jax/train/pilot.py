@@ -33,7 +33,7 @@ from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
 from dwt_jax.remap.engine import remap
 from dwt_jax.remap.methods import METHODS, find
 from dwt_jax.train.learn_maps import Learned, Settings, learn
-from dwt_jax.train.setup import Run, prepare_run
+from dwt_jax.train.setup import Run, annealed, prepare_run
 from dwt_jax.train.step import abstract_state, compiled, initial_state
 from dwt_jax.train.workdir import load_model
 
@@ -102,10 +102,10 @@ def pilot(
             continue
         seen[print_of] = name
         seconds = time.perf_counter() - began
-        at_first, began = mlm.summarise(_documents(run, grown)), time.perf_counter()
+        at_first, began = mlm.summarise(_documents(run, grown, 0)), time.perf_counter()
         grown = _taken(run, grown, steps, teacher_params)
         seconds += time.perf_counter() - began
-        documents = _documents(run, grown)
+        documents = _documents(run, grown, steps)
         baseline = documents if name == BASELINE else baseline
         work = _flops(run, steps) + (trial.learned.flops if trial.learned else 0.0)
         trial = dataclasses.replace(trial, seconds=seconds, flops=work)
@@ -172,7 +172,9 @@ def _taken(run: Run, params: Any, steps: int, teacher_params: Any) -> Any:
     return jax.block_until_ready(state["params"])
 
 
-def _documents(run: Run, params: Any) -> mlm.Documents:
+def _documents(run: Run, params: Any, step: int) -> mlm.Documents:
+    """Of the model after `step` steps of the run."""
+    params = annealed(run, params, step)
     found = mlm.by_document(params, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics)
     assert found is not None  # nothing stops it
     return found

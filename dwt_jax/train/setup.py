@@ -20,10 +20,13 @@ from dwt_jax.distill import schedules
 from dwt_jax.distill import teacher as teachers
 from dwt_jax.errors import UserError
 from dwt_jax.model import functional
+from dwt_jax.model.annealing import anneal, has_annealed, share_after
 from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import make_mesh, shardings
+from dwt_jax.parallel.mesh import make_mesh, replicated, shardings
 from dwt_jax.train import flops
+from dwt_jax.train import start as starts
 from dwt_jax.train import workdir as workdirs
+from dwt_jax.train.borrowed import Borrowed
 from dwt_jax.train.checkpoint import Checkpoints
 from dwt_jax.train.step import SCHEDULED, Spec, abstract_state, initial_state, knob_table, spec_of
 
@@ -40,10 +43,11 @@ class Run:
     rows: data_rows.Rows
     mesh: jax.sharding.Mesh
     numerics: Numerics
-    teacher: teachers.Teacher | None
+    teacher: Borrowed | None
+    start: starts.Start | None  # what the student is grown from; None: a new model
     alone: Spec  # of the step without the teacher
     spec: Spec  # of the step with it, if there is one
-    knobs: np.ndarray  # float32 [steps, 4], see step.SCHEDULED
+    knobs: np.ndarray  # float32 [steps, columns], see step.scheduled
     teacher_until: int  # the step at which α_s becomes 0 for good, as far as the schedule says
     student_flops: float  # a step
     teacher_flops: float  # a step
@@ -68,10 +72,12 @@ def prepare_run(config: Config, workdir: Path) -> Run:
     if config.teacher.path:
         dtype = numerics.compute if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
         teacher = teachers.load(config.teacher.path, words, config.data.sequence_length, dtype)
+    start = starts.start_of(config, words)
     identity = {
         "state_format": STATE_FORMAT,
         "data_digest": workdirs.read_json(data / "index.json")["digest"],
         "teacher_digest": teacher.digest if teacher else "",
+        **({"init_digest": start.source.digest} if start else {}),
     }
     workdirs.claim(workdir, config, data / "tokenizer", identity)
     knobs, tokens = knob_table(config), Tokens.of(words, config.mask.whole_word)
@@ -85,6 +91,7 @@ def prepare_run(config: Config, workdir: Path) -> Run:
         mesh=mesh,
         numerics=numerics,
         teacher=teacher,
+        start=start,
         alone=spec_of(config, None, tokens, numerics),
         spec=spec_of(config, teacher.model if teacher else None, tokens, numerics),
         knobs=knobs,
@@ -120,9 +127,17 @@ def numerics_of(config: Config) -> Numerics:
     return Numerics(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute), one_cpu)
 
 
-def fresh_state(run: Run) -> dict[str, Any]:
-    params = functional.init(run.config.model, jax.random.key(run.config.seed))
-    return initial_state(params, run.config.optimizer)
+def fresh_state(run: Run, layout: Any) -> dict[str, Any]:
+    """The state before the first step, laid out as `layout` says."""
+    model, optimizer = run.config.model, run.config.optimizer
+    if run.start is not None:
+        params = starts.grown(run.start, run.mesh)
+        return jax.jit(lambda params: initial_state(params, optimizer), out_shardings=layout)(params)
+
+    def new() -> dict[str, Any]:
+        return initial_state(functional.init(model, jax.random.key(run.config.seed)), optimizer)
+
+    return jax.jit(new, out_shardings=layout)()
 
 
 def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, Any], int]:
@@ -134,7 +149,16 @@ def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, A
     )
     restored = checkpoints.restore(like, lambda text: print(text, flush=True))
     if restored is None:
-        return jax.jit(lambda: fresh_state(run), out_shardings=layout)(), 0
+        return fresh_state(run, layout), 0
     state, step = restored
     # Once through jit: buffers that XLA made can be donated, those that Orbax made perhaps not.
     return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=layout)(state), step
+
+
+def annealed(run: Run, params: Any, step: int) -> Any:
+    """The parameters that the model computes with after `step` steps."""
+    if not has_annealed(run.config.model):
+        return params
+    share = share_after(step, run.config.train.steps, run.config.init.anneal)
+    placed = jax.device_put(share, replicated(run.mesh))
+    return jax.jit(anneal, out_shardings=shardings(params, run.mesh))(params, placed)

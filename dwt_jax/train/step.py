@@ -22,11 +22,13 @@ from dwt_jax.distill import schedules
 from dwt_jax.distill.head import Head, Knobs, Static, head_loss
 from dwt_jax.distill.objective import Sums
 from dwt_jax.model import functional
+from dwt_jax.model.annealing import anneal, has_annealed, share_after
 from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings, split_rows
 from dwt_jax.train import optimizer as optimizers
 
 SCHEDULED = ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
+"""The scheduled numbers of every step; those of a model with annealed leaves have `annealed` too."""
 
 TRACES: collections.Counter[str] = collections.Counter()
 """How often each step function was traced: a test holds it at one."""
@@ -69,9 +71,18 @@ def spec_of(config: Config, teacher: Model | None, tokens: Tokens, numerics: Num
 
 
 def knob_table(config: Config) -> np.ndarray:
-    """float32 [steps, 4]: the scheduled numbers of the whole run, columns as in SCHEDULED."""
+    """float32 [steps, 4 or 5]: the scheduled numbers of the whole run, columns as in `scheduled`."""
+    steps = config.train.steps
     every = (*(getattr(config.distill, name) for name in SCHEDULED[:3]), config.optimizer.learning_rate)
-    return np.stack([schedules.table(schedule, config.train.steps) for schedule in every], axis=1)
+    columns = [schedules.table(schedule, steps) for schedule in every]
+    if has_annealed(config.model):
+        columns.append(share_after(np.arange(steps), steps, config.init.anneal))
+    return np.stack(columns, axis=1)
+
+
+def scheduled(model: Model) -> tuple[str, ...]:
+    """The names of the columns of `knob_table`."""
+    return (*SCHEDULED, "annealed") if has_annealed(model) else SCHEDULED
 
 
 def initial_state(params: functional.Params, optimizer: Optimizer) -> dict[str, Any]:
@@ -96,7 +107,7 @@ def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
 
     State and teacher are laid out by the role table, the batch's rows over (data, fsdp); the
     state is donated. teacher_params: None when spec.teacher is None. batch: {tokens,
-    segments} [B, L]. knobs: float32 [4] as in SCHEDULED. seed: uint32.
+    segments} [B, L]. knobs: float32 as in `scheduled`. seed: uint32.
     """
     layout = shardings(abstract_state(spec.model, spec.optimizer), mesh)
     teacher = shardings(functional.abstract(spec.teacher), mesh) if spec.teacher else None
@@ -111,7 +122,7 @@ def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
 
 def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
     TRACES["teacher" if spec.teacher else "alone"] += 1
-    alpha_hard, alpha_soft, temperature, learning_rate = knobs
+    alpha_hard, alpha_soft, temperature, learning_rate, *share = knobs
     if spec.until_beaten:
         alpha_soft = alpha_soft * _beaten_share(state["behind"], spec.distill)
     step, params = state["step"], state["params"]
@@ -121,6 +132,7 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
     scalars = Knobs(alpha_hard, alpha_soft, temperature, count)
 
     def loss(params, part, key):
+        params = anneal(params, *share) if share else params
         return forward(spec, params, teacher_params, part, scalars, key)
 
     key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)  # rbg: dropout for 1 % instead of 14 %

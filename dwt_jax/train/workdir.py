@@ -24,11 +24,12 @@ MAY_CHANGE = (
     "data.prefetch",
     "data.path",
     "teacher.path",
+    "init.from",
     "train.tensorboard",
     "train.wandb",
 )
-"""Keys that a resumed run may change: they do not change what is computed (data and
-teacher are compared by their digests, wherever they lie)."""
+"""Keys that a resumed run may change: they do not change what is computed (data,
+teacher and the source of init are compared by their digests, wherever they lie)."""
 
 
 class Loaded(NamedTuple):
@@ -69,7 +70,7 @@ def claim(workdir: Path, config: Config, tokenizer: Path, identity: Mapping[str,
     """
     mine = {**flatten(to_dict(config)), **{f"run.{key}": value for key, value in identity.items()}}
     if (workdir / "config.json").exists():
-        theirs = flatten(read_json(workdir / "config.json"))
+        theirs = flatten(to_dict(config_of(workdir)))  # with keys that are newer than it at their defaults
         theirs |= {f"run.{key}": value for key, value in read_json(workdir / "run.json").items()}
         keys = [key for key in {**theirs, **mine} if not key.startswith(MAY_CHANGE)]
         different = [
@@ -183,6 +184,7 @@ _HEAD_NAMES = {
 def _from_checkpoint(workdir: Path, step: int | None) -> Loaded:
     import jax
 
+    from dwt_jax.model.annealing import anneal, has_annealed, share_after
     from dwt_jax.train.checkpoint import Checkpoints
     from dwt_jax.train.step import abstract_state
 
@@ -201,5 +203,7 @@ def _from_checkpoint(workdir: Path, step: int | None) -> Loaded:
         checkpoints.close()
     if found is None:
         raise UserError(f"{workdir}: a run without a checkpoint yet, expected one to take the model from")
-    params = jax.device_get(found[0]["params"])
-    return Loaded(params, config.model, workdir / "tokenizer", step=found[1])
+    params, step = jax.device_get(found[0]["params"]), found[1]
+    if has_annealed(config.model):  # the model that this step computes with
+        params = jax.device_get(anneal(params, share_after(step, config.train.steps, config.init.anneal)))
+    return Loaded(params, config.model, workdir / "tokenizer", step=step)

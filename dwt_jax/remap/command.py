@@ -1,0 +1,67 @@
+"""`dwt remap`: a model directory as a larger (or smaller) one."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dwt_jax.config import Config
+from dwt_jax.convert import card, huggingface
+from dwt_jax.errors import UserError
+from dwt_jax.model.annealing import has_annealed
+from dwt_jax.model.functional import HEADS
+from dwt_jax.remap import engine
+from dwt_jax.remap.methods import Options
+from dwt_jax.remap.report import Report
+from dwt_jax.train.workdir import load_model
+
+PROBE = (8, 64)  # rows and tokens, of random ids, on which the drift of the logits is measured
+
+
+def remap(path: str, config: Config, method: str, out: Path, options: Options, seed: int) -> Report:
+    """Write the model in `path`, a run or model directory, grown to config's `model`, to the new
+    directory `out`. Its heads come with it.
+
+    A vocab_size of 0 is the source's. Raises UserError, before anything is written, for what the
+    method cannot do, and for gates and weights of norms: those open in training (init.method).
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out: {out} holds something, expected a new or empty directory")
+    if has_annealed(config.model):
+        key = "gated_layers" if config.model.gated_layers else "weighted_norm"
+        raise UserError(
+            f"config: model.{key} is True, expected False: it is annealed away in training (init.method)"
+        )
+    if method == "ligo":
+        raise UserError("--method: ligo learns its maps from data, expected another (see dwt remap --pilot)")
+    loaded = load_model(path, heads=None)
+    source = loaded.model
+    target = dataclasses.replace(
+        config.model,
+        vocab_size=config.model.vocab_size or source.vocab_size,
+        pad_token_id=source.pad_token_id,
+        tie_word_embeddings=source.tie_word_embeddings,
+    )
+    probe = None
+    if "mlm" in loaded.params:
+        length = min(PROBE[1], source.max_length, target.max_length)
+        ids = np.random.default_rng(0).integers(0, min(source.vocab_size, target.vocab_size), PROBE)
+        probe = {
+            "tokens": ids[:, :length].astype(np.int32),
+            "segments": np.ones((PROBE[0], length), np.int32),
+        }
+    grown, report = engine.remap(
+        loaded.params, source, target, method, jax.random.key(seed), options=options, probe=probe
+    )
+    heads = [head for head in HEADS if head in grown]
+    huggingface.save(
+        grown,
+        target,
+        loaded.tokenizer,
+        out,
+        labels=loaded.labels,
+        kept=loaded.kept,
+        card=card.of_remapped(target, heads, Path(path).expanduser().absolute().name, method, report.exact),
+    )
+    return report

@@ -1,0 +1,91 @@
+"""What a student starts from that is no new model: a smaller one, grown to its size (`init.*`)."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dwt_jax.config import Config
+from dwt_jax.data import rows as data_rows
+from dwt_jax.data.tokenizer import Vocabulary
+from dwt_jax.errors import UserError
+from dwt_jax.model.functional import Params
+from dwt_jax.parallel.mesh import shardings
+from dwt_jax.remap import engine
+from dwt_jax.remap.plan import Plan, plan
+from dwt_jax.remap.report import Report, drift, report
+from dwt_jax.train.borrowed import Borrowed, borrow
+
+PROBE_ROWS = 8
+
+
+class Start(NamedTuple):
+    path: str
+    source: Borrowed
+    todo: Plan
+
+
+def start_of(config: Config, words: Vocabulary) -> Start | None:
+    """The source that `init` of a resolved config names, and how the student is made of it; None for
+    a new model.
+
+    Raises UserError if its vocabulary does not begin the data's, and for what the method cannot do.
+    """
+    init = config.init
+    if not init.method:
+        return None
+    key, path = ("init.from", init.from_) if init.from_ else ("teacher.path", config.teacher.path)
+    source = borrow(key, path, words, growing=True)
+    try:
+        todo = plan(init.method, source.model, config.model, jax.random.key(config.seed), init)
+    except UserError as error:
+        raise UserError(f"config: init.method: {error}") from None
+    return Start(path, source, todo)
+
+
+def grown(start: Start, mesh: jax.sharding.Mesh) -> Params:
+    """The student's first parameters, laid out on the mesh as the role table says; nothing of them
+    is ever whole on one device or on the host."""
+    placed = jax.device_put(start.source.params, shardings(start.source.params, mesh))
+    build = lambda params: engine.apply(start.todo, params)  # noqa: E731
+    return jax.jit(build, out_shardings=shardings(jax.eval_shape(build, placed), mesh))(placed)
+
+
+def told(start: Start, params: Params, probe: dict[str, np.ndarray] | None) -> Report:
+    """What the student (`params`, or their shapes where there is no probe) has from its source. With
+    a `probe` ({tokens, segments} [B, L]), how far the logits moved on it."""
+    found = report(start.todo, start.source.params, params)
+    if probe is None:
+        return found
+    source, target = start.todo.source, start.todo.target
+    length = min(source.max_length, target.max_length)
+    probe = {
+        "tokens": np.minimum(probe["tokens"], source.vocab_size - 1)[:, :length].astype(np.int32),
+        "segments": probe["segments"][:, :length].astype(np.int32),
+    }
+    return found.with_drift(drift(start.source.params, source, params, target, probe))
+
+
+def probe_rows(rows: data_rows.Rows, seed: int) -> dict[str, np.ndarray]:
+    """A few rows of a run's own data: the first that it trains on."""
+    return data_rows.batch(rows, seed, 0, PROBE_ROWS)
+
+
+def sentence(start: Start, found: Report) -> str:
+    """The report in one line."""
+    sizes = start.source.model
+    shares = ", ".join(f"{share:.0%} {kind}" for kind, share in found.shares().items())
+    kept = "computes what that did" if found.exact else f"another function ({found.lost[0]})"
+    moved = "; logits moved by {rms:.2g} of {spread:.2g} (rms)".format(**found.drift) if found.drift else ""
+    return (
+        f"student grown from {start.path} ({sizes.num_hidden_layers} x {sizes.hidden_size}) by "
+        f"{found.method}: {shares}; {kept}{moved}"
+    )
+
+
+def training_flops(start: Start, teacher: Borrowed | None) -> float | None:
+    """What the source's own pre-training cost, None where it is not known; 0 where it is the teacher,
+    whose own is charged already, and where nothing is taken from it."""
+    if start.todo.method.fresh or (teacher is not None and teacher.digest == start.source.digest):
+        return 0.0
+    return start.source.training_flops

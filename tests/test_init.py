@@ -1,0 +1,293 @@
+"""Runs whose student is grown from another model before its first step."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from runs import dwt, make_project
+from test_train import assert_same_run, records
+
+from dwt_jax.config_file import load
+from dwt_jax.convert import huggingface
+from dwt_jax.data.prepare import prepare
+from dwt_jax.data.tokenizer import vocabulary
+from dwt_jax.errors import UserError
+from dwt_jax.model.annealing import share_after
+from dwt_jax.model.roles import annealed, path_name
+from dwt_jax.remap.engine import apply
+from dwt_jax.remap.methods import METHODS
+from dwt_jax.remap.plan import plan
+from dwt_jax.train import start as starts
+from dwt_jax.train import step as steps
+from dwt_jax.train.loop import train
+from dwt_jax.train.workdir import load_model
+
+WIDER = {"model.hidden_size": "64", "model.num_attention_heads": "4", "model.intermediate_size": "128"}
+DEEPER = {"model.num_hidden_layers": "3", "model.gated_layers": "true", "model.weighted_norm": "true"}
+STILL = {"optimizer.learning_rate.value": "0", "optimizer.learning_rate.kind": "constant"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """(config:rows, folder): a tiny corpus, prepared, and a trained small model."""
+    folder = tmp_path_factory.mktemp("init")
+    config = make_project(folder)
+    prepare(load(str(config)).data, folder / "rows", workers=1, log=lambda _: None)
+    spec = f"{config}:{folder / 'rows'}"
+    train(load(spec), folder / "small")
+    return spec, folder
+
+
+def grown(project, method, *overrides, **more):
+    keys = {"init.method": method, "init.from": str(project[1] / "small")}
+    for extra in overrides:
+        keys |= extra
+    return {**keys, **{key.replace("__", "."): value for key, value in more.items()}}
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def cut_after(whole, cut, step):
+    """A copy of a run that was killed right after the checkpoint of a step."""
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    (cut / "summary.json").unlink()
+    for later in (cut / "checkpoints").iterdir():
+        if later.name.isdigit() and int(later.name) > step:
+            shutil.rmtree(later)
+
+
+@pytest.fixture(scope="module")
+def gated(project):
+    """A run that grows in width and depth behind gates, with the small model as teacher too."""
+    workdir = project[1] / "gated"
+    overrides = grown(project, "masked", WIDER, DEEPER, {"init.from": "", "init.anneal": "0.75"})
+    overrides |= {"teacher.path": str(project[1] / "small"), "distill.preset": "paper_normal"}
+    train(load(project[0], overrides), workdir)
+    return workdir, overrides
+
+
+def test_a_cloned_student_begins_where_its_source_ended(project, tmp_path):
+    """Its held-out loss, without a step that changes anything, by the command as a user has it."""
+    overrides = grown(project, "hyperclone", WIDER, STILL, train__steps="1")
+    train(load(project[0], overrides), tmp_path / "run")
+    losses = []
+    for model in (project[1] / "small", tmp_path / "run"):
+        found = dwt("evaluate", f"--model={model}", f"--data={project[1] / 'rows'}", "--json")
+        assert found.returncode == 0, found.stderr
+        losses.append(json.loads(found.stdout)["held_out_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    told = json.loads((tmp_path / "run" / "init.json").read_text())
+    assert told["exact"]
+    assert told["from"] == str(project[1] / "small")
+    assert 0 < told["drift"]["max"] < 1e-4 < told["drift"]["spread"]
+    assert summary(tmp_path / "run")["init"] == {
+        "method": "hyperclone",
+        "exact": True,
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+    }
+
+
+def test_a_resumed_run_is_the_same_and_the_source_is_looked_at(project, tmp_path, capsys):
+    overrides = grown(project, "net2net", WIDER, init__noise="0.01", init__split="uneven")
+    train(load(project[0], overrides), tmp_path / "whole")
+    said = capsys.readouterr().out
+    assert f"student grown from {project[1] / 'small'} (2 x 32) by net2net: " in said
+    assert "another function (noise 0.01, expected 0)" in said
+    cut_after(tmp_path / "whole", tmp_path / "cut", 4)
+    shutil.copytree(project[1] / "small" / "model", tmp_path / "moved")
+    moved = {**overrides, "init.from": str(tmp_path / "moved")}
+    train(load(project[0], moved), tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    other = tmp_path / "other"
+    train(load(project[0], {"seed": "1", "train.steps": "2"}), other)
+    with pytest.raises(UserError, match=r"run\.init_digest is '.*' there, '.*' here"):
+        train(load(project[0], {**overrides, "init.from": str(other)}), tmp_path / "cut")
+
+
+def test_gates_open_and_the_end_is_an_ordinary_model(project, gated):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from dwt_jax.model import functional
+
+    workdir, _ = gated
+    shares = [record["annealed"] for record in records(workdir)]
+    assert shares == pytest.approx([1 / 9, 3 / 9, 5 / 9, 7 / 9, 1, 1])  # of the steps 1, 3, …, 11
+    model, info = transformers.AutoModelForMaskedLM.from_pretrained(
+        workdir / "model", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    loaded = load_model(str(workdir))
+    assert not loaded.model.gated_layers
+    assert not loaded.model.weighted_norm
+    tokens = np.random.default_rng(0).integers(5, loaded.model.vocab_size, (2, 12))
+    with torch.no_grad():
+        expected = model.eval()(torch.tensor(tokens)).logits.numpy()
+    hidden = functional.encode(loaded.params, loaded.model, tokens, np.ones_like(tokens))
+    found = functional.mlm_logits(loaded.params, loaded.model, hidden)[..., : loaded.model.vocab_size]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    found = dwt("evaluate", f"--model={workdir}", f"--data={project[1] / 'rows'}", "--json")
+    last = records(workdir, "evaluations.jsonl")[-1]
+    assert json.loads(found.stdout)["held_out_loss"] == pytest.approx(last["held_out_loss"], rel=1e-5)
+
+
+def test_amid_annealing_a_checkpoint_is_what_that_step_computes_with(project, gated, tmp_path):
+    workdir, overrides = gated
+    cut_after(workdir, tmp_path / "cut", 4)
+    amid = load_model(str(tmp_path / "cut"))
+    assert amid.step == 4
+    assert amid.model.gated_layers
+    gates = amid.params["layers"]["gate"]
+    np.testing.assert_allclose(gates, [1, 1, 4 / 9], rtol=1e-6)
+    found = dwt("evaluate", f"--model={tmp_path / 'cut'}", f"--data={project[1] / 'rows'}", "--json")
+    assert found.returncode == 0, found.stderr
+    record = next(r for r in records(workdir, "evaluations.jsonl") if r["step"] == 4)
+    assert json.loads(found.stdout)["held_out_loss"] == pytest.approx(record["held_out_loss"], rel=1e-5)
+    found = dwt("export", f"--model={tmp_path / 'cut'}", f"--out={tmp_path / 'out'}")
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert "must be annealed away before an export" in found.stderr
+    assert not (tmp_path / "out").exists()
+    train(load(project[0], overrides), tmp_path / "cut")
+    assert_same_run(workdir, tmp_path / "cut")
+    raw = load_model(str(workdir), step=12)  # annealed: all is open
+    flat = jax.tree_util.tree_leaves_with_path(raw.params)
+    assert all((leaf == 1).all() for path, leaf in flat if annealed(path_name(path)))
+
+
+def test_what_the_source_cost_is_charged_once(project, gated, tmp_path):
+    small = summary(project[1] / "small")["flops"]["total"]
+    both = summary(gated[0])["flops"]
+    assert both["teacher_training"] == small
+    assert both["source_training"] == 0  # it is the teacher
+    train(load(project[0], grown(project, "stack", model__num_hidden_layers="3", train__steps="2")), tmp_path)
+    alone = summary(tmp_path)["flops"]
+    assert (alone["teacher_training"], alone["source_training"]) == (0, small)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Grown by `stack` (parameter remapping) from `small`, 2 layers of hidden size 32." in card
+    assert f"that of the model it was grown from: {small:.3g} FLOPs" in card
+    assert str(project[1]) not in card
+    overrides = {"teacher.path": str(tmp_path), "distill.preset": "paper_normal", "train.steps": "1"}
+    train(load(project[0], overrides), tmp_path / "next")
+    assert summary(tmp_path / "next")["flops"]["teacher_training"] == alone["total"] + small
+
+
+def test_a_new_model_is_what_it_was(project, tmp_path):
+    """Without `init` nothing is added: not to the step, not to run.json; and a directory from before
+    `init` existed is the same run."""
+    before = steps.TRACES["alone"]
+    config = load(project[0])
+    train(config, tmp_path / "run")
+    assert steps.TRACES["alone"] <= before + 1
+    assert steps.scheduled(config.model) == steps.SCHEDULED
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert sorted(run) == ["data_digest", "state_format", "teacher_digest"]
+    assert not (tmp_path / "run" / "init.json").exists()
+    assert_same_run(project[1] / "small", tmp_path / "run")
+    cut_after(tmp_path / "run", tmp_path / "cut", 8)
+    recorded = json.loads((tmp_path / "cut" / "config.json").read_text())
+    del recorded["init"]
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(recorded))
+    train(config, tmp_path / "cut")
+    assert_same_run(tmp_path / "run", tmp_path / "cut")
+    with pytest.raises(UserError, match=r"init\.method is '' there, 'stack' here"):
+        train(load(project[0], grown(project, "stack")), tmp_path / "cut")
+
+
+def test_a_vocabulary_may_grow_at_its_end(project, tmp_path):
+    """A source with the first tokens of the data's, its tables padded as hubs have them."""
+    source = load_model(str(project[1] / "small"))
+    ours = vocabulary(project[1] / "rows" / "tokenizer")
+    short, few = tmp_path / "short", len(ours.tokens) - 7
+    short.mkdir()
+    (short / "vocab.txt").write_text("\n".join(ours.tokens[:few]) + "\n")
+    huggingface.save(source.params, source.model, short, tmp_path / "source")
+    config = load(project[0], grown(project, "fna", init__from=str(tmp_path / "source")))
+    model = dataclasses.replace(config.model, vocab_size=len(ours.tokens))
+    begun = starts.start_of(dataclasses.replace(config, model=model), ours)
+    assert begun.source.model.vocab_size == few
+    table = apply(begun.todo, begun.source.params)["embeddings"]["word"]["embedding"]
+    old = source.params["embeddings"]["word"]["embedding"]
+    np.testing.assert_array_equal(table[:few], old[:few])
+    np.testing.assert_allclose(table[len(ours.tokens) - 1], old[:few].mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(project, tmp_path):
+    strange = tmp_path / "strange"
+    source = load_model(str(project[1] / "small"))
+    (tmp_path / "words").mkdir()
+    tokens = list(vocabulary(source.tokenizer).tokens)
+    tokens[-1], tokens[-2] = tokens[-2], tokens[-1]
+    (tmp_path / "words" / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    huggingface.save(source.params, source.model, tmp_path / "words", strange)
+    for overrides, says in (
+        (grown(project, "hyperclone", {"model.hidden_size": "48"}), "init.method: hyperclone: hidden_size"),
+        (grown(project, "net2net", init__from=str(tmp_path / "none")), "no such directory"),
+        (grown(project, "net2net", init__from=str(strange)), "init.from: "),
+        (grown(project, "masked", WIDER), "expected model.weighted_norm"),
+        (grown(project, "hyperclon"), "init.method is 'hyperclon'; did you mean 'hyperclone'?"),
+        ({"init.method": "stack"}, "expected init.from or teacher.path"),
+        ({"init.from": "x"}, "init.from is set, expected init.method"),
+    ):
+        keys = [f"--config.{key}={value}" for key, value in overrides.items()]
+        found = dwt("train", f"--config={project[0]}", *keys, f"--workdir={tmp_path / 'run'}")
+        assert found.returncode == 2, (overrides, found.stdout)
+        assert says in found.stderr, (says, found.stderr)
+        assert found.stderr.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("anneal", [0.0, 0.1, 0.5, 1.0])
+def test_the_share_of_annealing_in_closed_form(anneal):
+    for begin in (0, 40):
+        found = share_after(np.arange(101), 100, anneal, begin)
+        expected = [
+            min(max((s - begin) / (anneal * (100 - begin)), 0.0), 1.0) if anneal else 1.0 for s in range(101)
+        ]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert found.dtype == np.float32
+        assert found[-1] == 1
+
+
+def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
+    """The same parameters, each part where it belongs, as on one device."""
+    overrides = grown(project, "masked", WIDER, DEEPER, STILL, train__steps="1")
+    keys = [f"--config.{key}={value}" for key, value in overrides.items()]
+    many = dwt(
+        "train",
+        f"--config={project[0]}",
+        *keys,
+        "--config.mesh.fsdp=4",
+        "--config.mesh.tensor=2",
+        f"--workdir={tmp_path / 'many'}",
+        variables={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    )
+    assert many.returncode == 0, many.stderr
+    train(load(project[0], overrides), tmp_path / "one")
+    a, b = (load_model(str(tmp_path / name), step=1).params for name in ("one", "many"))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), a, b)
+    told = [json.loads((tmp_path / name / "init.json").read_text()) for name in ("one", "many")]
+    assert told[0]["leaves"] == told[1]["leaves"]
+    assert told[1]["drift"]["max"] < 1e-4
+
+
+@pytest.mark.parametrize("run", [*METHODS, "paper", "paper_pr"])
+def test_the_configs_of_every_method(run):
+    """Each can be made of the model that its docstring names."""
+    if run == "ligo":
+        pytest.skip("its maps are learned, which no config asks for")
+    name = "paper.py:teacher4" if run.startswith("paper") else "demo.py:teacher"
+    source = load(f"configs/{name}").model
+    config = load(f"configs/remapping.py:{run}", {"teacher.path" if "paper" in run else "init.from": "x"})
+    if run == "paper":
+        assert config.init.method == ""
+        return
+    source, target = (dataclasses.replace(m, vocab_size=2048) for m in (source, config.model))
+    assert source != target
+    plan(config.init.method, source, target, jax.random.key(0), config.init)
