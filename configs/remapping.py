@@ -4,12 +4,12 @@ The paper's third study (Lee et al. 2023, section 3.3): 6 layers from a 4-layer 
 distils, with its remapping (`paper_pr`) and from random weights (`paper`):
 
     dwt train --config=configs/paper.py:teacher4 --workdir=runs/teacher4
-    dwt train --config=configs/remapping.py:paper_pr --config.teacher.path=runs/teacher4 --workdir=runs/pr
+    dwt train --config=configs/remapping.py:paper_pr --workdir=runs/pr
 
 Any method at the demo's size, from the demo's teacher, without distillation:
 
     dwt train --config=configs/demo.py:teacher --workdir=runs/teacher
-    dwt train --config=configs/remapping.py:hyperclone --config.init.from=runs/teacher --workdir=runs/grown
+    dwt train --config=configs/remapping.py:hyperclone --workdir=runs/grown
 
 Methods of width double it, those of depth double the layers, `masked` grows both behind gates.
 """
@@ -34,6 +34,7 @@ def beside(name: str, run: str) -> ConfigDict:
 def get_config(run: str = "hyperclone") -> ConfigDict:
     if run in ("paper", "paper_pr"):
         config = beside("paper", "student")
+        config.teacher = {"path": "runs/teacher4"}
         config.distill = {"preset": "paper_normal"}
         config.init = {"method": "fna"} if run == "paper_pr" else {}
         return config
@@ -46,5 +47,5 @@ def get_config(run: str = "hyperclone") -> ConfigDict:
         config.model.update(num_hidden_layers=4, hidden_size=64, num_attention_heads=2, intermediate_size=256)
     if run == "masked":
         config.model.update(num_hidden_layers=3, gated_layers=True, weighted_norm=True)
-    config.init = {"method": run}
+    config.init = {"method": run, "from": "runs/teacher"}
     return config
