@@ -251,9 +251,10 @@ def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
         raise UserError("remap: --method and --out are needed, or --pilot=N")
     if options.pilot is not None and (options.pilot < 1 or options.out or options.method):
         raise UserError(f"--pilot is {options.pilot}, expected at least 1, without --method and --out")
-    if options.noise < 0 or options.seed < 0:
-        key = "noise" if options.noise < 0 else "seed"
-        raise UserError(f"--{key} is {getattr(options, key)}, expected at least 0")
+    if not 0 <= options.noise < float("inf"):
+        raise UserError(f"--noise is {options.noise}, expected at least 0")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed is {options.seed}, expected at least 0 and less than 2**32")
     config = load(options.config, overrides)
     host.tune()
     if options.pilot is not None:

@@ -302,8 +302,8 @@ def _init_problems(config: Config):
             find(init.method)
         except UserError as error:
             yield f"init.{error}"
-        if init.method == "ligo":
-            yield "init.method is 'ligo', expected another: its maps are learned (docs/remapping.md)"
+        if init.method.split("+")[-1] == "ligo":
+            yield f"init.method is {init.method!r}, expected another: ligo's maps are learned"
         if not (init.from_ or config.teacher.path):
             yield f"init.method is {init.method!r}, expected init.from or teacher.path to name a model"
     elif init != Init():

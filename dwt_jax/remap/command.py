@@ -33,7 +33,7 @@ def remap(path: str, config: Config, method: str, out: Path, options: Options, s
         raise UserError(
             f"config: model.{key} is True, expected False: it is annealed away in training (init.method)"
         )
-    if method == "ligo":
+    if method.split("+")[-1] == "ligo":
         raise UserError("--method: ligo learns its maps from data, expected another (see dwt remap --pilot)")
     loaded = load_model(path, heads=None)
     source = loaded.model
