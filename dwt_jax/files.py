@@ -1,12 +1,16 @@
 """Files and directories that are whole or absent: built under another name, then renamed."""
 
 import errno
+import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from dwt_jax.errors import UserError
 
 
 @contextmanager
@@ -18,6 +22,29 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def new_place(out: Path) -> Path:
+    """Where `--out` leads, links followed. Raises UserError if anything is there but an empty directory."""
+    try:
+        place = out.expanduser().resolve()
+    except RuntimeError:
+        raise UserError(f"--out: {out} is a link to itself, expected a new or empty directory") from None
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"--out: {place} holds something, expected a new or empty directory")
+    return place
+
+
+def read_object(path: Path, wanted: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, which says that `wanted` was expected, for anything
+    else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {error}, expected {wanted}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a JSON {type(found).__name__}, expected {wanted}")
+    return found
 
 
 @contextmanager

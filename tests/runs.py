@@ -50,6 +50,16 @@ def write_corpus(path: Path, documents: int = 120, seed: int = 0) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def prepared_project(folder: Path) -> str:
+    """`make_project` with its rows prepared: the config with them as its argument."""
+    from dwt_jax.config_file import load
+    from dwt_jax.data.prepare import prepare
+
+    config = make_project(folder)
+    prepare(load(str(config)).data, folder / "rows", workers=1, log=lambda _: None)
+    return f"{config}:{folder / 'rows'}"
+
+
 def make_project(folder: Path) -> Path:
     """Corpus and config file in `folder`; the path of the config."""
     write_corpus(folder / "corpus.txt")

@@ -7,12 +7,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from runs import dwt, make_project
+from runs import dwt, prepared_project
 from test_train import assert_same_run, records
 
 from dwt_jax.config_file import load
 from dwt_jax.convert import huggingface
-from dwt_jax.data.prepare import prepare
 from dwt_jax.data.tokenizer import vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.model.annealing import share_after
@@ -34,9 +33,7 @@ STILL = {"optimizer.learning_rate.value": "0", "optimizer.learning_rate.kind": "
 def project(tmp_path_factory):
     """(config:rows, folder): a tiny corpus, prepared, and a trained small model."""
     folder = tmp_path_factory.mktemp("init")
-    config = make_project(folder)
-    prepare(load(str(config)).data, folder / "rows", workers=1, log=lambda _: None)
-    spec = f"{config}:{folder / 'rows'}"
+    spec = prepared_project(folder)
     train(load(spec), folder / "small")
     return spec, folder
 

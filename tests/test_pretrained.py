@@ -220,6 +220,10 @@ def test_byte_level(tmp_path_factory, space, named, kind, where, whole):
             {"vocab.json": '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a</w>": 5}'},
             "lacks 256 of the 256 bytes",
         ),
+        (
+            {"vocab.json": '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5}'},
+            "lacks 255 of the 256 bytes",
+        ),
         ({"vocab.json": '{"<s>": 4000000000}'}, "no <pad>"),
         ({"vocab.json": "[" * 100000}, "expected"),
         ({"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": '{"mask_token": 7}'}, "mask_token is 7"),
@@ -276,6 +280,15 @@ def test_refused(tmp_path, files, says):
         tokenizer.vocabulary(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 500
+
+
+def test_bytes_with_marked_ends_of_words(tmp_path):
+    """As CLIP has them: all 256 bytes, and another way of putting them together."""
+    bpe(tmp_path)
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps({**vocab, "a</w>": len(vocab)}))
+    with pytest.raises(UserError, match="marks ends of words by </w>"):
+        tokenizer.load(tmp_path)
 
 
 def test_ids_far_apart(tmp_path):

@@ -10,11 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import dwt, make_project, start
+from runs import dwt, prepared_project, start
 from safetensors.numpy import load_file
 
 from dwt_jax.config_file import load
-from dwt_jax.data.prepare import prepare
 from dwt_jax.errors import UserError
 from dwt_jax.evaluate import mlm
 from dwt_jax.train import loop
@@ -28,9 +27,7 @@ from dwt_jax.train.workdir import load_model, locked
 def project(tmp_path_factory):
     """(config:rows, folder): a tiny corpus, prepared, and a trained teacher."""
     folder = tmp_path_factory.mktemp("project")
-    config = make_project(folder)
-    prepare(load(str(config)).data, folder / "rows", workers=1, log=lambda _: None)
-    spec = f"{config}:{folder / 'rows'}"
+    spec = prepared_project(folder)
     train(load(spec, {"train.steps": "30", "model.num_hidden_layers": "1"}), folder / "teacher")
     return spec, folder
 

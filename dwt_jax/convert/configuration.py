@@ -1,6 +1,5 @@
 """A model directory's `config.json`, in both directions."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -9,6 +8,7 @@ from dwt_jax.config import Model, model_problems
 from dwt_jax.config_file import scalar
 from dwt_jax.convert.tables import FAMILIES, REQUIRED, architecture
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.files import read_object
 
 OF_CLASSIFIERS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
 KEPT = (*OF_CLASSIFIERS, "bos_token_id", "eos_token_id", "tokenizer_class")
@@ -48,12 +48,7 @@ def load_config(path: Path, names: Sequence[str] = ()) -> Said:
     Raises UserError naming the key and value of whatever is not supported.
     """
     where = path / "config.json"
-    try:
-        found = json.loads(where.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {error}, expected a Hugging Face model config") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: holds a JSON {type(found).__name__}, expected an object")
+    found = read_object(where, "a Hugging Face model config")
     kind = found.get("model_type") or _guess_family(names)
     if not isinstance(kind, str) or kind not in FAMILIES:
         hint = did_you_mean(str(kind), FAMILIES) if kind else f", expected one of {', '.join(FAMILIES)}"

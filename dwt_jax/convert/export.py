@@ -9,6 +9,7 @@ from dwt_jax.convert.configuration import OF_CLASSIFIERS
 from dwt_jax.convert.tables import FAMILIES, architecture
 from dwt_jax.data.tokenizer import has_tokenizer, vocabulary
 from dwt_jax.errors import UserError
+from dwt_jax.files import new_place
 from dwt_jax.model.functional import HEADS
 from dwt_jax.train.metrics import read
 from dwt_jax.train.workdir import Loaded, config_of, load_model, read_json
@@ -21,12 +22,7 @@ def export(path: str, step: int | None, out: Path, dtype: str, encoder_only: boo
     dtype: float32, float16, bfloat16 or auto, the type that the model is stored in. Raises
     UserError if `out` holds anything.
     """
-    try:
-        out = out.expanduser().resolve()  # of a link, where it leads
-    except RuntimeError:
-        raise UserError(f"--out: {out} is a link to itself, expected a new or empty directory") from None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out: {out} holds something, expected a new or empty directory")
+    out = new_place(out)
     loaded = load_model(path, heads=None, step=step)
     family = FAMILIES[loaded.model.model_type]
     if encoder_only:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dwt_jax.errors import UserError
+from dwt_jax.files import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,9 +52,9 @@ def load(path: str | Path, lowercase: bool = True) -> "Tokenizer":
     for file in (whole, words):
         if file.is_symlink() and not file.exists():
             raise UserError(f"{file}: a link to nothing, expected a file")
-    if whole.is_file():
-        return _whole(whole, _class_said(path))
     named = _class_said(path)
+    if whole.is_file():
+        return _whole(whole, named)
     if words.is_file() and named in ("", BERT):
         return _bert(words, lowercase)
     if not words.is_file() and (path / "vocab.json").is_file() and named in ("", ROBERTA):
@@ -323,12 +324,4 @@ def role_names(directory: Path, usual: tuple[str, ...]) -> tuple[str, ...]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {error}, expected JSON") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found a JSON {type(found).__name__}, expected an object")
-    return found
+    return read_object(path, "JSON, an object") if path.is_file() else {}

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,14 +34,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 ALPHABET = 1000  # characters at most that get a token of their own, the commonest first
+_VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt")
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
+    *_VOCABULARIES,
 )
 
 
@@ -152,9 +151,7 @@ def install(path: str | Path, out: Path, lowercase: bool = True) -> None:
         config.pop(key, None)  # code that stays where it is, and what tokenizer.json says itself
     out.mkdir(parents=True)
     if path.is_dir():
-        copy_files(path, out)
-    for name in ("special_tokens_map.json", "added_tokens.json"):
-        (out / name).unlink(missing_ok=True)
+        copy_files(path, out, _VOCABULARIES)
     config["tokenizer_class"] = AS_IT_IS
     _write(tokenizer, out, config | {f"{role}_token": tokens[i] for role, i in roles.items()})
 
@@ -164,9 +161,9 @@ def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
 
 
-def copy_files(directory: Path, out: Path) -> None:
+def copy_files(directory: Path, out: Path, names: Sequence[str] = _FILES) -> None:
     """The tokenizer files of a directory, and no others, into another one."""
-    for name in _FILES:
+    for name in names:
         if (directory / name).is_file():
             shutil.copyfile(directory / name, out / name)
 

@@ -26,17 +26,15 @@ def evaluate(path: str, data: Path, batch_size: int) -> dict[str, float]:
     if index is None:
         raise UserError(f"--data: no index.json in {data}, expected a directory that dwt prepare wrote")
     loaded = load_model(path)
-    if vocabulary(loaded.tokenizer).tokens != vocabulary(data / "tokenizer").tokens:
+    words = vocabulary(loaded.tokenizer)
+    if words.tokens != vocabulary(data / "tokenizer").tokens:
         raise UserError(f"--data: {data} has another vocabulary than {path}, expected the same")
     if digest(loaded.tokenizer) != digest(data / "tokenizer"):
-        print(
-            f"{path} takes text apart otherwise than {data} was (lower-casing, say)",
-            file=sys.stderr,
-        )
-    if loaded.model.vocab_size < len(vocabulary(loaded.tokenizer)):
+        print(f"{path} takes text apart otherwise than {data} was (lower-casing, say)", file=sys.stderr)
+    if loaded.model.vocab_size < len(words):
         raise UserError(
             f"--model: {path} has vocab_size {loaded.model.vocab_size}, expected at least its tokenizer's "
-            f"{len(vocabulary(loaded.tokenizer))}"
+            f"{len(words)}"
         )
     length = index["sequence_length"]
     if length > loaded.model.max_length:

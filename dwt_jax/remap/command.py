@@ -9,6 +9,7 @@ import numpy as np
 from dwt_jax.config import Config
 from dwt_jax.convert import card, huggingface
 from dwt_jax.errors import UserError
+from dwt_jax.files import new_place
 from dwt_jax.model.annealing import has_annealed
 from dwt_jax.model.functional import HEADS
 from dwt_jax.remap import engine
@@ -26,8 +27,7 @@ def remap(path: str, config: Config, method: str, out: Path, options: Options, s
     A vocab_size of 0 is the source's. Raises UserError, before anything is written, for what the
     method cannot do, and for gates and weights of norms: those open in training (init.method).
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out: {out} holds something, expected a new or empty directory")
+    out = new_place(out)
     if has_annealed(config.model):
         key = "gated_layers" if config.model.gated_layers else "weighted_norm"
         raise UserError(

@@ -11,6 +11,7 @@ import numpy as np
 from dwt_jax.config_file import flatten
 from dwt_jax.study import charts
 from dwt_jax.study.charts import number
+from dwt_jax.train.metrics import total
 
 if TYPE_CHECKING:  # report.py calls this file
     from dwt_jax.study.report import Comparison, Run, Study
@@ -81,8 +82,7 @@ def _reach_words(comparison: "Comparison", base: "Run") -> str:
 
 def _training_before(flops: Mapping[str, float | None]) -> float | None:
     """What the models that a run was taught by or grown from had cost, None where it is not known."""
-    teacher, source = flops["teacher_training"], flops.get("source_training", 0.0)
-    return None if teacher is None or source is None else teacher + source
+    return total(flops["teacher_training"], flops.get("source_training", 0.0))
 
 
 def noise_words(study: "Study") -> str:

@@ -13,6 +13,7 @@ from dwt_jax.data.tokenizer import Vocabulary, vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.model.layers import padded_vocabulary
 from dwt_jax.model.roles import Axis, map_with_roles
+from dwt_jax.train.metrics import total
 from dwt_jax.train.workdir import load_model, read_json
 
 
@@ -81,9 +82,3 @@ def _training_flops(path: Path) -> float | None:
         return None
     found = read_json(summary).get("flops") or {}
     return total(found.get("total"), found.get("teacher_training"), found.get("source_training", 0.0))
-
-
-def total(*parts: float | None) -> float | None:
-    """Their sum, None where one of them is not known."""
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None

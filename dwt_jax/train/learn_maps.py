@@ -19,7 +19,7 @@ import optax
 
 from dwt_jax.config import Model
 from dwt_jax.data import rows as data_rows
-from dwt_jax.data.masking import EVALUATION_SEED, mask_rows, predictions_per_row, row_keys
+from dwt_jax.data.masking import EVALUATION_SEED, predictions_per_row, row_keys
 from dwt_jax.distill.head import Knobs
 from dwt_jax.errors import UserError
 from dwt_jax.model import functional
@@ -27,7 +27,7 @@ from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
 from dwt_jax.remap import ligo
 from dwt_jax.remap.plan import Plan
 from dwt_jax.train import flops
-from dwt_jax.train.step import Spec, _accumulated, abstract_state, compiled, forward
+from dwt_jax.train.step import Spec, abstract_state, accumulated, compiled, forward, masked_batch
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,6 @@ def objective(spec: Spec, todo: Plan, mesh, maps, inputs, part, scalars: Knobs, 
     return forward(spec, grown, teacher_params, part, scalars, key)
 
 
-def masked_batch(spec: Spec, batch, keys, knobs):
-    """A batch with its masks, and the scalars of its objective."""
-    masked = mask_rows(batch["tokens"], batch["segments"], keys, spec.mask, spec.tokens)
-    alpha_hard, alpha_soft, temperature = knobs[:3]
-    count = jnp.maximum(masked.weights.sum(), 1)
-    return (masked, batch["segments"]), Knobs(alpha_hard, alpha_soft, temperature, count)
-
-
 def _step(spec: Spec, todo: Plan, chain, mesh, state, inputs, batch, knobs, seed, step):
     """One update of the maps. Masks and dropout are those of the run's own step of that number."""
     maps, moments = state
@@ -162,7 +154,7 @@ def _step(spec: Spec, todo: Plan, chain, mesh, state, inputs, batch, knobs, seed
         return objective(spec, todo, mesh, maps, inputs, part, scalars, key)
 
     key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)
-    found = _accumulated(jax.value_and_grad(loss, has_aux=True), maps, batch, key, spec.accumulate)
+    found = accumulated(jax.value_and_grad(loss, has_aux=True), maps, batch, key, spec.accumulate)
     updates, moments = chain.update(found[1], moments, maps)
     return optax.apply_updates(maps, updates), moments
 

@@ -83,6 +83,12 @@ def spent(record: Mapping[str, Any]) -> float:
     return record["student_flops"] + record["teacher_flops"]
 
 
+def total(*parts: float | None) -> float | None:
+    """Their sum, None where one of them is not known."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
 class Recorder:
     """Writes the records of one run; `active=False` (all processes but the first) does nothing."""
 

@@ -8,7 +8,6 @@ that ends inside the warm-up of the learning rate says little.
 """
 
 import dataclasses
-import hashlib
 import json
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from dwt_jax.model import functional
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
 from dwt_jax.remap.engine import remap
 from dwt_jax.remap.methods import METHODS, find
+from dwt_jax.train.borrowed import digest
 from dwt_jax.train.learn_maps import Learned, Settings, learn
 from dwt_jax.train.setup import Run, annealed, prepare_run
 from dwt_jax.train.step import abstract_state, compiled, initial_state
@@ -95,7 +95,7 @@ def pilot(
             trials.append(Trial(name, refused=str(error)))
             say(f"  refused: {error}")
             continue
-        print_of = _digest(grown)
+        print_of = digest(grown)
         if print_of in seen:
             trials.append(Trial(name, same_as=seen[print_of], exact=trial.exact))
             say(f"  the same parameters as {seen[print_of]}")
@@ -132,8 +132,8 @@ def _begun(
 ) -> tuple[Any, Trial]:
     """(parameters on the mesh, the trial so far)"""
     key = jax.random.key(run.config.seed)
-    grown, report = remap(params, source, run.config.model, name, key)
     if name != LEARNED:
+        grown, report = remap(params, source, run.config.model, name, key)
         return jax.device_put(grown, shardings(grown, run.mesh)), Trial(name, exact=report.exact)
     grown, record = learn(
         params,
@@ -199,13 +199,6 @@ def _filled(
 
 def _flops(run: Run, steps: int) -> float:
     return steps * run.student_flops + min(steps, run.teacher_until) * run.teacher_flops
-
-
-def _digest(params: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def table(trials: Sequence[Trial], steps: int) -> str:

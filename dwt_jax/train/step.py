@@ -126,18 +126,16 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
     if spec.until_beaten:
         alpha_soft = alpha_soft * _beaten_share(state["behind"], spec.distill)
     step, params = state["step"], state["params"]
-    rows = jnp.arange(batch["tokens"].shape[0])
-    masked = mask_rows(batch["tokens"], batch["segments"], row_keys(seed, step, rows), spec.mask, spec.tokens)
-    count = jnp.maximum(masked.weights.sum(), 1)
-    scalars = Knobs(alpha_hard, alpha_soft, temperature, count)
+    keys = row_keys(seed, step, jnp.arange(batch["tokens"].shape[0]))
+    whole, scalars = masked_batch(spec, batch, keys, (alpha_hard, alpha_soft, temperature))
 
     def loss(params, part, key):
         params = anneal(params, *share) if share else params
         return forward(spec, params, teacher_params, part, scalars, key)
 
     key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)  # rbg: dropout for 1 % instead of 14 %
-    (value, sums), gradient = _accumulated(
-        jax.value_and_grad(loss, has_aux=True), params, (masked, batch["segments"]), key, spec.accumulate
+    (value, sums), gradient = accumulated(
+        jax.value_and_grad(loss, has_aux=True), params, whole, key, spec.accumulate
     )
     norm = optax.global_norm(gradient)
     update, opt_state = optimizers.make(spec.optimizer).update(gradient, state["opt_state"], params)
@@ -160,6 +158,17 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
     return state, metrics
 
 
+def masked_batch(spec: Spec, batch, keys, knobs) -> tuple[tuple[Masked, jax.Array], Knobs]:
+    """A batch with its masks, (Masked, segments [B, L]), and the scalars of its objective.
+
+    keys: of the rows' masks. knobs: columns as in SCHEDULED, of which the first three are read.
+    """
+    masked = mask_rows(batch["tokens"], batch["segments"], keys, spec.mask, spec.tokens)
+    alpha_hard, alpha_soft, temperature = knobs[:3]
+    count = jnp.maximum(masked.weights.sum(), 1)
+    return (masked, batch["segments"]), Knobs(alpha_hard, alpha_soft, temperature, count)
+
+
 def forward(spec: Spec, params, teacher_params, part, knobs: Knobs, key) -> tuple[jax.Array, Sums]:
     """Objective and sums of one part of a batch, (Masked, segments [B, L])."""
     masked, segments = part
@@ -176,7 +185,7 @@ def forward(spec: Spec, params, teacher_params, part, knobs: Knobs, key) -> tupl
     return head_loss(student, teacher, masked.labels, masked.weights, knobs, static)
 
 
-def _accumulated(value_and_grad, params, batch: tuple[Masked, jax.Array], key, parts: int):
+def accumulated(value_and_grad, params, batch: tuple[Masked, jax.Array], key, parts: int):
     """((value, sums), gradient) of the whole batch, taken in `parts`, one after the other."""
     if parts == 1:
         return value_and_grad(params, batch, key)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from dwt_jax.config import Config, Model
 from dwt_jax.config_file import build, flatten, to_dict
 from dwt_jax.errors import UserError
-from dwt_jax.files import building, whole_file
+from dwt_jax.files import building, read_object, whole_file
 
 MAY_CHANGE = (
     "mesh.",
@@ -53,13 +53,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The object in a JSON file of ours; UserError for anything else."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {error}, expected JSON that dwt wrote") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds a {type(found).__name__}, expected a JSON object that dwt wrote")
-    return found
+    return read_object(path, "JSON that dwt wrote")
 
 
 def claim(workdir: Path, config: Config, tokenizer: Path, identity: Mapping[str, Any]) -> None:
