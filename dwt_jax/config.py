@@ -127,6 +127,11 @@ class Init(Options):
     # A model with gated_layers or weighted_norm computes with m₀ + (1 − m₀)·share, share rising
     # linearly from 0 to 1 over this share of the run; from there on it is an ordinary one.
     anneal: float = 0.1
+    # The updates of entries that are new, or further copies, rise from 0 over this share of the run.
+    rewarm: float = 0.0
+    # Grown in the middle of the run `from`, after so many of its steps, by `dwt remap --run`, which sets
+    # this; `anneal` and `rewarm` are then shares of the steps that are left. 0: before the first step.
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -309,8 +314,10 @@ def _init_problems(config: Config):
     elif init != Init():
         key = next(f.name for f in fields(init) if getattr(init, f.name) != f.default)
         yield f"init.{key.rstrip('_')} is set, expected init.method to say how (it is empty)"
-    yield from _at_least(init, "init", 0, "noise")
-    yield from _share(init, "init", "anneal")
+    yield from _at_least(init, "init", 0, "noise", "step")
+    yield from _share(init, "init", "anneal", "rewarm")
+    if init.step and config.train.steps and init.step >= config.train.steps:
+        yield f"init.step is {init.step}, expected less than train.steps ({config.train.steps})"
 
 
 def _schedule_problems(schedule: Schedule, name: str):
