@@ -205,7 +205,7 @@ IMPOSSIBLE = [
     ({"init.anneal": 0.5}, "init.method"),
     ({"init.method": "aki", "init.noise": -1}, "init.noise"),
     ({"init.method": "aki", "init.anneal": 1.1}, "init.anneal"),
-    ({"init.method": "ligo"}, "init.method"),
+    ({"init.method": "stack+ligo", "teacher.path": "x"}, "init.method"),
     ({"distill.alpha_hard.value": -1}, "distill.alpha_hard.value"),
     ({"distill.alpha_soft.end": -1}, "distill.alpha_soft.end"),
     ({"distill.alpha_soft.warmup": 1.5}, "distill.alpha_soft.warmup"),

@@ -93,7 +93,9 @@ def announce_start(run: Run, begun: starts.Start, params: Any, step: int, record
     found = starts.told(begun, params, starts.probe_rows(run.rows, run.config.seed))
     recorder.say(starts.sentence(begun, found))
     if jax.process_index() == 0:
-        workdirs.write_json(run.workdir / "init.json", {"from": begun.path, **found.to_dict()})
+        path = run.workdir / "init.json"
+        learned = {"learned": workdirs.read_json(path)["learned"]} if begun.learns else {}
+        workdirs.write_json(path, {"from": begun.path, **learned, **found.to_dict()})
 
 
 def take_steps(
@@ -292,7 +294,11 @@ def finish(
             "teacher_forward": work["teacher_flops"],
             "total": spent(work),
             "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
-            **({"source_training": starts.training_flops(run.start, run.teacher)} if run.start else {}),
+            **(
+                {"source_training": starts.training_flops(run.start, run.teacher, run.workdir)}
+                if run.start
+                else {}
+            ),
         },
         "teacher_steps": max(0, taught - run.config.init.step),
         "teacher": _sizes(run.teacher.model) if run.teacher else None,
@@ -322,7 +328,7 @@ def _start(begun: starts.Start) -> dict[str, Any]:
     amid = {"step": begun.step} if begun.step else {}
     return {
         "method": begun.todo.method.name,
-        "exact": not begun.todo.lost,
+        "exact": not (begun.todo.lost or begun.learns),
         **amid,
         **_sizes(begun.source.model),
     }

@@ -29,6 +29,7 @@ from dwt_jax.train import start as starts
 from dwt_jax.train import workdir as workdirs
 from dwt_jax.train.borrowed import Borrowed
 from dwt_jax.train.checkpoint import Checkpoints
+from dwt_jax.train.learn_maps import Settings, learn
 from dwt_jax.train.step import SCHEDULED, Spec, abstract_state, initial_state, knob_table, spec_of
 
 STATE_FORMAT = 1  # raise it when the tree of the training state changes
@@ -157,13 +158,36 @@ def fresh_state(run: Run, layout: Any) -> dict[str, Any]:
                 f"{run.workdir}: without the checkpoint of step {run.start.step} that dwt remap --run made, "
                 "expected one to begin with: grow the run anew, to another --out"
             )
-        params = starts.grown(run.start, run.mesh)
+        params = _learned(run) if run.start.learns else starts.grown(run.start, run.mesh)
         return jax.jit(lambda params: initial_state(params, optimizer), out_shardings=layout)(params)
 
     def new() -> dict[str, Any]:
         return initial_state(functional.init(model, jax.random.key(run.config.seed)), optimizer)
 
     return jax.jit(new, out_shardings=layout)()
+
+
+def _learned(run: Run) -> Any:
+    """By learned maps, the record of which is left in init.json."""
+    teacher_params = teachers.on_mesh(run.teacher, run.mesh) if run.teacher else None
+    assert run.start is not None
+    params, record = learn(
+        run.start.source.params,
+        run.start.source.model,
+        run.spec,
+        jax.random.key(run.config.seed),
+        run.rows,
+        data_rows.open_rows(run.data, "held_out"),
+        batch_size=run.config.train.batch_size,
+        knobs=run.knobs,
+        mesh=run.mesh,
+        seed=run.config.seed,
+        teacher_params=teacher_params,
+        settings=Settings(steps=run.config.init.learning_steps),
+    )
+    if jax.process_index() == 0:
+        workdirs.write_json(run.workdir / "init.json", {"learned": dataclasses.asdict(record)})
+    return params
 
 
 def laid_out(run: Run) -> dict[str, Any]:

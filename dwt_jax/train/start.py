@@ -1,5 +1,6 @@
 """What a student starts from that is no new model: a smaller one, grown to its size (`init.*`)."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from dwt_jax.remap.moments import known
 from dwt_jax.remap.plan import Plan, plan
 from dwt_jax.remap.report import Report, drift, report
 from dwt_jax.train.borrowed import Borrowed, borrow
+from dwt_jax.train.metrics import total
 from dwt_jax.train.step import scheduled
 from dwt_jax.train.workdir import read_json
 
@@ -33,6 +35,11 @@ class Start(NamedTuple):
     step: int = 0
     student_flops: float = 0.0
     teacher_flops: float = 0.0
+
+    @property
+    def learns(self) -> bool:
+        """Whether the maps are learned (learn_maps.py), not given."""
+        return self.todo.method.name == "ligo"
 
 
 def start_of(config: Config, words: Vocabulary, workdir: Path) -> Start | None:
@@ -94,6 +101,8 @@ def told(start: Start, params: Params, probe: dict[str, np.ndarray] | None) -> R
     """What the student (`params`, or their shapes where there is no probe) has from its source. With
     a `probe` ({tokens, segments} [B, L]), how far the logits moved on it."""
     found = report(start.todo, start.source.params, params)
+    if start.learns:  # the shares are those of the maps that it begins with
+        found = dataclasses.replace(found, exact=False, lost=("ligo: the maps are learned",))
     if probe is None:
         return found
     source, target = start.todo.source, start.todo.target
@@ -122,9 +131,11 @@ def sentence(start: Start, found: Report) -> str:
     )
 
 
-def training_flops(start: Start, teacher: Borrowed | None) -> float | None:
+def training_flops(start: Start, teacher: Borrowed | None, workdir: Path) -> float | None:
     """What the source's own pre-training cost, None where it is not known; 0 where it is the teacher,
-    whose own is charged already, and where nothing is taken from it."""
-    if start.todo.method.fresh or (teacher is not None and teacher.digest == start.source.digest):
+    whose own is charged already, and where nothing is taken from it. Learned maps are charged too."""
+    if start.todo.method.fresh:
         return 0.0
-    return start.source.training_flops
+    same = teacher is not None and teacher.digest == start.source.digest
+    learned = read_json(workdir / "init.json")["learned"]["flops"] if start.learns else 0.0
+    return total(0.0 if same else start.source.training_flops, learned)
