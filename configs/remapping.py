@@ -14,26 +14,17 @@ Any method at the demo's size, from the demo's teacher, without distillation:
 Methods of width double it, those of depth double the layers, `masked` grows both behind gates.
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict
+
+from dwt_jax.config_file import beside
 
 WIDER = ("random", "fna", "net2net", "aki", "hyperclone", "lemon")
 DEEPER = ("repeat_last", "stack", "stack_top", "interleave", "middle", "prefix", "ligo")
 
 
-def beside(name: str, run: str) -> ConfigDict:
-    """The config of `run` in another file of this folder."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(run)
-
-
 def get_config(run: str = "hyperclone") -> ConfigDict:
     if run in ("paper", "paper_pr"):
-        config = beside("paper", "student")
+        config = beside(__file__, "paper").get_config("student")
         config.teacher = {"path": "runs/teacher4"}
         config.distill = {"preset": "paper_normal"}
         config.init = {"method": "fna"} if run == "paper_pr" else {}
@@ -42,7 +33,7 @@ def get_config(run: str = "hyperclone") -> ConfigDict:
         raise ValueError(
             f"no run {run!r}, expected one of paper, paper_pr, {', '.join(WIDER + DEEPER)}, masked"
         )
-    config = beside("demo", "student")
+    config = beside(__file__, "demo").get_config("student")
     if run in DEEPER:
         config.model.update(num_hidden_layers=4, hidden_size=64, num_attention_heads=2, intermediate_size=256)
     if run == "masked":

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from keyword import iskeyword
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dwt_jax.config import Config, check
@@ -84,13 +85,7 @@ def read_file(spec: str) -> Mapping[str, Any]:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"--config: no file {name!r}, expected a Python file with get_config()")
-    module_spec = importlib.util.spec_from_file_location(f"dwt_config_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"--config: {name!r} is not a Python file, expected one with get_config()")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module
-    loader = module_spec.loader
-    _run(lambda: loader.exec_module(module), f"{name} fails to load")
+    module = _module(path)
     if not hasattr(module, "get_config"):
         raise UserError(
             f"--config: {name} has no get_config(), expected a function that returns a ConfigDict"
@@ -105,6 +100,22 @@ def read_file(spec: str) -> Mapping[str, Any]:
             f"--config: {spec}: get_config returned {type(found).__name__}, expected a ConfigDict"
         )
     return found
+
+
+def beside(file: str, name: str) -> ModuleType:
+    """For config files: the module NAME.py in the folder of `file`, the one that asks."""
+    return _module(Path(file).parent / f"{name}.py")
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"dwt_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config: {str(path)!r} is not a Python file, expected one with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    loader = spec.loader
+    _run(lambda: loader.exec_module(module), f"{path} fails to load")
+    return module
 
 
 def _required(function: Callable[..., Any]) -> str:

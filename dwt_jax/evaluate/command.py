@@ -15,10 +15,12 @@ from dwt_jax.train.workdir import load_model
 
 
 def evaluate(path: str, data: Path, batch_size: int) -> dict[str, float]:
-    """Held-out loss, perplexity and accuracies (see `mlm.summarise`) of the model in `path`.
+    """Held-out loss, perplexity and accuracies (see `mlm.summarise`) of the model in `path`."""
+    return mlm.summarise(documents_of(path, data, batch_size))
 
-    Raises UserError if data and model disagree in vocabulary or length.
-    """
+
+def documents_of(path: str, data: Path, batch_size: int = 64) -> mlm.Documents:
+    """The same by held-out document. Raises UserError if data and model disagree in vocabulary or length."""
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
     data = data.expanduser()
@@ -46,4 +48,4 @@ def evaluate(path: str, data: Path, batch_size: int) -> dict[str, float]:
     params = jax.device_put(loaded.params, shardings(loaded.params, mesh))
     documents = mlm.by_document(params, loaded.model, data, mesh=mesh, batch_size=batch_size)
     assert documents is not None  # nothing stops it
-    return mlm.summarise(documents)
+    return documents

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import dwt_jax
 from dwt_jax.config import Config
 from dwt_jax.config_file import load
 from dwt_jax.study import report
+from dwt_jax.study.grid import config_path
 from dwt_jax.train.loop import train
 from dwt_jax.train.metrics import duration
 from dwt_jax.train.workdir import write_json
@@ -76,14 +76,7 @@ def _config(planned: Planned, workdir: Path, scale: float) -> Config:
     overrides = dict(planned.overrides)
     if "distill.preset" in overrides:
         overrides["teacher.path"] = str(workdir / "teacher")
-    path = config_path("demo.py")
+    path = config_path("configs/demo.py")
     steps = load(f"{path}:{planned.run}").train.steps
     overrides["train.steps"] = str(max(2, round(steps * scale)))
     return load(f"{path}:{planned.run}", overrides)
-
-
-def config_path(name: str) -> Path:
-    """A file of configs/: inside the package where it is installed, beside it in a clone."""
-    package = Path(dwt_jax.__file__).parent
-    inside = package / "configs" / name
-    return inside if inside.exists() else package.parent / "configs" / name

@@ -69,14 +69,19 @@ pre{{max-height:none;white-space:pre-wrap}}}}
 
 def html(study: "Study") -> str:
     """The whole page."""
+    body = [_top(study), _curves(study), _training(study), _tables(study), _equal(study), _configs(study)]
+    return document(study.title, body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """A page of these parts."""
     # The policy makes "nothing from elsewhere" something that the browser enforces.
     policy = "default-src 'none'; style-src 'unsafe-inline'"
-    body = [_top(study), _curves(study), _training(study), _tables(study), _equal(study), _configs(study)]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{escape(study.title)}</title>\n<style>{_CSS}{charts.CSS}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{_CSS}{charts.CSS}</style></head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
@@ -124,7 +129,7 @@ def _lines(study: "Study", points: Callable[["Run"], tuple[Sequence[float], Sequ
     return [line for line in lines if line.x]
 
 
-def _figure(lines: list[Line], axes: Axes, caption: str) -> str:
+def figure(lines: list[Line], axes: Axes, caption: str) -> str:
     """Names beside the curves where there is room, in a legend on a phone."""
     if not lines:
         return ""
@@ -160,14 +165,14 @@ def _curves(study: "Study") -> str:
     dashed = " The dashed line is the teacher's own loss." if levels else ""
     parts = [
         "<h2>Held-out loss</h2>",
-        _figure(
+        figure(
             by_steps,
             Axes("Held-out loss against steps", "steps", name, levels=levels, cut=True),
             f"By steps: the same data seen.{dashed} The learning rate falls until the last step, so a "
             "curve's end and another's middle are not two finished trainings.",
         ),
         _gap(study),
-        _figure(
+        figure(
             by_flops,
             Axes("Held-out loss against FLOPs", unit, name, x_scale=size, levels=levels, cut=True),
             f"By FLOPs ({unit}): the student's forward and backward, and the teacher's forward as long as it "
@@ -201,7 +206,7 @@ def _gap(study: "Study") -> str:
         decimals=4,
     )
     said = " The grey band is the noise at the end of training." if band else ""
-    return _figure(
+    return figure(
         lines,
         axes,
         f"The same as the difference to the student alone: below the dashed line is better.{said}",
@@ -247,7 +252,7 @@ def _training(study: "Study") -> str:
     )
 
 
-def _table(table: Table, highlight: str | None = None) -> str:
+def table_of(table: Table, highlight: str | None = None) -> str:
     """`highlight`: the first cell of a row that stands out."""
 
     def cell(i: int, text: str) -> str:
@@ -270,11 +275,11 @@ def _table(table: Table, highlight: str | None = None) -> str:
 def _tables(study: "Study") -> str:
     highlight = study.baseline.label if study.baseline else None
     return (
-        f"<h2>Results</h2>{_table(tables.results_table(study), highlight)}"
+        f"<h2>Results</h2>{table_of(tables.results_table(study), highlight)}"
         '<p class="muted">Losses in nats for each masked token of the held-out documents, under '
         "masks that are the same for every run; s.e.: standard error over documents. Against alone: "
         "below 0 is better.</p>"
-        f"<h2>Costs</h2>{_table(tables.costs_table(study), highlight)}"
+        f"<h2>Costs</h2>{table_of(tables.costs_table(study), highlight)}"
         '<p class="muted">FLOPs are counted from the shapes, matrix products only. The teacher\'s own '
         "training is paid once, however many students it teaches, and not at all if it exists already. "
         "Seconds are those of the process that finished the run; tokens/s is the median over the logged "
@@ -285,7 +290,7 @@ def _tables(study: "Study") -> str:
 def _equal(study: "Study") -> str:
     parts = ["<h2>What was held equal</h2>"]
     if any(run.role == "student" for run in study.runs):
-        parts.append(_table(tables.equal_table(study)))
+        parts.append(table_of(tables.equal_table(study)))
     parts.append(
         "<p>An equal seed means the same order of the data and masks and, in students that are not grown "
         "from another model, the same initial parameters, so that these differ by the objective "
@@ -327,7 +332,7 @@ def _configs(study: "Study") -> str:
         )
         if study.baseline and run is not study.baseline:
             table = tables.differences_table(run, study.baseline)
-            parts.append(_table(table) if table.rows else "<p>The same config.</p>")
+            parts.append(table_of(table) if table.rows else "<p>The same config.</p>")
         whole = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
         parts.append(f"<details><summary>the whole resolved config</summary><pre>{whole}</pre></details>")
     return "\n".join(parts)

@@ -220,11 +220,11 @@ def _read_run(name: str, path: Path) -> Run:
         summary=summary,
         metrics=read(path / "metrics.jsonl"),
         evaluations=[by_step[step] for step in sorted(by_step)],
-        documents=_documents(path / "documents.npz"),
+        documents=read_documents(path / "documents.npz"),
     )
 
 
-def _documents(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def read_documents(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     if not path.exists():
         return None
     try:

@@ -1,0 +1,39 @@
+"""Knowledge Inheritance (Qin et al. 2022): (1 − α) · hard + α · t² · soft, α from 1 to 0 at different steps.
+
+dwt study --config=configs/study/knowledge_inheritance.py:cpu --workdir=studies/inheritance
+"""
+
+from ml_collections import ConfigDict
+
+from dwt_jax.config_file import beside
+
+UNTIL = (0.1, 0.25, 0.5, 0.75)  # shares of the steps
+
+
+def get_config(scale: str = "cpu") -> ConfigDict:
+    shared = beside(__file__, "shared")
+    arms = [
+        shared.arm("teacher4", scale, "teacher4", label="teacher of 4"),
+        shared.arm("alone", scale, label="student alone", finetune_at=[1.0]),
+    ]
+    for share in UNTIL:
+        until = [f"distill.{key}.until={share}" for key in ("alpha_hard", "alpha_soft")]
+        arms.append(
+            shared.arm(
+                f"until{round(100 * share)}",
+                scale,
+                label=f"α to 0 at {share:.0%}",
+                teacher="teacher4",
+                set=["distill.preset=knowledge_inheritance", *until],
+                finetune_at=[1.0],
+            )
+        )
+    claims = [
+        {
+            "text": "Inheriting for a quarter of the steps helps",
+            "arm": "until25",
+            "measure": "held_out_loss",
+            "paper": "Qin et al. 2022: 27 % of the compute saved by perplexity",
+        }
+    ]
+    return shared.study(scale, "Knowledge Inheritance", arms, claims)

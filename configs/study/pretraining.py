@@ -1,0 +1,50 @@
+"""The pre-training runs of the studies, SCALE-RUN: scale paper, h200 or cpu; run student, teacher4,
+teacher2 or teacher1 (their layers).
+
+paper: configs/paper.py for 20 epochs of its 30M sentences, a checkpoint every second epoch.
+h200, cpu: Wikipedia in data/wikipedia-2015.txt.xz (articles separated by two empty lines), packed
+rows. cpu is made for hours on two cores, h200 for minutes on one GPU.
+"""
+
+from ml_collections import ConfigDict
+
+from dwt_jax.config_file import beside
+
+LAYERS = {"student": 6, "teacher4": 4, "teacher2": 2, "teacher1": 1}
+SCALES = {  # hidden size, vocabulary, length, batch, steps, learning rate
+    "h200": (512, 16384, 128, 256, 8000, 5e-4),
+    "cpu": (128, 4096, 64, 32, 2000, 2e-3),
+}
+
+
+def get_config(run: str) -> ConfigDict:
+    scale, _, name = run.partition("-")
+    if scale not in (*SCALES, "paper") or name not in LAYERS:
+        raise ValueError(f"no run {run!r}, expected paper, {' or '.join(SCALES)}, then - and {list(LAYERS)}")
+    if scale == "paper":
+        config = beside(__file__, "../paper").get_config(name)
+        steps = 30_000_000 * 20 // 128
+        config.train = {**config.train, "epochs": 0, "steps": steps}
+    else:
+        hidden_size, vocab_size, length, batch_size, steps, rate = SCALES[scale]
+        config = ConfigDict(
+            {
+                "model": {
+                    "num_hidden_layers": LAYERS[name],
+                    "hidden_size": hidden_size,
+                    "num_attention_heads": max(2, hidden_size // 64),
+                    "intermediate_size": 4 * hidden_size,
+                    "max_position_embeddings": 128,
+                },
+                "data": {
+                    "sources": [{"kind": "text", "path": "data/wikipedia-2015.txt.xz", "blank_lines": 2}],
+                    "tokenizer": {"vocab_size": vocab_size},
+                    "sequence_length": length,
+                    "held_out": 0.005,
+                },
+                "train": {"steps": steps, "batch_size": batch_size, "log_every": 100},
+                "optimizer": {"learning_rate": {"kind": "linear", "value": rate, "warmup": 0.05}},
+            }
+        )
+    config.train.update(checkpoint_every=steps // 10, evaluate_every=steps // 10, keep_checkpoints=11)
+    return config

@@ -1,0 +1,61 @@
+"""The paper's second study: how much of the soft loss, fine-tuned along the way (its figure 3).
+
+dwt study --config=configs/study/soft_weight.py:cpu --workdir=studies/soft_weight
+"""
+
+from ml_collections import ConfigDict
+
+from dwt_jax.config_file import beside
+
+SOFT = {
+    "strong": ("1 : 4", ["distill.preset=paper_strong"]),
+    "normal": ("1 : 1", ["distill.preset=paper_normal"]),
+    "decay": ("1 : 4 falling to 1 : 1", ["distill.preset=paper_decay"]),
+    "until_beaten": (
+        "1 : 1 until the teacher is beaten",
+        ["distill.alpha_soft.kind=until_beaten", "distill.alpha_soft.value=1"],
+    ),
+}
+
+
+def get_config(scale: str = "cpu") -> ConfigDict:
+    shared = beside(__file__, "shared")
+    along = {"finetune_at": shared.ALONG}
+    arms = [
+        shared.arm("teacher4", scale, "teacher4", label="teacher of 4"),
+        shared.arm("alone", scale, label="student alone", **along),
+        *(
+            shared.arm(name, scale, label=label, teacher="teacher4", set=how, **along)
+            for name, (label, how) in SOFT.items()
+        ),
+    ]
+    first, last = shared.ALONG[0], shared.ALONG[-1]
+    claims = [
+        {
+            "text": f"Strong weighting is {word} than normal {when}",
+            "arm": "strong",
+            "against": "normal",
+            "measure": "average",
+            "at": at,
+            "expected": word,
+            "paper": f"MNLI {numbers}, read off figure 3",
+        }
+        for word, when, at, numbers in (
+            ("better", "early on", first, "≈79.5 against ≈78.0 at epoch 2"),
+            ("worse", "at the end", last, "≈79.0 against ≈79.3 at epoch 18"),
+        )
+    ]
+    claims += [
+        {
+            "text": f"{text} ends better than 1 : 1",
+            "arm": name,
+            "against": "normal",
+            "measure": "average",
+            "paper": "advised, not run" if name == "decay" else "",
+        }
+        for name, text in (
+            ("decay", "Falling from 4 to 1"),
+            ("until_beaten", "Ending when the teacher is beaten"),
+        )
+    ]
+    return shared.study(scale, "Weight of the soft loss", arms, claims)

@@ -1,0 +1,107 @@
+"""The outcome of a study as one HTML file, and its files written."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+from dwt_jax.files import whole_file
+from dwt_jax.study import charts, grid_tables, page
+from dwt_jax.study.charts import Axes, Line
+from dwt_jax.study.grid import END
+from dwt_jax.study.outcome import Measured, Outcome, curve, gather
+from dwt_jax.study.paper import FIGURES
+
+
+def write(workdir: Path, target: Path) -> Path:
+    """`target` (.html) and the same as .md and .csv beside it. Raises UserError as `gather` does."""
+    outcome = gather(workdir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    renders = ((".csv", grid_tables.csv_text), (".md", grid_tables.markdown), (".html", html))
+    for suffix, render in renders:
+        with whole_file(target.with_suffix(suffix)) as partial:
+            partial.write_text(render(outcome), encoding="utf-8")
+    return target
+
+
+def html(outcome: Outcome) -> str:
+    found = [
+        f"<h1>{escape(outcome.grid.title)}</h1>",
+        f"<p>{outcome.done} of {outcome.jobs} runs are done.</p>",
+        *(f"<p>{escape(grid_tables.sentence(judged, outcome))}</p>" for judged in outcome.judged),
+        *_curves(outcome),
+        *_along(outcome),
+    ]
+    for heading, table in grid_tables.tables(outcome):
+        found += [f"<h2>{escape(heading)}</h2>", page.table_of(table)]
+    return page.document(outcome.grid.title, [*found, f"<p>{escape(grid_tables.METHOD)}</p>"])
+
+
+def _curves(outcome: Outcome) -> list[str]:
+    """Held-out loss against steps and, which is quality against cost, against FLOPs."""
+    by_flops = _lines(outcome, lambda arm: curve(arm)[1:])
+    if not by_flops:
+        return []
+    size, unit = charts.flop_unit(max(max(line.x) for line in by_flops))
+    name = "held-out loss (nats), mean over seeds"
+    return [
+        "<h2>Held-out loss</h2>",
+        page.figure(
+            _lines(outcome, lambda arm: curve(arm)[::2]),
+            Axes("Held-out loss against steps", "steps", name, cut=True),
+            "By steps: the same data seen.",
+        ),
+        page.figure(
+            by_flops,
+            Axes("Held-out loss against FLOPs", unit, name, x_scale=size, cut=True),
+            f"By FLOPs ({unit}), the teacher's forward charged as long as it takes part: the lower and the "
+            "further left, the better.",
+        ),
+    ]
+
+
+def _along(outcome: Outcome) -> list[str]:
+    """Scores of fine-tuned checkpoints, the paper's own figure beside ours where it has one."""
+    parts = []
+    for task in outcome.grid.finetuning.tasks:
+        lines = _lines(outcome, lambda arm, task=task: _scores(arm, task))
+        if not any(len(line.x) > 1 for line in lines):
+            continue
+        parts.append(
+            page.figure(
+                lines,
+                Axes(
+                    f"{task} against steps", "steps of pre-training", f"{task}, dev, hundredths", decimals=1
+                ),
+                f"{task}: checkpoints fine-tuned, mean over seeds.",
+            )
+        )
+        for figure in FIGURES:
+            if figure.task == task:
+                theirs = [Line(x.label, x.epochs, x.scores, 1 + i) for i, x in enumerate(figure.lines)]
+                parts.append(
+                    page.figure(
+                        theirs, Axes(figure.source, "epoch", f"{task}, dev", decimals=1), figure.source
+                    )
+                )
+    return ["<h2>Fine-tuned along the way</h2>", *parts] if parts else []
+
+
+def _scores(measured: Measured, task: str) -> tuple[list[float], list[float]]:
+    total = next((run.summary["steps"] for run in measured.runs.values()), 0)
+    kept = [(s, grid_tables.values(measured, task, s)) for s in measured.steps()]
+    points = [(total if s == END else s, 100 * sum(found) / len(found)) for s, found in kept if found]
+    return [float(x) for x, _ in points], [y for _, y in points]
+
+
+def _lines(outcome: Outcome, points: Callable[[Measured], tuple[Sequence[float], ...]]) -> list[Line]:
+    """One an arm of students, the baseline first and in ink."""
+    students = [arm for arm in outcome.arms.values() if arm.arm.role == "student"]
+    students.sort(key=lambda arm: arm.arm.name != outcome.grid.baseline)
+    shift = 0 if students and students[0].arm.name == outcome.grid.baseline else 1
+    colours = charts.COLOURS - 1
+    lines = []
+    for i, arm in enumerate(students, start=shift):
+        colour = 0 if i == 0 else 1 + (i - 1) % colours
+        x, y = points(arm)
+        lines.append(Line(arm.arm.label or arm.arm.name, x, y, colour, max(0, i - 1) // colours))
+    return [line for line in lines if len(line.x)]

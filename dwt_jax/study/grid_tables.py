@@ -1,0 +1,195 @@
+"""The outcome of a study in words and tables: Markdown and CSV; grid_page.py makes HTML of the same."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from dwt_jax.study.charts import number
+from dwt_jax.study.grid import END
+from dwt_jax.study.outcome import (
+    AVERAGE,
+    ELSEWHERE,
+    LOSS,
+    LOSSES,
+    Judged,
+    Measured,
+    Outcome,
+    budget,
+    by_document,
+    difference,
+)
+from dwt_jax.study.statistics import Interval
+from dwt_jax.study.tables import Table
+
+METHOD = (
+    "± is the standard deviation over seeds. Intervals are of the difference to the arm that is named, "
+    "run by run of the same seed, 95 %: first a percentile bootstrap over seeds and, within them, held-out "
+    "documents or fine-tuning seeds (2000 replicates), then Student's t over the seeds' means. A finding is "
+    "confirmed or contradicted only where both lie on one side of 0. Neither speaks of other corpora or "
+    "sizes; scores are of the last epoch on the dev sets, so nothing was chosen on them."
+)
+
+
+def sentence(judged: Judged, outcome: Outcome) -> str:
+    """One finding, held to our runs."""
+    claim = judged.claim
+    paper = f" (paper: {claim.paper})" if claim.paper else ""
+    if judged.interval is None:
+        return f"{claim.text}{paper}: not run at this scale."
+    against = label(outcome, claim.against or outcome.grid.baseline)
+    seeds = f"{judged.interval.seeds} seed{'s' * (judged.interval.seeds > 1)}"
+    return (
+        f"{claim.text}{paper}: {judged.verdict} at this scale. "
+        f"{label(outcome, claim.arm)} against {against}, {measure_words(claim.measure)}: {interval_words(judged.interval, claim.measure)}, {seeds}."
+    )
+
+
+def measure_words(measure: str) -> str:
+    return {
+        LOSS: "held-out loss (nats)",
+        ELSEWHERE: "loss on other text (nats)",
+        AVERAGE: "average over tasks (hundredths)",
+    }.get(measure, f"{measure} (hundredths)")
+
+
+def interval_words(found: Interval, measure: str) -> str:
+    """'−0.0123 [−0.02, −0.01; t −0.03, +0.01]'"""
+    unit, digits = (1.0, 4) if measure in LOSSES else (100.0, 2)
+
+    def shown(value: float) -> str:
+        return number(value * unit, digits, signed=True) if np.isfinite(value) else "∞"
+
+    t = f"; t {shown(found.t_low)}, {shown(found.t_high)}" if found.seeds > 1 else "; one seed"
+    return f"{shown(found.mean)} [{shown(found.low)}, {shown(found.high)}{t}]"
+
+
+def label(outcome: Outcome, name: str) -> str:
+    return outcome.arms[name].arm.label or name
+
+
+def results_table(outcome: Outcome) -> Table:
+    """A row an arm: losses and scores at the end, each against the baseline."""
+    measures = [LOSS, *_if_any(outcome, ELSEWHERE), *_tasks(outcome)]
+    header = ["arm", "seeds"]
+    for measure in measures:
+        header += [measure_words(measure), "against alone"] if measure in (*LOSSES, AVERAGE) else [measure]
+    rows = []
+    for name, measured in outcome.arms.items():
+        row = [label(outcome, name), str(len(measured.runs))]
+        for measure in measures:
+            row.append(_mean(values(measured, measure), measure))
+            if measure in (*LOSSES, AVERAGE):
+                row.append(_against(outcome, name, measure))
+        rows.append(row)
+    return Table(header, rows)
+
+
+def along_table(outcome: Outcome, measure: str) -> Table | None:
+    """Scores at every fine-tuned checkpoint (the paper's figures 3 and 4); None where there is but one."""
+    steps = sorted({step for arm in outcome.arms.values() for step in arm.steps() if step != END})
+    if not steps:
+        return None
+    rows = []
+    for name, measured in outcome.arms.items():
+        if measured.scores:
+            cells = [_mean(values(measured, measure, step), measure) for step in (*steps, END)]
+            rows.append([label(outcome, name), *cells])
+    return Table([measure_words(measure), *(f"step {step:,}" for step in steps), "end"], rows)
+
+
+def budget_table(outcome: Outcome) -> Table | None:
+    """FLOPs to the loss that the student alone ends with."""
+    base = outcome.arms.get(outcome.grid.baseline)
+    if base is None or not base.runs:
+        return None
+    target = float(np.mean(values(base, LOSS)))
+    alone = budget(base, target, False)
+    rows = []
+    for name, measured in outcome.arms.items():
+        if measured.arm.role == "student" and measured.runs:
+            cells = [_flops(budget(measured, target, too), alone) for too in (False, True)]
+            rows.append([label(outcome, name), *cells])
+    header = [f"to {target:.4f} nats", "student and the teacher's forward", "and the teacher's own training"]
+    return Table(header, rows)
+
+
+def values(measured: Measured, measure: str, step: int = END) -> list[float]:
+    """By pre-training seed."""
+    if measure in LOSSES:
+        found = by_document(measured, measure)
+        return [float(found[seed].loss.sum() / found[seed].count.sum()) for seed in sorted(found)]
+    kept = [scores[measure] for key, scores in sorted(measured.scores.items()) if key[1] == step]
+    return [float(np.mean(one)) for one in kept]
+
+
+def _tasks(outcome: Outcome) -> list[str]:
+    tasks = [*outcome.grid.finetuning.tasks, *([AVERAGE] if len(outcome.grid.finetuning.tasks) > 1 else [])]
+    return tasks if any(arm.scores for arm in outcome.arms.values()) else []
+
+
+def _if_any(outcome: Outcome, measure: str) -> list[str]:
+    return [measure] if any(by_document(arm, measure) for arm in outcome.arms.values()) else []
+
+
+def _mean(found: Sequence[float], measure: str) -> str:
+    if not found:
+        return "–"
+    unit, digits = (1.0, 4) if measure in LOSSES else (100.0, 2)
+    spread = f" ± {unit * float(np.std(found, ddof=1)):.{digits}f}" if len(found) > 1 else ""
+    return f"{unit * float(np.mean(found)):.{digits}f}{spread}"
+
+
+def _against(outcome: Outcome, name: str, measure: str) -> str:
+    base = outcome.arms.get(outcome.grid.baseline)
+    if base is None or name == outcome.grid.baseline or outcome.arms[name].arm.role == "teacher":
+        return "–"
+    found = difference(outcome.arms[name], base, measure)
+    return interval_words(found, measure) if found else "–"
+
+
+def _flops(found: float | None, alone: float | None) -> str:
+    if found is None:
+        return "never, or not known"
+    return f"{found:.3g}" + (f" ({found / alone:.0%})" if alone else "")
+
+
+def tables(outcome: Outcome) -> Iterator[tuple[str, Table]]:
+    """(heading, table) of all that there are."""
+    yield "Results", results_table(outcome)
+    for measure in _tasks(outcome):
+        if (found := along_table(outcome, measure)) is not None:
+            yield f"Along the way: {measure}", found
+    if (found := budget_table(outcome)) is not None:
+        yield "FLOPs to the student alone's loss", found
+
+
+def markdown(outcome: Outcome) -> str:
+    parts = [f"# {outcome.grid.title}", f"{outcome.done} of {outcome.jobs} runs are done."]
+    if outcome.judged:
+        parts.append("\n".join(f"* {sentence(judged, outcome)}" for judged in outcome.judged))
+    for heading, table in tables(outcome):
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+        head = "| " + " | ".join(table.header) + " |"
+        parts += [f"## {heading}", "\n".join([head, "|" + "---|" * len(table.header), *lines])]
+    return "\n\n".join([*parts, METHOD]) + "\n"
+
+
+def csv_text(outcome: Outcome) -> str:
+    """A row a measured number: arm, seed, step (end), measure, fine-tuning seed, value."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["arm", "seed", "step", "measure", "finetuning_seed", "value"])
+    for name, measured in outcome.arms.items():
+        for measure in LOSSES:
+            for seed, one in sorted(by_document(measured, measure).items()):
+                writer.writerow(
+                    [name, seed, "end", measure, "", repr(float(one.loss.sum() / one.count.sum()))]
+                )
+        for (seed, step), scores in sorted(measured.scores.items()):
+            for measure, found in scores.items():
+                for i, value in enumerate(found):
+                    where = "end" if step == END else step
+                    writer.writerow([name, seed, where, measure, i, repr(value)])
+    return text.getvalue()

@@ -1,0 +1,177 @@
+"""What the finished runs of a grid say: values by seed, differences with intervals, claims judged.
+
+Read from the runs' own files; grid_page.py and grid_tables.py show it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dwt_jax.config_file import construct
+from dwt_jax.errors import UserError
+from dwt_jax.study.grid import END, Arm, Claim, Grid, Job, jobs_of
+from dwt_jax.study.queue import GRID
+from dwt_jax.study.report import read_documents
+from dwt_jax.study.statistics import Documents, Interval, of_losses, of_scores
+from dwt_jax.train.metrics import read, spent
+from dwt_jax.train.workdir import read_json
+
+LOSS, ELSEWHERE, AVERAGE = "held_out_loss", "loss_elsewhere", "average"
+LOSSES = (LOSS, ELSEWHERE)  # lower is better
+
+
+class Trained(NamedTuple):
+    """One finished pre-training run."""
+
+    summary: Mapping[str, Any]
+    evaluations: tuple[Mapping[str, Any], ...]  # by step, the last one included
+    documents: Documents | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that is known of one arm: by seed, and of its fine-tunings by (seed, step)."""
+
+    arm: Arm
+    runs: Mapping[int, Trained]
+    elsewhere: Mapping[int, Documents]
+    scores: Mapping[tuple[int, int], Mapping[str, tuple[float, ...]]]  # {task: last epoch, by seed of it}
+
+    def steps(self) -> tuple[int, ...]:
+        """At which it was fine-tuned, END last."""
+        return tuple(sorted({step for _, step in self.scores}, key=lambda step: (step == END, step)))
+
+
+class Judged(NamedTuple):
+    claim: Claim
+    interval: Interval | None  # None: not both arms are there
+    verdict: str  # confirmed, contradicted, undecided or not run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    grid: Grid
+    workdir: Path
+    arms: Mapping[str, Measured]
+    done: int
+    jobs: int
+    judged: tuple[Judged, ...]
+
+
+def gather(workdir: Path) -> Outcome:
+    """Raises UserError for a directory that holds no study."""
+    if not (workdir / GRID).exists():
+        raise UserError(f"{workdir}: no {GRID}, expected the directory of a dwt study")
+    grid = construct(Grid, read_json(workdir / GRID))
+    jobs = jobs_of(grid, workdir)
+    arms = {arm.name: _measured(arm, jobs) for arm in grid.arms}
+    return Outcome(
+        grid=grid,
+        workdir=workdir,
+        arms=arms,
+        done=sum(job.is_done() for job in jobs),
+        jobs=len(jobs),
+        judged=tuple(judge(claim, grid, arms) for claim in grid.claims),
+    )
+
+
+def _measured(arm: Arm, jobs: tuple[Job, ...]) -> Measured:
+    mine = [job for job in jobs if job.arm == arm.name and job.is_done()]
+    runs = {job.seed: _trained(job.workdir) for job in mine if job.kind == "train"}
+    scores = {(job.seed, job.step): _scores(job.workdir) for job in mine if job.kind == "finetune"}
+    elsewhere = {job.seed: _documents(job.workdir) for job in mine if job.kind == "evaluate"}
+    return Measured(arm, runs, {seed: found for seed, found in elsewhere.items() if found}, scores)
+
+
+def _trained(workdir: Path) -> Trained:
+    summary = read_json(workdir / "summary.json")
+    by_step = {record["step"]: record for record in read(workdir / "evaluations.jsonl")}
+    return Trained(summary, tuple(by_step[step] for step in sorted(by_step)), _documents(workdir))
+
+
+def _documents(workdir: Path) -> Documents | None:
+    found = read_documents(workdir / "documents.npz")
+    return None if found is None else Documents(*found)
+
+
+def _scores(workdir: Path) -> Mapping[str, tuple[float, ...]]:
+    """By task, and their average: the last epoch's, so that nothing was chosen on the dev set."""
+    tasks = read_json(workdir / "results.json")["tasks"]
+    found = {name: tuple(one["last"]["by_seed"]) for name, one in tasks.items()}
+    if len({len(values) for values in found.values()}) == 1:
+        found[AVERAGE] = tuple(float(x) for x in np.mean(list(found.values()), axis=0))
+    return found
+
+
+def by_document(measured: Measured, measure: str) -> dict[int, Documents]:
+    """A loss by seed."""
+    if measure == ELSEWHERE:
+        return dict(measured.elsewhere)
+    return {seed: run.documents for seed, run in measured.runs.items() if run.documents is not None}
+
+
+def difference(ours: Measured, theirs: Measured, measure: str, step: int = END) -> Interval | None:
+    """ours − theirs over the seeds that both have; None where there is none, or nothing to pair."""
+    if measure in LOSSES:
+        mine, other = by_document(ours, measure), by_document(theirs, measure)
+        seeds = sorted(set(mine) & set(other))
+        return of_losses([mine[s] for s in seeds], [other[s] for s in seeds]) if seeds else None
+    keys = [key for key in ours.scores if key[1] == step and key in theirs.scores]
+    both = [(ours.scores[key].get(measure, ()), theirs.scores[key].get(measure, ())) for key in sorted(keys)]
+    if not both or len({len(values) for pair in both for values in pair}) != 1 or not both[0][0]:
+        return None
+    return of_scores(np.array([a for a, _ in both]), np.array([b for _, b in both]))
+
+
+def judge(claim: Claim, grid: Grid, arms: Mapping[str, Measured]) -> Judged:
+    """confirmed or contradicted where both intervals lie on one side of 0."""
+    ours, theirs = arms[claim.arm], arms[claim.against or grid.baseline]
+    interval = difference(ours, theirs, claim.measure, step_of(ours, claim.at))
+    if interval is None:
+        return Judged(claim, None, "not run")
+    better = -interval.sign if claim.measure in LOSSES else interval.sign
+    expected = 1 if claim.expected == "better" else -1
+    return Judged(
+        claim, interval, {expected: "confirmed", -expected: "contradicted"}.get(better, "undecided")
+    )
+
+
+def step_of(measured: Measured, share: float) -> int:
+    """The fine-tuned checkpoint nearest to this share of the steps."""
+    total = next((run.summary["steps"] for run in measured.runs.values()), 0)
+    return min(
+        measured.steps(), key=lambda step: abs((total if step == END else step) - share * total), default=END
+    )
+
+
+def curve(measured: Measured) -> tuple[list[float], list[float], list[float]]:
+    """(steps, FLOPs, mean held-out loss) over the seeds, at the steps that all of them evaluated."""
+    by_run = [{record["step"]: record for record in run.evaluations} for run in measured.runs.values()]
+    if not by_run:
+        return [], [], []
+    steps = sorted(set.intersection(*(set(records) for records in by_run)))
+    losses = [float(np.mean([records[step]["held_out_loss"] for records in by_run])) for step in steps]
+    return [float(s) for s in steps], [float(spent(by_run[0][step])) for step in steps], losses
+
+
+def budget(measured: Measured, target: float, teacher_too: bool) -> float | None:
+    """FLOPs at which the mean curve first comes down to `target` nats, the teacher's forward charged, and
+    its own training as well if asked; None: never, or the teacher's cost is not known."""
+    from dwt_jax.study.report import reach
+
+    steps, flops, losses = curve(measured)
+    records = [
+        {"step": s, "student_flops": f, "teacher_flops": 0.0, "held_out_loss": loss}
+        for s, f, loss in zip(steps, flops, losses, strict=True)
+    ]
+    found = reach(records, target)
+    if found is None:
+        return None
+    if not teacher_too:
+        return found.flops
+    cost = next(iter(measured.runs.values())).summary["flops"]
+    before = [cost.get("teacher_training"), cost.get("source_training", 0.0)]
+    return None if None in before else found.flops + sum(before)

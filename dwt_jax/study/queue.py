@@ -1,0 +1,184 @@
+"""`dwt study`: the runs of a grid, one after the other or one alone, and what they will cost.
+
+Every run is a directory that resumes and that is refused where it holds another config, so the
+queue itself has no state: it asks each directory whether it is done.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dwt_jax.config_file import load as load_config
+from dwt_jax.config_file import to_dict
+from dwt_jax.errors import UserError
+from dwt_jax.finetune import config as finetuning
+from dwt_jax.study.grid import END, Grid, Job, config_path, jobs_of
+from dwt_jax.train.metrics import duration
+from dwt_jax.train.workdir import read_json, write_json
+
+GRID = "grid.json"
+
+
+class Cost(NamedTuple):
+    flops: float | None  # None: not known before the data is prepared
+    seconds: float | None
+
+
+def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
+    """Every job of `grid` that is not done, or that of `index` alone. → whether all are done now
+
+    Raises UserError for a grid that cannot be, before anything is written; Stopped after a signal.
+    """
+    jobs = jobs_of(grid, workdir)
+    if index is not None and not 0 <= index < len(jobs):
+        raise UserError(f"--index is {index}, expected from 0 to {len(jobs) - 1}")
+    by_name = {job.name: job for job in jobs}
+    chosen = jobs if index is None else (jobs[index],)
+    if index is not None:
+        missing = [name for name in chosen[0].needs if not by_name[name].is_done()]
+        if missing:
+            raise UserError(f"--index is {index}, {chosen[0].name}: expected finished first: {missing[0]}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / GRID, to_dict(grid))
+    for number, job in enumerate(jobs):
+        if job in chosen and not job.is_done():
+            print(f"study: {number + 1} of {len(jobs)}, {job.name}", flush=True)
+            _run(grid, job, by_name)
+    return all(job.is_done() for job in jobs)
+
+
+def _run(grid: Grid, job: Job, by_name: dict[str, Job]) -> None:
+    if job.kind == "train":
+        from dwt_jax.train.loop import train
+
+        train(job.config, job.workdir)
+    elif job.kind == "finetune":
+        from dwt_jax.finetune.command import finetune
+
+        step = None if job.step == END else job.step
+        finetune(tasks_of(grid), str(by_name[job.needs[0]].workdir), job.workdir, step)
+    else:
+        _evaluate(grid, by_name[job.needs[0]], job.workdir)
+
+
+def _evaluate(grid: Grid, trained: Job, workdir: Path) -> None:
+    """documents.npz and results.json of a finished run on text of another domain."""
+    from dwt_jax.data.prepare import prepared
+    from dwt_jax.evaluate import mlm
+    from dwt_jax.evaluate.command import documents_of
+
+    overrides = dict(text.partition("=")[::2] for text in grid.elsewhere.set)
+    overrides["data.tokenizer.path"] = str(trained.workdir / "tokenizer")
+    data = prepared(load_config(config_path(grid.elsewhere.config), overrides).data)
+    found = documents_of(str(trained.workdir), data)
+    workdir.mkdir(parents=True, exist_ok=True)
+    mlm.write(workdir / "documents.npz", found)
+    write_json(workdir / "results.json", mlm.summarise(found))
+
+
+def tasks_of(grid: Grid) -> list[Any]:
+    """The fine-tuning configs of a grid, one a task."""
+    chosen = grid.finetuning
+    overrides = dict(text.partition("=")[::2] for text in chosen.set)
+    return finetuning.load_tasks(config_path(chosen.config), ",".join(chosen.tasks), overrides)
+
+
+def plan(grid: Grid, workdir: Path, costs: bool) -> str:
+    """The jobs as a table, with what is done; with their costs, which takes jax and the data."""
+    jobs = jobs_of(grid, workdir)
+    rows = [("index", "job", "state", "needs", *(("FLOPs", "about") if costs else ()))]
+    found = _costs(grid, jobs) if costs else [None] * len(jobs)
+    for i, (job, cost) in enumerate(zip(jobs, found, strict=True)):
+        begun = "begun" if job.workdir.exists() else "–"
+        row = (str(i), job.name, "done" if job.is_done() else begun, ", ".join(job.needs) or "–")
+        rows.append((*row, *(_shown(cost) if cost else ())))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if costs:
+        left = [cost for job, cost in zip(jobs, found, strict=True) if cost and not job.is_done()]
+        known = [cost.seconds for cost in left if cost.seconds is not None]
+        unknown = f", and {len(left) - len(known)} of unknown length" if len(known) < len(left) else ""
+        lines += ["", f"{len(left)} left: about {duration(sum(known))}{unknown}"]
+    return "\n".join(lines)
+
+
+def _shown(cost: Cost) -> tuple[str, str]:
+    return (
+        "unknown" if cost.flops is None else f"{cost.flops:.3g}",
+        "unknown" if cost.seconds is None else duration(cost.seconds),
+    )
+
+
+ASSUMED = 0.4
+"""The share of the peak that is assumed while no run is finished."""
+
+
+def _costs(grid: Grid, jobs: Sequence[Job]) -> list[Cost]:
+    """FLOPs by formula; seconds at the rate of the finished runs, else at ASSUMED of the peak."""
+    by_name = {job.name: job for job in jobs}
+    work = [_flops(grid, job, by_name) for job in jobs]
+    rate = _rate(jobs)
+    return [Cost(flops, None if flops is None or rate is None else flops / rate) for flops in work]
+
+
+def _flops(grid: Grid, job: Job, by_name: dict[str, Job]) -> float | None:
+    if job.kind == "train":
+        return _training_flops(job, by_name)
+    return _finetuning_flops(grid, job) if job.kind == "finetune" else None
+
+
+def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
+    """Student and the teacher's forward, as if it took part in every step."""
+    from dwt_jax.data.masking import predictions_per_row
+    from dwt_jax.train import flops
+
+    config, train = job.config, job.config.train
+    if not train.steps:
+        return None
+    length = config.data.sequence_length
+    shape = train.batch_size, length, predictions_per_row(config.mask, length)
+    total = flops.training_step(_sized(job), *shape)
+    if config.teacher.path:
+        teacher = next((by_name[name] for name in job.needs if config.teacher.path.endswith(name)), None)
+        if teacher is None:
+            return None
+        total += flops.forward(_sized(teacher), *shape)
+    return total * train.steps
+
+
+def _sized(job: Job) -> Any:
+    """Its model, with the vocabulary that its tokenizer is asked for where it is not known yet."""
+    import dataclasses
+
+    size = job.config.model.vocab_size or job.config.data.tokenizer.vocab_size
+    return dataclasses.replace(job.config.model, vocab_size=size)
+
+
+def _finetuning_flops(grid: Grid, job: Job) -> float:
+    """At most: every example at the full length."""
+    from dwt_jax.finetune.examples import read
+    from dwt_jax.train import flops
+
+    total = 0.0
+    for config in tasks_of(grid):
+        recipe, count = config.recipe, len(read(config.examples).splits["train"])
+        one = flops.training_step(_sized(job), 1, recipe.max_length, 0)
+        total += one * count * recipe.epochs * len(recipe.seeds)
+    return total
+
+
+def _rate(jobs: Sequence[Job]) -> float | None:
+    """FLOP/s."""
+    done = [job for job in jobs if job.kind == "train" and job.is_done()]
+    found = [read_json(job.workdir / "summary.json") for job in done]
+    seconds = sum(one["seconds_of_this_process"] for one in found)
+    if seconds:
+        return sum(one["flops"]["total"] for one in found) / seconds
+    import jax
+
+    from dwt_jax.train import flops
+
+    print(f"no run is finished yet: {ASSUMED:.0%} of the peak is assumed", file=sys.stderr)
+    peak = flops.peak_per_device("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return None if peak is None else ASSUMED * peak * jax.device_count()
