@@ -1,5 +1,6 @@
 """The outcome of a study as one HTML file, and its files written."""
 
+import functools
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -63,7 +64,7 @@ def _along(outcome: Outcome) -> list[str]:
     """Scores of fine-tuned checkpoints, the paper's own figure beside ours where it has one."""
     parts = []
     for task in outcome.grid.finetuning.tasks:
-        lines = _lines(outcome, lambda arm, task=task: _scores(arm, task))
+        lines = _lines(outcome, functools.partial(_scores, task))
         if not any(len(line.x) > 1 for line in lines):
             continue
         parts.append(
@@ -86,7 +87,7 @@ def _along(outcome: Outcome) -> list[str]:
     return ["<h2>Fine-tuned along the way</h2>", *parts] if parts else []
 
 
-def _scores(measured: Measured, task: str) -> tuple[list[float], list[float]]:
+def _scores(task: str, measured: Measured) -> tuple[list[float], list[float]]:
     total = next((run.summary["steps"] for run in measured.runs.values()), 0)
     kept = [(s, grid_tables.values(measured, task, s)) for s in measured.steps()]
     points = [(total if s == END else s, 100 * sum(found) / len(found)) for s, found in kept if found]

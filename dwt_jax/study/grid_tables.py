@@ -42,7 +42,8 @@ def sentence(judged: Judged, outcome: Outcome) -> str:
     seeds = f"{judged.interval.seeds} seed{'s' * (judged.interval.seeds > 1)}"
     return (
         f"{claim.text}{paper}: {judged.verdict} at this scale. "
-        f"{label(outcome, claim.arm)} against {against}, {measure_words(claim.measure)}: {interval_words(judged.interval, claim.measure)}, {seeds}."
+        f"{label(outcome, claim.arm)} against {against}, {measure_words(claim.measure)}: "
+        f"{interval_words(judged.interval, claim.measure)}, {seeds}."
     )
 
 
@@ -119,7 +120,7 @@ def values(measured: Measured, measure: str, step: int = END) -> list[float]:
     """By pre-training seed."""
     if measure in LOSSES:
         found = by_document(measured, measure)
-        return [float(found[seed].loss.sum() / found[seed].count.sum()) for seed in sorted(found)]
+        return [float(found[seed].loss.sum() / found[seed].predictions.sum()) for seed in sorted(found)]
     kept = [scores[measure] for key, scores in sorted(measured.scores.items()) if key[1] == step]
     return [float(np.mean(one)) for one in kept]
 
@@ -185,7 +186,7 @@ def csv_text(outcome: Outcome) -> str:
         for measure in LOSSES:
             for seed, one in sorted(by_document(measured, measure).items()):
                 writer.writerow(
-                    [name, seed, "end", measure, "", repr(float(one.loss.sum() / one.count.sum()))]
+                    [name, seed, "end", measure, "", repr(float(one.loss.sum() / one.predictions.sum()))]
                 )
         for (seed, step), scores in sorted(measured.scores.items()):
             for measure, found in scores.items():

@@ -39,7 +39,7 @@ class Documents(NamedTuple):
     """A run's held-out losses: sums and predictions by document, float64 [D]."""
 
     loss: np.ndarray
-    count: np.ndarray
+    predictions: np.ndarray
 
 
 def of_losses(ours: Sequence[Documents], theirs: Sequence[Documents]) -> Interval:
@@ -48,8 +48,8 @@ def of_losses(ours: Sequence[Documents], theirs: Sequence[Documents]) -> Interva
     A replicate draws seeds and, for all of them together, documents: what is hard is hard in all runs.
     Raises ValueError where the documents of two runs are not the same.
     """
-    counts = ours[0].count
-    if any(not np.array_equal(run.count, counts) for run in (*ours, *theirs)):
+    counts = ours[0].predictions
+    if any(not np.array_equal(run.predictions, counts) for run in (*ours, *theirs)):
         raise ValueError("runs with other held-out documents")
     rng = np.random.default_rng(0)
     weights = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), REPLICATES)
