@@ -43,9 +43,16 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) ->
             )
         tree = {"distill": _plain(PRESETS[preset])}
     tree = _merge(tree, raw)
-    for key, text in overrides.items():
-        _put(tree, key, text)
-    return check(_construct(Config, tree, ""))
+    return check(construct(Config, tree, overrides))
+
+
+def construct(kind: Any, raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Any:
+    """The dataclass `kind` from nested mappings with `overrides` on top. Raises UserError for unknown
+    keys and wrong types."""
+    tree = _merge({}, _plain(raw))
+    for key, text in (overrides or {}).items():
+        _put(kind, tree, key, text)
+    return _construct(kind, tree, "")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -146,12 +153,12 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _put(tree: dict[str, Any], dotted: str, text: str) -> None:
+def _put(root: Any, tree: dict[str, Any], dotted: str, text: str) -> None:
     """Set a value by its dotted key; numbers index lists. Defaults are filled in on the way,
     so that one field of a default source can be changed."""
     *parents, last = dotted.split(".")
     node: Any = tree
-    kind: Any = Config
+    kind: Any = root
     for i, key in enumerate(parents):
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
