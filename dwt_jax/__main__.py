@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name, (describe, run) in VERBS.items():
         text = describe.__doc__ or ""
-        epilog = _OVERRIDES if name in ("prepare", "train", "remap") else None
+        epilog = _OVERRIDES if name in ("prepare", "train", "remap", "finetune") else None
         verb = verbs.add_parser(
             name, help=text.splitlines()[0], description=text, epilog=epilog, allow_abbrev=False
         )
@@ -270,6 +270,30 @@ def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     print(json.dumps(report.to_dict(), indent=2) if options.json else report.table())
 
 
+def _finetune_options(parser: argparse.ArgumentParser) -> None:
+    """a model on GLUE, the built-in tasks or files of your own; the same command resumes"""
+    parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
+    parser.add_argument("--workdir", type=Path, required=True, help="a folder a task, and results.json")
+    parser.add_argument("--config", default="", help=f"default: configs/glue.py. {_CONFIG_HELP}")
+    parser.add_argument("--task", default="", help="arguments of the config: era (the default), rte,cola, …")
+
+
+def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
+    from dwt_jax.config_file import config_path
+    from dwt_jax.finetune.config import load_tasks
+    from dwt_jax.parallel import host
+
+    todo = load_tasks(options.config or str(config_path("glue.py")), options.task, overrides)
+    host.tune()
+
+    def run() -> None:
+        from dwt_jax.finetune import command
+
+        print(command.table(command.finetune(todo, options.model, options.workdir)))
+
+    return _trained(run)
+
+
 def _report_options(parser: argparse.ArgumentParser) -> None:
     """compare finished runs: tables and curves in one HTML file"""
     parser.add_argument("--workdir", type=Path, required=True, help="the folder whose subfolders are runs")
@@ -289,6 +313,7 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
     "evaluate": (_evaluate_options, _evaluate),
     "export": (_export_options, _export),
     "remap": (_remap_options, _remap),
+    "finetune": (_finetune_options, _finetune),
     "report": (_report_options, _report),
 }
 

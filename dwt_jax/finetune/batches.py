@@ -9,6 +9,8 @@ import numpy as np
 from dwt_jax.data.pretrained import load
 from dwt_jax.finetune.examples import Split
 
+AT_ONCE = 10_000  # texts that the tokenizer holds
+
 
 class Encoded(NamedTuple):
     """Token ids of all examples, one after the other."""
@@ -21,6 +23,9 @@ class Encoded(NamedTuple):
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
+
+    def __len__(self) -> int:  # of examples
+        return len(self.labels)
 
 
 class Batch(NamedTuple):
@@ -37,26 +42,28 @@ def encode(split: Split, tokenizer: Path, max_length: int) -> Encoded:
     """As the tokenizer frames its texts (`[CLS] a [SEP] b [SEP]`), the longer of a pair cut first."""
     tokens = load(tokenizer)
     tokens.enable_truncation(max_length, strategy="longest_first")
-    texts = split.first if split.second is None else list(zip(split.first, split.second, strict=True))
-    found = tokens.encode_batch(texts)
-    starts = np.cumsum([0, *(len(one.ids) for one in found)], dtype=np.int64)
-    labels = np.zeros(len(found), np.int32) if split.labels is None else split.labels
-    return Encoded(
-        np.fromiter((i for one in found for i in one.ids), np.int32, int(starts[-1])),
-        np.fromiter((i for one in found for i in one.type_ids), np.int32, int(starts[-1])),
-        starts,
-        labels,
-    )
+    texts: list[Any] = split.first
+    if split.second is not None:
+        texts = list(zip(split.first, split.second, strict=True))
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    for start in range(0, len(texts), AT_ONCE):
+        for one in tokens.encode_batch_fast(texts[start : start + AT_ONCE]):
+            ids.append(np.array(one.ids, np.int32))
+            types.append(np.array(one.type_ids, np.int32))
+    starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    labels = np.zeros(len(ids), np.int32) if split.labels is None else split.labels
+    return Encoded(np.concatenate(ids), np.concatenate(types), starts, labels)
 
 
-def gather(encoded: Encoded, rows: np.ndarray, buckets: Sequence[int], pad_id: int) -> Batch:
-    """The examples `rows` (int [..., B], −1: none) in the smallest bucket that holds the longest."""
+def gather(encoded: Encoded, rows: np.ndarray, lengths: Sequence[int], pad_id: int) -> Batch:
+    """The examples `rows` (int [..., B], −1: none) in the smallest of `lengths` that holds the longest."""
     real = rows >= 0
     index = np.maximum(rows, 0)
-    lengths = np.where(real, encoded.lengths[index], 0)
-    length = next(bucket for bucket in buckets if bucket >= lengths.max())
+    own = np.where(real, encoded.lengths[index], 0)
+    length = next(length for length in lengths if length >= own.max())
     at = np.arange(length)
-    inside = at < lengths[..., None]
+    inside = at < own[..., None]
     flat = np.minimum(encoded.starts[index][..., None] + at, len(encoded.tokens) - 1)
     return Batch(
         tokens=np.where(inside, encoded.tokens[flat], pad_id).astype(np.int32),

@@ -28,16 +28,19 @@ class Split(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Splits are called train, dev, dev_…, test, test_…"""
-
     splits: dict[str, Split]
-    labels: tuple[str, ...]  # names of the classes; () for numbers
+    labels: tuple[str, ...]  # the classes as files write them; () for numbers
     metrics: tuple[str, ...]
-    submissions: Mapping[str, str]  # {split: file name}, of GLUE's tests
+    names: tuple[str, ...] = ()  # of the classes in the model; () where `labels` will do
+    submissions: Mapping[str, str] = {}  # {split: file name}, of GLUE's tests
+    bounds: tuple[float, float] | None = None  # of numbers in a submission
 
 
 def read(examples: Examples) -> Data:
-    """All splits that are there. Raises UserError naming file, line and column."""
+    """All splits that are there: train, dev, perhaps dev_…, test, test_…
+
+    Raises UserError naming file, line and column.
+    """
     if examples.kind == "builtin":
         data = _builtin(examples.task)
     elif examples.kind == "files":
@@ -65,46 +68,49 @@ def _take(split: Split, kept: np.ndarray) -> Split:
 # Files
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, columns) of each line of a TSV with a header or of JSON lines."""
-    if ".jsonl" in path.suffixes or ".json" in path.suffixes:
-        for number, line in enumerate(lines_of(path), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: {error}, expected a JSON object") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: a {type(row).__name__}, expected a JSON object")
-            yield f"{path}, line {number}", row
+Rows = Iterator[tuple[str, dict[str, Any]]]  # (where it stands, its columns) of each example
+
+
+def _rows(path: Path, tested: bool) -> Rows:
+    """Lines of a TSV with a header or of JSON lines."""
+    if ".jsonl" not in path.suffixes and ".json" not in path.suffixes:
+        yield from _tsv(path, tested)
         return
-    yield from _tsv(path, None)
+    for number, line in enumerate(lines_of(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: {error}, expected a JSON object") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: a JSON {type(row).__name__}, expected an object")
+        yield f"{path}, line {number}", row
 
 
-def _tsv(path: Path, columns: Mapping[str, int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _tsv(path: Path, tested: bool, columns: Mapping[str, int] | None = None) -> Rows:
     """GLUE's format: tabs divide, and nothing is quoted. columns: where there is no header.
 
-    A few lines of QQP lack columns: they are left out, as everyone does, and counted on stderr.
+    A few lines of QQP lack columns: they are left out, as everyone does, and counted on stderr. In a
+    test file every line is an example that a prediction is wanted for: there they are empty texts.
     """
-    short, header = 0, list(columns or ())
+    short, header = 0, columns or {}
     for number, line in enumerate(lines_of(path), 1):
         cells = line.split("\t")
         if columns is None and number == 1:
-            header = cells
-            continue
-        if not line:
-            continue
-        if columns is not None:
-            found = {name: cells[at] for name, at in columns.items() if at < len(cells)}
-        else:
-            found = dict(zip(header, cells, strict=False))
-        if len(found) < len(header):
-            short += 1
-            continue
-        yield f"{path}, line {number}", found
+            header = {name: at for at, name in enumerate(cells)}
+        elif line:
+            found = {name: cells[at] for name, at in header.items() if at < len(cells)}
+            short += len(found) < len(header)
+            if tested:
+                found = {name: found.get(name, "") for name in header}
+            if len(found) == len(header):
+                yield f"{path}, line {number}", found
     if short:
-        print(f"{path}: {short} lines with too few columns left out", file=sys.stderr)
+        print(f"{path}: {short} lines with too few columns, {_SHORT[tested]}", file=sys.stderr)
+
+
+_SHORT = {True: "taken as empty", False: "left out"}
 
 
 def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -117,7 +123,8 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     found = _column(row, name, where)
     if not isinstance(found, str):
         raise UserError(f"{where}: column '{name}' is {found!r}, expected text")
-    return found
+    # JSON may spell half of a surrogate pair, which no UTF-8 can hold.
+    return found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _label(found: Any, labels: Sequence[str], where: str) -> float:
@@ -135,9 +142,7 @@ def _label(found: Any, labels: Sequence[str], where: str) -> float:
     return value
 
 
-def _split(
-    rows: Iterator[tuple[str, dict[str, Any]]], texts: Sequence[str], label: str, labels: Sequence[str]
-) -> Split:
+def _split(rows: Rows, texts: Sequence[str], label: str, labels: Sequence[str]) -> Split:
     """label: its column; '' where there is none."""
     first: list[str] = []
     second: list[str] = []
@@ -156,19 +161,35 @@ def _split(
 
 def _files(examples: Examples) -> Data:
     texts = (examples.first, examples.second) if examples.second else (examples.first,)
-    paths = {name: getattr(examples, name) for name in ("train", "dev", "test") if getattr(examples, name)}
     labels = examples.labels
     if not labels and not examples.regression:
-        rows = _rows(Path(examples.train).expanduser())
-        labels = tuple(sorted({str(_column(row, examples.label, where)) for where, row in rows}))
-        if len(labels) < 2:
-            raise UserError(f"{examples.train}: labels {list(labels)}, expected at least two (or regression)")
-    splits = {
-        name: _split(_rows(Path(path).expanduser()), texts, "" if name == "test" else examples.label, labels)
-        for name, path in paths.items()
-    }
+        labels = _labels_in(Path(examples.train).expanduser(), examples.label)
+    splits = {}
+    for name in ("train", "dev", "test"):
+        if path := getattr(examples, name):
+            tested = name == "test"
+            rows = _rows(Path(path).expanduser(), tested)
+            splits[name] = _split(rows, texts, "" if tested else examples.label, labels)
     usual = ("pearson", "spearman") if examples.regression else ("accuracy",)
-    return Data(splits, labels, examples.metrics or usual, {})
+    return Data(splits, labels, examples.metrics or usual)
+
+
+MOST_LABELS = 1000
+
+
+def _labels_in(path: Path, column: str) -> tuple[str, ...]:
+    """Those of a training file, sorted."""
+    labels = set()
+    for where, row in _rows(path, tested=False):
+        if (found := _column(row, column, where)) is None:
+            raise UserError(f"{where}: no label in column '{column}', expected one")
+        labels.add(str(found))
+    if not 2 <= len(labels) <= MOST_LABELS:
+        raise UserError(
+            f"{path}: {len(labels)} labels in column '{column}', expected from 2 to {MOST_LABELS} "
+            "(or examples.regression)"
+        )
+    return tuple(sorted(labels))
 
 
 # GLUE
@@ -178,16 +199,18 @@ def _glue(examples: Examples) -> Data:
     task = GLUE[examples.task]
     splits: dict[str, Split] = {}
     submissions: dict[str, str] = {}
-    for name, (file, in_tfds, submission) in task.where().items():
+    for name, place in task.places().items():
         tested = name.startswith("test")
         if examples.kind == "tfds":
-            split = _of_tfds(examples, in_tfds, tested)
+            split = _of_tfds(examples, place.tfds, tested)
         else:
-            split = _of_folder(Path(examples.path).expanduser() / task.folder / file, examples.task, tested)
+            file = Path(examples.path).expanduser() / task.folder / place.file
+            split = _of_folder(file, examples.task, tested)
         if split is not None:
             splits[name] = split
-            submissions |= {name: submission} if tested else {}
-    return Data(splits, task.labels, examples.metrics or task.metrics, submissions)
+            submissions |= {name: place.submission} if tested else {}
+    metrics = examples.metrics or task.metrics
+    return Data(splits, task.labels, metrics, task.names, submissions, task.bounds)
 
 
 def _of_folder(path: Path, name: str, tested: bool) -> Split | None:
@@ -197,14 +220,14 @@ def _of_folder(path: Path, name: str, tested: bool) -> Split | None:
         if tested:
             return None
         raise UserError(f"{path}: no such file, expected {name} as GLUE has it")
-    if tested and task.no_header:  # CoLA's test file has one, and other columns
-        return _split(_tsv(path, None), ("sentence",), "", task.labels)
-    rows = _tsv(path, task.no_header or None)
-    return _split(rows, task.texts, "" if tested else task.label, task.labels)
+    columns = None if tested else task.no_header or None  # CoLA's test file has a header
+    return _split(_tsv(path, tested, columns), task.texts, "" if tested else task.label, task.labels)
 
 
-def _of_tfds(examples: Examples, split: str, tested: bool) -> Split | None:
-    task, name = GLUE[examples.task], f"glue/{examples.task}"
+def _of_tfds(examples: Examples, where: str, tested: bool) -> Split | None:
+    task = GLUE[examples.task]
+    other, _, split = where.rpartition("/")
+    name = f"glue/{other or examples.task}"
     try:
         records, _ = open_tfds(Source(kind="tfds", path=name, data_dir=examples.path, split=split))
     except UserError:
@@ -212,13 +235,13 @@ def _of_tfds(examples: Examples, split: str, tested: bool) -> Split | None:
             return None
         raise
 
-    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows() -> Rows:
         for number in range(len(records)):
-            record = records[number]
-            yield (
-                f"tfds '{name}', {split}, example {number}",
-                {key: value.decode() if isinstance(value, bytes) else value for key, value in record.items()},
-            )
+            record = {
+                key: value.decode() if isinstance(value, bytes) else value
+                for key, value in records[number].items()
+            }
+            yield f"tfds '{name}', {split}, example {number}", record
 
     # Classes are numbers there, in the order of task.labels.
     numbers = tuple(map(str, range(len(task.labels))))
@@ -250,7 +273,7 @@ def _builtin(task: str) -> Data:
         )
         for name, rows in parts.items()
     }
-    return Data(splits, BUILTIN[task], ("accuracy",), {})
+    return Data(splits, BUILTIN[task], ("accuracy",))
 
 
 def _sentences(address: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

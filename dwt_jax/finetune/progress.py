@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dwt_jax.train.metrics import duration
+
 LINE_SECONDS = 10.0
 
 
@@ -13,8 +15,7 @@ class Progress:
     """Counts steps. The loss is read from the device only where it is shown."""
 
     def __init__(self, name: str, steps: int):
-        self._name, self._steps, self._step, self._tokens = name, steps, 0, 0
-        self._told = 0.0
+        self._name, self._steps, self._step, self._examples = name, steps, 0, 0
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -29,20 +30,20 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def advance(self, loss: Any, tokens: int) -> None:
-        """After a step. loss: [S], on the device; tokens: real ones of the batch, all seeds."""
-        self._step, self._tokens = self._step + 1, self._tokens + tokens
+    def advance(self, loss: Any, examples: int) -> None:
+        """After a step. loss: [S], on the device; examples: of the batch, all seeds."""
+        self._step, self._examples = self._step + 1, self._examples + examples
         now = time.perf_counter()
         if now - self._told < (LINE_SECONDS if self._bar is None else 0.5):
             return
         self._told = now
-        shown = f"loss {np.mean(loss):.4f}  {self._tokens / (now - self._began):,.0f} tokens/s"
+        shown = f"loss {np.mean(loss):.4f}  {self._examples / (now - self._began):,.1f} examples/s"
         if self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(self._step - self._bar.n)
             return
-        left = (now - self._began) * (self._steps / self._step - 1)
-        print(f"{self._name}: step {self._step}/{self._steps}  {shown}  {left / 60:.1f} min left", flush=True)
+        left = duration((now - self._began) * (self._steps / self._step - 1))
+        print(f"{self._name}: step {self._step}/{self._steps}  {shown}  ETA {left}", flush=True)
 
     def say(self, text: str) -> None:
         """A line for whoever watches, above the bar if there is one."""

@@ -1,313 +1,243 @@
-"""Fine-tuning on one task, all its seeds: a work directory that the same command goes on in.
+"""Fine-tuning on one task, all its seeds, in a work directory that the same command goes on in.
 
-A seed that is done is written and never repeated; one that is not starts anew, and gives the
-same, since nothing depends on what ran beside it.
+Seeds that are trained side by side are one piece of work: done and written, or done anew. What
+they give depends on the config, the model and the data alone, so a run that was killed ends as one
+that was not.
 """
 
 import dataclasses
 import functools
-import hashlib
-import json
-import time
-import zipfile
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dwt_jax.config import Config, Model
 from dwt_jax.convert import card, huggingface
 from dwt_jax.data.tokenizer import vocabulary
 from dwt_jax.distill import schedules
 from dwt_jax.errors import UserError
 from dwt_jax.files import whole_file
-from dwt_jax.finetune import batches, metrics
-from dwt_jax.finetune.batches import Batch, Encoded
-from dwt_jax.finetune.config import FineTune
+from dwt_jax.finetune import batches, metrics, results
+from dwt_jax.finetune.batches import Encoded
+from dwt_jax.finetune.config import FineTune, Recipe, of_directory
 from dwt_jax.finetune.examples import Data, read
 from dwt_jax.finetune.progress import Progress
-from dwt_jax.finetune.step import Spec, begin, predictor, trainer
-from dwt_jax.model.products import Numerics
+from dwt_jax.finetune.results import Best, Seed
+from dwt_jax.finetune.step import Spec, begin, predictor, spec_of, trainer
+from dwt_jax.model import functional
+from dwt_jax.model.annealing import settled
 from dwt_jax.train import workdir as workdirs
+from dwt_jax.train.borrowed import digest
+from dwt_jax.train.loop import Failed
+from dwt_jax.train.setup import numerics_of
 from dwt_jax.train.signals import Stopped, Stopping
+
+MAY_CHANGE = ("examples.path", "examples.train", "examples.dev", "examples.test")
+"""Keys that a resumed run may change: the data is compared by its digest, wherever it lies."""
+
+
+class Source(NamedTuple):
+    """The model that is fine-tuned."""
+
+    path: str
+    loaded: workdirs.Loaded
+    pad_id: int
+    digest: str
 
 
 @dataclass(frozen=True)
 class Run:
     config: FineTune
     workdir: Path
-    loaded: workdirs.Loaded
+    source: Source
     data: Data
     encoded: dict[str, Encoded]
-    pad_id: int
     spec: Spec
 
-
-class Seed(NamedTuple):
-    """What one seed gave."""
-
-    seed: int
-    history: list[dict[str, Any]]  # an epoch each: epoch, train_loss, and {split: {metric: value, score}}
-    logits: dict[str, list[np.ndarray]]  # of the dev and test splits, after every epoch
-
-    def scores(self) -> list[float]:
-        """By epoch: the mean of the dev splits' scores (MNLI has two)."""
-        return [float(np.mean([s["score"] for s in e["dev"].values()])) for e in self.history]
-
-    def best(self) -> int:
-        """The index of the best epoch, the earliest of equals."""
-        return int(np.argmax(self.scores()))
+    @property
+    def judged(self) -> list[str]:
+        """Splits that are scored after every epoch."""
+        return [name for name in self.encoded if name.startswith("dev")]
 
 
-def finetune(config: FineTune, model: str, workdir: Path, stopping: Stopping) -> dict[str, Any]:
-    """Fine-tune the model in `model` in `workdir`, or go on there. → results.json
-
-    Raises UserError for a config, data and model that do not go together; Stopped after a signal.
-    """
-    with workdirs.locked(workdir):
-        run = prepare(config, model, workdir)
-        if (workdir / "results.json").exists():
-            print(f"{workdir}: already finished", flush=True)
-            return workdirs.read_json(workdir / "results.json")
-        stopping.poll()
-        seeds, together = config.recipe.seeds, side_by_side(config)
-        for start in range(0, len(seeds), together):
-            group = [s for s in seeds[start : start + together] if not _seed_file(workdir, s).exists()]
-            if group:
-                _train(run, group, stopping)
-        return _finish(run)
-
-
-def prepare(config: FineTune, model: str, workdir: Path) -> Run:
-    """Everything that can be wrong is found here."""
-    loaded = workdirs.load_model(model, heads=None)
-    if config.recipe.max_length > loaded.model.max_length:
-        raise UserError(
-            f"config: recipe.max_length is {config.recipe.max_length}, expected at most the model's "
-            f"{loaded.model.max_length} positions"
-        )
+def load_source(path: str) -> Source:
+    """Raises UserError for what is no model, or one that lacks tokens of its tokenizer."""
+    loaded = workdirs.load_model(path, heads=None)
+    params, model = settled(loaded.params, loaded.model)
     words = vocabulary(loaded.tokenizer)
-    if len(words) > loaded.model.vocab_size:
+    if len(words) > model.vocab_size:
         raise UserError(
-            f"--model: {model} has vocab_size {loaded.model.vocab_size}, expected at least its tokenizer's "
+            f"--model: {path} has vocab_size {model.vocab_size}, expected at least its tokenizer's "
             f"{len(words)}"
         )
+    return Source(path, loaded._replace(params=params, model=model), words.pad_id, digest(params))
+
+
+def prepare(config: FineTune, source: Source, workdir: Path) -> Run:
+    """Everything that can be wrong is found here; the first thing written is the claim."""
+    positions = source.loaded.model.max_length
+    if config.recipe.max_length > positions:
+        print(f"{config.examples.task}: {source.path} has {positions} positions, longer examples are cut")
+        recipe = dataclasses.replace(config.recipe, max_length=positions)
+        config = dataclasses.replace(config, recipe=recipe)
     data = read(config.examples)
     encoded = {
-        name: batches.encode(split, loaded.tokenizer, config.recipe.max_length)
+        name: batches.encode(split, source.loaded.tokenizer, config.recipe.max_length)
         for name, split in data.splits.items()
     }
-    identity = {"model_digest": _digest(loaded.params), "data_digest": _digest([*encoded.values()])}
-    workdirs.claim(workdir, config, loaded.tokenizer, identity)
-    rate = config.recipe.dropout
-    sizes = dataclasses.replace(loaded.model, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
-    compute = config.precision.compute
-    if compute == "auto":
-        compute = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    spec = Spec(
-        model=sizes,
-        labels=len(data.labels) or 1,
-        regression=not data.labels,
-        optimizer=config.recipe.optimizer,
-        numerics=Numerics(compute=jnp.dtype(compute)),
+    identity = {"model_digest": source.digest, "data_digest": digest([encoded[name] for name in encoded])}
+    kind = workdirs.Kind("finetune.json", of_directory, MAY_CHANGE)
+    workdirs.claim(workdir, config, source.loaded.tokenizer, identity, kind)
+    spec = spec_of(
+        source.loaded.model,
+        config.recipe.dropout,
+        len(data.labels) or 1,
+        not data.labels,
+        config.recipe.optimizer,
+        numerics_of(Config(precision=config.precision)),
     )
-    return Run(config, workdir, loaded, data, encoded, words.pad_id, spec)
+    return Run(config, workdir, source, data, encoded, spec)
 
 
-def side_by_side(config: FineTune) -> int:
-    """How many seeds are trained at once: on CPU their products would share one core."""
-    return config.recipe.at_once or (1 if jax.default_backend() == "cpu" else len(config.recipe.seeds))
+def fine_tune(run: Run, stopping: Stopping) -> dict[str, Any]:
+    """All seeds that are not done yet. → results.json
+
+    Raises Stopped after a signal, Failed for a loss that is not finite.
+    """
+    if (run.workdir / "results.json").exists():
+        print(f"{run.workdir}: already finished", flush=True)
+        return workdirs.read_json(run.workdir / "results.json")
+    recipe, together = run.config.recipe, side_by_side(run)
+    groups = [recipe.seeds[i : i + together] for i in range(0, len(recipe.seeds), together)]
+    left = [group for group in groups if not all(_is_done(run, seed) for seed in group)]
+    with Progress(run.config.examples.task, len(left) * _steps(run)) as progress:
+        for group in left:
+            _train(run, group, stopping, progress)
+    return _finish(run)
 
 
-def _digest(tree: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+def _is_done(run: Run, seed: int) -> bool:
+    return results.seed_file(run.workdir, seed).exists()
 
 
-def _train(run: Run, seeds: Sequence[int], stopping: Stopping) -> None:
-    """All epochs of `seeds`, side by side; then their files, and the best model so far."""
+def _steps(run: Run) -> int:
+    """Of one seed."""
+    recipe = run.config.recipe
+    return recipe.epochs * -(-len(run.encoded["train"]) // recipe.batch_size)
+
+
+def side_by_side(run: Run) -> int:
+    """How many seeds are trained at once. On CPU their products would share the cores: one."""
+    recipe = run.config.recipe
+    if recipe.at_once:
+        return recipe.at_once
+    if jax.default_backend() == "cpu":
+        return 1
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return fitting(memory, run.spec.model, recipe) if memory else len(recipe.seeds)
+
+
+def fitting(memory: int, model: Model, recipe: Recipe) -> int:
+    """How many seeds fit into `memory` bytes, by a rough count on the safe side: parameters, gradient,
+    two moments and an update in fp32, and what the backward pass of the longest batch keeps."""
+    heads = ("pooler", "classifier")
+    size = sum(leaf.size for leaf in jax.tree.leaves(functional.abstract(model, heads)))
+    rows, length = recipe.batch_size, recipe.max_length
+    tokens = rows * length * (16 * model.hidden_size + 4 * model.intermediate_size)
+    scores = 4 * rows * model.num_attention_heads * length**2
+    one = 4 * (5 * size + model.num_hidden_layers * (tokens + scores))
+    return max(1, min(len(recipe.seeds), int(0.8 * memory / one)))
+
+
+def _train(run: Run, seeds: Sequence[int], stopping: Stopping, progress: Progress) -> None:
+    """All epochs of `seeds`, side by side; then the best model so far, and last their files."""
     recipe, train = run.config.recipe, run.encoded["train"]
-    place = _placement(len(seeds))
-    numbers = jax.device_put(np.array(seeds, np.uint32), place)
-    state = jax.jit(functools.partial(begin, run.spec))(run.loaded.params, numbers)
-    steps = recipe.epochs * -(-len(train.labels) // recipe.batch_size)
-    rates = schedules.table(recipe.optimizer.learning_rate, steps)
+    numbers = np.array(seeds, np.uint32)
+    state = jax.jit(functools.partial(begin, run.spec))(run.source.loaded.params, numbers)
+    rates = schedules.table(recipe.optimizer.learning_rate, _steps(run))
     take, step = trainer(run.spec), 0
-    found = [Seed(seed, [], {name: [] for name in _judged(run)}) for seed in seeds]
-    best = _Best(run)
-    with Progress(f"{run.config.examples.task} seed {'+'.join(map(str, seeds))}", steps) as progress:
-        for number in range(recipe.epochs):
-            losses = []
-            for rows in batches.epoch(len(train.labels), recipe.batch_size, seeds, number):
-                if stopping.is_set():
-                    raise Stopped(
-                        f"{run.workdir}: stopped, finished seeds are saved; run the same command again"
-                    )
-                batch = batches.gather(train, rows, recipe.buckets, run.pad_id)
-                state, loss = take(state, jax.device_put(batch, place), numbers, np.uint32(step), rates[step])
-                losses.append(loss)
-                step += 1
-                progress.advance(loss, int(batch.segments.sum()))
-            _judge(run, state["params"], number, np.mean(jax.device_get(losses), axis=0), found)
-            progress.say(f"epoch {number + 1}: " + ", ".join(f"{one.scores()[-1]:.4f}" for one in found))
-            best.look(found, state["params"])
-    best.write()
+    found = [Seed(seed, [], {name: [] for name in run.judged}) for seed in seeds]
+    best = Best(run.workdir, recipe.seeds)
+    for number in range(recipe.epochs):
+        losses = []
+        for rows in batches.epoch(len(train), recipe.batch_size, seeds, number):
+            if stopping.is_set():
+                raise Stopped(f"{run.workdir}: stopped, seeds that are done are saved; run the same command")
+            batch = batches.gather(train, rows, recipe.lengths(), run.source.pad_id)
+            state, loss = take(state, batch, numbers, np.uint32(step), rates[step])
+            losses.append(loss)
+            step += 1
+            progress.advance(loss, int((rows >= 0).sum()))
+        _judge(run, state["params"], number, np.mean(jax.device_get(losses), axis=0), found)
+        shown = ", ".join(f"{one.scores()[-1]:.4f} (seed {one.seed})" for one in found)
+        undefined = sorted({name for one in found for name in one.history[-1].get("undefined", ())})
+        warning = f"; counted as 0, since 0/0: {', '.join(undefined)}" if undefined else ""
+        progress.say(f"epoch {number + 1}/{recipe.epochs}: dev score {shown}{warning}")
+        best.look(found, state["params"])
+    if best.params is not None:
+        loaded = run.source.loaded
+        results.write_model(run.workdir, best.params, loaded.model, loaded.kept, run.data)
     for one in found:
-        _write_seed(run.workdir, one)
-
-
-def _placement(seeds: int) -> Any:
-    """Seeds over the devices where they divide, else all on the first."""
-    devices = jax.local_devices()
-    if len(devices) > 1 and seeds % len(devices) == 0:
-        mesh = jax.sharding.Mesh(np.array(devices), ("seeds",))
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seeds"))
-    return devices[0]
-
-
-def _judged(run: Run) -> list[str]:
-    return [name for name in run.encoded if name != "train"]
+        results.write_seed(run.workdir, one)
 
 
 def _judge(run: Run, params: Any, number: int, losses: np.ndarray, found: Sequence[Seed]) -> None:
-    """Predict all splits but the training one, and score those that have labels."""
-    logits = {name: predict(run, params, run.encoded[name]) for name in _judged(run)}
+    """Predict the dev splits and score them: a record in every history."""
+    logits = {name: predict(run, params, name) for name in run.judged}
     for i, one in enumerate(found):
+        if not (np.isfinite(losses[i]) and all(np.isfinite(values[i]).all() for values in logits.values())):
+            raise Failed(
+                f"{run.workdir}: the loss or a prediction of seed {one.seed} is not finite in epoch "
+                f"{number + 1}; the learning rate may be too large"
+            )
         record: dict[str, Any] = {"epoch": number + 1, "train_loss": float(losses[i]), "dev": {}}
         for name, values in logits.items():
             one.logits[name].append(values[i])
             labels = run.data.splits[name].labels
-            if labels is not None:
-                chosen = predictions(values[i], run.spec.regression)
-                record["dev"][name] = metrics.mean_score(run.data.metrics, chosen, labels)
+            assert labels is not None
+            chosen = results.classes_or_numbers(values[i], run.data.labels)
+            record["dev"][name], undefined = metrics.scores(run.data.metrics, chosen, labels)
+            if undefined:
+                record["undefined"] = undefined
         one.history.append(record)
 
 
-def predict(run: Run, params: Any, encoded: Encoded) -> np.ndarray:
-    """fp32 [S, N, labels]."""
-    parts, recipe = [], run.config.recipe
-    for rows in batches.in_order(encoded, 2 * recipe.batch_size):
-        batch: Batch = batches.gather(encoded, rows, recipe.buckets, run.pad_id)
-        parts.append((rows, predictor(run.spec)(params, batch)))
-    logits = np.zeros((len(jax.tree.leaves(params)[0]), len(encoded.labels), run.spec.labels), np.float32)
-    for rows, values in parts:
+def predict(run: Run, params: Any, name: str) -> np.ndarray:
+    """fp32 [S, N, labels] of the split `name`. params: [S, …]."""
+    encoded, recipe = run.encoded[name], run.config.recipe
+    logits = np.zeros((len(jax.tree.leaves(params)[0]), len(encoded), run.spec.labels), np.float32)
+    pending = []
+    for rows in batches.in_order(encoded, recipe.batch_size):
+        batch = batches.gather(encoded, rows, recipe.lengths(), run.source.pad_id)
+        pending.append((rows, predictor(run.spec)(params, batch)))
+    for rows, values in pending:
         real = rows >= 0
         logits[:, rows[real]] = np.asarray(values)[:, real]
     return logits
 
 
-def predictions(logits: np.ndarray, regression: bool) -> np.ndarray:
-    """[N, labels] → classes or numbers [N]."""
-    return logits[:, 0] if regression else logits.argmax(-1)
-
-
-class _Best:
-    """The parameters of the best epoch of all seeds so far, for `model/`."""
-
-    def __init__(self, run: Run):
-        self._run = run
-        done = [one for seed in run.config.recipe.seeds if (one := _read_seed(run.workdir, seed))]
-        self._score = max((max(one.scores()) for one in done), default=-np.inf)
-        self._params: Any = None
-
-    def look(self, found: Sequence[Seed], params: Any) -> None:
-        scores = [one.scores()[-1] for one in found]
-        i = int(np.argmax(scores))
-        if scores[i] > self._score:
-            self._score = scores[i]
-            self._params = jax.device_get(jax.tree.map(lambda x: x[i], params))
-
-    def write(self) -> None:
-        if self._params is None:
-            return
-        run, regression = self._run, self._run.spec.regression
-        kind = "regression" if regression else "single_label_classification"
-        huggingface.save(
-            self._params,
-            dataclasses.replace(run.loaded.model, tie_word_embeddings=True),
-            run.workdir / "tokenizer",
-            run.workdir / "model",
-            labels=run.data.labels or ("LABEL_0",),
-            kept={**run.loaded.kept, "problem_type": kind},
-            card=card.of_classifier(run.loaded.model, run.config, self._score, run.data),
-        )
-
-
-# Files
-
-
-def _seed_file(workdir: Path, seed: int) -> Path:
-    return workdir / "seeds" / f"{seed}.npz"
-
-
-def _write_seed(workdir: Path, one: Seed) -> None:
-    """seeds/N.npz: history as JSON, logits [epochs, N, labels] of every split."""
-    path = _seed_file(workdir, one.seed)
-    path.parent.mkdir(exist_ok=True)
-    with whole_file(path) as partial, open(partial, "wb") as file:
-        logits: dict[str, Any] = {name: np.stack(values) for name, values in one.logits.items()}
-        np.savez(file, history=np.array(json.dumps(one.history)), **logits)
-
-
-def _read_seed(workdir: Path, seed: int) -> Seed | None:
-    path = _seed_file(workdir, seed)
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            history = json.loads(str(file["history"]))
-            return Seed(seed, history, {name: list(file[name]) for name in file.files if name != "history"})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: {error}, expected what dwt wrote (remove it, and the seed is done again)"
-        ) from None
-
-
 def _finish(run: Run) -> dict[str, Any]:
-    """Write predictions and results.json: the sign that all seeds are done."""
-    found = [one for seed in run.config.recipe.seeds if (one := _read_seed(run.workdir, seed))]
-    winner = max(found, key=lambda one: max(one.scores()))
-    for name in _judged(run):
-        tested = run.data.splits[name].labels is None
-        for one in [winner] if tested else found:
-            place = "submission" if tested else "predictions"
-            file = run.data.submissions.get(name, f"{name}.tsv") if tested else f"{name}-seed{one.seed}.tsv"
-            _write_predictions(run, name, one.logits[name][one.best()], run.workdir / place / file)
-    results = {
-        "task": run.config.examples.task,
-        "metrics": list(run.data.metrics),
-        "best": _spread([max(one.scores()) for one in found]),
-        "last": _spread([one.scores()[-1] for one in found]),
-        "seeds": {str(one.seed): {"best_epoch": one.best() + 1, "history": one.history} for one in found},
-        "examples": {name: len(split) for name, split in run.data.splits.items()},
-        "model_of_seed": winner.seed,
-        "written": time.strftime("%Y-%m-%d"),
-    }
-    workdirs.write_json(run.workdir / "results.json", results)
-    return results
-
-
-def _spread(scores: Sequence[float]) -> dict[str, Any]:
-    deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
-    return {"mean": float(np.mean(scores)), "standard_deviation": deviation, "by_seed": list(scores)}
-
-
-def _write_predictions(run: Run, name: str, logits: np.ndarray, path: Path) -> None:
-    """GLUE's format: index, tab, prediction as the task writes its labels."""
-    chosen, labels = predictions(logits, run.spec.regression), run.data.labels
-    path.parent.mkdir(exist_ok=True)
-    with whole_file(path) as partial:
-        shown = [labels[int(value)] if labels else f"{np.clip(value, *_range(run)):.3f}" for value in chosen]
-        lines = [f"{i}\t{value}\n" for i, value in zip(run.data.splits[name].ids, shown, strict=True)]
-        partial.write_text("index\tprediction\n" + "".join(lines), encoding="utf-8")
-
-
-def _range(run: Run) -> tuple[float, float]:
-    """Of the training labels: GLUE refuses numbers outside of STS-B's 0 to 5."""
-    labels = run.encoded["train"].labels
-    return float(labels.min()), float(labels.max())
+    """Predictions, the card, and last results.json: the sign that all is done."""
+    config, task = run.config, run.config.examples.task
+    found = [one for seed in config.recipe.seeds if (one := results.read_seed(run.workdir, seed))]
+    results.write_dev(run.workdir, run.data, found)
+    tests = [name for name in run.encoded if name.startswith("test")]
+    if tests:
+        params = jax.tree.map(lambda x: x[None], huggingface.load(run.workdir / "model").params)
+        for name in tests:
+            logits = predict(run, params, name)[0]
+            results.write_test(run.workdir, task, name, run.data.splits[name], run.data, logits)
+    summary = results.summarise(task, run.data, found)
+    with whole_file(run.workdir / "model" / "README.md") as partial:
+        name = Path(run.source.path).absolute().name
+        partial.write_text(card.of_classifier(run.source.loaded.model, name, config, summary))
+    workdirs.write_json(run.workdir / "results.json", summary)
+    print(
+        f"{run.workdir}: model of seed {summary['model_of_seed']} in {run.workdir / 'model'}", file=sys.stderr
+    )
+    return summary

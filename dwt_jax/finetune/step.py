@@ -1,5 +1,7 @@
 """Training and prediction of several seeds side by side: everything has a leading axis of seeds [S]."""
 
+import collections
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dwt_jax.config import Model, Optimizer
+from dwt_jax.config import Model, Optimizer, Schedule
 from dwt_jax.finetune.batches import Batch
 from dwt_jax.model import functional
 from dwt_jax.model.products import Numerics
 from dwt_jax.train import optimizer as optimizers
+
+TRACES: collections.Counter[str] = collections.Counter()
+"""How often `train` and `predict` were traced: once a length of batches, which a test holds them to."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +27,32 @@ class Spec:
     model: Model  # with the dropout of the recipe
     labels: int  # outputs; 1 with numbers
     regression: bool
-    optimizer: Optimizer
+    optimizer: Optimizer  # but for its learning rate, see spec_of
     numerics: Numerics
 
 
+def spec_of(
+    model: Model, dropout: float, labels: int, regression: bool, optimizer: Optimizer, numerics: Numerics
+) -> Spec:
+    """The learning rate is an argument of the step: tasks that differ in it share a compilation."""
+    model = dataclasses.replace(model, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    return Spec(model, labels, regression, dataclasses.replace(optimizer, learning_rate=Schedule()), numerics)
+
+
 def begin(spec: Spec, params: Any, seeds: jax.Array) -> dict[str, Any]:
-    """The state of every seed: the encoder of `params` (and its pooler, if it has one), a new
-    classifier. seeds: uint32 [S]."""
+    """The state of every seed: the encoder of `params` and a new classifier, behind a pooler that is
+    new where transformers would make a new one. seeds: uint32 [S].
+
+    That is: a BERT's pooler and a DistilBERT's pre_classifier stay where `params` has them. A
+    RoBERTa's stays only where it is a classifier's; its encoder's pooler is not what a classifier has.
+    """
+    kept = ["embeddings", "layers"]
+    if "pooler" in params and (spec.model.model_type != "roberta" or "classifier" in params):
+        kept.append("pooler")
 
     def one(seed: jax.Array) -> dict[str, Any]:
         new = functional.init(spec.model, jax.random.key(seed), ("pooler", "classifier"), spec.labels)
-        parts = {name: params.get(name, new[name]) for name in ("embeddings", "layers", "pooler")}
-        mine = {**parts, "classifier": new["classifier"]}
+        mine = {**new, **{name: params[name] for name in kept}}
         return {"params": mine, "opt_state": optimizers.make(spec.optimizer).init(mine)}
 
     return jax.vmap(one)(seeds)
@@ -62,6 +81,7 @@ def trainer(spec: Spec) -> Any:
     """jitted (state, batch [S, B, …], seeds uint32 [S], step, learning rate) → (state, losses [S])."""
 
     def one(state, batch: Batch, seed, step, learning_rate):
+        TRACES["train"] += 1
         key = jax.random.fold_in(jax.random.key(seed), step)
         value, gradient = jax.value_and_grad(
             lambda params: loss_of(spec, logits_of(spec, params, batch, key), batch)
@@ -78,4 +98,9 @@ def trainer(spec: Spec) -> Any:
 @functools.cache
 def predictor(spec: Spec) -> Any:
     """jitted (params [S, …], batch [B, …]) → logits fp32 [S, B, labels]."""
-    return jax.jit(jax.vmap(lambda params, batch: logits_of(spec, params, batch, None), in_axes=(0, None)))
+
+    def one(params, batch: Batch):
+        TRACES["predict"] += 1
+        return logits_of(spec, params, batch, None)
+
+    return jax.jit(jax.vmap(one, in_axes=(0, None)))

@@ -1,12 +1,11 @@
 """The tasks: where GLUE keeps what, how it is scored, and two of our own that need no download.
 
-GLUE: Wang et al. 2019, arXiv 1804.07461. A task's score is the mean of its metrics; the average
-over GLUE is that of the tasks' scores, MNLI's being the mean of matched and mismatched.
+GLUE: Wang et al. 2019, arXiv 1804.07461.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 METRICS: Mapping[str, Literal["classes", "numbers"]] = {
     "accuracy": "classes",
@@ -17,6 +16,20 @@ METRICS: Mapping[str, Literal["classes", "numbers"]] = {
 }
 """What is scored (metrics.py), and on what kind of predictions."""
 
+SCORE = "the mean of its metrics, over its dev splits (MNLI: matched and mismatched)"
+"""What the score of a task is."""
+
+AVERAGE = "the mean of the tasks' scores, a task with several metrics or dev splits counting once"
+"""What the average over tasks is: GLUE's (section 3.4: macro-average, metrics of a task first)."""
+
+
+class Place(NamedTuple):
+    """Where a split lies."""
+
+    file: str  # from the task's folder
+    tfds: str  # split of glue/TASK, or ANOTHER/split
+    submission: str = ""  # the name of the file of a test's predictions
+
 
 @dataclass(frozen=True)
 class Task:
@@ -26,17 +39,19 @@ class Task:
     texts: tuple[str, ...]  # one or two columns, as the files' headers call them
     label: str  # column
     labels: tuple[str, ...] = ("0", "1")  # as the files and submissions write them, by outputs; (): numbers
+    names: tuple[str, ...] = ()  # of the classes, TFDS's, where `labels` are digits
     metrics: tuple[str, ...] = ("accuracy",)
+    bounds: tuple[float, float] | None = None  # of numbers
     features: tuple[str, ...] = ()  # the texts in TFDS, where they are called otherwise
-    # {split: (file, split in TFDS, file of a submission)}; 'dev' may be several
-    splits: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    splits: Mapping[str, Place] = field(default_factory=dict)  # where they are not the usual three
     no_header: Mapping[str, int] = field(default_factory=dict)  # columns of train and dev, without a header
 
-    def where(self) -> Mapping[str, tuple[str, str, str]]:
+    def places(self) -> Mapping[str, Place]:
+        """By the names of the splits: train, dev, dev_…, test, test_…"""
         return self.splits or {
-            "train": ("train.tsv", "train", ""),
-            "dev": ("dev.tsv", "validation", ""),
-            "test": ("test.tsv", "test", f"{self.folder}.tsv"),
+            "train": Place("train.tsv", "train"),
+            "dev": Place("dev.tsv", "validation"),
+            "test": Place("test.tsv", "test", f"{self.folder}.tsv"),
         }
 
 
@@ -48,13 +63,27 @@ GLUE: Mapping[str, Task] = {
         "CoLA",
         ("sentence",),
         "label",
+        names=("unacceptable", "acceptable"),
         metrics=("matthews",),
         no_header={"label": 1, "sentence": 3},
     ),
-    "sst2": Task("SST-2", ("sentence",), "label"),
-    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", metrics=("f1", "accuracy"), features=_PAIR),
-    "stsb": Task("STS-B", _PAIR, "score", labels=(), metrics=("pearson", "spearman")),
-    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", metrics=("f1", "accuracy")),
+    "sst2": Task("SST-2", ("sentence",), "label", names=("negative", "positive")),
+    "mrpc": Task(
+        "MRPC",
+        ("#1 String", "#2 String"),
+        "Quality",
+        names=("not_equivalent", "equivalent"),
+        metrics=("f1", "accuracy"),
+        features=_PAIR,
+    ),
+    "stsb": Task("STS-B", _PAIR, "score", labels=(), metrics=("pearson", "spearman"), bounds=(0, 5)),
+    "qqp": Task(
+        "QQP",
+        ("question1", "question2"),
+        "is_duplicate",
+        names=("not_duplicate", "duplicate"),
+        metrics=("f1", "accuracy"),
+    ),
     "mnli": Task(
         "MNLI",
         _PAIR,
@@ -62,16 +91,17 @@ GLUE: Mapping[str, Task] = {
         labels=("entailment", "neutral", "contradiction"),
         features=("premise", "hypothesis"),
         splits={
-            "train": ("train.tsv", "train", ""),
-            "dev": ("dev_matched.tsv", "validation_matched", ""),
-            "dev_mismatched": ("dev_mismatched.tsv", "validation_mismatched", ""),
-            "test": ("test_matched.tsv", "test_matched", "MNLI-m.tsv"),
-            "test_mismatched": ("test_mismatched.tsv", "test_mismatched", "MNLI-mm.tsv"),
+            "train": Place("train.tsv", "train"),
+            "dev": Place("dev_matched.tsv", "validation_matched"),
+            "dev_mismatched": Place("dev_mismatched.tsv", "validation_mismatched"),
+            "test": Place("test_matched.tsv", "test_matched", "MNLI-m.tsv"),
+            "test_mismatched": Place("test_mismatched.tsv", "test_mismatched", "MNLI-mm.tsv"),
+            "test_diagnostic": Place("../diagnostic/diagnostic.tsv", "ax/test", "AX.tsv"),
         },
     ),
     "qnli": Task("QNLI", ("question", "sentence"), "label", labels=_ENTAILMENT),
     "rte": Task("RTE", _PAIR, "label", labels=_ENTAILMENT),
-    "wnli": Task("WNLI", _PAIR, "label"),
+    "wnli": Task("WNLI", _PAIR, "label", names=("not_entailment", "entailment")),
 }
 """By their names in TFDS. Orders of labels are TFDS's too."""
 

@@ -161,6 +161,11 @@ def classify(
     key: jax.Array | None = None,
     numerics: Numerics = Numerics(),
 ) -> jax.Array:
-    """[B, L, D] → fp32 [B, labels]. With a `key`, dropout of what the pooler gives."""
-    features = dropout(pooled(params, config, hidden, numerics=numerics), config.hidden_dropout_prob, key)
+    """[B, L, D] → fp32 [B, labels]. With a `key`, dropout as transformers has it: of what the pooler
+    gives, and in a RoBERTa of what it takes too."""
+    before, behind = (None, None) if key is None else jax.random.split(key)
+    rate = config.hidden_dropout_prob
+    if config.model_type == "roberta":
+        hidden = dropout(hidden[:, :1], rate, before)
+    features = dropout(pooled(params, config, hidden, numerics=numerics), rate, behind)
     return _module("classifier", config, params["classifier"])(features, numerics).astype(jnp.float32)
