@@ -92,7 +92,8 @@ def of_classifier(model: Model, source: str, config: Any, results: Mapping[str, 
         f"`{source}` fine-tuned by dwt-jax on the task {config.examples.task} ({kind}): "
         f"{results['examples']['train']:,} examples, {recipe.epochs} epochs in batches of "
         f"{recipe.batch_size}, up to {recipe.max_length} tokens, AdamW at {rate.value:g} ({rate.kind}, "
-        f"warm-up {rate.warmup:.0%}), weight decay {recipe.optimizer.weight_decay:g}, dropout {recipe.dropout:g}.",
+        f"warm-up {rate.warmup:.0%}), weight decay {recipe.optimizer.weight_decay:g}, dropout "
+        f"{recipe.dropout:g}.",
         "## Results\n"
         f"The best epoch ({winner['best_epoch']}) of the best of {len(results['seeds'])} seeds "
         f"({results['model_of_seed']}), chosen by the same dev set that it is scored on, which flatters it:",
