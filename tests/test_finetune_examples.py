@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from dwt_jax.config_file import config_path, construct, to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import config
 from dwt_jax.finetune.config import Examples, FineTune, Recipe
@@ -193,7 +194,7 @@ def tfds_glue(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tfds")
 
-    class Glue(tfds.core.GeneratorBasedBuilder):
+    class Glue(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("2.0.0")
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("rte", "stsb")]  # noqa: RUF012
 
@@ -317,8 +318,6 @@ def test_the_builtin_tasks_do_not_leak(task):
     ],
 )
 def test_impossible_settings(overrides, says):
-    from dwt_jax.config_file import config_path
-
     with pytest.raises(UserError) as caught:
         config.load(str(config_path("glue.py")), overrides)
     assert says in str(caught.value)
@@ -326,13 +325,15 @@ def test_impossible_settings(overrides, says):
 
 
 def test_a_recipe_for_every_task():
-    from dwt_jax.config_file import config_path
-
     path = str(config_path("glue.py"))
     assert [one.examples.task for one in config.load_tasks(path, ",".join(GLUE), {})] == list(GLUE)
     assert config.load(path) == config.load(f"{path}:era")
     for task in (*GLUE, *BUILTIN):
-        config.load(f"{path}:{task}")
+        found = config.load(f"{path}:{task}")
+        assert config.check(construct(FineTune, to_dict(found))) == found
+    text = config_path("glue.py").read_text()
+    assert len(text.splitlines()) <= 60
+    assert text.startswith('"""')
     for tasks, says in (("rte,rte", "expected each task once"), ("rta", "no task 'rta'")):
         with pytest.raises(UserError, match=says):
             config.load_tasks(path, tasks, {})

@@ -6,7 +6,6 @@ that was not.
 """
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from dwt_jax.finetune.config import FineTune, Recipe, of_directory
 from dwt_jax.finetune.examples import Data, read
 from dwt_jax.finetune.progress import Progress
 from dwt_jax.finetune.results import Best, Seed
-from dwt_jax.finetune.step import Spec, begin, predictor, spec_of, trainer
+from dwt_jax.finetune.step import Spec, beginner, predictor, spec_of, trainer
 from dwt_jax.model import functional
 from dwt_jax.model.annealing import settled
 from dwt_jax.train import workdir as workdirs
@@ -158,7 +157,7 @@ def _train(run: Run, seeds: Sequence[int], stopping: Stopping, progress: Progres
     """All epochs of `seeds`, side by side; then the best model so far, and last their files."""
     recipe, train = run.config.recipe, run.encoded["train"]
     numbers = np.array(seeds, np.uint32)
-    state = jax.jit(functools.partial(begin, run.spec))(run.source.loaded.params, numbers)
+    state = beginner(run.spec)(run.source.loaded.params, numbers)
     rates = schedules.table(recipe.optimizer.learning_rate, _steps(run))
     take, step = trainer(run.spec), 0
     found = [Seed(seed, [], {name: [] for name in run.judged}) for seed in seeds]

@@ -40,6 +40,12 @@ def spec_of(
     return Spec(model, labels, regression, dataclasses.replace(optimizer, learning_rate=Schedule()), numerics)
 
 
+@functools.cache
+def beginner(spec: Spec) -> Any:
+    """jitted (params, seeds uint32 [S]) → the state of every seed, see `begin`."""
+    return jax.jit(functools.partial(begin, spec))
+
+
 def begin(spec: Spec, params: Any, seeds: jax.Array) -> dict[str, Any]:
     """The state of every seed: the encoder of `params` and a new classifier, behind a pooler that is
     new where transformers would make a new one. seeds: uint32 [S].
