@@ -4,8 +4,8 @@
     dwt finetune --model=runs/student --workdir=runs/glue --task=cola,rte \\
         --config.examples.kind=glue --config.examples.path=GLUE_FOLDER
 
-Arguments are era, party (built-in) and cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, which come
-from TFDS unless examples.kind is glue.
+Arguments are era, party (built-in), files (of your own: docs/finetuning.md) and cola, sst2, mrpc, stsb,
+qqp, mnli, qnli, rte, wnli, which come from TFDS unless examples.kind is glue.
 
 large: BERT's recipe (Devlin et al. 2019, arXiv 1810.04805, appendix A.3: batch 32, 3 epochs, 2e-5 of
     the four rates tried; warm-up 10 %, decay 0.01, clipping 1 and ε 1e-6 as in its run_classifier.py).
@@ -22,7 +22,7 @@ RECIPES = {  # batch size, epochs, learning rate
     "builtin": (32, 5, 5e-4),
 }
 TASKS = {
-    **dict.fromkeys(("sst2", "qqp", "mnli", "qnli"), "large"),
+    **dict.fromkeys(("sst2", "qqp", "mnli", "qnli", "files"), "large"),
     **dict.fromkeys(("cola", "mrpc", "stsb", "rte", "wnli"), "small"),
     **dict.fromkeys(("era", "party"), "builtin"),
 }
@@ -32,9 +32,10 @@ def get_config(task: str = "era") -> ConfigDict:
     if task not in TASKS:
         raise ValueError(f"no task {task!r}, expected one of {', '.join(TASKS)}")
     batch_size, epochs, rate = RECIPES[TASKS[task]]
+    kind = {"era": "builtin", "party": "builtin", "files": "files"}.get(task, "tfds")
     return ConfigDict(
         {
-            "examples": {"kind": "builtin" if TASKS[task] == "builtin" else "tfds", "task": task},
+            "examples": {"kind": kind, "task": task},
             "recipe": {
                 "batch_size": batch_size,
                 "epochs": epochs,

@@ -1,12 +1,15 @@
 """Fine-tuning: transfer, steps as torch takes them, seeds, resuming, and what it leaves behind."""
 
 import json
+import signal
+import time
 import warnings
 
 import jax
 import numpy as np
 import pytest
 from finetuning import FAMILIES, checkpoint, config_of, write_task
+from runs import dwt, start
 
 from dwt_jax.__main__ import main
 from dwt_jax.config import Model
@@ -540,3 +543,32 @@ def test_mistakes_are_one_line(models, tmp_path, capsys, arguments, says, monkey
     assert says in said
     assert said.count("\n") == 1
     assert not list((tmp_path / "w").glob("*/config.json"))
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_from_outside(models, task, tmp_path):
+    """As a user has it: kill -9 in the second seed, SIGTERM in the third, then to the end."""
+    arguments = [
+        "finetune",
+        "--task=files",
+        f"--model={models / 'Bert'}",
+        *(f"--config.examples.{key}={task[key]}" for key in ("task", "train", "dev", "test")),
+        "--config.recipe.epochs=40",
+        "--config.recipe.max_length=20",
+        "--config.recipe.buckets=1",
+        "--config.recipe.batch_size=1",
+    ]
+    assert dwt(*arguments, f"--workdir={tmp_path / 'whole'}").returncode == 0
+    folder = tmp_path / "stopped"
+    for seed, number, status in ((0, signal.SIGKILL, -9), (1, signal.SIGTERM, 75)):
+        process = start(*arguments, f"--workdir={folder}")
+        while not (folder / "mine" / "seeds" / f"{seed}.npz").exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode == status
+    assert not (folder / "mine" / "results.json").exists()
+    again = dwt(*arguments, f"--workdir={folder}")
+    assert again.returncode == 0, again.stderr
+    for file in ("results.json", "mine/results.json", "mine/model/model.safetensors", "submission/mine.tsv"):
+        assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file

@@ -12,6 +12,8 @@ from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import read_object
 from dwt_jax.finetune.tasks import BUILTIN, GLUE, METRICS
 
+SHORTEST = 8  # tokens: room for what frames a pair, and a text
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -96,7 +98,8 @@ def _problems(config: FineTune) -> Iterator[str]:
     """What cannot be so, lazily, each a line that begins with the key."""
     yield from _example_problems(config.examples)
     recipe = config.recipe
-    for key, low in (("epochs", 1), ("batch_size", 1), ("max_length", 8), ("buckets", 1), ("at_once", 0)):
+    lows = {"epochs": 1, "batch_size": 1, "max_length": SHORTEST, "buckets": 1, "at_once": 0}
+    for key, low in lows.items():
         if getattr(recipe, key) < low:
             yield f"recipe.{key} is {getattr(recipe, key)}, expected at least {low}"
     if not 0 <= recipe.dropout <= 0.99:

@@ -23,7 +23,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import whole_file
 from dwt_jax.finetune import batches, metrics, results
 from dwt_jax.finetune.batches import Encoded
-from dwt_jax.finetune.config import FineTune, Recipe, of_directory
+from dwt_jax.finetune.config import SHORTEST, FineTune, Recipe, of_directory
 from dwt_jax.finetune.examples import Data, read
 from dwt_jax.finetune.progress import Progress
 from dwt_jax.finetune.results import Best, Seed
@@ -80,6 +80,8 @@ def load_source(path: str) -> Source:
 def prepare(config: FineTune, source: Source, workdir: Path) -> Run:
     """Everything that can be wrong is found here; the first thing written is the claim."""
     positions = source.loaded.model.max_length
+    if positions < SHORTEST:
+        raise UserError(f"--model: {source.path} has {positions} positions, expected at least {SHORTEST}")
     if config.recipe.max_length > positions:
         print(f"{config.examples.task}: {source.path} has {positions} positions, longer examples are cut")
         recipe = dataclasses.replace(config.recipe, max_length=positions)
