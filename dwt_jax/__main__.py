@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name, (describe, run) in VERBS.items():
         text = describe.__doc__ or ""
-        epilog = _OVERRIDES if name in ("prepare", "train", "remap") else None
+        epilog = _OVERRIDES if name in ("prepare", "train", "study", "remap", "finetune") else None
         verb = verbs.add_parser(
             name, help=text.splitlines()[0], description=text, epilog=epilog, allow_abbrev=False
         )
@@ -321,6 +321,62 @@ def _grow(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     print("goes on with: dwt train", *words, f"--workdir={options.out}", file=sys.stderr)
 
 
+def _finetune_options(parser: argparse.ArgumentParser) -> None:
+    """a model on GLUE, the built-in tasks or files of your own; the same command resumes"""
+    parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
+    parser.add_argument("--workdir", type=Path, required=True, help="a folder a task, and results.json")
+    parser.add_argument(
+        "--step", type=int, help="of a run: the kept checkpoint of this step (default: the last)"
+    )
+    parser.add_argument("--config", default="", help=f"default: configs/glue.py. {_CONFIG_HELP}")
+    parser.add_argument("--task", default="", help="arguments of the config: era (the default), rte,cola, …")
+
+
+def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
+    from dwt_jax.config_file import config_path
+    from dwt_jax.finetune.config import load_tasks
+    from dwt_jax.parallel import host
+
+    todo = load_tasks(options.config or str(config_path("glue.py")), options.task, overrides)
+    host.tune()
+
+    def run() -> None:
+        from dwt_jax.finetune import command
+
+        print(command.table(command.finetune(todo, options.model, options.workdir, options.step)))
+
+    return _trained(run)
+
+
+def _study_options(parser: argparse.ArgumentParser) -> None:
+    """a grid of runs, and the report on it; the same command goes on where it stopped"""
+    parser.add_argument("--config", required=True, help="configs/study/NAME.py:SCALE; see docs/studies.md")
+    parser.add_argument("--workdir", type=Path, required=True, help="of the study: runs/, finetuned/, report")
+    parser.add_argument("--index", type=int, help="do one job alone, by its number in --list (job arrays)")
+    parser.add_argument("--list", action="store_true", help="print the jobs and what is done")
+    parser.add_argument("--dry-run", action="store_true", help="the same with FLOPs and an estimate of time")
+
+
+def _study(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
+    from dwt_jax.study import grid, queue
+
+    study = grid.load(options.config, overrides)
+    if options.list or options.dry_run:
+        print(queue.plan(study, options.workdir, costs=options.dry_run))
+        return None
+    from dwt_jax.parallel import host
+
+    host.tune()
+
+    def run() -> None:
+        if queue.run(study, options.workdir, options.index):
+            from dwt_jax.study import grid_page
+
+            print(f"report in {grid_page.write(options.workdir)}")
+
+    return _trained(run)
+
+
 def _report_options(parser: argparse.ArgumentParser) -> None:
     """compare finished runs: tables and curves in one HTML file"""
     parser.add_argument("--workdir", type=Path, required=True, help="the folder whose subfolders are runs")
@@ -328,9 +384,10 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace, _: dict[str, str]) -> None:
-    from dwt_jax.study import report
+    from dwt_jax.study import grid_page, queue, report
 
-    print(f"report in {report.write(options.workdir, options.out)}")
+    write = grid_page.write if (options.workdir / queue.GRID).exists() else report.write
+    print(f"report in {write(options.workdir, options.out)}")
 
 
 VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
@@ -340,6 +397,8 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
     "evaluate": (_evaluate_options, _evaluate),
     "export": (_export_options, _export),
     "remap": (_remap_options, _remap),
+    "finetune": (_finetune_options, _finetune),
+    "study": (_study_options, _study),
     "report": (_report_options, _report),
 }
 

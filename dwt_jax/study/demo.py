@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dwt_jax.config import Config
-from dwt_jax.config_file import load
+from dwt_jax.config_file import config_path, load
 from dwt_jax.study import report
-from dwt_jax.study.grid import config_path
 from dwt_jax.train.loop import train
 from dwt_jax.train.metrics import duration
 from dwt_jax.train.workdir import write_json
@@ -76,7 +75,7 @@ def _config(planned: Planned, workdir: Path, scale: float) -> Config:
     overrides = dict(planned.overrides)
     if "distill.preset" in overrides:
         overrides["teacher.path"] = str(workdir / "teacher")
-    path = config_path("configs/demo.py")
+    path = config_path("demo.py")
     steps = load(f"{path}:{planned.run}").train.steps
     overrides["train.steps"] = str(max(2, round(steps * scale)))
     return load(f"{path}:{planned.run}", overrides)

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import dwt_jax
 from dwt_jax.config import Config
-from dwt_jax.config_file import construct, read_file
+from dwt_jax.config_file import config_path, construct, read_file
 from dwt_jax.config_file import load as load_config
 from dwt_jax.errors import UserError, did_you_mean
 
@@ -149,7 +148,7 @@ def jobs_of(grid: Grid, workdir: Path) -> tuple[Job, ...]:
             overrides |= {key: str(workdir / "runs" / name) for key, name in borrowed.items()}
             overrides["seed"] = str(seed)
             try:
-                config = load_config(config_path(arm.config), overrides)
+                config = load_config(anywhere(arm.config), overrides)
             except UserError as error:
                 raise UserError(f"arm {arm.name!r}: {error}") from None
             name = f"{arm.name}-seed{seed}"
@@ -200,12 +199,9 @@ def _pair(text: str, arm: str) -> tuple[str, str]:
     return key, value
 
 
-def config_path(spec: str) -> str:
-    """A config of configs/ is found from anywhere: inside the package where it is installed, beside
-    it in a clone; others are where they are."""
+def anywhere(spec: str) -> str:
+    """A config of configs/, from wherever dwt was started; others are where they are."""
     name, colon, argument = spec.partition(":")
     if not Path(name).is_file() and name.startswith("configs/"):
-        package = Path(dwt_jax.__file__).parent
-        inside = package / name
-        name = str(inside if inside.exists() else package.parent / name)
+        name = str(config_path(name.removeprefix("configs/")))
     return f"{name}{colon}{argument}"

@@ -11,11 +11,15 @@ from dwt_jax.study.charts import Axes, Line
 from dwt_jax.study.grid import END
 from dwt_jax.study.outcome import Measured, Outcome, curve, gather
 from dwt_jax.study.paper import FIGURES
+from dwt_jax.study.report import place
 
 
-def write(workdir: Path, target: Path) -> Path:
-    """`target` (.html) and the same as .md and .csv beside it. Raises UserError as `gather` does."""
-    outcome = gather(workdir)
+def write(workdir: Path, out: Path | None = None) -> Path:
+    """report.html, or `out`, and the same as .md and .csv beside it. → the path of the HTML file
+
+    Raises UserError as `gather` does.
+    """
+    target, outcome = place(workdir, out), gather(workdir)
     target.parent.mkdir(parents=True, exist_ok=True)
     renders = ((".csv", grid_tables.csv_text), (".md", grid_tables.markdown), (".html", html))
     for suffix, render in renders:

@@ -13,7 +13,7 @@ from dwt_jax.config_file import load as load_config
 from dwt_jax.config_file import to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import config as finetuning
-from dwt_jax.study.grid import END, Grid, Job, config_path, jobs_of
+from dwt_jax.study.grid import END, Grid, Job, anywhere, jobs_of
 from dwt_jax.train.metrics import duration
 from dwt_jax.train.workdir import read_json, write_json
 
@@ -70,7 +70,7 @@ def _evaluate(grid: Grid, trained: Job, workdir: Path) -> None:
 
     overrides = dict(text.partition("=")[::2] for text in grid.elsewhere.set)
     overrides["data.tokenizer.path"] = str(trained.workdir / "tokenizer")
-    data = prepared(load_config(config_path(grid.elsewhere.config), overrides).data)
+    data = prepared(load_config(anywhere(grid.elsewhere.config), overrides).data)
     found = documents_of(str(trained.workdir), data)
     workdir.mkdir(parents=True, exist_ok=True)
     mlm.write(workdir / "documents.npz", found)
@@ -81,7 +81,7 @@ def tasks_of(grid: Grid) -> list[Any]:
     """The fine-tuning configs of a grid, one a task."""
     chosen = grid.finetuning
     overrides = dict(text.partition("=")[::2] for text in chosen.set)
-    return finetuning.load_tasks(config_path(chosen.config), ",".join(chosen.tasks), overrides)
+    return finetuning.load_tasks(anywhere(chosen.config), ",".join(chosen.tasks), overrides)
 
 
 def plan(grid: Grid, workdir: Path, costs: bool) -> str:

@@ -133,17 +133,22 @@ def write(workdir: Path, out: Path | None = None) -> Path:
     is what, see docs/architecture.md. `out`: another name ending in .html, or a directory.
     Raises UserError if no run is finished.
     """
-    workdir = Path(workdir)
-    target = workdir / "report.html" if out is None else Path(out)
-    if target.is_dir():
-        target = target / "report.html"
-    if target.suffix != ".html":
-        raise UserError(f"--out: {target}, expected a name that ends in .html, or a directory")
+    target = place(workdir, out)
     study = gather(workdir)
     target.parent.mkdir(parents=True, exist_ok=True)
     for suffix, render in ((".csv", tables.csv_text), (".md", tables.markdown), (".html", page.html)):
         with whole_file(target.with_suffix(suffix)) as partial:
             partial.write_text(render(study), encoding="utf-8")
+    return target
+
+
+def place(workdir: Path, out: Path | None) -> Path:
+    """Of the HTML file. Raises UserError for another kind of file."""
+    target = workdir / "report.html" if out is None else out
+    if target.is_dir():
+        target = target / "report.html"
+    if target.suffix != ".html":
+        raise UserError(f"--out: {target}, expected a name that ends in .html, or a directory")
     return target
 
 
