@@ -1,0 +1,167 @@
+"""A small study, run: the queue, killing it anywhere, jobs by number, the report."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from runs import dwt, prepared_project, start
+
+from dwt_jax.errors import UserError
+from dwt_jax.study import grid_page, grid_tables, outcome, queue
+from dwt_jax.study.grid import jobs_of, load
+from dwt_jax.train import step as steps
+
+RECIPE = [
+    "examples.limit=64",
+    "recipe.epochs=1",
+    "recipe.max_length=16",
+    "recipe.seeds=[0,1]",
+    "recipe.buckets=1",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(spec of a study of two arms and two seeds, folder)"""
+    folder = tmp_path_factory.mktemp("study")
+    config = prepared_project(folder)
+    arm = {"config": config, "set": ["train.steps=4", "train.checkpoint_every=2", "train.evaluate_every=2"]}
+    found = {
+        "title": "A small study",
+        "baseline": "alone",
+        "arms": [
+            {"name": "teacher", "role": "teacher", **arm},
+            {
+                "name": "alone",
+                "label": "the student alone",
+                **arm,
+                "seeds": [0, 1],
+                "finetune_at": [0.5, 1.0],
+            },
+            {
+                "name": "taught",
+                **arm,
+                "set": [*arm["set"], "distill.preset=paper_normal"],
+                "seeds": [0, 1],
+                "teacher": "teacher",
+                "finetune_at": [1.0],
+            },
+        ],
+        "finetuning": {"config": "configs/glue.py", "tasks": ["era"], "set": RECIPE},
+        "elsewhere": {"config": config.partition(":")[0], "set": ["data.held_out=0.3"]},
+        "claims": [
+            {"text": "A teacher helps", "arm": "taught", "paper": "so it says"},
+            {"text": "A teacher harms the era", "arm": "taught", "measure": "era", "expected": "worse"},
+        ],
+    }
+    path = folder / "study.py"
+    path.write_text(
+        f"import json\ndef get_config():\n    return json.loads({json.dumps(json.dumps(found))})\n"
+    )
+    return str(path), folder
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The study, run without a break in this process."""
+    spec, folder = place
+    before = steps.TRACES.copy()
+    assert queue.run(load(spec), folder / "whole")
+    return folder / "whole", {kind: steps.TRACES[kind] - before[kind] for kind in ("alone", "teacher")}
+
+
+def test_runs_of_one_shape_share_their_steps(whole):
+    """Five runs, two programs: teacher and students alone are one shape here."""
+    assert whole[1] == {"alone": 1, "teacher": 1}
+
+
+def test_what_is_done_is_never_done_again(place, whole, capsys):
+    stamps = {path: path.stat().st_mtime_ns for path in whole[0].rglob("summary.json")}
+    assert queue.run(load(place[0]), whole[0])
+    assert "study:" not in capsys.readouterr().out
+    assert stamps == {path: path.stat().st_mtime_ns for path in whole[0].rglob("summary.json")}
+    listed = queue.plan(load(place[0]), whole[0], costs=False).splitlines()
+    assert all(" done " in line for line in listed[1:])
+
+
+def test_the_report_has_every_number_that_was_measured(whole):
+    page = grid_page.write(whole[0])
+    found = outcome.gather(whole[0])
+    text = page.with_suffix(".md").read_text()
+    assert f"{found.jobs} of {found.jobs} runs are done" in text
+    assert "A teacher helps (paper: so it says): " in text
+    assert [judged.verdict for judged in found.judged] != ["not run", "not run"]
+    rows = list(csv.DictReader(page.with_suffix(".csv").open()))
+    losses = {(r["arm"], r["seed"]): float(r["value"]) for r in rows if r["measure"] == "held_out_loss"}
+    for (arm, seed), value in losses.items():
+        summary = json.loads((whole[0] / "runs" / f"{arm}-seed{seed}" / "summary.json").read_text())
+        assert value == pytest.approx(summary["held_out"]["held_out_loss"], rel=1e-9)
+    assert len(losses) == 5
+    scores = [r for r in rows if r["measure"] == "era"]
+    assert len(scores) == 6 * 2  # (2 + 2 + 2 checkpoints) of two seeds of fine-tuning
+    results = json.loads((whole[0] / "finetuned" / "taught-seed1-end" / "results.json").read_text())
+    mine = [float(r["value"]) for r in scores if (r["arm"], r["seed"]) == ("taught", "1")]
+    assert mine == results["tasks"]["era"]["last"]["by_seed"]
+    mean = sum(losses["taught", s] - losses["alone", s] for s in "01") / 2
+    shown = grid_tables.interval_words(found.judged[0].interval, "held_out_loss")
+    assert found.judged[0].interval.mean == pytest.approx(mean, rel=1e-9)
+    assert shown in text
+    assert "Along the way: era" in text
+    html = page.read_text()
+    assert "<script" not in html
+    assert html.count("<svg") >= 4
+    assert len([r for r in rows if r["measure"] == "loss_elsewhere"]) == 5
+
+
+def test_a_job_by_its_number(place, tmp_path, capsys):
+    spec = load(place[0])
+    jobs = jobs_of(spec, tmp_path / "s")
+    at = {job.name: i for i, job in enumerate(jobs)}
+    with pytest.raises(UserError, match=r"--index is 3, taught-seed0: .* finished first: teacher-seed0"):
+        queue.run(spec, tmp_path / "s", at["taught-seed0"])
+    with pytest.raises(UserError, match="--index is 99, expected from 0 to"):
+        queue.run(spec, tmp_path / "s", 99)
+    assert not queue.run(spec, tmp_path / "s", at["teacher-seed0"])
+    assert [job.name for job in jobs if job._replace().is_done()] == ["teacher-seed0"]
+
+
+def test_the_plan_tells_what_it_costs(place, whole, tmp_path):
+    found = dwt("study", f"--config={place[0]}", f"--workdir={tmp_path / 'new'}", "--dry-run")
+    assert found.returncode == 0, found.stderr
+    assert "40% of the peak is assumed" in found.stderr
+    assert "left: about" in found.stdout
+    assert not (tmp_path / "new").exists()
+    told = queue.plan(load(place[0]), whole[0], costs=True).splitlines()[1:-2]
+    lines = {line.split()[1]: line for line in told}
+    flops = json.loads((whole[0] / "runs" / "taught-seed0" / "summary.json").read_text())["flops"]["total"]
+    assert float(lines["taught-seed0"].split()[4]) == pytest.approx(
+        flops, rel=0.1
+    )  # the vocabulary that was asked for
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_report_is_the_same(place, whole, tmp_path):
+    """kill -9 at three moments, the last amid fine-tuning; then a run to the end by the command."""
+    expected = grid_page.write(whole[0]).with_suffix(".csv").read_text()
+    workdir = tmp_path / "killed"
+    command = ("study", f"--config={place[0]}", f"--workdir={workdir}")
+    for sign in (
+        "runs/alone-seed0/checkpoints",
+        "runs/taught-seed0/metrics.jsonl",
+        "finetuned/*/era/config.json",
+    ):
+        process = start(*command)
+        deadline = time.time() + 240
+        while not list(workdir.glob(sign)) and process.poll() is None and time.time() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    found = dwt(*command)
+    assert found.returncode == 0, found.stderr
+    assert (workdir / "report.csv").read_text() == expected
+    shutil.rmtree(workdir)
