@@ -138,9 +138,8 @@ def test_the_plan_tells_what_it_costs(place, whole, tmp_path):
     told = queue.plan(load(place[0]), whole[0], costs=True).splitlines()[1:-2]
     lines = {line.split()[1]: line for line in told}
     flops = json.loads((whole[0] / "runs" / "taught-seed0" / "summary.json").read_text())["flops"]["total"]
-    assert float(lines["taught-seed0"].split()[4]) == pytest.approx(
-        flops, rel=0.1
-    )  # the vocabulary that was asked for
+    # Not the same: until the data is prepared, the vocabulary has the size that was asked for.
+    assert float(lines["taught-seed0"].split()[4]) == pytest.approx(flops, rel=0.1)
 
 
 @pytest.mark.slow
