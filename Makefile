@@ -7,16 +7,18 @@ NEWEST := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PYTHON ?= $(NEWEST)
 RUN := $(VENV)/bin/python
+# One process a core; a file's tests stay together, they share what was trained for them.
+AT_ONCE := -n auto --dist loadfile
 
 .PHONY: demo test quick lint format install dev clean
 demo: install
 	$(RUN) -m dwt_jax demo --workdir=$(WORKDIR) $(DEMO)
 
 test: dev
-	$(RUN) -m pytest $(TESTS)
+	$(RUN) -m pytest $(AT_ONCE) $(TESTS)
 
 quick: dev
-	$(RUN) -m pytest -m "not slow" $(TESTS)
+	$(RUN) -m pytest $(AT_ONCE) -m "not slow" $(TESTS)
 
 lint: dev
 	$(VENV)/bin/ruff check .

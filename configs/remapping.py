@@ -20,7 +20,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 WIDER = ("random", "fna", "net2net", "aki", "hyperclone", "lemon")
-DEEPER = ("repeat_last", "stack", "stack_top", "interleave", "middle", "prefix")
+DEEPER = ("repeat_last", "stack", "stack_top", "interleave", "middle", "prefix", "ligo")
 
 
 def beside(name: str, run: str) -> ConfigDict:

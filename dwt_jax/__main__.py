@@ -228,16 +228,33 @@ def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 
 def _remap_options(parser: argparse.ArgumentParser) -> None:
-    """a small model as a larger one, with a report; or which way to begin (--pilot)"""
-    parser.add_argument("--model", required=True, help="a run's work directory or a model directory")
+    """a small model, or a run, as a larger one, with a report; or which way to begin (--pilot)"""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="a run's work directory or a model directory")
+    source.add_argument(
+        "--run",
+        dest="grown",
+        metavar="RUN",
+        help="a run to go on with as a larger one, at the same step of the same data",
+    )
     parser.add_argument("--config", required=True, help=f"its `model` says the sizes. {_CONFIG_HELP}")
     parser.add_argument("--method", help="e.g. hyperclone, stack, stack+net2net; see docs/remapping.md")
-    parser.add_argument("--out", type=Path, help="the new model directory")
+    parser.add_argument("--out", type=Path, help="the new model directory; with --run: the new run")
+    parser.add_argument("--step", type=int, help="the kept checkpoint of this step (default: the last)")
+    parser.add_argument(
+        "--moments",
+        choices=("reset", "carry", "asymmetric"),
+        default="reset",
+        help="with --run: of the optimiser (default %(default)s; see docs/remapping.md)",
+    )
+    parser.add_argument(
+        "--carry", dest="moments", action="store_const", const="carry", help="--moments=carry"
+    )
     parser.add_argument("--split", choices=("even", "uneven"), default="", help="how copies share their work")
     parser.add_argument("--noise", type=float, default=0.0, help="of further copies, relative")
-    parser.add_argument("--new-tokens", choices=("mean", "random"), default="mean")
-    parser.add_argument("--new-positions", choices=("random", "tiled"), default="random")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default %(default)s)")
+    parser.add_argument("--new-tokens", choices=("mean", "random"), help="default: mean")
+    parser.add_argument("--new-positions", choices=("random", "tiled"), help="default: random")
+    parser.add_argument("--seed", type=int, help="of what is drawn (default 0; with --run: the config's)")
     parser.add_argument(
         "--pilot", type=int, metavar="N", help="instead: train every method N steps of the config, and rank"
     )
@@ -250,12 +267,18 @@ def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     if options.pilot is None and not (options.method and options.out):
         raise UserError("remap: --method and --out are needed, or --pilot=N")
-    if options.pilot is not None and (options.pilot < 1 or options.out or options.method):
-        raise UserError(f"--pilot is {options.pilot}, expected at least 1, without --method and --out")
+    if options.pilot is not None and (options.pilot < 1 or options.out or options.method or options.grown):
+        raise UserError(
+            f"--pilot is {options.pilot}, expected at least 1, with --model, no --method, no --out"
+        )
     if not 0 <= options.noise < float("inf"):
         raise UserError(f"--noise is {options.noise}, expected at least 0")
-    if not 0 <= options.seed < 2**32:
+    if options.seed is not None and not 0 <= options.seed < 2**32:
         raise UserError(f"--seed is {options.seed}, expected at least 0 and less than 2**32")
+    if options.grown is not None:
+        return _grow(options, overrides)
+    if options.moments != "reset":
+        raise UserError(f"--moments is {options.moments}, expected --run: a model directory has no moments")
     config = load(options.config, overrides)
     host.tune()
     if options.pilot is not None:
@@ -266,9 +289,37 @@ def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     from dwt_jax.remap.command import remap
     from dwt_jax.remap.methods import Options
 
-    how = Options(options.split, options.noise, options.new_tokens, options.new_positions)
-    report = remap(options.model, config, options.method, options.out, how, options.seed)
+    how = Options(
+        options.split, options.noise, options.new_tokens or "mean", options.new_positions or "random"
+    )
+    report = remap(options.model, config, options.method, options.out, how, options.seed or 0, options.step)
     print(json.dumps(report.to_dict(), indent=2) if options.json else report.table())
+
+
+def _grow(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from dwt_jax.config_file import load
+    from dwt_jax.parallel import host
+
+    if options.seed is not None:
+        raise UserError(
+            f"--seed is {options.seed}, expected none with --run: a run has its own (config: seed)"
+        )
+    said = {
+        "method": options.method,
+        "from": options.grown,
+        "split": options.split,
+        "noise": str(options.noise or ""),
+        "new_tokens": options.new_tokens,
+        "new_positions": options.new_positions,
+    }
+    config = load(options.config, {**overrides, **{f"init.{key}": x for key, x in said.items() if x}})
+    host.tune()
+    from dwt_jax.train.growth import grow
+
+    report = grow(options.grown, config, options.out, options.step, options.moments)
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report.table())
+    words = [f"--config={options.config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
+    print("goes on with: dwt train", *words, f"--workdir={options.out}", file=sys.stderr)
 
 
 def _finetune_options(parser: argparse.ArgumentParser) -> None:

@@ -127,6 +127,12 @@ class Init(Options):
     # A model with gated_layers or weighted_norm computes with m₀ + (1 − m₀)·share, share rising
     # linearly from 0 to 1 over this share of the run; from there on it is an ordinary one.
     anneal: float = 0.1
+    # The updates of entries that are new, or further copies, rise from 0 over this share of the run.
+    rewarm: float = 0.0
+    # Grown in the middle of the run `from`, after so many of its steps, by `dwt remap --run`, which sets
+    # this; `anneal` and `rewarm` are then shares of the steps that are left. 0: before the first step.
+    step: int = 0
+    learning_steps: int = 100  # method=ligo: of the maps, before the first step
 
 
 @dataclass(frozen=True)
@@ -302,15 +308,20 @@ def _init_problems(config: Config):
             find(init.method)
         except UserError as error:
             yield f"init.{error}"
-        if init.method.split("+")[-1] == "ligo":
-            yield f"init.method is {init.method!r}, expected another: ligo's maps are learned"
+        if init.method.endswith("+ligo"):
+            yield f"init.method is {init.method!r}, expected 'ligo': it learns the map of the layers too"
+        if init.method == "ligo" and init.step:
+            yield "init.method is 'ligo', expected another: in the middle of a run nothing is learned"
         if not (init.from_ or config.teacher.path):
             yield f"init.method is {init.method!r}, expected init.from or teacher.path to name a model"
     elif init != Init():
         key = next(f.name for f in fields(init) if getattr(init, f.name) != f.default)
         yield f"init.{key.rstrip('_')} is set, expected init.method to say how (it is empty)"
-    yield from _at_least(init, "init", 0, "noise")
-    yield from _share(init, "init", "anneal")
+    yield from _at_least(init, "init", 0, "noise", "step")
+    yield from _at_least(init, "init", 1, "learning_steps")
+    yield from _share(init, "init", "anneal", "rewarm")
+    if init.step and config.train.steps and init.step >= config.train.steps:
+        yield f"init.step is {init.step}, expected less than train.steps ({config.train.steps})"
 
 
 def _schedule_problems(schedule: Schedule, name: str):

@@ -11,8 +11,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Prepared data and compiled programs of this session: nothing of the user's, nothing left behind.
-_cache = tempfile.TemporaryDirectory(prefix="dwt-tests-")
-os.environ["DWT_CACHE"] = _cache.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # else it is that of the process that started this one
+    _cache = tempfile.TemporaryDirectory(prefix="dwt-tests-")
+    os.environ["DWT_CACHE"] = _cache.name
 
 from dwt_jax.parallel import host
 

@@ -175,6 +175,26 @@ def test_what_the_source_cost_is_charged_once(project, gated, tmp_path):
     assert summary(tmp_path / "next")["flops"]["teacher_training"] == alone["total"] + small
 
 
+def test_learned_maps_begin_a_run(project, tmp_path, capsys):
+    """As in learn_maps by itself, once: a resumed run goes on from its checkpoint, charged the same."""
+    overrides = grown(project, "ligo", model__num_hidden_layers="3", init__learning_steps="3")
+    train(load(project[0], overrides), tmp_path / "whole")
+    said = capsys.readouterr().out
+    assert "by ligo: " in said
+    assert "another function (ligo: the maps are learned)" in said
+    told = json.loads((tmp_path / "whole" / "init.json").read_text())
+    assert not told["exact"]
+    assert told["learned"]["steps"] == 3
+    assert told["learned"]["loss_after"] != told["learned"]["loss_before"]
+    small = summary(project[1] / "small")["flops"]["total"]
+    cost = summary(tmp_path / "whole")["flops"]["source_training"]
+    assert cost == small + told["learned"]["flops"] > small
+    cut_after(tmp_path / "whole", tmp_path / "cut", 4)
+    train(load(project[0], overrides), tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert summary(tmp_path / "cut")["flops"] == summary(tmp_path / "whole")["flops"]
+
+
 def test_a_new_model_is_what_it_was(project, tmp_path):
     """Without `init` nothing is added: not to the step, not to run.json; and a directory from before
     `init` existed is the same run."""
@@ -182,7 +202,7 @@ def test_a_new_model_is_what_it_was(project, tmp_path):
     config = load(project[0])
     train(config, tmp_path / "run")
     assert steps.TRACES["alone"] <= before + 1
-    assert steps.scheduled(config.model) == steps.SCHEDULED
+    assert steps.scheduled(config) == steps.SCHEDULED
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert sorted(run) == ["data_digest", "state_format", "teacher_digest"]
     assert not (tmp_path / "run" / "init.json").exists()
@@ -207,7 +227,7 @@ def test_a_vocabulary_may_grow_at_its_end(project, tmp_path):
     huggingface.save(source.params, source.model, short, tmp_path / "source")
     config = load(project[0], grown(project, "fna", init__from=str(tmp_path / "source")))
     model = dataclasses.replace(config.model, vocab_size=len(ours.tokens))
-    begun = starts.start_of(dataclasses.replace(config, model=model), ours)
+    begun = starts.start_of(dataclasses.replace(config, model=model), ours, tmp_path)
     assert begun.source.model.vocab_size == few
     table = apply(begun.todo, begun.source.params)["embeddings"]["word"]["embedding"]
     old = source.params["embeddings"]["word"]["embedding"]
@@ -254,7 +274,7 @@ def test_the_share_of_annealing_in_closed_form(anneal):
 
 def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
     """The same parameters, each part where it belongs, as on one device."""
-    overrides = grown(project, "masked", WIDER, DEEPER, STILL, train__steps="1")
+    overrides = grown(project, "masked", WIDER, DEEPER, STILL, train__steps="1", init__rewarm="0.5")
     keys = [f"--config.{key}={value}" for key, value in overrides.items()]
     many = dwt(
         "train",
@@ -277,8 +297,6 @@ def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
 @pytest.mark.parametrize("run", [*METHODS, "paper", "paper_pr"])
 def test_the_configs_of_every_method(run):
     """Each can be made of the model that its docstring names."""
-    if run == "ligo":
-        pytest.skip("its maps are learned, which no config asks for")
     name = "paper.py:teacher4" if run.startswith("paper") else "demo.py:teacher"
     source = load(f"configs/{name}").model
     config = load(f"configs/remapping.py:{run}", {"teacher.path" if "paper" in run else "init.from": "x"})

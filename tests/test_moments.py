@@ -17,7 +17,7 @@ from dwt_jax.model.products import Numerics
 from dwt_jax.model.roles import annealed, path_name
 from dwt_jax.remap.engine import apply, remap
 from dwt_jax.remap.methods import Options
-from dwt_jax.remap.moments import newcomers, remap_state, warmed
+from dwt_jax.remap.moments import known, newcomers, remap_state, warmed
 from dwt_jax.remap.plan import plan
 from dwt_jax.train import optimizer as optimizers
 
@@ -94,7 +94,7 @@ def carried_by_the_chain_rule(source, params, small, method, target, options):
     assert report.exact
     todo = plan(method, source, target, KEY, options)
     first, second = apply(todo, small, 1), apply(todo, jax.tree.map(np.square, small), 2)
-    unread = newcomers(todo, params)
+    unread = newcomers(known(todo), grown)
     for (path, expected), m, v, new in zip(
         jax.tree_util.tree_leaves_with_path(gradient(grown, target)),
         jax.tree.leaves(first),
@@ -165,7 +165,8 @@ def test_moments_have_the_shapes_of_what_they_belong_to(trained):
     params, state = trained
     target = dataclasses.replace(WIDER, gated_layers=True, num_hidden_layers=4, vocab_size=300)
     todo = plan("masked", SMALL, target, KEY)
-    grown, new = apply(todo, params), newcomers(todo, params)
+    grown = apply(todo, params)
+    new = newcomers(known(todo), grown)
     for moments in ("reset", "carry", "asymmetric"):
         adam = remap_state(todo, state, moments)[1]
         for part in (adam.mu, adam.nu):
@@ -180,8 +181,8 @@ def test_new_entries_are_warmed_up_alone():
     target = changed(intermediate_size=20)
     todo = plan("net2net", SMALL, target, KEY)
     params = parameters(SMALL, dtype=np.float32)
-    new = newcomers(todo, params)
     ones = jax.tree.map(np.ones_like, apply(todo, params))
+    new = newcomers(known(todo), ones)
     found = warmed(ones, new, 0.25)
     np.testing.assert_array_equal(found["layers"]["mlp"]["input"]["kernel"][..., :12], 1)
     np.testing.assert_array_equal(found["layers"]["mlp"]["input"]["kernel"][..., 12:], 0.25)

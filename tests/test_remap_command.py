@@ -106,7 +106,9 @@ def test_a_table_and_a_method_that_is_not_exact(place, capsys):
         (["--method=ligo", "--out=OUT"], "learns its maps"),
         (["--method=stack", "--out=OUT", "--noise=-1"], "--noise is -1.0, expected at least 0"),
         (["--pilot=0"], "--pilot is 0"),
-        (["--pilot=2", "--method=stack"], "without --method"),
+        (["--pilot=2", "--method=stack"], "no --method"),
+        (["--method=hyperclone", "--out=OUT", "--config.model.vocab_size=12"], "at least its tokenizer's 15"),
+        (["--method=hyperclone", "--out=OUT", "--step=3"], "--step: .* is no run with checkpoints"),
         (["--pilot=3"], "vocabulary|token"),
     ],
     ids=str,
@@ -117,6 +119,38 @@ def test_what_cannot_be(options, says, place, capsys):
     error = capsys.readouterr().err
     assert re.search(says, error), error
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("BertForPreTraining", "pooler, next_sentence"),
+        ("BertForSequenceClassification", "pooler, classifier"),
+    ],
+)
+def test_another_family_gets_the_masked_lm_head_alone(name, left, place, capsys):
+    """BERT's pooler is a tanh, DistilBERT's a ReLU: copied, it would be another function in silence."""
+    small = saved(name, place / "small")
+    sizes = ["--config.model.model_type=distilbert", "--config.model.type_vocab_size=0"]
+    assert remap(place, "--method=fna", f"--out={place / 'wide'}", *sizes) == 0
+    said = capsys.readouterr()
+    assert f"left out, a distilbert computes it otherwise than a bert: {left}" in said.err
+    assert "model_type bert → distilbert" in said.out
+    kind = transformers.DistilBertForMaskedLM if "PreTraining" in name else transformers.DistilBertModel
+    wide, report = kind.from_pretrained(place / "wide", output_loading_info=True)
+    assert not any(report.values()), report
+    words = small.bert.embeddings.word_embeddings.weight
+    torch.testing.assert_close(wide.get_input_embeddings().weight[:, : words.shape[1]], words)
+    assert load_model(str(place / "wide"), heads=None).labels == ()
+
+
+def test_the_licence_is_handed_on(place):
+    saved("BertForMaskedLM", place / "small")
+    (place / "small" / "README.md").write_text("---\nlicense: cc-by-4.0\ntags:\n- mine\n---\n# Small\n")
+    assert remap(place, "--method=hyperclone", f"--out={place / 'wide'}") == 0
+    card = (place / "wide" / "README.md").read_text()
+    assert "license: cc-by-4.0\n" in card
+    assert "mine" not in card
 
 
 def test_a_place_that_is_taken(place, capsys):

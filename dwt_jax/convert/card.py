@@ -54,19 +54,29 @@ def of_directory(
         f"## The card of `{source}`",
         text,
     ]
-    handed_on = {key: said[key] for key in _HANDED_ON if key in said}
+    handed_on = _handed_on(said)
     return _header(model, heads, ["dwt-jax"], name, handed_on=handed_on) + "\n" + _joined(parts)
 
 
-def of_remapped(model: Model, heads: Sequence[str], source: str, method: str, exact: bool) -> str:
-    """The card of what `dwt remap` wrote: not trained since."""
+def of_its_own(directory: Path) -> str:
+    """The card that lies in a model directory, "" where there is none."""
+    path = directory / "README.md"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def of_remapped(
+    model: Model, heads: Sequence[str], source: str, method: str, exact: bool, theirs: str = ""
+) -> str:
+    """The card of what `dwt remap` wrote: not trained since. The licence of the source's card (`theirs`)
+    is handed on."""
     name = _name(model)
     kept = "It computes what that did." if exact else "It computes something else, and wants training."
     origin = (
         f"Grown by dwt-jax from the model directory `{source}` by `{method}` (parameter remapping). {kept}"
     )
     parts = [f"# {name}", _model(model, heads), origin, _use(heads)]
-    return _header(model, heads, ["dwt-jax", "remapped"], name) + "\n" + _joined(parts)
+    handed_on = _handed_on(_taken_apart(theirs)[0])
+    return _header(model, heads, ["dwt-jax", "remapped"], name, handed_on=handed_on) + "\n" + _joined(parts)
 
 
 def of_classifier(model: Model, source: str, config: Any, results: Mapping[str, Any]) -> str:
@@ -108,6 +118,10 @@ def of_classifier(model: Model, source: str, config: Any, results: Mapping[str, 
 
 
 _HANDED_ON = ("license", "license_name", "license_link", "language", "datasets", "base_model")
+
+
+def _handed_on(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: header[key] for key in _HANDED_ON if key in header}
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -195,7 +209,9 @@ def _start(config: Config, summary: Mapping[str, Any]) -> str:
     text = f"## Start\nGrown by `{config.init.method}` (parameter remapping) from {who}"
     if found := summary.get("init"):
         text += f", {found['num_hidden_layers']} layers of hidden size {found['hidden_size']}"
-        text += "; before the first step it computed what that did" if found["exact"] else ""
+        amid = found.get("step", 0)
+        text += f", after {amid:,} of its steps" if amid else ""
+        text += f"; before the {'next' if amid else 'first'} step it computed what that did" * found["exact"]
     return text + "."
 
 

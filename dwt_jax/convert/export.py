@@ -32,7 +32,7 @@ def export(path: str, step: int | None, out: Path, dtype: str, encoder_only: boo
         params = {name: part for name, part in loaded.params.items() if name in parts}
         kept = {key: value for key, value in loaded.kept.items() if key not in OF_CLASSIFIERS}
         loaded = loaded._replace(params=params, labels=(), kept=kept, ignored=(*loaded.ignored, *dropped))
-    _look_at_tokenizer(loaded)
+    look_at_tokenizer(loaded)
     out.parent.mkdir(parents=True, exist_ok=True)
     huggingface.save(
         loaded.params,
@@ -47,7 +47,7 @@ def export(path: str, step: int | None, out: Path, dtype: str, encoder_only: boo
     return architecture(family, [head for head in HEADS if head in loaded.params])
 
 
-def _look_at_tokenizer(loaded: Loaded) -> None:
+def look_at_tokenizer(loaded: Loaded) -> None:
     """Say what is odd about it; the files are copied as they are. Raises UserError where the model lacks
     tokens that it gives."""
     if not has_tokenizer(loaded.tokenizer):
@@ -68,7 +68,6 @@ def _look_at_tokenizer(loaded: Loaded) -> None:
 def _card(path: Path, loaded: Loaded) -> str:
     """A run's own; of a directory its own too, as long as the model is what it describes."""
     heads = [head for head in HEADS if head in loaded.params]
-    own = loaded.tokenizer / "README.md"
     workdir = path.parent if path.name == "model" else path
     if (workdir / "run.json").exists():
         config = config_of(workdir)
@@ -86,7 +85,7 @@ def _card(path: Path, loaded: Loaded) -> str:
                 f"{workdir}: summary.json or evaluations.jsonl is damaged ({type(error).__name__}: {error}), "
                 "expected what dwt wrote"
             ) from None
-    theirs = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
+    theirs = card.of_its_own(loaded.tokenizer)
     modules = (loaded.tokenizer / "modules.json").exists()  # of sentence-transformers, which are not read
     if theirs and not (loaded.ignored or modules):
         return theirs

@@ -57,12 +57,13 @@ def settled(params: Any, model: Model) -> tuple[Any, Model]:
                 f"model: {path_name(path)} is from {low:.3g} to {high:.3g}, expected 1 throughout: weighted "
                 "norms and gated layers are no part of a BERT and must be annealed away before an export"
             )
-    return _without(params, ""), dataclasses.replace(model, weighted_norm=False, gated_layers=False)
+    return without(params), dataclasses.replace(model, weighted_norm=False, gated_layers=False)
 
 
-def _without(tree: Any, path: str) -> Any:
+def without(tree: Any, path: str = "") -> Any:
+    """A tree like the parameters, its annealed leaves left out."""
     if not isinstance(tree, dict):
         return tree
     return {
-        key: _without(item, f"{path}/{key}") for key, item in tree.items() if not annealed(f"{path}/{key}")
+        key: without(item, f"{path}/{key}") for key, item in tree.items() if not annealed(f"{path}/{key}")
     }

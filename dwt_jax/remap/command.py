@@ -1,6 +1,7 @@
 """`dwt remap`: a model directory as a larger (or smaller) one."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 
 from dwt_jax.config import Config
 from dwt_jax.convert import card, huggingface
+from dwt_jax.convert.configuration import OF_CLASSIFIERS
+from dwt_jax.convert.export import look_at_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import new_place
 from dwt_jax.model.annealing import has_annealed
@@ -15,17 +18,21 @@ from dwt_jax.model.functional import HEADS
 from dwt_jax.remap import engine
 from dwt_jax.remap.methods import Options
 from dwt_jax.remap.report import Report
-from dwt_jax.train.workdir import load_model
+from dwt_jax.train.workdir import Loaded, load_model
 
 PROBE = (8, 64)  # rows and tokens, of random ids, on which the drift of the logits is measured
 
 
-def remap(path: str, config: Config, method: str, out: Path, options: Options, seed: int) -> Report:
-    """Write the model in `path`, a run or model directory, grown to config's `model`, to the new
-    directory `out`. Its heads come with it.
+def remap(
+    path: str, config: Config, method: str, out: Path, options: Options, seed: int, step: int | None = None
+) -> Report:
+    """Write the model in `path`, a run (at the checkpoint of `step`, if given) or model directory, grown
+    to config's `model`, to the new directory `out`. Its heads come with it; to another family, which
+    computes them otherwise, the masked-LM head alone.
 
     A vocab_size of 0 is the source's. Raises UserError, before anything is written, for what the
-    method cannot do, and for gates and weights of norms: those open in training (init.method).
+    method cannot do, for fewer tokens than the tokenizer has, and for gates and weights of norms: those
+    open in training (init.method).
     """
     out = new_place(out)
     if has_annealed(config.model):
@@ -35,14 +42,17 @@ def remap(path: str, config: Config, method: str, out: Path, options: Options, s
         )
     if method.split("+")[-1] == "ligo":
         raise UserError("--method: ligo learns its maps from data, expected another (see dwt remap --pilot)")
-    loaded = load_model(path, heads=None)
+    loaded = load_model(path, heads=None, step=step)
     source = loaded.model
+    if config.model.model_type != source.model_type:
+        loaded = _across(loaded, config.model.model_type)
     target = dataclasses.replace(
         config.model,
         vocab_size=config.model.vocab_size or source.vocab_size,
         pad_token_id=source.pad_token_id,
         tie_word_embeddings=source.tie_word_embeddings,
     )
+    look_at_tokenizer(loaded._replace(model=target))
     probe = None
     if "mlm" in loaded.params:
         length = min(PROBE[1], source.max_length, target.max_length)
@@ -62,6 +72,26 @@ def remap(path: str, config: Config, method: str, out: Path, options: Options, s
         out,
         labels=loaded.labels,
         kept=loaded.kept,
-        card=card.of_remapped(target, heads, Path(path).expanduser().absolute().name, method, report.exact),
+        card=card.of_remapped(
+            target,
+            heads,
+            Path(path).expanduser().absolute().name,
+            method,
+            report.exact,
+            card.of_its_own(loaded.tokenizer),
+        ),
     )
     return report
+
+
+def _across(loaded: Loaded, family: str) -> Loaded:
+    """What means the same in every family; the rest is named."""
+    left = [head for head in HEADS if head in loaded.params and head != "mlm"]
+    if left:
+        print(
+            f"left out, a {family} computes it otherwise than a {loaded.model.model_type}: {', '.join(left)}",
+            file=sys.stderr,
+        )
+    params = {name: part for name, part in loaded.params.items() if name not in left}
+    kept = {key: value for key, value in loaded.kept.items() if key not in OF_CLASSIFIERS}
+    return loaded._replace(params=params, labels=(), kept=kept)

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.model.roles import ROLES, path_name
-from dwt_jax.remap.engine import apply, structure
-from dwt_jax.remap.plan import Plan
+from dwt_jax.model.roles import Axis, map_with_roles
+from dwt_jax.remap.engine import apply
+from dwt_jax.remap.plan import Plan, sizes
 from dwt_jax.remap.width import COPIED
 
 ORDERS = {"mu": 1, "nu": 2, "trace": 1}
@@ -48,28 +48,32 @@ def remap_state(
                 new["count"] = found.count * 0
         return found._replace(**new)
 
-    def known(found: Any) -> bool:
+    def mirrors(found: Any) -> bool:
         return any(field in ORDERS for field in getattr(found, "_fields", ()))
 
-    return jax.tree.map(state, opt_state, is_leaf=known)
+    return jax.tree.map(state, opt_state, is_leaf=mirrors)
 
 
-def newcomers(todo: Plan, params: Any) -> Any:
-    """For the source's `params`, a tree like the target's: bool arrays that broadcast to its leaves,
-    True where an entry is a further copy or new."""
+def known(todo: Plan) -> dict[str, np.ndarray]:
+    """For `newcomers`: of every axis that the plan changes, bool [D], whether an entry stays what it was."""
+    if todo.method.fresh:
+        return {axis: np.zeros(size, bool) for axis, size in sizes(todo.target).items()}
+    return {axis: m.kind == COPIED for axis, m in todo.maps.items()}
 
-    def leaf(path: tuple[Any, ...], _: Any) -> Any:
-        axes = ROLES[path_name(path)]
-        if todo.method.fresh:
-            return np.ones((1,) * len(axes), bool)
-        mask = np.zeros((1,) * len(axes), bool)
+
+def newcomers(old: dict[str, Any], params: Any) -> Any:
+    """A tree like the target's `params`: bool arrays that broadcast to its leaves, True where an entry
+    is a further copy or new. old: from `known`."""
+
+    def leaf(axes: tuple[Axis, ...], x: Any) -> Any:
+        mask: Any = np.zeros((1,) * len(axes), bool)
         for dim, axis in enumerate(axes):
-            if axis.name in todo.maps:
-                kind = todo.maps[axis.name].kind
-                mask = mask | (kind != COPIED).reshape([-1 if i == dim else 1 for i in range(len(axes))])
+            if axis.name in old:
+                shape = [-1 if i == dim else 1 for i in range(len(axes))]
+                mask = mask | ~old[axis.name].reshape(shape)
         return mask
 
-    return jax.tree_util.tree_map_with_path(leaf, structure(params, todo.target))
+    return map_with_roles(leaf, params)
 
 
 def warmed(updates: Any, new: Any, share: Any) -> Any:

@@ -28,9 +28,16 @@ PLAN = (
     Planned(
         "decay", "with the teacher, 1 : 4 falling to 1 : 1", "student", {"distill.preset": "paper_decay"}
     ),
+    Planned(
+        "grown",
+        "grown from the teacher (FNA), with it 1 : 1",
+        "student",
+        {"distill.preset": "paper_normal", "init.method": "fna"},
+    ),
 )
 """Students have the same number of steps, and all but the one that measures the noise the
-same seed: the same initial parameters, data order and masks."""
+same seed: the same initial parameters (but for the one grown from the teacher's), data order and
+masks."""
 
 
 def run(workdir: Path, scale: float = 1.0) -> Path:

@@ -287,8 +287,9 @@ def _equal(study: "Study") -> str:
     if any(run.role == "student" for run in study.runs):
         parts.append(_table(tables.equal_table(study)))
     parts.append(
-        "<p>An equal seed means the same initial parameters, order of the data and masks, so that two "
-        "students differ by the objective alone. The paired standard error speaks of other held-out "
+        "<p>An equal seed means the same order of the data and masks and, in students that are not grown "
+        "from another model, the same initial parameters, so that these differ by the objective "
+        "alone. The paired standard error speaks of other held-out "
         "documents, the noise of other seeds; neither speaks of other sizes, data or lengths of training. "
         "Held-out loss is not the quality after fine-tuning.</p>"
     )

@@ -22,7 +22,7 @@ from dwt_jax.train.checkpoint import Checkpoints
 from dwt_jax.train.metrics import Rate, Recorder, amount, read, spent
 from dwt_jax.train.setup import Run, annealed, initial_or_restored, prepare_run
 from dwt_jax.train.signals import Stopped, Stopping, signals
-from dwt_jax.train.step import compiled, scheduled
+from dwt_jax.train.step import SCHEDULED, compiled, scheduled
 
 
 class Failed(Exception):
@@ -93,7 +93,9 @@ def announce_start(run: Run, begun: starts.Start, params: Any, step: int, record
     found = starts.told(begun, params, starts.probe_rows(run.rows, run.config.seed))
     recorder.say(starts.sentence(begun, found))
     if jax.process_index() == 0:
-        workdirs.write_json(run.workdir / "init.json", {"from": begun.path, **found.to_dict()})
+        path = run.workdir / "init.json"
+        learned = {"learned": workdirs.read_json(path)["learned"]} if begun.learns else {}
+        workdirs.write_json(path, {"from": begun.path, **learned, **found.to_dict()})
 
 
 def take_steps(
@@ -115,6 +117,7 @@ def take_steps(
     until = teacher_until(run, state["behind"]["beaten_at"], start)
     teacher_params = teachers.on_mesh(run.teacher, run.mesh) if run.teacher and start < until else None
     seed = jax.device_put(np.uint32(run.config.seed), replicated(run.mesh))
+    warming = starts.warming(run.config, run.start.todo if run.start else None, run.mesh)
     prefetch = run.config.data.prefetch
     batches = data_rows.batches(
         run.rows, run.config.seed, train.batch_size, start, train.steps, prefetch=prefetch
@@ -145,7 +148,7 @@ def take_steps(
             placed = jax.device_put(batch, rows_sharding(run.mesh))
             knobs = jax.device_put(run.knobs[step], replicated(run.mesh))
             take = step_alone if teacher_params is None else step_taught
-            state, metrics = take(state, teacher_params, placed, knobs, seed)
+            state, metrics = take(state, teacher_params, placed, knobs, seed, *warming)
             flush()
             rate.add(int((batch["segments"] > 0).sum()))
             done = step + 1
@@ -203,7 +206,7 @@ def log(
     """Write the metrics of a step. Raises Failed after too many non-finite ones in a row."""
     train = run.config.train
     values = {key: value.item() for key, value in jax.device_get(metrics).items()}
-    knobs = dict(zip(scheduled(run.config.model), map(float, run.knobs[step - 1]), strict=True))
+    knobs = dict(zip(scheduled(run.config), map(float, run.knobs[step - 1]), strict=True))
     steps_per_second, tokens_per_second, waiting = rate.take()
     with_teacher = taught == step
     work = run.student_flops + (run.teacher_flops if with_teacher else 0)
@@ -216,7 +219,7 @@ def log(
         "alpha_soft": values["alpha_soft"] if with_teacher else 0.0,
         "temperature": knobs["temperature"],
         "learning_rate": knobs["learning_rate"],
-        **({"annealed": knobs["annealed"]} if "annealed" in knobs else {}),
+        **{name: knobs[name] for name in scheduled(run.config)[len(SCHEDULED) :]},
         "grad_norm": values["grad_norm"],
         "skipped": values["skipped"],
         "tokens_per_second": tokens_per_second,
@@ -236,8 +239,14 @@ _OF_THE_TEACHER = ("soft_loss", "soft_loss_at_1", "teacher_hard_loss", "selected
 
 
 def ledger(run: Run, step: int, taught: int) -> dict[str, float]:
-    """FLOPs up to `step`, of which the teacher took part in the first `taught`."""
-    return {"student_flops": step * run.student_flops, "teacher_flops": taught * run.teacher_flops}
+    """FLOPs up to `step`, of which the teacher took part in the first `taught`; those of a run that was
+    grown into this one are among them."""
+    begun = run.start.step if run.start else 0
+    before = (run.start.student_flops, run.start.teacher_flops) if run.start else (0.0, 0.0)
+    return {
+        "student_flops": before[0] + (step - begun) * run.student_flops,
+        "teacher_flops": before[1] + max(0, taught - begun) * run.teacher_flops,
+    }
 
 
 def evaluate_at(
@@ -285,9 +294,13 @@ def finish(
             "teacher_forward": work["teacher_flops"],
             "total": spent(work),
             "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
-            **({"source_training": starts.training_flops(run.start, run.teacher)} if run.start else {}),
+            **(
+                {"source_training": starts.training_flops(run.start, run.teacher, run.workdir)}
+                if run.start
+                else {}
+            ),
         },
-        "teacher_steps": taught,
+        "teacher_steps": max(0, taught - run.config.init.step),
         "teacher": _sizes(run.teacher.model) if run.teacher else None,
         **({"init": _start(run.start)} if run.start else {}),
         "data": _data_sizes(run),
@@ -312,7 +325,13 @@ def _sizes(model: Model) -> dict[str, int]:
 
 
 def _start(begun: starts.Start) -> dict[str, Any]:
-    return {"method": begun.todo.method.name, "exact": not begun.todo.lost, **_sizes(begun.source.model)}
+    amid = {"step": begun.step} if begun.step else {}
+    return {
+        "method": begun.todo.method.name,
+        "exact": not (begun.todo.lost or begun.learns),
+        **amid,
+        **_sizes(begun.source.model),
+    }
 
 
 def _data_sizes(run: Run) -> dict[str, int]:

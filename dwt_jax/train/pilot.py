@@ -31,6 +31,8 @@ from dwt_jax.model import functional
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
 from dwt_jax.remap.engine import remap
 from dwt_jax.remap.methods import METHODS, find
+from dwt_jax.remap.plan import plan
+from dwt_jax.train import start as starts
 from dwt_jax.train.borrowed import digest
 from dwt_jax.train.learn_maps import Learned, Settings, learn
 from dwt_jax.train.setup import Run, annealed, prepare_run
@@ -103,7 +105,8 @@ def pilot(
         seen[print_of] = name
         seconds = time.perf_counter() - began
         at_first, began = mlm.summarise(_documents(run, grown, 0)), time.perf_counter()
-        grown = _taken(run, grown, steps, teacher_params)
+        todo = plan(name, source, run.config.model, jax.random.key(run.config.seed))
+        grown = _taken(run, grown, steps, teacher_params, starts.warming(run.config, todo, run.mesh))
         seconds += time.perf_counter() - began
         documents = _documents(run, grown, steps)
         baseline = documents if name == BASELINE else baseline
@@ -152,8 +155,8 @@ def _begun(
     return grown, Trial(name, exact=False, learned=record)
 
 
-def _taken(run: Run, params: Any, steps: int, teacher_params: Any) -> Any:
-    """The parameters after the run's first `steps` steps from `params`."""
+def _taken(run: Run, params: Any, steps: int, teacher_params: Any, warming: tuple[Any, ...]) -> Any:
+    """The parameters after the run's first `steps` steps from `params`. warming: as of start.warming."""
     config = run.config
     layout = shardings(abstract_state(config.model, config.optimizer), run.mesh)
     # Through jit: the step's own memory, since it is donated.
@@ -168,7 +171,7 @@ def _taken(run: Run, params: Any, steps: int, teacher_params: Any) -> Any:
         placed = jax.device_put(batch, rows_sharding(run.mesh))
         knobs = jax.device_put(run.knobs[step], replicated(run.mesh))
         take = taught if with_teacher else alone
-        state, _ = take(state, teacher_params if with_teacher else None, placed, knobs, seed)
+        state, _ = take(state, teacher_params if with_teacher else None, placed, knobs, seed, *warming)
     return jax.block_until_ready(state["params"])
 
 

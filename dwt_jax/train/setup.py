@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Config, check
+from dwt_jax.config import Config, Init, check
 from dwt_jax.data import rows as data_rows
 from dwt_jax.data.masking import Tokens, predictions_per_row
 from dwt_jax.data.prepare import as_prepared, prepared
@@ -28,6 +29,7 @@ from dwt_jax.train import start as starts
 from dwt_jax.train import workdir as workdirs
 from dwt_jax.train.borrowed import Borrowed
 from dwt_jax.train.checkpoint import Checkpoints
+from dwt_jax.train.learn_maps import Settings, learn
 from dwt_jax.train.step import SCHEDULED, Spec, abstract_state, initial_state, knob_table, spec_of
 
 STATE_FORMAT = 1  # raise it when the tree of the training state changes
@@ -53,8 +55,15 @@ class Run:
     teacher_flops: float  # a step
 
 
-def prepare_run(config: Config, workdir: Path) -> Run:
-    """Everything that can be wrong is found here; the first thing written is the claim."""
+def prepare_run(
+    config: Config, workdir: Path, start_of: Callable[..., starts.Start | None] = starts.start_of
+) -> Run:
+    """Everything that can be wrong is found here; the first thing written is the claim.
+
+    start_of: (resolved config, vocabulary, workdir) → what the student is grown from.
+    """
+    if (workdir / "config.json").exists():
+        config = _as_grown(config, workdirs.config_of(workdir).init)
     if config.platform not in ("any", jax.default_backend()):
         raise UserError(f"config: platform is {config.platform!r}, but JAX found {jax.default_backend()!r}")
     if config.train.wandb and importlib.util.find_spec("wandb") is None:
@@ -72,7 +81,7 @@ def prepare_run(config: Config, workdir: Path) -> Run:
     if config.teacher.path:
         dtype = numerics.compute if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
         teacher = teachers.load(config.teacher.path, words, config.data.sequence_length, dtype)
-    start = starts.start_of(config, words)
+    start = start_of(config, words, workdir)
     identity = {
         "state_format": STATE_FORMAT,
         "data_digest": workdirs.read_json(data / "index.json")["digest"],
@@ -99,6 +108,19 @@ def prepare_run(config: Config, workdir: Path) -> Run:
         student_flops=flops.training_step(config.model, *shape),
         teacher_flops=flops.forward(teacher.model, *shape) if teacher else 0.0,
     )
+
+
+def _as_grown(config: Config, there: Init) -> Config:
+    """With the `init` of the run that is there, where `dwt remap --run` made it and the config does not
+    contradict: it need not say again what that was told."""
+    mine = dataclasses.replace(config.init, step=there.step, from_=there.from_)
+    return (
+        dataclasses.replace(config, init=there) if there.step and mine in (there, _blank(there)) else config
+    )
+
+
+def _blank(there: Init) -> Init:
+    return Init(step=there.step, from_=there.from_)
 
 
 def resolve(config: Config, words: Vocabulary, rows: data_rows.Rows) -> Config:
@@ -131,7 +153,12 @@ def fresh_state(run: Run, layout: Any) -> dict[str, Any]:
     """The state before the first step, laid out as `layout` says."""
     model, optimizer = run.config.model, run.config.optimizer
     if run.start is not None:
-        params = starts.grown(run.start, run.mesh)
+        if run.start.step:
+            raise UserError(
+                f"{run.workdir}: without the checkpoint of step {run.start.step} that dwt remap --run made, "
+                "expected one to begin with: grow the run anew, to another --out"
+            )
+        params = _learned(run) if run.start.learns else starts.grown(run.start, run.mesh)
         return jax.jit(lambda params: initial_state(params, optimizer), out_shardings=layout)(params)
 
     def new() -> dict[str, Any]:
@@ -140,13 +167,43 @@ def fresh_state(run: Run, layout: Any) -> dict[str, Any]:
     return jax.jit(new, out_shardings=layout)()
 
 
+def _learned(run: Run) -> Any:
+    """By learned maps, the record of which is left in init.json."""
+    teacher_params = teachers.on_mesh(run.teacher, run.mesh) if run.teacher else None
+    assert run.start is not None
+    params, record = learn(
+        run.start.source.params,
+        run.start.source.model,
+        run.spec,
+        jax.random.key(run.config.seed),
+        run.rows,
+        data_rows.open_rows(run.data, "held_out"),
+        batch_size=run.config.train.batch_size,
+        knobs=run.knobs,
+        mesh=run.mesh,
+        seed=run.config.seed,
+        teacher_params=teacher_params,
+        settings=Settings(steps=run.config.init.learning_steps),
+    )
+    if jax.process_index() == 0:
+        workdirs.write_json(run.workdir / "init.json", {"learned": dataclasses.asdict(record)})
+    return params
+
+
+def laid_out(run: Run) -> dict[str, Any]:
+    """Shapes of the state, and where each part of it lives."""
+    abstract = abstract_state(run.config.model, run.config.optimizer)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        abstract,
+        shardings(abstract, run.mesh),
+    )
+
+
 def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, Any], int]:
     """The state to begin with, on the mesh, and the number of steps that it has behind it."""
-    abstract = abstract_state(run.config.model, run.config.optimizer)
-    layout = shardings(abstract, run.mesh)
-    like = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract, layout
-    )
+    like = laid_out(run)
+    layout = jax.tree.map(lambda x: x.sharding, like)
     restored = checkpoints.restore(like, lambda text: print(text, flush=True))
     if restored is None:
         return fresh_state(run, layout), 0
@@ -159,6 +216,7 @@ def annealed(run: Run, params: Any, step: int) -> Any:
     """The parameters that the model computes with after `step` steps."""
     if not has_annealed(run.config.model):
         return params
-    share = share_after(step, run.config.train.steps, run.config.init.anneal)
+    init = run.config.init
+    share = share_after(step, run.config.train.steps, init.anneal, init.step)
     placed = jax.device_put(share, replicated(run.mesh))
     return jax.jit(anneal, out_shardings=shardings(params, run.mesh))(params, placed)

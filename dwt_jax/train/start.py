@@ -1,20 +1,28 @@
 """What a student starts from that is no new model: a smaller one, grown to its size (`init.*`)."""
 
-from typing import NamedTuple
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from dwt_jax.config import Config
+from dwt_jax.config import Config, Model
+from dwt_jax.config_file import construct
 from dwt_jax.data import rows as data_rows
 from dwt_jax.data.tokenizer import Vocabulary
 from dwt_jax.errors import UserError
+from dwt_jax.model import functional
 from dwt_jax.model.functional import Params
-from dwt_jax.parallel.mesh import shardings
+from dwt_jax.parallel.mesh import replicated, shardings
 from dwt_jax.remap import engine
+from dwt_jax.remap.moments import known
 from dwt_jax.remap.plan import Plan, plan
 from dwt_jax.remap.report import Report, drift, report
 from dwt_jax.train.borrowed import Borrowed, borrow
+from dwt_jax.train.metrics import total
+from dwt_jax.train.step import scheduled
+from dwt_jax.train.workdir import read_json
 
 PROBE_ROWS = 8
 
@@ -23,9 +31,18 @@ class Start(NamedTuple):
     path: str
     source: Borrowed
     todo: Plan
+    # Of a run that was grown in the middle of another (growth.py): what that had behind it.
+    step: int = 0
+    student_flops: float = 0.0
+    teacher_flops: float = 0.0
+
+    @property
+    def learns(self) -> bool:
+        """Whether the maps are learned (learn_maps.py), not given."""
+        return self.todo.method.name == "ligo"
 
 
-def start_of(config: Config, words: Vocabulary) -> Start | None:
+def start_of(config: Config, words: Vocabulary, workdir: Path) -> Start | None:
     """The source that `init` of a resolved config names, and how the student is made of it; None for
     a new model.
 
@@ -34,13 +51,42 @@ def start_of(config: Config, words: Vocabulary) -> Start | None:
     init = config.init
     if not init.method:
         return None
+    if init.step:
+        return _recorded(config, workdir)
     key, path = ("init.from", init.from_) if init.from_ else ("teacher.path", config.teacher.path)
     source = borrow(key, path, words, growing=True)
+    return Start(path, source, planned(config, source.model))
+
+
+def planned(config: Config, source: Model) -> Plan:
+    """From `source` to the student of a resolved config."""
     try:
-        todo = plan(init.method, source.model, config.model, jax.random.key(config.seed), init)
+        return plan(config.init.method, source, config.model, jax.random.key(config.seed), config.init)
     except UserError as error:
         raise UserError(f"config: init.method: {error}") from None
-    return Start(path, source, todo)
+
+
+def _recorded(config: Config, workdir: Path) -> Start:
+    """Of a run that was grown in the middle of another, whose checkpoint may be gone by now."""
+    path = workdir / "init.json"
+    if not path.exists():
+        raise UserError(
+            f"config: init.step is {config.init.step}, expected 0: dwt remap --run sets it in what it makes"
+        )
+    found = read_json(path)
+    model = construct(Model, found["source"])
+    source = Borrowed(functional.abstract(model), model, found["digest"], found["training_flops"])
+    todo = planned(config, model)
+    return Start(
+        found["from"], source, todo, config.init.step, found["student_flops"], found["teacher_flops"]
+    )
+
+
+def warming(config: Config, todo: Plan | None, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
+    """What a step that warms up new entries takes besides (see step.compiled)."""
+    if "rewarmed" not in scheduled(config) or todo is None:
+        return ()
+    return (jax.device_put(known(todo), replicated(mesh)),)
 
 
 def grown(start: Start, mesh: jax.sharding.Mesh) -> Params:
@@ -55,6 +101,8 @@ def told(start: Start, params: Params, probe: dict[str, np.ndarray] | None) -> R
     """What the student (`params`, or their shapes where there is no probe) has from its source. With
     a `probe` ({tokens, segments} [B, L]), how far the logits moved on it."""
     found = report(start.todo, start.source.params, params)
+    if start.learns:  # the shares are those of the maps that it begins with
+        found = dataclasses.replace(found, exact=False, lost=("ligo: the maps are learned",))
     if probe is None:
         return found
     source, target = start.todo.source, start.todo.target
@@ -78,14 +126,16 @@ def sentence(start: Start, found: Report) -> str:
     kept = "computes what that did" if found.exact else f"another function ({found.lost[0]})"
     moved = "; logits moved by {rms:.2g} of {spread:.2g} (rms)".format(**found.drift) if found.drift else ""
     return (
-        f"student grown from {start.path} ({sizes.num_hidden_layers} x {sizes.hidden_size}) by "
-        f"{found.method}: {shares}; {kept}{moved}"
+        f"student grown from {start.path} ({sizes.num_hidden_layers} x {sizes.hidden_size}"
+        f"{f', step {start.step}' * bool(start.step)}) by {found.method}: {shares}; {kept}{moved}"
     )
 
 
-def training_flops(start: Start, teacher: Borrowed | None) -> float | None:
+def training_flops(start: Start, teacher: Borrowed | None, workdir: Path) -> float | None:
     """What the source's own pre-training cost, None where it is not known; 0 where it is the teacher,
-    whose own is charged already, and where nothing is taken from it."""
-    if start.todo.method.fresh or (teacher is not None and teacher.digest == start.source.digest):
+    whose own is charged already, and where nothing is taken from it. Learned maps are charged too."""
+    if start.todo.method.fresh:
         return 0.0
-    return start.source.training_flops
+    same = teacher is not None and teacher.digest == start.source.digest
+    learned = read_json(workdir / "init.json")["learned"]["flops"] if start.learns else 0.0
+    return total(0.0 if same else start.source.training_flops, learned)

@@ -25,10 +25,11 @@ from dwt_jax.model import functional
 from dwt_jax.model.annealing import anneal, has_annealed, share_after
 from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings, split_rows
+from dwt_jax.remap.moments import newcomers, warmed
 from dwt_jax.train import optimizer as optimizers
 
 SCHEDULED = ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
-"""The scheduled numbers of every step; those of a model with annealed leaves have `annealed` too."""
+"""The scheduled numbers of every step; see `scheduled` for the others."""
 
 TRACES: collections.Counter[str] = collections.Counter()
 """How often each step function was traced: a test holds it at one."""
@@ -49,6 +50,7 @@ class Spec:
     numerics: Numerics
     temperature_is_1: bool
     until_beaten: bool
+    columns: tuple[str, ...] = SCHEDULED  # of the knobs
 
 
 def spec_of(config: Config, teacher: Model | None, tokens: Tokens, numerics: Numerics) -> Spec:
@@ -67,22 +69,28 @@ def spec_of(config: Config, teacher: Model | None, tokens: Tokens, numerics: Num
         numerics=numerics,
         temperature_is_1=temperature.kind == "constant" and temperature.value == 1,
         until_beaten=teacher is not None and distill.alpha_soft.kind == "until_beaten",
+        columns=scheduled(config),
     )
 
 
 def knob_table(config: Config) -> np.ndarray:
-    """float32 [steps, 4 or 5]: the scheduled numbers of the whole run, columns as in `scheduled`."""
-    steps = config.train.steps
+    """float32 [steps, columns]: the scheduled numbers of the whole run, columns as in `scheduled`."""
+    steps, init = config.train.steps, config.init
     every = (*(getattr(config.distill, name) for name in SCHEDULED[:3]), config.optimizer.learning_rate)
     columns = [schedules.table(schedule, steps) for schedule in every]
-    if has_annealed(config.model):
-        columns.append(share_after(np.arange(steps), steps, config.init.anneal))
+    for name in scheduled(config)[len(SCHEDULED) :]:
+        columns.append(share_after(np.arange(steps), steps, getattr(init, _SHARES[name]), init.step))
     return np.stack(columns, axis=1)
 
 
-def scheduled(model: Model) -> tuple[str, ...]:
-    """The names of the columns of `knob_table`."""
-    return (*SCHEDULED, "annealed") if has_annealed(model) else SCHEDULED
+_SHARES = {"annealed": "anneal", "rewarmed": "rewarm"}  # keys of `init`: over which share of the run
+
+
+def scheduled(config: Config) -> tuple[str, ...]:
+    """The names of the columns of `knob_table`: those of every step; annealed, of the leaves that are
+    no parameters; rewarmed, of the updates of what is new in a grown model."""
+    more = {"annealed": has_annealed(config.model), "rewarmed": config.init.rewarm > 0}
+    return (*SCHEDULED, *(name for name, there in more.items() if there))
 
 
 def initial_state(params: functional.Params, optimizer: Optimizer) -> dict[str, Any]:
@@ -103,26 +111,29 @@ def abstract_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
 
 @functools.cache
 def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
-    """The jitted step of `spec` on `mesh`: step(state, teacher_params, batch, knobs, seed).
+    """The jitted step of `spec` on `mesh`: step(state, teacher_params, batch, knobs, seed[, old]).
 
     State and teacher are laid out by the role table, the batch's rows over (data, fsdp); the
     state is donated. teacher_params: None when spec.teacher is None. batch: {tokens,
-    segments} [B, L]. knobs: float32 as in `scheduled`. seed: uint32.
+    segments} [B, L]. knobs: float32, columns as in spec.columns. seed: uint32. old: what
+    `moments.known` says of a grown model, where its new entries are warmed up (`rewarmed`).
     """
     layout = shardings(abstract_state(spec.model, spec.optimizer), mesh)
     teacher = shardings(functional.abstract(spec.teacher), mesh) if spec.teacher else None
     same = replicated(mesh)
     return jax.jit(
         functools.partial(_step, spec),
-        in_shardings=(layout, teacher, rows_sharding(mesh), same, same),
+        in_shardings=(layout, teacher, rows_sharding(mesh), same, same)
+        + ((same,) if "rewarmed" in spec.columns else ()),
         out_shardings=(layout, same),
         donate_argnums=0,
     )
 
 
-def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
+def _step(spec: Spec, state, teacher_params, batch, knobs, seed, old=None):
     TRACES["teacher" if spec.teacher else "alone"] += 1
-    alpha_hard, alpha_soft, temperature, learning_rate, *share = knobs
+    alpha_hard, alpha_soft, temperature, learning_rate, *_ = knobs
+    share = dict(zip(spec.columns, knobs, strict=True))
     if spec.until_beaten:
         alpha_soft = alpha_soft * _beaten_share(state["behind"], spec.distill)
     step, params = state["step"], state["params"]
@@ -130,7 +141,7 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
     whole, scalars = masked_batch(spec, batch, keys, (alpha_hard, alpha_soft, temperature))
 
     def loss(params, part, key):
-        params = anneal(params, *share) if share else params
+        params = anneal(params, share["annealed"]) if "annealed" in share else params
         return forward(spec, params, teacher_params, part, scalars, key)
 
     key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)  # rbg: dropout for 1 % instead of 14 %
@@ -139,6 +150,8 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed):
     )
     norm = optax.global_norm(gradient)
     update, opt_state = optimizers.make(spec.optimizer).update(gradient, state["opt_state"], params)
+    if "rewarmed" in share:
+        update = warmed(update, newcomers(old, params), share["rewarmed"])
     params_after = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     for leaf in jax.tree.leaves(params_after):  # an update may overflow where its gradient does not

@@ -211,5 +211,6 @@ def _from_checkpoint(workdir: Path, step: int | None) -> Loaded:
         raise UserError(f"{workdir}: a run without a checkpoint yet, expected one to take the model from")
     params, step = jax.device_get(found[0]["params"]), found[1]
     if has_annealed(config.model):  # the model that this step computes with
-        params = jax.device_get(anneal(params, share_after(step, config.train.steps, config.init.anneal)))
+        share = share_after(step, config.train.steps, config.init.anneal, config.init.step)
+        params = jax.device_get(anneal(params, share))
     return Loaded(params, config.model, workdir / "tokenizer", step=step)
