@@ -215,17 +215,24 @@ def _judge(
 
 
 def predict(run: Run, params: Any, name: str, stopping: Stopping) -> np.ndarray:
-    """fp32 [S, N, labels] of the split `name`. params: [S, …]."""
+    """fp32 [S, N, labels] of the split `name`. params: [S, …]. A batch is read while the next one
+    runs, and no more are under way: on CPU they would run at once, each with its memory."""
     encoded, recipe = run.encoded[name], run.config.recipe
     logits = np.zeros((len(jax.tree.leaves(params)[0]), len(encoded), run.spec.labels), np.float32)
-    pending = []
+    pending: list[tuple[np.ndarray, Any]] = []
+
+    def settle() -> None:
+        rows, values = pending.pop(0)
+        real = rows >= 0
+        logits[:, rows[real]] = np.asarray(values)[:, real]
+
     for rows in batches.in_order(encoded, recipe.batch_size):
         batch = batches.gather(encoded, rows, recipe.lengths(), run.source.pad_id)
         _stop_if_asked(run, stopping)
         pending.append((rows, predictor(run.spec)(params, batch)))
-    for rows, values in pending:
-        real = rows >= 0
-        logits[:, rows[real]] = np.asarray(values)[:, real]
+        if len(pending) > 1:
+            settle()
+    settle()
     return logits
 
 
