@@ -14,7 +14,8 @@ from dwt_jax.errors import UserError, did_you_mean
 DONE, MISTAKE, RUN_ME_AGAIN, FAILED = 0, 2, 75, 1
 
 _CONFIG_HELP = "Python config file, with an argument behind a colon: configs/demo.py:student"
-_OVERRIDES = "--config.KEY=VALUE sets any key of the config, e.g. --config.train.steps=1e3"
+_OVERRIDES = "--config.KEY=VALUE sets any key of the config, e.g. --config."
+_EXAMPLES = dict.fromkeys(("prepare", "train", "remap"), "train.steps=1e3") | {"finetune": "recipe.epochs=5"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name, (describe, run) in VERBS.items():
         text = describe.__doc__ or ""
-        epilog = _OVERRIDES if name in ("prepare", "train", "remap") else None
+        epilog = _OVERRIDES + _EXAMPLES[name] if name in _EXAMPLES else None
         verb = verbs.add_parser(
             name, help=text.splitlines()[0], description=text, epilog=epilog, allow_abbrev=False
         )
@@ -321,6 +322,30 @@ def _grow(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     print("goes on with: dwt train", *words, f"--workdir={options.out}", file=sys.stderr)
 
 
+def _finetune_options(parser: argparse.ArgumentParser) -> None:
+    """a model on GLUE, the built-in tasks or files of your own; the same command resumes"""
+    parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
+    parser.add_argument("--workdir", type=Path, required=True, help="a folder a task, and results.json")
+    parser.add_argument("--config", default="", help=f"default: configs/glue.py. {_CONFIG_HELP}")
+    parser.add_argument("--task", default="", help="arguments of the config: era (the default), rte,cola, …")
+
+
+def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
+    from dwt_jax.config_file import config_path
+    from dwt_jax.finetune.config import load_tasks
+    from dwt_jax.parallel import host
+
+    todo = load_tasks(options.config or str(config_path("glue.py")), options.task, overrides)
+    host.tune()
+
+    def run() -> None:
+        from dwt_jax.finetune import command
+
+        print(command.table(command.finetune(todo, options.model, options.workdir)))
+
+    return _trained(run)
+
+
 def _report_options(parser: argparse.ArgumentParser) -> None:
     """compare finished runs: tables and curves in one HTML file"""
     parser.add_argument("--workdir", type=Path, required=True, help="the folder whose subfolders are runs")
@@ -340,6 +365,7 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
     "evaluate": (_evaluate_options, _evaluate),
     "export": (_export_options, _export),
     "remap": (_remap_options, _remap),
+    "finetune": (_finetune_options, _finetune),
     "report": (_report_options, _report),
 }
 

@@ -367,8 +367,21 @@ def _objective_problems(config: Config):
         yield (f"distill.beaten_smoothing is {distill.beaten_smoothing}, expected at least 0 and less than 1")
 
 
+def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
+    """What cannot be so, each a line that begins with the key below `name`."""
+    yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate")
+    if optimizer.learning_rate.kind == "until_beaten":
+        yield f"{name}.learning_rate.kind is 'until_beaten', expected that for distill.alpha_soft alone"
+    yield from _at_least(optimizer, name, 0, "weight_decay", "clip_norm")
+    if optimizer.eps <= 0:  # 0/0 where a gradient is 0: rows of the vocabulary that never occur
+        yield f"{name}.eps is {optimizer.eps}, expected more than 0"
+    for key in ("b1", "b2"):
+        if not 0 <= getattr(optimizer, key) < 1:
+            yield f"{name}.{key} is {getattr(optimizer, key)}, expected at least 0 and less than 1"
+
+
 def _training_problems(config: Config):
-    train, optimizer, mesh = config.train, config.optimizer, config.mesh
+    train, mesh = config.train, config.mesh
     yield from _at_least(train, "train", 0, "steps", "epochs", "evaluate_every")
     if not train.steps and not train.epochs:
         yield "train.steps is 0, expected at least 1 (or train.epochs above 0)"
@@ -388,15 +401,7 @@ def _training_problems(config: Config):
             f"train.batch_size is {train.batch_size}, expected a multiple of "
             f"train.accumulate ({train.accumulate})"
         )
-    yield from _schedule_problems(optimizer.learning_rate, "optimizer.learning_rate")
-    if optimizer.learning_rate.kind == "until_beaten":
-        yield "optimizer.learning_rate.kind is 'until_beaten', expected that for distill.alpha_soft alone"
-    yield from _at_least(optimizer, "optimizer", 0, "weight_decay", "clip_norm")
-    if optimizer.eps <= 0:  # 0/0 where a gradient is 0: rows of the vocabulary that never occur
-        yield f"optimizer.eps is {optimizer.eps}, expected more than 0"
-    for key in ("b1", "b2"):
-        if not 0 <= getattr(optimizer, key) < 1:
-            yield f"optimizer.{key} is {getattr(optimizer, key)}, expected at least 0 and less than 1"
+    yield from optimizer_problems(config.optimizer, "optimizer")
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         yield f"mesh is {sizes}, expected sizes of at least 1, at most one of them -1"

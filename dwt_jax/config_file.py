@@ -78,6 +78,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def config_path(name: str) -> Path:
+    """A file of configs/: inside the package where it is installed, beside it in a clone."""
+    package = Path(__file__).parent
+    inside = package / "configs" / name
+    return inside if inside.exists() else package.parent / "configs" / name
+
+
 def read_file(spec: str) -> Mapping[str, Any]:
     """What `get_config` of `path[:arg]` returns."""
     name, _, arg = spec.partition(":")

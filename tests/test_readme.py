@@ -41,9 +41,13 @@ def test_commands_for_an_own_model_run(tmp_path):
     assert export, "the README lost its export"
     grow = re.search(r"```\n(dwt remap.*?)```", README, re.DOTALL)
     assert grow, "the README lost its remapping"
-    for name, verb, *arguments in commands(block.group(1) + export.group(1) + grow.group(1)):
+    tune = re.search(r"```\n(dwt finetune.*?)```", README, re.DOTALL)
+    assert tune, "the README lost its fine-tuning"
+    for name, verb, *arguments in commands(block.group(1) + export.group(1) + grow.group(1) + tune.group(1)):
         assert name == "dwt"
         extra = SMALL if verb in ("train", "remap") else []
+        if verb == "finetune":
+            extra = ["--config.examples.limit=64", "--config.recipe.epochs=1", "--config.recipe.seeds=[0]"]
         if verb == "prepare":
             extra = ["--config.data.tokenizer.vocab_size=300", "--config.data.held_out=0.2"]
         if verb == "train" or "--carry" in arguments:
@@ -54,6 +58,7 @@ def test_commands_for_an_own_model_run(tmp_path):
     assert (tmp_path / "student" / "model.safetensors").exists()
     assert (tmp_path / "grown" / "model.safetensors").exists()
     assert (tmp_path / "runs" / "larger" / "model" / "model.safetensors").exists()
+    assert (tmp_path / "runs" / "downstream" / "era" / "model" / "model.safetensors").exists()
     python = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert python
     pytest.importorskip("torch")

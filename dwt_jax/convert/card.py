@@ -79,6 +79,44 @@ def of_remapped(
     return _header(model, heads, ["dwt-jax", "remapped"], name, handed_on=handed_on) + "\n" + _joined(parts)
 
 
+def of_classifier(model: Model, source: str, config: Any, results: Mapping[str, Any]) -> str:
+    """The card of a fine-tuned model. config: a finetune.config.FineTune; results: its results.json."""
+    heads, name = ("pooler", "classifier"), f"{_name(model)}, {config.examples.task}"
+    recipe, rate = config.recipe, config.recipe.optimizer.learning_rate
+    winner = results["seeds"][str(results["model_of_seed"])]
+    chosen = winner["history"][winner["best_epoch"] - 1]["dev"]
+    rows = [(split, metric, chosen[split][metric]) for split in chosen for metric in results["metrics"]]
+    kind = {"builtin": "the built-in corpus", "files": "files"}.get(config.examples.kind, "GLUE")
+    task = {"type": "text-classification", "name": config.examples.task}
+    shown = [{"type": m, "name": f"{split} {m}", "value": value} for split, m, value in rows]
+    result = {"task": task, "dataset": {"type": "text", "name": kind}, "metrics": shown}
+    index = {"model-index": [{"name": name, "results": [result]}]}
+    best, last = (
+        f"{results[which]['mean']:.4f}"
+        + ("" if (spread := results[which]["standard_deviation"]) is None else f" ± {spread:.4f}")
+        for which in ("best", "last")
+    )
+    parts = [
+        f"# {name}",
+        _model(model, heads),
+        f"`{source}` fine-tuned by dwt-jax on the task {config.examples.task} ({kind}): "
+        f"{results['examples']['train']:,} examples, {recipe.epochs} epochs in batches of "
+        f"{recipe.batch_size}, up to {recipe.max_length} tokens, AdamW at {rate.value:g} ({rate.kind}, "
+        f"warm-up {rate.warmup:.0%}), weight decay {recipe.optimizer.weight_decay:g}, dropout "
+        f"{recipe.dropout:g}.",
+        "## Results\n"
+        f"The best epoch ({winner['best_epoch']}) of the best of {len(results['seeds'])} seeds "
+        f"({results['model_of_seed']}), chosen by the same dev set that it is scored on, which flatters it:",
+        "\n".join(
+            ["| split | metric | |", "|---|---|---|", *(f"| {s} | {m} | {v:.4f} |" for s, m, v in rows)]
+        ),
+        f"Over all seeds the score is {best} at the best epoch and {last} at the last one (± standard "
+        "deviation).",
+        _use(heads),
+    ]
+    return _header(model, heads, ["dwt-jax"], name, handed_on=index) + "\n" + _joined(parts)
+
+
 _HANDED_ON = ("license", "license_name", "license_link", "language", "datasets", "base_model")
 
 

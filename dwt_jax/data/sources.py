@@ -63,7 +63,7 @@ def digest(source: Source) -> str:
 def stored_bytes(source: Source) -> int:
     """What `documents` will tell `seen` in all; 0 where that is not known beforehand."""
     if source.kind == "tfds":
-        return _tfds(source)[1]
+        return open_tfds(source)[1]
     return sum(path.stat().st_size for path in files(source))
 
 
@@ -145,7 +145,7 @@ def _unpacked(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         raise UserError(f"{path}: {error}, expected a whole {path.suffix} file") from None
 
 
-def _lines(path: Path, seen: Seen) -> Iterator[str]:
+def lines_of(path: Path, seen: Seen = _untold) -> Iterator[str]:
     """The lines of a UTF-8 file without their ends; a byte-order mark is dropped."""
     told = 0
     with _unpacked(path) as (lines, raw):
@@ -176,7 +176,7 @@ LARGEST_DOCUMENT = 4_000_000  # characters; a longer one is cut at the end of a 
 
 def _texts(source: Source, seen: Seen) -> Iterator[str]:
     for path in files(source):
-        lines = _lines(path, seen)
+        lines = lines_of(path, seen)
         if source.documents == "lines":
             yield from lines
         else:
@@ -204,7 +204,7 @@ def _blocks(lines: Iterator[str], blank_lines: int | None) -> Iterator[str]:
 def _json_lines(source: Source, seen: Seen) -> Iterator[str]:
     field = "text" if source.kind == "builtin" else source.field
     for path in files(source):
-        for number, line in enumerate(_lines(path, seen), 1):
+        for number, line in enumerate(lines_of(path, seen), 1):
             if line and not line.isspace():
                 yield _json_text(line, field, f"{path}, line {number}")
 
@@ -225,7 +225,7 @@ def _json_text(line: str, field: str, where: str) -> str:
     return _LONE_SURROGATE.sub("\ufffd", text) if "\\u" in line else text
 
 
-def _tfds(source: Source) -> tuple[Any, int]:
+def open_tfds(source: Source) -> tuple[Any, int]:
     """(random access to a split's examples, its bytes); TensorFlow is not needed."""
     import tensorflow_datasets as tfds
 
@@ -259,7 +259,7 @@ def _register(name: str) -> None:
 
 
 def _tfds_texts(source: Source, seen: Seen) -> Iterator[str]:
-    examples, stored = _tfds(source)
+    examples, stored = open_tfds(source)
     share = stored / max(1, len(examples))
     for number in range(len(examples)):
         text = _nested(examples[number], source)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dwt_jax.config import Model
-from dwt_jax.model.layers import Dense, Embeddings, Layer, MlmHead
+from dwt_jax.model.layers import Dense, Embeddings, Layer, MlmHead, dropout
 from dwt_jax.model.products import Numerics, dot
 
 Params = dict[str, Any]
@@ -154,8 +154,18 @@ def pooled(params: Params, config: Model, hidden: jax.Array, *, numerics: Numeri
 
 
 def classify(
-    params: Params, config: Model, hidden: jax.Array, *, numerics: Numerics = Numerics()
+    params: Params,
+    config: Model,
+    hidden: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    numerics: Numerics = Numerics(),
 ) -> jax.Array:
-    """[B, L, D] → fp32 [B, labels]."""
-    features = pooled(params, config, hidden, numerics=numerics)
+    """[B, L, D] → fp32 [B, labels]. With a `key`, dropout as transformers has it: of what the pooler
+    gives, and in a RoBERTa of what it takes too."""
+    before, behind = (None, None) if key is None else jax.random.split(key)
+    rate = config.hidden_dropout_prob
+    if config.model_type == "roberta":
+        hidden = dropout(hidden[:, :1], rate, before)
+    features = dropout(pooled(params, config, hidden, numerics=numerics), rate, behind)
     return _module("classifier", config, params["classifier"])(features, numerics).astype(jnp.float32)

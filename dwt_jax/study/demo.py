@@ -4,9 +4,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import dwt_jax
 from dwt_jax.config import Config
-from dwt_jax.config_file import load
+from dwt_jax.config_file import config_path, load
 from dwt_jax.study import report
 from dwt_jax.train.loop import train
 from dwt_jax.train.metrics import duration
@@ -80,10 +79,3 @@ def _config(planned: Planned, workdir: Path, scale: float) -> Config:
     steps = load(f"{path}:{planned.run}").train.steps
     overrides["train.steps"] = str(max(2, round(steps * scale)))
     return load(f"{path}:{planned.run}", overrides)
-
-
-def config_path(name: str) -> Path:
-    """A file of configs/: inside the package where it is installed, beside it in a clone."""
-    package = Path(dwt_jax.__file__).parent
-    inside = package / "configs" / name
-    return inside if inside.exists() else package.parent / "configs" / name

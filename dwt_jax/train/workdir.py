@@ -8,13 +8,14 @@ import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dwt_jax.config import Config, Model
 from dwt_jax.config_file import build, flatten, to_dict
+from dwt_jax.data.tokenizer import copy_files
 from dwt_jax.errors import UserError
 from dwt_jax.files import building, read_object, whole_file
 
@@ -56,17 +57,28 @@ def read_json(path: Path) -> Any:
     return read_object(path, "JSON that dwt wrote")
 
 
-def claim(workdir: Path, config: Config, tokenizer: Path, identity: Mapping[str, Any]) -> None:
+class Kind(NamedTuple):
+    """A kind of run, as its directory tells it."""
+
+    record: str  # the file of what it was run on
+    config_of: Callable[[Path], Any]  # its resolved config, from the directory
+    may_change: tuple[str, ...]  # beginnings of keys, see MAY_CHANGE
+
+
+def claim(
+    workdir: Path, config: Any, tokenizer: Path, identity: Mapping[str, Any], kind: Kind | None = None
+) -> None:
     """Make `workdir` the directory of this run, or raise UserError if it is another's.
 
-    `identity`: digests of what is not in the config (data, teacher). A directory that holds
-    other files but no run is refused too.
+    `identity`: digests of what is not in the config (data, teacher); kind: of pre-training if None. A
+    directory that holds other files but no run is refused too.
     """
+    kind = kind or Kind("run.json", config_of, MAY_CHANGE)
     mine = {**flatten(to_dict(config)), **{f"run.{key}": value for key, value in identity.items()}}
     if (workdir / "config.json").exists():
-        theirs = flatten(to_dict(config_of(workdir)))  # with keys that are newer than it at their defaults
-        theirs |= {f"run.{key}": value for key, value in read_json(workdir / "run.json").items()}
-        keys = [key for key in {**theirs, **mine} if not key.startswith(MAY_CHANGE)]
+        theirs = flatten(to_dict(kind.config_of(workdir)))  # keys that are newer than it at their defaults
+        theirs |= {f"run.{key}": value for key, value in read_json(workdir / kind.record).items()}
+        keys = [key for key in {**theirs, **mine} if not key.startswith(kind.may_change)]
         different = [
             f"{key} is {theirs.get(key)!r} there, {mine.get(key)!r} here"
             for key in keys
@@ -77,14 +89,14 @@ def claim(workdir: Path, config: Config, tokenizer: Path, identity: Mapping[str,
                 f"{workdir}: holds a run of another config, expected the same: {'; '.join(different)}"
             )
         return
-    cut_short = {"tokenizer", "run.json"}  # of a claim that was killed
+    cut_short = {"tokenizer", kind.record}  # of a claim that was killed
     if any(child.name not in cut_short and not child.name.startswith(".") for child in workdir.iterdir()):
         raise UserError(f"{workdir}: holds files but no run, expected an empty or new --workdir")
     with building(workdir / "tokenizer") as partial:
-        shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
+        copy_files(tokenizer, partial)  # it may be a model's directory
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
         partial.rename(workdir / "tokenizer")
-    write_json(workdir / "run.json", dict(identity))
+    write_json(workdir / kind.record, dict(identity))
     write_json(workdir / "config.json", to_dict(config))  # last: its presence says that the claim is whole
 
 

@@ -1,0 +1,83 @@
+"""Small checkpoints of every family with tokenizers of their own, and a task that can be learned."""
+
+import json
+import random
+
+from dwt_jax.config_file import construct
+from dwt_jax.data import tokenizer
+from dwt_jax.finetune.config import FineTune, check
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = [*tokenizer.SPECIALS, *LETTERS, *(f"##{c}" for c in LETTERS), "good", "bad", "film", "the", "."]
+FAMILIES = ("Bert", "DistilBert", "Roberta")
+
+
+def checkpoint(name, path, seed=0, **options):
+    """A model of transformers with random weights, e.g. BertForMaskedLM, and its tokenizer in `path`."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    family = next(family for family in FAMILIES if name.startswith(family))
+    path.mkdir(parents=True)
+    if family == "Roberta":
+        size = _byte_level(path)
+    else:
+        size = len(WORDS)
+        (path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+        (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    sizes = {"vocab_size": size, "max_position_embeddings": 26, "pad_token_id": int(family == "Roberta")}
+    if family == "DistilBert":
+        sizes |= {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+    else:
+        width = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        sizes |= width | {"type_vocab_size": 1 if family == "Roberta" else 2}
+    config = getattr(transformers, f"{family}Config")(**sizes, initializer_range=0.2, **options)
+    model = getattr(transformers, name)(config)
+    model.save_pretrained(path)
+    return model
+
+
+def _byte_level(path):
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(
+        ["a good film", "a bad film"] * 9, vocab_size=280, special_tokens=specials, show_progress=False
+    )
+    trained.save_model(str(path))
+    (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
+    return trained.get_vocab_size()
+
+
+def write_task(folder, numbers=False, pairs=False, train=44, dev=20, seed=0):
+    """Files of a task: whether a text holds 'good'. → the settings of `examples` for it."""
+    draw = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", train), ("dev", dev), ("test", 5)):
+        lines = ["index\tsentence\tother\tlabel"]
+        for i in range(count):
+            good = draw.random() < 0.5
+            words = [draw.choice(LETTERS[:8]) for _ in range(draw.randint(1, 12))]
+            words.insert(draw.randint(0, len(words)), "good" if good else "bad")
+            label = f"{4 * good + draw.random():.2f}" if numbers else ("yes" if good else "no")
+            lines.append(f"{i}\t{' '.join(words)}\tthe film {draw.choice(LETTERS)}\t{label}")
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    paths = {name: str(folder / f"{name}.tsv") for name in ("train", "dev", "test")}
+    return {
+        "kind": "files",
+        "task": folder.name,
+        **paths,
+        "second": "other" if pairs else "",
+        "regression": numbers,
+    }
+
+
+def config_of(examples, **recipe) -> FineTune:
+    """Small, without dropout, a learning rate that moves small models."""
+    usual = {"epochs": 2, "batch_size": 8, "max_length": 20, "buckets": 1, "dropout": 0.0, "seeds": [0]}
+    rate = {"learning_rate": {"kind": "linear", "value": 1e-2, "warmup": 0.2}, "eps": 1e-6}
+    return check(
+        construct(FineTune, {"examples": examples, "recipe": {**usual, "optimizer": rate, **recipe}})
+    )

@@ -1,0 +1,574 @@
+"""Fine-tuning: transfer, steps as torch takes them, seeds, resuming, and what it leaves behind."""
+
+import json
+import signal
+import time
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from finetuning import FAMILIES, checkpoint, config_of, write_task
+from runs import dwt, start
+
+from dwt_jax.__main__ import main
+from dwt_jax.config import Model
+from dwt_jax.convert import huggingface
+from dwt_jax.errors import UserError
+from dwt_jax.finetune import batches, command, results
+from dwt_jax.finetune import run as runs
+from dwt_jax.finetune import step as steps
+from dwt_jax.finetune.config import Recipe
+from dwt_jax.finetune.examples import read
+from dwt_jax.model import functional
+from dwt_jax.model.products import Numerics
+from dwt_jax.train.loop import Failed
+from dwt_jax.train.signals import Stopped, Stopping
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+CASES = [("Bert", False), ("DistilBert", True), ("Roberta", False)]  # and whether it is a regression
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for family in FAMILIES:
+        checkpoint(f"{family}ForMaskedLM", folder / family)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return write_task(tmp_path_factory.mktemp("data") / "mine")
+
+
+# Batches
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_tokens_are_those_of_transformers(models, tmp_path, family, pairs):
+    split = read(config_of(write_task(tmp_path / "t", pairs=pairs)).examples).splits["train"]
+    for length in (9, 20):
+        found = batches.encode(split, models / family, length)
+        theirs = transformers.AutoTokenizer.from_pretrained(models / family)
+        texts = (split.first, split.second) if pairs else (split.first,)
+        said = theirs(*texts, truncation=True, max_length=length, return_token_type_ids=True)
+        for i in range(len(split)):
+            at = slice(found.starts[i], found.starts[i + 1])
+            assert found.tokens[at].tolist() == said["input_ids"][i]
+            assert found.types[at].tolist() == said["token_type_ids"][i]
+        assert max(found.lengths) <= length
+    assert len(found) == len(split)
+
+
+def test_batches_are_padded_to_the_smallest_length_that_holds_them(models, task):
+    encoded = batches.encode(read(config_of(task).examples).splits["train"], models / "Bert", 20)
+    lengths, seen = (5, 10, 20), set()
+    for rows in batches.epoch(len(encoded), 4, (3, 4), 0):
+        batch = batches.gather(encoded, rows, lengths, pad_id=77)
+        longest = max(encoded.lengths[i] for i in rows.ravel() if i >= 0)
+        assert batch.tokens.shape[-1] == min(n for n in lengths if n >= longest)
+        seen.add(batch.tokens.shape[-1])
+        for place, i in np.ndenumerate(rows):
+            own = encoded.tokens[encoded.starts[i] : encoded.starts[i + 1]] if i >= 0 else []
+            assert batch.tokens[place].tolist() == [*own, *[77] * (batch.tokens.shape[-1] - len(own))]
+            assert batch.segments[place].sum() == len(own)
+            assert batch.weights[place] == (i >= 0)
+    assert len(seen) > 1
+
+
+def test_an_epoch_is_every_example_once_in_an_order_of_its_seed_and_number():
+    orders = {}
+    for number in (0, 1):
+        rows = np.concatenate(list(batches.epoch(10, 4, (0, 1), number)), axis=1)
+        assert rows.shape == (2, 12)
+        for seed in (0, 1):
+            assert sorted(rows[seed]) == [-1, -1, *range(10)]
+            orders[seed, number] = tuple(rows[seed])
+    assert len(set(orders.values())) == 4
+    alone = np.concatenate(list(batches.epoch(10, 4, (1,), 1)), axis=1)
+    assert tuple(alone[0]) == orders[1, 1]
+
+
+# Transfer
+
+
+def begun(path, seeds=(0,), labels=3):
+    found = huggingface.load(path)
+    spec = steps.spec_of(found.model, 0.0, labels, False, Recipe().optimizer, Numerics())
+    return found.params, steps.beginner(spec)(found.params, np.uint32(seeds))["params"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("BertForMaskedLM", False),
+        ("BertModel", True),
+        ("BertForPreTraining", True),
+        ("RobertaModel", False),  # its encoder's pooler is not what classifies
+        ("RobertaForSequenceClassification", True),
+        ("DistilBertForMaskedLM", False),
+        ("DistilBertForSequenceClassification", True),
+    ],
+)
+def test_the_pooler_is_that_of_the_model_where_transformers_keeps_it(tmp_path, name, kept):
+    checkpoint(name, tmp_path / "m")
+    params, new = begun(tmp_path / "m", seeds=(0, 1))
+    assert set(new) == {"embeddings", "layers", "pooler", "classifier"}
+    word = new["embeddings"]["word"]["embedding"]
+    np.testing.assert_array_equal(word, np.stack([params["embeddings"]["word"]["embedding"]] * 2))
+    pooler = np.asarray(new["pooler"]["kernel"])
+    assert (pooler[0] == pooler[1]).all() == kept
+    if kept:
+        np.testing.assert_array_equal(pooler[0], params["pooler"]["kernel"])
+    head = np.asarray(new["classifier"]["kernel"])
+    assert head.shape == (2, 16, 3)
+    assert not (head[0] == head[1]).any()
+    assert 0.1 < head.std() < 0.3  # initializer_range 0.2
+    # What transformers says that it makes anew, loading the same directory.
+    auto = transformers.AutoModelForSequenceClassification
+    _, loading = auto.from_pretrained(
+        tmp_path / "m", num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    ours = {"pooler.dense", "pre_classifier", "classifier.dense"}
+    anew = {key for key in loading["missing_keys"] if any(part in key for part in ours)}
+    assert bool(anew) != kept
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_dropout_of_what_the_classifier_takes(family):
+    """With identities for the pooler and the classifier the masks can be seen."""
+    size = 64
+    model = Model(model_type=family, vocab_size=9, hidden_size=size, hidden_dropout_prob=0.5)
+    unit = {"kernel": np.eye(size, dtype=np.float32), "bias": np.zeros(size, np.float32)}
+    params = {"pooler": unit, "classifier": unit}
+    hidden = np.full((50, 1, size), 0.3, np.float32)
+    plain = functional.classify(params, model, hidden)
+    np.testing.assert_allclose(plain, np.tanh(0.3), rtol=1e-5)
+    dropped = np.asarray(functional.classify(params, model, hidden, key=jax.random.key(0)))
+    kept = 2 * np.tanh(0.6 if family == "roberta" else 0.3)
+    assert set(np.unique(np.round(dropped, 4))) == {0.0, np.float32(np.round(kept, 4))}
+    assert abs((dropped > 0).mean() - (0.25 if family == "roberta" else 0.5)) < 0.05
+
+
+# Training
+
+
+def run_of(config, model, workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    return runs.prepare(config, runs.load_source(str(model)), workdir)
+
+
+def in_torch(run, path, epochs):
+    """The same steps with transformers' model and torch's AdamW, from the same beginning. → dev logits"""
+    recipe, rates = run.config.recipe, run.config.recipe.optimizer
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(path).train()
+    groups = [[p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
+    decays = (rates.weight_decay, 0.0)
+    adam = torch.optim.AdamW(
+        [{"params": g, "weight_decay": d} for g, d in zip(groups, decays, strict=True)],
+        lr=rates.learning_rate.value,
+        betas=(rates.b1, rates.b2),
+        eps=rates.eps,
+    )
+    train = run.encoded["train"]
+    steps_ = epochs * -(-len(train) // recipe.batch_size)
+    schedule = transformers.get_linear_schedule_with_warmup(adam, round(0.2 * steps_), steps_)
+    for number in range(epochs):
+        for rows in batches.epoch(len(train), recipe.batch_size, (0,), number):
+            loss = model(**_torch_batch(run, "train", rows[0]), labels=_labels(run, rows[0])).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip_norm)
+            adam.step()
+            schedule.step()
+            adam.zero_grad()
+    return torch_logits(run, model, "dev")
+
+
+def _labels(run, rows):
+    found = torch.tensor(run.encoded["train"].labels[rows[rows >= 0]])
+    return found if run.spec.regression else found.long()
+
+
+def _torch_batch(run, name, rows):
+    batch = batches.gather(run.encoded[name], rows[rows >= 0], run.config.recipe.lengths(), run.source.pad_id)
+    fields = {"input_ids": batch.tokens, "attention_mask": batch.segments, "token_type_ids": batch.types}
+    if run.spec.model.model_type == "distilbert":
+        del fields["token_type_ids"]
+    return {key: torch.tensor(value) for key, value in fields.items()}
+
+
+def torch_logits(run, model, name):
+    with torch.no_grad():
+        return model.eval()(**_torch_batch(run, name, np.arange(len(run.encoded[name])))).logits.numpy()
+
+
+def no_warning(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+            path, output_loading_info=True
+        )
+    assert not any(loading.values()), loading
+    return model
+
+
+@pytest.mark.parametrize(("family", "numbers"), CASES)
+def test_as_torch_trains_and_as_torch_loads_it(models, tmp_path, family, numbers):
+    examples = write_task(tmp_path / "data" / "mine", numbers=numbers, pairs=family == "Bert")
+    run = run_of(config_of(examples, dropout=0.0), models / family, tmp_path / "w")
+    begin = steps.beginner(run.spec)(run.source.loaded.params, np.uint32([0]))
+    results.write_model(
+        tmp_path / "w",
+        jax.tree.map(lambda x: np.asarray(x)[0], begin["params"]),
+        run.source.loaded.model,
+        {},
+        run.data,
+    )
+    (tmp_path / "w" / "model").rename(tmp_path / "begin")
+    change = json.loads((tmp_path / "begin" / "config.json").read_text())
+    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+        if key in change:
+            change[key] = 0.0
+    change |= {"seq_classif_dropout": 0.0}
+    (tmp_path / "begin" / "config.json").write_text(json.dumps(change))
+    runs.fine_tune(run, Stopping())
+    one = results.read_seed(run.workdir, 0)
+    np.testing.assert_allclose(
+        one.logits["dev"][-1], in_torch(run, tmp_path / "begin", 2), atol=2e-4, rtol=1e-3
+    )
+
+    model = no_warning(run.workdir / "model")
+    np.testing.assert_allclose(one.logits["dev"][one.best()], torch_logits(run, model, "dev"), atol=1e-4)
+    assert model.config.problem_type == ("regression" if numbers else "single_label_classification")
+    if not numbers:
+        assert model.config.id2label == {0: "no", 1: "yes"}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(run.workdir / "model")
+        split = run.data.splits["dev"]
+        texts = [split.first, split.second] if split.second else [split.first]
+        rows = tokenizer(*texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**rows).logits.numpy()
+        np.testing.assert_allclose(one.logits["dev"][one.best()], logits, atol=1e-4)
+    card = (run.workdir / "model" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert f"`{family}` fine-tuned by dwt-jax on the task mine" in card
+    assert len((run.workdir / "submission" / "mine.tsv").read_text().splitlines()) == 6
+
+
+def test_it_learns(models, task, tmp_path):
+    """Whether 'good' is in a text: chance is one half."""
+    found = runs.fine_tune(run_of(config_of(task, epochs=12), models / "Bert", tmp_path), Stopping())
+    assert found["best"]["mean"] > 0.9
+    losses = [epoch["train_loss"] for epoch in found["seeds"]["0"]["history"]]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def traced(config, model, workdir):
+    """What a run traces anew."""
+    for function in (steps.trainer, steps.predictor):
+        function.cache_clear()
+    steps.TRACES.clear()
+    runs.fine_tune(run_of(config, model, workdir), Stopping())
+    return dict(steps.TRACES)
+
+
+def test_seeds_side_by_side_give_what_they_give_alone(models, task, tmp_path):
+    """As long as batches have one length, which dropout depends on."""
+    found = {}
+    for at_once in (1, 3):
+        config = config_of(task, dropout=0.1, seeds=[5, 6, 7], at_once=at_once)
+        # The test file is predicted by one model.
+        expected = {"train": 1, "predict": min(at_once, 2)}
+        assert traced(config, models / "Bert", tmp_path / str(at_once)) == expected
+        found[at_once] = [results.read_seed(tmp_path / str(at_once), seed) for seed in (5, 6, 7)]
+    for alone, together in zip(found[1], found[3], strict=True):
+        np.testing.assert_allclose(alone.logits["dev"][-1], together.logits["dev"][-1], atol=5e-3)
+    assert not np.allclose(found[1][0].logits["dev"][-1], found[1][1].logits["dev"][-1], atol=5e-3)
+
+
+def test_a_compilation_a_length_and_no_more(models, task, tmp_path):
+    """However many seeds and epochs; and none for another learning rate."""
+    config = config_of(task, dropout=0.1, seeds=[1, 2], buckets=2)
+    assert traced(config, models / "Bert", tmp_path / "a") == {"train": 2, "predict": 2}
+    rate = {"learning_rate": {"kind": "constant", "value": 1e-3}, "eps": 1e-6}
+    config = config_of(task, dropout=0.1, buckets=2, optimizer=rate)
+    steps.TRACES.clear()
+    runs.fine_tune(run_of(config, models / "Bert", tmp_path / "b"), Stopping())
+    assert not steps.TRACES
+
+
+def test_how_many_seeds_fit():
+    model = Model(vocab_size=30522)
+    recipe = Recipe(seeds=tuple(range(8)))
+    counts = [runs.fitting(gigabytes * 10**9, model, recipe) for gigabytes in (1, 16, 40, 80, 10000)]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, 8)
+    assert 1 < counts[2] < 8
+
+
+# Resuming
+
+
+class Killed(BaseException):
+    pass
+
+
+def killing(monkeypatch, where, name, at):
+    """`name` of `where` does its work `at` times, then the process is as good as dead."""
+    real, count = getattr(where, name), iter(range(10**6))
+
+    def call(*arguments, **options):
+        if next(count) == at:
+            raise Killed
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(where, name, call)
+
+
+@pytest.fixture(scope="module")
+def whole(models, task, tmp_path_factory):
+    """A run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("whole")
+    config = config_of(task, seeds=[3, 1, 2], dropout=0.1)
+    return config, runs.fine_tune(run_of(config, models / "Bert", workdir), Stopping()), workdir
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "at"),
+    [
+        (batches, "gather", 30),  # in the middle of a seed
+        (results, "write_seed", 1),  # model/ is that of a seed whose file is not there
+        (results, "write_model", 0),
+        (results, "write_test", 0),
+        (results, "summarise", 0),
+    ],
+)
+def test_a_run_that_was_killed_ends_with_the_same_numbers(
+    models, whole, tmp_path, monkeypatch, where, name, at
+):
+    config, expected, other = whole
+    with monkeypatch.context() as patch:
+        killing(patch, where, name, at)
+        with pytest.raises(Killed):
+            runs.fine_tune(run_of(config, models / "Bert", tmp_path), Stopping())
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seeds/*.npz")}
+    assert not (tmp_path / "results.json").exists()
+    assert runs.fine_tune(run_of(config, models / "Bert", tmp_path), Stopping()) == expected
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())  # never repeated
+    for place in (
+        "model/model.safetensors",
+        "model/README.md",
+        "predictions/dev-seed1.tsv",
+        "submission/mine.tsv",
+    ):
+        assert (tmp_path / place).read_bytes() == (other / place).read_bytes(), place
+    assert json.loads((tmp_path / "results.json").read_text()) == expected
+
+
+def test_a_signal_stops_between_steps_and_a_finished_run_is_not_repeated(
+    models, whole, tmp_path, monkeypatch
+):
+    config, expected, workdir = whole
+    stopping = Stopping()
+    stopping.poll()
+    stopping.handle(15, None)
+    with pytest.raises(Stopped, match="run the same command"):
+        runs.fine_tune(run_of(config, models / "Bert", tmp_path), stopping)
+    monkeypatch.setattr(runs, "_train", None)
+    assert runs.fine_tune(run_of(config, models / "Bert", workdir), Stopping()) == expected
+
+
+def test_side_by_side_groups_are_done_whole(models, task, tmp_path, monkeypatch):
+    """Killed between the files of one group: what ran together runs together again, to the bit."""
+    config = config_of(task, seeds=[0, 1, 2], at_once=3, dropout=0.1, buckets=2)
+    expected = runs.fine_tune(run_of(config, models / "Bert", tmp_path / "a"), Stopping())
+    with monkeypatch.context() as patch:
+        killing(patch, results, "write_seed", 1)
+        with pytest.raises(Killed):
+            runs.fine_tune(run_of(config, models / "Bert", tmp_path / "b"), Stopping())
+    assert runs.fine_tune(run_of(config, models / "Bert", tmp_path / "b"), Stopping()) == expected
+
+
+def test_another_run_is_refused(models, whole, tmp_path, task):
+    config, _, workdir = whole
+    for other, model, says in (
+        (config_of(task, seeds=[3, 1, 2], epochs=3), "Bert", "recipe.epochs is 2 there, 3 here"),
+        (config, "DistilBert", "run.model_digest is"),
+    ):
+        with pytest.raises(UserError) as caught:
+            run_of(other, models / model, workdir)
+        assert says in str(caught.value)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds files but no run"):
+        run_of(config, models / "Bert", tmp_path)
+    damaged = workdir / "seeds" / "9.npz"
+    damaged.write_bytes(b"PK")
+    with pytest.raises(UserError, match="remove it, and the seed is done again"):
+        results.read_seed(workdir, 9)
+
+
+# Odd runs
+
+
+def test_a_model_with_fewer_positions_cuts_the_examples(models, task, tmp_path, capsys):
+    run = run_of(config_of(task, max_length=128), models / "Roberta", tmp_path)
+    assert run.config.recipe.max_length == 24  # of 26, two are the padding's
+    assert "has 24 positions, longer examples are cut" in capsys.readouterr().out
+    assert run_of(config_of(task, max_length=128), models / "Roberta", tmp_path).config == run.config
+
+
+def test_a_rate_that_is_too_large_fails_by_name(models, task, tmp_path):
+    config = config_of(task, dropout=0.1, optimizer={"learning_rate": {"value": 1e30}, "eps": 1e-6})
+    with pytest.raises(Failed, match="of seed 0 is not finite in epoch 1; the learning rate"):
+        runs.fine_tune(run_of(config, models / "Bert", tmp_path), Stopping())
+
+
+def test_constant_predictions_count_as_zero_with_a_warning(models, task, tmp_path, capsys):
+    """All labels but one example are the same: no rate, no learning."""
+    rows = (tmp_path / "t").with_suffix(".tsv")
+    rows.write_text("sentence\tlabel\na\tno\nb\tno\nc\tno\n")
+    examples = {**task, "dev": str(rows), "metrics": ["matthews", "f1"], "labels": ["no", "yes"]}
+    config = config_of(
+        examples, optimizer={"learning_rate": {"value": 0.0}, "eps": 1e-6}, dropout=0.1, epochs=1
+    )
+    run = run_of(config, models / "Bert", tmp_path / "w")
+    runs.fine_tune(run, Stopping())
+    assert "counted as 0, since 0/0" in capsys.readouterr().out
+
+    def no_nan(name):
+        raise AssertionError(name)
+
+    found = json.loads((run.workdir / "results.json").read_text(), parse_constant=no_nan)
+    assert found["best"]["dev"]["dev"]["matthews"] == 0.0
+    assert found["best"]["standard_deviation"] is None
+
+
+# The verb
+
+
+def test_the_verb_on_glues_own_files(models, tmp_path, capsys):
+    from test_finetune_examples import FILES
+
+    for name, files in FILES.items():
+        (tmp_path / "glue" / name).mkdir(parents=True)
+        for file, text in files.items():
+            (tmp_path / "glue" / name / file).write_bytes(text.encode())
+    arguments = [
+        "finetune",
+        f"--model={models / 'Bert'}",
+        f"--workdir={tmp_path / 'w'}",
+        "--task=cola,mnli",
+        "--config.examples.kind=glue",
+        f"--config.examples.path={tmp_path / 'glue'}",
+        "--config.recipe.epochs=1",
+        "--config.recipe.seeds=[0, 1]",
+        "--config.recipe.buckets=1",
+        "--config.recipe.batch_size=8",
+        "--config.recipe.max_length=20",
+    ]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "average over cola, mnli: the mean of the tasks' scores" in said
+    summary = json.loads((tmp_path / "w" / "results.json").read_text())
+    for which in ("best", "last"):
+        scores = [summary["tasks"][name][which]["by_seed"] for name in ("cola", "mnli")]
+        assert summary["average"][which]["by_seed"] == pytest.approx(np.mean(scores, axis=0))
+        assert summary["average"][which]["mean"] == pytest.approx(np.mean(scores))
+    files = {file.name: file.read_text().splitlines() for file in (tmp_path / "w" / "submission").iterdir()}
+    assert set(files) == {"CoLA.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"}
+    assert all(lines[0] == "index\tprediction" for lines in files.values())
+    cells = {name: [line.split("\t") for line in lines[1:]] for name, lines in files.items()}
+    assert [index for index, _ in cells["CoLA.tsv"]] == ["0", "1"]
+    assert {value for _, value in cells["CoLA.tsv"]} <= {"0", "1"}
+    for name in ("MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"):
+        assert {value for _, value in cells[name]} <= {"entailment", "neutral", "contradiction"}
+    dev = (tmp_path / "w" / "mnli" / "predictions" / "dev_mismatched-seed1.tsv").read_text().splitlines()
+    assert dev[0] == "index\tprediction\tlabel"
+    assert [line.split("\t")[2] for line in dev[1:]] == ["neutral", "entailment", "contradiction"]
+    assert no_warning(tmp_path / "w" / "cola" / "model").config.id2label == {
+        0: "unacceptable",
+        1: "acceptable",
+    }
+    assert main(["export", f"--model={tmp_path / 'w' / 'cola'}", f"--out={tmp_path / 'out'}"]) == 0
+    assert no_warning(tmp_path / "out").config.label2id == {"unacceptable": 0, "acceptable": 1}
+    assert "on the task cola" in (tmp_path / "out" / "README.md").read_text()
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert main([*arguments, "--config.recipe.epochs=2"]) == 2
+    assert "recipe.epochs is 1 there, 2 here" in capsys.readouterr().err
+
+
+def test_submitted_numbers_stay_within_glues_bounds(tmp_path):
+    from dwt_jax.finetune.examples import Data, Split
+
+    split = Split(["a"] * 3, None, None, ["0", "1", "2"])
+    data = Data({}, (), ("pearson",), (), {"test": "STS-B.tsv"}, (0, 5))
+    results.write_test(tmp_path, "stsb", "test", split, data, np.array([[-0.5], [3.14159], [7.0]]))
+    lines = (tmp_path / "submission" / "STS-B.tsv").read_text().splitlines()
+    assert lines == ["index\tprediction", "0\t0.000", "1\t3.142", "2\t5.000"]
+
+
+def test_an_average_of_tasks_with_other_seeds_has_no_spread():
+    one = {"metrics": ["f1"], "model_of_seed": 0, "examples": {}, "seeds": {"0": {}, "1": {}}}
+    one |= {which: {"by_seed": [0.5, 0.7], "mean": 0.6, "dev": {}} for which in ("best", "last")}
+    other = {
+        **one,
+        "seeds": {"0": {}},
+        **{which: {"by_seed": [0.8], "mean": 0.8} for which in ("best", "last")},
+    }
+    found = command.summarise({"a": one, "b": other})["average"]["best"]
+    assert (found["mean"], found["standard_deviation"]) == (pytest.approx(0.7), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--task=rta"], "no task 'rta'"),
+        (["--task=rte"], "tfds 'glue/rte'"),
+        (["--model=nowhere"], "nowhere: no such directory"),
+        (["--config.recipe.epoch=1"], "unknown key 'recipe.epoch'; did you mean 'recipe.epochs'"),
+    ],
+)
+def test_mistakes_are_one_line(models, tmp_path, capsys, arguments, says, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    given = {"--model": f"--model={models / 'Bert'}", "--workdir": f"--workdir={tmp_path / 'w'}"}
+    given |= {argument.partition("=")[0]: argument for argument in arguments}
+    assert main(["finetune", *given.values()]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_from_outside(models, task, tmp_path):
+    """As a user has it: kill -9 in the second seed, SIGTERM in the third, then to the end."""
+    arguments = [
+        "finetune",
+        "--task=files",
+        f"--model={models / 'Bert'}",
+        *(f"--config.examples.{key}={task[key]}" for key in ("task", "train", "dev", "test")),
+        "--config.recipe.epochs=40",
+        "--config.recipe.max_length=20",
+        "--config.recipe.buckets=1",
+        "--config.recipe.batch_size=1",
+    ]
+    assert dwt(*arguments, f"--workdir={tmp_path / 'whole'}").returncode == 0
+    folder = tmp_path / "stopped"
+    for seed, number, status in ((0, signal.SIGKILL, -9), (1, signal.SIGTERM, 75)):
+        process = start(*arguments, f"--workdir={folder}")
+        while not (folder / "mine" / "seeds" / f"{seed}.npz").exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode == status
+    assert not (folder / "mine" / "results.json").exists()
+    again = dwt(*arguments, f"--workdir={folder}")
+    assert again.returncode == 0, again.stderr
+    for file in ("results.json", "mine/results.json", "mine/model/model.safetensors", "submission/mine.tsv"):
+        assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file

@@ -1,0 +1,348 @@
+"""Labelled texts: GLUE's files and their quirks, TFDS, files with named columns, the built-in tasks."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from dwt_jax.config_file import config_path, construct, to_dict
+from dwt_jax.errors import UserError
+from dwt_jax.finetune import config
+from dwt_jax.finetune.config import Examples, FineTune, Recipe
+from dwt_jax.finetune.examples import read
+from dwt_jax.finetune.tasks import BUILTIN, GLUE
+
+MNLI_TESTS = ("test_matched.tsv", "test_mismatched.tsv")
+
+
+def both(*lines, names=("train.tsv", "dev.tsv")):
+    return dict.fromkeys(names, "".join(lines))
+
+
+# Lines by hand in the official formats. MRPC begins with a byte-order mark, CoLA has no header but in its
+# test file, quotes mean nothing, QQP has lines cut short.
+FILES = {
+    "CoLA": {
+        "train.tsv": "gj04\t1\t\tOur \"friends won't buy it.\nks08\t0\t*\tHim left.\n",
+        "dev.tsv": "gj04\t1\t\tThe sailors rode.\n",
+        "test.tsv": "index\tsentence\n0\tBill whistled past the house.\n1\tThe car honked.\n",
+    },
+    "SST-2": {
+        "train.tsv": "sentence\tlabel\nhide new secretions \t0\nlovely \t1\n",
+        "dev.tsv": "sentence\tlabel\nit 's charming \t1\n",
+    },
+    "MRPC": both(
+        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n",
+        '1\t1\t2\tHe said "no.\tHe said: "No".\r\n0\t3\t4\tA.\tB.\r\n',
+    ),
+    "STS-B": both(
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n",
+        "0\tmain\tMSRvid\t2012\t0001\tnone\tnone\tA plane.\tAn air plane.\t5.000\n",
+        "1\tmain\tMSRvid\t2012\t0004\tnone\tnone\tA man.\tA flute.\t3.800\n",
+    ),
+    "QQP": {
+        "train.tsv": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+        "133273\t1\t2\tHow?\tHow is it?\t1\n7\t3\t4\tcut short\n402555\t5\t6\tWhy?\tWhen?\t0\n",
+        "dev.tsv": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n201359\t1\t2\tA?\tB?\t0\n",
+        "test.tsv": "id\tquestion1\tquestion2\n0\tOne?\tTwo?\n1\tcut short\n2\tX?\tY?\n",
+    },
+    "MNLI": {
+        name: "index\tpromptID\tpairID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n"
+        f"0\t1\t1n\tfiction\tConceptually, {name}.\tProduct.\tneutral\tneutral\n"
+        "1\t2\t2e\tfiction\tYou know.\tYes.\tentailment\tentailment\n"
+        "2\t3\t3c\tfiction\tUp.\tDown.\tcontradiction\tcontradiction\n"
+        for name in ("train.tsv", "dev_matched.tsv", "dev_mismatched.tsv")
+    }
+    | both("index\tgenre\tsentence1\tsentence2\n0\tfiction\tUp.\tDown.\n", names=MNLI_TESTS),
+    "diagnostic": {"diagnostic.tsv": "index\tsentence1\tsentence2\n0\tThe cat sat.\tThe cat did not sit.\n"},
+    "QNLI": both(
+        "index\tquestion\tsentence\tlabel\n",
+        "0\tWhat?\tThat.\tentailment\n1\tWho?\tShe.\tnot_entailment\n",
+    ),
+    "RTE": both(
+        "index\tsentence1\tsentence2\tlabel\n",
+        "0\tNo.\tYes.\tnot_entailment\n1\tA.\tA.\tentailment\n",
+    ),
+    "WNLI": both(
+        "index\tsentence1\tsentence2\tlabel\n",
+        "0\tI stuck a pin.\tIt had a hole.\t0\n1\tA.\tA.\t1\n",
+    ),
+}
+LABELS = {
+    "cola": [1, 0],
+    "sst2": [0, 1],
+    "mrpc": [1, 0],
+    "stsb": [5.0, 3.8],
+    "qqp": [1, 0],
+    "mnli": [1, 0, 2],
+    "qnli": [0, 1],
+    "rte": [1, 0],
+    "wnli": [0, 1],
+}
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("glue")
+    for name, files in FILES.items():
+        (folder / name).mkdir()
+        for file, text in files.items():
+            (folder / name / file).write_bytes(text.encode())
+    return folder
+
+
+def of(glue, task, **options):
+    return read(Examples(kind="glue", task=task, path=str(glue), **options))
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_glues_own_files(glue, task, capsys):
+    data = of(glue, task)
+    train = data.splits["train"]
+    np.testing.assert_allclose(train.labels, LABELS[task], rtol=1e-6)
+    assert train.labels.dtype == (np.float32 if task == "stsb" else np.int32)
+    assert (train.second is None) == (task in ("cola", "sst2"))
+    assert len(train.first) == len(train.ids) == len(LABELS[task])
+    assert data.metrics == GLUE[task].metrics
+    assert len(data.names) in (0, len(data.labels))
+    said = capsys.readouterr().err
+    assert said.count("too few columns") == (2 if task == "qqp" else 0)
+
+
+def test_quirks(glue):
+    assert of(glue, "cola").splits["train"].first[0] == "Our \"friends won't buy it."
+    assert of(glue, "mrpc").splits["train"].second == ['He said: "No".', "B."]
+    qqp = of(glue, "qqp").splits
+    assert qqp["train"].first == ["How?", "Why?"]
+    assert qqp["test"].ids == ["0", "1", "2"]  # every line wants a prediction
+    assert qqp["test"].second == ["Two?", "", "Y?"]
+    mnli = of(glue, "mnli")
+    assert mnli.splits["dev"].first[0] != mnli.splits["dev_mismatched"].first[0]
+    assert mnli.submissions == {
+        "test": "MNLI-m.tsv",
+        "test_mismatched": "MNLI-mm.tsv",
+        "test_diagnostic": "AX.tsv",
+    }
+    cola = of(glue, "cola").splits["test"]
+    assert (cola.labels, cola.ids, cola.first[1]) == (None, ["0", "1"], "The car honked.")
+    assert "test" not in of(glue, "rte").splits
+
+
+def test_a_limit_is_drawn_once(glue):
+    limited = of(glue, "mnli", limit=2).splits
+    assert len(limited["train"]) == len(limited["train"].second) == 2
+    assert len(limited["dev"]) == 3
+    again = of(glue, "mnli", limit=2).splits["train"]
+    assert again.first == limited["train"].first
+
+
+def test_official_counts():
+    """Of the real files, where they are at hand."""
+    import os
+    from pathlib import Path
+
+    folder = os.environ.get("DWT_GLUE", "")
+    if not folder:
+        pytest.skip("DWT_GLUE is not set")
+    counts = {"CoLA": (8551, 1043), "SST-2": (67349, 872), "MRPC": (3668, 408), "STS-B": (5749, 1500)}
+    counts |= {"RTE": (2490, 277), "WNLI": (635, 71)}
+    for task, where in GLUE.items():
+        if (Path(folder) / where.folder / "train.tsv").exists():
+            splits = of(folder, task).splits
+            assert (len(splits["train"]), len(splits["dev"])) == counts[where.folder]
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "text", "says"),
+    [
+        (
+            "RTE",
+            "dev.tsv",
+            "index\tsentence1\tlabel\n0\tA\tentailment\n",
+            "no column 'sentence2'; did you mean",
+        ),
+        (
+            "RTE",
+            "dev.tsv",
+            "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tentails\n",
+            "line 2: label 'entails'; did",
+        ),
+        ("RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n", "rte: no example in dev, expected"),
+        ("RTE", "train.tsv", None, "train.tsv: no such file, expected rte as GLUE has it"),
+        ("STS-B", "dev.tsv", "sentence1\tsentence2\tscore\nA\tB\tnan\n", "label 'nan', expected a number"),
+    ],
+)
+def test_mistakes_in_files(tmp_path, task, file, text, says):
+    (tmp_path / task).mkdir()
+    for name, content in FILES[task].items():
+        (tmp_path / task / name).write_text(content)
+    if text is None:
+        (tmp_path / task / file).unlink()
+    else:
+        (tmp_path / task / file).write_text(text)
+    with pytest.raises(UserError) as caught:
+        of(tmp_path, {"RTE": "rte", "STS-B": "stsb"}[task])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def tfds_glue(tmp_path_factory):
+    """glue/rte and glue/stsb in TFDS's own format, built on the spot with the features they have there."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+
+    class Glue(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("2.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("rte", "stsb")]  # noqa: RUF012
+
+        def _info(self):
+            words = tfds.features.ClassLabel(names=["entailment", "not_entailment"])
+            label = np.float32 if self.builder_config.name == "stsb" else words
+            text = tfds.features.Text()
+            features = {"sentence1": text, "sentence2": text, "label": label, "idx": np.int32}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {name: self._generate_examples(name) for name in ("train", "validation", "test")}
+
+        def _generate_examples(self, name):
+            stsb = self.builder_config.name == "stsb"
+            for i in range(6):
+                label = i / 2 if stsb else -1 if name == "test" else i % 2
+                yield i, {"sentence1": f"Café {name} {i}", "sentence2": "B.", "label": label, "idx": i}
+
+    for name in ("rte", "stsb"):
+        Glue(config=name, data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_tfds(tfds_glue):
+    data = read(Examples(kind="tfds", task="rte", path=str(tfds_glue)))
+    assert set(data.splits) == {"train", "dev", "test"}
+    for split in ("train", "dev"):
+        found = data.splits[split]
+        assert [int(i) % 2 for i in found.ids] == found.labels.tolist()
+        assert sorted(found.ids) == list("012345")
+    assert data.splits["dev"].first[0].startswith("Café validation ")
+    assert data.splits["test"].labels is None
+    assert data.submissions == {"test": "RTE.tsv"}
+    numbers = read(Examples(kind="tfds", task="stsb", path=str(tfds_glue))).splits["train"]
+    assert numbers.labels.dtype == np.float32
+    assert sorted(numbers.labels) == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    with pytest.raises(UserError, match="tfds 'glue/wnli', split 'train'"):
+        read(Examples(kind="tfds", task="wnli", path=str(tfds_glue)))
+
+
+def test_files_of_ones_own(tmp_path):
+    rows = [
+        {"id": f"r{i}", "q": f"half a pair \ud83d{i}", "a": "b", "class": ["no", "yes"][i % 2]}
+        for i in range(4)
+    ]
+    train = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(train.encode()))
+    (tmp_path / "dev.tsv").write_text("a\tclass\tq\n1\tyes\t2\n")
+    (tmp_path / "test.tsv").write_text("index\ta\tq\n9\t1\t2\n")
+    options = {
+        "kind": "files",
+        "task": "mine",
+        "train": str(tmp_path / "train.jsonl.gz"),
+        "dev": str(tmp_path / "dev.tsv"),
+        "first": "q",
+        "second": "a",
+        "label": "class",
+    }
+    data = read(Examples(**options, test=str(tmp_path / "test.tsv")))
+    assert data.labels == ("no", "yes")
+    assert data.splits["train"].labels.tolist() == [0, 1, 0, 1]
+    assert data.splits["train"].first[1] == "half a pair \ufffd1"
+    assert data.splits["train"].ids == ["r0", "r1", "r2", "r3"]
+    assert (data.splits["dev"].first, data.splits["dev"].second) == (["2"], ["1"])
+    assert data.splits["test"].ids == ["9"]
+    assert data.metrics == ("accuracy",)
+    assert read(Examples(**options, labels=("yes", "no"))).splits["train"].labels.tolist() == [1, 0, 1, 0]
+    with pytest.raises(UserError, match="line 1: label 'no', expected a number"):
+        read(Examples(**options, regression=True))
+    with pytest.raises(UserError, match="no column 'clas'; did you mean 'class'"):
+        read(Examples(**{**options, "label": "clas"}))
+    with pytest.raises(UserError, match="1 labels in column 'a', expected from 2"):
+        read(Examples(**{**options, "label": "a"}))
+
+
+@pytest.mark.parametrize("task", BUILTIN)
+def test_the_builtin_tasks_do_not_leak(task):
+    data = read(Examples(task=task))
+    train, dev = data.splits["train"], data.splits["dev"]
+    speeches = [{name.rpartition("-")[0] for name in split.ids} for split in (train, dev)]
+    assert not speeches[0] & speeches[1]
+    assert not set(train.first) & set(dev.first)
+    assert len(train) > 6000
+    assert len(dev) > 1500
+    for split in (train, dev):
+        assert set(split.labels) == set(range(len(BUILTIN[task])))
+        share = np.bincount(split.labels) / len(split)
+        assert share.min() > 0.5 / len(BUILTIN[task])
+        for name, label in zip(split.ids[::50], split.labels[::50], strict=True):
+            if task == "era":
+                low, high = map(int, BUILTIN[task][label].split("-"))
+                assert low <= int(name[:4]) <= high
+    if task == "party":
+        known = dict(zip([name.rpartition("-")[0] for name in train.ids], train.labels, strict=True))
+        assert known["1862-Abraham-Lincoln"] == 1 or "1862-Abraham-Lincoln" not in known
+        assert {label for name, label in known.items() if "Roosevelt" in name} == {0, 1}
+
+
+# The config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"examples.task": "rta"}, "examples.task is 'rta'; did you mean"),
+        ({"examples.kind": "glu"}, "examples.kind is 'glu'; did you mean 'glue'"),
+        ({"examples.task": "../x", "examples.kind": "files"}, "expected the name of a folder"),
+        ({"examples.kind": "files", "examples.task": "x"}, "examples.train is empty"),
+        ({"examples.kind": "glue", "examples.task": "rte"}, "examples.path is empty"),
+        ({"examples.metrics": '["pearson"]'}, "names 'pearson', expected metrics of classes"),
+        ({"examples.metrics": '["acuracy"]'}, "names 'acuracy'; did you mean 'accuracy'"),
+        ({"examples.limit": "-1"}, "examples.limit is -1"),
+        ({"recipe.epochs": "0"}, "recipe.epochs is 0, expected at least 1"),
+        ({"recipe.seeds": "[1, 1]"}, "recipe.seeds is [1, 1], expected different"),
+        ({"recipe.seeds": "[]"}, "recipe.seeds is []"),
+        ({"recipe.dropout": "1"}, "recipe.dropout is 1.0"),
+        ({"recipe.optimizer.eps": "0"}, "recipe.optimizer.eps is 0.0"),
+        ({"recipe.optimizer.learning_rate.kind": "until_beaten"}, "expected that for distill.alpha_soft"),
+        ({"recipe.batchsize": "3"}, "unknown key 'recipe.batchsize'; did you mean 'recipe.batch_size'"),
+    ],
+)
+def test_impossible_settings(overrides, says):
+    with pytest.raises(UserError) as caught:
+        config.load(str(config_path("glue.py")), overrides)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_for_every_task():
+    path = str(config_path("glue.py"))
+    assert [one.examples.task for one in config.load_tasks(path, ",".join(GLUE), {})] == list(GLUE)
+    assert config.load(path) == config.load(f"{path}:era")
+    for task in (*GLUE, *BUILTIN):
+        found = config.load(f"{path}:{task}")
+        assert config.check(construct(FineTune, to_dict(found))) == found
+    text = config_path("glue.py").read_text()
+    assert len(text.splitlines()) <= 60
+    assert text.startswith('"""')
+    for tasks, says in (("rte,rte", "expected each task once"), ("rta", "no task 'rta'")):
+        with pytest.raises(UserError, match=says):
+            config.load_tasks(path, tasks, {})
+    with pytest.raises(UserError, match="has an argument already"):
+        config.load_tasks(f"{path}:era", "rte", {})
+
+
+def test_lengths():
+    assert Recipe(max_length=128, buckets=4).lengths() == (32, 64, 96, 128)
+    assert Recipe(max_length=50, buckets=3).lengths() == (17, 34, 50)
+    assert Recipe(max_length=8, buckets=20).lengths() == tuple(range(1, 9))
+    assert config.check(FineTune()) == FineTune()
