@@ -14,7 +14,12 @@ from dwt_jax.errors import UserError, did_you_mean
 DONE, MISTAKE, RUN_ME_AGAIN, FAILED = 0, 2, 75, 1
 
 _CONFIG_HELP = "Python config file, with an argument behind a colon: configs/demo.py:student"
-_OVERRIDES = "--config.KEY=VALUE sets any key of the config, e.g. --config.train.steps=1e3"
+_OVERRIDES = "--config.KEY=VALUE sets any key of the config, e.g. --config."
+_EXAMPLES = {
+    **dict.fromkeys(("prepare", "train", "remap"), "train.steps=1e3"),
+    "finetune": "recipe.epochs=5",
+    "study": "title=Mine",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name, (describe, run) in VERBS.items():
         text = describe.__doc__ or ""
-        epilog = _OVERRIDES if name in ("prepare", "train", "study", "remap", "finetune") else None
+        epilog = _OVERRIDES + _EXAMPLES[name] if name in _EXAMPLES else None
         verb = verbs.add_parser(
             name, help=text.splitlines()[0], description=text, epilog=epilog, allow_abbrev=False
         )

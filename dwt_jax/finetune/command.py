@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ def finetune(todo: Sequence[FineTune], model: str, workdir: Path, step: int | No
         raise UserError(f"{workdir}: is a run itself, expected a directory for the folders of the tasks")
     source = runs.load_source(model, step)
     with signals() as stopping, ExitStack() as stack:
+        if not workdir.exists():
+            stack.callback(_remove_empty, workdir)
         prepared = []
         for config in todo:
             folder = workdir / config.examples.task
@@ -39,6 +41,12 @@ def finetune(todo: Sequence[FineTune], model: str, workdir: Path, step: int | No
         _submission(workdir, list(found))
         write_json(workdir / "results.json", summary)
     return summary
+
+
+def _remove_empty(folder: Path) -> None:
+    """Nothing is left of a command that was refused."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def summarise(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ that was not.
 """
 
 import dataclasses
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +90,8 @@ def prepare(config: FineTune, source: Source, workdir: Path) -> Run:
         name: batches.encode(split, source.loaded.tokenizer, config.recipe.max_length)
         for name, split in data.splits.items()
     }
-    identity = {"model_digest": source.digest, "data_digest": digest([encoded[name] for name in encoded])}
+    names = [np.array(data.labels), *(np.array(split.ids) for split in data.splits.values())]
+    identity = {"model_digest": source.digest, "data_digest": digest([*encoded.values(), *names])}
     kind = workdirs.Kind("finetune.json", of_directory, MAY_CHANGE)
     workdirs.claim(workdir, config, source.loaded.tokenizer, identity, kind)
     spec = spec_of(
@@ -119,7 +119,7 @@ def fine_tune(run: Run, stopping: Stopping) -> dict[str, Any]:
     with Progress(run.config.examples.task, len(left) * _steps(run)) as progress:
         for group in left:
             _train(run, group, stopping, progress)
-    return _finish(run)
+    return _finish(run, stopping)
 
 
 def _is_done(run: Run, seed: int) -> bool:
@@ -167,14 +167,14 @@ def _train(run: Run, seeds: Sequence[int], stopping: Stopping, progress: Progres
     for number in range(recipe.epochs):
         losses = []
         for rows in batches.epoch(len(train), recipe.batch_size, seeds, number):
-            if stopping.is_set():
-                raise Stopped(f"{run.workdir}: stopped, seeds that are done are saved; run the same command")
+            _stop_if_asked(run, stopping)
             batch = batches.gather(train, rows, recipe.lengths(), run.source.pad_id)
             state, loss = take(state, batch, numbers, np.uint32(step), rates[step])
             losses.append(loss)
             step += 1
             progress.advance(loss, int((rows >= 0).sum()))
-        _judge(run, state["params"], number, np.mean(jax.device_get(losses), axis=0), found)
+        logits = {name: predict(run, state["params"], name, stopping) for name in run.judged}
+        _judge(run, logits, number, np.mean(jax.device_get(losses), axis=0), found)
         shown = ", ".join(f"{one.scores()[-1]:.4f} (seed {one.seed})" for one in found)
         undefined = sorted({name for one in found for name in one.history[-1].get("undefined", ())})
         warning = f"; counted as 0, since 0/0: {', '.join(undefined)}" if undefined else ""
@@ -187,9 +187,15 @@ def _train(run: Run, seeds: Sequence[int], stopping: Stopping, progress: Progres
         results.write_seed(run.workdir, one)
 
 
-def _judge(run: Run, params: Any, number: int, losses: np.ndarray, found: Sequence[Seed]) -> None:
-    """Predict the dev splits and score them: a record in every history."""
-    logits = {name: predict(run, params, name) for name in run.judged}
+def _stop_if_asked(run: Run, stopping: Stopping) -> None:
+    if stopping.is_set():
+        raise Stopped(f"{run.workdir}: stopped, seeds that are done are saved; run the same command again")
+
+
+def _judge(
+    run: Run, logits: Mapping[str, np.ndarray], number: int, losses: np.ndarray, found: Sequence[Seed]
+) -> None:
+    """Score the dev splits: a record in every history. logits: [S, N, labels] by split."""
     for i, one in enumerate(found):
         if not (np.isfinite(losses[i]) and all(np.isfinite(values[i]).all() for values in logits.values())):
             raise Failed(
@@ -208,21 +214,29 @@ def _judge(run: Run, params: Any, number: int, losses: np.ndarray, found: Sequen
         one.history.append(record)
 
 
-def predict(run: Run, params: Any, name: str) -> np.ndarray:
-    """fp32 [S, N, labels] of the split `name`. params: [S, …]."""
+def predict(run: Run, params: Any, name: str, stopping: Stopping) -> np.ndarray:
+    """fp32 [S, N, labels] of the split `name`. params: [S, …]. A batch is read while the next one
+    runs, and no more are under way: on CPU they would run at once, each with its memory."""
     encoded, recipe = run.encoded[name], run.config.recipe
     logits = np.zeros((len(jax.tree.leaves(params)[0]), len(encoded), run.spec.labels), np.float32)
-    pending = []
-    for rows in batches.in_order(encoded, recipe.batch_size):
-        batch = batches.gather(encoded, rows, recipe.lengths(), run.source.pad_id)
-        pending.append((rows, predictor(run.spec)(params, batch)))
-    for rows, values in pending:
+    pending: list[tuple[np.ndarray, Any]] = []
+
+    def settle() -> None:
+        rows, values = pending.pop(0)
         real = rows >= 0
         logits[:, rows[real]] = np.asarray(values)[:, real]
+
+    for rows in batches.in_order(encoded, recipe.batch_size):
+        batch = batches.gather(encoded, rows, recipe.lengths(), run.source.pad_id)
+        _stop_if_asked(run, stopping)
+        pending.append((rows, predictor(run.spec)(params, batch)))
+        if len(pending) > 1:
+            settle()
+    settle()
     return logits
 
 
-def _finish(run: Run) -> dict[str, Any]:
+def _finish(run: Run, stopping: Stopping) -> dict[str, Any]:
     """Predictions, the card, and last results.json: the sign that all is done."""
     config, task = run.config, run.config.examples.task
     found = [one for seed in config.recipe.seeds if (one := results.read_seed(run.workdir, seed))]
@@ -231,14 +245,12 @@ def _finish(run: Run) -> dict[str, Any]:
     if tests:
         params = jax.tree.map(lambda x: x[None], huggingface.load(run.workdir / "model").params)
         for name in tests:
-            logits = predict(run, params, name)[0]
+            logits = predict(run, params, name, stopping)[0]
             results.write_test(run.workdir, task, name, run.data.splits[name], run.data, logits)
     summary = results.summarise(task, run.data, found)
     with whole_file(run.workdir / "model" / "README.md") as partial:
         name = Path(run.source.path).absolute().name
         partial.write_text(card.of_classifier(run.source.loaded.model, name, config, summary))
     workdirs.write_json(run.workdir / "results.json", summary)
-    print(
-        f"{run.workdir}: model of seed {summary['model_of_seed']} in {run.workdir / 'model'}", file=sys.stderr
-    )
+    print(f"{run.workdir}: model of seed {summary['model_of_seed']} in {run.workdir / 'model'}", flush=True)
     return summary

@@ -130,13 +130,9 @@ def take_steps(
             log(run, *pending, min(pending[0], until), rate, peak, recorder)
         pending = None
 
-    # Stopped after its step and before its evaluation: that comes first.
-    if (
-        start
-        and due(start, train.evaluate_every, train.steps)
-        and evaluate_at(run, state["params"], start, min(start, until), recorder, stopping) is None
-    ):
-        raise Stopped(f"{run.workdir}: stopped at step {start}, saved; the same command goes on from there")
+    missed = start > 0 and due(start, train.evaluate_every, train.steps)  # stopped before its evaluation
+    if missed and evaluate_at(run, state["params"], start, min(start, until), recorder, stopping) is None:
+        raise stopped_at(run, start)
     with jax.transfer_guard("disallow"):
         for step in range(start, train.steps):
             if teacher_params is not None and step >= until:
@@ -165,11 +161,13 @@ def take_steps(
                 checkpoints.save(done, state)
             if stopping.is_set() and done < train.steps:
                 checkpoints.wait()
-                raise Stopped(
-                    f"{run.workdir}: stopped at step {done}, saved; the same command goes on from there"
-                )
+                raise stopped_at(run, done)
         flush()
     return state, min(until, train.steps)
+
+
+def stopped_at(run: Run, step: int) -> Stopped:
+    return Stopped(f"{run.workdir}: stopped at step {step}, saved; the same command goes on from there")
 
 
 def due(step: int, every: int, last: int) -> bool:
