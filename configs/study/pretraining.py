@@ -13,8 +13,10 @@ from dwt_jax.config_file import beside
 LAYERS = {"student": 6, "teacher4": 4, "teacher2": 2, "teacher1": 1}
 SCALES = {  # hidden size, vocabulary, length, batch, steps, learning rate
     "h200": (512, 16384, 128, 256, 8000, 5e-4),
-    "cpu": (128, 4096, 64, 32, 2000, 2e-3),
+    "cpu": (128, 4096, 64, 16, 2400, 2e-3),
 }
+# Of a small model that sees less than one epoch; see configs/demo.py.
+SMALL = {"initializer_range": 0.05, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def get_config(run: str) -> ConfigDict:
@@ -35,6 +37,7 @@ def get_config(run: str) -> ConfigDict:
                     "num_attention_heads": max(2, hidden_size // 64),
                     "intermediate_size": 4 * hidden_size,
                     "max_position_embeddings": 128,
+                    **(SMALL if scale == "cpu" else {}),
                 },
                 "data": {
                     "sources": [{"kind": "text", "path": "data/wikipedia-2015.txt.xz", "blank_lines": 2}],

@@ -18,7 +18,7 @@ METHODS = {
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     shared = beside(__file__, "shared")
-    taught = {"teacher": "teacher4", "finetune_at": shared.ALONG}
+    taught = {"teacher": "teacher4", "finetune_at": shared.ALONG[scale]}
     normal = ["distill.preset=paper_normal"]
     arms = [
         shared.arm("teacher4", scale, "teacher4", label="teacher of 4"),
@@ -40,7 +40,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
             "paper": paper,
         }
         for word, when, at, paper in (
-            ("better", "early on", shared.ALONG[0], "better at epoch 0"),
+            ("better", "early on", shared.ALONG[scale][0], "better at epoch 0"),
             ("worse", "at the end", 1.0, "MNLI ≈77.3 against ≈79.6 at epoch 18, read off figure 4"),
         )
     ]

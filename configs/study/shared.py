@@ -8,7 +8,11 @@ TASKS = {
     "h200": ["cola", "sst2", "mrpc", "stsb", "rte"],
     "cpu": ["cola", "sst2", "mrpc", "stsb", "rte"],
 }
-ALONG = [0.1, 0.3, 0.5, 0.7, 1.0]  # of the steps: fine-tuned there
+ALONG = {  # shares of the steps: fine-tuned there
+    "paper": [0.1, 0.3, 0.5, 0.7, 0.9, 1.0],
+    "h200": [0.1, 0.3, 0.5, 0.7, 1.0],
+    "cpu": [0.3, 1.0],
+}
 
 
 def arm(name: str, scale: str, run: str = "student", **more) -> dict:
@@ -21,10 +25,8 @@ def arm(name: str, scale: str, run: str = "student", **more) -> dict:
 def study(scale: str, title: str, arms: list, claims: list) -> ConfigDict:
     if scale not in TASKS:
         raise ValueError(f"no scale {scale!r}, expected one of {', '.join(TASKS)}")
-    limit = {"cpu": ["examples.limit=4000", "recipe.max_length=64"], "h200": [], "paper": []}[scale]
-    rate = {"cpu": ["recipe.optimizer.learning_rate.value=3e-4", "recipe.epochs=3"], "h200": [], "paper": []}[
-        scale
-    ]
+    small = ["examples.limit=1500", "recipe.max_length=64", "recipe.epochs=2", "recipe.seeds=[0,1]"]
+    small += ["recipe.batch_size=16", "recipe.optimizer.learning_rate.value=5e-4"]
     glue = [] if scale == "paper" else ["examples.kind=glue", "examples.path=data/glue"]
     books = [
         "data.sources.0.path=data/books.txt.xz",
@@ -40,7 +42,7 @@ def study(scale: str, title: str, arms: list, claims: list) -> ConfigDict:
             "finetuning": {
                 "config": "configs/glue.py",
                 "tasks": TASKS[scale],
-                "set": [*glue, *limit, *rate],
+                "set": [*glue, *(small if scale == "cpu" else [])],
             },
             "elsewhere": {}
             if scale == "paper"

@@ -20,7 +20,7 @@ SOFT = {
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     shared = beside(__file__, "shared")
-    along = {"finetune_at": shared.ALONG}
+    along = {"finetune_at": shared.ALONG[scale]}
     arms = [
         shared.arm("teacher4", scale, "teacher4", label="teacher of 4"),
         shared.arm("alone", scale, label="student alone", **along),
@@ -29,7 +29,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
             for name, (label, how) in SOFT.items()
         ),
     ]
-    first, last = shared.ALONG[0], shared.ALONG[-1]
+    first, last = shared.ALONG[scale][0], shared.ALONG[scale][-1]
     claims = [
         {
             "text": f"Strong weighting is {word} than normal {when}",
