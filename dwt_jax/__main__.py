@@ -316,7 +316,8 @@ def _grow(options: argparse.Namespace, overrides: dict[str, str]) -> None:
         "new_tokens": options.new_tokens,
         "new_positions": options.new_positions,
     }
-    config = load(options.config, {**overrides, **{f"init.{key}": x for key, x in said.items() if x}})
+    overrides = {**overrides, **{f"init.{key}": x for key, x in said.items() if x}}
+    config = load(options.config, overrides)
     host.tune()
     from dwt_jax.train.growth import grow
 

@@ -70,7 +70,7 @@ def test_grown_to_its_own_size_it_is_the_uninterrupted_run(project, tmp_path):
 
 def test_a_wider_student_goes_on_where_the_small_one_was(project, tmp_path):
     """By the commands as a user has them, and resumed as any run."""
-    keys = [f"--config.{key}={value}" for key, value in WIDER.items()]
+    keys = [f"--config.{key}={value}" for key, value in {**WIDER, "init.rewarm": "0.5"}.items()]
     config, out = f"--config={project[0]}", tmp_path / "big"
     small = project[1] / "small"
     found = dwt(
@@ -85,7 +85,7 @@ def test_a_wider_student_goes_on_where_the_small_one_was(project, tmp_path):
     )
     before = next(r for r in records(small, "evaluations.jsonl") if r["step"] == 8)
     assert json.loads(new.stdout)["held_out_loss"] == pytest.approx(before["held_out_loss"], abs=1e-5)
-    found = dwt(*command)
+    found = dwt(*command)  # with `init.*`, though it may leave that out
     assert found.returncode == 0, found.stderr
     assert "resumed at step 8" in found.stdout
     assert f"grown from {small} (2 x 32, step 8) by net2net" in found.stdout
@@ -106,7 +106,8 @@ def test_a_wider_student_goes_on_where_the_small_one_was(project, tmp_path):
     told = json.loads((out / "init.json").read_text())
     assert told["from"] == str(small)
     cut_after(out, tmp_path / "cut", 8)
-    train(load(project[0], WIDER), tmp_path / "cut")
+    mine = grown(project, "net2net", WIDER, init__rewarm="0.5")
+    train(load(project[0], mine), tmp_path / "cut")
     assert_same_run(out, tmp_path / "cut", begin=8)
 
 
