@@ -32,7 +32,7 @@ def study(scale: str, title: str, arms: list, claims: list) -> ConfigDict:
         "data.sources.0.path=data/books.txt.xz",
         "data.sources.0.documents=lines",
         "data.keep_every=50",
-        "data.held_out=0.1",
+        "data.held_out=0.02",
     ]
     return ConfigDict(
         {

@@ -52,9 +52,12 @@ def of_losses(ours: Sequence[Documents], theirs: Sequence[Documents]) -> Interva
     if any(not np.array_equal(run.predictions, counts) for run in (*ours, *theirs)):
         raise ValueError("runs with other held-out documents")
     rng = np.random.default_rng(0)
-    weights = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), REPLICATES)
     by_document = np.stack([a.loss - b.loss for a, b in zip(ours, theirs, strict=True)])  # [S, D]
-    found = weights @ by_document.T / (weights @ counts)[:, None]  # [R, S]
+    share = np.full(len(counts), 1 / len(counts))
+    found = np.empty((REPLICATES, len(by_document)))
+    for replicate in found:  # one at a time: there may be a hundred thousand documents
+        weights = rng.multinomial(len(counts), share)
+        replicate[:] = by_document @ weights / (counts @ weights)
     drawn = rng.integers(len(by_document), size=(REPLICATES, len(by_document)))
     replicates = np.take_along_axis(found, drawn, axis=1).mean(1)
     return _interval(by_document.sum(1) / counts.sum(), replicates)
