@@ -1,8 +1,8 @@
 """Tokenizers of Hugging Face directories, read so that the ids are those of transformers.
 
-transformers builds a BertTokenizer and a RobertaTokenizer from their vocabulary and the
-settings in tokenizer_config.json. Any other class, and a tokenizer.json with other parts than its
-class has, is taken as it is here (where transformers would build a class of its own anew, its
+transformers builds a BertTokenizer and a RobertaTokenizer from their vocabulary, its added tokens and the
+settings in tokenizer_config.json; so does this. Any other class, and a tokenizer.json with other parts than
+its class has, is taken as it is here (where transformers would build a class of its own anew, its
 settings may win there).
 """
 
