@@ -12,6 +12,9 @@ from typing import Any
 
 from dwt_jax.errors import UserError
 
+POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS did not fetch."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -35,11 +38,28 @@ def new_place(out: Path) -> Path:
     return place
 
 
+def present(path: Path) -> bool:
+    """Whether there is a file. Raises UserError for a link to nothing: a download cut short, not an
+    absent file."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: a link to nothing, expected a file")
+    return path.is_file()
+
+
+def refuse_pointer(path: Path, start: bytes) -> None:
+    """Raises UserError if what a file starts with is Git LFS's."""
+    if start.startswith(POINTER):
+        raise UserError(f"{path}: a Git LFS pointer, expected the file itself (git lfs pull)")
+
+
 def read_object(path: Path, wanted: str) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError, which says that `wanted` was expected, for anything
     else."""
+    present(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        refuse_pointer(path, data)
+        found = json.loads(data.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}, expected {wanted}") from None
     if not isinstance(found, dict):

@@ -128,6 +128,8 @@ def test_what_is_said_to_transformers_alone_is_handed_on(tmp_path):
         ({"architectures": "BertModel"}, "architectures is 'BertModel', expected a list"),
         ({"model_type": ["bert"]}, r"model_type is \['bert'\]"),
         ({"hidden_size": None}, "hidden_size is None"),
+        ({"tokenizer_class": 5}, r"config\.json: tokenizer_class is 5, expected a name"),
+        ({"problem_type": ["regression"]}, r"problem_type is \['regression'\], expected a name"),
         ({"pad_token_id": 41}, r"pad_token_id is 41, expected less than vocab_size \(41\)"),
     ],
     ids=str,
@@ -279,3 +281,47 @@ def test_records_that_are_none(tmp_path, capsys):
     assert read(file) == [{"step": 1}]
     shutil.rmtree(tmp_path)
     assert read(file) == []
+
+
+@pytest.mark.parametrize("named", [None, "BertTokenizer", "BertTokenizerFast"])
+def test_a_config_without_a_model_type_keeps_its_tokenizer(named, tmp_path):
+    """transformers takes its tokenizer.json as it is; with a model_type it would build another."""
+    saved("BertForMaskedLM", tmp_path / "in")
+    cased = tokenizer.wordpiece({token: i for i, token in enumerate([*WORDS, *"ABCDEFG"])}, lowercase=False)
+    cased.save(str(tmp_path / "in" / "tokenizer.json"))
+    config = {**said(tmp_path / "in"), **({"tokenizer_class": named} if named else {})}
+    del config["model_type"]
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    out = export(tmp_path / "in")
+    ids = [
+        *(
+            transformers.AutoTokenizer.from_pretrained(path)("A a").input_ids
+            for path in (tmp_path / "in", out)
+        ),
+        *(tokenizer.load(path).encode("A a").ids for path in (tmp_path / "in", out)),
+    ]
+    assert ids == [ids[0]] * 4
+    assert not any(report(out)[1].values())
+
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_tokenizer_that_was_not_fetched_whole(name, tmp_path, capsys):
+    saved("BertForMaskedLM", tmp_path / "in")
+    (tmp_path / "in" / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "in" / name).unlink(missing_ok=True)
+    (tmp_path / "in" / name).symlink_to(tmp_path / "gone")
+    capsys.readouterr()
+    assert main(["export", f"--model={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"]) == 2
+    told = capsys.readouterr().err
+    assert f"{name}: a link to nothing, expected a file" in told
+    assert told.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]

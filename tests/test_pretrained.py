@@ -55,6 +55,11 @@ def ids_here(directory):
         return None
 
 
+def roles_there(directory):
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    return {role: getattr(theirs, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")}
+
+
 def compare(directory, out):
     """As AutoTokenizer has it; and so it stays once installed, beside a model of any family."""
     ours, theirs = ids_here(directory), ids_there(directory)
@@ -251,7 +256,7 @@ def test_byte_level(tmp_path_factory, space, named, kind, where, whole):
                     '{"extra_special_tokens": {"x": "[E1]"}}',
                     "special token '\\[E1\\]' is not in the vocabulary",
                 ),
-                ('{"bos_token": "<s>"}', "special token '<s>' is not in the vocabulary"),
+                ('{"bos_token": "<s>"}', "bos_token '<s>' is not in the vocabulary"),
                 ('{"extra_special_tokens": [3]}', "special token 3, expected a token"),
                 ('{"cls_token": "a b"}', "no a b"),
             ]
@@ -292,21 +297,260 @@ def test_bytes_with_marked_ends_of_words(tmp_path):
 
 
 def test_ids_far_apart(tmp_path):
-    vocab = {w: i for i, w in enumerate(WORDS)} | {"far": 4_000_000_000}
-    tokenizer.wordpiece(vocab).save(str(tmp_path / "tokenizer.json"))
+    made = json_of()
+    made["model"]["vocab"]["far"] = 4_000_000_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
     with pytest.raises(UserError, match="'far' has the id 4000000000 among"):
         tokenizer.vocabulary(tmp_path)
 
 
-def test_a_link_to_nothing(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    (tmp_path / "tokenizer.json").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"tokenizer\.json: a link to nothing"):
+FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "config.json", *FILES]
+)
+def test_a_link_to_nothing(tmp_path, name):
+    if name in ("vocab.json", "merges.txt"):
+        bpe(tmp_path)
+        (tmp_path / name).unlink()
+    elif name != "vocab.txt":
+        (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=rf"{name}: a link to nothing, expected a file"):
         tokenizer.load(tmp_path)
+    if name != "config.json":
+        with pytest.raises(UserError, match=rf"{name}: a link to nothing, expected a file"):
+            tokenizer.has_tokenizer(tmp_path)
 
 
-def test_a_large_file_that_was_not_fetched(tmp_path):
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "config.json", *FILES]
+)
+def test_a_large_file_that_was_not_fetched(tmp_path, name):
+    if name in ("vocab.json", "merges.txt"):
+        bpe(tmp_path)
+    else:
+        (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 466247\n"
-    (tmp_path / "tokenizer.json").write_text(pointer)
-    with pytest.raises(UserError, match=r"tokenizer\.json: a Git LFS pointer"):
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(UserError, match=rf"{name}: a Git LFS pointer"):
         tokenizer.load(tmp_path)
+
+
+def flagged(content, **flags):
+    plain = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+    return {"content": content, **plain, **flags}
+
+
+LINES = "\n".join(WORDS) + "\n"
+UNUSED = WORDS.index("[unused0]")
+SAID = {"tokenizer_class": "BertTokenizer"}
+ROLES = dict(
+    zip((f"{r}_token" for r in ("pad", "unk", "cls", "sep", "mask")), tokenizer.SPECIALS, strict=True)
+)
+AS_IT_IS = {**ROLES, "tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def json_of(**changes):
+    """BERT's tokenizer.json, with other settings of its model."""
+    made = json.loads(tokenizer.wordpiece({w: i for i, w in enumerate(WORDS)}).to_str())
+    made["model"] |= changes
+    return made
+
+
+AS_TRANSFORMERS = {
+    # tokens of the vocabulary that are found whole
+    "special": {
+        "vocab.txt": LINES,
+        "config": SAID | {"added_tokens_decoder": {UNUSED: flagged("[unused0]")}},
+    },
+    "plain": {
+        "vocab.txt": LINES,
+        "config": SAID | {"added_tokens_decoder": {UNUSED: flagged("[unused0]", special=False)}},
+    },
+    "in another case": {
+        "vocab.txt": LINES,
+        "config": SAID | {"added_tokens_decoder": {6: flagged("[P]", special=False, normalized=True)}},
+    },
+    "in tokenizer.json": {
+        "tokenizer.json": json_of(),
+        "config": SAID | {"added_tokens_decoder": {UNUSED: flagged("[unused0]")}},
+    },
+    "of tokenizer.json alone": {"tokenizer.json": json_of(), "config": SAID | {"added_tokens_decoder": {}}},
+    "listed": {"vocab.txt": LINES, "added": {"[unused0]": UNUSED}},
+    "listed and special": {
+        "vocab.txt": LINES,
+        "added": {"[E1]": len(WORDS)},
+        "map": {"additional_special_tokens": ["[E1]"]},
+    },
+    "listed and called special": {
+        "vocab.txt": LINES,
+        "added": {"[E1]": len(WORDS)},
+        "config": {"additional_special_tokens": ["[E1]"]},
+    },
+    # which file counts
+    "a map beside a decoder": {
+        "vocab.txt": LINES,
+        "config": {"cls_token": "[CLS]", "added_tokens_decoder": {3: flagged("[CLS]")}},
+        "map": {"cls_token": "[C]"},
+    },
+    "a map": {"vocab.txt": LINES, "map": {"cls_token": "[C]"}},
+    # special tokens beyond what the vocabulary's file says
+    "a role": {"tokenizer.json": json_of(), "config": AS_IT_IS | {"cls_token": "[C]"}},
+    "a role not named": {"tokenizer.json": json_of() | {"added_tokens": []}, "config": {}, "kind": ""},
+    "of another model": {"vocab.txt": LINES, "config": {"image_token": "[unused0]", "add_bos_token": False}},
+    "not to be found": {"vocab.txt": LINES, "config": {"split_special_tokens": True}},
+    # the model's own settings
+    "another unknown": {"tokenizer.json": json_of(), "config": SAID | {"unk_token": "[P]"}},
+    "another prefix": {"tokenizer.json": json_of(continuing_subword_prefix="@@"), "config": SAID},
+    "short words": {"tokenizer.json": json_of(max_input_chars_per_word=3), "config": SAID},
+    "short words as they are": {"tokenizer.json": json_of(max_input_chars_per_word=3), "config": AS_IT_IS},
+    # lines
+    "a space after a token": {"vocab.txt": LINES + "new \nun\n"},
+    "spaces after all": {"vocab.txt": LINES.replace("\n", " \t\n")},
+    "empty lines": {"vocab.txt": LINES + "\n \n\u3000\nnew\n"},
+    "lines of Windows": {"vocab.txt": LINES.replace("\n", "\r\n")},
+}
+
+
+@pytest.mark.parametrize("files", AS_TRANSFORMERS.values(), ids=AS_TRANSFORMERS)
+def test_as_transformers_has_it(tmp_path, files):
+    directory = tmp_path / "in"
+    kind = files.get("kind", "bert")
+    written(
+        directory,
+        config={"model_type": kind} if kind else {"no": 1},
+        tokenizer_config=files.get("config"),
+        special_tokens_map=files.get("map"),
+        added_tokens=files.get("added"),
+        tokenizer=files.get("tokenizer.json"),
+    )
+    if "vocab.txt" in files:
+        (directory / "vocab.txt").write_text(files["vocab.txt"], newline="")
+    assert ids_there(directory)
+    assert compare(directory, tmp_path)
+    words = tokenizer.vocabulary(directory)
+    for where in (directory, tmp_path / "bert", tmp_path / "roberta"):
+        for role, i in roles_there(where).items():
+            assert i in (None, getattr(words, f"{role}_id"))
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"cls_token": {"content": "<s>", "rstrip": True, "__type": "AddedToken"}}]
+)
+def test_byte_level_with_its_mask_added(tmp_path, said):
+    """And with a token that has two roles: the later one tells how it is found."""
+    (tmp_path / "in").mkdir()
+    bpe(tmp_path / "in")
+    vocab = json.loads((tmp_path / "in" / "vocab.json").read_text())
+    vocab = {token: i - (i > 4) for token, i in vocab.items() if token != "<mask>"}
+    (tmp_path / "in" / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "in" / "added_tokens.json").write_text(json.dumps({"<mask>": len(vocab)}))
+    (tmp_path / "in" / "config.json").write_text('{"model_type": "roberta"}')
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(said))
+    assert ids_there(tmp_path / "in")
+    assert compare(tmp_path / "in", tmp_path)
+    assert tokenizer.vocabulary(tmp_path / "in").mask_id == len(vocab)
+
+
+def test_byte_level_without_chance(tmp_path):
+    """The class knows no dropout of merges."""
+    written(tmp_path / "in", tokenizer_config={"tokenizer_class": "RobertaTokenizer"})
+    bpe(tmp_path / "in")
+    theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path / "in")
+    made = json.loads(theirs.backend_tokenizer.to_str())
+    made["model"]["dropout"] = 0.9
+    (tmp_path / "in" / "tokenizer.json").write_text(json.dumps(made))
+    assert compare(tmp_path / "in", tmp_path)
+
+
+def processor(*names):
+    """A frame of tokens that it does not know."""
+    pieces = [{"Sequence": {"id": "A", "type_id": 0}}]
+    pieces += [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    template = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": {}}
+    return {"type": "Sequence", "processors": [{"type": "ByteLevel", **BYTES}, template]}
+
+
+BYTES = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def charsmap(text):
+    return {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": text}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "says"),
+    [
+        ({"model": json_of(unk_token="[NOPE]")["model"]}, AS_IT_IS, r"no \[NOPE\] in the model's vocabulary"),
+        ({"model": json_of(vocab={})["model"]}, SAID, "no tokens, expected some|no \\[UNK\\]"),
+        (
+            {"model": json_of(vocab={"[UNK]": 0, "a": 1, "b": 1})["model"]},
+            {},
+            r"2 tokens have the id 1 \('a' and 'b'\)",
+        ),
+        ({"post_processor": processor("[CLS]")}, AS_IT_IS, r"its post_processor puts '\[CLS\]' around"),
+        *(
+            ({"normalizer": charsmap(text)}, AS_IT_IS, "precompiled_charsmap is damaged")
+            for text in ("AAAA", "", "!!", "/////wAAAAA=", "AAAAAA==", "BAAAAAAAAAA=", None, 5)
+        ),
+        ({}, SAID | {"added_tokens_decoder": [1]}, "added tokens that are not"),
+        ({}, SAID | {"added_tokens_decoder": {"1": "[unused0]"}}, "added tokens that are not"),
+        ({}, SAID | {"added_tokens_decoder": "x"}, "added tokens that are not"),
+        ({}, {"tokenizer_class": 5}, r"tokenizer_config\.json: tokenizer_class is 5, expected a name"),
+        ({}, AS_IT_IS | {"image_token": "<i>"}, "image_token '<i>' is not in the vocabulary"),
+    ],
+)
+def test_refused_in_tokenizer_json(tmp_path, changes, config, says, capfd):
+    written(tmp_path / "in", tokenizer=json_of() | changes, tokenizer_config=config)
+    with pytest.raises(UserError, match=says) as caught:
+        tokenizer.vocabulary(tmp_path / "in")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not capfd.readouterr().err, "a panic prints before it can be caught"
+
+
+@pytest.mark.parametrize("name", ["$A", "$", "$B", "$A:1"])
+@pytest.mark.parametrize("role", ["cls_token", "sep_token"])
+def test_names_that_stand_for_the_text(tmp_path, name, role):
+    written(tmp_path / "in", special_tokens_map={role: name})
+    (tmp_path / "in" / "vocab.txt").write_text(LINES + f"{name}\n")
+    with pytest.raises(UserError, match=r"vocab\.txt: special tokens .* expected plain names"):
+        tokenizer.load(tmp_path / "in")
+
+
+def test_two_tokens_of_one_id(tmp_path):
+    made = json_of()
+    made["model"]["vocab"]["hello"] = made["model"]["vocab"]["world"]
+    written(tmp_path / "in", tokenizer=made)
+    for ask in (
+        tokenizer.vocabulary,
+        tokenizer.digest,
+        lambda path: tokenizer.install(path, tmp_path / "out"),
+    ):
+        with pytest.raises(UserError, match=r"2 tokens have the id \d+ \('hello' and 'world'\)"):
+            ask(tmp_path / "in")
+
+
+def test_a_directory_that_is_called_json(tmp_path):
+    written(tmp_path / "named.json", tokenizer=json_of())
+    assert tokenizer.load(tmp_path / "named.json").encode("hello").ids
+    assert tokenizer.digest(tmp_path / "named.json") == tokenizer.digest(
+        tmp_path / "named.json/tokenizer.json"
+    )
+
+
+def test_text_that_a_tokenizer_cannot_encode(tmp_path):
+    """As a worker of prepare finds out."""
+    from tokenizers import Tokenizer, models
+
+    from dwt_jax.data.encode import Recipe, encode
+
+    vocab = {token: i for i, token in enumerate((*tokenizer.SPECIALS, "a", "<unk>"))}
+    model = models.BPE({token: i for token, i in vocab.items() if token != "<unk>"}, [], unk_token="<unk>")
+    tmp_path.joinpath("tokenizer_config.json").write_text(json.dumps(AS_IT_IS))
+    Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    recipe = Recipe(str(tmp_path), "", 16, "packed", 1, 0.1)
+    assert len(encode(["aaa"], recipe).fingerprints) == 32
+    with pytest.raises(UserError, match=r"data\.tokenizer\.path: .*<unk>.*, expected a tokenizer that"):
+        encode(["b"], recipe)

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, get_type_hints
 from dwt_jax.config import Model, model_problems
 from dwt_jax.config_file import scalar
 from dwt_jax.convert.tables import FAMILIES, REQUIRED, architecture
+from dwt_jax.data.pretrained import AS_IT_IS
 from dwt_jax.errors import UserError, did_you_mean
-from dwt_jax.files import read_object
+from dwt_jax.files import present, read_object
 
 OF_CLASSIFIERS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
 KEPT = (*OF_CLASSIFIERS, "bos_token_id", "eos_token_id", "tokenizer_class")
@@ -49,7 +50,8 @@ def load_config(path: Path, names: Sequence[str] = ()) -> Said:
     """
     where = path / "config.json"
     found = read_object(where, "a Hugging Face model config")
-    kind = found.get("model_type") or _guess_family(names)
+    guessed = not found.get("model_type")
+    kind = _guess_family(names) if guessed else found["model_type"]
     if not isinstance(kind, str) or kind not in FAMILIES:
         hint = did_you_mean(str(kind), FAMILIES) if kind else f", expected one of {', '.join(FAMILIES)}"
         raise UserError(f"{where}: model_type is {kind!r}{hint}")
@@ -61,6 +63,12 @@ def load_config(path: Path, names: Sequence[str] = ()) -> Said:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{where}: architectures is {classes!r}, expected a list of names")
     kept = {key: found[key] for key in KEPT if found.get(key) is not None}
+    for key in ("tokenizer_class", "problem_type"):
+        if not isinstance(kept.get(key, ""), str):
+            raise UserError(f"{where}: {key} is {kept[key]!r}, expected a name")
+    if guessed and present(path / "tokenizer.json"):
+        # Without a model_type transformers takes that file as it is; with one it would build another.
+        kept.setdefault("tokenizer_class", AS_IT_IS)
     return Said(_sizes(found, kind, where), _labels(found, where), tuple(classes), kept)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from dwt_jax.convert.pickled import Place, place, places
 from dwt_jax.convert.unpickle import Refused, quoted
-from dwt_jax.data.pretrained import POINTER
 from dwt_jax.errors import UserError
+from dwt_jax.files import POINTER, refuse_pointer
 
 FILES = (
     "model.safetensors",
@@ -97,8 +97,7 @@ def _mapped(path: Path) -> mmap.mmap:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: it is empty
         raise UserError(f"{path}: {error}, expected a file of weights") from None
-    if data[: len(POINTER)] == POINTER:
-        raise UserError(f"{path}: a Git LFS pointer, expected the file itself (git lfs pull)")
+    refuse_pointer(path, data[: len(POINTER)])
     return data
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from dwt_jax.data import tokenizer as tokenizers_
 from dwt_jax.data import wordpiece
+from dwt_jax.data.library import refusing
 from dwt_jax.data.packing import Sentences
 from dwt_jax.data.sentences import split_sentences
 from dwt_jax.data.sources import fingerprint
@@ -51,7 +52,10 @@ def is_held_out(fingerprint_: bytes, share: float) -> bool:
 
 
 def encode(texts: list[str], recipe: Recipe) -> Encoded:
-    """Documents split into sentences, thinned out, tokenised without special tokens and cut."""
+    """Documents split into sentences, thinned out, tokenised without special tokens and cut.
+
+    Raises UserError where the tokenizer fails on a text.
+    """
     to_ids, dtype, space = _opened(recipe)
     prints = [fingerprint(text) for text in texts]
     sentences: list[str] = []
@@ -65,7 +69,8 @@ def encode(texts: list[str], recipe: Recipe) -> Encoded:
             kept = [s for i, s in enumerate(kept) if (i + phase) % recipe.keep_every == 0]
         sentences += kept
         owners += [number] * len(kept)
-    ids = to_ids(sentences)
+    with refusing("data.tokenizer.path", "a tokenizer that encodes any text"):
+        ids = to_ids(sentences)
     lengths = np.array([len(sentence) for sentence in ids], np.int64)
     tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
     whole = Sentences(tokens, lengths, np.array(owners, np.int64))

@@ -16,19 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dwt_jax.config import Source
-from dwt_jax.data.pretrained import (
-    AS_IT_IS,
-    BERT,
-    NORMALIZER,
-    ROBERTAS,
-    ROLES,
-    SPECIALS,
-    load,
-    read_json,
-    role_names,
-    wordpiece,
-)
+from dwt_jax.data.added import ROLES, read_json, role_names
+from dwt_jax.data.library import check_ids
+from dwt_jax.data.pretrained import AS_IT_IS, BERT, NORMALIZER, ROBERTAS, SPECIALS, load, wordpiece
 from dwt_jax.errors import UserError
+from dwt_jax.files import present
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -153,18 +145,21 @@ def install(path: str | Path, out: Path, lowercase: bool = True) -> None:
     if path.is_dir():
         copy_files(path, out, _VOCABULARIES)
     config["tokenizer_class"] = AS_IT_IS
-    _write(tokenizer, out, config | {f"{role}_token": tokens[i] for role, i in roles.items()})
+    whole = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    named = {f"{role}_token": tokens[i] for role, i in roles.items() if tokens[i] in whole}
+    _write(tokenizer, out, config | named)  # what is named there is found whole in text
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether there is a vocabulary in it."""
-    return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
+    """Whether there is a vocabulary in it. Raises UserError for files that are links to nothing."""
+    there = [name for name in _FILES if present(directory / name)]
+    return any(name in there for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
 
 
 def copy_files(directory: Path, out: Path, names: Sequence[str] = _FILES) -> None:
     """The tokenizer files of a directory, and no others, into another one."""
     for name in names:
-        if (directory / name).is_file():
+        if present(directory / name):
             shutil.copyfile(directory / name, out / name)
 
 
@@ -210,14 +205,9 @@ def digest(path: str | Path, lowercase: bool = True) -> str:
 
 
 def _tokens(tokenizer: "Tokenizer", where: Path) -> tuple[str, ...]:
-    by_id = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
-    if not by_id:
-        raise UserError(f"{where}: no tokens, expected some")
-    if max(by_id) > 2 * len(by_id) + 1000:
-        raise UserError(
-            f"{where}: '{by_id[max(by_id)]}' has the id {max(by_id)} among {len(by_id)} tokens, expected ids "
-            "without large gaps"
-        )
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    check_ids(vocab, where)
+    by_id = {i: token for token, i in vocab.items()}
     return tuple(by_id.get(i, f"[missing {i}]") for i in range(max(by_id) + 1))
 
 
