@@ -1,6 +1,7 @@
 """A small study, run: the queue, killing it anywhere, jobs by number, the report."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -115,6 +116,30 @@ def test_the_report_has_every_number_that_was_measured(whole):
     assert "<script" not in html
     assert html.count("<svg") >= 4
     assert len([r for r in rows if r["measure"] == "loss_elsewhere"]) == 5
+
+
+def test_a_grid_that_has_changed_is_refused_and_a_new_task_is_done(place, whole):
+    """A finished run is never reported as what it is not."""
+    before = (whole[0] / queue.GRID).read_text()
+    grid = load(place[0])
+    for change, says in (
+        ("train.steps=5", "train.steps is 4 there, 5 in the study"),
+        ("optimizer.weight_decay=0.5", "optimizer.weight_decay is 0.01 there, 0.5 in the study"),
+    ):
+        arms = (
+            grid.arms[0],
+            dataclasses.replace(grid.arms[1], set=(*grid.arms[1].set, change)),
+            grid.arms[2],
+        )
+        with pytest.raises(UserError, match=says):
+            queue.run(dataclasses.replace(grid, arms=arms), whole[0])
+    recipe = dataclasses.replace(grid.finetuning, set=(*grid.finetuning.set, "recipe.epochs=2"))
+    with pytest.raises(UserError, match=r"era: recipe\.epochs is 1 there, 2 in the study"):
+        queue.run(dataclasses.replace(grid, finetuning=recipe), whole[0])
+    assert (whole[0] / queue.GRID).read_text() == before
+    both = dataclasses.replace(grid, finetuning=dataclasses.replace(grid.finetuning, tasks=("era", "party")))
+    jobs = jobs_of(both, whole[0])
+    assert [job.is_done() for job in jobs] == [job.kind != "finetune" for job in jobs]
 
 
 def test_a_job_by_its_number(place, tmp_path, capsys):

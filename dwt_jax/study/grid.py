@@ -87,8 +87,11 @@ class Job(NamedTuple):
     needs: tuple[str, ...]  # names of jobs
     config: Config  # of the pre-training
     step: int = 0  # of a fine-tuning: the checkpoint, END for the finished model
+    tasks: tuple[str, ...] = ()  # of a fine-tuning
 
     def is_done(self) -> bool:
+        if self.kind == "finetune":
+            return all((self.workdir / task / "results.json").exists() for task in self.tasks)
         return (self.workdir / ("summary.json" if self.kind == "train" else "results.json")).exists()
 
 
@@ -162,7 +165,10 @@ def jobs_of(grid: Grid, workdir: Path) -> tuple[Job, ...]:
         for step in fine_tuned_at(arms[pre.arm], pre.config):
             name = f"{pre.name}-{'end' if step == END else f'step{step}'}"
             place = workdir / "finetuned" / name
-            found.append(Job("finetune", name, pre.arm, pre.seed, place, (pre.name,), pre.config, step))
+            tasks = grid.finetuning.tasks
+            found.append(
+                Job("finetune", name, pre.arm, pre.seed, place, (pre.name,), pre.config, step, tasks)
+            )
     return tuple(found)
 
 

@@ -81,7 +81,7 @@ def gather(workdir: Path) -> Outcome:
 def _measured(arm: Arm, jobs: tuple[Job, ...]) -> Measured:
     mine = [job for job in jobs if job.arm == arm.name and job.is_done()]
     runs = {job.seed: _trained(job.workdir) for job in mine if job.kind == "train"}
-    scores = {(job.seed, job.step): _scores(job.workdir) for job in mine if job.kind == "finetune"}
+    scores = {(job.seed, job.step): _scores(job) for job in mine if job.kind == "finetune"}
     elsewhere = {job.seed: _documents(job.workdir) for job in mine if job.kind == "evaluate"}
     return Measured(arm, runs, {seed: found for seed, found in elsewhere.items() if found}, scores)
 
@@ -97,10 +97,10 @@ def _documents(workdir: Path) -> Documents | None:
     return None if found is None else Documents(*found)
 
 
-def _scores(workdir: Path) -> Mapping[str, tuple[float, ...]]:
+def _scores(job: Job) -> Mapping[str, tuple[float, ...]]:
     """By task, and their average: the last epoch's, so that nothing was chosen on the dev set."""
-    tasks = read_json(workdir / "results.json")["tasks"]
-    found = {name: tuple(one["last"]["by_seed"]) for name, one in tasks.items()}
+    results = {task: read_json(job.workdir / task / "results.json") for task in job.tasks}
+    found = {task: tuple(one["last"]["by_seed"]) for task, one in results.items()}
     if len({len(values) for values in found.values()}) == 1:
         found[AVERAGE] = tuple(float(x) for x in np.mean(list(found.values()), axis=0))
     return found

@@ -5,19 +5,21 @@ queue itself has no state: it asks each directory whether it is done.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dwt_jax.config import Config
+from dwt_jax.config_file import build, construct, flatten, to_dict
 from dwt_jax.config_file import load as load_config
-from dwt_jax.config_file import to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import config as finetuning
 from dwt_jax.study.grid import END, Grid, Job, anywhere, jobs_of
 from dwt_jax.train.metrics import duration
-from dwt_jax.train.workdir import read_json, write_json
+from dwt_jax.train.workdir import MAY_CHANGE, read_json, write_json
 
 GRID = "grid.json"
+FILES_MAY_CHANGE = ("examples.path", "examples.train", "examples.dev", "examples.test")  # see finetune/run.py
 
 
 class Cost(NamedTuple):
@@ -28,7 +30,8 @@ class Cost(NamedTuple):
 def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
     """Every job of `grid` that is not done, or that of `index` alone. → whether all are done now
 
-    Raises UserError for a grid that cannot be, before anything is written; Stopped after a signal.
+    Raises UserError for a grid that cannot be and where a directory holds a run of another config, before
+    anything is written; Stopped after a signal.
     """
     jobs = jobs_of(grid, workdir)
     if index is not None and not 0 <= index < len(jobs):
@@ -39,6 +42,9 @@ def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
         missing = [name for name in chosen[0].needs if not by_name[name].is_done()]
         if missing:
             raise UserError(f"--index is {index}, {chosen[0].name}: expected finished first: {missing[0]}")
+    tasks = tasks_of(grid)
+    for job in jobs:
+        _refuse_another(job, tasks)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / GRID, to_dict(grid))
     for number, job in enumerate(jobs):
@@ -46,6 +52,40 @@ def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
             print(f"study: {number + 1} of {len(jobs)}, {job.name}", flush=True)
             _run(grid, job, by_name)
     return all(job.is_done() for job in jobs)
+
+
+def _refuse_another(job: Job, tasks: Sequence[finetuning.FineTune]) -> None:
+    """What is done is not done again, so it must be what the grid asks for."""
+    if job.kind == "train":
+        free = ["model.pad_token_id", *MAY_CHANGE]  # filled in by the run, and see there
+        free += [key for key, asked in _to_be_filled(job.config) if not asked]
+        free += ["data.sources", "data.tokenizer"] if job.config.data.path else []
+        _compare(job.workdir, build, job.config, free)
+    elif job.kind == "finetune":
+        for task in tasks:
+            free = ["recipe.max_length", *FILES_MAY_CHANGE]  # cut to the model's positions by the run
+            _compare(job.workdir / task.examples.task, _fine_tune, task, free)
+
+
+def _to_be_filled(config: Config) -> tuple[tuple[str, int], ...]:
+    return ("model.vocab_size", config.model.vocab_size), ("train.steps", config.train.steps)
+
+
+def _fine_tune(raw: Mapping[str, Any]) -> finetuning.FineTune:
+    return construct(finetuning.FineTune, raw)
+
+
+def _compare(directory: Path, read: Callable[..., Any], config: Any, free: Sequence[str]) -> None:
+    """Raises UserError where `directory` holds a config that differs in more than the keys `free`."""
+    if not (directory / "config.json").exists():
+        return
+    theirs = flatten(to_dict(read(read_json(directory / "config.json"))))
+    for key, asked in flatten(to_dict(config)).items():
+        if not key.startswith(tuple(free)) and theirs.get(key) != asked:
+            raise UserError(
+                f"{directory}: {key} is {theirs.get(key)!r} there, {asked!r} in the study, expected the same "
+                "(give the arm another name, or the study another --workdir)"
+            )
 
 
 def _run(grid: Grid, job: Job, by_name: dict[str, Job]) -> None:
@@ -77,9 +117,11 @@ def _evaluate(grid: Grid, trained: Job, workdir: Path) -> None:
     write_json(workdir / "results.json", mlm.summarise(found))
 
 
-def tasks_of(grid: Grid) -> list[Any]:
+def tasks_of(grid: Grid) -> list[finetuning.FineTune]:
     """The fine-tuning configs of a grid, one a task."""
     chosen = grid.finetuning
+    if not chosen.config:
+        return []
     overrides = dict(text.partition("=")[::2] for text in chosen.set)
     return finetuning.load_tasks(anywhere(chosen.config), ",".join(chosen.tasks), overrides)
 
