@@ -46,7 +46,7 @@ def test_its_steps_are_those_of_the_run(project):
     """All of them, from the run's own beginning: the model is the run's."""
     run, source = prepared(project, "same", {"num_hidden_layers": 1})
     begun = jax.jit(lambda: functional.init(run.config.model, jax.random.key(run.config.seed)))()
-    found = pilots._taken(run, begun, 6, None)
+    found = pilots._taken(run, begun, 6, None, ())
     tokens = run.config.model.vocab_size
     cut = map_with_roles(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, found)
     saved = map_with_roles(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, source.params)
@@ -93,7 +93,7 @@ def test_a_trial_is_what_a_run_of_its_own_gives(project):
     run, source = prepared(project, "wide", WIDE)
     (trial,) = [t for t in pilot(run, source.params, source.model, 2, ["net2net"]) if t.method == "net2net"]
     grown, _ = remap(source.params, source.model, run.config.model, "net2net", jax.random.key(0))
-    after = pilots._taken(run, grown, 2, None)
+    after = pilots._taken(run, grown, 2, None, ())
     documents = mlm.by_document(after, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics)
     assert trial.loss == mlm.summarise(documents)["held_out_loss"]
 

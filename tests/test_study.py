@@ -70,6 +70,7 @@ def place(tmp_path_factory):
 def whole(place):
     """The study, run without a break in this process."""
     spec, folder = place
+    steps.compiled.cache_clear()  # other tests have runs of this shape
     before = steps.TRACES.copy()
     assert queue.run(load(spec), folder / "whole")
     return folder / "whole", {kind: steps.TRACES[kind] - before[kind] for kind in ("alone", "teacher")}
