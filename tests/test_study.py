@@ -96,7 +96,7 @@ def test_the_report_has_every_number_that_was_measured(whole):
     text = page.with_suffix(".md").read_text()
     assert f"{found.jobs} of {found.jobs} runs are done" in text
     assert "A teacher helps (paper: so it says): " in text
-    assert [judged.verdict for judged in found.judged] != ["not run", "not run"]
+    assert [judged.verdict for judged in found.judged] != ["not comparable"] * 2
     rows = list(csv.DictReader(page.with_suffix(".csv").open()))
     losses = {(r["arm"], r["seed"]): float(r["value"]) for r in rows if r["measure"] == "held_out_loss"}
     for (arm, seed), value in losses.items():
@@ -117,6 +117,24 @@ def test_the_report_has_every_number_that_was_measured(whole):
     assert "<script" not in html
     assert html.count("<svg") >= 4
     assert len([r for r in rows if r["measure"] == "loss_elsewhere"]) == 5
+
+
+def test_what_cannot_be_paired_is_said_so(whole):
+    found = outcome.gather(whole[0])
+    ours, theirs = found.arms["taught"], found.arms["alone"]
+    assert outcome.difference(ours, theirs, "held_out_loss") is not None
+    runs = {
+        seed: run._replace(documents=run.documents._replace(predictions=run.documents.predictions + 1))
+        for seed, run in ours.runs.items()
+    }
+    other = dataclasses.replace(ours, runs=runs)
+    assert outcome.difference(other, theirs, "held_out_loss") is None
+    judged = outcome.judge(found.grid.claims[0], found.grid, {**found.arms, "taught": other})
+    assert judged.verdict == "not comparable"
+    assert "or not on the same held-out text" in grid_tables.sentence(judged, found)
+    nothing = outcome.Measured(ours.arm, {}, {}, {})
+    assert outcome.difference(nothing, theirs, "era") is None
+    assert outcome.curve(nothing) == ([], [], [])
 
 
 def test_a_grid_that_has_changed_is_refused_and_a_new_task_is_done(place, whole):

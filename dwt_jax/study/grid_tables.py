@@ -37,7 +37,7 @@ def sentence(judged: Judged, outcome: Outcome) -> str:
     claim = judged.claim
     paper = f" (paper: {claim.paper})" if claim.paper else ""
     if judged.interval is None:
-        return f"{claim.text}{paper}: not run at this scale."
+        return f"{claim.text}{paper}: not run at this scale, or not on the same held-out text."
     against = label(outcome, claim.against or outcome.grid.baseline)
     seeds = f"{judged.interval.seeds} seed{'s' * (judged.interval.seeds > 1)}"
     return (

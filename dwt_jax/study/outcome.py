@@ -47,8 +47,8 @@ class Measured:
 
 class Judged(NamedTuple):
     claim: Claim
-    interval: Interval | None  # None: not both arms are there
-    verdict: str  # confirmed, contradicted, undecided or not run
+    interval: Interval | None  # None: not both arms are there, or not on the same text
+    verdict: str  # confirmed, contradicted, undecided or not comparable
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,15 @@ def by_document(measured: Measured, measure: str) -> dict[int, Documents]:
 
 
 def difference(ours: Measured, theirs: Measured, measure: str, step: int = END) -> Interval | None:
-    """ours − theirs over the seeds that both have; None where there is none, or nothing to pair."""
+    """ours − theirs over the seeds that both have; None where there is none, or nothing to pair: another
+    held-out text, other seeds of fine-tuning."""
     if measure in LOSSES:
         mine, other = by_document(ours, measure), by_document(theirs, measure)
         seeds = sorted(set(mine) & set(other))
-        return of_losses([mine[s] for s in seeds], [other[s] for s in seeds]) if seeds else None
+        runs = [found[seed].predictions for found in (mine, other) for seed in seeds]
+        if not seeds or any(not np.array_equal(run, runs[0]) for run in runs):
+            return None
+        return of_losses([mine[s] for s in seeds], [other[s] for s in seeds])
     keys = [key for key in ours.scores if key[1] == step and key in theirs.scores]
     both = [(ours.scores[key].get(measure, ()), theirs.scores[key].get(measure, ())) for key in sorted(keys)]
     if not both or len({len(values) for pair in both for values in pair}) != 1 or not both[0][0]:
@@ -131,7 +135,7 @@ def judge(claim: Claim, grid: Grid, arms: Mapping[str, Measured]) -> Judged:
     ours, theirs = arms[claim.arm], arms[claim.against or grid.baseline]
     interval = difference(ours, theirs, claim.measure, step_of(ours, claim.at))
     if interval is None:
-        return Judged(claim, None, "not run")
+        return Judged(claim, None, "not comparable")
     better = -interval.sign if claim.measure in LOSSES else interval.sign
     expected = 1 if claim.expected == "better" else -1
     return Judged(
