@@ -245,13 +245,13 @@ def _remap_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="e.g. hyperclone, stack, stack+net2net; see docs/remapping.md")
     parser.add_argument("--out", type=Path, help="the new model directory; with --run: the new run")
     parser.add_argument("--step", type=int, help="the kept checkpoint of this step (default: the last)")
-    parser.add_argument(
+    moments = parser.add_mutually_exclusive_group()
+    moments.add_argument(
         "--moments",
         choices=("reset", "carry", "asymmetric"),
-        default="reset",
-        help="with --run: of the optimiser (default %(default)s; see docs/remapping.md)",
+        help="with --run: of the optimiser (default reset; see docs/remapping.md)",
     )
-    parser.add_argument(
+    moments.add_argument(
         "--carry", dest="moments", action="store_const", const="carry", help="--moments=carry"
     )
     parser.add_argument("--split", choices=("even", "uneven"), default="", help="how copies share their work")
@@ -266,65 +266,9 @@ def _remap_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from dwt_jax.config_file import load
-    from dwt_jax.parallel import host
+    from dwt_jax.remap import verb
 
-    if options.pilot is None and not (options.method and options.out):
-        raise UserError("remap: --method and --out are needed, or --pilot=N")
-    if options.pilot is not None and (options.pilot < 1 or options.out or options.method or options.grown):
-        raise UserError(
-            f"--pilot is {options.pilot}, expected at least 1, with --model, no --method, no --out"
-        )
-    if not 0 <= options.noise < float("inf"):
-        raise UserError(f"--noise is {options.noise}, expected at least 0")
-    if options.seed is not None and not 0 <= options.seed < 2**32:
-        raise UserError(f"--seed is {options.seed}, expected at least 0 and less than 2**32")
-    if options.grown is not None:
-        return _grow(options, overrides)
-    if options.moments != "reset":
-        raise UserError(f"--moments is {options.moments}, expected --run: a model directory has no moments")
-    config = load(options.config, overrides)
-    host.tune()
-    if options.pilot is not None:
-        from dwt_jax.train import pilot
-
-        pilot.command(options.model, config, options.pilot, as_json=options.json)
-        return
-    from dwt_jax.remap.command import remap
-    from dwt_jax.remap.methods import Options
-
-    how = Options(
-        options.split, options.noise, options.new_tokens or "mean", options.new_positions or "random"
-    )
-    report = remap(options.model, config, options.method, options.out, how, options.seed or 0, options.step)
-    print(json.dumps(report.to_dict(), indent=2) if options.json else report.table())
-
-
-def _grow(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from dwt_jax.config_file import load
-    from dwt_jax.parallel import host
-
-    if options.seed is not None:
-        raise UserError(
-            f"--seed is {options.seed}, expected none with --run: a run has its own (config: seed)"
-        )
-    said = {
-        "method": options.method,
-        "from": options.grown,
-        "split": options.split,
-        "noise": str(options.noise or ""),
-        "new_tokens": options.new_tokens,
-        "new_positions": options.new_positions,
-    }
-    overrides = {**overrides, **{f"init.{key}": x for key, x in said.items() if x}}
-    config = load(options.config, overrides)
-    host.tune()
-    from dwt_jax.train.growth import grow
-
-    report = grow(options.grown, config, options.out, options.step, options.moments)
-    print(json.dumps(report.to_dict(), indent=2) if options.json else report.table())
-    words = [f"--config={options.config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
-    print("goes on with: dwt train", *words, f"--workdir={options.out}", file=sys.stderr)
+    verb.run(options, overrides)
 
 
 def _finetune_options(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dwt_jax.config import Config, check
+from dwt_jax.config import Config, Model, check, model_problems
 from dwt_jax.distill.presets import PRESETS
 from dwt_jax.errors import UserError, did_you_mean
 
@@ -31,8 +31,20 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
     return build(read_file(spec), overrides)
 
 
+def load_model(spec: str, overrides: Mapping[str, str] | None = None) -> Model:
+    """The `model` of a config, the only part that is checked: for what needs its sizes alone."""
+    model = _unchecked(read_file(spec), overrides).model
+    for problem in model_problems(model):
+        raise UserError(f"config: model.{problem}")
+    return model
+
+
 def build(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:
     """A checked Config from nested mappings, in the order of precedence given above."""
+    return check(_unchecked(raw, overrides))
+
+
+def _unchecked(raw: Mapping[str, Any], overrides: Mapping[str, str] | None) -> Config:
     raw = _plain(raw)
     overrides = dict(overrides or {})
     preset = overrides.get("distill.preset", _get(raw, ("distill", "preset"), "custom"))
@@ -44,7 +56,7 @@ def build(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) ->
             )
         tree = {"distill": _plain(PRESETS[preset])}
     tree = _merge(tree, raw)
-    return check(construct(Config, tree, overrides))
+    return construct(Config, tree, overrides)
 
 
 def construct(kind: Any, raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Any:

@@ -35,6 +35,9 @@ def new_place(out: Path) -> Path:
         raise UserError(f"--out: {out} is a link to itself, expected a new or empty directory") from None
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"--out: {place} holds something, expected a new or empty directory")
+    for parent in place.parents:
+        if (parent / "run.json").exists():
+            raise UserError(f"--out: {place} lies in the run {parent}, expected a place outside of it")
     return place
 
 

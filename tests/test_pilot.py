@@ -141,5 +141,5 @@ def test_the_command_prints_json_and_leaves_nothing(project, capsys, tmp_path, m
 def test_another_vocabulary_is_refused(project):
     folder, config = project
     other = load(config, overrides({}, **FEW, **{"data.tokenizer.lowercase": "False"}))
-    with pytest.raises(UserError, match=r"has the token '.*' at .*, expected the data's"):
+    with pytest.raises(UserError, match=r"--model: .* has another vocabulary, token .* expected"):
         pilots.command(str(folder / "source"), other, 1)

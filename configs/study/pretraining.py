@@ -13,7 +13,7 @@ from dwt_jax.config_file import beside
 LAYERS = {"student": 6, "teacher4": 4, "teacher2": 2, "teacher1": 1}
 SCALES = {  # hidden size, vocabulary, length, batch, steps, learning rate
     "h200": (512, 16384, 128, 256, 8000, 5e-4),
-    "cpu": (128, 4096, 64, 16, 2400, 2e-3),
+    "cpu": (64, 4096, 64, 32, 2400, 2e-3),
 }
 # Of a small model that sees less than one epoch; see configs/demo.py.
 SMALL = {"initializer_range": 0.05, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dwt_jax.config import Config
+from dwt_jax.config import Model
 from dwt_jax.convert import card, huggingface
 from dwt_jax.convert.configuration import OF_CLASSIFIERS
 from dwt_jax.convert.export import look_at_tokenizer
@@ -24,10 +24,10 @@ PROBE = (8, 64)  # rows and tokens, of random ids, on which the drift of the log
 
 
 def remap(
-    path: str, config: Config, method: str, out: Path, options: Options, seed: int, step: int | None = None
+    path: str, target: Model, method: str, out: Path, options: Options, seed: int, step: int | None = None
 ) -> Report:
     """Write the model in `path`, a run (at the checkpoint of `step`, if given) or model directory, grown
-    to config's `model`, to the new directory `out`. Its heads come with it; to another family, which
+    to `target`, to the new directory `out`. Its heads come with it; to another family, which
     computes them otherwise, the masked-LM head alone.
 
     A vocab_size of 0 is the source's. Raises UserError, before anything is written, for what the
@@ -35,8 +35,8 @@ def remap(
     open in training (init.method).
     """
     out = new_place(out)
-    if has_annealed(config.model):
-        key = "gated_layers" if config.model.gated_layers else "weighted_norm"
+    if has_annealed(target):
+        key = "gated_layers" if target.gated_layers else "weighted_norm"
         raise UserError(
             f"config: model.{key} is True, expected False: it is annealed away in training (init.method)"
         )
@@ -44,11 +44,11 @@ def remap(
         raise UserError("--method: ligo learns its maps from data, expected another (see dwt remap --pilot)")
     loaded = load_model(path, heads=None, step=step)
     source = loaded.model
-    if config.model.model_type != source.model_type:
-        loaded = _across(loaded, config.model.model_type)
+    if target.model_type != source.model_type:
+        loaded = _across(loaded, target.model_type)
     target = dataclasses.replace(
-        config.model,
-        vocab_size=config.model.vocab_size or source.vocab_size,
+        target,
+        vocab_size=target.vocab_size or source.vocab_size,
         pad_token_id=source.pad_token_id,
         tie_word_embeddings=source.tie_word_embeddings,
     )

@@ -33,14 +33,19 @@ STREAM = ""
 
 
 def begin(
-    params: Any, source: Model, target: Model, key: jax.Array, noise: float = 0.01
+    params: Any,
+    source: Model,
+    target: Model,
+    key: jax.Array,
+    noise: float = 0.01,
+    options: Options = Options(),
 ) -> tuple[Maps, Plan]:
     """The maps to begin with, fp32: those of method `ligo` plus noise·N(0, 1) on the matrices' scale
     (without it copies would stay equal), and the plan for what is not learned.
 
     Raises UserError for models that the method cannot do.
     """
-    todo = plan("ligo", source, target, key, Options())
+    todo = plan("ligo", source, target, key, options)
     maps: Maps = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(engine.structure(params, target)):
         name = path_name(path)

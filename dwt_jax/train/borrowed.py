@@ -24,14 +24,17 @@ class Borrowed(NamedTuple):
     training_flops: float | None  # what its own pre-training cost, where it says so
 
 
-def borrow(key: str, path: str, words: Vocabulary, growing: bool = False) -> Borrowed:
+def borrow(
+    key: str, path: str, words: Vocabulary, growing: bool = False, step: int | None = None
+) -> Borrowed:
     """The model in `path`, a model or run directory, that `key` of the config names. Rows that no
     token owns are cut off.
 
-    growing: it may have fewer tokens than `words`, as long as those are the first ones. Raises
-    UserError if its vocabulary differs from the data's, naming the first difference.
+    growing: it may have fewer tokens than `words`, as long as those are the first ones. step: of a run,
+    the kept checkpoint to take. Raises UserError if its vocabulary differs from the data's,
+    naming the first difference.
     """
-    loaded = load_model(path)
+    loaded = load_model(path, step=step)
     theirs = vocabulary(loaded.tokenizer)
     _same_vocabulary(key, path, theirs, words, growing)
     size = len(theirs.tokens)

@@ -153,4 +153,5 @@ def _borrowed_flops(run: Run, old: Run) -> float | None:
     """What the old run had from elsewhere and the new one's teacher does not account for."""
     same = run.teacher and old.teacher and run.teacher.digest == old.teacher.digest
     teacher = 0.0 if same or not old.teacher else old.teacher.training_flops
-    return total(teacher, starts.training_flops(old.start, old.teacher, old.workdir) if old.start else 0.0)
+    source = starts.training_flops(old.start, old.workdir, old.teacher, run.teacher) if old.start else 0.0
+    return total(teacher, source)

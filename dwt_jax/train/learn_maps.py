@@ -25,6 +25,8 @@ from dwt_jax.errors import UserError
 from dwt_jax.model import functional
 from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
 from dwt_jax.remap import ligo
+from dwt_jax.remap.methods import Options
+from dwt_jax.remap.moments import known
 from dwt_jax.remap.plan import Plan
 from dwt_jax.train import flops
 from dwt_jax.train.step import Spec, abstract_state, accumulated, compiled, forward, masked_batch
@@ -68,6 +70,7 @@ def learn(
     seed: int = 0,
     teacher_params: Any = None,
     settings: Settings = Settings(),
+    options: Options = Options(),
 ) -> tuple[functional.Params, Learned]:
     """Parameters of spec.model from `params` of `source` by learned maps, laid out on `mesh` by the
     role table, and a record of the learning.
@@ -76,11 +79,12 @@ def learn(
     from, the first batches of `seed`'s stream. held_out: rows that are not among them. knobs:
     float32 [n, …], the run's scheduled numbers from its first step on (step.knob_table); of the
     last one where the learning takes more steps. teacher_params: on the mesh, where spec.teacher is
-    set. Raises UserError for models that LiGO cannot do.
+    set. options: of what is not learned, and of the maps to begin with. Raises UserError for models
+    that LiGO cannot do.
     """
     if settings.steps < 1:
         raise UserError(f"ligo: steps is {settings.steps}, expected at least 1")
-    maps, todo = ligo.begin(params, source, spec.model, key, settings.noise)
+    maps, todo = ligo.begin(params, source, spec.model, key, settings.noise, options)
     params = jax.device_put(params, shardings(params, mesh))
     maps = jax.device_put(maps, replicated(mesh))
     knobs = knobs[np.minimum(np.arange(settings.steps), len(knobs) - 1)]
@@ -105,7 +109,7 @@ def learn(
         compile_seconds=compile_seconds,
         flops=settings.steps * step_flops(spec, todo, params, *first["tokens"].shape),
         peak_bytes=planned_bytes(step),
-        training_bytes=_training_bytes(spec, mesh, inputs, first, knobs[0]),
+        training_bytes=_training_bytes(spec, todo, mesh, inputs, first, knobs[0]),
     )
     layout = shardings(functional.abstract(spec.model), mesh)
     grown = jax.jit(lambda maps, params: ligo.grow(maps, params, todo), out_shardings=layout)
@@ -185,10 +189,12 @@ def planned_bytes(program: Any) -> int:
     )
 
 
-def _training_bytes(spec: Spec, mesh, inputs, batch, knobs) -> int:
+def _training_bytes(spec: Spec, todo: Plan, mesh, inputs, batch, knobs) -> int:
     """`planned_bytes` of the step of spec's training."""
     state = abstract_state(spec.model, spec.optimizer)
-    return planned_bytes(compiled(spec, mesh).lower(state, inputs[1], batch, knobs, np.uint32(0)).compile())
+    warming = (known(todo),) if "rewarmed" in spec.columns else ()
+    step = compiled(spec, mesh).lower(state, inputs[1], batch, knobs, np.uint32(0), *warming)
+    return planned_bytes(step.compile())
 
 
 def step_flops(spec: Spec, todo: Plan, params: functional.Params, batch_size: int, length: int) -> float:

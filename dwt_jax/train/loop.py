@@ -293,7 +293,7 @@ def finish(
             "total": spent(work),
             "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
             **(
-                {"source_training": starts.training_flops(run.start, run.teacher, run.workdir)}
+                {"source_training": starts.training_flops(run.start, run.workdir, run.teacher)}
                 if run.start
                 else {}
             ),

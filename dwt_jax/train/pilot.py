@@ -33,11 +33,10 @@ from dwt_jax.remap.engine import remap
 from dwt_jax.remap.methods import METHODS, find
 from dwt_jax.remap.plan import plan
 from dwt_jax.train import start as starts
-from dwt_jax.train.borrowed import digest
+from dwt_jax.train.borrowed import borrow, digest
 from dwt_jax.train.learn_maps import Learned, Settings, learn
 from dwt_jax.train.setup import Run, annealed, prepare_run
 from dwt_jax.train.step import abstract_state, compiled, initial_state
-from dwt_jax.train.workdir import load_model
 
 BASELINE, LEARNED = "random", "ligo"
 
@@ -76,7 +75,8 @@ def pilot(
     first, then those that were refused.
 
     methods: names as in methods.find; none: all there are. The baseline, a model at random, is tried
-    in any case; the maps of `ligo` are learned as `learning` says. say: is told how far it is.
+    in any case. Options (split, noise, …) are those of the config's `init`; the maps of `ligo` are
+    learned as `learning` says. say: is told how far it is.
     Raises UserError for an unknown method and for a number of steps that the run does not have.
     """
     if not 1 <= steps <= run.config.train.steps:
@@ -105,7 +105,7 @@ def pilot(
         seen[print_of] = name
         seconds = time.perf_counter() - began
         at_first, began = mlm.summarise(_documents(run, grown, 0)), time.perf_counter()
-        todo = plan(name, source, run.config.model, jax.random.key(run.config.seed))
+        todo = plan(name, source, run.config.model, jax.random.key(run.config.seed), run.config.init)
         grown = _taken(run, grown, steps, teacher_params, starts.warming(run.config, todo, run.mesh))
         seconds += time.perf_counter() - began
         documents = _documents(run, grown, steps)
@@ -136,7 +136,7 @@ def _begun(
     """(parameters on the mesh, the trial so far)"""
     key = jax.random.key(run.config.seed)
     if name != LEARNED:
-        grown, report = remap(params, source, run.config.model, name, key)
+        grown, report = remap(params, source, run.config.model, name, key, options=run.config.init)
         return jax.device_put(grown, shardings(grown, run.mesh)), Trial(name, exact=report.exact)
     grown, record = learn(
         params,
@@ -151,6 +151,7 @@ def _begun(
         seed=run.config.seed,
         teacher_params=teacher_params,
         settings=learning,
+        options=run.config.init,
     )
     return grown, Trial(name, exact=False, learned=record)
 
@@ -253,19 +254,20 @@ def command(
     steps: int,
     methods: Sequence[str] = (),
     as_json: bool = False,
-    learning: Settings = Settings(),
+    step: int | None = None,
 ) -> None:
-    """`dwt remap --pilot`: the model in `model` (a run or model directory) to config's, printed. How far
-    it is goes to stderr. Leaves nothing behind but prepared data in the cache.
+    """`dwt remap --pilot`: the model in `model` (a run, at the checkpoint of `step` if given, or a model
+    directory) to config's, printed. How far it is goes to stderr. Leaves nothing behind but prepared
+    data in the cache.
 
     Raises UserError for whatever training with `config` would, and for another vocabulary.
     """
-    loaded = load_model(model)
+    learning = Settings(steps=config.init.learning_steps)
     with tempfile.TemporaryDirectory(prefix="dwt-pilot-") as folder:
-        run = prepare_run(config, Path(folder))
-        _same_tokens(model, loaded.tokenizer, run.data / "tokenizer")
+        run = prepare_run(config, Path(folder), lambda *_: None)
+        source = borrow("--model", model, vocabulary(run.data / "tokenizer"), growing=True, step=step)
         say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-        trials = pilot(run, loaded.params, loaded.model, steps, methods, learning=learning, say=say)
+        trials = pilot(run, source.params, source.model, steps, methods, learning=learning, say=say)
     if as_json:
         print(json.dumps([dataclasses.asdict(trial) for trial in trials], indent=2))
         return
@@ -273,12 +275,3 @@ def command(
     warm = int(np.argmax(run.knobs[:, 3]))
     if steps <= warm:
         print(f"The learning rate still rises: its warm-up ends at step {warm}. Take more steps.")
-
-
-def _same_tokens(model: str, theirs: Path, ours: Path) -> None:
-    """The source's tokens must be the data's first ones: rows of the word table are known by number."""
-    old, new = vocabulary(theirs).tokens, vocabulary(ours).tokens
-    for i, token in enumerate(old):
-        if i >= len(new) or token != new[i]:
-            found = repr(new[i]) if i < len(new) else "nothing"
-            raise UserError(f"--model: {model} has the token {token!r} at {i}, expected the data's ({found})")

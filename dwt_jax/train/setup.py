@@ -111,16 +111,13 @@ def prepare_run(
 
 
 def _as_grown(config: Config, there: Init) -> Config:
-    """With the `init` of the run that is there, where `dwt remap --run` made it and the config does not
-    contradict: it need not say again what that was told."""
-    mine = dataclasses.replace(config.init, step=there.step, from_=there.from_)
-    return (
-        dataclasses.replace(config, init=there) if there.step and mine in (there, _blank(there)) else config
-    )
-
-
-def _blank(there: Init) -> Init:
-    return Init(step=there.step, from_=there.from_)
+    """With the `init` of the run that is there, where `dwt remap --run` made it: the config need not say
+    again what that was told. What it does say stands, and is compared."""
+    if not there.step:
+        return config
+    said = {f.name: getattr(config.init, f.name) for f in dataclasses.fields(Init)}
+    said = {key: value for key, value in said.items() if value != getattr(Init, key)}
+    return dataclasses.replace(config, init=dataclasses.replace(there, **said))
 
 
 def resolve(config: Config, words: Vocabulary, rows: data_rows.Rows) -> Config:
@@ -184,6 +181,7 @@ def _learned(run: Run) -> Any:
         seed=run.config.seed,
         teacher_params=teacher_params,
         settings=Settings(steps=run.config.init.learning_steps),
+        options=run.config.init,
     )
     if jax.process_index() == 0:
         workdirs.write_json(run.workdir / "init.json", {"learned": dataclasses.asdict(record)})

@@ -1,6 +1,7 @@
 """What a student starts from that is no new model: a smaller one, grown to its size (`init.*`)."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,17 +70,45 @@ def planned(config: Config, source: Model) -> Plan:
 def _recorded(config: Config, workdir: Path) -> Start:
     """Of a run that was grown in the middle of another, whose checkpoint may be gone by now."""
     path = workdir / "init.json"
+    if not path.exists() and (workdir / "config.json").exists():
+        raise UserError(f"{path}: missing, expected the record that dwt remap --run left there")
     if not path.exists():
         raise UserError(
             f"config: init.step is {config.init.step}, expected 0: dwt remap --run sets it in what it makes"
         )
     found = read_json(path)
-    model = construct(Model, found["source"])
-    source = Borrowed(functional.abstract(model), model, found["digest"], found["training_flops"])
-    todo = planned(config, model)
-    return Start(
-        found["from"], source, todo, config.init.step, found["student_flops"], found["teacher_flops"]
+    read = functools.partial(_field, path, found)
+    model = construct(Model, read("source", "object"))
+    source = Borrowed(
+        functional.abstract(model), model, read("digest", "text"), read("training_flops", "known")
     )
+    todo, spent = planned(config, model), (read("student_flops", "number"), read("teacher_flops", "number"))
+    return Start(read("from", "text"), source, todo, config.init.step, *spent)
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "object": ((dict,), "an object"),
+    "text": ((str,), "a string"),
+    "number": ((int, float), "a number"),
+    "known": ((int, float, type(None)), "a number or null"),
+}
+
+
+def _field(path: Path, found: dict[str, Any], key: str, kind: str) -> Any:
+    """An entry of `init.json`, of its kind."""
+    value, (types, wanted) = found.get(key, ...), _KINDS[kind]
+    if isinstance(value, bool) or not isinstance(value, types):
+        shown = "missing" if value is ... else repr(value)
+        raise UserError(f"{path}: {key} is {shown}, expected {wanted} as dwt remap --run wrote it")
+    return value
+
+
+def learned_flops(workdir: Path) -> float | None:
+    """Of the learning of maps that `init.json` records; None where it does not say."""
+    path = workdir / "init.json"
+    learned = read_json(path).get("learned") if path.exists() else None
+    found = learned.get("flops") if isinstance(learned, dict) else None
+    return found if isinstance(found, (int, float)) and not isinstance(found, bool) else None
 
 
 def warming(config: Config, todo: Plan | None, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
@@ -131,11 +160,12 @@ def sentence(start: Start, found: Report) -> str:
     )
 
 
-def training_flops(start: Start, teacher: Borrowed | None, workdir: Path) -> float | None:
-    """What the source's own pre-training cost, None where it is not known; 0 where it is the teacher,
-    whose own is charged already, and where nothing is taken from it. Learned maps are charged too."""
+def training_flops(start: Start, workdir: Path, *teachers: Borrowed | None) -> float | None:
+    """What the source's own pre-training cost, None where it is not known; 0 where it is one of the
+    teachers, whose own is charged already, and where nothing is taken from it. Learned maps are charged
+    too."""
     if start.todo.method.fresh:
         return 0.0
-    same = teacher is not None and teacher.digest == start.source.digest
-    learned = read_json(workdir / "init.json")["learned"]["flops"] if start.learns else 0.0
+    same = any(teacher is not None and teacher.digest == start.source.digest for teacher in teachers)
+    learned = learned_flops(workdir) if start.learns else 0.0
     return total(0.0 if same else start.source.training_flops, learned)

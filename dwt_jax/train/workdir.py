@@ -190,7 +190,7 @@ _HEAD_NAMES = {
 def _from_checkpoint(workdir: Path, step: int | None) -> Loaded:
     import jax
 
-    from dwt_jax.model.annealing import anneal, has_annealed, share_after
+    from dwt_jax.model.annealing import anneal, has_annealed, settled, share_after
     from dwt_jax.train.checkpoint import Checkpoints
     from dwt_jax.train.step import abstract_state
 
@@ -210,7 +210,10 @@ def _from_checkpoint(workdir: Path, step: int | None) -> Loaded:
     if found is None:
         raise UserError(f"{workdir}: a run without a checkpoint yet, expected one to take the model from")
     params, step = jax.device_get(found[0]["params"]), found[1]
-    if has_annealed(config.model):  # the model that this step computes with
+    model = config.model
+    if has_annealed(model):  # the model that this step computes with
         share = share_after(step, config.train.steps, config.init.anneal, config.init.step)
         params = jax.device_get(anneal(params, share))
-    return Loaded(params, config.model, workdir / "tokenizer", step=step)
+        if share == 1:
+            params, model = settled(params, model)
+    return Loaded(params, model, workdir / "tokenizer", step=step)
