@@ -1,6 +1,8 @@
 """Runs that are grown in their middle, and new entries that are warmed up."""
 
 import json
+import re
+import shlex
 import shutil
 
 import jax
@@ -214,6 +216,93 @@ def test_what_is_no_run_and_what_was_not_grown(project, tmp_path):
     grow(project, tmp_path / "mine", "stack")
     with pytest.raises(UserError, match=r"init\.method is 'stack' there, 'middle' here"):
         train(load(project[0], grown(project, "middle")), tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"source": 7}, "source is 7, expected an object as dwt remap --run wrote it"),
+        ({"digest": None}, "digest is None, expected a string"),
+        ({"training_flops": "many"}, "training_flops is 'many', expected a number or null"),
+        ({"student_flops": True}, "student_flops is True, expected a number"),
+        ({"from": ...}, "from is missing, expected a string"),
+        ({"source": {"hidden_sise": 1}}, "hidden_sise"),
+        (None, "init.json: missing, expected the record that dwt remap --run left there"),
+    ],
+)
+def test_a_damaged_record_is_told_before_training(project, once_grown, tmp_path, change, says):
+    shutil.copytree(once_grown, tmp_path / "run")
+    record = tmp_path / "run" / "init.json"
+    if change is None:
+        record.unlink()
+    else:
+        found = {**json.loads(record.read_text()), **change}
+        record.write_text(json.dumps({key: value for key, value in found.items() if value is not ...}))
+    with pytest.raises(UserError, match=re.escape(says)):
+        train(load(project[0]), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def once_grown(project, tmp_path_factory):
+    """The small run, grown to its own size after 8 steps with a second warm-up."""
+    out = tmp_path_factory.mktemp("once") / "run"
+    grow(project, out, "stack", {"init.rewarm": "0.25"})
+    return out
+
+
+def test_a_part_of_what_it_was_grown_by_is_enough(project, once_grown, tmp_path):
+    """What the config says stands and is compared, the rest is taken from there."""
+    shutil.copytree(once_grown, tmp_path / "run")
+    train(load(project[0], {"init.method": "stack", "init.from": "x"}), tmp_path / "run")
+    shutil.copytree(once_grown, tmp_path / "other")
+    other = {"init.method": "stack", "init.from": "x", "init.rewarm": "0.5"}
+    with pytest.raises(UserError, match=r"init\.rewarm is 0\.25 there, 0\.5 here$"):
+        train(load(project[0], other), tmp_path / "other")
+
+
+def test_flags_that_contradict_and_places_inside_a_run(project, tmp_path):
+    small, spec = project[1] / "small", project[0]
+    command = [f"--run={small}", "--method=stack", f"--config={spec}"]
+    for more, says in (
+        (["--carry", "--moments=reset"], "not allowed with argument"),
+        (["--config.init.step=8"], "--config.init.step is '8', expected --step"),
+        (["--config.init.method=fna"], "--config.init.method is 'fna', expected 'stack'"),
+        (["--out", str(small / "checkpoints" / "grown")], f"lies in the run {small}, expected a place"),
+    ):
+        out = [] if "--out" in more else [f"--out={tmp_path / 'out'}"]
+        found = dwt("remap", *command, *out, *more)
+        assert found.returncode == 2, found.stdout
+        assert says in found.stderr
+        assert not list(tmp_path.iterdir())
+    out = tmp_path / "with a blank"
+    found = dwt("remap", *command, "--step=8", f"--out={out}")
+    assert found.returncode == 0, found.stderr
+    said = found.stderr.splitlines()[-1].partition("goes on with: ")[2]
+    again = dwt(*shlex.split(said)[1:])
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_source_that_becomes_the_teacher_is_charged_once(project, tmp_path):
+    """And one that stays it, or was it and is gone, as often."""
+    small = project[1] / "small"
+    cost = summary(small)["flops"]["total"]
+    taught = {"teacher.path": str(small), "distill.preset": "paper_normal"}
+    train(load(project[0], grown(project, "stack", model__num_hidden_layers="3")), tmp_path / "old")
+    deeper = {"model.num_hidden_layers": "4"}
+    for name, more, expected in (("alone", {}, cost), ("taught", taught, 0.0)):
+        grow(project, tmp_path / name, "stack", deeper, more, run=tmp_path / "old")
+        assert json.loads((tmp_path / name / "init.json").read_text())["training_flops"] == expected
+
+
+def test_a_checkpoint_that_lacks_a_file_is_passed_over_in_silence(project, tmp_path):
+    shutil.copytree(project[1] / "small", tmp_path / "small")
+    for file in (tmp_path / "small" / "checkpoints" / "12" / "default" / "d").iterdir():
+        file.unlink()
+    out = f"--out={tmp_path / 'out'}"
+    found = dwt("remap", f"--run={tmp_path / 'small'}", "--method=stack", out, f"--config={project[0]}")
+    assert found.returncode == 0, found.stderr
+    assert "checkpoint 12 is damaged, trying the one before" in found.stdout
+    assert found.stderr.count("\n") == 1  # how it goes on
 
 
 def test_new_entries_rise_from_nothing_alone(project, tmp_path):

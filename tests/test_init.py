@@ -15,7 +15,6 @@ from dwt_jax.convert import huggingface
 from dwt_jax.data.tokenizer import vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.model.annealing import share_after
-from dwt_jax.model.roles import annealed, path_name
 from dwt_jax.remap.engine import apply
 from dwt_jax.remap.methods import METHODS
 from dwt_jax.remap.plan import plan
@@ -153,9 +152,14 @@ def test_amid_annealing_a_checkpoint_is_what_that_step_computes_with(project, ga
     assert not (tmp_path / "out").exists()
     train(load(project[0], overrides), tmp_path / "cut")
     assert_same_run(workdir, tmp_path / "cut")
-    raw = load_model(str(workdir), step=12)  # annealed: all is open
-    flat = jax.tree_util.tree_leaves_with_path(raw.params)
-    assert all((leaf == 1).all() for path, leaf in flat if annealed(path_name(path)))
+    opened = load_model(str(workdir), step=12)  # annealed: an ordinary model, as the one at the end
+    assert not opened.model.gated_layers
+    assert not opened.model.weighted_norm
+    saved = load_model(str(workdir)).params
+    assert jax.tree.structure(opened.params) == jax.tree.structure(saved)
+    np.testing.assert_array_equal(
+        opened.params["layers"]["mlp"]["output"]["kernel"], saved["layers"]["mlp"]["output"]["kernel"]
+    )
 
 
 def test_what_the_source_cost_is_charged_once(project, gated, tmp_path):
@@ -193,6 +197,20 @@ def test_learned_maps_begin_a_run(project, tmp_path, capsys):
     train(load(project[0], overrides), tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     assert summary(tmp_path / "cut")["flops"] == summary(tmp_path / "whole")["flops"]
+
+
+def test_learned_maps_and_a_second_warm_up(project, tmp_path):
+    """Of what the first maps call new; by the plan that the config's options give."""
+    overrides = grown(project, "ligo", WIDER, init__learning_steps="2", init__rewarm="0.5", train__steps="4")
+    train(load(project[0], overrides), tmp_path)
+    assert [r["rewarmed"] for r in records(tmp_path)] == [0.5, 1]  # of the steps 2 and 4
+    record = json.loads((tmp_path / "init.json").read_text())["learned"]
+    assert record["training_bytes"] > 0
+    record["flops"] = "many"
+    (tmp_path / "init.json").write_text(json.dumps({"learned": record}))
+    assert starts.learned_flops(tmp_path) is None
+    (tmp_path / "init.json").unlink()
+    assert starts.learned_flops(tmp_path) is None
 
 
 def test_a_new_model_is_what_it_was(project, tmp_path):

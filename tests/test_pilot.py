@@ -9,6 +9,7 @@ import pytest
 from runs import make_project
 from test_learn_maps import overrides
 
+from dwt_jax.__main__ import main
 from dwt_jax.config_file import load
 from dwt_jax.errors import UserError
 from dwt_jax.evaluate import mlm
@@ -126,6 +127,53 @@ def test_mistakes(project, tmp_path, steps, methods, message):
     run = prepare_run(load(project[1], overrides({"num_hidden_layers": 1}, **FEW)), tmp_path)
     with pytest.raises(UserError, match=message):
         pilot(run, {}, run.config.model, steps, methods)
+
+
+def test_its_beginnings_are_those_of_the_config(project):
+    """The options of `init`, the second warm-up of what is new, learned maps too."""
+    more = {"init.method": "random", "init.from": str(project[0] / "source"), "init.noise": "0.3"}
+    more |= {"init.split": "uneven", "init.rewarm": "1", "init.learning_steps": "2"}
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    run, source = prepared(project, "options", sizes, **more)
+    names, learning = ("net2net", "ligo"), Settings(steps=2, held_back=1)
+    found = {
+        trial.method: trial for trial in pilot(run, source.params, source.model, 1, names, learning=learning)
+    }
+    assert found["net2net"].exact is False  # noise
+    grown, _ = remap(
+        source.params,
+        source.model,
+        run.config.model,
+        "net2net",
+        jax.random.key(0),
+        options=run.config.init,
+    )
+    documents = mlm.by_document(grown, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics)
+    assert found["net2net"].initial_loss == mlm.summarise(documents)["held_out_loss"]
+    assert found["ligo"].learned.steps == 2
+    assert found["ligo"].loss < found["ligo"].initial_loss
+
+
+def test_the_command_takes_a_checkpoint_and_the_flags(project, capsys, tmp_path):
+    """`--step`, `--noise`, `--split` reach the trials; what contradicts is refused."""
+    folder, config = project
+    keys = [f"--config.{key}={value}" for key, value in overrides({"num_hidden_layers": 1}, **FEW).items()]
+    command = ["remap", f"--model={folder / 'source'}", f"--config={config}", "--pilot=1", "--json", *keys]
+    assert main([*command, "--step=6", "--noise=0.5", "--config.init.learning_steps=1"]) == 0
+    trials = {trial["method"]: trial for trial in json.loads(capsys.readouterr().out)}
+    assert trials["ligo"]["learned"]["steps"] == 1
+    assert trials["hyperclone"]["refused"] == "hyperclone: noise 0.5, expected 0"
+    for more, says in (
+        (["--step=5"], "--step is 5, expected a checkpoint that"),
+        (["--seed=1"], "--seed is 1, expected none with --pilot"),
+        (
+            ["--noise=1", "--config.init.noise=2"],
+            "--config.init.noise is '2', expected '1.0'",
+        ),
+        (["--carry"], "--moments is carry, expected --run"),
+    ):
+        assert main([*command, *more]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_the_command_prints_json_and_leaves_nothing(project, capsys, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ the method preserves the function, splits are even (or norms weighted by the sam
 and for everything that is not new. Exact for means of gradients; a mean of squares over
 batches in which the gradient varies is exact too, since every batch's is scaled alike.
 
-Where copies have equal parameters and equal moments, AdamW keeps them equal for ever: their
+Where copies have equal parameters and equal moments, AdamW without dropout keeps them equal: their
 gradients are equal too. An uneven split, noise, or `asymmetric` parts them.
 """
 
@@ -32,7 +32,7 @@ def remap_state(
     """The optimiser's state of the target from the source's (`todo`: as for the parameters).
 
     reset: as before the first step. carry: by the chain rule; what is new starts at 0.
-    asymmetric: further copies start at 0 too, while the first keeps its own. After the
+    asymmetric: further copies start at 0 too, while the first has what the rule gives it. After the
     latter two the count of steps stays, so that nothing corrects for a start at 0: warm new
     entries up with `warmed`.
     """

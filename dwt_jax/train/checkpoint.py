@@ -8,6 +8,7 @@ import gc
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,14 +146,21 @@ class Checkpoints:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's warnings, and the tracebacks that its coroutines print when a read fails."""
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without Orbax's warnings, and the tracebacks that its coroutines and the threads below them print
+    when a read fails: the exception that counts is raised."""
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
+    levels = {"absl": logging.ERROR, "asyncio": logging.CRITICAL}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
+    except Exception:
+        time.sleep(0.5)  # reads that are still under way report that their loop is closed
+        raise
     finally:
         gc.collect()
-        sys.unraisablehook = before
-        logger.setLevel(level)
+        sys.unraisablehook, sys.excepthook = hooks
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
