@@ -16,7 +16,7 @@ DONE, MISTAKE, RUN_ME_AGAIN, FAILED = 0, 2, 75, 1
 _CONFIG_HELP = "Python config file, with an argument behind a colon: configs/demo.py:student"
 _OVERRIDES = "--config.KEY=VALUE sets any key of the config, e.g. --config."
 _EXAMPLES = {
-    **dict.fromkeys(("prepare", "train", "remap"), "train.steps=1e3"),
+    **dict.fromkeys(("prepare", "train", "remap", "compile"), "train.steps=1e3"),
     "finetune": "recipe.epochs=5",
     "study": "title=Mine",
 }
@@ -271,6 +271,28 @@ def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     verb.run(options, overrides)
 
 
+def _compile_options(parser: argparse.ArgumentParser) -> None:
+    """does it fit, and how fast at best, on chips that are not here"""
+    parser.add_argument(
+        "--config", required=True, help=f"{_CONFIG_HELP}; teacher.path may be one too, for its sizes"
+    )
+    parser.add_argument("--topology", required=True, help="e.g. v5e:4x4, v5p:4x4x4, v6e:16x16, h100:8")
+    parser.add_argument("--max-batch", action="store_true", help="search the largest batch that fits")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _compile(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from dwt_jax.config_file import load
+    from dwt_jax.parallel import host
+
+    config = load(options.config, overrides)
+    host.tune()
+    host.without_devices()
+    from dwt_jax.parallel.ahead_command import command
+
+    return command(config, options.topology, options.json, options.max_batch)
+
+
 def _finetune_options(parser: argparse.ArgumentParser) -> None:
     """a model on GLUE, the built-in tasks or files of your own; the same command resumes"""
     parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
@@ -347,6 +369,7 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
     "evaluate": (_evaluate_options, _evaluate),
     "export": (_export_options, _export),
     "remap": (_remap_options, _remap),
+    "compile": (_compile_options, _compile),
     "finetune": (_finetune_options, _finetune),
     "study": (_study_options, _study),
     "report": (_report_options, _report),

@@ -16,7 +16,12 @@ import yaml
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 GOLDEN = ROOT / "tests" / "golden" / "launch"
-TRAIN = ["train", "--config=configs/paper.py:weak", "--config.train.steps=100", "--workdir=/shared/my run"]
+TRAIN = [
+    "train",
+    "--config=configs/paper.py:teacher4",
+    "--config.train.steps=100",
+    "--workdir=/shared/my run",
+]
 TPU = ["--name=weak", "--zone=us-central1-a"]
 GKE = ["--name=weak", "--image=images/dwt:1", "--claim=runs"]
 

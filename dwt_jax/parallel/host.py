@@ -36,6 +36,21 @@ def tune() -> None:
             pass
 
 
+def without_devices() -> None:
+    """For compiling alone: this process runs nothing on an accelerator, even where there is one, and
+    libtpu does not look for the machine that it is on."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
 def cache() -> Path:
     """Where prepared data and compiled programs are kept: $DWT_CACHE or ~/.cache/dwt-jax."""
     return Path(os.environ.get("DWT_CACHE") or Path.home() / ".cache" / "dwt-jax")

@@ -18,7 +18,12 @@ _MESH_AXIS = {"embed": "fsdp", "head": "tensor", "mlp": "tensor", "vocab": "tens
 
 def make_mesh(sizes: settings.Mesh, rows: int) -> Mesh:
     """The mesh over all devices. `rows`: of one part of a batch, for the check that they divide."""
-    count = jax.device_count()
+    shape = mesh_shape(sizes, jax.device_count(), rows)
+    return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_shape(sizes: settings.Mesh, count: int, rows: int) -> list[int]:
+    """The sizes of the axes over `count` devices; a -1 is what is left. Raises UserError."""
     shape = [sizes.data, sizes.fsdp, sizes.tensor]
     fixed = int(np.prod([size for size in shape if size != -1]))
     shape = [count // fixed if size == -1 else size for size in shape]
@@ -32,7 +37,7 @@ def make_mesh(sizes: settings.Mesh, rows: int) -> Mesh:
             f"config: train.batch_size / train.accumulate is {rows}, expected a multiple of the "
             f"mesh's data x fsdp ({shape[0] * shape[1]})"
         )
-    return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return shape
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,35 @@
+"""Students of BERT's two sizes, packed rows of 128 tokens, and a teacher of half the layers for each.
+
+    dwt train --config=configs/bert.py:base-teacher --workdir=runs/teacher
+    dwt train --config=configs/bert.py:base --workdir=runs/base \\
+        --config.teacher.path=runs/teacher --config.distill.preset=paper_decay
+
+Data, masks and optimiser are those of configs/paper.py, but every sentence is kept.
+"""
+
+from ml_collections import ConfigDict
+
+from dwt_jax.config_file import beside
+
+SIZES = {
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+    "base-teacher": (6, 768, 12),
+    "large-teacher": (12, 768, 12),
+}
+
+
+def get_config(run: str = "base") -> ConfigDict:
+    if run not in SIZES:
+        raise ValueError(f"no run {run!r}, expected one of {', '.join(SIZES)}")
+    config = beside(__file__, "paper").get_config()
+    layers, width, heads = SIZES[run]
+    config.model = {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
+    config.data.update(mode="packed", keep_every=1)
+    config.train.update(epochs=3, batch_size=512)
+    return config

@@ -1,0 +1,103 @@
+"""What a compiled program sends between its devices, read off its text."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
+_SHAPE = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9a-z]*)?)\[([0-9,]*)\]")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
+_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_CALLED = re.compile(
+    r"(?:calls|body|condition|to_apply|called_computations|branch_computations)=(\{[^}]*\}|%?[^\s,)}]+)"
+)
+_WHILE = re.compile(r" while\(.*condition=%?([^\s,]+), body=%?([^\s,]+)")
+
+
+class Collective(NamedTuple):
+    kind: str
+    bytes: int  # of the whole array, on one device: before a scatter, after a gather
+    group: int  # devices that take part together; 0: all
+    times: int  # a step
+    known: bool  # whether all loops around it say how often they run
+
+    def sent(self, devices: int) -> float:
+        """Bytes that a device sends a step, by the ring algorithms, which need the fewest."""
+        n = self.group or devices
+        share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(self.kind, (n - 1) / n)
+        return self.times * self.bytes * share
+
+
+def collectives(text: str) -> list[Collective]:
+    """All that run in a program (`compiled.as_text()`), those in loops as often as the loops run."""
+    bodies = dict(_computations(text))
+    entry = next(name for name, (first, _) in bodies.items() if first)
+    found: list[Collective] = []
+
+    def walk(name: str, times: int, known: bool) -> None:
+        for line in bodies[name][1]:
+            if match := _COLLECTIVE.search(line):
+                found.append(_collective(match, line, times, known))
+            loop = _WHILE.search(line)
+            for called in _called(line, bodies):
+                count = _trips(line, bodies[loop[1]][1]) if loop and called == loop[2] else 1
+                walk(called, times * (count or 1), known and count is not None)
+
+    walk(entry, 1, True)
+    return found
+
+
+def _computations(text: str) -> Iterator[tuple[str, tuple[bool, list[str]]]]:
+    """(name, (whether it is the program's first, its lines))"""
+    lines: list[str] | None = None
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = []
+            yield match[2], (bool(match[1]), lines)
+        elif lines is not None:
+            lines.append(line)
+
+
+def _called(line: str, bodies: dict[str, tuple[bool, list[str]]]) -> list[str]:
+    names = (name.strip(" %") for part in _CALLED.findall(line) for name in part.strip("{}").split(","))
+    return [name for name in names if name in bodies]
+
+
+def _trips(line: str, condition: list[str]) -> int | None:
+    """How often a loop runs: as its line says, or the one number that its condition compares with."""
+    if said := re.search(r"known_trip_count[^0-9]*(\d+)", line):
+        return int(said[1])
+    numbers = {int(n) for each in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", each)}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def _collective(match: re.Match[str], line: str, times: int, known: bool) -> Collective:
+    shapes, kind, started = match.groups()
+    sizes = [_size(*shape) for shape in _SHAPE.findall(shapes)]
+    group = _group(line)
+    total = max(sizes) if started and kind != "all-reduce" else sum(sizes)  # (operand, result, …)
+    if kind == "reduce-scatter" and not started:
+        total *= max(group, 1)
+    return Collective(kind, total, group, times, known)
+
+
+def _size(kind: str, dims: str) -> int:
+    bits = re.search(r"(\d+)", kind)
+    each = _BYTES.get(kind) or (max(1, int(bits[1]) // 8) if bits else 1)
+    return each * math.prod(int(dim) for dim in dims.split(",") if dim)
+
+
+def _group(line: str) -> int:
+    """Devices in a group, 0 where none is named: {{0,1},{2,3}}, [2,2]<=[4], mesh['a'=2,'b'=2] {'b'}."""
+    _, _, said = line.partition("replica_groups=")
+    if match := re.match(r"\{\{([\d,]*)\}", said):
+        return len(match[1].split(","))
+    if match := re.match(r"\[\d+,(\d+)\]<=", said):
+        return int(match[1])
+    if match := re.match(r"(?:mesh)?\[([^\]]*)\][^{]*\{([^}]*)\}", said):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", match[2]) if axis in sizes)
+    return 0
