@@ -44,19 +44,22 @@ class Agreement:
                 raise talk.Ended(process, status)
         if calls < self._at:
             return False
-        self._over.set()  # what is left to do takes as long as it takes: the heartbeat alone watches
+        self.close()  # what is left to do takes as long as it takes: the heartbeat alone watches
         return True
 
     def close(self) -> None:
-        self._over.set()
+        """Hear nothing any more. From here on no signal comes from here."""
+        with self._lock:
+            self._over.set()
         self._wake.set()
 
     def _listen(self) -> None:
         while not self._over.is_set():
-            self._wake.wait(1.0)
+            self._wake.wait(0.5)
             self._wake.clear()
             try:
-                self._hear()
+                if not self._over.is_set():
+                    self._hear()
             except (RuntimeError, talk.Ended):  # the coordinator is gone: jax ends the process itself
                 continue
 
@@ -74,8 +77,11 @@ class Agreement:
 
     def _end_after(self, process: int, status: int) -> None:
         """Another one ended. If this one does not follow by itself, it hangs in something that needs all."""
-        if status == os.EX_TEMPFAIL:  # 75: stopped by a signal; before the first step that ends this one too
-            os.kill(os.getpid(), signal.SIGTERM)
+        with self._lock:
+            if self._over.is_set():
+                return
+            if status == os.EX_TEMPFAIL:  # 75: stopped by a signal; before the first step that ends this one
+                os.kill(os.getpid(), signal.SIGTERM)
         if self._over.wait(processes.heartbeat()):
             return
         print(f"dwt: {talk.Ended(process, status)}", file=sys.stderr, flush=True)

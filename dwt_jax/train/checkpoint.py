@@ -24,6 +24,8 @@ from dwt_jax.parallel import talk
 
 State = dict[str, Any]
 
+_ITEM = "default"  # what Orbax calls the one thing that is saved
+
 
 def checksum(state: Any) -> jax.Array:
     """uint32 [leaves]: of each leaf the sum of its words, weighted by odd numbers, mod 2³², on every
@@ -124,28 +126,36 @@ class Checkpoints:
         self._manager.close()
 
     def _tried(self, step: int, like: State) -> tuple[State | None, str]:
-        """The state of a step, or None and why not: what is damaged for one process is so for all."""
-        state, reason = None, ""
+        """The state of a step, or None and why not: what is damaged for one process is so for all.
+
+        Not by the manager: its reading ends with a collective, in which those who could read would wait
+        for ever for one who could not.
+        """
+        item, problem = None, ""
         try:
             with _quiet():
-                state = self._read(step, like)
+                item = self._read(step, like)
         except Exception as error:  # Orbax raises many kinds for a damaged file
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise  # not the checkpoint's fault
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        reason = next(filter(None, talk.gather(reason)), "")
-        return (None if reason else state), reason
+            problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        problem = next(filter(None, talk.gather(problem)), "")
+        if problem or item is None:
+            return None, problem
+        if not np.array_equal(checksum(item["state"]), item["checksum"]):
+            return None, "the checksums of its arrays differ from those stored with it"
+        return item["state"], ""
 
-    def _read(self, step: int, like: State) -> State:
+    def _read(self, step: int, like: State) -> dict[str, Any]:
+        """What `save` wrote: {state, checksum}."""
         same = _everywhere(jax.tree.leaves(like)[0].sharding)
         expected = jax.ShapeDtypeStruct((len(jax.tree.leaves(like)),), jnp.uint32, sharding=same)
-        item = self._manager.restore(
-            step, args=ocp.args.StandardRestore({"state": like, "checksum": expected})
-        )
-        found = np.asarray(checksum(item["state"]))
-        if not np.array_equal(found, np.asarray(item["checksum"])):
-            raise ValueError("the checksums of its arrays differ from those stored with it")
-        return item["state"]
+        wanted = ocp.args.StandardRestore({"state": like, "checksum": expected})
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            return handler.restore(self.directory / str(step) / _ITEM, args=wanted)
+        finally:
+            handler.close()
 
     @property
     def _damaged(self) -> Path:

@@ -6,6 +6,7 @@ tokenizer; then metrics, checkpoints, and at the end `model/` and `summary.json`
 
 import fcntl
 import json
+import re
 import shutil
 import sys
 import time
@@ -105,6 +106,11 @@ def claim(
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """No second process trains here: UserError at once. The lock ends with its process."""
+    if url := re.match(r"[a-z0-9]{2,}:/", str(workdir)):
+        raise UserError(
+            f"--workdir: {workdir} begins with {url[0]}, expected a directory; mount a bucket (gcsfuse) "
+            "and give its path"
+        )
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file, expected a directory for --workdir")
     made = not workdir.exists()
