@@ -171,13 +171,13 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int | None
         processes.refuse_platform(config.platform)
         return config
 
+    config = None if processes.explicit() else read()  # a mistake is told before jax is imported
     host.tune()
 
     def run() -> None:
-        config = talk.together(read)
         from dwt_jax.train.loop import train
 
-        summary = train(config, options.workdir)
+        summary = train(config or talk.together(read), options.workdir)
         talk.say(
             f"{options.workdir}: held-out loss {summary['held_out']['held_out_loss']:.4f}, "
             f"model in {options.workdir / 'model'}"

@@ -228,6 +228,9 @@ def test_the_watchdog_shows_where_every_thread_is_and_ends_the_process():
 
 # Runs
 
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile
+MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
@@ -237,7 +240,7 @@ def project(tmp_path_factory):
 
 def train(project, workdir: str, *more: str) -> list[str]:
     """Many steps at a small rate: a difference in rounding stays what it is."""
-    keys = {"steps": 150, "evaluate_every": 0, "log_every": 1, "checkpoint_every": 1000}
+    keys = {"steps": 100, "evaluate_every": 0, "log_every": 1, "checkpoint_every": 1000}
     settings = [f"--config.train.{key}={value}" for key, value in keys.items()]
     rate = "--config.optimizer.learning_rate.value=1e-5"
     return [
@@ -255,7 +258,7 @@ def train(project, workdir: str, *more: str) -> list[str]:
 def losses(project, workdir: str) -> np.ndarray:
     lines = (project[1] / workdir / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
-    assert [record["step"] for record in found] == list(range(1, 151))
+    assert [record["step"] for record in found] == list(range(1, 101))
     last = json.loads((project[1] / workdir / "evaluations.jsonl").read_text())
     return np.array([*(record["loss"] for record in found), last["held_out_loss"]])
 
@@ -269,26 +272,30 @@ def until(process: subprocess.Popen[str], text: str) -> None:
     pytest.fail(f"{text!r} was never said: {''.join(said)}")
 
 
+def begin(*words, **more):
+    return start_several(*words, XLA_FLAGS=QUICK, **more)
+
+
 @pytest.fixture(scope="module")
 def whole(project):
     """One process with four devices."""
-    [(status, said)] = ended(start_several(train(project, "whole"), 1, 4))
+    [(status, said)] = ended(begin(train(project, "whole"), 1, 4))
     assert status == 0, said
     return losses(project, "whole")
 
 
 def test_stopped_as_two_processes_and_resumed_as_one_with_the_same_losses(project, whole):
     """2 x 2, SIGTERM to the second process alone, then 1 x 4: every loss is that of 1 x 4 throughout."""
-    command = train(project, "moved", "--config.mesh.fsdp=2", "--config.mesh.data=2")
-    two = start_several(command, 2, 2)
-    until(two[0], "step 2/150")
+    command = train(project, "moved", *MESH)
+    two = begin(command, 2, 2)
+    until(two[0], "step 2/100")
     two[1].send_signal(signal.SIGTERM)
     done = ended(two)
     assert [status for status, _ in done] == [75, 75], done
     steps = {int(re.search(r"stopped at step (\d+), saved", said)[1]) for _, said in done}
     assert len(steps) == 1
-    assert "/150" not in done[1][1]  # only the first says how far it is
-    [(status, said)] = ended(start_several(train(project, "moved"), 1, 4))
+    assert "/100" not in done[1][1]  # only the first says how far it is
+    [(status, said)] = ended(begin(train(project, "moved"), 1, 4))
     assert status == 0, said
     assert f"resumed at step {steps.pop()}" in said
     np.testing.assert_allclose(losses(project, "moved"), whole, rtol=1e-6)
@@ -297,19 +304,19 @@ def test_stopped_as_two_processes_and_resumed_as_one_with_the_same_losses(projec
 @pytest.mark.slow
 def test_two_and_four_processes_compute_what_one_does(project, whole, tmp_path):
     """2 x 2 from the beginning to the end, in fsdp; 4 x 1, begun by 1 x 4."""
-    two = ended(start_several(train(project, "two", "--config.mesh.fsdp=4", "--config.mesh.data=1"), 2, 2))
+    two = ended(begin(train(project, "two", "--config.mesh.fsdp=4", "--config.mesh.data=1"), 2, 2))
     assert [status for status, _ in two] == [0, 0], two
     np.testing.assert_allclose(losses(project, "two"), whole, rtol=1e-6)
-    [one] = start_several(train(project, "four"), 1, 4)
-    until(one, "step 2/150")
+    [one] = begin(train(project, "four"), 1, 4)
+    until(one, "step 2/100")
     one.send_signal(signal.SIGTERM)
     assert ended([one])[0][0] == 75
     logs = tmp_path / "logs"
-    four = ended(start_several(train(project, "four"), 4, 1, DWT_PROCESS_LOGS=str(logs)))
+    four = ended(begin(train(project, "four"), 4, 1, DWT_PROCESS_LOGS=str(logs)))
     assert [status for status, _ in four] == [0] * 4, four
     np.testing.assert_allclose(losses(project, "four"), whole, rtol=1e-6)
     assert sorted(path.name for path in logs.iterdir()) == [f"process-{i}.log" for i in (1, 2, 3)]
-    assert "step 150/150" in (logs / "process-3.log").read_text()
+    assert "step 100/100" in (logs / "process-3.log").read_text()
     one, other = (
         {p.relative_to(project[1] / name) for p in (project[1] / name / "model").iterdir()}
         for name in ("whole", "two")
@@ -318,7 +325,9 @@ def test_two_and_four_processes_compute_what_one_does(project, whole, tmp_path):
 
 
 def test_a_process_that_is_killed_ends_the_others(project):
-    two = start_several(train(project, "killed", "--config.train.steps=100000"), 2, DWT_HEARTBEAT_TIMEOUT="5")
+    two = begin(
+        train(project, "killed", *MESH, "--config.train.steps=100000"), 2, 2, DWT_HEARTBEAT_TIMEOUT="5"
+    )
     until(two[0], "step 2/")
     began = time.monotonic()
     two[1].kill()
@@ -329,7 +338,7 @@ def test_a_process_that_is_killed_ends_the_others(project):
 
 def test_another_config_in_one_process_ends_all_with_its_name(project):
     command, others = train(project, "odd"), train(project, "odd", "--config.seed=1")
-    (status, said), (other, silent) = ended(start_several(command, 2, others=others))
+    (status, said), (other, silent) = ended(begin(command, 2, others=others))
     assert (status, other) == (2, 2), (said, silent)
     assert "dwt: seed is 1 in process 1, expected 0 as in process 0" in said
     assert "expected" not in silent
@@ -339,7 +348,7 @@ def test_another_config_in_one_process_ends_all_with_its_name(project):
 @pytest.mark.slow
 def test_a_run_that_hangs_is_ended_by_its_watchdog(project):
     more = ["--config.train.steps=100000", "--config.train.watchdog=8"]
-    two = start_several(train(project, "hung", *more), 2, DWT_HEARTBEAT_TIMEOUT="300")
+    two = begin(train(project, "hung", *more), 2, DWT_HEARTBEAT_TIMEOUT="300")
     until(two[0], "step 20/")
     two[1].send_signal(signal.SIGSTOP)
     [(status, said)] = ended(two[:1], 120)

@@ -38,7 +38,7 @@ def find() -> Found | None:
     Raises UserError for variables that say half of it, and for a coordinator on the loopback
     interface with processes on several hosts.
     """
-    found = _explicit() or _detected()
+    found = explicit() or _detected()
     if found is None or found.processes == 1:
         return None
     if found.coordinator and _loopback(found.coordinator) and (what := _several_hosts()):
@@ -49,7 +49,8 @@ def find() -> Found | None:
     return found
 
 
-def _explicit() -> Found | None:
+def explicit() -> Found | None:
+    """What the three variables say, if they are there."""
     given = {name: os.environ.get(name, "").strip() for name in (ADDRESS, COUNT, INDEX)}
     present = [name for name, value in given.items() if value]
     if not present:
@@ -156,7 +157,7 @@ def refuse_platform(platform: str) -> None:
 
 def refuse_several(verb: str) -> None:
     """Raises UserError where the explicit variables ask for several processes and `verb` is for one."""
-    found = _explicit()
+    found = explicit()
     if found and found.processes > 1:
         raise UserError(f"{COUNT}: {found.processes}, expected 1: 'dwt {verb}' runs in one process")
 
