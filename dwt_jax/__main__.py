@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dwt_jax import __version__
-from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.config import Config
+from dwt_jax.errors import SaidElsewhere, UserError, did_you_mean
 
 DONE, MISTAKE, RUN_ME_AGAIN, FAILED = 0, 2, 75, 1
 
@@ -32,9 +33,24 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status: 0 done, 2 a mistake of the user, 75 stopped by a signal
     with everything saved, 1 any other failure that has a name."""
-    try:
+
+    def run() -> int | None:
         options, overrides = _parse(sys.argv[1:] if arguments is None else list(arguments))
-        return int(options.run(options, overrides) or DONE)
+        if options.verb in ALONE:
+            from dwt_jax.parallel import processes
+
+            processes.refuse_several(options.verb)
+        return options.run(options, overrides)
+
+    return _ended(run)
+
+
+def _ended(run: Callable[[], int | None]) -> int:
+    """Call `run`; every way in which it may end as an exit status, said in one line."""
+    try:
+        return int(run() or DONE)
+    except SaidElsewhere:
+        return MISTAKE
     except UserError as error:
         print(f"dwt: {error}", file=sys.stderr)
         return MISTAKE
@@ -148,36 +164,45 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     from dwt_jax.config_file import load
-    from dwt_jax.parallel import host
+    from dwt_jax.parallel import host, processes, talk
 
-    config = load(options.config, overrides)
+    def read() -> Config:
+        config = load(options.config, overrides)
+        processes.refuse_platform(config.platform)
+        return config
+
+    config = None if processes.explicit() else read()  # a mistake is told before jax is imported
     host.tune()
 
     def run() -> None:
         from dwt_jax.train.loop import train
 
-        summary = train(config, options.workdir)
-        print(
+        summary = train(config or talk.together(read), options.workdir)
+        talk.say(
             f"{options.workdir}: held-out loss {summary['held_out']['held_out_loss']:.4f}, "
             f"model in {options.workdir / 'model'}"
         )
 
-    return _trained(run)
+    return processes.run(lambda: _ended(lambda: _trained(run)))
 
 
 def _trained(run: Callable[[], Any]) -> int | None:
     """Call what trains, with its ways of ending early as exit statuses."""
-    from dwt_jax.train.loop import Failed
-    from dwt_jax.train.signals import Stopped
+    from dwt_jax.parallel.talk import Ended, index
+    from dwt_jax.train.signals import Failed, Stopped
 
     try:
         run()
     except Stopped as stopped:
         print(f"dwt: {stopped}", file=sys.stderr)
         return RUN_ME_AGAIN
-    except Failed as failed:
-        print(f"dwt: {failed}", file=sys.stderr)
+    except Failed as failed:  # in all processes at once
+        if index() == 0:
+            print(f"dwt: {failed}", file=sys.stderr)
         return FAILED
+    except Ended as ended:
+        print(f"dwt: {ended}", file=sys.stderr)
+        return ended.status or FAILED
     return None
 
 
@@ -374,6 +399,9 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
     "study": (_study_options, _study),
     "report": (_report_options, _report),
 }
+
+ALONE = frozenset({*VERBS} - {"train"})
+"""The verbs that are not for several processes."""
 
 
 if __name__ == "__main__":

@@ -161,6 +161,7 @@ class Train:
     keep_checkpoints: int = 3
     log_every: int = 10
     evaluate_every: int = 0  # 0: only at the end
+    watchdog: float = 1800.0  # seconds without a step that end the process; 0: off
     max_skipped: int = 20  # non-finite steps in a row that stop the run, looked at where metrics are logged
     tensorboard: bool = True
     wandb: str = ""  # project; empty: off
@@ -382,7 +383,7 @@ def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
 
 def _training_problems(config: Config):
     train, mesh = config.train, config.mesh
-    yield from _at_least(train, "train", 0, "steps", "epochs", "evaluate_every")
+    yield from _at_least(train, "train", 0, "steps", "epochs", "evaluate_every", "watchdog")
     if not train.steps and not train.epochs:
         yield "train.steps is 0, expected at least 1 (or train.epochs above 0)"
     yield from _at_least(

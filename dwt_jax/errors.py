@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class SaidElsewhere(UserError):
+    """A mistake that another process of the run tells about: this one ends in silence."""
+
+
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean 'x'?` for the nearest of `known`, or the whole list if none is near.
 

@@ -30,8 +30,10 @@ port=PORT
 $dry || port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
 pids=() running=() signalled=false failed=0 again=0 killed_at=0
+trap 'signalled=true; kill -TERM "${pids[@]+"${pids[@]}"}" 2>/dev/null || true' TERM INT
 
 for ((i = 0; i < processes; i++)); do
+  ! $signalled || exit 75
   words=(env JAX_PLATFORMS=cpu "JAX_NUM_CPU_DEVICES=$devices" PYTHONUNBUFFERED=1
     "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}")
   # Bound to loopback: whoever reaches the coordinator could take part.
@@ -54,13 +56,6 @@ for ((i = 0; i < processes; i++)); do
   pids+=($!)
 done
 ! $dry || exit 0
-
-# shellcheck disable=SC2329 # by the trap
-forward() {
-  signalled=true
-  kill -TERM "${pids[@]}" 2>/dev/null || true
-}
-trap forward TERM INT
 
 ended() { # one process, with status $1
   case $1 in

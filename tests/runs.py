@@ -2,8 +2,10 @@
 
 import os
 import random
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 CONFIG = """
@@ -86,3 +88,48 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     )
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start_several(
+    command: list[str], processes: int, devices: int = 1, others: list[str] | None = None, **variables: str
+) -> list[subprocess.Popen[str]]:
+    """A command line of Python in several processes on this machine. others: what all but the first run."""
+    port = free_port()
+    started = []
+    for i in range(processes):
+        several = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(i),
+        }
+        env = environment(JAX_NUM_CPU_DEVICES=str(devices), **(several if processes > 1 else {}), **variables)
+        words = [sys.executable, *(others if others and i else command)]
+        started.append(
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        )
+    return started
+
+
+def ended(processes: list[subprocess.Popen[str]], limit: float = 200) -> list[tuple[int, str]]:
+    """(exit status, the rest of what it said) of each; those that take longer than `limit` seconds fail."""
+    found: dict[int, str] = {}
+    readers = [
+        threading.Thread(target=lambda i=i, p=p: found.update({i: p.stdout.read()}))
+        for i, p in enumerate(processes)
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        statuses = [process.wait(timeout=limit) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+        for reader in readers:
+            reader.join()
+    return [(status, found[i]) for i, status in enumerate(statuses)]

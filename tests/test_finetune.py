@@ -92,6 +92,66 @@ def test_an_epoch_is_every_example_once_in_an_order_of_its_seed_and_number():
     assert tuple(alone[0]) == orders[1, 1]
 
 
+def test_batches_of_like_length(models):
+    """Every example once, in an order of seed and number, and hardly longer than if all were sorted."""
+    lengths = np.random.default_rng(0).integers(3, 60, 1000)
+    seen = {}
+    for number in (0, 1):
+        drawn = list(batches.epoch(1000, 8, (4, 5), number, lengths))
+        longest = np.array([[lengths[row[row >= 0]].max() for row in rows] for rows in drawn])
+        ideal = np.sort(lengths)[7::8].mean()
+        chance = np.mean([lengths[row[row >= 0]].max() for row, _ in batches.epoch(1000, 8, (4, 5), number)])
+        assert longest.mean() < ideal + 0.2 * (chance - ideal)
+        assert longest.max(1).mean() < ideal + 0.3 * (chance - ideal)  # those that run side by side
+        assert np.abs(np.corrcoef(np.arange(len(longest)), longest[:, 0])[0, 1]) < 0.3  # dealt at random
+        for i, seed in enumerate((4, 5)):
+            rows = np.concatenate(drawn, axis=1)[i]
+            assert sorted(rows[rows >= 0]) == list(range(1000))
+            seen[seed, number] = tuple(rows)
+    assert len(set(seen.values())) == 4
+    alone = np.concatenate(list(batches.epoch(1000, 8, (5,), 1, lengths)), axis=1)
+    assert tuple(alone[0]) == seen[5, 1]
+
+
+def test_batches_of_like_length_train_with_less_padding(models, task, tmp_path, monkeypatch):
+    padded, real = {}, batches.gather
+    for grouped in (False, True):
+        count = padded[grouped] = []
+
+        def gather(encoded, rows, lengths, pad_id, count=count):
+            batch = real(encoded, rows, lengths, pad_id)
+            if rows.ndim > 1:  # of training
+                count.append(batch.tokens.size)
+            return batch
+
+        monkeypatch.setattr(batches, "gather", gather)
+        config = config_of(task, buckets=10, group_by_length=grouped)
+        runs.fine_tune(run_of(config, models / "Bert", tmp_path / str(grouped)), Stopping())
+    assert len(padded[True]) == len(padded[False])
+    assert sum(padded[True]) < 0.9 * sum(padded[False])
+
+
+def test_examples_are_read_and_encoded_once_for_all_models(models, task, tmp_path, monkeypatch):
+    reads, encodes = [], []
+    for calls, name in ((reads, "read"), (encodes, "encode")):
+        real = getattr(batches, name)
+        monkeypatch.setattr(batches, name, lambda *a, real=real, calls=calls: (calls.append(a), real(*a))[1])
+    texts = batches.Texts()
+    config = config_of(task, epochs=1)
+    found = []
+    for i, family in enumerate(("Bert", "DistilBert", "Roberta", "Roberta")):
+        source = runs.load_source(str(models / family))
+        (tmp_path / str(i)).mkdir()
+        found.append(runs.prepare(config, source, tmp_path / str(i), texts))
+    # The first two have the same words; every encoding is of train, dev and test.
+    assert (len(reads), len(encodes)) == (1, 6)
+    alone = run_of(config, models / "Roberta", tmp_path / "alone")
+    for name, one in alone.encoded.items():
+        for field in one._fields:
+            np.testing.assert_array_equal(getattr(found[3].encoded[name], field), getattr(one, field))
+    assert not np.array_equal(found[0].encoded["dev"].tokens, found[3].encoded["dev"].tokens)
+
+
 # Transfer
 
 

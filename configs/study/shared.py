@@ -27,6 +27,7 @@ def study(scale: str, title: str, arms: list, claims: list) -> ConfigDict:
         raise ValueError(f"no scale {scale!r}, expected one of {', '.join(TASKS)}")
     small = ["examples.limit=1500", "recipe.max_length=64", "recipe.epochs=2", "recipe.seeds=[0,1]"]
     small += ["recipe.batch_size=16", "recipe.optimizer.learning_rate.value=5e-4"]
+    small += ["recipe.group_by_length=true"]
     glue = [] if scale == "paper" else ["examples.kind=glue", "examples.path=data/glue"]
     books = [
         "data.sources.0.path=data/books.txt.xz",

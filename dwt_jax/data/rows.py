@@ -175,13 +175,15 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def batch(
-    rows: Rows, seed: int, step: int, batch_size: int, part: slice = slice(None)
+    rows: Rows, seed: int, step: int, batch_size: int, part: slice | np.ndarray = slice(None)
 ) -> dict[str, np.ndarray]:
     """The batch of a step: tokens, segments [B, L].
 
-    part: which rows of the global batch this process wants. Any partition into parts gives the
-    same rows as the whole.
+    part: which rows of the global batch this process wants, a slice or int [n]. Any partition into
+    parts gives the same rows as the whole.
     """
+    if isinstance(part, np.ndarray):
+        return gather(rows, row_indices(rows, seed, step * batch_size, (step + 1) * batch_size)[part])
     first, last, stride = part.indices(batch_size)
     if stride == 1:  # a process computes no more of the order than it shows
         numbers = row_indices(rows, seed, step * batch_size + first, step * batch_size + max(first, last))
@@ -196,7 +198,7 @@ def batches(
     batch_size: int,
     start: int,
     stop: int,
-    part: slice = slice(None),
+    part: slice | np.ndarray = slice(None),
     prefetch: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`batch` for steps start … stop − 1, `prefetch` of them read ahead by threads."""

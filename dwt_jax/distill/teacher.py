@@ -8,7 +8,7 @@ import numpy as np
 
 from dwt_jax.data.tokenizer import Vocabulary
 from dwt_jax.errors import UserError
-from dwt_jax.parallel.mesh import shardings
+from dwt_jax.parallel.mesh import put, shardings
 from dwt_jax.train.borrowed import Borrowed, borrow
 
 
@@ -29,4 +29,4 @@ def load(path: str, student: Vocabulary, sequence_length: int, dtype: jnp.dtype)
 
 def on_mesh(teacher: Borrowed, mesh: jax.sharding.Mesh) -> Any:
     """Its parameters on the devices, laid out like a student's."""
-    return jax.device_put(teacher.params, shardings(teacher.params, mesh))
+    return put(teacher.params, shardings(teacher.params, mesh))

@@ -18,7 +18,7 @@ from dwt_jax.distill.objective import hard_loss
 from dwt_jax.files import whole_file
 from dwt_jax.model import functional
 from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
+from dwt_jax.parallel.mesh import put, replicated, rows_sharding, shardings
 
 MASK = Mask()  # whatever a run was trained with: 15 %, 80/10/10, single tokens
 
@@ -83,7 +83,7 @@ def by_document(
         inside = numbers < total
         batch = data_rows.gather(rows, np.minimum(numbers, total - 1).astype(np.int64))
         batch["segments"] = np.where(inside[:, None], batch["segments"], 0).astype(batch["segments"].dtype)
-        placed = jax.device_put((batch, numbers), rows_sharding(mesh))
+        placed = put((batch, numbers), rows_sharding(mesh))
         found = jax.device_get(score(params, *placed))
         loss, better, weights, segment = (x.astype(np.float64) for x in found)
         document = documents[np.minimum(numbers, total - 1)][:, None] + segment - 1

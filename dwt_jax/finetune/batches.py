@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dwt_jax.data.pretrained import load
-from dwt_jax.finetune.examples import Split
+from dwt_jax.finetune.config import Examples
+from dwt_jax.finetune.examples import Data, Split, read
 
 AT_ONCE = 10_000  # texts that the tokenizer holds
 
@@ -56,6 +57,28 @@ def encode(split: Split, tokenizer: Path, max_length: int) -> Encoded:
     return Encoded(np.concatenate(ids), np.concatenate(types), starts, labels)
 
 
+class Texts:
+    """Examples that this process has read and encoded: once, for however many models."""
+
+    def __init__(self) -> None:
+        self._data: dict[Examples, Data] = {}
+        self._encoded: dict[tuple[Examples, str, int], dict[str, Encoded]] = {}
+
+    def read(self, examples: Examples) -> Data:
+        """Raises UserError as examples.read does."""
+        if examples not in self._data:
+            self._data[examples] = read(examples)
+        return self._data[examples]
+
+    def encode(self, examples: Examples, tokenizer: Path, max_length: int) -> dict[str, Encoded]:
+        """Every split; models with equal tokenizers share them, wherever those lie."""
+        key = examples, load(tokenizer).to_str(), max_length
+        if key not in self._encoded:
+            splits = self.read(examples).splits.items()
+            self._encoded[key] = {name: encode(split, tokenizer, max_length) for name, split in splits}
+        return self._encoded[key]
+
+
 def gather(encoded: Encoded, rows: np.ndarray, lengths: Sequence[int], pad_id: int) -> Batch:
     """The examples `rows` (int [..., B], −1: none) in the smallest of `lengths` that holds the longest."""
     real = rows >= 0
@@ -74,13 +97,31 @@ def gather(encoded: Encoded, rows: np.ndarray, lengths: Sequence[int], pad_id: i
     )
 
 
-def epoch(count: int, batch_size: int, seeds: Sequence[int], number: int) -> Iterator[np.ndarray]:
-    """Rows of the batches of an epoch, int [S, B]: every seed has an order of its own. −1 fills up."""
+WINDOW = 32  # batches that examples are sorted within
+
+
+def epoch(
+    count: int, batch_size: int, seeds: Sequence[int], number: int, lengths: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Rows of the batches of an epoch, int [S, B]: every seed has an order of its own. −1 fills up.
+
+    lengths [count]: batches are of examples of like length. The order is cut into windows, each is
+    sorted and cut into batches, and these are dealt in an order that all seeds share, so that seeds
+    side by side have their long ones together.
+    """
     steps = -(-count // batch_size)
     order = np.full((len(seeds), steps * batch_size), -1)
     for i, seed in enumerate(seeds):
-        order[i, :count] = np.random.default_rng([seed, number]).permutation(count)
-    yield from np.split(order, steps, axis=1)
+        rows = np.random.default_rng([seed, number]).permutation(count)
+        if lengths is not None:
+            window = np.arange(count) // (WINDOW * batch_size)
+            rows = rows[np.lexsort((lengths[rows], window))]
+        order[i, :count] = rows
+    parts = np.split(order, steps, axis=1)
+    if lengths is None:
+        yield from parts
+    else:
+        yield from (parts[i] for i in np.random.default_rng([number, 0, 0, 1]).permutation(steps))
 
 
 def in_order(encoded: Encoded, batch_size: int) -> Iterator[np.ndarray]:

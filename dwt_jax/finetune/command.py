@@ -10,6 +10,7 @@ import numpy as np
 
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import run as runs
+from dwt_jax.finetune.batches import Texts
 from dwt_jax.finetune.config import FineTune
 from dwt_jax.finetune.results import spread
 from dwt_jax.finetune.tasks import AVERAGE, SCORE
@@ -17,9 +18,11 @@ from dwt_jax.train.signals import signals
 from dwt_jax.train.workdir import locked, write_json
 
 
-def finetune(todo: Sequence[FineTune], model: str, workdir: Path, step: int | None = None) -> dict[str, Any]:
+def finetune(
+    todo: Sequence[FineTune], model: str, workdir: Path, step: int | None = None, texts: Texts | None = None
+) -> dict[str, Any]:
     """Fine-tune the model in `model` (of a run, at the checkpoint of `step`, if given) on every task, each
-    in a folder of `workdir`. → results.json
+    in a folder of `workdir`; texts: what was read before, for other models. → results.json
 
     What is wrong with any task is found before the first one begins. Raises UserError for that,
     Stopped after a signal, Failed for a loss that is not finite.
@@ -34,7 +37,7 @@ def finetune(todo: Sequence[FineTune], model: str, workdir: Path, step: int | No
         for config in todo:
             folder = workdir / config.examples.task
             stack.enter_context(locked(folder))
-            prepared.append(runs.prepare(config, source, folder))
+            prepared.append(runs.prepare(config, source, folder, texts))
         stopping.poll()
         found = {run.config.examples.task: runs.fine_tune(run, stopping) for run in prepared}
         summary = summarise(found)

@@ -41,6 +41,7 @@ class Recipe:
     batch_size: int = 32
     max_length: int = 128  # tokens of an example, the model's positions at most; what is longer is cut
     buckets: int = 4  # lengths that batches are padded to: so many equal steps up to max_length
+    group_by_length: bool = False  # batches of examples of like length: less padding, another order
     dropout: float = 0.1  # of hidden states, attention and what the classifier takes
     seeds: tuple[int, ...] = (0, 1, 2)  # of the new weights, the order and dropout
     at_once: int = 0  # seeds trained side by side; 0: as many as fit, on CPU one

@@ -21,9 +21,9 @@ from dwt_jax.distill import schedules
 from dwt_jax.errors import UserError
 from dwt_jax.files import whole_file
 from dwt_jax.finetune import batches, metrics, results
-from dwt_jax.finetune.batches import Encoded
+from dwt_jax.finetune.batches import Encoded, Texts
 from dwt_jax.finetune.config import SHORTEST, FineTune, Recipe, of_directory
-from dwt_jax.finetune.examples import Data, read
+from dwt_jax.finetune.examples import Data
 from dwt_jax.finetune.progress import Progress
 from dwt_jax.finetune.results import Best, Seed
 from dwt_jax.finetune.step import Spec, beginner, predictor, spec_of, trainer
@@ -76,8 +76,12 @@ def load_source(path: str, step: int | None = None) -> Source:
     return Source(path, loaded._replace(params=params, model=model), words.pad_id, digest(params))
 
 
-def prepare(config: FineTune, source: Source, workdir: Path) -> Run:
-    """Everything that can be wrong is found here; the first thing written is the claim."""
+def prepare(config: FineTune, source: Source, workdir: Path, texts: Texts | None = None) -> Run:
+    """Everything that can be wrong is found here; the first thing written is the claim.
+
+    texts: what was read before, for other models.
+    """
+    texts = texts or Texts()
     positions = source.loaded.model.max_length
     if positions < SHORTEST:
         raise UserError(f"--model: {source.path} has {positions} positions, expected at least {SHORTEST}")
@@ -85,11 +89,8 @@ def prepare(config: FineTune, source: Source, workdir: Path) -> Run:
         print(f"{config.examples.task}: {source.path} has {positions} positions, longer examples are cut")
         recipe = dataclasses.replace(config.recipe, max_length=positions)
         config = dataclasses.replace(config, recipe=recipe)
-    data = read(config.examples)
-    encoded = {
-        name: batches.encode(split, source.loaded.tokenizer, config.recipe.max_length)
-        for name, split in data.splits.items()
-    }
+    data = texts.read(config.examples)
+    encoded = texts.encode(config.examples, source.loaded.tokenizer, config.recipe.max_length)
     names = [np.array(data.labels), *(np.array(split.ids) for split in data.splits.values())]
     identity = {"model_digest": source.digest, "data_digest": digest([*encoded.values(), *names])}
     kind = workdirs.Kind("finetune.json", of_directory, MAY_CHANGE)
@@ -162,11 +163,12 @@ def _train(run: Run, seeds: Sequence[int], stopping: Stopping, progress: Progres
     state = beginner(run.spec)(run.source.loaded.params, numbers)
     rates = schedules.table(recipe.optimizer.learning_rate, _steps(run))
     take, step = trainer(run.spec), 0
+    lengths = train.lengths if recipe.group_by_length else None
     found = [Seed(seed, [], {name: [] for name in run.judged}) for seed in seeds]
     best = Best(run.workdir, recipe.seeds)
     for number in range(recipe.epochs):
         losses = []
-        for rows in batches.epoch(len(train), recipe.batch_size, seeds, number):
+        for rows in batches.epoch(len(train), recipe.batch_size, seeds, number, lengths):
             _stop_if_asked(run, stopping)
             batch = batches.gather(train, rows, recipe.lengths(), run.source.pad_id)
             state, loss = take(state, batch, numbers, np.uint32(step), rates[step])

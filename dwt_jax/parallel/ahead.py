@@ -101,7 +101,8 @@ def _devices(chip: Chip, topology: str, count: int, shape: list[int]) -> Any:
         else:
             found = topologies.get_topology_desc(
                 platform="cuda",
-                topology_name=f"1x1x{count}",  # one slice, one host
+                topology_name="",
+                topology=f"1x1x{count}",  # one partition, one host
                 target_config=description(chip),
             )
         return topologies.make_mesh(found, shape, ("data", "fsdp", "tensor")).devices

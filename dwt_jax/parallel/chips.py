@@ -42,7 +42,9 @@ def parse(topology: str) -> tuple[Chip, int]:
     """The chip and the number of them that `v5e:4x4` or `h100:8` says. Raises UserError."""
     name, _, shape = topology.partition(":")
     if name not in CHIPS:
-        raise UserError(f"--topology: no chip {name!r}{did_you_mean(name, CHIPS)}; e.g. {EXAMPLES}")
+        raise UserError(
+            f"--topology: no chip {name!r}{did_you_mean(name, CHIPS)} Topologies: e.g. {EXAMPLES}"
+        )
     wanted = r"[1-9]\d*(x[1-9]\d*){1,2}" if CHIPS[name].platform == "tpu" else r"[1-9]\d*"
     if not re.fullmatch(wanted, shape):
         raise UserError(f"--topology is {topology!r}, expected a shape after the colon, e.g. {EXAMPLES}")

@@ -1,5 +1,6 @@
 """One mesh with the axes (data, fsdp, tensor), and where every array lives on it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,13 +41,69 @@ def mesh_shape(sizes: settings.Mesh, count: int, rows: int) -> list[int]:
     return shape
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Any) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays whose leading axis is the rows of a batch."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def put(tree: Any, where: Any) -> Any:
+    """Host arrays on the mesh: `where` is a sharding, or a tree of them like `tree`.
+
+    Every process gives the same global arrays; each takes what its devices hold. jax.device_put
+    would compare them between the processes, a collective for each array.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+    if isinstance(where, NamedSharding):
+        return jax.tree.map(lambda x: _put(x, where), tree)
+    return jax.tree.map(_put, tree, where)
+
+
+def _put(x: Any, where: NamedSharding) -> jax.Array:
+    x = np.asarray(x)
+    return _made(x.shape, where, lambda index: x[index])
+
+
+def _made(shape: tuple[int, ...], where: NamedSharding, part: Callable[[Any], np.ndarray]) -> jax.Array:
+    with jax.transfer_guard_host_to_device("allow"):  # it is meant, as jax.device_put is
+        return jax.make_array_from_callback(shape, where, part)
+
+
+def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """int [n], sorted: which rows of a batch of `rows` lie on the devices of this process."""
+    places = rows_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[place] for place in places if place]))
+
+
+def put_rows(own: Any, numbers: np.ndarray, mesh: Mesh, rows: int) -> Any:
+    """A batch of `rows` rows on the mesh, of which this process has `own`, those of `numbers`."""
+    if len(numbers) == rows:
+        return put(own, rows_sharding(mesh))
+
+    def place(x: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            return x[np.searchsorted(numbers, np.arange(rows)[index[0]])]
+
+        return _made((rows, *x.shape[1:]), rows_sharding(mesh), part)
+
+    return jax.tree.map(place, own)
+
+
+def whole(tree: Any) -> Any:
+    """Host arrays of a tree on the mesh. All processes must ask: what is spread over them is gathered,
+    a leaf at a time."""
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(x: Any) -> np.ndarray:
+    spread = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    if spread and isinstance(x.sharding, NamedSharding):
+        x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+    return np.asarray(jax.device_get(x))
 
 
 def split_rows(batch: Any, parts: int) -> Any:

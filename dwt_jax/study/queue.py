@@ -7,7 +7,7 @@ queue itself has no state: it asks each directory whether it is done.
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dwt_jax.config import Config
 from dwt_jax.config_file import build, construct, flatten, to_dict
@@ -17,6 +17,9 @@ from dwt_jax.finetune import config as finetuning
 from dwt_jax.study.grid import END, Grid, Job, anywhere, jobs_of
 from dwt_jax.train.metrics import duration
 from dwt_jax.train.workdir import MAY_CHANGE, read_json, write_json
+
+if TYPE_CHECKING:
+    from dwt_jax.finetune.batches import Texts
 
 GRID = "grid.json"
 FILES_MAY_CHANGE = ("examples.path", "examples.train", "examples.dev", "examples.test")  # see finetune/run.py
@@ -33,6 +36,8 @@ def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
     Raises UserError for a grid that cannot be and where a directory holds a run of another config, before
     anything is written; Stopped after a signal.
     """
+    from dwt_jax.finetune.batches import Texts
+
     jobs = jobs_of(grid, workdir)
     if index is not None and not 0 <= index < len(jobs):
         raise UserError(f"--index is {index}, expected from 0 to {len(jobs) - 1}")
@@ -47,10 +52,11 @@ def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
         _refuse_another(job, tasks)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / GRID, to_dict(grid))
+    texts = Texts()
     for number, job in enumerate(jobs):
         if job in chosen and not job.is_done():
             print(f"study: {number + 1} of {len(jobs)}, {job.name}", flush=True)
-            _run(grid, job, by_name)
+            _run(grid, job, by_name, tasks, texts)
     return all(job.is_done() for job in jobs)
 
 
@@ -88,7 +94,9 @@ def _compare(directory: Path, read: Callable[..., Any], config: Any, free: Seque
             )
 
 
-def _run(grid: Grid, job: Job, by_name: dict[str, Job]) -> None:
+def _run(
+    grid: Grid, job: Job, by_name: dict[str, Job], tasks: Sequence[finetuning.FineTune], texts: "Texts"
+) -> None:
     if job.kind == "train":
         from dwt_jax.train.loop import train
 
@@ -97,7 +105,7 @@ def _run(grid: Grid, job: Job, by_name: dict[str, Job]) -> None:
         from dwt_jax.finetune.command import finetune
 
         step = None if job.step == END else job.step
-        finetune(tasks_of(grid), str(by_name[job.needs[0]].workdir), job.workdir, step)
+        finetune(tasks, str(by_name[job.needs[0]].workdir), job.workdir, step, texts)
     else:
         _evaluate(grid, by_name[job.needs[0]], job.workdir)
 
@@ -159,15 +167,20 @@ ASSUMED = 0.4
 def _costs(grid: Grid, jobs: Sequence[Job]) -> list[Cost]:
     """FLOPs by formula; seconds at the rate of the finished runs, else at ASSUMED of the peak."""
     by_name = {job.name: job for job in jobs}
-    work = [_flops(grid, job, by_name) for job in jobs]
+    from dwt_jax.finetune.batches import Texts
+
+    tasks, texts = tasks_of(grid), Texts()
+    work = [_flops(tasks, job, by_name, texts) for job in jobs]
     rate = _rate(jobs)
     return [Cost(flops, None if flops is None or rate is None else flops / rate) for flops in work]
 
 
-def _flops(grid: Grid, job: Job, by_name: dict[str, Job]) -> float | None:
+def _flops(
+    tasks: Sequence[finetuning.FineTune], job: Job, by_name: dict[str, Job], texts: "Texts"
+) -> float | None:
     if job.kind == "train":
         return _training_flops(job, by_name)
-    return _finetuning_flops(grid, job) if job.kind == "finetune" else None
+    return _finetuning_flops(tasks, job, texts) if job.kind == "finetune" else None
 
 
 def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
@@ -197,14 +210,13 @@ def _sized(job: Job) -> Any:
     return dataclasses.replace(job.config.model, vocab_size=size)
 
 
-def _finetuning_flops(grid: Grid, job: Job) -> float:
+def _finetuning_flops(tasks: Sequence[finetuning.FineTune], job: Job, texts: "Texts") -> float:
     """At most: every example at the full length."""
-    from dwt_jax.finetune.examples import read
     from dwt_jax.train import flops
 
     total = 0.0
-    for config in tasks_of(grid):
-        recipe, count = config.recipe, len(read(config.examples).splits["train"])
+    for config in tasks:
+        recipe, count = config.recipe, len(texts.read(config.examples).splits["train"])
         one = flops.training_step(_sized(job), 1, recipe.max_length, 0)
         total += one * count * recipe.epochs * len(recipe.seeds)
     return total

@@ -4,6 +4,7 @@ A checkpoint that was cut short is an error in Orbax, but a flipped bit inside a
 not. So a checksum of every leaf is stored beside the state and compared on restore.
 """
 
+import functools
 import gc
 import logging
 import shutil
@@ -20,16 +21,31 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dwt_jax.errors import UserError
+from dwt_jax.parallel import talk
 
 State = dict[str, Any]
 
+_ITEM = "default"  # what Orbax calls the one thing that is saved
 
-@jax.jit
+
 def checksum(state: Any) -> jax.Array:
-    """uint32 [leaves]: of each leaf the sum of its words, weighted by odd numbers, mod 2³².
+    """uint32 [leaves]: of each leaf the sum of its words, weighted by odd numbers, mod 2³², on every
+    device of the first leaf's.
 
     Integer sums do not depend on the order, so any sharding gives the same.
     """
+    return _checksum(_everywhere(jax.tree.leaves(state)[0].sharding))(state)
+
+
+def _everywhere(where: Any) -> Any:
+    """The sharding that repeats an array on all devices of `where`."""
+    if isinstance(where, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec())
+    return where
+
+
+@functools.cache
+def _checksum(where: Any) -> Any:
 
     def leaf(x: jax.Array) -> jax.Array:
         words = x.reshape(-1)
@@ -40,7 +56,7 @@ def checksum(state: Any) -> jax.Array:
         weights = 2 * jax.lax.iota(jnp.uint32, words.size) + 1
         return (words.astype(jnp.uint32) * weights).sum(dtype=jnp.uint32)
 
-    return jnp.stack([leaf(x) for x in jax.tree.leaves(state)])
+    return jax.jit(lambda state: jnp.stack([leaf(x) for x in jax.tree.leaves(state)]), out_shardings=where)
 
 
 class Checkpoints:
@@ -63,7 +79,7 @@ class Checkpoints:
     def save(self, step: int, state: State) -> None:
         """Write `state` as the checkpoint of `step` in the background, unless it is there."""
         self._manager.check_for_errors()
-        if step not in self._manager.all_steps():
+        if step not in talk.first(self.steps):
             item = {"state": state, "checksum": checksum(state)}
             with jax.transfer_guard("allow"):  # Orbax copies to the host in its own way
                 self._manager.save(step, args=ocp.args.StandardSave(item))
@@ -78,16 +94,11 @@ class Checkpoints:
         `checkpoints-damaged/`; nothing is moved when read-only. Raises UserError, and moves
         nothing, when there are checkpoints and none of them can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True) if only is None else [only]
+        steps = sorted(talk.first(self.steps), reverse=True) if only is None else [only]
         damaged: list[int] = []
         for step in steps:
-            try:
-                with _quiet():
-                    state = self._read(step, like)
-            except Exception as error:  # Orbax raises many kinds for a damaged file
-                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                    raise  # not the checkpoint's fault
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            state, reason = self._tried(step, like)
+            if state is None:
                 log(f"checkpoint {step} is damaged{', trying the one before' * (only is None)}: {reason}")
                 damaged.append(step)
                 continue
@@ -115,32 +126,50 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def _read(self, step: int, like: State) -> State:
-        layout = jax.tree.leaves(like)[0].sharding
-        same = (
-            jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
-            if isinstance(layout, jax.sharding.NamedSharding)
-            else layout
-        )
+    def _tried(self, step: int, like: State) -> tuple[State | None, str]:
+        """The state of a step, or None and why not: what is damaged for one process is so for all.
+
+        Not by the manager: its reading ends with a collective, in which those who could read would wait
+        for ever for one who could not.
+        """
+        item, problem = None, ""
+        try:
+            with _quiet():
+                item = self._read(step, like)
+        except Exception as error:  # Orbax raises many kinds for a damaged file
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise  # not the checkpoint's fault
+            problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        problem = next(filter(None, talk.gather(problem)), "")
+        if problem or item is None:
+            return None, problem
+        if not np.array_equal(checksum(item["state"]), item["checksum"]):
+            return None, "the checksums of its arrays differ from those stored with it"
+        return item["state"], ""
+
+    def _read(self, step: int, like: State) -> dict[str, Any]:
+        """What `save` wrote: {state, checksum}."""
+        same = _everywhere(jax.tree.leaves(like)[0].sharding)
         expected = jax.ShapeDtypeStruct((len(jax.tree.leaves(like)),), jnp.uint32, sharding=same)
-        item = self._manager.restore(
-            step, args=ocp.args.StandardRestore({"state": like, "checksum": expected})
-        )
-        found = np.asarray(checksum(item["state"]))
-        if not np.array_equal(found, np.asarray(item["checksum"])):
-            raise ValueError("the checksums of its arrays differ from those stored with it")
-        return item["state"]
+        wanted = ocp.args.StandardRestore({"state": like, "checksum": expected})
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            return handler.restore(self.directory / str(step) / _ITEM, args=wanted)
+        finally:
+            handler.close()
 
     @property
     def _damaged(self) -> Path:
         return self.directory.with_name(self.directory.name + "-damaged")
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
+        def move() -> None:
             self._damaged.mkdir(exist_ok=True)
             target = self._damaged / str(step)
             shutil.rmtree(target, ignore_errors=True)
             shutil.move(self.directory / str(step), target)
+
+        talk.first(move)
         self._manager.reload()
 
 

@@ -23,7 +23,7 @@ from dwt_jax.data.masking import EVALUATION_SEED, predictions_per_row, row_keys
 from dwt_jax.distill.head import Knobs
 from dwt_jax.errors import UserError
 from dwt_jax.model import functional
-from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings
+from dwt_jax.parallel.mesh import put, replicated, rows_sharding, shardings
 from dwt_jax.remap import ligo
 from dwt_jax.remap.methods import Options
 from dwt_jax.remap.moments import known
@@ -85,20 +85,20 @@ def learn(
     if settings.steps < 1:
         raise UserError(f"ligo: steps is {settings.steps}, expected at least 1")
     maps, todo = ligo.begin(params, source, spec.model, key, settings.noise, options)
-    params = jax.device_put(params, shardings(params, mesh))
-    maps = jax.device_put(maps, replicated(mesh))
+    params = put(params, shardings(params, mesh))
+    maps = put(maps, replicated(mesh))
     knobs = knobs[np.minimum(np.arange(settings.steps), len(knobs) - 1)]
     inputs = params, teacher_params
     loss = _comparison(spec, todo, mesh, inputs, held_out, batch_size, knobs[-1], settings.held_back)
     before = loss(maps)
     chain = optimizer(settings)
-    state = maps, jax.device_put(chain.init(maps), replicated(mesh))
-    first = jax.device_put(data_rows.batch(rows, seed, 0, batch_size), rows_sharding(mesh))
+    state = maps, put(chain.init(maps), replicated(mesh))
+    first = put(data_rows.batch(rows, seed, 0, batch_size), rows_sharding(mesh))
     began = time.perf_counter()
     step = _compiled(spec, todo, chain, mesh, state, (inputs, first, knobs[0], np.uint32(seed), np.int32(0)))
     compile_seconds, began = time.perf_counter() - began, time.perf_counter()
     for i, batch in enumerate(data_rows.batches(rows, seed, batch_size, 0, settings.steps)):
-        placed = jax.device_put(batch, rows_sharding(mesh))
+        placed = put(batch, rows_sharding(mesh))
         state = step(state, inputs, placed, knobs[i], np.uint32(seed), np.int32(i))
     jax.block_until_ready(state)
     record = Learned(
@@ -121,7 +121,7 @@ def _comparison(
 ) -> Callable[[ligo.Maps], float]:
     """maps → the objective of what they grow, over `count` batches of `held_out`: always the same."""
     batches = [data_rows.batch(held_out, EVALUATION_SEED, i, batch_size) for i in range(count)]
-    placed = jax.device_put(batches, rows_sharding(mesh))
+    placed = put(batches, rows_sharding(mesh))
     score = jax.jit(functools.partial(_score, spec, todo, mesh))
 
     def loss(maps: ligo.Maps) -> float:

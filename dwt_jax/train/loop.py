@@ -1,6 +1,8 @@
 """Pre-training from a config: read it from top to bottom."""
 
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,17 @@ from dwt_jax.data import rows as data_rows
 from dwt_jax.distill import teacher as teachers
 from dwt_jax.evaluate import mlm
 from dwt_jax.model import functional
-from dwt_jax.parallel.mesh import replicated, rows_sharding
+from dwt_jax.parallel import talk
+from dwt_jax.parallel.mesh import own_rows, put, put_rows, replicated, whole
 from dwt_jax.train import flops
 from dwt_jax.train import start as starts
 from dwt_jax.train import workdir as workdirs
 from dwt_jax.train.checkpoint import Checkpoints
 from dwt_jax.train.metrics import Rate, Recorder, amount, read, spent
 from dwt_jax.train.setup import Run, annealed, initial_or_restored, prepare_run
-from dwt_jax.train.signals import Stopped, Stopping, signals
+from dwt_jax.train.signals import Failed, Stopped, Stopping, signals
 from dwt_jax.train.step import SCHEDULED, compiled, scheduled
-
-
-class Failed(Exception):
-    """The run cannot go on; the message says why, the last good checkpoint is intact."""
+from dwt_jax.train.watchdog import watching
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
@@ -36,28 +36,38 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     teacher, the devices or the run that is already there; Stopped after a signal; Failed
     when losses stay non-finite.
     """
-    with signals() as stopping, workdirs.locked(workdir):
+    with signals() as stopping, ExitStack() as held:
+        talk.first(lambda: held.enter_context(workdirs.locked(workdir)) and None)
         run = prepare_run(config, workdir)
-        if (workdir / "summary.json").exists():
-            print(f"{workdir}: already finished", flush=True)
-            return workdirs.read_json(workdir / "summary.json")
+        if (finished := talk.first(lambda: _finished(workdir))) is not None:
+            return finished
         checkpoints = Checkpoints(workdir / "checkpoints", run.config.train.keep_checkpoints)
         state, start = initial_or_restored(run, checkpoints)
-        recorder = Recorder(workdir, run.config.train, start, workdir.name, jax.process_index() == 0)
+        watch = held.enter_context(watching(run.config.train.watchdog))
+        recorder = Recorder(workdir, run.config.train, start, workdir.name, talk.index() == 0)
         try:
             announce(run, state, start, recorder)
             began = time.perf_counter()
             stopping.poll()
-            state, teacher_steps = take_steps(run, state, start, checkpoints, recorder, stopping)
+            state, teacher_steps = take_steps(run, state, start, checkpoints, recorder, stopping, watch)
             held_out = evaluate_at(
-                run, state["params"], run.config.train.steps, teacher_steps, recorder, stopping
+                run, state["params"], run.config.train.steps, teacher_steps, recorder, stopping, watch
             )
             checkpoints.save(run.config.train.steps, state)
             checkpoints.wait()
+            watch()
             return finish(run, state, teacher_steps, held_out, time.perf_counter() - began)
         finally:
             recorder.close()
             checkpoints.close()
+
+
+def _finished(workdir: Path) -> dict[str, Any] | None:
+    """The summary of a run that is whole."""
+    if not (workdir / "summary.json").exists():
+        return None
+    print(f"{workdir}: already finished", flush=True)
+    return workdirs.read_json(workdir / "summary.json")
 
 
 def announce(run: Run, state: dict[str, Any], start: int, recorder: Recorder) -> None:
@@ -90,12 +100,16 @@ def announce_start(run: Run, begun: starts.Start, params: Any, step: int, record
     if step:
         recorder.say(starts.sentence(begun, starts.told(begun, params, None)))
         return
-    found = starts.told(begun, params, starts.probe_rows(run.rows, run.config.seed))
-    recorder.say(starts.sentence(begun, found))
-    if jax.process_index() == 0:
+    params = params if talk.alone() else whole(params)
+
+    def tell() -> None:
+        found = starts.told(begun, params, starts.probe_rows(run.rows, run.config.seed))
+        recorder.say(starts.sentence(begun, found))
         path = run.workdir / "init.json"
         learned = {"learned": workdirs.read_json(path)["learned"]} if begun.learns else {}
         workdirs.write_json(path, {"from": begun.path, **learned, **found.to_dict()})
+
+    talk.first(tell)
 
 
 def take_steps(
@@ -105,6 +119,7 @@ def take_steps(
     checkpoints: Checkpoints,
     recorder: Recorder,
     stopping: Stopping,
+    watch: Callable[[], None],
 ) -> tuple[dict[str, Any], int]:
     """All steps from `start` on. → the last state, the number of steps the teacher took part in.
 
@@ -116,11 +131,17 @@ def take_steps(
     peak = flops.peak_per_device(str(run.numerics.compute))
     until = teacher_until(run, state["behind"]["beaten_at"], start)
     teacher_params = teachers.on_mesh(run.teacher, run.mesh) if run.teacher and start < until else None
-    seed = jax.device_put(np.uint32(run.config.seed), replicated(run.mesh))
+    seed = put(np.uint32(run.config.seed), replicated(run.mesh))
     warming = starts.warming(run.config, run.start.todo if run.start else None, run.mesh)
-    prefetch = run.config.data.prefetch
+    own = own_rows(run.mesh, train.batch_size)
     batches = data_rows.batches(
-        run.rows, run.config.seed, train.batch_size, start, train.steps, prefetch=prefetch
+        run.rows,
+        run.config.seed,
+        train.batch_size,
+        start,
+        train.steps,
+        slice(None) if talk.alone() else own,
+        run.config.data.prefetch,
     )
     pending: tuple[int, dict[str, Any]] | None = None
 
@@ -131,8 +152,10 @@ def take_steps(
         pending = None
 
     missed = start > 0 and due(start, train.evaluate_every, train.steps)  # stopped before its evaluation
-    if missed and evaluate_at(run, state["params"], start, min(start, until), recorder, stopping) is None:
-        raise stopped_at(run, start)
+    if missed:
+        found = evaluate_at(run, state["params"], start, min(start, until), recorder, stopping, watch)
+        if found is None:
+            raise stopped_at(run, start)
     with jax.transfer_guard("disallow"):
         for step in range(start, train.steps):
             if teacher_params is not None and step >= until:
@@ -141,12 +164,13 @@ def take_steps(
             waited = time.perf_counter()
             batch = next(batches)
             rate.wait += time.perf_counter() - waited
-            placed = jax.device_put(batch, rows_sharding(run.mesh))
-            knobs = jax.device_put(run.knobs[step], replicated(run.mesh))
+            placed = put_rows(batch, own, run.mesh, train.batch_size)
+            knobs = put(run.knobs[step], replicated(run.mesh))
             take = step_alone if teacher_params is None else step_taught
             state, metrics = take(state, teacher_params, placed, knobs, seed, *warming)
             flush()
-            rate.add(int((batch["segments"] > 0).sum()))
+            watch()
+            rate.add(int((batch["segments"] > 0).sum() * train.batch_size / len(own)))
             done = step + 1
             if due(done, train.log_every, 0) or done == train.steps:
                 pending = done, metrics
@@ -154,11 +178,12 @@ def take_steps(
                     until = teacher_until(run, metrics["beaten_at"], done)
             if due(done, train.evaluate_every, train.steps) and not stopping.is_set():
                 flush()
-                evaluate_at(run, state["params"], done, min(done, until), recorder, stopping)
+                evaluate_at(run, state["params"], done, min(done, until), recorder, stopping, watch)
                 rate.restart()
             if due(done, train.checkpoint_every, train.steps) or (stopping.is_set() and done < train.steps):
                 flush()
                 checkpoints.save(done, state)
+                watch()
             if stopping.is_set() and done < train.steps:
                 checkpoints.wait()
                 raise stopped_at(run, done)
@@ -248,24 +273,35 @@ def ledger(run: Run, step: int, taught: int) -> dict[str, float]:
 
 
 def evaluate_at(
-    run: Run, params: Any, step: int, taught: int, recorder: Recorder, stopping: Stopping
+    run: Run,
+    params: Any,
+    step: int,
+    taught: int,
+    recorder: Recorder,
+    stopping: Stopping,
+    watch: Callable[[], None],
 ) -> dict[str, float] | None:
     """Held-out loss after `step` steps, recorded; what was recorded before is not done again.
     None if a signal stopped it."""
-    for record in read(run.workdir / "evaluations.jsonl"):
-        if record["step"] == step:
-            return record
+    path = run.workdir / "evaluations.jsonl"
+    if record := talk.first(lambda: next((each for each in read(path) if each["step"] == step), None)):
+        return record
+
+    def stop() -> bool:
+        watch()
+        return stopping.is_set()
+
     documents = mlm.by_document(
         annealed(run, params, step),
         run.config.model,
         run.data,
         mesh=run.mesh,
         numerics=run.numerics,
-        stop=stopping.is_set,
+        stop=stop,
     )
     if documents is None:
         return None
-    if step == run.config.train.steps and jax.process_index() == 0:
+    if step == run.config.train.steps and talk.index() == 0:
         mlm.write(run.workdir / "documents.npz", documents)
     record = {"step": step, **mlm.summarise(documents), **ledger(run, step, taught)}
     recorder.evaluation(record)
@@ -305,8 +341,9 @@ def finish(
         "versions": {"dwt_jax": __version__, "jax": jax.__version__},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    if jax.process_index() == 0:
-        params = jax.device_get(annealed(run, state["params"], steps))
+    params = whole(annealed(run, state["params"], steps))
+
+    def write() -> None:
         huggingface.save(
             params,
             run.config.model,
@@ -315,6 +352,8 @@ def finish(
             card=card.of_run(run.config, ["mlm"], summary, steps),
         )
         workdirs.write_json(run.workdir / "summary.json", summary)
+
+    talk.first(write, "process 0 to write the model")
     return summary
 
 

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from dwt_jax.config import Train
 from dwt_jax.errors import UserError
 from dwt_jax.files import whole_file
+from dwt_jax.parallel import talk
 
 
 def duration(seconds: float) -> str:
@@ -90,10 +91,11 @@ def total(*parts: float | None) -> float | None:
 
 
 class Recorder:
-    """Writes the records of one run; `active=False` (all processes but the first) does nothing."""
+    """Writes the records of one run; with `active=False` (all processes but the first) no file, and says
+    only what `talk.say` lets through."""
 
     def __init__(self, workdir: Path, train: Train, step: int, name: str, active: bool = True):
-        self._steps, self._name, self._active = train.steps, name, active
+        self._steps, self._name = train.steps, name
         self._file: TextIO | None = None
         self._writers: list[Callable[[dict[str, Any]], None]] = []
         self._bar: Any = None
@@ -138,11 +140,10 @@ class Recorder:
 
     def log(self, record: dict[str, Any], eta: float) -> None:
         """One logged training step."""
-        if self._file is None:
-            return
-        self._write(self._file, record)
+        if self._file is not None:
+            self._write(self._file, record)
         if self._bar is None:
-            print(f"{self._name}: {line(record, self._steps, eta)}", flush=True)
+            self.say(line(record, self._steps, eta))
         else:
             shown = line(record, self._steps, eta).split("  ")[1:-1]  # the bar has step and ETA itself
             self._bar.set_postfix_str("  ".join(shown), refresh=False)
@@ -155,18 +156,15 @@ class Recorder:
             write(written)
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        if self._file is None:
-            return
-        self._write(self._evaluations, record)
+        if self._file is not None:
+            self._write(self._evaluations, record)
         loss, error = record["held_out_loss"], record["standard_error"]
         self.say(f"step {record['step']}: held-out loss {loss:.4f} ± {error:.4f}")
 
     def say(self, text: str) -> None:
         """A line for whoever watches, above the bar if there is one."""
-        if not self._active:
-            return
         if self._bar is None:
-            print(f"{self._name}: {text}", flush=True)
+            talk.say(f"{self._name}: {text}")
         else:
             self._bar.write(f"{self._name}: {text}", file=sys.stderr)
 

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dwt_jax import __version__
 from dwt_jax.config import Config, Init, check
+from dwt_jax.config_file import flatten, to_dict
 from dwt_jax.data import rows as data_rows
 from dwt_jax.data.masking import Tokens, predictions_per_row
 from dwt_jax.data.prepare import as_prepared, prepared
@@ -23,7 +25,8 @@ from dwt_jax.errors import UserError
 from dwt_jax.model import functional
 from dwt_jax.model.annealing import anneal, has_annealed, share_after
 from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import make_mesh, replicated, shardings
+from dwt_jax.parallel import talk
+from dwt_jax.parallel.mesh import make_mesh, put, replicated, shardings
 from dwt_jax.train import flops
 from dwt_jax.train import start as starts
 from dwt_jax.train import workdir as workdirs
@@ -32,6 +35,7 @@ from dwt_jax.train.checkpoint import Checkpoints
 from dwt_jax.train.learn_maps import Settings, learn
 from dwt_jax.train.step import SCHEDULED, Spec, abstract_state, initial_state, knob_table, spec_of
 
+_PATHS = ("data.path", "data.sources", "data.tokenizer", "teacher.path", "init.from")
 STATE_FORMAT = 1  # raise it when the tree of the training state changes
 
 
@@ -60,17 +64,57 @@ def prepare_run(
 ) -> Run:
     """Everything that can be wrong is found here; the first thing written is the claim.
 
-    start_of: (resolved config, vocabulary, workdir) → what the student is grown from.
+    start_of: (resolved config, vocabulary, workdir) → what the student is grown from. Of several
+    processes the first alone claims and prepares, and a mistake in one ends all.
     """
+    talk.same(_told(config))
+    config = talk.together(lambda: _allowed(config, workdir))
+    data = _data(config)
+    run, identity = talk.together(lambda: _settled(config, workdir, data, start_of))
+    talk.same(identity)
+    talk.first(lambda: workdirs.claim(workdir, run.config, data / "tokenizer", identity))
+    talk.together(lambda: workdirs.wait_for(workdir / "config.json"))
+    return run
+
+
+def _told(config: Config) -> dict[str, Any]:
+    """What all processes must agree in before anything is done. Paths may differ: what they hold is compared
+    by its digests."""
+    keys = {key: x for key, x in flatten(to_dict(config)).items() if not key.startswith(_PATHS)}
+    return {"versions of dwt-jax and jax": [__version__, jax.__version__], **keys}
+
+
+def _allowed(config: Config, workdir: Path) -> Config:
+    """The config, with the `init` of a run that is there, if this machine can do it."""
     if (workdir / "config.json").exists():
         config = _as_grown(config, workdirs.config_of(workdir).init)
-    if config.platform not in ("any", jax.default_backend()):
-        raise UserError(f"config: platform is {config.platform!r}, but JAX found {jax.default_backend()!r}")
+    try:
+        found = jax.default_backend()
+    except RuntimeError as error:  # JAX_PLATFORMS asks for what is not there
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"config: platform is {config.platform!r}, but JAX found none: {reason}") from None
+    if config.platform not in ("any", found):
+        raise UserError(f"config: platform is {config.platform!r}, but JAX found {found!r}")
     if config.train.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"config: train.wandb is {config.train.wandb!r}, expected the package wandb installed"
         )
-    data = prepared(config.data)
+    return config
+
+
+def _data(config: Config) -> Path:
+    """The prepared rows. The first process makes them, where that is to be done; the others find them in
+    the cache or, with a disk of their own, make the same."""
+    found = talk.first(lambda: str(prepared(config.data)), "process 0 to have the data prepared")
+    if talk.index() == 0:
+        return talk.together(lambda: Path(found))
+    return talk.together(lambda: prepared(config.data, log=talk.say))
+
+
+def _settled(
+    config: Config, workdir: Path, data: Path, start_of: Callable[..., starts.Start | None]
+) -> tuple[Run, dict[str, Any]]:
+    """The run, and digests of what is not in its config."""
     config = dataclasses.replace(config, data=as_prepared(config.data, data))
     words = vocabulary(data / "tokenizer")
     rows = data_rows.open_rows(data, "train", [source.weight for source in config.data.sources])
@@ -88,11 +132,10 @@ def prepare_run(
         "teacher_digest": teacher.digest if teacher else "",
         **({"init_digest": start.source.digest} if start else {}),
     }
-    workdirs.claim(workdir, config, data / "tokenizer", identity)
     knobs, tokens = knob_table(config), Tokens.of(words, config.mask.whole_word)
     predictions = predictions_per_row(config.mask, config.data.sequence_length)
     shape = (config.train.batch_size, config.data.sequence_length, predictions)
-    return Run(
+    run = Run(
         config=config,
         workdir=workdir,
         data=data,
@@ -108,6 +151,7 @@ def prepare_run(
         student_flops=flops.training_step(config.model, *shape),
         teacher_flops=flops.forward(teacher.model, *shape) if teacher else 0.0,
     )
+    return run, identity
 
 
 def _as_grown(config: Config, there: Init) -> Config:
@@ -183,8 +227,8 @@ def _learned(run: Run) -> Any:
         settings=Settings(steps=run.config.init.learning_steps),
         options=run.config.init,
     )
-    if jax.process_index() == 0:
-        workdirs.write_json(run.workdir / "init.json", {"learned": dataclasses.asdict(record)})
+    path = run.workdir / "init.json"
+    talk.first(lambda: workdirs.write_json(path, {"learned": dataclasses.asdict(record)}))
     return params
 
 
@@ -202,7 +246,7 @@ def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, A
     """The state to begin with, on the mesh, and the number of steps that it has behind it."""
     like = laid_out(run)
     layout = jax.tree.map(lambda x: x.sharding, like)
-    restored = checkpoints.restore(like, lambda text: print(text, flush=True))
+    restored = checkpoints.restore(like, talk.say)
     if restored is None:
         return fresh_state(run, layout), 0
     state, step = restored
@@ -216,5 +260,5 @@ def annealed(run: Run, params: Any, step: int) -> Any:
         return params
     init = run.config.init
     share = share_after(step, run.config.train.steps, init.anneal, init.step)
-    placed = jax.device_put(share, replicated(run.mesh))
+    placed = put(share, replicated(run.mesh))
     return jax.jit(anneal, out_shardings=shardings(params, run.mesh))(params, placed)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from dwt_jax.parallel import agreement, talk
+
 
 class Stopped(BaseException):
     """Stopped by a signal with everything saved: run the same command again (exit status 75).
@@ -14,18 +16,27 @@ class Stopped(BaseException):
     """
 
 
-class Stopping:
-    """Whether a signal came. Before `poll`, a signal ends the work at once (nothing is lost
-    yet); after it, whoever works asks `is_set` between steps and saves."""
+class Failed(Exception):
+    """The run cannot go on; the message says why, the last good checkpoint is intact."""
 
-    def __init__(self) -> None:
+
+class Stopping:
+    """Whether a signal came, to any of the processes. Before `poll`, a signal ends the work at once
+    (nothing is lost yet); after it, whoever works asks `is_set` between steps and saves.
+
+    Of several processes each must ask equally often: all get True as the answer to the same question.
+    """
+
+    def __init__(self, together: agreement.Agreement | None = None) -> None:
         self._came = self._polled = False
+        self._together = together
 
     def is_set(self) -> bool:
-        return self._came
+        return self._came if self._together is None else self._together.reached()
 
     def poll(self) -> None:
         self._polled = True
+        talk.gather("", "the other processes to be ready")
 
     def handle(self, number: int, _: FrameType | None) -> None:
         if not self._polled:
@@ -33,18 +44,23 @@ class Stopping:
         if self._came and number == signal.SIGINT:  # a second Ctrl-C is meant
             raise KeyboardInterrupt
         self._came = True
+        if self._together is not None:
+            self._together.ask()
 
 
 @contextmanager
 def signals() -> Iterator[Stopping]:
     """Handle both signals inside the block; in another thread than the main one, do nothing."""
-    stopping = Stopping()
     if threading.current_thread() is not threading.main_thread():
-        yield stopping
+        yield Stopping()
         return
+    together = None if talk.alone() else agreement.Agreement()
+    stopping = Stopping(together)
     before = {number: signal.signal(number, stopping.handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stopping
     finally:
+        if together is not None:
+            together.close()
         for number, handler in before.items():
             signal.signal(number, handler)

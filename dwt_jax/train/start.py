@@ -15,7 +15,7 @@ from dwt_jax.data.tokenizer import Vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.model import functional
 from dwt_jax.model.functional import Params
-from dwt_jax.parallel.mesh import replicated, shardings
+from dwt_jax.parallel.mesh import put, replicated, shardings
 from dwt_jax.remap import engine
 from dwt_jax.remap.moments import known
 from dwt_jax.remap.plan import Plan, plan
@@ -115,13 +115,13 @@ def warming(config: Config, todo: Plan | None, mesh: jax.sharding.Mesh) -> tuple
     """What a step that warms up new entries takes besides (see step.compiled)."""
     if "rewarmed" not in scheduled(config) or todo is None:
         return ()
-    return (jax.device_put(known(todo), replicated(mesh)),)
+    return (put(known(todo), replicated(mesh)),)
 
 
 def grown(start: Start, mesh: jax.sharding.Mesh) -> Params:
     """The student's first parameters, laid out on the mesh as the role table says; nothing of them
     is ever whole on one device or on the host."""
-    placed = jax.device_put(start.source.params, shardings(start.source.params, mesh))
+    placed = put(start.source.params, shardings(start.source.params, mesh))
     build = lambda params: engine.apply(start.todo, params)  # noqa: E731
     return jax.jit(build, out_shardings=shardings(jax.eval_shape(build, placed), mesh))(placed)
 

@@ -6,8 +6,10 @@ tokenizer; then metrics, checkpoints, and at the end `model/` and `summary.json`
 
 import fcntl
 import json
+import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ MAY_CHANGE = (
     "init.from",
     "train.tensorboard",
     "train.wandb",
+    "train.watchdog",
 )
 """Keys that a resumed run may change: they do not change what is computed (data,
 teacher and the source of init are compared by their digests, wherever they lie)."""
@@ -103,6 +106,11 @@ def claim(
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """No second process trains here: UserError at once. The lock ends with its process."""
+    if url := re.match(r"[a-z0-9]{2,}:/", str(workdir)):
+        raise UserError(
+            f"--workdir: {workdir} begins with {url[0]}, expected a directory; mount a bucket (gcsfuse) "
+            "and give its path"
+        )
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file, expected a directory for --workdir")
     made = not workdir.exists()
@@ -119,6 +127,18 @@ def locked(workdir: Path) -> Iterator[None]:
                 (workdir / ".lock").unlink()
                 if made:
                     workdir.rmdir()
+
+
+def wait_for(path: Path) -> None:
+    """Until a file that process 0 wrote is seen here. Raises UserError if it is not: a network's file
+    system may take its time, another disk never shows it."""
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{path.parent}: not the directory that process 0 writes, expected one that all share"
+            )
+        time.sleep(0.5)
 
 
 def config_of(workdir: Path) -> Config:

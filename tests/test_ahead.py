@@ -1,0 +1,277 @@
+"""Compiling for chips that are not here: what is read off programs, what is refused, what does not fit."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import dwt, environment, make_project
+
+from dwt_jax.__main__ import main
+from dwt_jax.config_file import load
+from dwt_jax.errors import UserError
+from dwt_jax.parallel import ahead as aheads
+from dwt_jax.parallel import ahead_command, chips, hlo
+from dwt_jax.parallel.gpus import description
+from dwt_jax.train import flops
+
+OVERFLOW = (  # of libtpu 0.0.52 for v5e:2x2, as it came
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for "
+    "HLO temporaries (252.78G) exceeds available HBM (15.75G). HLO module: jit__step."
+)
+
+PROGRAM = """
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+%body (carry: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %one = f32[4,8]{1,0:T(8,128)} all-reduce(%x), replica_groups=mesh['data'=4,'fsdp'=2] {'data'}, to_apply=%add
+  %both = (bf16[2,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%y), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %done = bf16[16,8]{1,0} all-gather-done(%both)
+}
+%condition (carry: (s32[], f32[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+%open (carry: (s32[])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+%inner (carry: (s32[])) -> (s32[]) {
+  %p = s32[5]{0} collective-permute(%q), source_target_pairs={{0,1}}
+}
+%fused (p: f32[3]) -> f32[3] {
+  %r = f32[3]{0} reduce-scatter(%p), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
+}
+ENTRY %main (x: f32[4,8]) -> f32[4,8] {
+  %loop = (s32[], f32[4,8]) while(%start), condition=%condition, body=%body
+  %told = (s32[]) while(%s), condition=%open, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+  %f = f32[3]{0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %all = (f32[2,2]{1,0}, f32[]) all-reduce(%a, %b), replica_groups={}, to_apply=%add
+}
+"""
+
+
+def test_what_a_program_sends_by_hand():
+    found = hlo.collectives(PROGRAM)
+    assert found == [
+        hlo.Collective("all-reduce", 128, 4, 6, True),
+        hlo.Collective("all-gather", 256, 2, 6, True),
+        hlo.Collective("collective-permute", 20, 0, 3, True),
+        hlo.Collective("reduce-scatter", 48, 4, 1, True),
+        hlo.Collective("all-reduce", 20, 0, 1, True),
+    ]
+    assert [each.sent(8) for each in found] == [6 * 128 * 1.5, 6 * 256 / 2, 60, 36, 20 * 1.75]
+    unknown = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
+    assert [each.known for each in hlo.collectives(unknown)] == [True, True, False, True, True]
+
+
+def test_what_a_program_sends_on_eight_devices():
+    """A loop of 5, the gradient of a [64, 32] product in each: the bytes that its formula says."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from dwt_jax.parallel import hlo
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+def step(w, x):
+    grad = jax.grad(lambda w, x: jnp.tanh(x @ w).sum())
+    return jax.lax.scan(lambda w, x: (w - grad(w, x), None), w, x)[0]
+same, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))
+S = jax.ShapeDtypeStruct
+program = jax.jit(step, in_shardings=(same, rows), out_shardings=same).lower(
+    S((64, 32), np.float32), S((5, 16, 64), np.float32)).compile()
+print([tuple(each) for each in hlo.collectives(program.as_text())])
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(JAX_NUM_CPU_DEVICES="8"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() in (f"[('all-reduce', {64 * 32 * 4}, {n}, 5, True)]" for n in (0, 8))
+
+
+@pytest.mark.parametrize(
+    ("topology", "name", "count"),
+    [("v5e:4x4", "v5e", 16), ("v4:2x2x1", "v4", 4), ("v6e:16x16", "v6e", 256), ("h100:8", "h100", 8)],
+)
+def test_topologies(topology, name, count):
+    chip, found = chips.parse(topology)
+    assert (chip.name, found) == (name, count)
+
+
+@pytest.mark.parametrize(
+    ("topology", "says"),
+    [
+        ("h10:8", "no chip 'h10'; did you mean 'h100'"),
+        ("v5e", "expected a shape after the colon"),
+        ("v5e:0x4", "expected a shape after the colon"),
+        ("h100:2x4", "expected a shape after the colon"),
+        ("", "no chip ''"),
+    ],
+)
+def test_topologies_that_are_none(topology, says):
+    with pytest.raises(UserError, match=says):
+        chips.parse(topology)
+
+
+def test_peaks_are_those_that_runs_are_measured_by():
+    """One number a chip, though a device calls itself otherwise there."""
+    kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}
+    kinds |= {"h100": "NVIDIA H100", "h200": "NVIDIA H200"}
+    assert {name: chip.flops for name, chip in chips.CHIPS.items()} == {
+        name: flops.PEAKS[kind] for name, kind in kinds.items()
+    }
+
+
+def test_the_sizes_of_an_overflow():
+    assert aheads.overflow(OVERFLOW) == {"wanted": 252.78 * 2**30}
+    assert aheads.overflow("RESOURCE_EXHAUSTED: no more") == {}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return str(make_project(tmp_path))
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The devices of this process in place of those of a topology."""
+
+    def devices(chip, topology, count, shape):
+        return np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
+
+    monkeypatch.setattr(aheads, "_devices", devices)
+    monkeypatch.setitem(chips.CHIPS, "one", chips.Chip("one", "cpu", 1e11, 2**30, 1e10, 1e9))
+
+
+TEACHER = {"distill.preset": "paper_normal", "train.batch_size": "8"}
+
+
+def test_the_real_step_is_compiled_and_its_arguments_are_known(config, here):
+    """Parameters and two moments in fp32, the teacher in bf16, ids in 16 bits, segments in 8."""
+    goal = aheads.target(load(config, {**TEACHER, "teacher.path": config}), "one:1")
+    found = aheads.ahead(goal, 8)
+    params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: _params(goal))))
+    small = 4 * 7 + 4 * 4 + 4  # counters and running means, knobs, seed
+    expected = 12 * params + 2 * params + 8 * 32 * 3 + small
+    assert found.memory["arguments"] == pytest.approx(expected, abs=64)
+    assert found.fits
+    assert found.collectives == []
+    assert found.flops == flops.training_step(goal.spec.model, 8, 32, 5) + flops.forward(
+        goal.spec.teacher, 8, 32, 5
+    )
+    assert found.seconds["compute"] == found.flops / 1e11
+    text = ahead_command.table(found)
+    assert "compiled, not run" in text
+    assert "teacher 2 x 32" in text
+    json.dumps(found._asdict())
+    tight = goal._replace(chip=goal.chip._replace(memory=found.memory["together"] - 1))
+    assert not aheads.ahead(tight, 8).fits
+
+
+def _params(goal):
+    from dwt_jax.model import functional
+
+    return functional.init(goal.spec.model, jax.random.key(0))
+
+
+def test_what_does_not_fit_is_an_answer(config, here, monkeypatch, capsys):
+    class Full:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(OVERFLOW)
+
+    monkeypatch.setattr(aheads, "lowered", lambda target, rows: Full())
+    assert ahead_command.command(load(config), "one:1", as_json=False, max_batch=False) == 3
+    said = capsys.readouterr().out
+    assert "does not fit, 252.78 GiB wanted, 1.00 GiB there" in said
+    assert ahead_command.command(load(config), "one:1", as_json=True, max_batch=True) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 1
+    assert not found["fits"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 512))
+def test_the_largest_batch_is_found_within_a_sixteenth(limit, begin):
+    class Goal:
+        mesh = type("mesh", (), {"shape": {"data": 4, "fsdp": 2}})
+        spec = type("spec", (), {"accumulate": 1})
+
+    class Found:
+        compile_seconds = 0.0
+
+        def __init__(self, rows):
+            self.rows, self.fits = rows, rows <= 8 * limit
+
+    tried = []
+    original, aheads.ahead = aheads.ahead, lambda goal, rows: tried.append(rows) or Found(rows)
+    try:
+        below, above = aheads.largest(Goal, 8 * begin, lambda text: None)
+    finally:
+        aheads.ahead = original
+    assert below.rows <= 8 * limit < above.rows
+    assert above.rows - below.rows <= max(8, below.rows // 16)
+    assert len(tried) < 30
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--topology=h10:8"], "--topology: no chip 'h10'; did you mean 'h100'"),
+        (
+            ["--topology=v5e:2x2", "--config.mesh.data=3", "--config.train.batch_size=9"],
+            "expected a product that fits the 4 devices",
+        ),
+        (["--topology=v5e:2x2", "--config.train.batch_size=6"], "expected a multiple of the mesh's"),
+        (["--topology=v5e:2x2"], "needs a compiler that is not installed, expected pip install -r"),
+    ],
+)
+def test_mistakes(config, words, says, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("dwt_jax.parallel.host.without_devices", lambda: None)
+    assert main(["compile", f"--config={config}", *words]) == 2
+    found = capsys.readouterr().err
+    assert says in found
+    assert found.count("\n") == 1
+
+
+def test_where_a_teacher_has_its_sizes_from(config, tmp_path):
+    assert aheads._teacher(config, 300).num_hidden_layers == 2
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"model": {"num_hidden_layers": 3}, "train": {"steps": 1}}))
+    assert aheads._teacher(str(run), 300).num_hidden_layers == 3
+    sizes = {"model_type": "bert", "num_hidden_layers": 5, "vocab_size": 99}
+    (run / "config.json").write_text(json.dumps(sizes))
+    assert aheads._teacher(str(run), 300).num_hidden_layers == 5
+    assert aheads._teacher(str(run), 300).vocab_size == 300
+    with pytest.raises(UserError, match="expected a run, a model directory or the config of one"):
+        aheads._teacher(str(tmp_path / "nothing"), 300)
+
+
+def test_a_gpu_is_described_by_its_own_numbers():
+    text = description(chips.CHIPS["h200"])
+    assert "memory_bandwidth: 4800000000000" in text
+    assert text.count("{") == text.count("}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the compiler for TPUs is not installed")
+def test_a_tiny_step_for_a_real_topology(config):
+    small = ["--config.train.batch_size=8", f"--config.teacher.path={config}"]
+    small += ["--config.distill.preset=paper_normal"]
+    found = dwt("compile", f"--config={config}", "--topology=v5e:2x2", "--json", *small)
+    assert found.returncode == 0, found.stderr
+    told = json.loads(found.stdout)
+    assert told["fits"]
+    assert {each["kind"] for each in told["collectives"]} == {"all-reduce"}
+    too_many = dwt("compile", f"--config={config}", "--topology=v5e:2x2", "--config.train.batch_size=8388608")
+    assert too_many.returncode == 3, too_many.stderr
+    assert "does not fit" in too_many.stdout

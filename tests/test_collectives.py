@@ -1,0 +1,70 @@
+"""What the compiled step says over eight simulated devices, at BERT's size: nothing is computed or stored."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import environment
+
+PROGRAM = r"""
+import json, re, jax, numpy as np
+from dwt_jax.config import Mesh, Model
+from dwt_jax.config_file import build
+from dwt_jax.data.masking import Tokens
+from dwt_jax.model import functional
+from dwt_jax.model.products import Numerics
+from dwt_jax.parallel.mesh import make_mesh, shardings
+from dwt_jax.train import step as steps
+
+model = {"vocab_size": 30522, "num_hidden_layers": 12}  # hidden size 768
+config = build({"model": model, "train": {"steps": 4, "batch_size": 32}, "teacher": {"path": "x"}})
+spec = steps.spec_of(config, config.model, Tokens(30522, 103, (0, 100, 101, 102, 103)), Numerics())
+state = steps.abstract_state(config.model, config.optimizer)
+
+def held(tree, mesh):
+    "bytes of a tree on one device"
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True)
+    return sum(int(np.prod(where.shard_shape(x.shape))) * x.dtype.itemsize for x, where in pairs)
+
+data, fsdp = (make_mesh(Mesh(*sizes), 32) for sizes in ((8, 1, 1), (1, 8, 1)))
+batch = {key: jax.ShapeDtypeStruct((32, 128), np.int32) for key in ("tokens", "segments")}
+knobs, seed = jax.ShapeDtypeStruct((4,), np.float32), jax.ShapeDtypeStruct((), np.uint32)
+inputs = state, functional.abstract(config.model), batch, knobs, seed
+program = steps.compiled(spec, data).lower(*inputs).compile()
+kinds = "all-reduce all-gather reduce-scatter all-to-all collective-permute collective-broadcast".split()
+text = program.as_text()
+print("FOUND" + json.dumps({
+    "collectives": {kind: len(re.findall(rf"= [^=]*\b{kind}(?:-start)?\(", text)) for kind in kinds},
+    "parameters": sum(x.size for x in jax.tree.leaves(state["params"])),
+    "data": held(state, data), "fsdp": held(state, fsdp),
+    "planned": program.memory_analysis().argument_size_in_bytes,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    env = environment(JAX_NUM_CPU_DEVICES="8", XLA_FLAGS=flags, PYTHONPATH=str(Path(__file__).parent.parent))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))[5:])
+
+
+@pytest.mark.slow
+def test_data_parallel_needs_all_reduces_only(found):
+    assert found["parameters"] > 109e6
+    assert found["collectives"].pop("all-reduce") > 0
+    assert set(found["collectives"].values()) == {0}, found["collectives"]
+
+
+@pytest.mark.slow
+def test_fsdp_divides_the_state_by_the_number_of_devices(found):
+    """Parameters and both moments, fp32; what is left whole is small."""
+    assert found["data"] == pytest.approx(3 * 4 * found["parameters"], rel=1e-5)
+    assert found["data"] / 8 <= found["fsdp"] < 1.01 * found["data"] / 8
+    assert found["planned"] >= found["data"]  # XLA plans with the same: every device holds all of it
