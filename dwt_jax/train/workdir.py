@@ -108,8 +108,8 @@ def locked(workdir: Path) -> Iterator[None]:
     """No second process trains here: UserError at once. The lock ends with its process."""
     if url := re.match(r"[a-z0-9]{2,}:/", str(workdir)):
         raise UserError(
-            f"--workdir: {workdir} begins with {url[0]}, expected a directory; mount a bucket (gcsfuse) "
-            "and give its path"
+            f"--workdir: {workdir} begins with {url[0]}, expected a directory, of a file system that all "
+            "processes see"
         )
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file, expected a directory for --workdir")
