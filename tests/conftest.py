@@ -83,6 +83,14 @@ def _same(found, stored, rtol, where):
 
 
 @pytest.fixture
+def cloud(tmp_path):
+    """Programs in the place of gcloud, kubectl and the like (clouds.py)."""
+    from clouds import Cloud
+
+    return Cloud(tmp_path)
+
+
+@pytest.fixture
 def strict_ranks():
     """jax.numpy refuses to add axes on its own while the test runs."""
     with jax.numpy_rank_promotion("raise"):
