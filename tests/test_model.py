@@ -1,6 +1,8 @@
 """The encoder against BertForMaskedLM of transformers in torch."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import environment
 
 from dwt_jax.config import Model
 from dwt_jax.convert.huggingface import to_tensors
 from dwt_jax.model import functional
 from dwt_jax.model.attention import attend
-from dwt_jax.model.layers import dropout, padded_vocabulary
+from dwt_jax.model.layers import dropout, keep_mask, kept_of_65536, padded_vocabulary
 from dwt_jax.model.products import Numerics
 
 torch = pytest.importorskip("torch")
@@ -342,3 +345,56 @@ def test_the_program_does_not_grow_with_depth(tiny):
         return str(program).count("=")
 
     assert size(2) == size(7)
+
+
+@pytest.mark.parametrize("impl", ["rbg", "threefry2x32"])
+def test_dropout_drops_its_share_and_nothing_of_it_is_alike(impl):
+    """By the normal limit of each number, of independent choices: shares, rows against each other and
+    against themselves shifted, the next key, sums of blocks."""
+    key, shape = jax.random.fold_in(jax.random.key(1, impl=impl), 3), (16, 12, 64, 64)
+    keep = np.asarray(keep_mask(key, 0.1, shape))
+    share = kept_of_65536(0.1) / 65536
+    spread = np.sqrt(share * (1 - share))
+    found = (keep - share) / spread
+    limit = 5 / np.sqrt(keep.size)
+    assert abs(found.mean()) < limit
+    for shift in (1, 2, 3, 7, 64, 128, 4096, keep[0].size):
+        flat = found.reshape(-1)
+        assert abs((flat[shift:] * flat[:-shift]).mean()) < limit, shift
+    rows = found.reshape(shape[0], -1)
+    between = rows @ rows.T / rows.shape[1]
+    assert np.abs(between - np.diag(np.diag(between))).max() < 5 / np.sqrt(rows.shape[1])
+    other = np.asarray(keep_mask(jax.random.fold_in(key, 1), 0.1, shape))
+    assert abs(((other - share) / spread * found).mean()) < limit
+    for block in (64, 4096):
+        sums = found.reshape(-1, block).sum(1)
+        assert sums.var() / block == pytest.approx(1, abs=5 * np.sqrt(2 / len(sums)))
+    assert keep_mask(None, 0.1, shape) is None
+    assert keep_mask(key, 0.0, shape) is None
+
+
+def test_every_device_draws_its_own_rows_alone():
+    """Over eight devices the choice is that of one, and no device holds more than its rows of it."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from dwt_jax.model.layers import keep_mask
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+rows = NamedSharding(mesh, PartitionSpec("data"))
+def drop(x, seed):
+    key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), 3)
+    return jnp.where(keep_mask(key, 0.3, x.shape), x, 0)
+x, seed = np.ones((64, 40), np.float32), np.uint32(5)
+program = jax.jit(drop, in_shardings=(rows, None), out_shardings=rows).lower(x, seed).compile()
+assert "[64,40]" not in program.as_text()
+assert "[8,40]" in program.as_text()
+assert (np.asarray(program(jax.device_put(x, rows), seed)) == np.asarray(jax.jit(drop)(x, seed))).all()
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(JAX_NUM_CPU_DEVICES="8"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr

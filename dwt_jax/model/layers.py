@@ -21,10 +21,31 @@ def padded_vocabulary(vocab_size: int) -> int:
 
 
 def keep_mask(key: jax.Array | None, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
-    """Dropout's choice: False for a share `rate`; None without a key."""
+    """Dropout's choice: False for a share `rate`; None without a key.
+
+    A hash of each entry's place in the array, so that every device makes its own rows alone and any
+    layout gives the same. jax.random.bits under rbg keys is not spread: compiled for 256 chips
+    every chip drew the bits of all (4 GiB of temporaries); under threefry keys it is, and slower.
+    """
     if key is None or rate == 0:
         return None
-    return jax.random.bits(key, shape, jnp.uint16) < kept_of_65536(rate)  # 16 bits cost half of 32
+    words = jax.random.key_data(key).reshape(-1)
+    row = jax.lax.iota(jnp.uint32, shape[0])
+    begin = _mixed(_mixed(row + words[0]) ^ words[1])
+    step = _mixed(begin + jnp.uint32(0x9E3779B9)) | 1  # rows are not each other's copies, shifted
+    place = jnp.zeros(shape[1:], jnp.uint32)
+    for axis, size in enumerate(shape[1:]):
+        place = place * size + jax.lax.broadcasted_iota(jnp.uint32, shape[1:], axis)
+    ones = (-1, *(1,) * (len(shape) - 1))
+    return _mixed(place * step.reshape(ones) + begin.reshape(ones)) >> 16 < kept_of_65536(rate)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """uint32 → uint32, one to one: each bit of x changes each of the result with a chance of a half
+    (lowbias32, C. Wellons' search for multiply-xorshift hashes, 2018; public domain)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def kept_of_65536(rate: float) -> int:

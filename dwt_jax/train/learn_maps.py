@@ -157,7 +157,7 @@ def _step(spec: Spec, todo: Plan, chain, mesh, state, inputs, batch, knobs, seed
     def loss(maps, part, key):
         return objective(spec, todo, mesh, maps, inputs, part, scalars, key)
 
-    key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)
+    key = jax.random.fold_in(jax.random.key(seed), step)
     found = accumulated(jax.value_and_grad(loss, has_aux=True), maps, batch, key, spec.accumulate)
     updates, moments = chain.update(found[1], moments, maps)
     return optax.apply_updates(maps, updates), moments

@@ -144,7 +144,7 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed, old=None):
         params = anneal(params, share["annealed"]) if "annealed" in share else params
         return forward(spec, params, teacher_params, part, scalars, key)
 
-    key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)  # rbg: dropout for 1 % instead of 14 %
+    key = jax.random.fold_in(jax.random.key(seed), step)  # of dropout alone, see layers.keep_mask
     (value, sums), gradient = accumulated(
         jax.value_and_grad(loss, has_aux=True), params, whole, key, spec.accumulate
     )
