@@ -25,7 +25,7 @@ def test_every_study_comes_to_runs_that_can_be(name, scale, tmp_path):
     assert {job.config.model.num_hidden_layers for job in students} <= {6, 1, 2, 4}
     assert len([job for job in jobs if job.arm == "alone" and job.kind == "train"]) == 3
     sizes = {job.config.model.hidden_size for job in jobs}
-    assert sizes == {{"cpu": 128, "h200": 512, "paper": 768}[scale]}
+    assert sizes == {{"cpu": 64, "h200": 512, "paper": 768}[scale]}
     assert not any(str(tmp_path) in str(job.config.data) for job in jobs)
 
 
