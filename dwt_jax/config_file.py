@@ -133,7 +133,12 @@ def _module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     loader = spec.loader
-    _run(lambda: loader.exec_module(module), f"{path} fails to load")
+    # Without bytecode: Python knows that by the second of a file's time, and would take an edit for the old.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        _run(lambda: loader.exec_module(module), f"{path} fails to load")
+    finally:
+        sys.dont_write_bytecode = before
     return module
 
 

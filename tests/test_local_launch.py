@@ -79,7 +79,12 @@ def test_one_failure_kills_those_that_hang(fake):
 def test_a_signal_reaches_every_process(fake, number, what):
     """Also one that cannot handle it yet: nothing of it is lost."""
     words, env = fake
-    script = subprocess.Popen(words(what), env=env, stdout=subprocess.PIPE, text=True)
+    # As from a terminal: bash never hears a signal that was ignored when it began.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        script = subprocess.Popen(words(what), env=env, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
     ready = 0
     for line in script.stdout:
         ready += "ready" in line

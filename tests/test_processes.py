@@ -347,12 +347,12 @@ def test_another_config_in_one_process_ends_all_with_its_name(project):
 
 @pytest.mark.slow
 def test_a_run_that_hangs_is_ended_by_its_watchdog(project):
-    more = ["--config.train.steps=100000", "--config.train.watchdog=8"]
+    more = ["--config.train.steps=100000", "--config.train.watchdog=30"]
     two = begin(train(project, "hung", *more), 2, DWT_HEARTBEAT_TIMEOUT="300")
     until(two[0], "step 20/")
     two[1].send_signal(signal.SIGSTOP)
-    [(status, said)] = ended(two[:1], 120)
+    [(status, said)] = ended(two[:1], 180)
     two[1].kill()
     assert status == 1
-    assert "dwt: no step for 8 s (train.watchdog)" in said
+    assert "dwt: no step for 30 s (train.watchdog)" in said
     assert "in take_steps" in said
