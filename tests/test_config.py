@@ -178,6 +178,7 @@ IMPOSSIBLE = [
     ({"model.vocab_size": -1}, "model.vocab_size"),
     ({"model.pad_token_id": -1}, "model.pad_token_id"),
     ({"model.hidden_size": 770}, "num_attention_heads"),
+    ({"train.watchdog": -1}, "train.watchdog"),
     ({"model.hidden_dropout_prob": 1}, "model.hidden_dropout_prob"),
     ({"model.hidden_dropout_prob": -0.1}, "model.hidden_dropout_prob"),
     ({"model.attention_probs_dropout_prob": 1}, "model.attention_probs_dropout_prob"),
