@@ -381,9 +381,9 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace, _: dict[str, str]) -> None:
-    from dwt_jax.study import grid_page, queue, report
+    from dwt_jax.study import grid_file, grid_page, report
 
-    write = grid_page.write if (options.workdir / queue.GRID).exists() else report.write
+    write = grid_page.write if (options.workdir / grid_file.NAME).exists() else report.write
     print(f"report in {write(options.workdir, options.out)}")
 
 

@@ -561,6 +561,21 @@ def test_the_verb_on_glues_own_files(models, tmp_path, capsys):
     assert "already finished" in capsys.readouterr().out
     assert main([*arguments, "--config.recipe.epochs=2"]) == 2
     assert "recipe.epochs is 1 there, 2 here" in capsys.readouterr().err
+    # Another task in the same folder: its results join those that are there.
+    later = [argument.replace("cola,mnli", "rte") for argument in arguments]
+    assert main(later) == 0
+    joined = json.loads((tmp_path / "w" / "results.json").read_text())
+    assert set(joined["tasks"]) == {"cola", "mnli", "rte"}
+    assert all(joined["tasks"][name] == summary["tasks"][name] for name in ("cola", "mnli"))
+    other = [argument.replace(str(models / "Bert"), str(models / "Roberta")) for argument in later]
+    assert main([a.replace("rte", "stsb") for a in other]) == 0
+    of_this_model = json.loads((tmp_path / "w" / "results.json").read_text())
+    assert set(of_this_model["tasks"]) == {"stsb"}
+    (tmp_path / "glue" / "RTE" / "dev.tsv").unlink()
+    capsys.readouterr()
+    assert main([a.replace("=rte", "=cola,rte").replace("/w", "/new") for a in later]) == 2
+    assert "dev.tsv: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_submitted_numbers_stay_within_glues_bounds(tmp_path):
@@ -571,6 +586,17 @@ def test_submitted_numbers_stay_within_glues_bounds(tmp_path):
     results.write_test(tmp_path, "stsb", "test", split, data, np.array([[-0.5], [3.14159], [7.0]]))
     lines = (tmp_path / "submission" / "STS-B.tsv").read_text().splitlines()
     assert lines == ["index\tprediction", "0\t0.000", "1\t3.142", "2\t5.000"]
+
+
+def test_names_with_tabs_keep_their_line(tmp_path):
+    """JSON may hold them; a file with divided columns cannot."""
+    from dwt_jax.finetune.examples import Data, Split
+
+    split = Split(["a", "b"], None, np.array([0, 1], np.int32), ["x\ty", "z\nw"])
+    one = results.Seed(0, [{"dev": {"dev": {"score": 1.0}}}], {"dev": [np.eye(2)]})
+    results.write_dev(tmp_path, Data({"dev": split}, ("n\to", "yes"), ("accuracy",)), [one])
+    lines = (tmp_path / "predictions" / "dev-seed0.tsv").read_text().splitlines()
+    assert lines == ["index\tprediction\tlabel", "x y\tn o\tn o", "z w\tyes\tyes"]
 
 
 def test_an_average_of_tasks_with_other_seeds_has_no_spread():

@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
 
 from dwt_jax.config_file import config_path, construct, to_dict
 from dwt_jax.errors import UserError
-from dwt_jax.finetune import config
+from dwt_jax.finetune import config, examples
 from dwt_jax.finetune.config import Examples, FineTune, Recipe
 from dwt_jax.finetune.examples import read
 from dwt_jax.finetune.tasks import BUILTIN, GLUE
@@ -171,6 +172,7 @@ def test_official_counts():
         ("RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n", "rte: no example in dev, expected"),
         ("RTE", "train.tsv", None, "train.tsv: no such file, expected rte as GLUE has it"),
         ("STS-B", "dev.tsv", "sentence1\tsentence2\tscore\nA\tB\tnan\n", "label 'nan', expected a number"),
+        ("STS-B", "dev.tsv", "sentence1\tsentence2\tscore\nA\tB\t1e39\n", "a number that float32 holds"),
     ],
 )
 def test_mistakes_in_files(tmp_path, task, file, text, says):
@@ -277,7 +279,8 @@ def test_the_builtin_tasks_do_not_leak(task):
     train, dev = data.splits["train"], data.splits["dev"]
     speeches = [{name.rpartition("-")[0] for name in split.ids} for split in (train, dev)]
     assert not speeches[0] & speeches[1]
-    assert not set(train.first) & set(dev.first)
+    plain = [{re.sub(r"\W+", " ", text.lower()).strip() for text in split.first} for split in (train, dev)]
+    assert not plain[0] & plain[1]
     assert len(train) > 6000
     assert len(dev) > 1500
     for split in (train, dev):
@@ -294,6 +297,16 @@ def test_the_builtin_tasks_do_not_leak(task):
         assert {label for name, label in known.items() if "Roosevelt" in name} == {0, 1}
 
 
+def test_sentences_are_spread_over_an_address():
+    sentences = [f"This is sentence number {i} of an address that has many." for i in range(119)]
+    address = {"text": "\n".join(sentences), "year": 1900, "name": "A B"}
+    found = [sentence for sentence, _ in examples._sentences(address)]
+    assert len(found) == examples.SENTENCES
+    assert (found[0], found[-1]) == (sentences[0], sentences[-1])
+    gaps = np.diff([int(re.findall(r"\d+", sentence)[0]) for sentence in found])
+    assert set(gaps) <= {1, 2, 3}
+
+
 # The config
 
 
@@ -303,6 +316,7 @@ def test_the_builtin_tasks_do_not_leak(task):
         ({"examples.task": "rta"}, "examples.task is 'rta'; did you mean"),
         ({"examples.kind": "glu"}, "examples.kind is 'glu'; did you mean 'glue'"),
         ({"examples.task": "../x", "examples.kind": "files"}, "expected the name of a folder"),
+        ({"examples.task": "results.json", "examples.kind": "files"}, "expected another name"),
         ({"examples.kind": "files", "examples.task": "x"}, "examples.train is empty"),
         ({"examples.kind": "glue", "examples.task": "rte"}, "examples.path is empty"),
         ({"examples.metrics": '["pearson"]'}, "names 'pearson', expected metrics of classes"),

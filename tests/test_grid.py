@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from dwt_jax.config_file import load as load_config
 from dwt_jax.errors import UserError
-from dwt_jax.study.grid import END, fine_tuned_at, jobs_of, load
+from dwt_jax.study import grid_file
+from dwt_jax.study.grid import END, fine_tuned_at, jobs_of, load, pairs
 
 STUDIES = ("teacher_quality", "soft_weight", "remapping", "knowledge_inheritance", "chain", "budget")
 
@@ -85,11 +87,79 @@ def test_checkpoints_must_be_kept(tmp_path):
     grid = load(written(tmp_path, study()))
     arm = grid.arms[2]
     config = jobs_of(grid, tmp_path)[-1].config
-    assert fine_tuned_at(arm, config) == (30, END)
+    assert fine_tuned_at(arm, config) == {30: 0.3, END: 1.0}
     found = study()
     found["arms"][2]["set"][2] = "train.keep_checkpoints=7"
     with pytest.raises(UserError, match=r"arm 'taught': train\.keep_checkpoints is 7, expected at least 8"):
         jobs_of(load(written(tmp_path, found)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shares", "found"),
+    [
+        ([0.99], {END: 0.99}),  # nearest to the last checkpoint, which is the finished model
+        ([0.94, 1.0], {90: 0.94, END: 1.0}),
+        ([0.01], {10: 0.01}),
+        ([0.96, 1.0], "finetune_at has 0.96 and 1.0, expected different checkpoints"),
+        ([0.29, 0.31], "finetune_at has 0.29 and 0.31, expected different checkpoints"),
+    ],
+)
+def test_shares_are_rounded_to_checkpoints(tmp_path, shares, found):
+    made = study()
+    made["arms"][2] |= {"finetune_at": shares, "set": ["train.steps=100", "train.checkpoint_every=10"]}
+    made["arms"][2]["set"] += ["train.keep_checkpoints=10"]
+    grid = load(written(tmp_path, made))
+    config = load_config("configs/demo.py:student", pairs(grid.arms[2].set))
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            fine_tuned_at(grid.arms[2], config)
+    else:
+        assert fine_tuned_at(grid.arms[2], config) == found
+
+
+def test_the_plan_is_read_as_it_was_written(tmp_path):
+    grid = load(written(tmp_path, study()))
+    jobs = jobs_of(grid, tmp_path / "w")
+    (tmp_path / "w").mkdir()
+    grid_file.write(grid, jobs, tmp_path / "w")
+    (tmp_path / "w").rename(tmp_path / "moved")
+    found, places = grid_file.read(tmp_path / "moved")
+    assert found == grid
+    for job, place in zip(jobs, places, strict=True):
+        assert place.workdir == tmp_path / "moved" / job.workdir.relative_to(tmp_path / "w")
+        keys = ("kind", "name", "arm", "seed", "step", "share", "tasks")
+        assert [getattr(place, key) for key in keys] == [getattr(job, key) for key in keys]
+
+
+def damaged(change):
+    def damage(plan):
+        change(plan)
+        return plan
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (damaged(lambda plan: plan.pop("jobs")), "KeyError('jobs'), expected what dwt study wrote"),
+        (damaged(lambda plan: plan["jobs"][0].pop("seed")), "expected what dwt study wrote"),
+        (damaged(lambda plan: plan["jobs"][0].update(arm="x")), "a run of arm 'x'"),
+        (damaged(lambda plan: plan["grid"].update(baseline="x")), "baseline is 'x'"),
+        (damaged(lambda plan: plan["grid"]["claims"].append({"arm": "x"})), "claims.0.arm is 'x'"),
+        (lambda plan: [plan], "expected"),
+    ],
+)
+def test_a_damaged_plan_is_one_line(tmp_path, damage, says):
+    grid = load(written(tmp_path, study()))
+    grid_file.write(grid, jobs_of(grid, tmp_path), tmp_path)
+    path = tmp_path / grid_file.NAME
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(UserError) as caught:
+        grid_file.read(tmp_path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def changed(where, value):
@@ -100,6 +170,10 @@ def changed(where, value):
         node = node[key]
     node[last] = value
     return found
+
+
+def claiming(**claim):
+    return changed(["claims"], [claim])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +190,20 @@ def changed(where, value):
         (changed(["baseline"], "alnoe"), "did you mean 'alone'"),
         (changed(["claims"], [{"arm": "tought"}]), "claims.0.arm is 'tought'; did you mean 'taught'"),
         (changed(["claims"], [{"arm": "taught", "measure": "eara"}]), "claims.0.measure"),
-        (changed(["arms", 1, "set"], ["train.steps"]), "expected key=value"),
+        (changed(["arms", 1, "set"], ["train.steps"]), "arms.1.set has 'train.steps', expected key=value"),
+        (changed(["finetuning", "set"], ["recipe"]), "finetuning.set has 'recipe', expected key=value"),
+        (changed(["elsewhere"], {"set": ["x"]}), "elsewhere.set has 'x', expected key=value"),
+        (claiming(arm="taught", at=0.3), "claims.0.at is 0.3, expected 1 for a loss"),
+        (claiming(arm="taught", at=2.0, measure="era"), "claims.0.at is 2.0, expected a share"),
+        (
+            claiming(arm="taught", measure="era"),
+            "claims.0.at is 1.0, expected a share that 'alone' is fine-tuned at: none",
+        ),
+        (
+            claiming(arm="taught", against="taught", measure="era", at=0.5),
+            "claims.0.at is 0.5, expected a share that 'taught' is fine-tuned at: 0.3, 1.0",
+        ),
+        (claiming(arm="taught", measure="loss_elsewhere"), "expected elsewhere.config for it"),
         (changed(["arms", 1, "set"], ["train.stpes=3"]), "arm 'alone': config: unknown key"),
     ],
     ids=str,

@@ -40,7 +40,7 @@ def test_documents_within_one_run_are_the_paired_error():
     a, b = (Documents(count * (hard + rng.normal(shift, 0.3, 400)), count) for shift in (0.0, 0.1))
     found = of_losses([a], [b])
     assert found.mean == pytest.approx(a.loss.sum() / count.sum() - b.loss.sum() / count.sum(), abs=1e-12)
-    error = paired_error(a, b)
+    error = paired_error(a[:2], b[:2])
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.08)
     assert found.t_high == np.inf
     assert found.sign == 0  # a single seed decides nothing

@@ -12,7 +12,7 @@ import pytest
 from runs import dwt, prepared_project, start
 
 from dwt_jax.errors import UserError
-from dwt_jax.study import grid_page, grid_tables, outcome, queue
+from dwt_jax.study import grid_file, grid_page, grid_tables, outcome, queue
 from dwt_jax.study.grid import jobs_of, load
 from dwt_jax.train import step as steps
 
@@ -131,15 +131,26 @@ def test_what_cannot_be_paired_is_said_so(whole):
     assert outcome.difference(other, theirs, "held_out_loss") is None
     judged = outcome.judge(found.grid.claims[0], found.grid, {**found.arms, "taught": other})
     assert judged.verdict == "not comparable"
-    assert "or not on the same held-out text" in grid_tables.sentence(judged, found)
-    nothing = outcome.Measured(ours.arm, {}, {}, {})
+    assert "or not with what can be paired" in grid_tables.sentence(judged, found)
+    changed = dataclasses.replace(found, arms={**found.arms, "taught": other})
+    assert grid_tables.budget_table(changed).rows[-1][1:] == ["other held-out text"] * 2
+    runs = {
+        seed: run._replace(documents=run.documents._replace(text="another"))
+        for seed, run in ours.runs.items()
+    }
+    assert outcome.difference(dataclasses.replace(ours, runs=runs), theirs, "held_out_loss") is None
+    elsewhere = {seed: one._replace(text="another") for seed, one in ours.elsewhere.items()}
+    other = dataclasses.replace(ours, elsewhere=elsewhere)
+    assert outcome.difference(ours, theirs, "loss_elsewhere") is not None
+    assert outcome.difference(other, theirs, "loss_elsewhere") is None
+    nothing = outcome.Measured(ours.arm, {}, {}, {}, {})
     assert outcome.difference(nothing, theirs, "era") is None
     assert outcome.curve(nothing) == ([], [], [])
 
 
 def test_a_grid_that_has_changed_is_refused_and_a_new_task_is_done(place, whole):
     """A finished run is never reported as what it is not."""
-    before = (whole[0] / queue.GRID).read_text()
+    before = (whole[0] / grid_file.NAME).read_text()
     grid = load(place[0])
     for change, says in (
         ("train.steps=5", "train.steps is 4 there, 5 in the study"),
@@ -155,10 +166,61 @@ def test_a_grid_that_has_changed_is_refused_and_a_new_task_is_done(place, whole)
     recipe = dataclasses.replace(grid.finetuning, set=(*grid.finetuning.set, "recipe.epochs=2"))
     with pytest.raises(UserError, match=r"era: recipe\.epochs is 1 there, 2 in the study"):
         queue.run(dataclasses.replace(grid, finetuning=recipe), whole[0])
-    assert (whole[0] / queue.GRID).read_text() == before
+    assert (whole[0] / grid_file.NAME).read_text() == before
     both = dataclasses.replace(grid, finetuning=dataclasses.replace(grid.finetuning, tasks=("era", "party")))
     jobs = jobs_of(both, whole[0])
     assert [job.is_done() for job in jobs] == [job.kind != "finetune" for job in jobs]
+
+
+def test_another_text_elsewhere_is_refused(place, whole):
+    grid = load(place[0])
+    elsewhere = dataclasses.replace(grid.elsewhere, set=("data.held_out=0.2",))
+    with pytest.raises(UserError, match=r"held_out is 0\.3 there, 0\.2 in the study"):
+        queue.run(dataclasses.replace(grid, elsewhere=elsewhere), whole[0])
+
+
+def test_what_is_missing_for_the_last_job_is_said_before_the_first(place, tmp_path):
+    grid = load(place[0])
+    nothing = ("examples.kind=glue", f"examples.path={tmp_path / 'none'}")
+    glue = dataclasses.replace(grid.finetuning, tasks=("rte",), set=nothing)
+    files = (*grid.elsewhere.set, f"data.sources.0.path={tmp_path / 'books.txt'}")
+    books = dataclasses.replace(grid.elsewhere, set=("data.sources.0.kind=text", *files))
+    for other in (dataclasses.replace(grid, finetuning=glue), dataclasses.replace(grid, elsewhere=books)):
+        with pytest.raises(UserError, match=str(tmp_path)):
+            queue.run(other, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_claim_at_a_checkpoint_that_is_not_there_yet_is_not_judged(place, whole, tmp_path):
+    """Not by another checkpoint that happens to be there."""
+    shutil.copytree(whole[0], tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "finetuned" / "taught-seed0-end")
+    shutil.rmtree(tmp_path / "part" / "finetuned" / "taught-seed1-end")
+    found = outcome.gather(tmp_path / "part")
+    assert [judged.interval is None for judged in found.judged] == [False, True]
+    shutil.rmtree(tmp_path / "part" / "runs" / "taught-seed1")
+    found = outcome.gather(tmp_path / "part")
+    assert "(1 of the seeds)" in grid_tables.markdown(found)
+
+
+def test_the_rate_of_a_run_that_was_stopped_on_its_way(place, whole, tmp_path):
+    """By what its steps took, not by what the last process saw of it."""
+    shutil.copytree(whole[0], tmp_path / "part")
+    path = tmp_path / "part" / "runs" / "taught-seed0" / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps({**summary, "seconds_of_this_process": 1e-9}))
+    last = [
+        queue.plan(load(place[0]), at, costs=True).splitlines()[1] for at in (whole[0], tmp_path / "part")
+    ]
+    assert last[0] == last[1]
+
+
+def test_the_report_needs_no_config_file(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole[0], tmp_path / "moved")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    page = grid_page.write(tmp_path / "moved")
+    assert page.with_suffix(".csv").read_text() == grid_page.write(whole[0]).with_suffix(".csv").read_text()
 
 
 def test_a_job_by_its_number(place, tmp_path, capsys):
@@ -170,7 +232,7 @@ def test_a_job_by_its_number(place, tmp_path, capsys):
     with pytest.raises(UserError, match="--index is 99, expected from 0 to"):
         queue.run(spec, tmp_path / "s", 99)
     assert not queue.run(spec, tmp_path / "s", at["teacher-seed0"])
-    assert [job.name for job in jobs if job._replace().is_done()] == ["teacher-seed0"]
+    assert [job.name for job in jobs if job.is_done()] == ["teacher-seed0"]
 
 
 def test_the_plan_tells_what_it_costs(place, whole, tmp_path):

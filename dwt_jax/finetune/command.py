@@ -15,7 +15,7 @@ from dwt_jax.finetune.config import FineTune
 from dwt_jax.finetune.results import spread
 from dwt_jax.finetune.tasks import AVERAGE, SCORE
 from dwt_jax.train.signals import signals
-from dwt_jax.train.workdir import locked, write_json
+from dwt_jax.train.workdir import locked, read_json, write_json
 
 
 def finetune(
@@ -24,7 +24,8 @@ def finetune(
     """Fine-tune the model in `model` (of a run, at the checkpoint of `step`, if given) on every task, each
     in a folder of `workdir`; texts: what was read before, for other models. → results.json
 
-    What is wrong with any task is found before the first one begins. Raises UserError for that,
+    What is wrong with any task is found before the first one begins. Tasks that were done before with the
+    same model are in the results too. Raises UserError for that,
     Stopped after a signal, Failed for a loss that is not finite.
     """
     if (workdir / "config.json").exists():
@@ -33,13 +34,16 @@ def finetune(
     with signals() as stopping, ExitStack() as stack:
         if not workdir.exists():
             stack.callback(_remove_empty, workdir)
-        prepared = []
+        prepared, texts = [], texts or Texts()
+        for config in todo:  # before the first claim: nothing is left of a command that was refused
+            texts.read(config.examples)
         for config in todo:
             folder = workdir / config.examples.task
             stack.enter_context(locked(folder))
             prepared.append(runs.prepare(config, source, folder, texts))
         stopping.poll()
         found = {run.config.examples.task: runs.fine_tune(run, stopping) for run in prepared}
+        found |= _done_before(workdir, source.digest, found)
         summary = summarise(found)
         _submission(workdir, list(found))
         write_json(workdir / "results.json", summary)
@@ -50,6 +54,16 @@ def _remove_empty(folder: Path) -> None:
     """Nothing is left of a command that was refused."""
     with suppress(OSError):
         folder.rmdir()
+
+
+def _done_before(workdir: Path, model: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Results of other commands' tasks in the same folder, of the same model."""
+    done = {}
+    for path in sorted(workdir.glob("*/results.json")):
+        record = path.parent / "finetune.json"
+        if path.parent.name not in found and record.exists() and read_json(record)["model_digest"] == model:
+            done[path.parent.name] = read_json(path)
+    return done
 
 
 def summarise(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

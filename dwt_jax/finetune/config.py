@@ -12,6 +12,7 @@ from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import read_object
 from dwt_jax.finetune.tasks import BUILTIN, GLUE, METRICS
 
+RESERVED = ("config.json", "results.json", "submission")
 SHORTEST = 8  # tokens: room for what frames a pair, and a text
 
 
@@ -117,6 +118,8 @@ def _example_problems(examples: Examples) -> Iterator[str]:
         yield f"examples.task is {examples.task!r}{did_you_mean(examples.task, known)}"
     if not re.fullmatch(r"\w[\w.-]*", examples.task):
         yield f"examples.task is {examples.task!r}, expected the name of a folder"
+    if examples.task in RESERVED:
+        yield f"examples.task is {examples.task!r}, expected another name: dwt writes that beside the tasks"
     if examples.kind == "glue" and not examples.path:
         yield "examples.path is empty, expected the folder that holds GLUE's own (CoLA/, SST-2/, …)"
     if examples.kind == "files":

@@ -1,6 +1,7 @@
 """Labelled texts: GLUE's own files, GLUE in TFDS, files with named columns, and the built-in corpus."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -127,6 +128,9 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     return found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
 def _label(found: Any, labels: Sequence[str], where: str) -> float:
     """The number of a class; where there are none, the number itself."""
     if labels:
@@ -137,8 +141,8 @@ def _label(found: Any, labels: Sequence[str], where: str) -> float:
         value = float(found)
     except (TypeError, ValueError):
         value = float("nan")
-    if not np.isfinite(value):
-        raise UserError(f"{where}: label {found!r}, expected a number")
+    if not abs(value) <= LARGEST:  # NaN too
+        raise UserError(f"{where}: label {found!r}, expected a number that float32 holds")
     return value
 
 
@@ -267,8 +271,8 @@ def _builtin(task: str) -> Data:
         held = round(DEV * len(addresses))
         for i, address in enumerate(addresses):
             parts["dev" if i < held else "train"] += [(s, label, n) for s, n in _sentences(address)]
-    held_out = {sentence for sentence, _, _ in parts["dev"]}  # Presidents quote, and have their phrases
-    parts["train"] = [row for row in parts["train"] if row[0] not in held_out]
+    held_out = {_words(sentence) for sentence, _, _ in parts["dev"]}  # Presidents have their phrases
+    parts["train"] = [row for row in parts["train"] if _words(row[0]) not in held_out]
     splits = {
         name: Split(
             [s for s, _, _ in rows], None, np.array([k for _, k, _ in rows], np.int32), [i for *_, i in rows]
@@ -281,9 +285,14 @@ def _builtin(task: str) -> Data:
 def _sentences(address: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(sentence, name) of some of the sentences of an address."""
     sentences = [s for s in split_sentences(address["text"]) if len(s.split()) in WORDS]
-    step = max(1, len(sentences) // SENTENCES)
-    for number, sentence in enumerate(sentences[::step][:SENTENCES]):
-        yield sentence, f"{address['year']}-{address['name'].replace(' ', '-')}-{number}"
+    chosen = np.linspace(0, len(sentences) - 1, min(SENTENCES, len(sentences))).round().astype(int)
+    for number, at in enumerate(chosen):
+        yield sentences[at], f"{address['year']}-{address['name'].replace(' ', '-')}-{number}"
+
+
+def _words(sentence: str) -> str:
+    """Without punctuation and capitals: what counts as the same sentence."""
+    return " ".join(re.findall(r"\w+", sentence.lower()))
 
 
 def _class_of(address: Mapping[str, Any], task: str) -> int | None:

@@ -177,8 +177,13 @@ def _shown(values: np.ndarray, labels: Sequence[str], form: str = ".6g") -> list
     return [labels[int(value)] if labels else format(float(value), form) for value in values]
 
 
+_DIVIDERS = str.maketrans("\t\n\r", "   ")
+
+
 def _write(path: Path, header: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
+    """Tabs and ends of lines within a cell (JSON may hold them) become spaces."""
     path.parent.mkdir(exist_ok=True)
-    lines = ["\t".join(row) + "\n" for row in (header, *zip(*columns, strict=True))]
+    rows = ([cell.translate(_DIVIDERS) for cell in row] for row in zip(*columns, strict=True))
+    lines = ["\t".join(row) + "\n" for row in (header, *rows)]
     with whole_file(path) as partial:
         partial.write_text("".join(lines), encoding="utf-8")

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from dwt_jax.files import whole_file
 from dwt_jax.study import charts, grid_tables, page
 from dwt_jax.study.charts import Axes, Line
 from dwt_jax.study.grid import END
 from dwt_jax.study.outcome import Measured, Outcome, curve, gather
 from dwt_jax.study.paper import FIGURES
-from dwt_jax.study.report import place
+from dwt_jax.study.report import place, write_all
 
 
 def write(workdir: Path, out: Path | None = None) -> Path:
@@ -20,11 +19,8 @@ def write(workdir: Path, out: Path | None = None) -> Path:
     Raises UserError as `gather` does.
     """
     target, outcome = place(workdir, out), gather(workdir)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    renders = ((".csv", grid_tables.csv_text), (".md", grid_tables.markdown), (".html", html))
-    for suffix, render in renders:
-        with whole_file(target.with_suffix(suffix)) as partial:
-            partial.write_text(render(outcome), encoding="utf-8")
+    renders = {".csv": grid_tables.csv_text, ".md": grid_tables.markdown, ".html": html}
+    write_all(target, {suffix: render(outcome) for suffix, render in renders.items()})
     return target
 
 

@@ -20,6 +20,7 @@ from dwt_jax.study.outcome import (
     by_document,
     difference,
 )
+from dwt_jax.study.report import Reach
 from dwt_jax.study.statistics import Interval
 from dwt_jax.study.tables import Table
 
@@ -28,7 +29,9 @@ METHOD = (
     "run by run of the same seed, 95 %: first a percentile bootstrap over seeds and, within them, held-out "
     "documents or fine-tuning seeds (2000 replicates), then Student's t over the seeds' means. A finding is "
     "confirmed or contradicted only where both lie on one side of 0. Neither speaks of other corpora or "
-    "sizes; scores are of the last epoch on the dev sets, so nothing was chosen on them."
+    "sizes, nor, where one teacher serves all seeds of a student, of other teachers; scores are of the last "
+    "epoch on the dev sets, so nothing was chosen on them. Many comparisons are made: of twenty without any "
+    "effect, one interval in each kind is expected to exclude 0."
 )
 
 
@@ -37,7 +40,7 @@ def sentence(judged: Judged, outcome: Outcome) -> str:
     claim = judged.claim
     paper = f" (paper: {claim.paper})" if claim.paper else ""
     if judged.interval is None:
-        return f"{claim.text}{paper}: not run at this scale, or not on the same held-out text."
+        return f"{claim.text}{paper}: not run at this scale, or not with what can be paired."
     against = label(outcome, claim.against or outcome.grid.baseline)
     seeds = f"{judged.interval.seeds} seed{'s' * (judged.interval.seeds > 1)}"
     return (
@@ -109,7 +112,11 @@ def budget_table(outcome: Outcome) -> Table | None:
     alone = budget(base, target, False)
     rows = []
     for name, measured in outcome.arms.items():
-        if measured.arm.role == "student" and measured.runs:
+        if measured.arm.role != "student" or not measured.runs:
+            continue
+        if name != outcome.grid.baseline and difference(measured, base, LOSS) is None:
+            rows.append([label(outcome, name), *2 * ["other held-out text"]])
+        else:
             cells = [_flops(budget(measured, target, too), alone) for too in (False, True)]
             rows.append([label(outcome, name), *cells])
     header = [f"to {target:.4f} nats", "student and the teacher's forward", "and the teacher's own training"]
@@ -121,8 +128,8 @@ def values(measured: Measured, measure: str, step: int = END) -> list[float]:
     if measure in LOSSES:
         found = by_document(measured, measure)
         return [float(found[seed].loss.sum() / found[seed].predictions.sum()) for seed in sorted(found)]
-    kept = [scores[measure] for key, scores in sorted(measured.scores.items()) if key[1] == step]
-    return [float(np.mean(one)) for one in kept]
+    kept = [scores for key, scores in sorted(measured.scores.items()) if key[1] == step]
+    return [float(np.mean(one[measure])) for one in kept if measure in one]
 
 
 def _tasks(outcome: Outcome) -> list[str]:
@@ -147,13 +154,18 @@ def _against(outcome: Outcome, name: str, measure: str) -> str:
     if base is None or name == outcome.grid.baseline or outcome.arms[name].arm.role == "teacher":
         return "–"
     found = difference(outcome.arms[name], base, measure)
-    return interval_words(found, measure) if found else "–"
+    if found is None:
+        return "–"
+    fewer = found.seeds < max(len(outcome.arms[name].runs), len(base.runs))
+    return interval_words(found, measure) + f" ({found.seeds} of the seeds)" * fewer
 
 
-def _flops(found: float | None, alone: float | None) -> str:
+def _flops(found: Reach | None, alone: Reach | None) -> str:
+    """≤: it was there at its first evaluation already."""
     if found is None:
         return "never, or not known"
-    return f"{found:.3g}" + (f" ({found / alone:.0%})" if alone else "")
+    share = f" ({found.flops / alone.flops:.0%})" if alone else ""
+    return f"{'≤ ' * found.at_most}{found.flops:.3g}{share}"
 
 
 def tables(outcome: Outcome) -> Iterator[tuple[str, Table]]:

@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dwt_jax.config_file import construct
 from dwt_jax.errors import UserError
-from dwt_jax.study.grid import END, Arm, Claim, Grid, Job, jobs_of
-from dwt_jax.study.queue import GRID
-from dwt_jax.study.report import read_documents
+from dwt_jax.study import grid_file
+from dwt_jax.study.grid import END, LOSSES, Arm, Claim, Grid, Place
+from dwt_jax.study.report import Reach, reach, read_documents
 from dwt_jax.study.statistics import Documents, Interval, of_losses, of_scores
 from dwt_jax.train.metrics import read, spent
 from dwt_jax.train.workdir import read_json
 
-LOSS, ELSEWHERE, AVERAGE = "held_out_loss", "loss_elsewhere", "average"
-LOSSES = (LOSS, ELSEWHERE)  # lower is better
+LOSS, ELSEWHERE = LOSSES
+AVERAGE = "average"  # over tasks
 
 
 class Trained(NamedTuple):
@@ -39,6 +38,7 @@ class Measured:
     runs: Mapping[int, Trained]
     elsewhere: Mapping[int, Documents]
     scores: Mapping[tuple[int, int], Mapping[str, tuple[float, ...]]]  # {task: last epoch, by seed of it}
+    planned: Mapping[float, int]  # {share of the steps: the checkpoint that is fine-tuned there}
 
     def steps(self) -> tuple[int, ...]:
         """At which it was fine-tuned, END last."""
@@ -63,10 +63,9 @@ class Outcome:
 
 def gather(workdir: Path) -> Outcome:
     """Raises UserError for a directory that holds no study."""
-    if not (workdir / GRID).exists():
-        raise UserError(f"{workdir}: no {GRID}, expected the directory of a dwt study")
-    grid = construct(Grid, read_json(workdir / GRID))
-    jobs = jobs_of(grid, workdir)
+    if not (workdir / grid_file.NAME).exists():
+        raise UserError(f"{workdir}: no {grid_file.NAME}, expected the directory of a dwt study")
+    grid, jobs = grid_file.read(workdir)
     arms = {arm.name: _measured(arm, jobs) for arm in grid.arms}
     return Outcome(
         grid=grid,
@@ -78,26 +77,30 @@ def gather(workdir: Path) -> Outcome:
     )
 
 
-def _measured(arm: Arm, jobs: tuple[Job, ...]) -> Measured:
+def _measured(arm: Arm, jobs: tuple[Place, ...]) -> Measured:
+    planned = {job.share: job.step for job in jobs if job.arm == arm.name and job.kind == "finetune"}
     mine = [job for job in jobs if job.arm == arm.name and job.is_done()]
     runs = {job.seed: _trained(job.workdir) for job in mine if job.kind == "train"}
     scores = {(job.seed, job.step): _scores(job) for job in mine if job.kind == "finetune"}
-    elsewhere = {job.seed: _documents(job.workdir) for job in mine if job.kind == "evaluate"}
-    return Measured(arm, runs, {seed: found for seed, found in elsewhere.items() if found}, scores)
+    elsewhere = {job.seed: _documents(job.workdir, "results.json") for job in mine if job.kind == "evaluate"}
+    kept = {seed: found for seed, found in elsewhere.items() if found}
+    return Measured(arm, runs, kept, scores, planned)
 
 
 def _trained(workdir: Path) -> Trained:
     summary = read_json(workdir / "summary.json")
     by_step = {record["step"]: record for record in read(workdir / "evaluations.jsonl")}
-    return Trained(summary, tuple(by_step[step] for step in sorted(by_step)), _documents(workdir))
+    evaluations = tuple(by_step[step] for step in sorted(by_step))
+    return Trained(summary, evaluations, _documents(workdir, "run.json"))
 
 
-def _documents(workdir: Path) -> Documents | None:
+def _documents(workdir: Path, identity: str) -> Documents | None:
+    """identity: the file that has the digest of the held-out text."""
     found = read_documents(workdir / "documents.npz")
-    return None if found is None else Documents(*found)
+    return None if found is None else Documents(*found, read_json(workdir / identity)["data_digest"])
 
 
-def _scores(job: Job) -> Mapping[str, tuple[float, ...]]:
+def _scores(job: Place) -> Mapping[str, tuple[float, ...]]:
     """By task, and their average: the last epoch's, so that nothing was chosen on the dev set."""
     results = {task: read_json(job.workdir / task / "results.json") for task in job.tasks}
     found = {task: tuple(one["last"]["by_seed"]) for task, one in results.items()}
@@ -119,8 +122,8 @@ def difference(ours: Measured, theirs: Measured, measure: str, step: int = END) 
     if measure in LOSSES:
         mine, other = by_document(ours, measure), by_document(theirs, measure)
         seeds = sorted(set(mine) & set(other))
-        runs = [found[seed].predictions for found in (mine, other) for seed in seeds]
-        if not seeds or any(not np.array_equal(run, runs[0]) for run in runs):
+        runs = [found[seed] for found in (mine, other) for seed in seeds]
+        if not seeds or not all(run.same_text(runs[0]) for run in runs):
             return None
         return of_losses([mine[s] for s in seeds], [other[s] for s in seeds])
     keys = [key for key in ours.scores if key[1] == step and key in theirs.scores]
@@ -133,21 +136,16 @@ def difference(ours: Measured, theirs: Measured, measure: str, step: int = END) 
 def judge(claim: Claim, grid: Grid, arms: Mapping[str, Measured]) -> Judged:
     """confirmed or contradicted where both intervals lie on one side of 0."""
     ours, theirs = arms[claim.arm], arms[claim.against or grid.baseline]
-    interval = difference(ours, theirs, claim.measure, step_of(ours, claim.at))
+    # Where one of the two trains for longer, their checkpoints of one share are different steps.
+    steps = {END} if claim.measure in LOSSES else {arm.planned.get(claim.at) for arm in (ours, theirs)}
+    step = steps.pop()
+    interval = None if steps or step is None else difference(ours, theirs, claim.measure, step)
     if interval is None:
         return Judged(claim, None, "not comparable")
     better = -interval.sign if claim.measure in LOSSES else interval.sign
     expected = 1 if claim.expected == "better" else -1
     return Judged(
         claim, interval, {expected: "confirmed", -expected: "contradicted"}.get(better, "undecided")
-    )
-
-
-def step_of(measured: Measured, share: float) -> int:
-    """The fine-tuned checkpoint nearest to this share of the steps."""
-    total = next((run.summary["steps"] for run in measured.runs.values()), 0)
-    return min(
-        measured.steps(), key=lambda step: abs((total if step == END else step) - share * total), default=END
     )
 
 
@@ -161,11 +159,9 @@ def curve(measured: Measured) -> tuple[list[float], list[float], list[float]]:
     return [float(s) for s in steps], [float(spent(by_run[0][step])) for step in steps], losses
 
 
-def budget(measured: Measured, target: float, teacher_too: bool) -> float | None:
-    """FLOPs at which the mean curve first comes down to `target` nats, the teacher's forward charged, and
-    its own training as well if asked; None: never, or the teacher's cost is not known."""
-    from dwt_jax.study.report import reach
-
+def budget(measured: Measured, target: float, teacher_too: bool) -> Reach | None:
+    """Where the mean curve first comes down to `target` nats: FLOPs with the teacher's forward, and its
+    own training as well if asked; None: never, or the teacher's cost is not known."""
     steps, flops, losses = curve(measured)
     records = [
         {"step": s, "student_flops": f, "teacher_flops": 0.0, "held_out_loss": loss}
@@ -175,7 +171,7 @@ def budget(measured: Measured, target: float, teacher_too: bool) -> float | None
     if found is None:
         return None
     if not teacher_too:
-        return found.flops
+        return found
     cost = next(iter(measured.runs.values())).summary["flops"]
     before = [cost.get("teacher_training"), cost.get("source_training", 0.0)]
-    return None if None in before else found.flops + sum(before)
+    return None if None in before else found._replace(flops=found.flops + sum(before))

@@ -4,24 +4,26 @@ Every run is a directory that resumes and that is refused where it holds another
 queue itself has no state: it asks each directory whether it is done.
 """
 
+import dataclasses
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dwt_jax.config import Config
+from dwt_jax.config import Config, Data
 from dwt_jax.config_file import build, construct, flatten, to_dict
 from dwt_jax.config_file import load as load_config
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import config as finetuning
-from dwt_jax.study.grid import END, Grid, Job, anywhere, jobs_of
-from dwt_jax.train.metrics import duration
+from dwt_jax.study import grid_file
+from dwt_jax.study.grid import END, Elsewhere, Grid, Job, anywhere, jobs_of, pairs
+from dwt_jax.train.metrics import duration, read
 from dwt_jax.train.workdir import MAY_CHANGE, read_json, write_json
 
 if TYPE_CHECKING:
     from dwt_jax.finetune.batches import Texts
 
-GRID = "grid.json"
 FILES_MAY_CHANGE = ("examples.path", "examples.train", "examples.dev", "examples.test")  # see finetune/run.py
 
 
@@ -47,12 +49,12 @@ def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
         missing = [name for name in chosen[0].needs if not by_name[name].is_done()]
         if missing:
             raise UserError(f"--index is {index}, {chosen[0].name}: expected finished first: {missing[0]}")
-    tasks = tasks_of(grid)
+    tasks, texts = tasks_of(grid), Texts()
     for job in jobs:
-        _refuse_another(job, tasks)
+        _refuse_another(job, tasks, grid.elsewhere)
+    _check_inputs([job for job in chosen if not job.is_done()], tasks, grid.elsewhere, texts)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / GRID, to_dict(grid))
-    texts = Texts()
+    grid_file.write(grid, jobs, workdir)
     for number, job in enumerate(jobs):
         if job in chosen and not job.is_done():
             print(f"study: {number + 1} of {len(jobs)}, {job.name}", flush=True)
@@ -60,7 +62,25 @@ def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
     return all(job.is_done() for job in jobs)
 
 
-def _refuse_another(job: Job, tasks: Sequence[finetuning.FineTune]) -> None:
+def _check_inputs(
+    jobs: Sequence[Job], tasks: Sequence[finetuning.FineTune], elsewhere: Elsewhere, texts: "Texts"
+) -> None:
+    """What is missing for the last job is said before the first one begins, not hours later."""
+    from dwt_jax.data.prepare import key
+
+    kinds = {job.kind for job in jobs}
+    needed = {job.config.data for job in jobs if job.kind == "train"}
+    if "evaluate" in kinds:
+        needed.add(_elsewhere(elsewhere))
+    for data in needed:
+        if not data.path:
+            key(data)  # raises UserError for a file that is not there
+    if "finetune" in kinds:
+        for task in tasks:
+            texts.read(task.examples)
+
+
+def _refuse_another(job: Job, tasks: Sequence[finetuning.FineTune], elsewhere: Elsewhere) -> None:
     """What is done is not done again, so it must be what the grid asks for."""
     if job.kind == "train":
         free = ["model.pad_token_id", *MAY_CHANGE]  # filled in by the run, and see there
@@ -71,6 +91,20 @@ def _refuse_another(job: Job, tasks: Sequence[finetuning.FineTune]) -> None:
         for task in tasks:
             free = ["recipe.max_length", *FILES_MAY_CHANGE]  # cut to the model's positions by the run
             _compare(job.workdir / task.examples.task, _fine_tune, task, free)
+    else:
+        _compare(job.workdir, _data, _elsewhere(elsewhere), ["path"])
+
+
+def _data(raw: Mapping[str, Any]) -> Data:
+    return construct(Data, raw)
+
+
+def _elsewhere(elsewhere: Elsewhere, tokenizer: str = "") -> Data:
+    """The rows of the other domain, for a run with the tokenizer in that directory."""
+    data = load_config(anywhere(elsewhere.config), pairs(elsewhere.set)).data
+    if not tokenizer:
+        return data
+    return dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, path=tokenizer))
 
 
 def _to_be_filled(config: Config) -> tuple[tuple[str, int], ...]:
@@ -111,18 +145,18 @@ def _run(
 
 
 def _evaluate(grid: Grid, trained: Job, workdir: Path) -> None:
-    """documents.npz and results.json of a finished run on text of another domain."""
+    """config.json, documents.npz and last results.json of a finished run on text of another domain."""
     from dwt_jax.data.prepare import prepared
     from dwt_jax.evaluate import mlm
     from dwt_jax.evaluate.command import documents_of
 
-    overrides = dict(text.partition("=")[::2] for text in grid.elsewhere.set)
-    overrides["data.tokenizer.path"] = str(trained.workdir / "tokenizer")
-    data = prepared(load_config(anywhere(grid.elsewhere.config), overrides).data)
+    data = prepared(_elsewhere(grid.elsewhere, str(trained.workdir / "tokenizer")))
     found = documents_of(str(trained.workdir), data)
     workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", to_dict(_elsewhere(grid.elsewhere)))
     mlm.write(workdir / "documents.npz", found)
-    write_json(workdir / "results.json", mlm.summarise(found))
+    identity = {"data_digest": read_json(data / "index.json")["digest"]}
+    write_json(workdir / "results.json", {**mlm.summarise(found), **identity})
 
 
 def tasks_of(grid: Grid) -> list[finetuning.FineTune]:
@@ -130,8 +164,7 @@ def tasks_of(grid: Grid) -> list[finetuning.FineTune]:
     chosen = grid.finetuning
     if not chosen.config:
         return []
-    overrides = dict(text.partition("=")[::2] for text in chosen.set)
-    return finetuning.load_tasks(anywhere(chosen.config), ",".join(chosen.tasks), overrides)
+    return finetuning.load_tasks(anywhere(chosen.config), ",".join(chosen.tasks), pairs(chosen.set))
 
 
 def plan(grid: Grid, workdir: Path, costs: bool) -> str:
@@ -204,8 +237,6 @@ def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
 
 def _sized(job: Job) -> Any:
     """Its model, with the vocabulary that its tokenizer is asked for where it is not known yet."""
-    import dataclasses
-
     size = job.config.model.vocab_size or job.config.data.tokenizer.vocab_size
     return dataclasses.replace(job.config.model, vocab_size=size)
 
@@ -223,12 +254,20 @@ def _finetuning_flops(tasks: Sequence[finetuning.FineTune], job: Job, texts: "Te
 
 
 def _rate(jobs: Sequence[Job]) -> float | None:
-    """FLOP/s."""
-    done = [job for job in jobs if job.kind == "train" and job.is_done()]
-    found = [read_json(job.workdir / "summary.json") for job in done]
-    seconds = sum(one["seconds_of_this_process"] for one in found)
+    """FLOP/s. Of finished runs, by the median of what their steps took: a run may have been stopped and
+    gone on, and may have shared its machine for a while."""
+    work = seconds = 0.0
+    for job in jobs:
+        if job.kind == "train" and job.is_done():
+            records = read(job.workdir / "metrics.jsonl")
+            speeds = [one["tokens_per_second"] for one in records if one.get("tokens_per_second")]
+            if speeds:
+                summary, config = read_json(job.workdir / "summary.json"), job.config
+                tokens = summary["steps"] * config.train.batch_size * config.data.sequence_length
+                work += summary["flops"]["total"]
+                seconds += tokens / statistics.median(speeds)
     if seconds:
-        return sum(one["flops"]["total"] for one in found) / seconds
+        return work / seconds
     import jax
 
     from dwt_jax.train import flops

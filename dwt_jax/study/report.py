@@ -135,11 +135,17 @@ def write(workdir: Path, out: Path | None = None) -> Path:
     """
     target = place(workdir, out)
     study = gather(workdir)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, render in ((".csv", tables.csv_text), (".md", tables.markdown), (".html", page.html)):
-        with whole_file(target.with_suffix(suffix)) as partial:
-            partial.write_text(render(study), encoding="utf-8")
+    renders = {".csv": tables.csv_text, ".md": tables.markdown, ".html": page.html}
+    write_all(target, {suffix: render(study) for suffix, render in renders.items()})
     return target
+
+
+def write_all(target: Path, texts: Mapping[str, str]) -> None:
+    """Each beside `target`, with its own suffix: all are made before the first is written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, text in texts.items():
+        with whole_file(target.with_suffix(suffix)) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def place(workdir: Path, out: Path | None) -> Path:
