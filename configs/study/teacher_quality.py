@@ -33,11 +33,19 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     alone = shared.arm("alone", scale, label="student alone", finetune_at=[1.0])
     claims = [
         {
-            "text": f"A teacher of {n} layers {'helps' if n == 4 else 'harms'}",
+            "text": f"A teacher of {n} layer{'s' * (n > 1)} {'helps' if n == 4 else 'harms'}",
             "arm": f"with{n}",
             "measure": "average",
             "expected": "better" if n == 4 else "worse",
             "paper": f"{PAPER[n]} on GLUE's average over 79.89, one run",
+        }
+        for n in WEAK
+    ]
+    claims += [  # finer than scores: it tells arms apart that fine-tuning does not
+        {
+            "text": f"A teacher of {n} layer{'s' * (n > 1)} lowers the held-out loss",
+            "arm": f"with{n}",
+            "paper": "not measured there",
         }
         for n in WEAK
     ]
