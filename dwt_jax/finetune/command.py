@@ -24,9 +24,9 @@ def finetune(
     """Fine-tune the model in `model` (of a run, at the checkpoint of `step`, if given) on every task, each
     in a folder of `workdir`; texts: what was read before, for other models. → results.json
 
-    What is wrong with any task is found before the first one begins. Tasks that were done before with the
-    same model are in the results too. Raises UserError for that,
-    Stopped after a signal, Failed for a loss that is not finite.
+    Tasks that were done there before with the same model are in the results too. What is wrong with any task
+    is found before the first one begins. Raises UserError for that, Stopped after a signal, Failed for a
+    loss that is not finite.
     """
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir}: is a run itself, expected a directory for the folders of the tasks")

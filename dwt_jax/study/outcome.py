@@ -97,7 +97,7 @@ def _trained(workdir: Path) -> Trained:
 def _documents(workdir: Path, identity: str) -> Documents | None:
     """identity: the file that has the digest of the held-out text."""
     found = read_documents(workdir / "documents.npz")
-    return None if found is None else Documents(*found, read_json(workdir / identity)["data_digest"])
+    return None if found is None else Documents(*found, read_json(workdir / identity).get("data_digest", ""))
 
 
 def _scores(job: Place) -> Mapping[str, tuple[float, ...]]:
