@@ -184,7 +184,7 @@ def _params(goal):
 
 def test_what_does_not_fit_is_an_answer(config, here, monkeypatch, capsys):
     class Full:
-        def compile(self):
+        def compile(self, options):
             raise jax.errors.JaxRuntimeError(OVERFLOW)
 
     monkeypatch.setattr(aheads, "lowered", lambda target, rows: Full())

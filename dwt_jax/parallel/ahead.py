@@ -8,6 +8,7 @@ peak numbers (chips.py), no measurements.
 import dataclasses
 import importlib.util
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,9 +158,9 @@ def lowered(target: Target, rows: int) -> Any:
 
 def ahead(target: Target, rows: int) -> Ahead:
     """Compile the step of `rows` rows over all chips. What does not fit is an answer, not an error."""
-    began, said, program = time.perf_counter(), "", None
+    began, said, program, text = time.perf_counter(), "", None, ""
     try:
-        program = lowered(target, rows).compile()
+        program, text = with_text(lowered(target, rows))
     except jax.errors.JaxRuntimeError as error:
         said = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in said:
@@ -167,7 +168,7 @@ def ahead(target: Target, rows: int) -> Ahead:
     seconds = time.perf_counter() - began
     memory = _planned(program.memory_analysis()) if program else overflow(said)
     memory["available"] = target.chip.memory
-    found = hlo.collectives(program.as_text()) if program else []
+    found = hlo.collectives(text) if program else []
     spec, length = target.spec, target.config.data.sequence_length
     shape = rows, length, predictions_per_row(spec.mask, length)
     work = flops.training_step(spec.model, *shape)
@@ -195,6 +196,15 @@ def ahead(target: Target, rows: int) -> Ahead:
         compile_seconds=seconds,
         said=said[:500],
     )
+
+
+def with_text(step: Any) -> tuple[Any, str]:
+    """The compiled program and its text, as the compiler itself writes it down: `as_text()` has jaxlib
+    read the program back, which fails for what a newer libtpu made (a v5p's gathers on SparseCores)."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = step.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        (dump,) = Path(folder).glob("*after_optimizations.txt")
+        return program, dump.read_text()
 
 
 def _planned(plan: Any) -> dict[str, float]:

@@ -32,7 +32,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """All that run in a program (`compiled.as_text()`), those in loops as often as the loops run."""
+    """All that run in a program (XLA's, after optimisation), those in loops as often as the loops run."""
     bodies = dict(_computations(text))
     entry = next(name for name, (first, _) in bodies.items() if first)
     found: list[Collective] = []
