@@ -26,8 +26,7 @@ def products(jaxpr):
 
 
 def read(params, model, tokens, segments, positions):
-    hidden = functional.encode(params, model, tokens, segments)
-    return functional.mlm_logits(params, model, functional.gather(hidden, positions))
+    return functional.mlm_logits(params, model, functional.encode(params, model, tokens, segments, at=positions))
 
 
 def inputs():
@@ -64,12 +63,13 @@ def test_the_backward_pass_is_twice_the_forward_pass():
     assert flops.training_step(model, ROWS, LENGTH, PREDICTIONS) == products(program.jaxpr)
 
 
-@pytest.mark.parametrize(("layers", "percent"), [(1, 8), (2, 13), (4, 23)])
+@pytest.mark.parametrize(("layers", "percent"), [(1, 4.5), (2, 10.3), (4, 21.8)])
 def test_the_cost_of_the_papers_teachers(layers, percent):
+    """8, 13 and 23 % would they and the student compute the last layer at every position."""
     student = Model(vocab_size=30522)
     teacher = dataclasses.replace(student, num_hidden_layers=layers)
     extra = flops.forward(teacher, 128, 128, 19) / flops.training_step(student, 128, 128, 19)
-    assert 100 * extra == pytest.approx(percent, abs=1)
+    assert 100 * extra == pytest.approx(percent, abs=0.1)
 
 
 def test_the_peak_of_a_cpu_is_what_the_environment_says(monkeypatch):

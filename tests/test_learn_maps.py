@@ -19,6 +19,7 @@ from dwt_jax.data.rows import batch, open_rows
 from dwt_jax.distill import teacher as teachers
 from dwt_jax.errors import UserError
 from dwt_jax.model import functional
+from dwt_jax.model.layers import gather
 from dwt_jax.model.products import Numerics
 from dwt_jax.remap import ligo
 from dwt_jax.train.learn_maps import Settings, learn, masked_batch, objective
@@ -91,7 +92,7 @@ def test_the_losses_are_those_of_the_models(project, run, first):
             masked = mask_rows(found["tokens"], found["segments"], keys, run.spec.mask, run.spec.tokens)
             model = run.spec.model
             hidden = functional.encode(params, model, masked.tokens, jnp.asarray(found["segments"]))
-            logits = functional.mlm_logits(params, model, functional.gather(hidden, masked.positions))
+            logits = functional.mlm_logits(params, model, gather(hidden, masked.positions))
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, masked.labels)
             total, count = total + (losses * masked.weights).sum(), count + masked.weights.sum()
         return float(total / count)

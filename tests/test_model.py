@@ -16,7 +16,7 @@ from dwt_jax.config import Model
 from dwt_jax.convert.huggingface import to_tensors
 from dwt_jax.model import functional
 from dwt_jax.model.attention import attend
-from dwt_jax.model.layers import dropout, keep_mask, kept_of_65536, padded_vocabulary
+from dwt_jax.model.layers import dropout, gather, keep_mask, kept_of_65536, padded_vocabulary
 from dwt_jax.model.products import Numerics
 
 torch = pytest.importorskip("torch")
@@ -175,10 +175,58 @@ def test_the_head_at_gathered_positions(tiny, params):
     hidden = encode(params, tiny, *batch(tiny))
     positions = np.random.default_rng(1).integers(0, L, (3, 4))
     full = mlm_logits(params, tiny, hidden)
-    at = mlm_logits(params, tiny, functional.gather(hidden, jnp.asarray(positions)))
+    at = mlm_logits(params, tiny, gather(hidden, jnp.asarray(positions)))
     for row in range(3):
         for i, position in enumerate(positions[row]):
             np.testing.assert_allclose(at[row, i], full[row, position], atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_hidden_layers": 1}, {"gated_layers": True}], ids=str)
+def test_the_last_layer_at_the_wanted_positions_alone(tiny, randomised, changes):
+    """Values and gradients are those of all positions, gathered afterwards: in packed rows, at positions
+    that are repeated or padding, through one layer (which then is the last) and gates."""
+    model = dataclasses.replace(tiny, **changes)
+    params = randomised(model)
+    if "gated_layers" in changes:
+        params["layers"]["gate"] = jnp.linspace(0.2, 0.9, model.num_hidden_layers)
+    random = np.random.default_rng(0)
+    tokens, segments, types = batch(model)
+    segments[0, L // 2 :] += 1
+    positions = jnp.array([[0, 5, 5, L - 1], [9, 3, 0, L - 1], [2, 0, 0, 0]])
+    weights = jnp.asarray(random.normal(size=(3, 4, model.hidden_size)), jnp.float32)
+
+    def of(encoded):
+        return jax.jit(jax.value_and_grad(lambda p: (encoded(p) * weights).sum()))(params)
+
+    def at_once(p):
+        return functional.encode(p, model, tokens, segments, types, at=positions)
+
+    def afterwards(p):
+        return gather(functional.encode(p, model, tokens, segments, types), positions)
+
+    np.testing.assert_allclose(at_once(params), afterwards(params), atol=2e-6)
+    (value, found), (expected_value, expected) = of(at_once), of(afterwards)
+    assert float(value) == pytest.approx(float(expected_value), abs=1e-4)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, np.abs(b).max()), err_msg=str(path))
+
+
+def test_dropout_of_the_wanted_positions(tiny, params):
+    """There too: another draw for each key and layer, and in the mean what all positions have."""
+    model = dataclasses.replace(tiny, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    inputs, positions = batch(model), jnp.tile(jnp.arange(L)[None], (3, 1))
+    keys = jax.random.split(jax.random.key(0), 400)
+
+    def mean(at):
+        run = jax.vmap(lambda key: functional.encode(params, model, *inputs, at=at, key=key))
+        draws = jax.jit(run)(keys)
+        assert np.asarray(draws.std(0))[np.asarray(inputs[1]) > 0].min() > 1e-3
+        return draws.mean(0), draws.std(0) / np.sqrt(len(keys))
+
+    (found, error), (expected, _) = mean(positions), mean(None)
+    z = np.asarray((found - expected) / (error * np.sqrt(2)))[np.asarray(inputs[1]) > 0]
+    assert np.sqrt(np.mean(z**2)) < 1.5  # 1 in expectation, were all of them independent
+    assert np.abs(z).max() < 7
 
 
 def test_padding_of_the_vocabulary_has_no_probability(tiny, params):
@@ -236,6 +284,27 @@ def test_gradient_of_the_mlm_loss_is_torchs(tiny, params, torch_bert):
         np.testing.assert_allclose(array / scale, expected[name] / scale, atol=2e-5, err_msg=name)
 
 
+def test_attention_of_some_queries_and_its_gradient():
+    """Queries by themselves: what all of them get, at their places; and the same gradient."""
+    random = np.random.default_rng(0)
+    qkv = jnp.asarray(random.normal(size=(2, 7, 3, 2, 4)), jnp.float32)
+    segments = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 0, 0]])
+    keep = jnp.asarray(random.random((2, 2, 7, 7)) < 0.7)
+    places = np.array([1, 4, 4])
+    weights = jnp.asarray(random.normal(size=(2, 3, 2, 4)), jnp.float32)
+
+    def some(x):
+        parts = x[:, places, :1], x[:, :, 1:]
+        return attend(parts, (segments[:, places], segments), Numerics(), keep[:, :, places], 1 / 0.7)
+
+    def all_of_them(x):
+        return attend((x,), (segments, segments), Numerics(), keep, 1 / 0.7)[:, places]
+
+    np.testing.assert_allclose(some(qkv), all_of_them(qkv), atol=1e-6)
+    slope, expected = (jax.grad(lambda x: (f(x) * weights).sum())(qkv) for f in (some, all_of_them))  # noqa: B023
+    np.testing.assert_allclose(slope, expected, atol=3e-6)
+
+
 def test_attention_and_its_gradient_with_dropout():
     """Its own backward pass against autodiff of the textbook formula, in two documents and padding."""
     random = np.random.default_rng(0)
@@ -252,7 +321,7 @@ def test_attention_and_its_gradient_with_dropout():
         return jnp.einsum("bhqm,bmhk->bqhk", p if keep is None else p * keep * scale, value)
 
     for kept, scale in ((None, 1.0), (keep, 1 / 0.7)):
-        ours = jax.jit(lambda x: attend(x, segments, Numerics(), kept, scale))  # noqa: B023
+        ours = jax.jit(lambda x: attend((x,), (segments, segments), Numerics(), kept, scale))  # noqa: B023
         naive = jax.jit(lambda x: textbook(x, kept, scale))  # noqa: B023
         np.testing.assert_allclose(ours(qkv), naive(qkv), atol=1e-6)
         slope, expected = (jax.grad(lambda x: (f(x) * weights).sum())(qkv) for f in (ours, naive))  # noqa: B023

@@ -39,9 +39,10 @@ def _compiled(model: Model, tokens: Tokens, numerics: Numerics, mesh: jax.shardi
     def score(params, batch, row_numbers):
         keys = row_keys(EVALUATION_SEED, 0, row_numbers)
         masked = mask_rows(batch["tokens"], batch["segments"], keys, MASK, tokens)
-        hidden = functional.encode(params, model, masked.tokens, batch["segments"], numerics=numerics)
-        at_masked = functional.gather(hidden, masked.positions)
-        logits = functional.mlm_logits(params, model, at_masked, numerics=numerics)
+        hidden = functional.encode(
+            params, model, masked.tokens, batch["segments"], at=masked.positions, numerics=numerics
+        )
+        logits = functional.mlm_logits(params, model, hidden, numerics=numerics)
         loss = hard_loss(logits, masked.labels)
         label = jnp.take_along_axis(logits, masked.labels[..., None], axis=-1)
         # How many other tokens the model does not put below the label: ties and NaN count against it.

@@ -78,7 +78,14 @@ def logits_of(spec: Spec, params: Any, batch: Batch, key: jax.Array | None) -> j
     """fp32 [B, labels]; dropout where there is a key."""
     encoder, top = (None, None) if key is None else jax.random.split(key)
     hidden = functional.encode(
-        params, spec.model, batch.tokens, batch.segments, batch.types, key=encoder, numerics=spec.numerics
+        params,
+        spec.model,
+        batch.tokens,
+        batch.segments,
+        batch.types,
+        at=jnp.zeros((len(batch.tokens), 1), jnp.int32),  # the pooler's
+        key=encoder,
+        numerics=spec.numerics,
     )
     return functional.classify(params, spec.model, hidden, key=top, numerics=spec.numerics)
 

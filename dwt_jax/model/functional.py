@@ -85,13 +85,16 @@ def encode(
     segments: jax.Array,
     types: jax.Array | None = None,
     *,
+    at: jax.Array | None = None,
     key: jax.Array | None = None,
     numerics: Numerics = Numerics(),
 ) -> jax.Array:
-    """Last hidden states [B, L, D].
+    """Last hidden states [B, L, D], or those at the positions `at`, int [B, Q] → [B, Q, D].
 
     tokens, segments, types: int [B, L]; segment 0 is padding, and no token sees another
     segment. Positions start anew in each. Dropout is on where a `key` is given.
+    With `at` the last layer computes keys and values of all tokens, and nothing else but at those
+    positions: the same numbers, for a third of that layer's FLOPs at 15 % of the tokens.
     """
     segments = segments.astype(jnp.int32)
     types = jnp.zeros_like(segments) if types is None else types
@@ -99,20 +102,19 @@ def encode(
     embeddings = _module("embeddings", config, params["embeddings"])
     x = embeddings(tokens.astype(jnp.int32), positions_in_segments(segments), types, keys[0], numerics)
 
-    def layer(x, inputs):
+    def layer(x, inputs, at=None):
         layer_params, layer_key = inputs
         layer_keys = (None,) * 3 if key is None else tuple(jax.random.split(layer_key, 3))
-        return _module("layer", config, layer_params)(x, segments, layer_keys, numerics), None
+        return _module("layer", config, layer_params)(x, segments, layer_keys, numerics, at), None
 
     layer_keys = None if key is None else jax.random.split(keys[1], config.num_hidden_layers)
     # XLA's loop on CPU copies what it keeps of every layer: unrolled it is a tenth faster.
     unroll = min(config.num_hidden_layers, 12) if numerics.one_cpu else 1
-    return jax.lax.scan(layer, x, (params["layers"], layer_keys), unroll=unroll)[0]
-
-
-def gather(hidden: jax.Array, positions: jax.Array) -> jax.Array:
-    """[B, L, D] at int [B, P] → [B, P, D]."""
-    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
+    inputs = params["layers"], layer_keys
+    if at is None:
+        return jax.lax.scan(layer, x, inputs, unroll=unroll)[0]
+    x = jax.lax.scan(layer, x, jax.tree.map(lambda leaf: leaf[:-1], inputs), unroll=unroll)[0]
+    return layer(x, jax.tree.map(lambda leaf: leaf[-1], inputs), at)[0]
 
 
 def mlm_features(

@@ -1,6 +1,7 @@
 """The Flax NNX modules of a BERT encoder. Seen only through functional.py.
 
-Letters of shapes: B rows, L tokens a row, D hidden_size, H heads, K size of a head,
+Letters of shapes: B rows, L tokens a row, Q of them that are
+wanted, D hidden_size, H heads, K size of a head,
 F intermediate_size, N layers, V vocabulary (padded). Kernels are [in, out].
 """
 
@@ -56,6 +57,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """x with a share `rate` set to zero and the rest scaled up to keep the mean."""
     keep = keep_mask(key, rate, x.shape)
     return x if keep is None else jnp.where(keep, x * (65536 / kept_of_65536(rate)), 0).astype(x.dtype)
+
+
+def gather(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B, L, D] at int [B, Q] → [B, Q, D]."""
+    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
 ACTIVATIONS = {
@@ -152,15 +158,25 @@ class Attention(nnx.Module):
         self.rate = config.hidden_dropout_prob
         self.rate_probs = config.attention_probs_dropout_prob
 
-    def __call__(self, x, segments, keys, numerics: Numerics) -> jax.Array:
-        parts = (self.query, self.key, self.value)
-        kernel = jnp.stack([part.kernel[...] for part in parts], axis=1)  # one product for all three
-        bias = jnp.stack([part.bias[...] for part in parts])
-        qkv = project(x, kernel, numerics) + bias
-        rows, length, _, heads, _ = qkv.shape
-        keep = keep_mask(keys[0], self.rate_probs, (rows, heads, length, length))
-        mixed = attend(qkv, segments, numerics, keep, 65536 / kept_of_65536(self.rate_probs))
-        return self.norm(x + dropout(self.output(mixed, numerics), self.rate, keys[1]), numerics)
+    def __call__(self, x, segments, keys, numerics: Numerics, at=None) -> jax.Array:
+        """[B, L, D] → [B, L, D], or [B, Q, D] at the positions `at` alone, int [B, Q]."""
+        own, own_segments = x, segments
+        each = ((self.query, self.key, self.value),)  # one product for all three
+        if at is not None:
+            own, own_segments = gather(x, at), jnp.take_along_axis(segments, at, axis=1)
+            each = (self.query,), (self.key, self.value)
+        parts = tuple(_together(x, dense, numerics) for x, dense in zip((own, x), each, strict=False))
+        rows, length, heads = *x.shape[:2], parts[0].shape[3]
+        keep = keep_mask(keys[0], self.rate_probs, (rows, heads, own.shape[1], length))
+        scale = 65536 / kept_of_65536(self.rate_probs)
+        mixed = attend(parts, (own_segments, segments), numerics, keep, scale)
+        return self.norm(own + dropout(self.output(mixed, numerics), self.rate, keys[1]), numerics)
+
+
+def _together(x: jax.Array, dense: tuple[Dense, ...], numerics: Numerics) -> jax.Array:
+    """What several Dense of one shape make of x, by one product: [B, L, D] → [B, L, N, H, K]."""
+    kernel = jnp.stack([each.kernel[...] for each in dense], axis=1)
+    return project(x, kernel, numerics) + jnp.stack([each.bias[...] for each in dense])
 
 
 class Mlp(nnx.Module):
@@ -177,8 +193,8 @@ class Mlp(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One post-LN encoder layer: [B, L, D] → [B, L, D]. With config.gated_layers a share of it
-    only, which is not trained (annealing.py)."""
+    """One post-LN encoder layer: [B, L, D] → [B, L, D], or [B, Q, D] at the positions `at` alone. With
+    config.gated_layers a share of it only, which is not trained (annealing.py)."""
 
     def __init__(self, config: Model, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs)
@@ -187,12 +203,12 @@ class Layer(nnx.Module):
         if self.gated:
             self.gate = nnx.Param(jnp.ones(()))
 
-    def __call__(self, x, segments, keys, numerics: Numerics) -> jax.Array:
-        y = self.mlp(self.attention(x, segments, keys[:2], numerics), keys[2], numerics)
+    def __call__(self, x, segments, keys, numerics: Numerics, at=None) -> jax.Array:
+        y = self.mlp(self.attention(x, segments, keys[:2], numerics, at), keys[2], numerics)
         if not self.gated:
             return y
         gate = jax.lax.stop_gradient(self.gate[...])
-        return (gate * y + (1 - gate) * x).astype(numerics.stream)
+        return (gate * y + (1 - gate) * (x if at is None else gather(x, at))).astype(numerics.stream)
 
 
 class MlmHead(nnx.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 _XLA_FLAGS = ("--xla_cpu_prefer_vector_width=512",)
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+_HUGE, _MADV_HUGEPAGE = 2 << 20, 14  # sys/mman.h
 
 
 def tune() -> None:
@@ -32,8 +33,27 @@ def tune() -> None:
             libc.mallopt(_M_MMAP_MAX, 0)
             libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
             libc.mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads are unmapped all the same
+            _huge_pages(libc)
         except (OSError, AttributeError):  # another libc: slower, not wrong
             pass
+
+
+def _huge_pages(libc: ctypes.CDLL) -> None:
+    """Let the heap to come, up to half of the machine's memory, have pages of 2 MB.
+
+    Where the kernel gives them to those who ask alone (`madvise`, most distributions' setting), a step
+    spends a tenth of its time on looking up pages of 4 kB. The block is handed back unused: it
+    takes addresses, no memory, and what malloc hands out later lies in it.
+    """
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    block = libc.malloc(size)
+    if block:
+        begin = -(-block // _HUGE) * _HUGE
+        libc.madvise(begin, (block + size - begin) // _HUGE * _HUGE, _MADV_HUGEPAGE)
+        libc.free(block)
 
 
 def without_devices() -> None:

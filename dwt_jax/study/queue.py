@@ -248,7 +248,7 @@ def _finetuning_flops(tasks: Sequence[finetuning.FineTune], job: Job, texts: "Te
     total = 0.0
     for config in tasks:
         recipe, count = config.recipe, len(texts.read(config.examples).splits["train"])
-        one = flops.training_step(_sized(job), 1, recipe.max_length, 0)
+        one = 3 * flops.encoder(_sized(job), 1, recipe.max_length, wanted=1)
         total += one * count * recipe.epochs * len(recipe.seeds)
     return total
 

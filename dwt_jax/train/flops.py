@@ -34,13 +34,20 @@ PEAKS = {
 def forward(model: Model, rows: int, length: int, predictions: int) -> float:
     """One forward pass over `rows` of `length` tokens, the head at `predictions` positions a row.
 
-    Per token and layer: query, key, value, output 8D², MLP 4DF, scores and mixing 4LD.
+    Per token and layer: query, key, value, output 8D², MLP 4DF, scores and mixing 4LD. Of these the
+    last layer has key and value alone, 4D², per token, and the rest per prediction (functional.encode).
     Per prediction: transform 2D², decoder 2DV (V padded: that is what is computed).
     """
+    per_prediction = 2 * model.hidden_size**2 + 2 * model.hidden_size * padded_vocabulary(model.vocab_size)
+    return encoder(model, rows, length, predictions) + float(rows * predictions * per_prediction)
+
+
+def encoder(model: Model, rows: int, length: int, wanted: int) -> float:
+    """One forward pass up to the last hidden states at `wanted` positions a row."""
     width, inner = model.hidden_size, model.intermediate_size
-    per_token = model.num_hidden_layers * (8 * width**2 + 4 * width * inner + 4 * length * width)
-    per_prediction = 2 * width**2 + 2 * width * padded_vocabulary(model.vocab_size)
-    return float(rows * (length * per_token + predictions * per_prediction))
+    key_value, rest = 4 * width**2, 4 * width**2 + 4 * width * inner + 4 * length * width
+    per_token = (model.num_hidden_layers - 1) * (key_value + rest) + key_value
+    return float(rows * (length * per_token + wanted * rest))
 
 
 def training_step(model: Model, rows: int, length: int, predictions: int) -> float:

@@ -149,13 +149,13 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed, old=None):
         jax.value_and_grad(loss, has_aux=True), params, whole, key, spec.accumulate
     )
     norm = optax.global_norm(gradient)
+    # Known before the update, so that all of it is one pass over memory. An update is finite where these
+    # are: Adam's direction is at most (1 − b1)/√(1 − b2), whatever the gradient.
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
     update, opt_state = optimizers.make(spec.optimizer).update(gradient, state["opt_state"], params)
     if "rewarmed" in share:
         update = warmed(update, newcomers(old, params), share["rewarmed"])
     params_after = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
-    finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    for leaf in jax.tree.leaves(params_after):  # an update may overflow where its gradient does not
-        finite &= jnp.isfinite(leaf).all()
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params_after, opt_state), (params, state["opt_state"])
     )
@@ -188,9 +188,10 @@ def forward(spec: Spec, params, teacher_params, part, knobs: Knobs, key) -> tupl
     dropping = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
 
     def read(model: Model, params, key) -> Head:
-        hidden = functional.encode(params, model, masked.tokens, segments, key=key, numerics=spec.numerics)
-        at_masked = functional.gather(hidden, masked.positions)
-        return Head.of(functional.mlm_features(params, model, at_masked, numerics=spec.numerics), params)
+        hidden = functional.encode(
+            params, model, masked.tokens, segments, at=masked.positions, key=key, numerics=spec.numerics
+        )
+        return Head.of(functional.mlm_features(params, model, hidden, numerics=spec.numerics), params)
 
     teacher = read(spec.teacher, teacher_params, None) if spec.teacher else None
     student = read(spec.model, params, key if dropping else None)
