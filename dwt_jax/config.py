@@ -4,6 +4,7 @@ How a config file becomes a `Config` is in config_file.py. No jax here: `dwt --h
 every complaint about a config answer at once.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -159,6 +160,7 @@ class Train:
     accumulate: int = 1  # parts a batch is split into, one after the other
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
+    checkpoint_path: str = ""  # where they are kept: a directory or gs://…; empty: the work directory's
     log_every: int = 10
     evaluate_every: int = 0  # 0: only at the end
     watchdog: float = 1800.0  # seconds without a step that end the process; 0: off
@@ -397,6 +399,9 @@ def _training_problems(config: Config):
         "log_every",
         "max_skipped",
     )
+    scheme = re.match(r"[a-z0-9]{2,}:/", train.checkpoint_path)
+    if scheme and scheme[0] != "gs:/":
+        yield f"train.checkpoint_path begins with {scheme[0]}, expected a directory or gs://…"
     if train.batch_size % train.accumulate:
         yield (
             f"train.batch_size is {train.batch_size}, expected a multiple of "

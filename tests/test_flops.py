@@ -26,7 +26,9 @@ def products(jaxpr):
 
 
 def read(params, model, tokens, segments, positions):
-    return functional.mlm_logits(params, model, functional.encode(params, model, tokens, segments, at=positions))
+    return functional.mlm_logits(
+        params, model, functional.encode(params, model, tokens, segments, at=positions)
+    )
 
 
 def inputs():

@@ -207,7 +207,9 @@ def test_the_last_layer_at_the_wanted_positions_alone(tiny, randomised, changes)
     np.testing.assert_allclose(at_once(params), afterwards(params), atol=2e-6)
     (value, found), (expected_value, expected) = of(at_once), of(afterwards)
     assert float(value) == pytest.approx(float(expected_value), abs=1e-4)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, np.abs(b).max()), err_msg=str(path))
 
 

@@ -7,18 +7,18 @@ not. So a checksum of every leaf is stored beside the state and compared on rest
 import functools
 import gc
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from dwt_jax.errors import UserError
 from dwt_jax.parallel import talk
@@ -63,8 +63,9 @@ class Checkpoints:
     """The checkpoints of one run. Saving returns at once; errors of the writing threads are
     raised by the next call."""
 
-    def __init__(self, directory: Path, keep: int, read_only: bool = False):
-        self.directory, self._read_only = directory.absolute(), read_only
+    def __init__(self, directory: Any, keep: int, read_only: bool = False):
+        """directory: absolute; a path of etils may be one on an object store."""
+        self.directory, self._read_only = epath.Path(directory), read_only
         options = ocp.CheckpointManagerOptions(
             save_interval_steps=0 if read_only else 1,
             max_to_keep=None if read_only else keep,
@@ -159,18 +160,30 @@ class Checkpoints:
             handler.close()
 
     @property
-    def _damaged(self) -> Path:
+    def _damaged(self) -> epath.Path:
         return self.directory.with_name(self.directory.name + "-damaged")
 
     def _set_aside(self, step: int) -> None:
         def move() -> None:
             self._damaged.mkdir(exist_ok=True)
             target = self._damaged / str(step)
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.move(self.directory / str(step), target)
+            if target.exists():
+                target.rmtree()
+            _move(self.directory / str(step), target)
 
         talk.first(move)
         self._manager.reload()
+
+
+def _move(source: epath.Path, target: epath.Path) -> None:
+    """A folder. On an object store etils wants the folder above, and there are no empty ones; what it removes
+    itself it does not remember as being there."""
+    if "://" not in str(source):
+        source.rename(target)
+        return
+    store, _ = fsspec.core.url_to_fs(str(source))
+    store.copy(str(source), str(target), recursive=True)
+    source.rmtree()
 
 
 @contextmanager

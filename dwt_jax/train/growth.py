@@ -28,7 +28,7 @@ from dwt_jax.train.loop import ledger, teacher_until
 from dwt_jax.train.metrics import total
 from dwt_jax.train.setup import Run, annealed, laid_out, prepare_run
 from dwt_jax.train.step import initial_state
-from dwt_jax.train.workdir import MAY_CHANGE, config_of, read_json, write_json
+from dwt_jax.train.workdir import MAY_CHANGE, checkpoint_place, config_of, read_json, write_json
 
 Moments = Literal["reset", "carry", "asymmetric"]
 
@@ -62,7 +62,7 @@ def grow(run_path: str, config: Config, out: Path, step: int | None, moments: Mo
         if run.teacher and old.teacher and run.teacher.digest == old.teacher.digest:
             grown["behind"] = state["behind"]  # of the same teacher
         found = starts.told(run.start, grown["params"], starts.probe_rows(run.rows, run.config.seed))
-        checkpoints = Checkpoints(partial / "checkpoints", run.config.train.keep_checkpoints)
+        checkpoints = Checkpoints(checkpoint_place(partial, run.config), run.config.train.keep_checkpoints)
         try:
             checkpoints.save(step, grown)
             checkpoints.wait()
@@ -84,10 +84,12 @@ def grow(run_path: str, config: Config, out: Path, step: int | None, moments: Mo
 
 def _restored(path: Path, config: Config, step: int | None) -> tuple[Run, dict[str, Any], int]:
     """The run there, on config's mesh, its state and the steps behind that."""
-    if not (path / "config.json").exists() or not (path / "checkpoints").is_dir():
+    if not (path / "config.json").exists() or not (path / "run.json").exists():
         raise UserError(f"--run: {path} is no run with checkpoints, expected the directory of one")
     old = prepare_run(dataclasses.replace(config_of(path), mesh=config.mesh, platform=config.platform), path)
-    checkpoints = Checkpoints(path / "checkpoints", old.config.train.keep_checkpoints, read_only=True)
+    checkpoints = Checkpoints(
+        checkpoint_place(path, old.config), old.config.train.keep_checkpoints, read_only=True
+    )
     try:
         kept = checkpoints.steps()
         if not kept or (step is not None and step not in kept):

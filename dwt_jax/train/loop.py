@@ -41,7 +41,9 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         run = prepare_run(config, workdir)
         if (finished := talk.first(lambda: _finished(workdir))) is not None:
             return finished
-        checkpoints = Checkpoints(workdir / "checkpoints", run.config.train.keep_checkpoints)
+        checkpoints = Checkpoints(
+            workdirs.checkpoint_place(workdir, run.config), run.config.train.keep_checkpoints
+        )
         state, start = initial_or_restored(run, checkpoints)
         watch = held.enter_context(watching(run.config.train.watchdog))
         recorder = Recorder(workdir, run.config.train, start, workdir.name, talk.index() == 0)

@@ -77,20 +77,9 @@ def claim(
     directory that holds other files but no run is refused too.
     """
     kind = kind or Kind("run.json", config_of, MAY_CHANGE)
-    mine = {**flatten(to_dict(config)), **{f"run.{key}": value for key, value in identity.items()}}
     if (workdir / "config.json").exists():
-        theirs = flatten(to_dict(kind.config_of(workdir)))  # keys that are newer than it at their defaults
-        theirs |= {f"run.{key}": value for key, value in read_json(workdir / kind.record).items()}
-        keys = [key for key in {**theirs, **mine} if not key.startswith(kind.may_change)]
-        different = [
-            f"{key} is {theirs.get(key)!r} there, {mine.get(key)!r} here"
-            for key in keys
-            if theirs.get(key) != mine.get(key)
-        ]
-        if different:
-            raise UserError(
-                f"{workdir}: holds a run of another config, expected the same: {'; '.join(different)}"
-            )
+        there = kind.config_of(workdir), read_json(workdir / kind.record)
+        _refuse_another(workdir, _told(*there), _told(config, identity), kind.may_change)
         return
     cut_short = {"tokenizer", kind.record}  # of a claim that was killed
     if any(child.name not in cut_short and not child.name.startswith(".") for child in workdir.iterdir()):
@@ -101,6 +90,64 @@ def claim(
         partial.rename(workdir / "tokenizer")
     write_json(workdir / kind.record, dict(identity))
     write_json(workdir / "config.json", to_dict(config))  # last: its presence says that the claim is whole
+
+
+def _told(config: Any, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """All that makes a run what it is; keys that are newer than its record at their defaults."""
+    return {**flatten(to_dict(config)), **{f"run.{key}": value for key, value in identity.items()}}
+
+
+def _refuse_another(
+    place: Any, theirs: Mapping[str, Any], mine: Mapping[str, Any], may_change: tuple[str, ...]
+) -> None:
+    different = [
+        f"{key} is {theirs.get(key)!r} there, {mine.get(key)!r} here"
+        for key in {**theirs, **mine}
+        if not key.startswith(may_change) and theirs.get(key) != mine.get(key)
+    ]
+    if different:
+        raise UserError(f"{place}: holds a run of another config, expected the same: {'; '.join(different)}")
+
+
+def checkpoint_place(workdir: Path, config: Config) -> Any:
+    """Where the run in `workdir` keeps its checkpoints: a path of etils, which may be one of gs://."""
+    from etils import epath
+
+    said = config.train.checkpoint_path
+    if said.startswith("gs://"):
+        return epath.Path(said)
+    return epath.Path(Path(said).expanduser().absolute() if said else workdir.absolute() / "checkpoints")
+
+
+def claim_checkpoints(workdir: Path, config: Config, identity: Mapping[str, Any]) -> None:
+    """Make `train.checkpoint_path` this run's, or raise UserError if it is another's or cannot be reached.
+
+    Its `run.json` says whose it is: a run whose work directory is lost goes on from there, in a new
+    one with the same config. Nothing to do where checkpoints lie in the work directory.
+    """
+    if not config.train.checkpoint_path:
+        return
+    place = checkpoint_place(workdir, config)
+    record = place / "run.json"
+    told = {"config": to_dict(config), "run": dict(identity)}
+    try:
+        there = json.loads(record.read_text()) if record.exists() else None
+        if there is None:
+            if place.exists() and any(place.iterdir()):
+                raise UserError(f"{place}: holds files but no run, expected an empty train.checkpoint_path")
+            place.mkdir(parents=True, exist_ok=True)
+            record.write_text(json.dumps(told, indent=2) + "\n")
+            return
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(
+            f"config: train.checkpoint_path is {place}, expected the package gcsfs installed ({error})"
+        ) from None
+    except Exception as error:  # no permission, no bucket, no network: each library has its own
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise UserError(f"config: train.checkpoint_path: {place} cannot be used: {reason}") from None
+    _refuse_another(place, _told(build(there["config"]), there["run"]), _told(config, identity), MAY_CHANGE)
 
 
 @contextmanager
@@ -159,8 +206,9 @@ def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | No
     directory = Path(path).expanduser()
     if not directory.is_dir():
         raise UserError(f"{path}: no such directory, expected a model or run directory")
-    run = (directory / "checkpoints").is_dir() or (directory / "model").is_dir()
-    if step is not None and not (directory / "checkpoints").is_dir():
+    pretrained = (directory / "run.json").exists()
+    run = pretrained or (directory / "model").is_dir()
+    if step is not None and not pretrained:
         raise UserError(f"--step: {path} is no run with checkpoints, expected one for --step={step}")
     if step is None and not has_weights(directory) and has_weights(directory / "model"):
         directory = directory / "model"
@@ -218,7 +266,9 @@ def _from_checkpoint(workdir: Path, step: int | None) -> Loaded:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     state = abstract_state(config.model, config.optimizer)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, read_only=True)
+    checkpoints = Checkpoints(
+        checkpoint_place(workdir, config), config.train.keep_checkpoints, read_only=True
+    )
     try:
         kept = checkpoints.steps()
         if step is not None and step not in kept:
