@@ -588,6 +588,22 @@ def test_submitted_numbers_stay_within_glues_bounds(tmp_path):
     assert lines == ["index\tprediction", "0\t0.000", "1\t3.142", "2\t5.000"]
 
 
+def test_submissions_are_in_the_order_of_the_test_file(tmp_path):
+    """TFDS has shuffled it. A file of one's own keeps its order, whatever its names."""
+    from dwt_jax.finetune.examples import Data, Split
+
+    split = Split(["a"] * 3, None, None, ["10", "9", "0"])
+    logits = np.eye(3)
+    for submissions, file, order in (
+        ({"test": "MNLI-m.tsv"}, "MNLI-m.tsv", "0c 9b 10a"),
+        ({}, "mine.tsv", "10a 9b 0c"),
+    ):
+        data = Data({}, ("a", "b", "c"), ("accuracy",), (), submissions)
+        results.write_test(tmp_path, "mine", "test", split, data, logits)
+        lines = (tmp_path / "submission" / file).read_text().splitlines()
+        assert [line.replace("\t", "") for line in lines[1:]] == order.split()
+
+
 def test_names_with_tabs_keep_their_line(tmp_path):
     """JSON may hold them; a file with divided columns cannot."""
     from dwt_jax.finetune.examples import Data, Split

@@ -189,6 +189,29 @@ def test_mistakes_in_files(tmp_path, task, file, text, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_twice_in_a_header_is_refused(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("sentence\tsentence\tlabel\nA\tB\tyes\nC\tD\tno\n")
+    options = {"kind": "files", "task": "mine", "train": str(path), "dev": str(path)}
+    with pytest.raises(UserError, match="column 'sentence' twice in its first line"):
+        read(Examples(**options))
+    path.write_text("sentence\t\tlabel\t\nA\t\tyes\t\nC\t\tno\t\n")  # columns without a name may be many
+    assert read(Examples(**options)).splits["dev"].first == ["A", "C"]
+
+
+def test_an_empty_line_of_a_test_file_is_an_example_where_it_has_one_column(tmp_path):
+    """Predictions are matched by their place where there are no names."""
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\nA\tyes\n\nC\tno\n")
+    (tmp_path / "test.tsv").write_text("sentence\nA\n\nC\n")
+    train = str(tmp_path / "train.tsv")
+    splits = read(
+        Examples(kind="files", task="mine", train=train, dev=train, test=str(tmp_path / "test.tsv"))
+    ).splits
+    assert splits["test"].first == ["A", "", "C"]
+    assert splits["test"].ids == ["0", "1", "2"]
+    assert splits["train"].first == ["A", "C"]
+
+
 @pytest.fixture(scope="module")
 def tfds_glue(tmp_path_factory):
     """glue/rte and glue/stsb in TFDS's own format, built on the spot with the features they have there."""

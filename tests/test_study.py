@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 from runs import dwt, prepared_project, start
 
@@ -177,6 +178,67 @@ def test_another_text_elsewhere_is_refused(place, whole):
     elsewhere = dataclasses.replace(grid.elsewhere, set=("data.held_out=0.2",))
     with pytest.raises(UserError, match=r"held_out is 0\.3 there, 0\.2 in the study"):
         queue.run(dataclasses.replace(grid, elsewhere=elsewhere), whole[0])
+
+
+def test_what_was_made_of_something_else_is_refused(place, whole, tmp_path):
+    """A teacher by another name, or made anew: its path may change, what is in it may not. And a run made
+    anew of another config: what was fine-tuned before is not its own."""
+    grid, workdir = load(place[0]), tmp_path / "part"
+    shutil.copytree(whole[0], workdir)
+    assert queue.run(grid, workdir)
+    other = dataclasses.replace(grid.arms[0], name="other", set=(*grid.arms[0].set, "train.steps=2"))
+    swapped = (other, grid.arms[1], dataclasses.replace(grid.arms[2], teacher="other"))
+    with pytest.raises(UserError, match="taught-seed0: was made of another model than that of 'other-"):
+        queue.run(dataclasses.replace(grid, arms=swapped), workdir)
+    shutil.rmtree(workdir / "runs" / "teacher-seed0")
+    assert queue.run(grid, workdir)  # the same again
+    for name in ("alone-seed0", "alone-seed1"):
+        shutil.rmtree(workdir / "runs" / name)
+    alone = dataclasses.replace(grid.arms[1], set=(*grid.arms[1].set, "optimizer.weight_decay=0.5"))
+    edited = dataclasses.replace(grid, arms=(grid.arms[0], alone, grid.arms[2]))
+    with pytest.raises(UserError, match=r"alone-seed0.*: was made of another run of 'alone-seed0'"):
+        queue.run(edited, workdir)
+    for kind in ("elsewhere", "finetuned"):
+        for path in (workdir / kind).glob("alone-*"):
+            shutil.rmtree(path)
+    assert queue.run(edited, workdir)
+
+
+def test_a_run_without_a_finite_loss_is_in_the_report(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "part")
+    for seed in "01":
+        run = tmp_path / "part" / "runs" / f"taught-seed{seed}"
+        records = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+        lines = [json.dumps({**record, "held_out_loss": None}) + "\n" for record in records]
+        (run / "evaluations.jsonl").write_text("".join(lines))
+        with np.load(run / "documents.npz") as arrays:
+            found = dict(arrays)
+        np.savez(run / "documents.npz", **{**found, "loss": found["loss"] * np.nan})
+    text = grid_page.write(tmp_path / "part").with_suffix(".md").read_text()
+    assert "A teacher helps (paper: so it says): undecided at this scale." in text
+    assert "nan [nan, nan; t nan, nan]" in text
+    assert "| taught | never, or not known | never, or not known |" in text
+
+
+def test_flops_are_the_mean_over_seeds(whole):
+    """With a weight that ends when the teacher is beaten, they differ by seed."""
+    found = outcome.gather(whole[0]).arms["taught"]
+    first, second = found.runs.values()
+    more = [{**record, "teacher_flops": 3 * record["teacher_flops"]} for record in second.evaluations]
+    runs = {0: first, 1: second._replace(evaluations=tuple(more))}
+    spent = [one["student_flops"] + 2 * one["teacher_flops"] for one in first.evaluations]
+    assert outcome.curve(dataclasses.replace(found, runs=runs))[1] == pytest.approx(spent)
+
+
+def test_a_plan_needs_no_examples(place, tmp_path, capsys):
+    grid = load(place[0])
+    nothing = ("examples.kind=glue", f"examples.path={tmp_path / 'none'}")
+    glue = dataclasses.replace(grid.finetuning, tasks=("rte",), set=nothing)
+    told = queue.plan(dataclasses.replace(grid, finetuning=glue), tmp_path / "s", costs=True)
+    lines = {line.split()[1]: line.split() for line in told.splitlines()[1:-2]}
+    assert lines["alone-seed0-end"][-2:] == ["unknown", "unknown"]
+    assert float(lines["alone-seed0"][-2]) > 0
+    assert "rte: of unknown length: " in capsys.readouterr().err
 
 
 def test_what_is_missing_for_the_last_job_is_said_before_the_first(place, tmp_path):

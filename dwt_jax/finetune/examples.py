@@ -93,14 +93,19 @@ def _tsv(path: Path, tested: bool, columns: Mapping[str, int] | None = None) -> 
     """GLUE's format: tabs divide, and nothing is quoted. columns: where there is no header.
 
     A few lines of QQP lack columns: they are left out, as everyone does, and counted on stderr. In a
-    test file every line is an example that a prediction is wanted for: there they are empty texts.
+    test file every line is an example that a prediction is wanted for: there they are empty texts, and
+    an empty line is one too where there is a single column.
+
+    Raises UserError for a header that has a name twice: nobody could say which is meant.
     """
     short, header = 0, columns or {}
     for number, line in enumerate(lines_of(path), 1):
         cells = line.split("\t")
         if columns is None and number == 1:
             header = {name: at for at, name in enumerate(cells)}
-        elif line:
+            if twice := next((name for name in header if name and cells.count(name) > 1), ""):
+                raise UserError(f"{path}: column '{twice}' twice in its first line, expected each name once")
+        elif line or (tested and len(header) == 1):
             found = {name: cells[at] for name, at in header.items() if at < len(cells)}
             short += len(found) < len(header)
             if tested:

@@ -161,16 +161,16 @@ def write_dev(workdir: Path, data: Data, found: Sequence[Seed]) -> None:
 
 
 def write_test(workdir: Path, task: str, name: str, split: Split, data: Data, logits: np.ndarray) -> None:
-    """submission/FILE.tsv, as GLUE's server wants it."""
+    """submission/FILE.tsv, as GLUE's server wants it: in the order of the test file, whose examples TFDS
+    has shuffled. Files of one's own keep their order."""
     chosen = classes_or_numbers(logits, data.labels)
     if data.bounds:
         chosen = np.clip(chosen, *data.bounds)
+    rows = list(zip(split.ids, _shown(chosen, data.labels, ".3f"), strict=True))
+    if name in data.submissions and all(index.isdecimal() for index, _ in rows):
+        rows.sort(key=lambda row: int(row[0]))
     file = data.submissions.get(name, f"{task}.tsv")
-    _write(
-        workdir / "submission" / file,
-        ("index", "prediction"),
-        [split.ids, _shown(chosen, data.labels, ".3f")],
-    )
+    _write(workdir / "submission" / file, ("index", "prediction"), list(zip(*rows, strict=True)))
 
 
 def _shown(values: np.ndarray, labels: Sequence[str], form: str = ".6g") -> list[str]:

@@ -161,12 +161,12 @@ class Attention(nnx.Module):
     def __call__(self, x, segments, keys, numerics: Numerics, at=None) -> jax.Array:
         """[B, L, D] → [B, L, D], or [B, Q, D] at the positions `at` alone, int [B, Q]."""
         own, own_segments = x, segments
-        each = ((self.query, self.key, self.value),)  # one product for all three
+        each: tuple[tuple[jax.Array, tuple[Dense, ...]], ...] = ((x, (self.query, self.key, self.value)),)
         if at is not None:
             own, own_segments = gather(x, at), jnp.take_along_axis(segments, at, axis=1)
-            each = (self.query,), (self.key, self.value)
-        parts = tuple(_together(x, dense, numerics) for x, dense in zip((own, x), each, strict=False))
-        rows, length, heads = *x.shape[:2], parts[0].shape[3]
+            each = (own, (self.query,)), (x, (self.key, self.value))
+        parts = tuple(_together(inputs, dense, numerics) for inputs, dense in each)
+        rows, length, heads = x.shape[0], x.shape[1], parts[0].shape[3]
         keep = keep_mask(keys[0], self.rate_probs, (rows, heads, own.shape[1], length))
         scale = 65536 / kept_of_65536(self.rate_probs)
         mixed = attend(parts, (own_segments, segments), numerics, keep, scale)

@@ -31,7 +31,8 @@ METHOD = (
     "confirmed or contradicted only where both lie on one side of 0. Neither speaks of other corpora or "
     "sizes, nor, where one teacher serves all seeds of a student, of other teachers; scores are of the last "
     "epoch on the dev sets, so nothing was chosen on them. Many comparisons are made: of twenty without any "
-    "effect, one interval in each kind is expected to exclude 0."
+    "effect, Student's t is expected to exclude 0 in one, the bootstrap, which is too narrow with few seeds, "
+    "in more."
 )
 
 
@@ -63,7 +64,7 @@ def interval_words(found: Interval, measure: str) -> str:
     unit, digits = (1.0, 4) if measure in LOSSES else (100.0, 2)
 
     def shown(value: float) -> str:
-        return number(value * unit, digits, signed=True) if np.isfinite(value) else "∞"
+        return number(value * unit, digits, signed=True) if np.isfinite(value) else "nan"  # a run that failed
 
     t = f"; t {shown(found.t_low)}, {shown(found.t_high)}" if found.seeds > 1 else "; one seed"
     return f"{shown(found.mean)} [{shown(found.low)}, {shown(found.high)}{t}]"

@@ -150,13 +150,20 @@ def judge(claim: Claim, grid: Grid, arms: Mapping[str, Measured]) -> Judged:
 
 
 def curve(measured: Measured) -> tuple[list[float], list[float], list[float]]:
-    """(steps, FLOPs, mean held-out loss) over the seeds, at the steps that all of them evaluated."""
-    by_run = [{record["step"]: record for record in run.evaluations} for run in measured.runs.values()]
+    """(steps, mean FLOPs, mean held-out loss) over the seeds, at the steps where all of them have a loss:
+    one that is not finite is null in the file."""
+    by_run = [
+        {record["step"]: record for record in run.evaluations if record["held_out_loss"] is not None}
+        for run in measured.runs.values()
+    ]
     if not by_run:
         return [], [], []
     steps = sorted(set.intersection(*(set(records) for records in by_run)))
-    losses = [float(np.mean([records[step]["held_out_loss"] for records in by_run])) for step in steps]
-    return [float(s) for s in steps], [float(spent(by_run[0][step])) for step in steps], losses
+    flops, losses = (
+        [float(np.mean([value(records[step]) for records in by_run])) for step in steps]
+        for value in (spent, lambda record: record["held_out_loss"])
+    )
+    return [float(s) for s in steps], flops, losses
 
 
 def budget(measured: Measured, target: float, teacher_too: bool) -> Reach | None:

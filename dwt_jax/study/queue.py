@@ -18,6 +18,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.finetune import config as finetuning
 from dwt_jax.study import grid_file
 from dwt_jax.study.grid import END, Elsewhere, Grid, Job, anywhere, jobs_of, pairs
+from dwt_jax.study.sources import Sources
 from dwt_jax.train.metrics import duration, read
 from dwt_jax.train.workdir import MAY_CHANGE, read_json, write_json
 
@@ -49,15 +50,19 @@ def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
         missing = [name for name in chosen[0].needs if not by_name[name].is_done()]
         if missing:
             raise UserError(f"--index is {index}, {chosen[0].name}: expected finished first: {missing[0]}")
-    tasks, texts = tasks_of(grid), Texts()
+    tasks, texts, sources = tasks_of(grid), Texts(), Sources(by_name)
     for job in jobs:
         _refuse_another(job, tasks, grid.elsewhere)
+        sources.look(job)
     _check_inputs([job for job in chosen if not job.is_done()], tasks, grid.elsewhere, texts)
     workdir.mkdir(parents=True, exist_ok=True)
     grid_file.write(grid, jobs, workdir)
     for number, job in enumerate(jobs):
+        if job in chosen:
+            sources.look(job)  # again: what it needs may only now have been made
         if job in chosen and not job.is_done():
             print(f"study: {number + 1} of {len(jobs)}, {job.name}", flush=True)
+            sources.note(job)
             _run(grid, job, by_name, tasks, texts)
     return all(job.is_done() for job in jobs)
 
@@ -193,6 +198,8 @@ def _shown(cost: Cost) -> tuple[str, str]:
     )
 
 
+Counted = tuple[finetuning.FineTune, int | None]  # and the number of its training examples
+
 ASSUMED = 0.4
 """The share of the peak that is assumed while no run is finished."""
 
@@ -203,17 +210,25 @@ def _costs(grid: Grid, jobs: Sequence[Job]) -> list[Cost]:
     from dwt_jax.finetune.batches import Texts
 
     tasks, texts = tasks_of(grid), Texts()
-    work = [_flops(tasks, job, by_name, texts) for job in jobs]
+    counts = [_count(task, texts) for task in tasks]
+    work = [_flops(list(zip(tasks, counts, strict=True)), job, by_name) for job in jobs]
     rate = _rate(jobs)
     return [Cost(flops, None if flops is None or rate is None else flops / rate) for flops in work]
 
 
-def _flops(
-    tasks: Sequence[finetuning.FineTune], job: Job, by_name: dict[str, Job], texts: "Texts"
-) -> float | None:
+def _flops(tasks: Sequence[Counted], job: Job, by_name: dict[str, Job]) -> float | None:
     if job.kind == "train":
         return _training_flops(job, by_name)
-    return _finetuning_flops(tasks, job, texts) if job.kind == "finetune" else None
+    return _finetuning_flops(tasks, job) if job.kind == "finetune" else None
+
+
+def _count(config: finetuning.FineTune, texts: "Texts") -> int | None:
+    """Training examples; None where they are not at hand, which is no reason not to plan."""
+    try:
+        return len(texts.read(config.examples).splits["train"])
+    except UserError as error:
+        print(f"{config.examples.task}: of unknown length: {error}", file=sys.stderr)
+        return None
 
 
 def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
@@ -241,13 +256,15 @@ def _sized(job: Job) -> Any:
     return dataclasses.replace(job.config.model, vocab_size=size)
 
 
-def _finetuning_flops(tasks: Sequence[finetuning.FineTune], job: Job, texts: "Texts") -> float:
+def _finetuning_flops(tasks: Sequence[Counted], job: Job) -> float | None:
     """At most: every example at the full length."""
     from dwt_jax.train import flops
 
     total = 0.0
-    for config in tasks:
-        recipe, count = config.recipe, len(texts.read(config.examples).splits["train"])
+    for config, count in tasks:
+        if count is None:
+            return None
+        recipe = config.recipe
         one = 3 * flops.encoder(_sized(job), 1, recipe.max_length, wanted=1)
         total += one * count * recipe.epochs * len(recipe.seeds)
     return total
