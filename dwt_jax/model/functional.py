@@ -128,9 +128,11 @@ def decode(
     features: jax.Array, table: jax.Array, bias: jax.Array, vocab_size: int, numerics: Numerics
 ) -> jax.Array:
     """[N, D], the decoder's table [V, D] and bias [V] → fp32 logits [N, V], columns of the padded
-    vocabulary at PADDING_LOGIT."""
-    logits = dot(features.astype(numerics.compute), table.astype(numerics.compute), (1, 1)) + bias
-    return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, PADDING_LOGIT)
+    vocabulary at about PADDING_LOGIT."""
+    bias = jnp.where(
+        jnp.arange(bias.shape[0]) < vocab_size, bias, PADDING_LOGIT
+    )  # not a pass over all logits
+    return dot(features.astype(numerics.compute), table.astype(numerics.compute), (1, 1)) + bias
 
 
 def decoder_table(params: Params) -> jax.Array:
