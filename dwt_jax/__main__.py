@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from dwt_jax import __version__
 from dwt_jax.config import Config
 from dwt_jax.errors import SaidElsewhere, UserError, did_you_mean
+from dwt_jax.train.signals import kept
 
 DONE, MISTAKE, RUN_ME_AGAIN, FAILED = 0, 2, 75, 1
 
@@ -162,6 +163,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@kept()  # jax and the rest take seconds to be imported
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     from dwt_jax.config_file import load
     from dwt_jax.parallel import host, processes, talk

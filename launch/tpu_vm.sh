@@ -107,7 +107,7 @@ wait_until_active() { # 0: active, 4: it will not be, 1: not in time
 # What runs on the workers. Their own Python may be older than 3.11; a new machine may still be updating itself.
 # A process number may be another's after a restart: hence the name besides.
 # shellcheck disable=SC2016
-MOUNT='sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq nfs-common && sudo mkdir -p /shared && { mountpoint -q /shared || sudo mount -t nfs SHARE /shared; } && sudo chmod 1777 /shared && '
+MOUNT='sudo apt-get update -qq; sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq nfs-common && sudo mkdir -p /shared && { mountpoint -q /shared || sudo mount -t nfs SHARE /shared; } && sudo chmod 1777 /shared && '
 # shellcheck disable=SC2016
 INSTALL='mkdir -p dwt-jax && tar -xzf dwt-jax.tar.gz -C dwt-jax && cd dwt-jax && python3 -m pip install --user --quiet uv && export PATH=$HOME/.local/bin:$PATH && { [ -d .venv ] || uv venv --quiet --python 3.12 .venv; } && uv pip install --quiet --python .venv -c constraints.txt -r requirements.txt "jax[tpu]"'
 # shellcheck disable=SC2016

@@ -43,6 +43,7 @@ def test_the_jobset_that_is_applied(cloud, gpu):
         address = f"weak-{jobset['spec']['replicatedJobs'][0]['name']}-0-0.{spec['subdomain']}:8476"
         assert env["JAX_COORDINATOR_ADDRESS"]["value"] == address
         assert env["JAX_NUM_PROCESSES"]["value"] == "2"
+        assert env["LD_LIBRARY_PATH"]["value"] == "/usr/local/nvidia/lib64"  # the image knows nothing of it
         assert "job-completion-index" in env["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
     else:
         assert spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 
 from dwt_jax.parallel import processes, talk
 
@@ -86,5 +85,5 @@ class Agreement:
             return
         print(f"dwt: {talk.Ended(process, status)}", file=sys.stderr, flush=True)
         talk.leave(status or 1)
-        time.sleep(0.1)
+        talk.part()
         os._exit(status or 1)

@@ -1,6 +1,8 @@
 """How many processes a run has, how they find each other, and how they end. See docs/processes.md."""
 
+import errno
 import os
+import signal
 import socket
 import sys
 import threading
@@ -12,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dwt_jax.errors import UserError
+from dwt_jax.errors import SaidElsewhere, UserError
 from dwt_jax.parallel import talk
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -171,14 +173,55 @@ def run(work: Callable[[], int]) -> int:
     found = find()
     if found is None:
         return work()
+    _refuse_taken(found)
     _connect(found)
-    _open_log(found.process)
     status = 1
     try:
+        _open_log(found.process)
+        _same_count(found)
         status = work()
+    except SaidElsewhere:
+        status = 2
+    except UserError as error:
+        _tell(str(error))
+        status = 2
+    except talk.Ended as ended:
+        _tell(str(ended))
+        status = ended.status or 1
     except BaseException:
         traceback.print_exc()
     return _leave(status)
+
+
+def _refuse_taken(found: Found) -> None:
+    """Raises UserError where something listens at the coordinator's port already. gRPC would share the port
+    with another process 0, and the others would come to either of the two."""
+    if found.process or found.method != "deactivate":
+        return
+    address = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or f"[::]:{found.coordinator.rpartition(':')[2]}"
+    host, _, port = address.rpartition(":")
+    try:
+        for family, *_, place in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+            with socket.socket(family) as tried:
+                tried.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+                )  # an old connection is no listener
+                tried.bind(place)
+    except (OSError, ValueError) as error:  # all but one are left to jax
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise UserError(
+                f"{ADDRESS}: port {port} is taken on this host, expected a free one; does another process 0 "
+                "run here?"
+            ) from None
+
+
+def _same_count(found: Found) -> None:
+    """Raises UserError, in words of process 0, where another was told another number of processes."""
+    counts = talk.gather(found.processes)
+    different = next((i for i, count in enumerate(counts) if count != counts[0]), None)
+    if different is not None:
+        kind, count = SaidElsewhere if talk.index() else UserError, counts[different]
+        raise kind(f"{COUNT} is {count} in process {different}, expected {counts[0]} as in process 0")
 
 
 def _connect(found: Found) -> None:
@@ -257,10 +300,16 @@ def _open_log(index: int) -> None:
     if index == 0 or not (folder := os.environ.get(talk.LOGS)):
         return
     path = Path(folder) / f"process-{index}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with open(path, "a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+    except OSError as error:
+        raise UserError(
+            f"{talk.LOGS}: {error.filename}: {error.strerror}, expected a directory to write to"
+        ) from None
+    with file:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
@@ -269,10 +318,15 @@ def _leave(status: int) -> int:
     """Say goodbye, and wait for that of the others."""
     import jax
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyway, within a bounded time
     talk.leave(status)
     deadline = time.monotonic() + heartbeat() + 5
     while time.monotonic() < deadline:
-        if len(talk.left(itself=True)) == talk.count():
+        if talk.all_left():
+            talk.part()
+            if any(talk.left(itself=True).values()):
+                _exit(status)  # jax's goodbye waits for all, also for one that had to be ended
             jax.distributed.shutdown()
             return status
         time.sleep(0.05)

@@ -20,6 +20,7 @@ LOGS = "DWT_PROCESS_LOGS"
 """A directory: each process but the first writes what it says there, to a file of its own."""
 
 _LEFT = "dwt/now/left/"  # + process: the status that it ended with
+_OVER, _GONE = "dwt/over/", "dwt/gone/"  # what process 0 says at the end, and what the others do
 _turns = itertools.count()
 
 
@@ -169,3 +170,23 @@ def left(itself: bool = False) -> dict[int, int]:
     """The processes that have ended, with their statuses."""
     found = {int(key.rpartition("/")[2]): int(value) for key, value in client().key_value_dir_get(_LEFT)}
     return {process: status for process, status in found.items() if itself or process != index()}
+
+
+def all_left() -> bool:
+    """Whether all processes have ended. Process 0 says so: its number of them is the one that counts."""
+    if index():
+        return bool(client().key_value_dir_get(_OVER))
+    return len(left(itself=True)) == count()
+
+
+def part() -> None:
+    """The last words of a process that has left. Process 0 waits a little for those of the others: jax aborts
+    whoever loses it."""
+    if index():
+        client().key_value_set(f"{_GONE}{index()}", "", True)
+        return
+    client().key_value_set(f"{_OVER}0", "", True)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and len(client().key_value_dir_get(_GONE)) < count() - 1:
+        time.sleep(0.05)
+    time.sleep(0.2)  # from their last words to their ends

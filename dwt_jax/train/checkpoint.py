@@ -6,9 +6,11 @@ not. So a checksum of every leaf is stored beside the state and compared on rest
 
 import functools
 import gc
+import itertools
 import logging
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +61,17 @@ def _checksum(where: Any) -> Any:
     return jax.jit(lambda state: jnp.stack([leaf(x) for x in jax.tree.leaves(state)]), out_shardings=where)
 
 
+_meetings: dict[str, Iterator[int]] = defaultdict(itertools.count)  # Orbax names some barriers alike
+
+
+def _meet(*, key: str, timeout_ms: int) -> None:
+    """A barrier of Orbax's writing threads. Its own waits for 20 minutes in two cases that end here at once:
+    for a process that has ended, and in one whose writing failed: on its way out that asks for a barrier at
+    which the others are not. The watchdog has the last word, not timeout_ms."""
+    if sys.exc_info()[0] is None:
+        talk.exchange(f"checkpoint/{key}/{next(_meetings[key])}", None)
+
+
 class Checkpoints:
     """The checkpoints of one run. Saving returns at once; errors of the writing threads are
     raised by the next call."""
@@ -70,6 +83,7 @@ class Checkpoints:
             save_interval_steps=0 if read_only else 1,
             max_to_keep=None if read_only else keep,
             enable_async_checkpointing=not read_only,
+            async_options=None if talk.alone() else ocp.AsyncOptions(barrier_sync_fn=_meet),
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,

@@ -48,6 +48,31 @@ class Stopping:
             self._together.ask()
 
 
+_kept: list[int] = []
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """A signal inside the block, but outside of `signals`, waits for the next `signals` there. It raises
+    nothing by itself: a module that is being imported would take that for an error of its own."""
+
+    def keep(number: int, _: FrameType | None) -> None:
+        if _kept and number == signal.SIGINT:  # a second Ctrl-C is meant
+            raise KeyboardInterrupt
+        _kept.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, keep) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        _kept.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @contextmanager
 def signals() -> Iterator[Stopping]:
     """Handle both signals inside the block; in another thread than the main one, do nothing."""
@@ -58,6 +83,8 @@ def signals() -> Iterator[Stopping]:
     stopping = Stopping(together)
     before = {number: signal.signal(number, stopping.handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        if _kept:
+            stopping.handle(_kept[0], None)
         yield stopping
     finally:
         if together is not None:
