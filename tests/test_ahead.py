@@ -70,6 +70,70 @@ def test_what_a_program_sends_by_hand():
     assert [each.known for each in hlo.collectives(unknown)] == [True, True, False, True, True]
 
 
+TPU = """
+%all-reduce-scatter.2 (input: f32[16,8]) -> f32[2,8] {
+  %whole = f32[16,8]{1,0:T(8,128)} all-reduce(%input), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %slice = f32[2,8]{1,0} dynamic-slice(%whole, %place, %zero), dynamic_slice_sizes={2,8}
+}
+%begin (p: bf16[4,32]) -> (bf16[4,32], bf16[4,256]) {
+  %g1 = bf16[4,256]{1,0} all-gather(%p), channel_id=32, replica_groups={{0,1,2,3}}, BESIDE
+  ROOT %c1 = (bf16[4,32], bf16[4,256]) custom-call(%g1), custom_call_target="AsyncCollectiveStart"
+}
+%beside (p: bf16[4,32]) -> bf16[4,256] {
+  %g2 = bf16[4,256]{1,0} all-gather(%p), channel_id=32, replica_groups={{0,1,2,3}}, BESIDE
+}
+%other (p: bf16[4,32]) -> bf16[4,256] {
+  %g3 = bf16[4,256]{1,0} all-gather(%p), channel_id=33, replica_groups={{0,1,2,3}}, BESIDE
+}
+ENTRY %main (x: f32[16,8]) -> f32[2,8] {
+  %f0 = f32[2,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2
+  %f1 = (bf16[4,32], bf16[4,256]) fusion(%x), kind=kLoop, calls=%begin
+  %f2 = bf16[4,256]{1,0} fusion(%f1), kind=kOutput, calls=%beside
+  %f3 = bf16[4,256]{1,0} fusion(%f2), kind=kLoop, calls=%other
+  ROOT %done = bf16[4,256]{1,0} fusion(%f2), kind=kLoop, calls=%beside
+}
+""".replace("BESIDE", 'backend_config={"async_collective_fusion_config":{"flag_end":"8","flag_start":"2"}}')
+
+
+def test_what_tpus_write_otherwise():
+    """A reduce-scatter is a fusion named so; a gather beside other work is written in each of its fusions."""
+    assert hlo.collectives(TPU) == [
+        hlo.Collective("reduce-scatter", 512, 4, 1, True),
+        hlo.Collective("all-gather", 2048, 4, 1, True),
+        hlo.Collective("all-gather", 2048, 4, 1, True),
+    ]
+    assert [each.sent(4) for each in hlo.collectives(TPU)] == [384, 1536, 1536]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "size"),
+    [
+        ("((bf16[2,8]{1,0}, f32[4]{0}), (bf16[8,8]{1,0}, f32[16]{0})) all-gather-start(%a, %b)", 0, 192),
+        ("((f32[16]{0:T(128)}), f32[4]{0}, u32[]) reduce-scatter-start(%a)", 1, 64),
+        ("(f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%a)", 2, 64),
+        ("(f32[16]{0}, bf16[16]{0}) all-reduce-start(%a, %b)", 3, 96),
+    ],
+)
+def test_what_was_started_with_several_arrays(line, kind, size):
+    names = ("all-gather", "reduce-scatter", "collective-permute", "all-reduce")
+    program = f"ENTRY %main (x: f32[]) -> f32[] {{\n  %s = {line}, replica_groups={{{{0,1,2,3}}}}\n}}\n"
+    assert hlo.collectives(program) == [hlo.Collective(names[kind], size, 4, 1, True)]
+
+
+def test_an_asynchronous_call_is_counted_where_it_starts():
+    program = """
+%sent (p: f32[16]) -> f32[4] {
+  %r = f32[4]{0} reduce-scatter(%p), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
+}
+ENTRY %main (x: f32[16]) -> f32[4] {
+  %s = ((f32[16]), f32[4], s32[]) async-start(%x), calls=%sent
+  %u = ((f32[16]), f32[4], s32[]) async-update(%s), calls=%sent
+  ROOT %d = f32[4]{0} async-done(%u), calls=%sent
+}
+"""
+    assert hlo.collectives(program) == [hlo.Collective("reduce-scatter", 64, 4, 1, True)]
+
+
 def test_what_a_program_sends_on_eight_devices():
     """A loop of 5, the gradient of a [64, 32] product in each: the bytes that its formula says."""
     program = """
