@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from dwt_jax.__main__ import main
 from dwt_jax.config_file import load
 from dwt_jax.errors import UserError
 from dwt_jax.parallel import ahead as aheads
-from dwt_jax.parallel import ahead_command, chips, hlo
+from dwt_jax.parallel import ahead_command, chips, hlo, host
 from dwt_jax.parallel.gpus import description
 from dwt_jax.train import flops
 
@@ -163,7 +164,13 @@ print([tuple(each) for each in hlo.collectives(program.as_text())])
 
 @pytest.mark.parametrize(
     ("topology", "name", "count"),
-    [("v5e:4x4", "v5e", 16), ("v4:2x2x1", "v4", 4), ("v6e:16x16", "v6e", 256), ("h100:8", "h100", 8)],
+    [
+        ("v5e:4x4", "v5e", 16),
+        ("v4:2x2x1", "v4", 4),
+        ("v6e:16x16", "v6e", 256),
+        ("h100:8", "h100", 8),
+        ("v5p:24x16x16", "v5p", 6144),
+    ],
 )
 def test_topologies(topology, name, count):
     chip, found = chips.parse(topology)
@@ -177,6 +184,11 @@ def test_topologies(topology, name, count):
         ("v5e", "expected a shape after the colon"),
         ("v5e:0x4", "expected a shape after the colon"),
         ("h100:2x4", "expected a shape after the colon"),
+        ("v5e:4x4x4", "expected a shape after the colon"),  # libtpu would abort the process
+        ("v5p:4x4", "expected a shape after the colon"),
+        ("v6e:32x32", "expected no more than v6e:16x16"),
+        ("v5e:8x32", "expected no more than v5e:16x16"),
+        ("h100:16", "expected no more than h100:8"),  # NVLink ends with the node
         ("", "no chip ''"),
     ],
 )
@@ -212,7 +224,7 @@ def here(monkeypatch):
         return np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
 
     monkeypatch.setattr(aheads, "_devices", devices)
-    monkeypatch.setitem(chips.CHIPS, "one", chips.Chip("one", "cpu", 1e11, 2**30, 1e10, 1e9))
+    monkeypatch.setitem(chips.CHIPS, "one", chips.Chip("one", "cpu", 1e11, 2**30, 1e10, 1e9, (1,)))
 
 
 TEACHER = {"distill.preset": "paper_normal", "train.batch_size": "8"}
@@ -232,12 +244,27 @@ def test_the_real_step_is_compiled_and_its_arguments_are_known(config, here):
         goal.spec.teacher, 8, 32, 5
     )
     assert found.seconds["compute"] == found.flops / 1e11
+    written = 12 * params + 2 * found.memory["temporaries"]  # the teacher is only read
+    assert found.seconds["memory"] * 1e10 == pytest.approx(expected + written, abs=2**10)
     text = ahead_command.table(found)
     assert "compiled, not run" in text
     assert "teacher 2 x 32" in text
     json.dumps(found._asdict())
     tight = goal._replace(chip=goal.chip._replace(memory=found.memory["together"] - 1))
     assert not aheads.ahead(tight, 8).fits
+
+
+def test_the_peak_is_that_of_the_type_that_is_computed_in(config, here):
+    goal = aheads.target(load(config, {"precision.compute": "float32"}), "one:1")
+    found = aheads.ahead(goal, 8)
+    assert found.seconds["compute"] == found.flops / 0.5e11
+
+
+def test_what_is_compiled_for_elsewhere_is_not_kept(monkeypatch):
+    """A second `dwt compile` would try to load it, which no compiler without its device can."""
+    monkeypatch.setattr(os, "environ", {"JAX_ENABLE_COMPILATION_CACHE": "true"})
+    host.without_devices()
+    assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
 
 def _params(goal):
