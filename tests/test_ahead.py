@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -204,6 +206,14 @@ def test_peaks_are_those_that_runs_are_measured_by():
     assert {name: chip.flops for name, chip in chips.CHIPS.items()} == {
         name: flops.PEAKS[kind] for name, kind in kinds.items()
     }
+
+
+def test_a_gpu_has_the_memory_that_the_launch_scripts_let_jax_take():
+    """More would be called fitting and then fail. XLA refuses nothing when it compiles for a GPU."""
+    text = (Path(__file__).parent.parent / "launch" / "env.sh").read_text()
+    share = float(re.search(r"MEM_FRACTION:-([.\d]+)", text)[1])
+    for name, there in (("h100", 79.1), ("h200", 139.8)):
+        assert chips.CHIPS[name].memory == pytest.approx(share * there * 2**30)
 
 
 def test_the_sizes_of_an_overflow():
