@@ -33,8 +33,8 @@ CHIPS = {
         Chip("v5e", "tpu", 197e12, 15.75 * GIB, 0.82e12, 200e9, (16, 16)),
         Chip("v5p", "tpu", 459e12, 95.7 * GIB, 2.765e12, 600e9, (16, 16, 24)),
         Chip("v6e", "tpu", 918e12, 31.24 * GIB, 1.64e12, 448e9, (16, 16)),
-        # NVIDIA's data sheets of the SXM modules; NVLink 900 GB/s is both directions together. Memory: of what
-        # CUDA shows (79.1 and 139.8 GiB) the share that launch/env.sh lets jax take; XLA sets itself no limit.
+        # NVIDIA's data sheets of the SXM modules; NVLink 900 GB/s is both directions together. Memory: of
+        # what CUDA shows (79.1, 139.8 GiB) the share that launch/env.sh lets jax take; XLA has no limit.
         Chip("h100", "cuda", 989e12, 0.92 * 79.1 * GIB, 3.35e12, 450e9, (8,)),
         Chip("h200", "cuda", 989e12, 0.92 * 139.8 * GIB, 4.8e12, 450e9, (8,)),
     )
