@@ -373,6 +373,8 @@ def test_a_tiny_step_for_a_real_topology(config):
     told = json.loads(found.stdout)
     assert told["fits"]
     assert {each["kind"] for each in told["collectives"]} == {"all-reduce"}
-    too_many = dwt("compile", f"--config={config}", "--topology=v5e:2x2", "--config.train.batch_size=8388608")
-    assert too_many.returncode == 3, too_many.stderr
-    assert "does not fit" in too_many.stdout
+    # A wide model and not many rows: of those the compiler tries for minutes to make them fit.
+    wide = ["--config.model.hidden_size=16384", "--config.model.intermediate_size=65536"]
+    too_much = dwt("compile", f"--config={config}", "--topology=v5e:2x2", *wide)
+    assert too_much.returncode == 3, too_much.stderr
+    assert "does not fit" in too_much.stdout
