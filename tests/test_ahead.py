@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,7 +19,7 @@ from dwt_jax.__main__ import main
 from dwt_jax.config_file import load
 from dwt_jax.errors import UserError
 from dwt_jax.parallel import ahead as aheads
-from dwt_jax.parallel import ahead_command, chips, hlo
+from dwt_jax.parallel import ahead_command, chips, hlo, host
 from dwt_jax.parallel.gpus import description
 from dwt_jax.train import flops
 
@@ -70,6 +73,70 @@ def test_what_a_program_sends_by_hand():
     assert [each.known for each in hlo.collectives(unknown)] == [True, True, False, True, True]
 
 
+TPU = """
+%all-reduce-scatter.2 (input: f32[16,8]) -> f32[2,8] {
+  %whole = f32[16,8]{1,0:T(8,128)} all-reduce(%input), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %slice = f32[2,8]{1,0} dynamic-slice(%whole, %place, %zero), dynamic_slice_sizes={2,8}
+}
+%begin (p: bf16[4,32]) -> (bf16[4,32], bf16[4,256]) {
+  %g1 = bf16[4,256]{1,0} all-gather(%p), channel_id=32, replica_groups={{0,1,2,3}}, BESIDE
+  ROOT %c1 = (bf16[4,32], bf16[4,256]) custom-call(%g1), custom_call_target="AsyncCollectiveStart"
+}
+%beside (p: bf16[4,32]) -> bf16[4,256] {
+  %g2 = bf16[4,256]{1,0} all-gather(%p), channel_id=32, replica_groups={{0,1,2,3}}, BESIDE
+}
+%other (p: bf16[4,32]) -> bf16[4,256] {
+  %g3 = bf16[4,256]{1,0} all-gather(%p), channel_id=33, replica_groups={{0,1,2,3}}, BESIDE
+}
+ENTRY %main (x: f32[16,8]) -> f32[2,8] {
+  %f0 = f32[2,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2
+  %f1 = (bf16[4,32], bf16[4,256]) fusion(%x), kind=kLoop, calls=%begin
+  %f2 = bf16[4,256]{1,0} fusion(%f1), kind=kOutput, calls=%beside
+  %f3 = bf16[4,256]{1,0} fusion(%f2), kind=kLoop, calls=%other
+  ROOT %done = bf16[4,256]{1,0} fusion(%f2), kind=kLoop, calls=%beside
+}
+""".replace("BESIDE", 'backend_config={"async_collective_fusion_config":{"flag_end":"8","flag_start":"2"}}')
+
+
+def test_what_tpus_write_otherwise():
+    """A reduce-scatter is a fusion named so; a gather beside other work is written in each of its fusions."""
+    assert hlo.collectives(TPU) == [
+        hlo.Collective("reduce-scatter", 512, 4, 1, True),
+        hlo.Collective("all-gather", 2048, 4, 1, True),
+        hlo.Collective("all-gather", 2048, 4, 1, True),
+    ]
+    assert [each.sent(4) for each in hlo.collectives(TPU)] == [384, 1536, 1536]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "size"),
+    [
+        ("((bf16[2,8]{1,0}, f32[4]{0}), (bf16[8,8]{1,0}, f32[16]{0})) all-gather-start(%a, %b)", 0, 192),
+        ("((f32[16]{0:T(128)}), f32[4]{0}, u32[]) reduce-scatter-start(%a)", 1, 64),
+        ("(f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%a)", 2, 64),
+        ("(f32[16]{0}, bf16[16]{0}) all-reduce-start(%a, %b)", 3, 96),
+    ],
+)
+def test_what_was_started_with_several_arrays(line, kind, size):
+    names = ("all-gather", "reduce-scatter", "collective-permute", "all-reduce")
+    program = f"ENTRY %main (x: f32[]) -> f32[] {{\n  %s = {line}, replica_groups={{{{0,1,2,3}}}}\n}}\n"
+    assert hlo.collectives(program) == [hlo.Collective(names[kind], size, 4, 1, True)]
+
+
+def test_an_asynchronous_call_is_counted_where_it_starts():
+    program = """
+%sent (p: f32[16]) -> f32[4] {
+  %r = f32[4]{0} reduce-scatter(%p), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
+}
+ENTRY %main (x: f32[16]) -> f32[4] {
+  %s = ((f32[16]), f32[4], s32[]) async-start(%x), calls=%sent
+  %u = ((f32[16]), f32[4], s32[]) async-update(%s), calls=%sent
+  ROOT %d = f32[4]{0} async-done(%u), calls=%sent
+}
+"""
+    assert hlo.collectives(program) == [hlo.Collective("reduce-scatter", 64, 4, 1, True)]
+
+
 def test_what_a_program_sends_on_eight_devices():
     """A loop of 5, the gradient of a [64, 32] product in each: the bytes that its formula says."""
     program = """
@@ -99,7 +166,13 @@ print([tuple(each) for each in hlo.collectives(program.as_text())])
 
 @pytest.mark.parametrize(
     ("topology", "name", "count"),
-    [("v5e:4x4", "v5e", 16), ("v4:2x2x1", "v4", 4), ("v6e:16x16", "v6e", 256), ("h100:8", "h100", 8)],
+    [
+        ("v5e:4x4", "v5e", 16),
+        ("v4:2x2x1", "v4", 4),
+        ("v6e:16x16", "v6e", 256),
+        ("h100:8", "h100", 8),
+        ("v5p:24x16x16", "v5p", 6144),
+    ],
 )
 def test_topologies(topology, name, count):
     chip, found = chips.parse(topology)
@@ -113,6 +186,11 @@ def test_topologies(topology, name, count):
         ("v5e", "expected a shape after the colon"),
         ("v5e:0x4", "expected a shape after the colon"),
         ("h100:2x4", "expected a shape after the colon"),
+        ("v5e:4x4x4", "expected a shape after the colon"),  # libtpu would abort the process
+        ("v5p:4x4", "expected a shape after the colon"),
+        ("v6e:32x32", "expected no more than v6e:16x16"),
+        ("v5e:8x32", "expected no more than v5e:16x16"),
+        ("h100:16", "expected no more than h100:8"),  # NVLink ends with the node
         ("", "no chip ''"),
     ],
 )
@@ -128,6 +206,14 @@ def test_peaks_are_those_that_runs_are_measured_by():
     assert {name: chip.flops for name, chip in chips.CHIPS.items()} == {
         name: flops.PEAKS[kind] for name, kind in kinds.items()
     }
+
+
+def test_a_gpu_has_the_memory_that_the_launch_scripts_let_jax_take():
+    """More would be called fitting and then fail. XLA refuses nothing when it compiles for a GPU."""
+    text = (Path(__file__).parent.parent / "launch" / "env.sh").read_text()
+    share = float(re.search(r"MEM_FRACTION:-([.\d]+)", text)[1])
+    for name, there in (("h100", 79.1), ("h200", 139.8)):
+        assert chips.CHIPS[name].memory == pytest.approx(share * there * 2**30)
 
 
 def test_the_sizes_of_an_overflow():
@@ -148,7 +234,7 @@ def here(monkeypatch):
         return np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
 
     monkeypatch.setattr(aheads, "_devices", devices)
-    monkeypatch.setitem(chips.CHIPS, "one", chips.Chip("one", "cpu", 1e11, 2**30, 1e10, 1e9))
+    monkeypatch.setitem(chips.CHIPS, "one", chips.Chip("one", "cpu", 1e11, 2**30, 1e10, 1e9, (1,)))
 
 
 TEACHER = {"distill.preset": "paper_normal", "train.batch_size": "8"}
@@ -168,12 +254,27 @@ def test_the_real_step_is_compiled_and_its_arguments_are_known(config, here):
         goal.spec.teacher, 8, 32, 5
     )
     assert found.seconds["compute"] == found.flops / 1e11
+    written = 12 * params + 2 * found.memory["temporaries"]  # the teacher is only read
+    assert found.seconds["memory"] * 1e10 == pytest.approx(expected + written, abs=2**10)
     text = ahead_command.table(found)
     assert "compiled, not run" in text
     assert "teacher 2 x 32" in text
     json.dumps(found._asdict())
     tight = goal._replace(chip=goal.chip._replace(memory=found.memory["together"] - 1))
     assert not aheads.ahead(tight, 8).fits
+
+
+def test_the_peak_is_that_of_the_type_that_is_computed_in(config, here):
+    goal = aheads.target(load(config, {"precision.compute": "float32"}), "one:1")
+    found = aheads.ahead(goal, 8)
+    assert found.seconds["compute"] == found.flops / 0.5e11
+
+
+def test_what_is_compiled_for_elsewhere_is_not_kept(monkeypatch):
+    """A second `dwt compile` would try to load it, which no compiler without its device can."""
+    monkeypatch.setattr(os, "environ", {"JAX_ENABLE_COMPILATION_CACHE": "true"})
+    host.without_devices()
+    assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
 
 def _params(goal):
@@ -272,6 +373,8 @@ def test_a_tiny_step_for_a_real_topology(config):
     told = json.loads(found.stdout)
     assert told["fits"]
     assert {each["kind"] for each in told["collectives"]} == {"all-reduce"}
-    too_many = dwt("compile", f"--config={config}", "--topology=v5e:2x2", "--config.train.batch_size=8388608")
-    assert too_many.returncode == 3, too_many.stderr
-    assert "does not fit" in too_many.stdout
+    # A wide model and not many rows: of those the compiler tries for minutes to make them fit.
+    wide = ["--config.model.hidden_size=16384", "--config.model.intermediate_size=65536"]
+    too_much = dwt("compile", f"--config={config}", "--topology=v5e:2x2", *wide)
+    assert too_much.returncode == 3, too_much.stderr
+    assert "does not fit" in too_much.stdout

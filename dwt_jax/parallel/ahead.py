@@ -175,9 +175,12 @@ def ahead(target: Target, rows: int) -> Ahead:
     work += flops.forward(spec.teacher, *shape) if spec.teacher else 0.0
     chips = target.mesh.size
     sent = sum(each.sent(chips) for each in found)
-    bounds = {"compute": work / chips / target.chip.flops}
+    peak = target.chip.flops * (
+        0.5 if spec.numerics.compute == jnp.float32 else 1
+    )  # as flops.peak_per_device
+    bounds = {"compute": work / chips / peak}
     if program:
-        bounds["memory"] = _traffic(memory) / target.chip.bandwidth
+        bounds["memory"] = _traffic(program.memory_analysis()) / target.chip.bandwidth
         bounds["network"] = sent / target.chip.network
     return Ahead(
         topology=target.topology,
@@ -226,10 +229,10 @@ def overflow(said: str) -> dict[str, float]:
     return {"wanted": float(match[1]) * _UNITS[match[2]]} if match else {}
 
 
-def _traffic(memory: dict[str, float]) -> float:
-    """Bytes through the memory of a chip at the least: arguments read, what takes their place and results
-    written, temporaries written and read once."""
-    return 2 * memory["arguments"] + memory["results"] + 2 * memory["temporaries"]
+def _traffic(plan: Any) -> float:
+    """Bytes through the memory of a chip at the least: arguments read, what takes their place (not the
+    teacher's) and results written, temporaries written and read once."""
+    return plan.argument_size_in_bytes + plan.output_size_in_bytes + 2 * plan.temp_size_in_bytes
 
 
 def _by_kind(found: list[hlo.Collective], chips: int) -> list[dict[str, Any]]:

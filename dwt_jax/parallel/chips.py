@@ -1,5 +1,6 @@
 """Chips that need not be here: what they can do, and their names in `--topology`."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -17,21 +18,25 @@ class Chip(NamedTuple):
     memory: float  # bytes that a program may use
     bandwidth: float  # of that memory, bytes a second
     network: float  # bytes a second that leave the chip over its links to others of the slice or node
+    largest: tuple[int, ...]  # slice, by axes, or number in one node
     options: tuple[tuple[str, str], ...] = ()  # of get_topology_desc
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        # Cloud TPU's pages of each version (2026-11): peak, HBM, interchip bandwidth in Gbit/s / 8. Memory of
-        # v5e, v5p and v6e is what the compiler says is available; of v4 it is the nominal one.
-        Chip("v4", "tpu", 275e12, 32 * GIB, 1.2e12, 300e9, (("chip_config_name", "megacore"),)),
-        Chip("v5e", "tpu", 197e12, 15.75 * GIB, 0.82e12, 200e9),
-        Chip("v5p", "tpu", 459e12, 95.7 * GIB, 2.765e12, 600e9),
-        Chip("v6e", "tpu", 918e12, 31.24 * GIB, 1.64e12, 448e9),
-        # NVIDIA's data sheets of the SXM modules; NVLink 900 GB/s is both directions together.
-        Chip("h100", "cuda", 989e12, 80e9, 3.35e12, 450e9),
-        Chip("h200", "cuda", 989e12, 141e9, 4.8e12, 450e9),
+        # Cloud TPU's pages of each version (2026-11): peak, HBM, interchip bandwidth in Gbit/s / 8. Memory is
+        # what the compiler says is available.
+        Chip(
+            "v4", "tpu", 275e12, 30.75 * GIB, 1.2e12, 300e9, (12, 16, 16), (("chip_config_name", "megacore"),)
+        ),
+        Chip("v5e", "tpu", 197e12, 15.75 * GIB, 0.82e12, 200e9, (16, 16)),
+        Chip("v5p", "tpu", 459e12, 95.7 * GIB, 2.765e12, 600e9, (16, 16, 24)),
+        Chip("v6e", "tpu", 918e12, 31.24 * GIB, 1.64e12, 448e9, (16, 16)),
+        # NVIDIA's data sheets of the SXM modules; NVLink 900 GB/s is both directions together. Memory: of
+        # what CUDA shows (79.1, 139.8 GiB) the share that launch/env.sh lets jax take; XLA has no limit.
+        Chip("h100", "cuda", 989e12, 0.92 * 79.1 * GIB, 3.35e12, 450e9, (8,)),
+        Chip("h200", "cuda", 989e12, 0.92 * 139.8 * GIB, 4.8e12, 450e9, (8,)),
     )
 }
 
@@ -45,10 +50,11 @@ def parse(topology: str) -> tuple[Chip, int]:
         raise UserError(
             f"--topology: no chip {name!r}{did_you_mean(name, CHIPS)} Topologies: e.g. {EXAMPLES}"
         )
-    wanted = r"[1-9]\d*(x[1-9]\d*){1,2}" if CHIPS[name].platform == "tpu" else r"[1-9]\d*"
-    if not re.fullmatch(wanted, shape):
+    chip = CHIPS[name]
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * len(chip.largest)), shape):
         raise UserError(f"--topology is {topology!r}, expected a shape after the colon, e.g. {EXAMPLES}")
-    count = 1
-    for size in shape.split("x"):
-        count *= int(size)
-    return CHIPS[name], count
+    sizes = [int(size) for size in shape.split("x")]
+    if any(size > most for size, most in zip(sorted(sizes), chip.largest, strict=True)):
+        most = "x".join(map(str, chip.largest))
+        raise UserError(f"--topology is {topology!r}, expected no more than {name}:{most}")
+    return chip, math.prod(sizes)

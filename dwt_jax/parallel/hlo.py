@@ -37,17 +37,30 @@ def collectives(text: str) -> list[Collective]:
     entry = next(name for name, (first, _) in bodies.items() if first)
     found: list[Collective] = []
 
-    def walk(name: str, times: int, known: bool) -> None:
+    def walk(name: str, times: int, known: bool, begun: set[str]) -> None:
         for line in bodies[name][1]:
-            if match := _COLLECTIVE.search(line):
-                found.append(_collective(match, line, times, known))
+            if (match := _COLLECTIVE.search(line)) and _begins(line, begun):
+                found.append(_collective(match, line, name, times, known))
             loop = _WHILE.search(line)
+            inside = begun if " fusion(" in line else set()
             for called in _called(line, bodies):
                 count = _trips(line, bodies[loop[1]][1]) if loop and called == loop[2] else 1
-                walk(called, times * (count or 1), known and count is not None)
+                walk(called, times * (count or 1), known and count is not None, inside)
 
-    walk(entry, 1, True)
+    walk(entry, 1, True, set())
     return found
+
+
+def _begins(line: str, begun: set[str]) -> bool:
+    """Whether this is the first that `begun` hears of a collective. On TPU one may go on beside several
+    fusions: it is written in each of them, with the same channel."""
+    if "async_collective_fusion_config" not in line:
+        return True
+    channel = re.search(r"channel_id=(\d+)", line)
+    if channel is None or channel[1] not in begun:
+        begun.update(channel.groups() if channel else ())
+        return True
+    return False
 
 
 def _computations(text: str) -> Iterator[tuple[str, tuple[bool, list[str]]]]:
@@ -62,6 +75,8 @@ def _computations(text: str) -> Iterator[tuple[str, tuple[bool, list[str]]]]:
 
 
 def _called(line: str, bodies: dict[str, tuple[bool, list[str]]]) -> list[str]:
+    if " async-done(" in line or " async-update(" in line:  # of what an async-start called
+        return []
     names = (name.strip(" %") for part in _CALLED.findall(line) for name in part.strip("{}").split(","))
     return [name for name in names if name in bodies]
 
@@ -74,14 +89,21 @@ def _trips(line: str, condition: list[str]) -> int | None:
     return numbers.pop() if len(numbers) == 1 else None
 
 
-def _collective(match: re.Match[str], line: str, times: int, known: bool) -> Collective:
+def _collective(match: re.Match[str], line: str, name: str, times: int, known: bool) -> Collective:
+    """name: of the computation that the line is in."""
     shapes, kind, started = match.groups()
-    sizes = [_size(*shape) for shape in _SHAPE.findall(shapes)]
+    if name.startswith("all-reduce-scatter"):  # how TPUs write it: a fusion of an all-reduce and a slice
+        return Collective("reduce-scatter", _bytes(shapes), _group(line), times, known)
     group = _group(line)
-    total = max(sizes) if started and kind != "all-reduce" else sum(sizes)  # (operand, result, …)
-    if kind == "reduce-scatter" and not started:
-        total *= max(group, 1)
-    return Collective(kind, total, group, times, known)
+    if started and kind != "all-reduce":  # (operands, results, …), each of them one or a tuple
+        parts = re.findall(r"\([^()]*\)|[a-z][a-z0-9]*\[[0-9,]*\]", re.sub(r"\{[^{}]*\}", "", shapes)[1:-1])
+        return Collective(kind, max(map(_bytes, parts)), group, times, known)
+    scattered = max(group, 1) if kind == "reduce-scatter" else 1
+    return Collective(kind, _bytes(shapes) * scattered, group, times, known)
+
+
+def _bytes(shapes: str) -> int:
+    return sum(_size(*shape) for shape in _SHAPE.findall(shapes))
 
 
 def _size(kind: str, dims: str) -> int:

@@ -58,8 +58,10 @@ def _huge_pages(libc: ctypes.CDLL) -> None:
 
 def without_devices() -> None:
     """For compiling alone: this process runs nothing on an accelerator, even where there is one, and
-    libtpu does not look for the machine that it is on."""
+    libtpu does not look for the machine that it is on. Nor is what it compiles kept: without its device a
+    program cannot be read back, and one that could be would come without its text."""
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
