@@ -44,15 +44,63 @@ print("FOUND" + json.dumps({
 """
 
 
-@pytest.fixture(scope="module")
-def found():
+SENT = r"""
+import json, jax, numpy as np
+from dwt_jax.config import Mesh
+from dwt_jax.config_file import build
+from dwt_jax.data.masking import Tokens
+from dwt_jax.model import functional
+from dwt_jax.model.products import Numerics
+from dwt_jax.parallel import hlo
+from dwt_jax.parallel.mesh import make_mesh
+from dwt_jax.train import step as steps
+
+sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
+found = {}
+for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1)):
+    for rows in (16, 64):
+        config = build({"model": {"vocab_size": 2000, **sizes}, "train": {"steps": 4, "batch_size": rows},
+                        "teacher": {"path": "x"}})
+        spec = steps.spec_of(config, config.model, Tokens(2000, 103, (0, 100, 101, 102, 103)), Numerics())
+        state = steps.abstract_state(config.model, config.optimizer)
+        batch = {key: jax.ShapeDtypeStruct((rows, 128), np.int32) for key in ("tokens", "segments")}
+        knobs, seed = jax.ShapeDtypeStruct((4,), np.float32), jax.ShapeDtypeStruct((), np.uint32)
+        inputs = state, functional.abstract(config.model), batch, knobs, seed
+        step = steps.compiled(spec, make_mesh(Mesh(*mesh), rows))
+        sent = hlo.collectives(step.lower(*inputs).compile().as_text())
+        assert all(each.known for each in sent)
+        found[f"{mesh} {rows}"] = sum(each.sent(8) for each in sent)
+found["parameters"] = 4 * sum(x.size for x in jax.tree.leaves(state["params"]))
+print("FOUND" + json.dumps(found))
+"""
+
+
+def told(program):
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     env = environment(JAX_NUM_CPU_DEVICES="8", XLA_FLAGS=flags, PYTHONPATH=str(Path(__file__).parent.parent))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Involuntary full rematerialization" not in done.stderr
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))[5:])
+
+
+@pytest.fixture(scope="module")
+def found():
+    return told(PROGRAM)
+
+
+@pytest.mark.slow
+def test_weights_are_sent_and_activations_are_not():
+    """Four times the rows, and not a byte more, with weights whole or spread. What fsdp adds to the
+    gradient's all-reduce: the weights of student (twice) and teacher, gathered."""
+    sent = told(SENT)
+    size = sent.pop("parameters")
+    for mesh, most in (((8, 1, 1), 2.5), ((1, 8, 1), 5), ((2, 4, 1), 5)):
+        few, many = (sent[f"{mesh} {rows}"] for rows in (16, 64))
+        assert few == many, mesh
+        assert size < few < most * size, mesh
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from dwt_jax.distill.objective import hard_loss
 from dwt_jax.files import whole_file
 from dwt_jax.model import functional
 from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import put, replicated, rows_sharding, shardings
+from dwt_jax.parallel.mesh import over, put, replicated, rows_sharding, shardings
 
 MASK = Mask()  # whatever a run was trained with: 15 %, 80/10/10, single tokens
 
@@ -34,7 +34,7 @@ class Documents(NamedTuple):
 
 @functools.cache
 def _compiled(model: Model, tokens: Tokens, numerics: Numerics, mesh: jax.sharding.Mesh) -> Any:
-    same, by_row = replicated(mesh), rows_sharding(mesh)
+    same, by_row, numerics = replicated(mesh), rows_sharding(mesh), over(mesh, numerics)
 
     def score(params, batch, row_numbers):
         keys = row_keys(EVALUATION_SEED, 0, row_numbers)

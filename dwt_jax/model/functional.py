@@ -16,7 +16,7 @@ from flax import nnx
 
 from dwt_jax.config import Model
 from dwt_jax.model.layers import Dense, Embeddings, Layer, MlmHead, dropout
-from dwt_jax.model.products import Numerics, dot
+from dwt_jax.model.products import Numerics, by_rows, dot, whole
 
 Params = dict[str, Any]
 
@@ -99,13 +99,18 @@ def encode(
     segments = segments.astype(jnp.int32)
     types = jnp.zeros_like(segments) if types is None else types
     keys = (None, None) if key is None else tuple(jax.random.split(key))
-    embeddings = _module("embeddings", config, params["embeddings"])
+    # Looked up in whole tables: in slices of channels XLA would send what was found, and its gradient.
+    tables = jax.tree.map(lambda leaf: whole(leaf, numerics), params["embeddings"])
+    embeddings = _module("embeddings", config, tables)
     x = embeddings(tokens.astype(jnp.int32), positions_in_segments(segments), types, keys[0], numerics)
+    x = by_rows(x, numerics)
 
     def layer(x, inputs, at=None):
         layer_params, layer_key = inputs
         layer_keys = (None,) * 3 if key is None else tuple(jax.random.split(layer_key, 3))
-        return _module("layer", config, layer_params)(x, segments, layer_keys, numerics, at), None
+        return by_rows(
+            _module("layer", config, layer_params)(x, segments, layer_keys, numerics, at), numerics
+        ), None
 
     layer_keys = None if key is None else jax.random.split(keys[1], config.num_hidden_layers)
     # XLA's loop on CPU copies what it keeps of every layer: unrolled it is a tenth faster.

@@ -20,10 +20,29 @@ class Numerics(NamedTuple):
     compute: jnp.dtype = jnp.dtype("float32")  # the operands of matrix products
     stream: jnp.dtype = jnp.dtype("float32")  # the activations between them
     one_cpu: bool = False  # a single CPU device: lay operands out for its kernels
+    rows: jax.sharding.NamedSharding | None = None  # where the rows of activations live; None: one device
 
 
 def at_least_fp32(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def by_rows(x: jax.Array, numerics: Numerics) -> jax.Array:
+    """x, its leading axis where the rows of the batch are.
+
+    XLA does not see by itself that this is meant where weights are spread over the same devices (fsdp):
+    it multiplies slices of channels and adds up activations of all rows, instead of gathering the
+    weights (held by tests/test_collectives.py).
+    """
+    return x if numerics.rows is None else jax.lax.with_sharding_constraint(x, numerics.rows)
+
+
+def whole(x: jax.Array, numerics: Numerics) -> jax.Array:
+    """x, a weight, on every device."""
+    if numerics.rows is None:
+        return x
+    everywhere = jax.sharding.NamedSharding(numerics.rows.mesh, jax.sharding.PartitionSpec())
+    return jax.lax.with_sharding_constraint(x, everywhere)
 
 
 def row_major(x: jax.Array, numerics: Numerics) -> jax.Array:

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dwt_jax import config as settings
 from dwt_jax.errors import UserError
+from dwt_jax.model.products import Numerics
 from dwt_jax.model.roles import ROLES, path_name
 
 ROWS = ("data", "fsdp")
@@ -48,6 +49,11 @@ def replicated(mesh: Any) -> NamedSharding:
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays whose leading axis is the rows of a batch."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def over(mesh: Mesh, numerics: Numerics) -> Numerics:
+    """`numerics` of a program on this mesh."""
+    return numerics._replace(rows=rows_sharding(mesh)) if mesh.size > 1 else numerics
 
 
 def put(tree: Any, where: Any) -> Any:

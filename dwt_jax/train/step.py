@@ -24,7 +24,7 @@ from dwt_jax.distill.objective import Sums
 from dwt_jax.model import functional
 from dwt_jax.model.annealing import anneal, has_annealed, share_after
 from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import replicated, rows_sharding, shardings, split_rows
+from dwt_jax.parallel.mesh import over, replicated, rows_sharding, shardings, split_rows
 from dwt_jax.remap.moments import newcomers, warmed
 from dwt_jax.train import optimizer as optimizers
 
@@ -119,6 +119,7 @@ def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
     `moments.known` says of a grown model, where its new entries are warmed up (`rewarmed`).
     """
     layout = shardings(abstract_state(spec.model, spec.optimizer), mesh)
+    spec = dataclasses.replace(spec, numerics=over(mesh, spec.numerics))
     teacher = shardings(functional.abstract(spec.teacher), mesh) if spec.teacher else None
     same = replicated(mesh)
     return jax.jit(
