@@ -22,7 +22,7 @@ from dwt_jax.study.outcome import (
 )
 from dwt_jax.study.report import Reach
 from dwt_jax.study.statistics import Interval
-from dwt_jax.study.tables import Table
+from dwt_jax.study.tables import Table, md, md_table
 
 METHOD = (
     "± is the standard deviation over seeds. Intervals are of the difference to the arm that is named, "
@@ -180,13 +180,11 @@ def tables(outcome: Outcome) -> Iterator[tuple[str, Table]]:
 
 
 def markdown(outcome: Outcome) -> str:
-    parts = [f"# {outcome.grid.title}", f"{outcome.done} of {outcome.jobs} runs are done."]
+    parts = [f"# {md(outcome.grid.title)}", f"{outcome.done} of {outcome.jobs} runs are done."]
     if outcome.judged:
-        parts.append("\n".join(f"* {sentence(judged, outcome)}" for judged in outcome.judged))
+        parts.append("\n".join(f"* {md(sentence(judged, outcome))}" for judged in outcome.judged))
     for heading, table in tables(outcome):
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
-        head = "| " + " | ".join(table.header) + " |"
-        parts += [f"## {heading}", "\n".join([head, "|" + "---|" * len(table.header), *lines])]
+        parts += [f"## {md(heading)}", md_table(table)]
     return "\n\n".join([*parts, METHOD]) + "\n"
 
 
