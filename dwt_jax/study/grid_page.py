@@ -9,7 +9,7 @@ from dwt_jax.study import charts, grid_tables, page
 from dwt_jax.study.charts import Axes, Line
 from dwt_jax.study.grid import END
 from dwt_jax.study.outcome import Measured, Outcome, curve, gather
-from dwt_jax.study.paper import FIGURES
+from dwt_jax.study.paper import FIGURES, PaperFigure
 from dwt_jax.study.report import place, write_all
 
 
@@ -32,8 +32,9 @@ def html(outcome: Outcome) -> str:
         *_curves(outcome),
         *_along(outcome),
     ]
-    for heading, table in grid_tables.tables(outcome):
+    for heading, table, note in grid_tables.tables(outcome):
         found += [f"<h2>{escape(heading)}</h2>", page.table_of(table)]
+        found += [f'<p class="muted">{escape(note)}</p>'] if note else []
     return page.document(outcome.grid.title, [*found, f"<p>{escape(grid_tables.METHOD)}</p>"])
 
 
@@ -76,15 +77,16 @@ def _along(outcome: Outcome) -> list[str]:
                 f"{task}: checkpoints fine-tuned, mean over seeds.",
             )
         )
-        for figure in FIGURES:
-            if figure.task == task:
-                theirs = [Line(x.label, x.epochs, x.scores, 1 + i) for i, x in enumerate(figure.lines)]
-                parts.append(
-                    page.figure(
-                        theirs, Axes(figure.source, "epoch", f"{task}, dev", decimals=1), figure.source
-                    )
-                )
+        parts += [_theirs(outcome, figure) for figure in FIGURES if figure.task == task]
     return ["<h2>Fine-tuned along the way</h2>", *parts] if parts else []
+
+
+def _theirs(outcome: Outcome, figure: PaperFigure) -> str:
+    """Of the paper's figure the lines that arms of the study repeat, in the colours of these; '' for none."""
+    styles = _styles(outcome)
+    mine = {arm.arm.paper: styles[name] for name, arm in reversed([*outcome.arms.items()])}
+    lines = [Line(x.label, x.epochs, x.scores, *mine[x.arm]) for x in figure.lines if x.arm in mine]
+    return page.figure(lines, Axes(figure.source, "epoch", f"{figure.task}, dev", decimals=1), figure.source)
 
 
 def _scores(task: str, measured: Measured) -> tuple[list[float], list[float]]:
@@ -95,14 +97,23 @@ def _scores(task: str, measured: Measured) -> tuple[list[float], list[float]]:
 
 
 def _lines(outcome: Outcome, points: Callable[[Measured], tuple[Sequence[float], ...]]) -> list[Line]:
-    """One an arm of students, the baseline first and in ink."""
-    students = [arm for arm in outcome.arms.values() if arm.arm.role == "student"]
-    students.sort(key=lambda arm: arm.arm.name != outcome.grid.baseline)
-    shift = 0 if students and students[0].arm.name == outcome.grid.baseline else 1
-    colours = charts.COLOURS - 1
+    """One an arm of students, the baseline first."""
     lines = []
-    for i, arm in enumerate(students, start=shift):
-        colour = 0 if i == 0 else 1 + (i - 1) % colours
-        x, y = points(arm)
-        lines.append(Line(arm.arm.label or arm.arm.name, x, y, colour, max(0, i - 1) // colours))
+    for name, style in _styles(outcome).items():
+        arm = outcome.arms[name]
+        if arm.arm.role == "student":
+            x, y = points(arm)
+            lines.append(Line(grid_tables.label(outcome, name), x, y, *style))
     return [line for line in lines if len(line.x)]
+
+
+def _styles(outcome: Outcome) -> dict[str, tuple[int, int]]:
+    """(colour, dash) by arm: the baseline in ink, then the other students, then the teachers."""
+    arms = [arm.arm for arm in outcome.arms.values()]
+    arms.sort(key=lambda arm: (arm.name != outcome.grid.baseline, arm.role == "teacher"))
+    shift = 0 if arms and arms[0].name == outcome.grid.baseline else 1
+    colours = charts.COLOURS - 1
+    return {
+        arm.name: (0 if i == 0 else 1 + (i - 1) % colours, max(0, i - 1) // colours)
+        for i, arm in enumerate(arms, start=shift)
+    }
