@@ -1,17 +1,20 @@
-"""The report of a grid, on outcomes made up here: what it takes from the paper, and its Markdown."""
+"""The report of a grid, on outcomes made up here: the paper beside ours, scores against FLOPs, Markdown."""
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_report import Page
 
 from dwt_jax.config_file import construct
 from dwt_jax.errors import UserError
-from dwt_jax.study import grid_file, grid_page, grid_tables, outcome, paper
+from dwt_jax.study import charts, grid_file, grid_page, grid_tables, outcome, paper
 from dwt_jax.study.grid import END, Grid, jobs_of, load, problems
 from dwt_jax.study.statistics import Documents
 
@@ -178,3 +181,104 @@ def test_until_beaten_says_at_what_distance_its_weight_falls(scale, tmp_path):
     texts = [claim.text for claim in grid.claims if claim.arm == "until_beaten"]
     assert len(texts) == 2
     assert all(said in text for text in (label, *texts))
+
+
+PRICED = {"teacher4": 8e12, "alone": 1.2e13, "with4": 1.6e13, "with2": 1.4e13, "with1": 1.3e13}
+SCORED = {
+    "teacher4": (45.0,),
+    "alone": (50.0, 54.0),  # 52
+    "with4": (55.0, 57.0),  # 56
+    "with2": (51.0, 51.0),  # dearer than alone and worse
+    "with1": (52.0, 54.0),  # 53
+}
+
+
+def test_score_against_flops():
+    found = made("configs/study/teacher_quality.py:cpu", SCORED, PRICED)
+    points = {one.arm: one for one in outcome.quality(found.arms)}
+    assert set(points) == set(SCORED)
+    for name, one in points.items():
+        assert one.flops == PRICED[name]
+        assert one.score == pytest.approx(sum(SCORED[name]) / len(SCORED[name]) / 100)
+    assert points["alone"].spread == pytest.approx(0.02 * math.sqrt(2))  # two seeds, ±2 about the mean
+    assert points["teacher4"].spread == 0
+    assert [one.arm for one in outcome.front(list(points.values()))] == [
+        "teacher4",
+        "alone",
+        "with1",
+        "with4",
+    ]
+    rows = {row[0]: row[1:] for row in grid_tables.quality_table(found).rows}
+    assert rows["student alone"] == ["1.2e+13", "52.00 ± 2.83", "yes"]
+    assert rows["with the very weak teacher (2)"] == ["1.4e+13", "51.00 ± 0.00", "–"]
+    assert "Average score against FLOPs" in grid_tables.markdown(found)
+    html = grid_page.html(found)
+    drawn = re.search(r"<h2>Average score</h2>(.*?)</figure>", html, re.DOTALL).group(1)
+    assert len(re.findall("<circle", drawn)) == 2 * len(SCORED)  # the wide and the small picture
+    assert drawn.count('class="level"') == 2
+    assert "student alone: 52.00 at 12 TFLOPs" in drawn
+
+
+def test_a_point_is_where_its_numbers_are():
+    """Pixels are linear in FLOPs and in the score: the bar ends a standard deviation from the dot, and the
+    stairs go through the dots that are on the front."""
+    found = made("configs/study/teacher_quality.py:cpu", SCORED, PRICED)
+    drawn = "".join(grid_page._quality(found)).split('class="chart small"')[0]
+    dots = {
+        label: (float(x), float(y))
+        for x, y, label in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>(.*?):', drawn)
+    }
+    names = ("student alone", "with the weak teacher (4)", "teacher of 4")
+    alone, weak, teacher = (dots[name] for name in names)
+    assert weak[0] / alone[0] == pytest.approx(1.6 / 1.2, rel=1e-2)
+    per_point = (alone[1] - weak[1]) / (56 - 52)
+    assert (teacher[1] - alone[1]) / (52 - 45) == pytest.approx(per_point, rel=1e-2)
+    bars = re.findall(r'd="M([\d.]+) ([\d.]+)V([\d.]+)"', drawn)
+    top, bottom = next((float(a), float(b)) for x, a, b in bars if float(x) == alone[0])
+    assert (bottom - top) / 2 / per_point == pytest.approx(2 * math.sqrt(2), rel=1e-2)
+    assert len(bars) == 3  # with2's seeds agree, the teacher has one
+    start, steps = re.search(r'class="level" d="M([\d. ]+)H(.*?)H[\d.]+"', drawn).groups()
+    corners = [tuple(map(float, start.split()))]
+    corners += [tuple(map(float, one.split("V"))) for one in steps.split("H")]
+    assert corners == [teacher, alone, dots["with the extremely weak teacher (1)"], weak]
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12))
+def test_the_front_is_the_running_record_by_cost(pairs):
+    points = [outcome.Quality(str(i), float(cost), (score / 8,)) for i, (cost, score) in enumerate(pairs)]
+    expected, record = [], -1
+    for cost in sorted({cost for cost, _ in pairs}):
+        best = max(score for c, score in pairs if c == cost)
+        if best > record:
+            expected += [(cost, best)] * pairs.count((cost, best))
+            record = best
+    assert [(one.flops, 8 * one.score) for one in outcome.front(points)] == expected
+
+
+def test_flops_are_those_of_the_seeds_that_have_a_score():
+    found = made("configs/study/teacher_quality.py:cpu", {"alone": (50.0, 52.0, 54.0)})
+    arm = found.arms["alone"]
+    runs = {
+        seed: run._replace(summary={"steps": 1, "flops": {"total": (seed + 1) * 1e12}})
+        for seed, run in arm.runs.items()
+    }
+    scores = {**arm.scores, (2, END): {outcome.AVERAGE: (math.nan,)}}
+    only = outcome.quality({"alone": dataclasses.replace(arm, runs=runs, scores=scores)})
+    assert [(one.flops, one.scores) for one in only] == [(1.5e12, (0.5, 0.52))]
+    nothing = {"alone": dataclasses.replace(arm, scores={(0, 720): arm.scores[0, END]})}
+    assert outcome.quality(nothing) == []
+
+
+def test_without_scores_there_is_no_such_picture():
+    found = made("configs/study/budget.py:cpu")
+    assert grid_tables.quality_table(found) is None
+    assert "Average score" not in grid_page.html(found) + grid_tables.markdown(found)
+
+
+def test_a_bar_is_inside_the_picture():
+    line = charts.Line("a", [1.0, 2.0, math.nan], [5.0, 6.0, 7.0], spread=[3.0, 0.0, 100.0])
+    svg = charts.chart([line], charts.Axes("", "", ""), 400, 300, direct=False)
+    top, bottom = map(float, re.search(r'd="M[\d.]+ ([\d.]+)V([\d.]+)"', svg).groups())
+    height = float(re.search(r'<svg x="[^"]*" y="[^"]*" width="[^"]*" height="([\d.]+)"', svg).group(1))
+    assert 0 < top < bottom < height
+    assert bottom - top > 0.6 * height  # nothing is left blank for the point that is not there

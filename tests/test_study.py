@@ -117,6 +117,13 @@ def test_the_report_has_every_number_that_was_measured(whole):
     html = page.read_text()
     assert "<script" not in html
     assert html.count("<svg") >= 4
+    points = {one.arm: one for one in outcome.quality(found.arms)}
+    assert set(points) == {"alone", "taught"}
+    last = [found.arms["taught"].runs[seed].evaluations[-1] for seed in (0, 1)]
+    cost = sum(one["student_flops"] + one["teacher_flops"] for one in last) / 2
+    assert points["taught"].flops == pytest.approx(cost)
+    assert points["taught"].flops > points["alone"].flops > 0
+    assert points["taught"].scores[1] == pytest.approx(sum(mine) / 2)
     assert len([r for r in rows if r["measure"] == "loss_elsewhere"]) == 5
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dwt_jax.study import charts, grid_tables, page
 from dwt_jax.study.charts import Axes, Line
 from dwt_jax.study.grid import END
-from dwt_jax.study.outcome import Measured, Outcome, curve, gather
+from dwt_jax.study.outcome import AVERAGE, Measured, Outcome, curve, front, gather, quality
 from dwt_jax.study.paper import FIGURES, PaperFigure
 from dwt_jax.study.report import place, write_all
 
@@ -30,6 +30,7 @@ def html(outcome: Outcome) -> str:
         f"<p>{outcome.done} of {outcome.jobs} runs are done.</p>",
         *(f"<p>{escape(grid_tables.sentence(judged, outcome))}</p>" for judged in outcome.judged),
         *_curves(outcome),
+        *_quality(outcome),
         *_along(outcome),
     ]
     for heading, table, note in grid_tables.tables(outcome):
@@ -59,6 +60,34 @@ def _curves(outcome: Outcome) -> list[str]:
             "further left, the better.",
         ),
     ]
+
+
+def _quality(outcome: Outcome) -> list[str]:
+    """Average score against FLOPs: a point an arm, teachers too: their own score can be had for less."""
+    points, styles = quality(outcome.arms), _styles(outcome)
+    if not points:
+        return []
+    lines = [
+        Line(
+            grid_tables.label(outcome, one.arm),
+            [one.flops],
+            [100 * one.score],
+            *styles[one.arm],
+            spread=[100 * one.spread],
+        )
+        for one in points
+    ]
+    size, unit = charts.flop_unit(max(one.flops for one in points))
+    axes = Axes(
+        "Average score against FLOPs",
+        unit,
+        grid_tables.measure_words(AVERAGE),
+        x_scale=size,
+        decimals=2,
+        stairs=tuple((one.flops, 100 * one.score) for one in front(points)),
+    )
+    caption = f"By FLOPs ({unit}); bars are the standard deviation over seeds, dashed is the Pareto front."
+    return ["<h2>Average score</h2>", page.figure(lines, axes, f"{caption} {grid_tables.PRICED}")]
 
 
 def _along(outcome: Outcome) -> list[str]:

@@ -19,6 +19,8 @@ from dwt_jax.study.outcome import (
     budget,
     by_document,
     difference,
+    front,
+    quality,
 )
 from dwt_jax.study.paper import TABLE_1
 from dwt_jax.study.report import Reach
@@ -40,6 +42,11 @@ PAPERS_OWN = (
     "The last two columns are the paper's table 1 (Lee et al. 2023, arXiv 2305.18239), not measured here: "
     "one run an arm, average over nine GLUE tasks, hidden size 768, 30M sentences, 20 epochs. Of other tasks "
     "or another scale, order and sign of the changes can be compared, levels cannot."
+)
+PRICED = (
+    "At the end of pre-training, means over seeds; student's FLOPs and the teacher's forward, not the "
+    "teacher's own training. On the Pareto front is whom no other arm matches for fewer FLOPs or betters for "
+    "as many, by the means alone: it says nothing of whether the seeds tell two arms apart."
 )
 
 
@@ -131,6 +138,23 @@ def budget_table(outcome: Outcome) -> Table | None:
     return Table(header, rows)
 
 
+def quality_table(outcome: Outcome) -> Table | None:
+    """The average over tasks against FLOPs, in numbers; None where there are no scores."""
+    points = quality(outcome.arms)
+    best = {one.arm for one in front(points)}
+    rows = [
+        [
+            label(outcome, one.arm),
+            f"{one.flops:.3g}",
+            _mean(one.scores, AVERAGE),
+            "yes" if one.arm in best else "–",
+        ]
+        for one in points
+    ]
+    header = ["arm", "FLOPs, student and the teacher's forward", measure_words(AVERAGE), "on the front"]
+    return Table(header, rows) if rows else None
+
+
 def paper_table(outcome: Outcome) -> Table | None:
     """Our averages beside the paper's, of the arms that repeat a row of its table 1; None where there are
     none."""
@@ -200,6 +224,8 @@ def tables(outcome: Outcome) -> Iterator[tuple[str, Table, str]]:
     for measure in _tasks(outcome):
         if (found := along_table(outcome, measure)) is not None:
             yield f"Along the way: {measure}", found, ""
+    if (found := quality_table(outcome)) is not None:
+        yield "Average score against FLOPs", found, PRICED
     if (found := budget_table(outcome)) is not None:
         yield "FLOPs to the student alone's loss", found, ""
 
