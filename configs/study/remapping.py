@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 from dwt_jax.config_file import beside
 
-METHODS = {
-    "fna": "the last layer again (PR)",
-    "stack": "stacked",
-    "interleave": "interleaved",
-    "ligo": "learned",
+METHODS = {  # label, the paper's arm
+    "fna": ("the last layer again (PR)", "figure4.remapped"),
+    "stack": ("stacked", ""),
+    "interleave": ("interleaved", ""),
+    "ligo": ("learned", ""),
 }
 
 
@@ -23,10 +23,24 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     arms = [
         shared.arm("teacher4", scale, "teacher4", label="teacher of 4"),
         shared.arm("alone", scale, label="student alone", finetune_at=[1.0]),
-        shared.arm("random", scale, label="from random weights, 1 : 1", set=normal, **taught),
+        shared.arm(
+            "random",
+            scale,
+            label="from random weights, 1 : 1",
+            set=normal,
+            paper="figure4.random",
+            **taught,
+        ),
         *(
-            shared.arm(name, scale, label=f"{label}, 1 : 1", set=[*normal, f"init.method={name}"], **taught)
-            for name, label in METHODS.items()
+            shared.arm(
+                name,
+                scale,
+                label=f"{label}, 1 : 1",
+                set=[*normal, f"init.method={name}"],
+                paper=paper,
+                **taught,
+            )
+            for name, (label, paper) in METHODS.items()
         ),
     ]
     claims = [

@@ -5,15 +5,19 @@ dwt study --config=configs/study/soft_weight.py:cpu --workdir=studies/soft_weigh
 
 from ml_collections import ConfigDict
 
+from dwt_jax.config import Distill
 from dwt_jax.config_file import beside
 
-SOFT = {
-    "strong": ("1 : 4", ["distill.preset=paper_strong"]),
-    "normal": ("1 : 1", ["distill.preset=paper_normal"]),
-    "decay": ("1 : 4 falling to 1 : 1", ["distill.preset=paper_decay"]),
+# The student begins to lose its teacher before it has beaten it.
+UNTIL = f"falling to 0 over the last {Distill().beaten_margin} nats to the teacher"
+SOFT = {  # label, what is set, the paper's arm
+    "strong": ("1 : 4", ["distill.preset=paper_strong"], "figure3.strong"),
+    "normal": ("1 : 1", ["distill.preset=paper_normal"], "figure3.normal"),
+    "decay": ("1 : 4 falling to 1 : 1", ["distill.preset=paper_decay"], ""),
     "until_beaten": (
-        "1 : 1 until the teacher is beaten",
+        f"1 : 1 {UNTIL}",
         ["distill.alpha_soft.kind=until_beaten", "distill.alpha_soft.value=1"],
+        "",
     ),
 }
 
@@ -25,8 +29,8 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         shared.arm("teacher4", scale, "teacher4", label="teacher of 4"),
         shared.arm("alone", scale, label="student alone", **along),
         *(
-            shared.arm(name, scale, label=label, teacher="teacher4", set=how, **along)
-            for name, (label, how) in SOFT.items()
+            shared.arm(name, scale, label=label, teacher="teacher4", set=how, paper=paper, **along)
+            for name, (label, how, paper) in SOFT.items()
         ),
     ]
     first, last = shared.ALONG[scale][0], shared.ALONG[scale][-1]
@@ -65,7 +69,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         }
         for name, text in (
             ("decay", "Falling from 4 to 1"),
-            ("until_beaten", "Ending when the teacher is beaten"),
+            ("until_beaten", UNTIL.capitalize()),
         )
     ]
     return shared.study(scale, "Weight of the soft loss", arms, claims)

@@ -8,15 +8,25 @@ Scales paper, h200 and cpu: see pretraining.py and docs/studies.md.
 from ml_collections import ConfigDict
 
 from dwt_jax.config_file import beside
+from dwt_jax.study.charts import number
+from dwt_jax.study.paper import TABLE_1
 
 WEAK = {4: "weak", 2: "very weak", 1: "extremely weak"}
-PAPER = {4: "+1.44", 2: "−1.37", 1: "−2.76"}
+ALONE = TABLE_1["table1.alone"].average
+PAPER = {n: number(TABLE_1[f"table1.with{n}"].change, 2, signed=True) for n in WEAK}
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     shared = beside(__file__, "shared")
     teachers = [
-        shared.arm(f"teacher{n}", scale, f"teacher{n}", label=f"teacher of {n}", finetune_at=[1.0])
+        shared.arm(
+            f"teacher{n}",
+            scale,
+            f"teacher{n}",
+            label=f"teacher of {n}",
+            finetune_at=[1.0],
+            paper=f"table1.teacher{n}",
+        )
         for n in WEAK
     ]
     taught = [
@@ -27,17 +37,18 @@ def get_config(scale: str = "cpu") -> ConfigDict:
             teacher=f"teacher{n}",
             set=["distill.preset=paper_normal"],
             finetune_at=[1.0],
+            paper=f"table1.with{n}",
         )
         for n in WEAK
     ]
-    alone = shared.arm("alone", scale, label="student alone", finetune_at=[1.0])
+    alone = shared.arm("alone", scale, label="student alone", finetune_at=[1.0], paper="table1.alone")
     claims = [
         {
             "text": f"A teacher of {n} layer{'s' * (n > 1)} {'helps' if n == 4 else 'harms'}",
             "arm": f"with{n}",
             "measure": "average",
             "expected": "better" if n == 4 else "worse",
-            "paper": f"{PAPER[n]} on GLUE's average over 79.89, one run",
+            "paper": f"{PAPER[n]} on GLUE's average over {ALONE}, one run",
         }
         for n in WEAK
     ]

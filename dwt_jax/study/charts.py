@@ -39,6 +39,7 @@ class Line(NamedTuple):
     y: Sequence[float]
     colour: int = 0
     dash: int = 0
+    spread: Sequence[float] = ()  # by point, half the height of a bar through it; empty: none
 
 
 class Axes(NamedTuple):
@@ -54,6 +55,7 @@ class Axes(NamedTuple):
     signed: bool = False  # differences: the values bear their sign
     decimals: int = 3  # of the values beside the ends and in the tool tips
     from_zero: bool = False
+    stairs: tuple[tuple[float, float], ...] = ()  # (x, y), rising: a dashed line of what is reached by x
 
 
 class _Frame(NamedTuple):
@@ -133,6 +135,7 @@ def chart(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bo
     frame = _frame(lines, axes, width, height, direct)
     parts = [_grid(frame, axes)]
     inside = [_band(frame, axes), *(_level(frame, value) for _, value in axes.levels)]
+    inside += [_stairs(frame, axes)]
     inside += [_curve(frame, line, axes) for line in reversed(lines)]  # the first one on top
     # A nested svg clips what is in it.
     parts.append(
@@ -162,16 +165,27 @@ def legend(lines: Iterable[Line]) -> str:
 
 
 def _finite(line: Line, scale: float) -> Line:
+    spreads = line.spread or [0.0] * len(line.x)
     points = [
-        (x / scale, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)
+        (x / scale, y, spread)
+        for x, y, spread in zip(line.x, line.y, spreads, strict=True)
+        if math.isfinite(x) and math.isfinite(y)
     ]
-    return line._replace(x=[x for x, _ in points], y=[y for _, y in points])
+    x, y, spreads = ([point[i] for point in points] for i in range(3))
+    return line._replace(x=x, y=y, spread=spreads if line.spread else ())
 
 
 def _frame(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bool) -> _Frame:
     last = max(max(line.x) for line in lines) or 1.0
     begin = 0.12 * last if axes.cut and min(len(line.x) for line in lines) > 6 else 0.0
     seen = [y for line in lines for x, y in zip(line.x, line.y, strict=True) if x >= begin]
+    seen += [
+        y + side * spread
+        for line in lines
+        if line.spread
+        for y, spread in zip(line.y, line.spread, strict=True)
+        for side in (-1, 1)
+    ]
     seen += [value for _, value in axes.levels] + ([axes.band, -axes.band] if axes.band else [])
     low, high = min(seen), max(seen)
     if axes.from_zero:
@@ -246,15 +260,31 @@ def _level(frame: _Frame, value: float) -> str:
     return f'<path class="level" d="M0 {frame.py(value):.1f}H{frame.right - frame.left:g}"/>'
 
 
+def _stairs(frame: _Frame, axes: Axes) -> str:
+    if not axes.stairs:
+        return ""
+    places = [(frame.px(x / axes.x_scale), frame.py(y)) for x, y in axes.stairs]
+    path = "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
+    start = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
+    return f'<path class="level" d="{start}{path}H{frame.right - frame.left:g}"/>'
+
+
 def _curve(frame: _Frame, line: Line, axes: Axes) -> str:
     points = [(frame.px(x), frame.py(y)) for x, y in zip(line.x, line.y, strict=True)]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     parts = [f'<path class="{_style(line)}" d="M{path}"/>']
+    for (x, _), y, spread in zip(points, line.y, line.spread or [0.0] * len(points), strict=True):
+        if spread:
+            parts.append(
+                f'<path class="line c{line.colour % COLOURS}" '
+                f'd="M{x:.1f} {frame.py(y + spread):.1f}V{frame.py(y - spread):.1f}"/>'
+            )
+    radius = 4 if line.spread else 2.6
     if len(points) <= 60:
         for (x, y), at, value in zip(points, line.x, line.y, strict=True):
             tip = f"{line.label}: {number(value, axes.decimals, axes.signed)} at {at:,.4g} {axes.x_label}"
             parts.append(
-                f'<circle class="dot c{line.colour % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
+                f'<circle class="dot c{line.colour % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
                 f"<title>{escape(tip)}</title></circle>"
             )
     return "".join(parts)

@@ -14,6 +14,7 @@ from dwt_jax.config import Config
 from dwt_jax.config_file import config_path, construct, read_file
 from dwt_jax.config_file import load as load_config
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.study.paper import ARMS
 
 LOSSES = ("held_out_loss", "loss_elsewhere")  # in nats, lower is better; all else are scores
 
@@ -32,6 +33,7 @@ class Arm:
     seeds: tuple[int, ...] = (0,)
     # Fine-tuned after these shares of its steps, each rounded to a checkpoint; 1: at the end. Empty: never.
     finetune_at: tuple[float, ...] = ()
+    paper: str = ""  # the paper's arm that it repeats, one of study/paper.py's ARMS; empty: none
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def problems(grid: Grid) -> Iterator[str]:
             yield f"{where}.finetune_at is {list(arm.finetune_at)}, expected shares above 0, at most 1"
         if arm.finetune_at and not (grid.finetuning.config and grid.finetuning.tasks):
             yield f"{where}.finetune_at is set, expected finetuning.config and finetuning.tasks"
+        if arm.paper and arm.paper not in ARMS:
+            yield f"{where}.paper is {arm.paper!r}{did_you_mean(arm.paper, ARMS)}"
         yield from _pair_problems(f"{where}.set", arm.set)
     yield from _pair_problems("set", grid.set)
     yield from _pair_problems("finetuning.set", grid.finetuning.set)

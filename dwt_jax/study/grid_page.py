@@ -8,8 +8,8 @@ from pathlib import Path
 from dwt_jax.study import charts, grid_tables, page
 from dwt_jax.study.charts import Axes, Line
 from dwt_jax.study.grid import END
-from dwt_jax.study.outcome import Measured, Outcome, curve, gather
-from dwt_jax.study.paper import FIGURES
+from dwt_jax.study.outcome import AVERAGE, Measured, Outcome, curve, front, gather, quality
+from dwt_jax.study.paper import FIGURES, PaperFigure
 from dwt_jax.study.report import place, write_all
 
 
@@ -30,10 +30,12 @@ def html(outcome: Outcome) -> str:
         f"<p>{outcome.done} of {outcome.jobs} runs are done.</p>",
         *(f"<p>{escape(grid_tables.sentence(judged, outcome))}</p>" for judged in outcome.judged),
         *_curves(outcome),
+        *_quality(outcome),
         *_along(outcome),
     ]
-    for heading, table in grid_tables.tables(outcome):
+    for heading, table, note in grid_tables.tables(outcome):
         found += [f"<h2>{escape(heading)}</h2>", page.table_of(table)]
+        found += [f'<p class="muted">{escape(note)}</p>'] if note else []
     return page.document(outcome.grid.title, [*found, f"<p>{escape(grid_tables.METHOD)}</p>"])
 
 
@@ -60,6 +62,34 @@ def _curves(outcome: Outcome) -> list[str]:
     ]
 
 
+def _quality(outcome: Outcome) -> list[str]:
+    """Average score against FLOPs: a point an arm, teachers too: their own score can be had for less."""
+    points, styles = quality(outcome.arms), _styles(outcome)
+    if not points:
+        return []
+    lines = [
+        Line(
+            grid_tables.label(outcome, one.arm),
+            [one.flops],
+            [100 * one.score],
+            *styles[one.arm],
+            spread=[100 * one.spread],
+        )
+        for one in points
+    ]
+    size, unit = charts.flop_unit(max(one.flops for one in points))
+    axes = Axes(
+        "Average score against FLOPs",
+        unit,
+        grid_tables.measure_words(AVERAGE),
+        x_scale=size,
+        decimals=2,
+        stairs=tuple((one.flops, 100 * one.score) for one in front(points)),
+    )
+    caption = f"By FLOPs ({unit}); bars are the standard deviation over seeds, dashed is the Pareto front."
+    return ["<h2>Average score</h2>", page.figure(lines, axes, f"{caption} {grid_tables.PRICED}")]
+
+
 def _along(outcome: Outcome) -> list[str]:
     """Scores of fine-tuned checkpoints, the paper's own figure beside ours where it has one."""
     parts = []
@@ -76,15 +106,16 @@ def _along(outcome: Outcome) -> list[str]:
                 f"{task}: checkpoints fine-tuned, mean over seeds.",
             )
         )
-        for figure in FIGURES:
-            if figure.task == task:
-                theirs = [Line(x.label, x.epochs, x.scores, 1 + i) for i, x in enumerate(figure.lines)]
-                parts.append(
-                    page.figure(
-                        theirs, Axes(figure.source, "epoch", f"{task}, dev", decimals=1), figure.source
-                    )
-                )
+        parts += [_theirs(outcome, figure) for figure in FIGURES if figure.task == task]
     return ["<h2>Fine-tuned along the way</h2>", *parts] if parts else []
+
+
+def _theirs(outcome: Outcome, figure: PaperFigure) -> str:
+    """Of the paper's figure the lines that arms of the study repeat, in the colours of these; '' for none."""
+    styles = _styles(outcome)
+    mine = {arm.arm.paper: styles[name] for name, arm in reversed([*outcome.arms.items()])}
+    lines = [Line(x.label, x.epochs, x.scores, *mine[x.arm]) for x in figure.lines if x.arm in mine]
+    return page.figure(lines, Axes(figure.source, "epoch", f"{figure.task}, dev", decimals=1), figure.source)
 
 
 def _scores(task: str, measured: Measured) -> tuple[list[float], list[float]]:
@@ -95,14 +126,23 @@ def _scores(task: str, measured: Measured) -> tuple[list[float], list[float]]:
 
 
 def _lines(outcome: Outcome, points: Callable[[Measured], tuple[Sequence[float], ...]]) -> list[Line]:
-    """One an arm of students, the baseline first and in ink."""
-    students = [arm for arm in outcome.arms.values() if arm.arm.role == "student"]
-    students.sort(key=lambda arm: arm.arm.name != outcome.grid.baseline)
-    shift = 0 if students and students[0].arm.name == outcome.grid.baseline else 1
-    colours = charts.COLOURS - 1
+    """One an arm of students, the baseline first."""
     lines = []
-    for i, arm in enumerate(students, start=shift):
-        colour = 0 if i == 0 else 1 + (i - 1) % colours
-        x, y = points(arm)
-        lines.append(Line(arm.arm.label or arm.arm.name, x, y, colour, max(0, i - 1) // colours))
+    for name, style in _styles(outcome).items():
+        arm = outcome.arms[name]
+        if arm.arm.role == "student":
+            x, y = points(arm)
+            lines.append(Line(grid_tables.label(outcome, name), x, y, *style))
     return [line for line in lines if len(line.x)]
+
+
+def _styles(outcome: Outcome) -> dict[str, tuple[int, int]]:
+    """(colour, dash) by arm: the baseline in ink, then the other students, then the teachers."""
+    arms = [arm.arm for arm in outcome.arms.values()]
+    arms.sort(key=lambda arm: (arm.name != outcome.grid.baseline, arm.role == "teacher"))
+    shift = 0 if arms and arms[0].name == outcome.grid.baseline else 1
+    colours = charts.COLOURS - 1
+    return {
+        arm.name: (0 if i == 0 else 1 + (i - 1) % colours, max(0, i - 1) // colours)
+        for i, arm in enumerate(arms, start=shift)
+    }

@@ -19,10 +19,13 @@ from dwt_jax.study.outcome import (
     budget,
     by_document,
     difference,
+    front,
+    quality,
 )
+from dwt_jax.study.paper import TABLE_1
 from dwt_jax.study.report import Reach
 from dwt_jax.study.statistics import Interval
-from dwt_jax.study.tables import Table
+from dwt_jax.study.tables import Table, md, md_table
 
 METHOD = (
     "± is the standard deviation over seeds. Intervals are of the difference to the arm that is named, "
@@ -33,6 +36,17 @@ METHOD = (
     "epoch on the dev sets, so nothing was chosen on them. Many comparisons are made: of twenty without any "
     "effect, Student's t is expected to exclude 0 in one, the bootstrap, which is too narrow with few seeds, "
     "in more."
+)
+
+PAPERS_OWN = (
+    "The last two columns are the paper's table 1 (Lee et al. 2023, arXiv 2305.18239), not measured here: "
+    "one run an arm, average over nine GLUE tasks, hidden size 768, 30M sentences, 20 epochs. Of other tasks "
+    "or another scale, order and sign of the changes can be compared, levels cannot."
+)
+PRICED = (
+    "At the end of pre-training, means over seeds; student's FLOPs and the teacher's forward, not the "
+    "teacher's own training. On the Pareto front is whom no other arm matches for fewer FLOPs or betters for "
+    "as many, by the means alone: it says nothing of whether the seeds tell two arms apart."
 )
 
 
@@ -124,6 +138,39 @@ def budget_table(outcome: Outcome) -> Table | None:
     return Table(header, rows)
 
 
+def quality_table(outcome: Outcome) -> Table | None:
+    """The average over tasks against FLOPs, in numbers; None where there are no scores."""
+    points = quality(outcome.arms)
+    best = {one.arm for one in front(points)}
+    rows = [
+        [
+            label(outcome, one.arm),
+            f"{one.flops:.3g}",
+            _mean(one.scores, AVERAGE),
+            "yes" if one.arm in best else "–",
+        ]
+        for one in points
+    ]
+    header = ["arm", "FLOPs, student and the teacher's forward", measure_words(AVERAGE), "on the front"]
+    return Table(header, rows) if rows else None
+
+
+def paper_table(outcome: Outcome) -> Table | None:
+    """Our averages beside the paper's, of the arms that repeat a row of its table 1; None where there are
+    none."""
+    rows = []
+    for name, measured in outcome.arms.items():
+        theirs, ours = TABLE_1.get(measured.arm.paper), values(measured, AVERAGE)
+        if theirs and ours:
+            change = "–" if theirs.change is None else number(theirs.change, 2, signed=True)
+            row = [label(outcome, name), theirs.label, _mean(ours, AVERAGE), _against(outcome, name, AVERAGE)]
+            rows.append([*row, f"{theirs.average:.2f}", change])
+    tasks = len(outcome.grid.finetuning.tasks)
+    header = ["arm", "the paper's arm", f"ours: average over {tasks} task{'s' * (tasks > 1)} (hundredths)"]
+    header += ["ours: against alone", "paper: average over 9 tasks", "paper: against alone"]
+    return Table(header, rows, words=2) if rows else None
+
+
 def values(measured: Measured, measure: str, step: int = END) -> list[float]:
     """By pre-training seed."""
     if measure in LOSSES:
@@ -169,24 +216,26 @@ def _flops(found: Reach | None, alone: Reach | None) -> str:
     return f"{'≤ ' * found.at_most}{found.flops:.3g}{share}"
 
 
-def tables(outcome: Outcome) -> Iterator[tuple[str, Table]]:
-    """(heading, table) of all that there are."""
-    yield "Results", results_table(outcome)
+def tables(outcome: Outcome) -> Iterator[tuple[str, Table, str]]:
+    """(heading, table, what is to be said of it) of all that there are."""
+    yield "Results", results_table(outcome), ""
+    if (found := paper_table(outcome)) is not None:
+        yield "Beside the paper's table 1", found, PAPERS_OWN
     for measure in _tasks(outcome):
         if (found := along_table(outcome, measure)) is not None:
-            yield f"Along the way: {measure}", found
+            yield f"Along the way: {measure}", found, ""
+    if (found := quality_table(outcome)) is not None:
+        yield "Average score against FLOPs", found, PRICED
     if (found := budget_table(outcome)) is not None:
-        yield "FLOPs to the student alone's loss", found
+        yield "FLOPs to the student alone's loss", found, ""
 
 
 def markdown(outcome: Outcome) -> str:
-    parts = [f"# {outcome.grid.title}", f"{outcome.done} of {outcome.jobs} runs are done."]
+    parts = [f"# {md(outcome.grid.title)}", f"{outcome.done} of {outcome.jobs} runs are done."]
     if outcome.judged:
-        parts.append("\n".join(f"* {sentence(judged, outcome)}" for judged in outcome.judged))
-    for heading, table in tables(outcome):
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
-        head = "| " + " | ".join(table.header) + " |"
-        parts += [f"## {heading}", "\n".join([head, "|" + "---|" * len(table.header), *lines])]
+        parts.append("\n".join(f"* {md(sentence(judged, outcome))}" for judged in outcome.judged))
+    for heading, table, note in tables(outcome):
+        parts += [f"## {md(heading)}", md_table(table), *([note] if note else [])]
     return "\n\n".join([*parts, METHOD]) + "\n"
 
 

@@ -3,7 +3,7 @@
 Read from the runs' own files; grid_page.py and grid_tables.py show it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,6 +164,52 @@ def curve(measured: Measured) -> tuple[list[float], list[float], list[float]]:
         for value in (spent, lambda record: record["held_out_loss"])
     )
     return [float(s) for s in steps], flops, losses
+
+
+class Quality(NamedTuple):
+    """What an arm ends with, and what it cost."""
+
+    arm: str
+    flops: float  # student and the teacher's forward, mean over seeds
+    scores: tuple[float, ...]  # average over tasks, 0 to 1, by seed
+
+    @property
+    def score(self) -> float:
+        return float(np.mean(self.scores))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds; 0 for a single one."""
+        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else 0.0
+
+
+def quality(arms: Mapping[str, Measured]) -> list[Quality]:
+    """Of the arms, teachers too, that are fine-tuned at their end; seeds of which both the run and a finite
+    average are there."""
+    found = []
+    for name, measured in arms.items():
+        by_seed = {
+            seed: float(np.mean(scores[AVERAGE]))
+            for (seed, step), scores in sorted(measured.scores.items())
+            if step == END and AVERAGE in scores and seed in measured.runs
+        }
+        kept = {seed: score for seed, score in by_seed.items() if np.isfinite(score)}
+        if kept:
+            flops = float(np.mean([measured.runs[seed].summary["flops"]["total"] for seed in kept]))
+            found.append(Quality(name, flops, tuple(kept.values())))
+    return found
+
+
+def front(points: Sequence[Quality]) -> list[Quality]:
+    """The Pareto front by the means, cheapest first: those that no other one matches for less, or betters
+    for as much."""
+
+    def beats(a: Quality, b: Quality) -> bool:
+        no_worse = a.flops <= b.flops and a.score >= b.score
+        return no_worse and (a.flops < b.flops or a.score > b.score)
+
+    kept = [one for one in points if not any(beats(other, one) for other in points)]
+    return sorted(kept, key=lambda one: one.flops)
 
 
 def budget(measured: Measured, target: float, teacher_too: bool) -> Reach | None:

@@ -1,12 +1,21 @@
-"""What the paper's figures show, read off the plots, to lay beside our own runs.
+"""What the paper's table and figures show, to lay beside our own runs.
 
-Lee et al. 2023 (arXiv 2305.18239). Its figures have more points; these are the ends that could be read.
+Lee et al. 2023 (arXiv 2305.18239). The table is as printed; of the figures, which have more points, these
+are the ends that could be read off the plots. An arm of a study names the paper's arm that it repeats
+(`arms.N.paper`, one of ARMS): that alone decides what of this a report shows.
 """
 
 from typing import NamedTuple
 
 
+class PaperScore(NamedTuple):
+    label: str
+    average: float  # over nine GLUE tasks, dev sets, one run
+    change: float | None = None  # against the student alone, as printed
+
+
 class PaperLine(NamedTuple):
+    arm: str  # one of ARMS
     label: str
     epochs: tuple[float, ...]
     scores: tuple[float, ...]  # dev sets of GLUE, one run each; approximate
@@ -18,28 +27,49 @@ class PaperFigure(NamedTuple):
     lines: tuple[PaperLine, ...]
 
 
+TABLE_1 = {  # by arm: the teachers' own averages and those of the students
+    "table1.alone": PaperScore("student alone", 79.89),
+    "table1.teacher4": PaperScore("weak teacher, 4 layers", 77.66),
+    "table1.teacher2": PaperScore("very weak teacher, 2 layers", 66.45),
+    "table1.teacher1": PaperScore("extremely weak teacher, 1 layer", 53.87),
+    "table1.with4": PaperScore("with the weak teacher", 81.33, 1.44),
+    "table1.with2": PaperScore("with the very weak teacher", 78.52, -1.37),
+    "table1.with1": PaperScore("with the extremely weak teacher", 77.13, -2.76),
+}
+
 FIGURES = (
     PaperFigure(
         "The paper's figure 3, weight of the soft loss (approximate)",
         "mnli",
         (
-            PaperLine("normal, 1 : 1", (2, 18), (78.0, 79.3)),
-            PaperLine("strong, 1 : 4", (2, 18), (79.5, 79.0)),
+            PaperLine("figure3.normal", "normal, 1 : 1", (2, 18), (78.0, 79.3)),
+            PaperLine("figure3.strong", "strong, 1 : 4", (2, 18), (79.5, 79.0)),
         ),
     ),
     PaperFigure(
         "The paper's figure 3, weight of the soft loss (approximate), epoch 18",
         "cola",
-        (PaperLine("normal, 1 : 1", (18,), (47.0,)), PaperLine("strong, 1 : 4", (18,), (41.0,))),
+        (
+            PaperLine("figure3.normal", "normal, 1 : 1", (18,), (47.0,)),
+            PaperLine("figure3.strong", "strong, 1 : 4", (18,), (41.0,)),
+        ),
     ),
     PaperFigure(
         "The paper's figure 4, parameter remapping (approximate), epoch 18",
         "mnli",
-        (PaperLine("random start", (18,), (79.6,)), PaperLine("remapped", (18,), (77.3,))),
+        (
+            PaperLine("figure4.random", "random start", (18,), (79.6,)),
+            PaperLine("figure4.remapped", "remapped", (18,), (77.3,)),
+        ),
     ),
     PaperFigure(
         "The paper's figure 4, parameter remapping (approximate), epoch 18",
         "cola",
-        (PaperLine("random start", (18,), (48.0,)), PaperLine("remapped", (18,), (40.0,))),
+        (
+            PaperLine("figure4.random", "random start", (18,), (48.0,)),
+            PaperLine("figure4.remapped", "remapped", (18,), (40.0,)),
+        ),
     ),
 )
+
+ARMS = tuple(dict.fromkeys([*TABLE_1, *(line.arm for figure in FIGURES for line in figure.lines)]))

@@ -285,21 +285,21 @@ def _json(value: Any) -> str:
 
 
 def markdown(study: "Study") -> str:
-    parts = [f"# {_md(study.title)}", _md(headline(study))]
+    parts = [f"# {md(study.title)}", md(headline(study))]
     for comparison in study.comparisons:
         text = " ".join(findings(comparison, study))
-        parts.append(f"* **{_md(comparison.run.label)}: {comparison.verdict}.** {_md(text)}")
-    parts += [_md(noise_words(study)), "## Results", _md_table(results_table(study))]
+        parts.append(f"* **{md(comparison.run.label)}: {comparison.verdict}.** {md(text)}")
+    parts += [md(noise_words(study)), "## Results", md_table(results_table(study))]
     parts += [
         "## Costs",
-        _md_table(costs_table(study)),
+        md_table(costs_table(study)),
         "## What was held equal",
-        _md_table(equal_table(study)),
+        md_table(equal_table(study)),
     ]
     if study.unfinished:
-        parts += ["## Not finished", "\n".join(f"* {_md(text)}" for text in unfinished_words(study))]
+        parts += ["## Not finished", "\n".join(f"* {md(text)}" for text in unfinished_words(study))]
     if study.command:
-        parts.append(f"Made by: {_md(study.command)}")
+        parts.append(f"Made by: {md(study.command)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -308,15 +308,15 @@ def unfinished_words(study: "Study") -> list[str]:
     return [f"{name} ({step})" for name, step in steps.items()]
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Plain text in Markdown: nothing in it is markup or ends a cell."""
     text = "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _md_table(table: Table) -> str:
+def md_table(table: Table) -> str:
     rules = ["---" if i < table.words else "---:" for i in range(len(table.header))]
-    rows = [map(_md, table.header), rules, *(map(_md, row) for row in table.rows)]
+    rows = [map(md, table.header), rules, *(map(md, row) for row in table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
