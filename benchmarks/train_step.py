@@ -23,7 +23,8 @@ LENGTH, PREDICTIONS, VOCABULARY = 128, 20, 30522
 
 
 def flops(size: str) -> float:
-    """Of the model as such (vocabulary not padded, the last layer whole): student forward and backward, teacher forward."""
+    """Of the model as such (vocabulary not padded, the last layer whole): student forward and backward,
+    teacher forward."""
 
     def forward(name: str) -> float:
         layers, width = map(int, name.split("x"))

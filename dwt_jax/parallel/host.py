@@ -41,9 +41,9 @@ def tune() -> None:
 def _huge_pages(libc: ctypes.CDLL) -> None:
     """Let the heap to come, up to half of the machine's memory, have pages of 2 MB.
 
-    Where the kernel gives them to those who ask alone (`madvise`, most distributions' setting), a step
-    spends a tenth of its time on looking up pages of 4 kB. The block is handed back unused: it
-    takes addresses, no memory, and what malloc hands out later lies in it.
+    Most distributions' kernels give them to those who ask alone (`madvise`). A step of 4 x 256 takes 4 % less
+    time with them, measured side by side. The block is handed back unused: it takes addresses, no
+    memory, and what malloc hands out later lies in it.
     """
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]

@@ -136,7 +136,10 @@ def claim_checkpoints(workdir: Path, config: Config, identity: Mapping[str, Any]
             if place.exists() and any(place.iterdir()):
                 raise UserError(f"{place}: holds files but no run, expected an empty train.checkpoint_path")
             place.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps(told, indent=2) + "\n")
+            if "://" in str(place):  # where a file is whole or absent by itself
+                record.write_text(json.dumps(told, indent=2) + "\n")
+            else:
+                write_json(Path(record), told)
             return
     except UserError:
         raise
