@@ -69,7 +69,9 @@ def test_commands_for_an_own_model_run(tmp_path):
 def test_the_demo_ends_with_a_report(tmp_path):
     found = dwt("demo", f"--workdir={tmp_path / 'demo'}", "--scale=0.01")
     assert found.returncode == 0, found.stderr
-    assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert len(page) > 10_000
+    assert page.count("<td>era</td>") == 3  # teacher, student alone and with it, fine-tuned
 
 
 def test_the_two_commands_exist():

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -371,6 +372,29 @@ def test_unknown_training_cost_of_the_teacher(tmp_path):
     (tmp_path / "normal" / "summary.json").write_text(json.dumps(summary))
     assert "own training cost is unknown" in report.write(tmp_path).read_text()
     assert rows_of(tmp_path / "report.csv")["normal"]["with_teacher_training"] == ""
+
+
+def test_fine_tunings_beside_the_runs_are_told(tmp_path):
+    """By the name of their run, in its place; those of runs that are not there, and none at all, are not."""
+    study = make_study(tmp_path)
+    assert "Fine-tuned" not in report.write(study).read_text()
+    scores = {"normal": [0.5, 0.6], "teacher": [0.25], "stranger": [0.9]}
+    for name, found in scores.items():
+        deviation = statistics.stdev(found) if len(found) > 1 else None
+        last = {"mean": statistics.mean(found), "standard_deviation": deviation, "by_seed": found}
+        best = {**last, "mean": last["mean"] + 0.1}
+        folder = tmp_path / report.DOWNSTREAM / name
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"tasks": {"era": {"last": last, "best": best}}}))
+    page = report.write(study).read_text()
+    text = (tmp_path / "report.md").read_text()
+    rows = [line for line in text.split("## Fine-tuned")[1].splitlines() if "| era |" in line]
+    assert rows == [
+        f"| {LABELS['teacher']} | era | 25.00 | 35.00 | 1 |",
+        f"| {LABELS['normal']} | era | 55.00 ± 7.07 | 65.00 ± 7.07 | 2 |",
+    ]
+    assert "55.00 ± 7.07" in page
+    assert "90.00" not in page
 
 
 def test_without_a_plan_roles_are_found(tmp_path):

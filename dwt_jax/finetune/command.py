@@ -13,7 +13,7 @@ from dwt_jax.finetune import run as runs
 from dwt_jax.finetune.batches import Texts
 from dwt_jax.finetune.config import FineTune
 from dwt_jax.finetune.results import spread
-from dwt_jax.finetune.tasks import AVERAGE, SCORE
+from dwt_jax.finetune.tasks import AVERAGE, SCORE, hundredths
 from dwt_jax.train.signals import signals
 from dwt_jax.train.workdir import locked, read_json, write_json
 
@@ -100,7 +100,13 @@ def table(summary: Mapping[str, Any]) -> str:
     rows = [("task", "", "best epoch", "last epoch", "seeds")]
     for name, one in summary["tasks"].items():
         rows.append(
-            (name, "score", _shown(one["best"]), _shown(one["last"]), str(len(one["best"]["by_seed"])))
+            (
+                name,
+                "score",
+                hundredths(one["best"]),
+                hundredths(one["last"]),
+                str(len(one["best"]["by_seed"])),
+            )
         )
         for split, values in one["best"]["dev"].items():
             for metric in one["metrics"]:
@@ -110,7 +116,7 @@ def table(summary: Mapping[str, Any]) -> str:
                 )
     average = summary["average"]
     if len(summary["tasks"]) > 1:
-        rows.append(("average", "", _shown(average["best"]), _shown(average["last"]), ""))
+        rows.append(("average", "", hundredths(average["best"]), hundredths(average["last"]), ""))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -119,8 +125,3 @@ def table(summary: Mapping[str, Any]) -> str:
     if len(summary["tasks"]) > 1:
         lines.append(f"average over {', '.join(average['of'])}: {average['definition']}")
     return "\n".join(lines)
-
-
-def _shown(found: Mapping[str, Any]) -> str:
-    deviation = found["standard_deviation"]
-    return f"{100 * found['mean']:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")

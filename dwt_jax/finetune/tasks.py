@@ -5,7 +5,7 @@ GLUE: Wang et al. 2019, arXiv 1804.07461.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 METRICS: Mapping[str, Literal["classes", "numbers"]] = {
     "accuracy": "classes",
@@ -110,3 +110,9 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
     "party": ("Democratic", "Republican"),
 }
 """From one sentence of a State of the Union address: when, and of which party's president (since 1853)."""
+
+
+def hundredths(spread: Mapping[str, Any]) -> str:
+    """{mean, standard_deviation} of scores for a person; without the second where there is one seed."""
+    deviation = spread["standard_deviation"]
+    return f"{100 * spread['mean']:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")

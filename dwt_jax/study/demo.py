@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from dwt_jax.config import Config
 from dwt_jax.config_file import config_path, load
+from dwt_jax.finetune import config as finetuning
+from dwt_jax.finetune.batches import Texts
+from dwt_jax.finetune.command import finetune
 from dwt_jax.study import report
 from dwt_jax.train.loop import train
 from dwt_jax.train.metrics import duration
@@ -40,6 +43,10 @@ same seed: the same initial parameters (but for the one grown from the teacher's
 masks."""
 
 
+DOWNSTREAM = ("teacher", "alone", "normal")
+"""Which of them are fine-tuned: on the built-in task, by a part of its examples, for about a minute."""
+
+
 def run(workdir: Path, scale: float = 1.0) -> Path:
     """Train what PLAN says below `workdir`, write the report and return its path.
 
@@ -49,6 +56,7 @@ def run(workdir: Path, scale: float = 1.0) -> Path:
     began = time.perf_counter()
     for planned in PLAN:
         train(_config(planned, workdir, scale), workdir / planned.name)
+    _fine_tune(workdir, scale)
     command = f"dwt demo --workdir={workdir}" + (f" --scale={scale:g}" if scale != 1 else "")
     seconds = time.perf_counter() - began
     write_json(
@@ -69,6 +77,17 @@ def run(workdir: Path, scale: float = 1.0) -> Path:
     path = report.write(workdir)
     print(f"demo: {duration(seconds)} in all; report in {path}", flush=True)
     return path
+
+
+def _fine_tune(workdir: Path, scale: float) -> None:
+    overrides = {
+        "recipe.seeds": "[0, 1]",
+        "recipe.epochs": "2",
+        "examples.limit": str(max(64, round(4000 * scale))),
+    }
+    todo, texts = [finetuning.load(f"{config_path('glue.py')}:era", overrides)], Texts()
+    for name in DOWNSTREAM:
+        finetune(todo, str(workdir / name), workdir / report.DOWNSTREAM / name, texts=texts)
 
 
 def _config(planned: Planned, workdir: Path, scale: float) -> Config:

@@ -69,7 +69,8 @@ pre{{max-height:none;white-space:pre-wrap}}}}
 
 def html(study: "Study") -> str:
     """The whole page."""
-    body = [_top(study), _curves(study), _training(study), _tables(study), _equal(study), _configs(study)]
+    body = [_top(study), _curves(study), _training(study), _tables(study), _downstream(study)]
+    body += [_equal(study), _configs(study)]
     return document(study.title, body)
 
 
@@ -284,6 +285,16 @@ def _tables(study: "Study") -> str:
         "training is paid once, however many students it teaches, and not at all if it exists already. "
         "Seconds are those of the process that finished the run; tokens/s is the median over the logged "
         "steps.</p>"
+    )
+
+
+def _downstream(study: "Study") -> str:
+    if not study.downstream:
+        return ""
+    highlight = study.baseline.label if study.baseline else None
+    return (
+        f"<h2>Fine-tuned</h2>{table_of(tables.downstream_table(study), highlight)}"
+        f'<p class="muted">{tables.DOWNSTREAM_WORDS}</p>'
     )
 
 

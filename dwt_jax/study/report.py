@@ -42,6 +42,11 @@ AT_THE_START = ("model.weighted_norm", "model.gated_layers")
 """Keys of the model that say how it was grown: in the end it is an ordinary one."""
 
 
+DOWNSTREAM = "downstream"
+"""The folder beside the runs that may hold their fine-tunings, each by the name of its run (`dwt finetune
+--workdir=downstream/NAME`)."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run, as its directory describes it."""
@@ -124,6 +129,7 @@ class Study:
     baseline: Run | None  # the student alone
     noise: Noise | None
     comparisons: tuple[Comparison, ...]
+    downstream: Mapping[str, Mapping[str, Any]]  # results.json of fine-tunings, by the run's name
 
 
 def write(workdir: Path, out: Path | None = None) -> Path:
@@ -186,6 +192,11 @@ def gather(workdir: Path) -> Study:
         baseline=baseline,
         noise=noise,
         comparisons=tuple(compare(run, baseline, noise) for run in runs if baseline and run.distilled),
+        downstream={
+            run.name: read_json(path)
+            for run in runs
+            if (path := workdir / DOWNSTREAM / run.name / "results.json").exists()
+        },
     )
 
 

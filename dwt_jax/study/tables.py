@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dwt_jax.config_file import flatten
+from dwt_jax.finetune.tasks import hundredths
 from dwt_jax.study import charts
 from dwt_jax.study.charts import number
 from dwt_jax.train.metrics import total
@@ -284,6 +285,23 @@ def _json(value: Any) -> str:
     return "–" if value is None else json.dumps(value, ensure_ascii=False)
 
 
+DOWNSTREAM_WORDS = (
+    "Scores on the dev set in hundredths, mean and standard deviation over the seeds of fine-tuning. The "
+    "best epoch is chosen on the set that it is scored on, the last is not. One pre-training each: a "
+    "difference that is not far above these deviations says nothing."
+)
+
+
+def downstream_table(study: "Study") -> Table:
+    """What the runs' fine-tunings gave, a row a task."""
+    rows = []
+    for run in study.runs:
+        for task, one in study.downstream.get(run.name, {}).get("tasks", {}).items():
+            scores = [hundredths(one[which]) for which in ("last", "best")]
+            rows.append((run.label, task, *scores, str(len(one["last"]["by_seed"]))))
+    return Table(("model", "fine-tuned on", "last epoch", "best epoch", "seeds"), rows, words=2)
+
+
 def markdown(study: "Study") -> str:
     parts = [f"# {md(study.title)}", md(headline(study))]
     for comparison in study.comparisons:
@@ -296,6 +314,8 @@ def markdown(study: "Study") -> str:
         "## What was held equal",
         md_table(equal_table(study)),
     ]
+    if study.downstream:
+        parts += ["## Fine-tuned", md_table(downstream_table(study)), DOWNSTREAM_WORDS]
     if study.unfinished:
         parts += ["## Not finished", "\n".join(f"* {md(text)}" for text in unfinished_words(study))]
     if study.command:
