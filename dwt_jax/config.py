@@ -376,8 +376,8 @@ def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
     if optimizer.learning_rate.kind == "until_beaten":
         yield f"{name}.learning_rate.kind is 'until_beaten', expected that for distill.alpha_soft alone"
     yield from _at_least(optimizer, name, 0, "weight_decay", "clip_norm")
-    if optimizer.eps <= 0:  # 0/0 where a gradient is 0: rows of the vocabulary that never occur
-        yield f"{name}.eps is {optimizer.eps}, expected more than 0"
+    if optimizer.eps < 1e-30:  # 0/0 where a gradient is 0: rows of the vocabulary that never occur
+        yield f"{name}.eps is {optimizer.eps}, expected more than 0 (at least 1e-30: it is in float32)"
     for key in ("b1", "b2"):
         if not 0 <= getattr(optimizer, key) < 1:
             yield f"{name}.{key} is {getattr(optimizer, key)}, expected at least 0 and less than 1"
@@ -402,12 +402,17 @@ def _training_problems(config: Config):
     scheme = re.match(r"[a-z0-9]{2,}:/", train.checkpoint_path)
     if scheme and scheme[0] != "gs:/":
         yield f"train.checkpoint_path begins with {scheme[0]}, expected a directory or gs://…"
+    elif train.checkpoint_path and not train.checkpoint_path.startswith(("/", "~", "gs://")):
+        yield f"train.checkpoint_path is {train.checkpoint_path!r}, expected a whole path, from / or ~ on"
     if train.batch_size % train.accumulate:
         yield (
             f"train.batch_size is {train.batch_size}, expected a multiple of "
             f"train.accumulate ({train.accumulate})"
         )
     yield from optimizer_problems(config.optimizer, "optimizer")
+    rate = max(config.optimizer.learning_rate.value, config.optimizer.learning_rate.end)
+    if rate > 1e6:  # the step relies on updates that cannot overflow
+        yield f"optimizer.learning_rate goes up to {rate}, expected at most 1e6"
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         yield f"mesh is {sizes}, expected sizes of at least 1, at most one of them -1"

@@ -168,18 +168,54 @@ def test_addresses_of_no_use_are_one_line(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
+def test_a_refused_run_claims_nothing(config, tmp_path):
+    """Neither its work directory nor the other place, whichever of the two is another's."""
+    base = ("train", config, "--config.train.steps=2")
+    assert dwt(*base, f"--workdir={tmp_path / 'a'}").returncode == 0
+    place = f"--config.train.checkpoint_path={tmp_path / 'place'}"
+    found = dwt(*base, place, f"--workdir={tmp_path / 'a'}")
+    assert found.returncode == 2
+    assert "holds a run of another config" in found.stderr
+    assert not (tmp_path / "place").exists()
+    relative = dwt(*base, "--config.train.checkpoint_path=place", f"--workdir={tmp_path / 'b'}")
+    assert relative.returncode == 2
+    assert "expected a whole path" in relative.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_grown_run_wants_a_place_without_checkpoints(config, tmp_path):
+    base = (config, "--config.train.steps=4", "--config.train.checkpoint_every=2")
+    assert dwt("train", *base, f"--workdir={tmp_path / 'a'}").returncode == 0
+    grow = ("remap", *base, f"--run={tmp_path / 'a'}", "--step=2", "--method=stack")
+    place = f"--config.train.checkpoint_path={tmp_path / 'place'}"
+    deeper = "--config.model.num_hidden_layers=3"
+    first = dwt(*grow, place, deeper, "--carry", f"--out={tmp_path / 'grown'}")
+    assert first.returncode == 0, first.stderr
+    again = dwt(*grow, place, deeper, f"--out={tmp_path / 'again'}")
+    assert again.returncode == 2
+    assert "place holds [2], expected no checkpoints" in again.stderr
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_directory_elsewhere(tmp_path):
-    """Made and claimed; one with anything else in it is refused; `~` and relative ones are places too."""
+    """Made and claimed; one with anything else in it is refused; `~` is a place too."""
     config = Config(train=Train(steps=1, checkpoint_path=str(tmp_path / "there")))
     workdir.claim_checkpoints(tmp_path / "run", config, {"data_digest": "a"})
     workdir.claim_checkpoints(tmp_path / "another", config, {"data_digest": "a"})
-    with pytest.raises(UserError, match=r"run\.data_digest is 'a' there, 'b' here"):
+    workdir.claim_checkpoints(tmp_path / "run", config, {"data_digest": "b"})  # nothing was saved yet
+    (tmp_path / "there" / "4").mkdir()
+    with pytest.raises(UserError, match=r"run\.data_digest is 'b' there, 'a' here"):
+        workdir.claim_checkpoints(tmp_path / "run", config, {"data_digest": "a"})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "there" / "run.json").unlink()
+    with pytest.raises(UserError, match=r"there: has nothing of the run in .*run any more"):
         workdir.claim_checkpoints(tmp_path / "run", config, {"data_digest": "b"})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     config = Config(train=Train(steps=1, checkpoint_path=str(tmp_path / "full")))
     with pytest.raises(UserError, match="full: holds files but no run"):
-        workdir.claim_checkpoints(tmp_path / "run", config, {})
+        workdir.claim_checkpoints(tmp_path / "new", config, {})
     home = Config(train=Train(steps=1, checkpoint_path="~/x"))
     assert workdir.checkpoint_place(tmp_path, home) == type(tmp_path).home() / "x"
     assert workdir.checkpoint_place(tmp_path, Config()) == tmp_path / "checkpoints"

@@ -64,6 +64,11 @@ def grow(run_path: str, config: Config, out: Path, step: int | None, moments: Mo
         found = starts.told(run.start, grown["params"], starts.probe_rows(run.rows, run.config.seed))
         checkpoints = Checkpoints(checkpoint_place(partial, run.config), run.config.train.keep_checkpoints)
         try:
+            if there := checkpoints.steps():
+                place = checkpoints.directory
+                raise UserError(
+                    f"config: train.checkpoint_path: {place} holds {there}, expected no checkpoints"
+                )
             checkpoints.save(step, grown)
             checkpoints.wait()
         finally:

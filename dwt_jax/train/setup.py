@@ -72,7 +72,6 @@ def prepare_run(
     data = _data(config)
     run, identity = talk.together(lambda: _settled(config, workdir, data, start_of))
     talk.same(identity)
-    talk.first(lambda: workdirs.claim_checkpoints(workdir, run.config, identity))
     talk.first(lambda: workdirs.claim(workdir, run.config, data / "tokenizer", identity))
     talk.together(lambda: workdirs.wait_for(workdir / "config.json"))
     return run

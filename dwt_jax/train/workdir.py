@@ -76,14 +76,20 @@ def claim(
     `identity`: digests of what is not in the config (data, teacher); kind: of pre-training if None. A
     directory that holds other files but no run is refused too.
     """
+    pretraining = kind is None
     kind = kind or Kind("run.json", config_of, MAY_CHANGE)
-    if (workdir / "config.json").exists():
+    ours = (workdir / "config.json").exists()
+    if ours:
         there = kind.config_of(workdir), read_json(workdir / kind.record)
         _refuse_another(workdir, _told(*there), _told(config, identity), kind.may_change)
+    else:
+        cut_short = {"tokenizer", kind.record}  # of a claim that was killed
+        if any(child.name not in cut_short and not child.name.startswith(".") for child in workdir.iterdir()):
+            raise UserError(f"{workdir}: holds files but no run, expected an empty or new --workdir")
+    if pretraining:
+        claim_checkpoints(workdir, config, identity)
+    if ours:
         return
-    cut_short = {"tokenizer", kind.record}  # of a claim that was killed
-    if any(child.name not in cut_short and not child.name.startswith(".") for child in workdir.iterdir()):
-        raise UserError(f"{workdir}: holds files but no run, expected an empty or new --workdir")
     with building(workdir / "tokenizer") as partial:
         copy_files(tokenizer, partial)  # it may be a model's directory
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
@@ -130,18 +136,33 @@ def claim_checkpoints(workdir: Path, config: Config, identity: Mapping[str, Any]
     place = checkpoint_place(workdir, config)
     record = place / "run.json"
     told = {"config": to_dict(config), "run": dict(identity)}
-    try:
+    with reached(place):
         there = json.loads(record.read_text()) if record.exists() else None
-        if there is None:
-            if place.exists() and any(place.iterdir()):
-                raise UserError(f"{place}: holds files but no run, expected an empty train.checkpoint_path")
+        inside = {child.name for child in place.iterdir()} if place.exists() else set()
+        if there is None and (workdir / "config.json").exists():
+            raise UserError(
+                f"{place}: has nothing of the run in {workdir} any more, expected its checkpoints"
+            )
+        if there is None and inside:
+            raise UserError(f"{place}: holds files but no run, expected an empty train.checkpoint_path")
+        if any(name.isdecimal() for name in inside):
+            assert there is not None
+            theirs = _told(build(there["config"]), there["run"])
+            _refuse_another(place, theirs, _told(config, identity), MAY_CHANGE)
+        elif there != told:  # new, or of a run that never saved anything
             place.mkdir(parents=True, exist_ok=True)
             if "://" in str(place):  # where a file is whole or absent by itself
                 record.write_text(json.dumps(told, indent=2) + "\n")
             else:
                 write_json(Path(record), told)
-            return
-    except UserError:
+
+
+@contextmanager
+def reached(place: Any) -> Iterator[None]:
+    """What goes wrong with a `train.checkpoint_path` inside the block is a UserError."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
         raise
     except ImportError as error:
         raise UserError(
@@ -150,7 +171,6 @@ def claim_checkpoints(workdir: Path, config: Config, identity: Mapping[str, Any]
     except Exception as error:  # no permission, no bucket, no network: each library has its own
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(f"config: train.checkpoint_path: {place} cannot be used: {reason}") from None
-    _refuse_another(place, _told(build(there["config"]), there["run"]), _told(config, identity), MAY_CHANGE)
 
 
 @contextmanager
@@ -269,9 +289,9 @@ def _from_checkpoint(workdir: Path, step: int | None) -> Loaded:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     state = abstract_state(config.model, config.optimizer)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
-    checkpoints = Checkpoints(
-        checkpoint_place(workdir, config), config.train.keep_checkpoints, read_only=True
-    )
+    place = checkpoint_place(workdir, config)
+    with reached(place):
+        checkpoints = Checkpoints(place, config.train.keep_checkpoints, read_only=True)
     try:
         kept = checkpoints.steps()
         if step is not None and step not in kept:
