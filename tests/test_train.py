@@ -354,7 +354,7 @@ def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project,
     overrides = {
         "optimizer.learning_rate.kind": "steps",
         "optimizer.learning_rate.value": "1e-3",
-        "optimizer.learning_rate.end": "1e38",
+        "optimizer.learning_rate.end": "1e6",
         "optimizer.learning_rate.begin": "0.5",
         "optimizer.clip_norm": "0",
         "train.max_skipped": "3",
