@@ -1,5 +1,6 @@
-# make demo: set up and run the main job on the built-in corpus.  make test: set up and test.
-# Both need Python >= 3.11, make and git only. PYTHON=/path/to/python3.x overrides the choice.
+# make demo: set up and run the main job on the built-in corpus.  make test: set up and test;
+# make slow: the tests that compile or run for long, which CI runs too.
+# They need Python >= 3.11, make and git only. PYTHON=/path/to/python3.x overrides the choice.
 
 VENV ?= .venv
 WORKDIR ?= demo
@@ -10,15 +11,15 @@ RUN := $(VENV)/bin/python
 # One process a core; a file's tests stay together, they share what was trained for them.
 AT_ONCE := -n auto --dist loadfile
 
-.PHONY: demo test quick lint format install dev clean
+.PHONY: demo test slow lint format install dev clean
 demo: install
 	$(RUN) -m dwt_jax demo --workdir=$(WORKDIR) $(DEMO)
 
 test: dev
-	$(RUN) -m pytest $(AT_ONCE) $(TESTS)
-
-quick: dev
 	$(RUN) -m pytest $(AT_ONCE) -m "not slow" $(TESTS)
+
+slow: dev
+	$(RUN) -m pytest $(AT_ONCE) -m slow $(TESTS)
 
 lint: dev
 	$(VENV)/bin/ruff check .

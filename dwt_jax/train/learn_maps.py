@@ -6,6 +6,7 @@ model as ever. The objective here is the run's own: masks, weights and teacher a
 first steps (train/step.py).
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from dwt_jax.data.masking import EVALUATION_SEED, predictions_per_row, row_keys
 from dwt_jax.distill.head import Knobs
 from dwt_jax.errors import UserError
 from dwt_jax.model import functional
-from dwt_jax.parallel.mesh import put, replicated, rows_sharding, shardings
+from dwt_jax.parallel.mesh import over, put, replicated, rows_sharding, shardings
 from dwt_jax.remap import ligo
 from dwt_jax.remap.methods import Options
 from dwt_jax.remap.moments import known
@@ -84,6 +85,7 @@ def learn(
     """
     if settings.steps < 1:
         raise UserError(f"ligo: steps is {settings.steps}, expected at least 1")
+    spec = dataclasses.replace(spec, numerics=over(mesh, spec.numerics))
     maps, todo = ligo.begin(params, source, spec.model, key, settings.noise, options)
     params = put(params, shardings(params, mesh))
     maps = put(maps, replicated(mesh))

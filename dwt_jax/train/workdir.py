@@ -6,6 +6,7 @@ tokenizer; then metrics, checkpoints, and at the end `model/` and `summary.json`
 
 import fcntl
 import json
+import logging
 import re
 import shutil
 import sys
@@ -160,6 +161,7 @@ def claim_checkpoints(workdir: Path, config: Config, identity: Mapping[str, Any]
 @contextmanager
 def reached(place: Any) -> Iterator[None]:
     """What goes wrong with a `train.checkpoint_path` inside the block is a UserError."""
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with a traceback
     try:
         yield
     except (UserError, KeyboardInterrupt):
