@@ -112,7 +112,9 @@ def table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--table", action="store_true", help="compile nothing")
-    parser.add_argument("--only", default="", help="of the names STUDENT-TOPOLOGY those that hold this")
+    parser.add_argument(
+        "--only", default="", help="of the names STUDENT-TOPOLOGY (paper-v5e:16x16) those that hold this"
+    )
     options = parser.parse_args()
     for student in STUDENTS:
         for topology in TOPOLOGIES:

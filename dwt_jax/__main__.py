@@ -1,7 +1,6 @@
 """The command line: one verb a job. Heavy imports happen inside the verbs."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +27,8 @@ class _Parser(argparse.ArgumentParser):
     """Mistakes in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{' '.join(self.prog.split()[1:]) or 'VERB'}: {message}; see {self.prog} --help")
+        verb = "".join(f"{word}: " for word in self.prog.split()[1:2])
+        raise UserError(f"{verb}{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,14 +58,33 @@ def _ended(run: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # `dwt … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"dwt: {error.filename}: {error.strerror}, expected a path that can be used", file=sys.stderr)
-        return MISTAKE
     except KeyboardInterrupt:
         print("dwt: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:  # each library has its own for a full disk
+        if _of_a_full_disk(error):
+            print("dwt: no space left on the disk, expected some; what was whole is kept", file=sys.stderr)
+            return FAILED
+        if not isinstance(error, OSError) or error.filename is None:
+            raise
+        print(f"dwt: {error.filename}: {error.strerror}, expected a path that can be used", file=sys.stderr)
+        return MISTAKE
+
+
+def _of_a_full_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        text = str(error)
+        if "No space left on device" in text or ("requested and" in text and text.endswith(" written")):
+            return True  # the second is what numpy says
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _path(text: str) -> Path:
+    """Of an option: an empty one, an unset variable of a shell, is not the directory we are in."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, expected a path")
+    return Path(text)
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -122,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     """the whole story on the built-in corpus, in minutes"""
-    parser.add_argument("--workdir", type=Path, default=Path("demo"), help="default: %(default)s")
+    parser.add_argument("--workdir", type=_path, default=Path("demo"), help="default: %(default)s")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps; for trials (default 1)")
 
 
@@ -141,7 +160,7 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
     """text into a tokenizer and packed rows"""
     parser.add_argument("--config", required=True, help=_CONFIG_HELP)
     parser.add_argument(
-        "--workdir", type=Path, required=True, help="where the rows go; then data.path for training"
+        "--workdir", type=_path, required=True, help="where the rows go; then data.path for training"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
 
@@ -159,7 +178,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     """pre-train, alone or with a teacher; the same command resumes"""
     parser.add_argument("--config", required=True, help=_CONFIG_HELP)
     parser.add_argument(
-        "--workdir", type=Path, required=True, help="of the run: checkpoints, metrics, model/"
+        "--workdir", type=_path, required=True, help="of the run: checkpoints, metrics, model/"
     )
 
 
@@ -211,7 +230,7 @@ def _trained(run: Callable[[], Any]) -> int | None:
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     """held-out masked-LM loss, perplexity and accuracy of a model"""
     parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
-    parser.add_argument("--data", type=Path, required=True, help="a prepared directory (see dwt prepare)")
+    parser.add_argument("--data", type=_path, required=True, help="a prepared directory (see dwt prepare)")
     parser.add_argument("--batch-size", type=int, default=64, help="rows at a time (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -221,13 +240,16 @@ def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
 
     host.tune()
     from dwt_jax.evaluate.command import evaluate
+    from dwt_jax.files import json_text
+    from dwt_jax.train.metrics import number, plus_minus
 
     found = evaluate(options.model, options.data, options.batch_size)
     if options.json:
-        print(json.dumps(found))
+        print(json_text(found))
         return
-    print(f"held-out loss   {found['held_out_loss']:.4f} ± {found['standard_error']:.4f} (over documents)")
-    print(f"perplexity      {found['perplexity']:.2f}")
+    loss = plus_minus(found["held_out_loss"], found["standard_error"])
+    print(f"held-out loss   {loss} (over documents)")
+    print(f"perplexity      {number(found['perplexity'], 2)}")
     print(f"accuracy        top-1 {found['top1_accuracy']:.2%}, top-5 {found['top5_accuracy']:.2%}")
     print(f"from            {found['predictions']:,} predictions in {found['documents']:,} documents")
 
@@ -235,7 +257,7 @@ def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
 def _export_options(parser: argparse.ArgumentParser) -> None:
     """a run or model directory as a model directory for PyTorch"""
     parser.add_argument("--model", required=True, help="a run's work directory or a model directory")
-    parser.add_argument("--out", type=Path, required=True, help="the new model directory")
+    parser.add_argument("--out", type=_path, required=True, help="the new model directory")
     parser.add_argument(
         "--step", type=int, help="of a run: the kept checkpoint of this step (default: the last)"
     )
@@ -270,7 +292,7 @@ def _remap_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", required=True, help=f"its `model` says the sizes. {_CONFIG_HELP}")
     parser.add_argument("--method", help="e.g. hyperclone, stack, stack+net2net; see docs/remapping.md")
-    parser.add_argument("--out", type=Path, help="the new model directory; with --run: the new run")
+    parser.add_argument("--out", type=_path, help="the new model directory; with --run: the new run")
     parser.add_argument("--step", type=int, help="the kept checkpoint of this step (default: the last)")
     moments = parser.add_mutually_exclusive_group()
     moments.add_argument(
@@ -323,12 +345,12 @@ def _compile(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _finetune_options(parser: argparse.ArgumentParser) -> None:
     """a model on GLUE, the built-in tasks or files of your own; the same command resumes"""
     parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
-    parser.add_argument("--workdir", type=Path, required=True, help="a folder a task, and results.json")
+    parser.add_argument("--workdir", type=_path, required=True, help="a folder a task, and results.json")
     parser.add_argument(
         "--step", type=int, help="of a run: the kept checkpoint of this step (default: the last)"
     )
     parser.add_argument("--config", default="", help=f"default: configs/glue.py. {_CONFIG_HELP}")
-    parser.add_argument("--task", default="", help="arguments of the config: era (the default), rte,cola, …")
+    parser.add_argument("--task", help="arguments of the config: era (the default), rte,cola, …")
 
 
 def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
@@ -350,7 +372,9 @@ def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int | N
 def _study_options(parser: argparse.ArgumentParser) -> None:
     """a grid of runs, and the report on it; the same command goes on where it stopped"""
     parser.add_argument("--config", required=True, help="configs/study/NAME.py:SCALE; see docs/studies.md")
-    parser.add_argument("--workdir", type=Path, required=True, help="of the study: runs/, finetuned/, report")
+    parser.add_argument(
+        "--workdir", type=_path, required=True, help="of the study: runs/, finetuned/, report"
+    )
     parser.add_argument("--index", type=int, help="do one job alone, by its number in --list (job arrays)")
     parser.add_argument("--list", action="store_true", help="print the jobs and what is done")
     parser.add_argument("--dry-run", action="store_true", help="the same with FLOPs and an estimate of time")
@@ -378,8 +402,8 @@ def _study(options: argparse.Namespace, overrides: dict[str, str]) -> int | None
 
 def _report_options(parser: argparse.ArgumentParser) -> None:
     """compare finished runs: tables and curves in one HTML file"""
-    parser.add_argument("--workdir", type=Path, required=True, help="the folder whose subfolders are runs")
-    parser.add_argument("--out", type=Path, help="default: report.html in it; .md and .csv go beside it")
+    parser.add_argument("--workdir", type=_path, required=True, help="the folder whose subfolders are runs")
+    parser.add_argument("--out", type=_path, help="default: report.html in it; .md and .csv go beside it")
 
 
 def _report(options: argparse.Namespace, _: dict[str, str]) -> None:

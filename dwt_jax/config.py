@@ -379,8 +379,8 @@ def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
     if optimizer.eps < 1e-30:  # 0/0 where a gradient is 0: rows of the vocabulary that never occur
         yield f"{name}.eps is {optimizer.eps}, expected more than 0 (at least 1e-30: it is in float32)"
     for key in ("b1", "b2"):
-        if not 0 <= getattr(optimizer, key) < 1:
-            yield f"{name}.{key} is {getattr(optimizer, key)}, expected at least 0 and less than 1"
+        if not 0 <= getattr(optimizer, key) <= 1 - 2**-24:
+            yield f"{name}.{key} is {getattr(optimizer, key)}, expected at least 0 and, as a float32, below 1"
 
 
 def _training_problems(config: Config):
@@ -413,6 +413,8 @@ def _training_problems(config: Config):
     rate = max(config.optimizer.learning_rate.value, config.optimizer.learning_rate.end)
     if rate > 1e6:  # the step relies on updates that cannot overflow
         yield f"optimizer.learning_rate goes up to {rate}, expected at most 1e6"
+    elif rate * (decay := config.optimizer.weight_decay) > 1:
+        yield f"optimizer.weight_decay is {decay}, expected at most 1 / optimizer.learning_rate ({rate})"
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         yield f"mesh is {sizes}, expected sizes of at least 1, at most one of them -1"

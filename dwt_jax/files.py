@@ -2,10 +2,11 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,19 @@ def read_object(path: Path, wanted: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds a JSON {type(found).__name__}, expected {wanted}")
     return found
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON, which has no NaN: a number that is not finite becomes null. `metrics.measured` undoes that."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

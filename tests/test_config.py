@@ -260,6 +260,9 @@ IMPOSSIBLE = [
     ({"optimizer.eps": 0}, "optimizer.eps"),  # 0 / 0 in the rows of a table that no token asked for
     ({"optimizer.b1": 1}, "optimizer.b1"),
     ({"optimizer.b2": 1}, "optimizer.b2"),
+    ({"optimizer.b2": 1 - 1e-9}, "optimizer.b2"),  # 1 in float32
+    ({"optimizer.learning_rate.value": 2e6}, "optimizer.learning_rate"),
+    ({"optimizer.weight_decay": 1e5}, "optimizer.weight_decay"),
     ({"optimizer.learning_rate.value": -1}, "optimizer.learning_rate.value"),
     ({"mesh.data": 0}, "mesh"),
     ({"mesh.fsdp": -2}, "mesh"),

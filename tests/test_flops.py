@@ -4,6 +4,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from programs import inside
 
 from dwt_jax.config import Model
 from dwt_jax.model import functional
@@ -21,7 +22,7 @@ def products(jaxpr):
             inner = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
             total += 2 * inner * math.prod(eqn.outvars[0].aval.shape)
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        total += times * sum(products(sub) for sub in jax.core.jaxprs_in_params(eqn.params))
+        total += times * sum(products(sub) for sub in inside(eqn))
     return total
 
 

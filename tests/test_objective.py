@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from programs import inside
 from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr, softmax
 
@@ -369,7 +370,7 @@ def test_tiles_hold_fewer_logits(heads, labels, weights):
 def equations(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn
-        for sub in jax.core.jaxprs_in_params(eqn.params):
+        for sub in inside(eqn):
             yield from equations(sub)
 
 

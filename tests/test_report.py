@@ -23,6 +23,13 @@ STUDENT, TEACHER_FORWARD = 2.4e10, 1.9e9  # FLOPs a step
 DECAY = Schedule("linear", 4.0, 1.0)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Teachers' paths are relative: not to a demo that was made in the project's folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
 def config_of(
     seed: int = 0, teacher: str = "", alpha_soft: Schedule = Schedule(), layers: int = 4, **more
 ) -> Config:
@@ -499,10 +506,31 @@ def test_html_stands_alone(tmp_path):
         assert any(one.strip().startswith("{") and json.loads(one) == config for one in page.texts)
 
 
+def test_a_run_that_ended_at_no_number_is_not_compared(tmp_path):
+    make_study(tmp_path)
+
+    def spoil(name):  # null is what stands for it in the files
+        path = tmp_path / name / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["held_out"] |= dict.fromkeys(("held_out_loss", "standard_error", "perplexity"))
+        path.write_text(json.dumps(summary))
+        found = report.gather(tmp_path)
+        assert "nan" not in report.write(tmp_path).with_suffix(".md").read_text()
+        return {one.run.name: one for one in found.comparisons}, found.noise
+
+    found, noise = spoil("normal")
+    assert noise is not None
+    assert (found["normal"].verdict, found["strong"].verdict) == ("not comparable", "harmed")
+    assert found["normal"].why == "one of them is not a number"
+    found, noise = spoil("alone-seed1")
+    assert noise is None
+    assert found["strong"].verdict == "undecided"
+
+
 def test_not_a_number_is_left_out_of_the_curves(tmp_path):
     make_study(tmp_path)
     path = tmp_path / "normal" / "evaluations.jsonl"
-    path.write_text(re.sub(r'"held_out_loss": [\d.]+', '"held_out_loss": NaN', path.read_text(), count=1))
+    path.write_text(re.sub(r'"held_out_loss": [\d.]+', '"held_out_loss": null', path.read_text(), count=1))
     page = Page(report.write(tmp_path).read_text())
     assert "nan" not in " ".join(value or "" for _, value in page.attributes)
 

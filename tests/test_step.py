@@ -266,6 +266,20 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(tiny, teacher_model, p
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))
 
 
+def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is_finite(tiny):
+    """A tiny decoder behind a huge scale: the logits are ordinary, a gradient is not."""
+    model = dataclasses.replace(tiny, num_hidden_layers=1, tie_word_embeddings=False)
+    params = functional.init(model, jax.random.key(0))
+    params["mlm"]["norm"]["scale"] *= 1e25
+    params["mlm"]["decoder"]["embedding"] *= 1e-25
+    before = jax.tree.map(np.asarray, params)
+    state, [metrics] = run(spec(model, None), params, None, 1)
+    assert np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["grad_norm"])
+    assert metrics["skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state)["params"], before)
+
+
 def test_the_old_state_is_given_away_and_the_teacher_is_not(tiny, teacher_model, params, teacher):
     state = start(params)
     given = jax.tree.map(np.asarray, teacher)

@@ -357,6 +357,7 @@ def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project,
         "optimizer.learning_rate.end": "1e6",
         "optimizer.learning_rate.begin": "0.5",
         "optimizer.clip_norm": "0",
+        "optimizer.weight_decay": "0",
         "train.max_skipped": "3",
     }
     with pytest.raises(Failed, match="not finite for"):
@@ -365,6 +366,36 @@ def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project,
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(newest.params))
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_run_killed_after_its_last_evaluation_ends_though_a_number_there_is_null(project, whole, tmp_path):
+    """One held-out document has no standard error, a diverged run no perplexity: null in the file."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "model")
+    path = run / "evaluations.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[-1] |= {"standard_error": None, "perplexity": None}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert dwt(*options(project[0], taught(project), run)).returncode == 0
+    held_out = json.loads((run / "summary.json").read_text())["held_out"]
+    assert held_out["standard_error"] is held_out["perplexity"] is None
+    assert f"| loss (nats) | {held_out['held_out_loss']:.4f} |" in (run / "model" / "README.md").read_text()
+
+
+def test_a_teacher_that_is_not_there_is_told_before_the_data_are_prepared(project, tmp_path):
+    overrides = {"teacher.path": str(tmp_path / "techer"), "data.path": ""}
+    with pytest.raises(UserError, match=r"teacher\.path: .*techer: no such directory"):
+        train(load(project[0], overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_run_leaves_no_lock_in_a_folder_of_others(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with locked(tmp_path):
+        pass
+    assert [child.name for child in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_epochs_become_steps(project, tmp_path):

@@ -1,12 +1,13 @@
 """The model card: a README.md with the hub's YAML header, written from what a run knows of itself."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dwt_jax.config import Config, Model, Schedule
 from dwt_jax.convert.tables import FAMILIES, architecture
-from dwt_jax.train.metrics import amount
+from dwt_jax.train.metrics import amount, number, plus_minus
 
 _TASKS = {"mlm": "fill-mask", "classifier": "text-classification"}
 _CLASSES = {"mlm": "AutoModelForMaskedLM", "classifier": "AutoModelForSequenceClassification"}
@@ -166,7 +167,11 @@ def _header(
     }
     if held_out:
         shown = {"held_out_loss": "loss", "perplexity": "perplexity", "top1_accuracy": "accuracy"}
-        metrics = [{"type": kind, "name": key, "value": held_out[key]} for key, kind in shown.items()]
+        metrics = [
+            {"type": kind, "name": key, "value": held_out[key]}
+            for key, kind in shown.items()
+            if math.isfinite(held_out[key])
+        ]
         result = {
             "task": {"type": task, "name": "Masked language modelling"},
             "dataset": {"type": "text", "name": "held-out documents of the training corpus"},
@@ -252,8 +257,8 @@ def _results(held_out: Mapping[str, Any] | None) -> str:
     if not held_out:
         return "## Results\nNot evaluated at this step."
     rows = [
-        ("loss (nats)", f"{held_out['held_out_loss']:.4f} ± {held_out['standard_error']:.4f}"),
-        ("perplexity", f"{held_out['perplexity']:.2f}"),
+        ("loss (nats)", plus_minus(held_out["held_out_loss"], held_out["standard_error"])),
+        ("perplexity", number(held_out["perplexity"], 2)),
         ("top-1 accuracy", f"{held_out['top1_accuracy']:.2%}"),
         ("top-5 accuracy", f"{held_out['top5_accuracy']:.2%}"),
     ]

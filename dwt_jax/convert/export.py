@@ -11,7 +11,7 @@ from dwt_jax.data.tokenizer import has_tokenizer, vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.files import new_place
 from dwt_jax.model.functional import HEADS
-from dwt_jax.train.metrics import read
+from dwt_jax.train.metrics import measured, read
 from dwt_jax.train.workdir import Loaded, config_of, load_model, read_json
 
 
@@ -75,6 +75,7 @@ def _card(path: Path, loaded: Loaded) -> str:
         step = config.train.steps if loaded.step is None else loaded.step
         if (workdir / "summary.json").exists() and step == config.train.steps:
             summary = read_json(workdir / "summary.json")
+            summary["held_out"] = measured(summary["held_out"])
         else:
             found = [record for record in read(workdir / "evaluations.jsonl") if record["step"] == step]
             summary = {"held_out": found[-1]} if found else {}

@@ -105,10 +105,12 @@ def summarise(documents: Documents) -> dict[str, float]:
     mean = documents.loss.sum() / count
     residual = documents.loss - mean * documents.predictions
     error = math.sqrt(n / (n - 1) * (residual**2).sum()) / count if n > 1 else float("nan")
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(mean))
     return {
         "held_out_loss": float(mean),
         "standard_error": float(error),
-        "perplexity": float(np.exp(mean)),
+        "perplexity": perplexity,
         "top1_accuracy": float(documents.top1.sum() / count),
         "top5_accuracy": float(documents.top5.sum() / count),
         "predictions": int(count),

@@ -69,14 +69,16 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> FineTune:
     return check(construct(FineTune, read_file(spec), overrides))
 
 
-def load_tasks(spec: str, tasks: str, overrides: Mapping[str, str]) -> list[FineTune]:
-    """One config a task: the file's for that argument. No tasks: the file's own.
+def load_tasks(spec: str, tasks: str | None, overrides: Mapping[str, str]) -> list[FineTune]:
+    """One config a task: the file's for that argument. None: the file's own.
 
     Raises UserError as `load` does, and for a task twice.
     """
+    if tasks is None:
+        return [load(spec, overrides)]
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
-        return [load(spec, overrides)]
+        raise UserError(f"--task is {tasks!r}, expected tasks by name (without it: the config's own)")
     if ":" in spec:
         raise UserError(f"--task: {spec} has an argument already, expected one of the two")
     if len(set(names)) < len(names):

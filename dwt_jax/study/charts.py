@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from dwt_jax.train.metrics import number
+
 COLOURS = 7  # --c0 is the ink of the student alone, the others are for whom it is compared with
 DASHES = ("none", "2 5", "9 4")
 CSS = (
@@ -115,11 +117,6 @@ def thin(x: Sequence[float], y: Sequence[float], most: int = 120) -> tuple[list[
     size = -(-len(x) // most) if x else 1
     groups = [slice(i, i + size) for i in range(0, len(x), size)]
     return [sum(x[g]) / len(x[g]) for g in groups], [sum(y[g]) / len(y[g]) for g in groups]
-
-
-def number(value: float, decimals: int, signed: bool = False) -> str:
-    """With thousands separated, and a real minus sign."""
-    return f"{value:{'+' if signed else ''},.{decimals}f}".replace("-", "−")
 
 
 def chart(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bool = True) -> str:

@@ -53,7 +53,7 @@ def run(workdir: Path, scale: float = 1.0) -> Path:
     `scale`: share of the steps, for trials. Finished runs are kept, so a demo that was
     stopped goes on where it was.
     """
-    began = time.perf_counter()
+    began, resumed = time.perf_counter(), (workdir / PLAN[0].name).exists()
     for planned in PLAN:
         train(_config(planned, workdir, scale), workdir / planned.name)
     _fine_tune(workdir, scale)
@@ -71,11 +71,11 @@ def run(workdir: Path, scale: float = 1.0) -> Path:
                 for p in PLAN
             ],
             "command": command,
-            "seconds": seconds,
+            "seconds": None if resumed else seconds,  # of all of it, or not at all
         },
     )
     path = report.write(workdir)
-    print(f"demo: {duration(seconds)} in all; report in {path}", flush=True)
+    print(f"demo: {duration(seconds)}{', resumed' if resumed else ' in all'}; report in {path}", flush=True)
     return path
 
 

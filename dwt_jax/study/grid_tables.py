@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dwt_jax.study.charts import number
 from dwt_jax.study.grid import END
 from dwt_jax.study.outcome import (
     AVERAGE,
@@ -26,6 +25,7 @@ from dwt_jax.study.paper import TABLE_1
 from dwt_jax.study.report import Reach
 from dwt_jax.study.statistics import Interval
 from dwt_jax.study.tables import Table, md, md_table
+from dwt_jax.train.metrics import number
 
 METHOD = (
     "± is the standard deviation over seeds. Intervals are of the difference to the arm that is named, "

@@ -3,6 +3,7 @@
 Read from the runs' own files; grid_page.py and grid_tables.py show it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,10 +151,10 @@ def judge(claim: Claim, grid: Grid, arms: Mapping[str, Measured]) -> Judged:
 
 
 def curve(measured: Measured) -> tuple[list[float], list[float], list[float]]:
-    """(steps, mean FLOPs, mean held-out loss) over the seeds, at the steps where all of them have a loss:
-    one that is not finite is null in the file."""
+    """(steps, mean FLOPs, mean held-out loss) over the seeds, at the steps where all of them have a finite
+    loss."""
     by_run = [
-        {record["step"]: record for record in run.evaluations if record["held_out_loss"] is not None}
+        {record["step"]: record for record in run.evaluations if math.isfinite(record["held_out_loss"])}
         for run in measured.runs.values()
     ]
     if not by_run:

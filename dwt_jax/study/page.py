@@ -3,6 +3,7 @@ from the runs is escaped."""
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,7 @@ def _levels(study: "Study") -> tuple[tuple[str, float], ...]:
         return {key: value for key, value in run.settings().items() if key.startswith(same)}
 
     teachers = [run for run in study.runs if run.role == "teacher" and measured(run) == measured(base)]
-    return tuple((f"{run.loss:.3f} {run.label}", run.loss) for run in teachers)
+    return tuple((f"{run.loss:.3f} {run.label}", run.loss) for run in teachers if math.isfinite(run.loss))
 
 
 def _curves(study: "Study") -> str:

@@ -169,7 +169,7 @@ def tasks_of(grid: Grid) -> list[finetuning.FineTune]:
     chosen = grid.finetuning
     if not chosen.config:
         return []
-    return finetuning.load_tasks(anywhere(chosen.config), ",".join(chosen.tasks), pairs(chosen.set))
+    return finetuning.load_tasks(anywhere(chosen.config), ",".join(chosen.tasks) or None, pairs(chosen.set))
 
 
 def plan(grid: Grid, workdir: Path, costs: bool) -> str:

@@ -6,6 +6,7 @@ page.py makes the HTML, charts.py draws.
 
 import dataclasses
 import itertools
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.evaluate.paired import paired_error
 from dwt_jax.files import whole_file
 from dwt_jax.study import page, tables
-from dwt_jax.train.metrics import read, spent
+from dwt_jax.train.metrics import measured, read, spent
 from dwt_jax.train.workdir import MAY_CHANGE, read_json
 
 NOT_COMPUTED = (
@@ -228,7 +229,7 @@ def _is_run(path: Path) -> bool:
 
 def _read_run(name: str, path: Path) -> Run:
     summary = read_json(path / "summary.json")
-    last = summary["held_out"]
+    last = summary["held_out"] = measured(summary["held_out"])
     by_step = {record["step"]: record for record in read(path / "evaluations.jsonl")}
     by_step.setdefault(summary["steps"], {**last, "step": summary["steps"]})
     return Run(
@@ -322,7 +323,9 @@ def _noise(runs: Sequence[Run], pair: Sequence[Run]) -> Noise | None:
     found = [
         Noise(max(run.loss for run in group) - min(run.loss for run in group), tuple(group))
         for group in groups
-        if len({run.config["seed"] for run in group}) > 1 and not _otherwise_unequal(group)
+        if len({run.config["seed"] for run in group}) > 1
+        and all(math.isfinite(run.loss) for run in group)
+        and not _otherwise_unequal(group)
     ]
     return max(found, key=lambda noise: noise.value, default=None)
 
@@ -344,6 +347,8 @@ def compare(run: Run, baseline: Run, noise: Noise | None) -> Comparison:
     verdict = "harmed" if difference > 0 else "helped"
     if fatal:
         verdict, why = "not comparable", f"the two differ in {', '.join(fatal)}"
+    elif not math.isfinite(difference):
+        verdict, why = "not comparable", "one of them is not a number"
     elif noise is None:
         verdict, why = "undecided", "no two runs differ by their seed alone, so the noise is unknown"
     elif abs(difference) <= noise.value:
@@ -360,6 +365,8 @@ def reach(evaluations: Sequence[Mapping[str, Any]], loss: float) -> Reach | None
     """Where the held-out loss first came down to `loss`; None: never."""
     before = None
     for record in evaluations:
+        if not math.isfinite(record["held_out_loss"]):
+            continue
         if record["held_out_loss"] <= loss:
             if before is None:
                 return Reach(record["step"], spent(record), at_most=True)

@@ -11,8 +11,7 @@ import numpy as np
 from dwt_jax.config_file import flatten
 from dwt_jax.finetune.tasks import hundredths
 from dwt_jax.study import charts
-from dwt_jax.study.charts import number
-from dwt_jax.train.metrics import total
+from dwt_jax.train.metrics import number, plus_minus, total
 
 if TYPE_CHECKING:  # report.py calls this file
     from dwt_jax.study.report import Comparison, Run, Study
@@ -47,7 +46,8 @@ def findings(comparison: "Comparison", study: "Study") -> list[str]:
     run, base = comparison.run, study.baseline
     assert base is not None  # a comparison has one
     if comparison.verdict == "not comparable":
-        return [f"Held-out loss {run.loss:.4f}; the student alone has {base.loss:.4f}, but {comparison.why}."]
+        losses = f"Held-out loss {number(run.loss, 4)}; the student alone has {number(base.loss, 4)}"
+        return [f"{losses}, but {comparison.why}."]
     side = "above" if comparison.difference > 0 else "below"
     error = ""
     if comparison.error is not None and run.documents is not None:
@@ -170,13 +170,13 @@ def results_table(study: "Study") -> Table:
     for run in study.runs:
         held_out, comparison = run.summary["held_out"], comparison_of(study, run)
         row = [run.label, _size(run), label_of(study, run.teacher), weights_words(run.config)]
-        row += [f"{run.summary['steps']:,}", f"{run.loss:.4f} ± {held_out['standard_error']:.4f}"]
+        row += [f"{run.summary['steps']:,}", plus_minus(run.loss, held_out["standard_error"])]
         if comparison is None or comparison.verdict == "not comparable":
             row += ["–", comparison.verdict if comparison else "–"]
         else:
             error = "" if comparison.error is None else f" ± {comparison.error:.4f}"
             row += [number(comparison.difference, 4, signed=True) + error, comparison.verdict]
-        row += [f"{held_out['perplexity']:,.2f}"]
+        row += [number(held_out["perplexity"], 2)]
         row += [f"{held_out[key]:.2%}".replace("%", " %") for key in ("top1_accuracy", "top5_accuracy")]
         rows.append(row)
     return Table(header, rows, words=4)
@@ -196,7 +196,7 @@ def costs_table(study: "Study") -> Table:
         else "teacher's and source's own training",
         "all in all",
         "against alone",
-        "seconds",
+        "seconds of the last process",
         "tokens/s",
         "skipped updates",
     ]

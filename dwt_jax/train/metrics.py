@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from dwt_jax.config import Train
 from dwt_jax.errors import UserError
-from dwt_jax.files import whole_file
+from dwt_jax.files import json_text, whole_file
 from dwt_jax.parallel import talk
 
 
@@ -51,9 +51,24 @@ def line(record: dict[str, Any], steps: int, eta: float) -> str:
     return "  ".join([*parts, f"ETA {duration(eta)}"])
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite becomes null."""
-    return value if not isinstance(value, float) or math.isfinite(value) else None
+def measured(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record from a JSON file, where null stands for what was not finite: NaN again."""
+    names = ("loss", "error", "perplexity", "norm")
+    return {
+        key: math.nan if value is None and key.endswith(names) else value for key, value in record.items()
+    }
+
+
+def number(value: float, decimals: int, signed: bool = False) -> str:
+    """With thousands separated, and a real minus sign; '–' for what is not finite."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{round(value, decimals) + 0.0:{'+' if signed else ''},.{decimals}f}".replace("-", "−")
+
+
+def plus_minus(value: float, error: float) -> str:
+    """'5.7792 ± 0.0140'; of one document the error is not known."""
+    return f"{number(value, 4)} ± {error:.4f}" if math.isfinite(error) else number(value, 4)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -68,13 +83,13 @@ def read(path: Path) -> list[dict[str, Any]]:
             break
         if not isinstance(record, dict) or "step" not in record:
             raise UserError(f"{path}: holds {text[:60]!r}, expected records that dwt wrote")
-        records.append(record)
+        records.append(measured(record))
     return records
 
 
 def keep_until(path: Path, step: int) -> None:
     """Drop the records after `step` (and a torn last line) of a file that is to be appended to."""
-    kept = [json.dumps(record) + "\n" for record in read(path) if record["step"] <= step]
+    kept = [json_text(record) + "\n" for record in read(path) if record["step"] <= step]
     with whole_file(path) as partial:
         partial.write_text("".join(kept))
 
@@ -150,16 +165,15 @@ class Recorder:
             self._bar.update(record["step"] - self._bar.n)
 
     def _write(self, file: TextIO, record: dict[str, Any]) -> None:
-        written = {key: _finite(value) for key, value in record.items()}
-        file.write(json.dumps(written) + "\n")
+        file.write(json_text(record) + "\n")
         for write in self._writers:
-            write(written)
+            write({key: x for key, x in record.items() if not isinstance(x, float) or math.isfinite(x)})
 
     def evaluation(self, record: dict[str, Any]) -> None:
         if self._file is not None:
             self._write(self._evaluations, record)
-        loss, error = record["held_out_loss"], record["standard_error"]
-        self.say(f"step {record['step']}: held-out loss {loss:.4f} ± {error:.4f}")
+        loss = plus_minus(record["held_out_loss"], record["standard_error"])
+        self.say(f"step {record['step']}: held-out loss {loss}")
 
     def say(self, text: str) -> None:
         """A line for whoever watches, above the bar if there is one."""

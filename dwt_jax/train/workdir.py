@@ -20,7 +20,7 @@ from dwt_jax.config import Config, Model
 from dwt_jax.config_file import build, flatten, to_dict
 from dwt_jax.data.tokenizer import copy_files
 from dwt_jax.errors import UserError
-from dwt_jax.files import building, read_object, whole_file
+from dwt_jax.files import building, json_text, read_object, whole_file
 
 MAY_CHANGE = (
     "mesh.",
@@ -53,7 +53,7 @@ class Loaded(NamedTuple):
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(json_text(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -146,11 +146,10 @@ def claim_checkpoints(workdir: Path, config: Config, identity: Mapping[str, Any]
             )
         if there is None and inside:
             raise UserError(f"{place}: holds files but no run, expected an empty train.checkpoint_path")
-        if any(name.isdecimal() for name in inside):
-            assert there is not None
+        if there is not None:  # even if it saved nothing yet: it may be running
             theirs = _told(build(there["config"]), there["run"])
             _refuse_another(place, theirs, _told(config, identity), MAY_CHANGE)
-        elif there != told:  # new, or of a run that never saved anything
+        else:
             place.mkdir(parents=True, exist_ok=True)
             if "://" in str(place):  # where a file is whole or absent by itself
                 record.write_text(json.dumps(told, indent=2) + "\n")
@@ -187,6 +186,7 @@ def locked(workdir: Path) -> Iterator[None]:
         raise UserError(f"{workdir}: is a file, expected a directory for --workdir")
     made = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
+    before = {child.name for child in workdir.iterdir()}
     with open(workdir / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,7 +195,7 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [child.name for child in workdir.iterdir()] == [".lock"]:  # refused before it was claimed
+            if {child.name for child in workdir.iterdir()} == before | {".lock"} != before:  # refused
                 (workdir / ".lock").unlink()
                 if made:
                     workdir.rmdir()
