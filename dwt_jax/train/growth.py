@@ -41,8 +41,8 @@ def grow(run_path: str, config: Config, out: Path, step: int | None, moments: Mo
     newest) of the run `run_path`, grown to config's `model` by config's `init`.
 
     moments: what becomes of the optimiser's, see remap.moments.remap_state. Raises UserError, and
-    leaves nothing, for another seed, data, masks or batch size, for a `train.steps` that lies
-    behind, and for what the method cannot do.
+    leaves nothing (but run.json in a train.checkpoint_path), for another seed, data, masks or batch
+    size, for a `train.steps` that lies behind, and for what the method cannot do.
     """
     out = new_place(out)
     old, state, step = _restored(Path(run_path).expanduser(), config, step)

@@ -151,7 +151,7 @@ def _step(spec: Spec, state, teacher_params, batch, knobs, seed, old=None):
     )
     norm = optax.global_norm(gradient)
     # Known before the update, so that all of it is one pass over memory. An update is finite where these
-    # are: Adam's direction is bounded whatever the gradient, learning rate and ε by config.py.
+    # are: config.py bounds the learning rate, β₁, β₂, ε and the decay. That it is sensible, nobody promises.
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     update, opt_state = optimizers.make(spec.optimizer).update(gradient, state["opt_state"], params)
     if "rewarmed" in share:
