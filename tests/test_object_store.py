@@ -181,6 +181,11 @@ def test_a_refused_run_claims_nothing(config, tmp_path):
     assert relative.returncode == 2
     assert "expected a whole path" in relative.stderr
     assert not (tmp_path / "b").exists()
+    assert dwt(*base, place, f"--workdir={tmp_path / 'c'}").returncode == 0
+    (tmp_path / "place" / "run.json").unlink()
+    lost = dwt(*base, place, f"--workdir={tmp_path / 'c'}")
+    assert lost.returncode == 2
+    assert "has nothing of the run in" in lost.stderr
 
 
 def test_a_grown_run_wants_a_place_without_checkpoints(config, tmp_path):

@@ -269,14 +269,24 @@ def test_helped_harmed_undecided(tmp_path):
     assert "That is two seeds, a rough measure" in page
 
 
-def test_undecided_within_two_standard_errors_though_beyond_the_noise(tmp_path):
+def test_of_several_noises_the_largest_counts(tmp_path):
+    make_study(tmp_path, plan=False)
+    write_run(tmp_path / "normal-seed1", config_of(seed=1, teacher="demo/teacher"), curve(5.581))
+    noise = report.gather(tmp_path).noise
+    assert noise.value == pytest.approx(0.031)
+    assert {run.name for run in noise.runs} == {"normal", "normal-seed1"}
+
+
+@pytest.mark.parametrize("scatter", [0, 1])
+def test_undecided_within_two_standard_errors_though_beyond_the_noise(tmp_path, scatter):
     write_run(tmp_path / "alone", config_of(), curve(5.6), documents(5.6, 1))
     write_run(tmp_path / "alone-again", config_of(seed=1), curve(5.601))
     loss, count = documents(5.59, 2)
-    scattered = loss + count * np.random.default_rng(3).normal(0, 1, len(count))
+    scattered = loss + count * np.random.default_rng(3).normal(0, scatter, len(count))
     write_run(tmp_path / "taught", config_of(teacher="elsewhere"), curve(5.59), (scattered, count))
     comparison = comparisons_of(tmp_path)["taught"]
     assert abs(comparison.difference) < 2 * comparison.error
+    assert (abs(comparison.difference) > comparison.error) == (scatter == 0)  # both sides of one error
     assert comparison.verdict == "undecided"
     (tmp_path / "taught" / "documents.npz").unlink()
     assert comparisons_of(tmp_path)["taught"].verdict == "helped"

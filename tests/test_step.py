@@ -17,6 +17,7 @@ from dwt_jax.config import Mesh as MeshSizes
 from dwt_jax.convert.huggingface import to_tensors
 from dwt_jax.data.masking import Tokens, mask_rows, row_keys
 from dwt_jax.distill.head import Knobs
+from dwt_jax.distill.objective import Sums
 from dwt_jax.model import functional
 from dwt_jax.model.products import Numerics
 from dwt_jax.parallel.mesh import make_mesh, shardings
@@ -375,6 +376,13 @@ def test_the_gradient_is_the_slope_of_the_whole_objective(tiny, teacher_model, t
 
 def behind_of(gap, weight, beaten_at=-1):
     return {"gap": jnp.float32(gap), "weight": jnp.float32(weight), "beaten_at": jnp.int32(beaten_at)}
+
+
+def test_what_is_not_finite_is_no_part_of_the_running_gap(tiny, teacher_model):
+    made = spec(tiny, teacher_model, soft=Schedule("until_beaten"))
+    sums = Sums.zeros()._replace(hard=jnp.float32(jnp.nan), predictions=jnp.float32(5))
+    before = behind_of(0.5, 0.9)
+    assert steps._behind(before, sums, jnp.bool_(False), jnp.int32(7), made) == before
 
 
 def test_until_beaten_lowers_the_weight_and_stays_at_zero(tiny, teacher_model, params, teacher, randomised):
