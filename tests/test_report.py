@@ -414,6 +414,17 @@ def test_fine_tunings_beside_the_runs_are_told(tmp_path):
     assert "90.00" not in page
 
 
+def test_what_auto_came_to_is_compared(tmp_path):
+    make_study(tmp_path)
+    path = tmp_path / "normal" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "compute": "bfloat16"}))
+    [found] = [one for one in report.gather(tmp_path).comparisons if one.run.name == "normal"]
+    assert found.unequal == ("computed in",)
+    text = report.write(tmp_path).with_suffix(".md").read_text()
+    assert "| compute type | differs | computed in = " in text
+    assert f"bfloat16 ({LABELS['normal']})" in text
+
+
 def test_without_a_plan_roles_are_found(tmp_path):
     study = report.gather(make_study(tmp_path / "demo", plan=False))
     assert {run.name: run.role for run in study.runs if run.role == "teacher"} == {"teacher": "teacher"}

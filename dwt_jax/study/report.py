@@ -30,6 +30,7 @@ NOT_COMPUTED = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",
+    "precision.compute",  # `computed in` is what it came to
 )
 """Keys that do not change what a run computes: runs may differ in them and be equal."""
 
@@ -89,6 +90,7 @@ class Run:
             **flatten(self.config),
             **identity,
             "held-out predictions": self.summary["held_out"].get("predictions"),
+            "computed in": self.summary.get("compute", self.config["precision"]["compute"]),
         }
 
 

@@ -238,7 +238,7 @@ EQUAL = {
     "student's size": ("model.",),
     "masks": ("mask.",),
     "optimizer and learning rate": ("optimizer.",),
-    "compute type": ("precision.",),
+    "compute type": ("computed in",),
     "device": ("device",),
 }
 
@@ -252,7 +252,6 @@ def equal_table(study: "Study") -> Table:
         "student's size": _size(students[0]),
         "masks": f"{_percent(config['mask']['rate'])} of the tokens",
         "optimizer and learning rate": schedule_words(config["optimizer"]["learning_rate"]),
-        "compute type": config["precision"]["compute"],
     }
     rows = []
     for name, prefixes in EQUAL.items():

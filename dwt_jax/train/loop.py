@@ -342,6 +342,7 @@ def finish(
         "data": _data_sizes(run),
         "versions": {"dwt_jax": __version__, "jax": jax.__version__},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "compute": str(run.numerics.compute),  # what precision.compute=auto came to
     }
     params = whole(annealed(run, state["params"], steps))
 
