@@ -148,7 +148,7 @@ def _flops(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share * 100:.3g} %" if share < 10 else f"{share * 100:,.0f} %"
+    return f"{share * 100:.3g} %" if share < 9.995 else f"{share * 100:,.0f} %"
 
 
 def _size(run: "Run") -> str:
