@@ -240,6 +240,7 @@ def here(monkeypatch):
 TEACHER = {"distill.preset": "paper_normal", "train.batch_size": "8"}
 
 
+@pytest.mark.slow
 def test_the_real_step_is_compiled_and_its_arguments_are_known(config, here):
     """Parameters and two moments in fp32, the teacher in bf16, ids in 16 bits, segments in 8."""
     goal = aheads.target(load(config, {**TEACHER, "teacher.path": config}), "one:1")
@@ -264,6 +265,7 @@ def test_the_real_step_is_compiled_and_its_arguments_are_known(config, here):
     assert not aheads.ahead(tight, 8).fits
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_the_type_that_is_computed_in(config, here):
     goal = aheads.target(load(config, {"precision.compute": "float32"}), "one:1")
     found = aheads.ahead(goal, 8)

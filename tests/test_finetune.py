@@ -113,6 +113,7 @@ def test_batches_of_like_length(models):
     assert tuple(alone[0]) == seen[5, 1]
 
 
+@pytest.mark.slow
 def test_batches_of_like_length_train_with_less_padding(models, task, tmp_path, monkeypatch):
     padded, real = {}, batches.gather
     for grouped in (False, True):
@@ -335,6 +336,7 @@ def traced(config, model, workdir):
     return dict(steps.TRACES)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_give_what_they_give_alone(models, task, tmp_path):
     """As long as batches have one length, which dropout depends on."""
     found = {}

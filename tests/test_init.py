@@ -290,6 +290,7 @@ def test_the_share_of_annealing_in_closed_form(anneal):
         assert found[-1] == 1
 
 
+@pytest.mark.slow
 def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
     """The same parameters, each part where it belongs, as on one device."""
     overrides = grown(project, "masked", WIDER, DEEPER, STILL, train__steps="1", init__rewarm="0.5")

@@ -55,6 +55,7 @@ def test_its_steps_are_those_of_the_run(project):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_methods_are_ranked_and_refused(project):
     """Twice the steps from what the source has learned: the copy that is exact leads, random is last."""
     sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}

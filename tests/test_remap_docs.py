@@ -50,6 +50,7 @@ def agree(written, found):
             assert abs(math.log10(number / value)) < 1, key
 
 
+@pytest.mark.slow
 def test_the_table_is_what_the_command_computes():
     benchmark = command()
     agree(cells(benchmark.between(PAGE)[1]), cells(benchmark.markdown(benchmark.compute())))

@@ -191,7 +191,10 @@ def test_tfds_seen_adds_up(tiny_tfds):
     ("options", "says"),
     [
         ({"path": "nonesuch"}, "tfds 'nonesuch'.*expected a dataset that was prepared"),
-        ({"path": "glue/rte"}, "tfds 'glue/rte': nothing is prepared in .*rte.*, expected a dataset there"),
+        (
+            {"path": "glue/rte"},
+            "tfds 'glue/rte', split 'train': nothing in .*, expected a dataset there",
+        ),
         ({"path": "tiny", "field": "texts"}, "no field 'texts'; did you mean 'text'"),
         ({"path": "tiny", "field": "n"}, "field 'n' is a .*, expected text"),
         ({"path": "tiny", "split": "test"}, "split 'test': Unknown split"),

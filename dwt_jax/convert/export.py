@@ -75,13 +75,14 @@ def _card(path: Path, loaded: Loaded) -> str:
         step = config.train.steps if loaded.step is None else loaded.step
         if (workdir / "summary.json").exists() and step == config.train.steps:
             summary = read_json(workdir / "summary.json")
-            summary["held_out"] = measured(summary["held_out"])
         else:
             found = [record for record in read(workdir / "evaluations.jsonl") if record["step"] == step]
             summary = {"held_out": found[-1]} if found else {}
         try:
+            if summary:
+                summary["held_out"] = measured(summary["held_out"])
             return card.of_run(config, heads, summary, step)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{workdir}: summary.json or evaluations.jsonl is damaged ({type(error).__name__}: {error}), "
                 "expected what dwt wrote"

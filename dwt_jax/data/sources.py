@@ -237,8 +237,8 @@ def open_tfds(source: Source) -> tuple[Any, int]:
             builder = tfds.builder(source.path, data_dir=source.data_dir or None)
         if not builder.data_path.exists():  # what TFDS says then is a list of guesses
             raise UserError(
-                f"tfds '{source.path}': nothing is prepared in {builder.data_path}, expected a dataset there "
-                "(or another data_dir), prepared with file_format='array_record'"
+                f"tfds '{source.path}', split '{source.split}': nothing in {builder.data_path}, expected a "
+                "dataset there (or another data_dir), prepared with file_format='array_record'"
             )
         examples = builder.as_data_source(split=source.split)
         return examples, int(builder.info.splits[source.split].num_bytes or 0)

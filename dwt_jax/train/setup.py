@@ -95,8 +95,10 @@ def _allowed(config: Config, workdir: Path) -> Config:
         raise UserError(f"config: platform is {config.platform!r}, but JAX found none: {reason}") from None
     if config.platform not in ("any", found):
         raise UserError(f"config: platform is {config.platform!r}, but JAX found {found!r}")
-    for key, path in (("teacher.path", config.teacher.path), ("init.from", config.init.from_)):
-        if path and not Path(path).expanduser().is_dir():  # told before a corpus is prepared
+    source = "" if config.init.step else config.init.from_  # of a run that is grown, a record
+    for key, path in (("teacher.path", config.teacher.path), ("init.from", source)):
+        new = not (workdir / "config.json").exists()
+        if new and path and not Path(path).expanduser().is_dir():  # told before a corpus is prepared
             raise UserError(f"config: {key}: {path}: no such directory, expected a model or run directory")
     if config.train.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(
