@@ -86,7 +86,8 @@ def _told(config: Config) -> dict[str, Any]:
 
 def _allowed(config: Config, workdir: Path) -> Config:
     """The config, with the `init` of a run that is there, if this machine can do it."""
-    if (workdir / "config.json").exists():
+    resumed = (workdir / "config.json").exists()
+    if resumed:
         config = _as_grown(config, workdirs.config_of(workdir).init)
     try:
         found = jax.default_backend()
@@ -97,8 +98,7 @@ def _allowed(config: Config, workdir: Path) -> Config:
         raise UserError(f"config: platform is {config.platform!r}, but JAX found {found!r}")
     source = "" if config.init.step else config.init.from_  # of a run that is grown, a record
     for key, path in (("teacher.path", config.teacher.path), ("init.from", source)):
-        new = not (workdir / "config.json").exists()
-        if new and path and not Path(path).expanduser().is_dir():  # told before a corpus is prepared
+        if path and not resumed and not Path(path).expanduser().is_dir():  # told before a corpus is prepared
             raise UserError(f"config: {key}: {path}: no such directory, expected a model or run directory")
     if config.train.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(

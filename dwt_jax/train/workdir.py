@@ -136,25 +136,24 @@ def claim_checkpoints(workdir: Path, config: Config, identity: Mapping[str, Any]
         return
     place = checkpoint_place(workdir, config)
     record = place / "run.json"
-    told = {"config": to_dict(config), "run": dict(identity)}
     with reached(place):
         there = json.loads(record.read_text()) if record.exists() else None
-        inside = {child.name for child in place.iterdir()} if place.exists() else set()
-        if there is None and (workdir / "config.json").exists():
-            raise UserError(
-                f"{place}: has nothing of the run in {workdir} any more, expected its checkpoints"
-            )
-        if there is None and inside:
-            raise UserError(f"{place}: holds files but no run, expected an empty train.checkpoint_path")
         if there is not None:  # even if it saved nothing yet: it may be running
             theirs = _told(build(there["config"]), there["run"])
             _refuse_another(place, theirs, _told(config, identity), MAY_CHANGE)
+            return
+        if (workdir / "config.json").exists():
+            raise UserError(
+                f"{place}: has nothing of the run in {workdir} any more, expected its checkpoints"
+            )
+        if place.exists() and any(place.iterdir()):
+            raise UserError(f"{place}: holds files but no run, expected an empty train.checkpoint_path")
+        told = {"config": to_dict(config), "run": dict(identity)}
+        place.mkdir(parents=True, exist_ok=True)
+        if "://" in str(place):  # where a file is whole or absent by itself
+            record.write_text(json.dumps(told, indent=2) + "\n")
         else:
-            place.mkdir(parents=True, exist_ok=True)
-            if "://" in str(place):  # where a file is whole or absent by itself
-                record.write_text(json.dumps(told, indent=2) + "\n")
-            else:
-                write_json(Path(record), told)
+            write_json(Path(record), told)
 
 
 @contextmanager
