@@ -1,0 +1,113 @@
+"""Check that a change of the code changes no number.
+
+    python benchmarks/digests.py --workdir=/tmp/before --out=before.json   # in the checkout before
+    python benchmarks/digests.py --workdir=/tmp/after --expect=before.json # in the one after
+
+Runs, on one CPU device in fp32, the shortened demo (a teacher, students, fine-tunings), a run grown in
+its middle, one with accumulation, dropout and packed options of the objective, and prints the SHA-256 of
+every model's tensors and the exact losses. The digests depend on the CPU and on the versions: compare
+on one machine. Exit status 1 if anything differs. benchmarks/results/digests.json holds the last record.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("jax", "flax", "optax", "numpy")
+SMALL = ["--config.train.steps=24", "--config.train.evaluate_every=8", "--config.train.checkpoint_every=8"]
+ACCUMULATED = [
+    "--config.train.accumulate=4",
+    "--config.model.hidden_dropout_prob=0.1",
+    "--config.model.attention_probs_dropout_prob=0.1",
+    "--config.mask.whole_word=True",
+    "--config.distill.alpha_soft.kind=until_beaten",
+    "--config.distill.alpha_soft.value=4",
+    "--config.distill.temperature.value=2",
+    "--config.distill.divergence=jensen_shannon",
+    "--config.distill.selection=entropy",
+    "--config.distill.tile=3",
+]
+GROWN = ["--config.model.num_hidden_layers=4", "--config.init.anneal=0.5", "--config.init.rewarm=0.3"]
+
+
+def dwt(*arguments: str) -> None:
+    """Run one command of this checkout."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    print("dwt", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "dwt_jax", *arguments], cwd=ROOT, env=environment, check=True)
+
+
+def run_all(workdir: Path) -> None:
+    """Run everything below `workdir`; what is finished there is not run again."""
+    demo, config = workdir / "demo", "--config=configs/demo.py:student"
+    dwt("demo", f"--workdir={demo}", "--scale=0.1")
+    teacher = f"--config.teacher.path={demo / 'teacher'}"
+    dwt("train", config, f"--workdir={workdir / 'accumulated'}", teacher, *SMALL, *ACCUMULATED)
+    dwt("train", config, f"--workdir={workdir / 'small'}", *SMALL)
+    for method, moments in (("stack", "carry"), ("masked", "asymmetric")):
+        out = workdir / f"grown-{method}"
+        if not out.exists():
+            growth = [f"--run={workdir / 'small'}", "--step=8", f"--method={method}", f"--moments={moments}"]
+            dwt("remap", config, f"--out={out}", *growth, *SMALL, *GROWN)
+        dwt("train", config, f"--workdir={out}", *SMALL, *GROWN)
+
+
+def tensors_digest(path: Path) -> str:
+    """SHA-256 of names, shapes and bytes of a safetensors file."""
+    digest = hashlib.sha256()
+    for name, array in sorted(load_file(path).items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def collect(workdir: Path) -> dict[str, Any]:
+    """{path below workdir: digest, or the numbers of a result file}."""
+    record: dict[str, Any] = {}
+    for path in sorted(workdir.rglob("model.safetensors")):
+        record[str(path.relative_to(workdir))] = tensors_digest(path)
+    for path in sorted(workdir.rglob("summary.json")):
+        summary = json.loads(path.read_text())
+        record[str(path.relative_to(workdir))] = {"held_out": summary["held_out"], "flops": summary["flops"]}
+    for path in sorted(workdir.rglob("results.json")):
+        record[str(path.relative_to(workdir))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return record
+
+
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="write the record here")
+    parser.add_argument("--expect", type=Path, help="compare with this record")
+    options = parser.parse_args()
+    run_all(options.workdir.resolve())
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    record = {"cpu": cpu_model(), "versions": versions, "digests": collect(options.workdir.resolve())}
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    if options.expect is None:
+        return 0
+    expected = json.loads(options.expect.read_text())["digests"]
+    different = [key for key in expected | record["digests"] if expected.get(key) != record["digests"].get(key)]
+    for key in different:
+        print(f"{key}: {record['digests'].get(key)}, expected {expected.get(key)}")
+    print(f"{len(expected) - len(different)} of {len(expected)} the same")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
