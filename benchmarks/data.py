@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dwt_jax.config import Data, Source, Tokenizer
-from dwt_jax.data import rows as data_rows
+from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.prepare import prepare
 
 # An assumption, not a measurement: a student of 6 x 768 with a teacher of 4 layers trains on half a million

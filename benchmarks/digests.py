@@ -37,7 +37,8 @@ ACCUMULATED = [
     "--config.distill.selection=entropy",
     "--config.distill.tile=3",
 ]
-GROWN = ["--config.model.num_hidden_layers=4", "--config.init.anneal=0.5", "--config.init.rewarm=0.3"]
+LARGER = ["--config.model.num_hidden_layers=4"]
+GROWN = ["--config.init.anneal=0.5", "--config.init.rewarm=0.3"]
 
 
 def dwt(*arguments: str) -> None:
@@ -58,8 +59,8 @@ def run_all(workdir: Path) -> None:
         out = workdir / f"grown-{method}"
         if not out.exists():
             growth = [f"--run={workdir / 'small'}", "--step=8", f"--method={method}", f"--moments={moments}"]
-            dwt("remap", config, f"--out={out}", *growth, *SMALL, *GROWN)
-        dwt("train", config, f"--workdir={out}", *SMALL, *GROWN)
+            dwt("remap", config, f"--out={out}", *growth, *SMALL, *LARGER, *GROWN)
+        dwt("train", config, f"--workdir={out}", *SMALL, *LARGER)
 
 
 def tensors_digest(path: Path) -> str:
@@ -85,7 +86,9 @@ def collect(workdir: Path) -> dict[str, Any]:
 
 def cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine()
+    )
 
 
 def main() -> int:
@@ -102,7 +105,9 @@ def main() -> int:
     if options.expect is None:
         return 0
     expected = json.loads(options.expect.read_text())["digests"]
-    different = [key for key in expected | record["digests"] if expected.get(key) != record["digests"].get(key)]
+    different = [
+        key for key in expected | record["digests"] if expected.get(key) != record["digests"].get(key)
+    ]
     for key in different:
         print(f"{key}: {record['digests'].get(key)}, expected {expected.get(key)}")
     print(f"{len(expected) - len(different)} of {len(expected)} the same")

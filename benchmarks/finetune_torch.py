@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 
 from dwt_jax.__main__ import _split_overrides
 from dwt_jax.finetune.config import load_tasks
-from dwt_jax.finetune.examples import read
+from dwt_jax.finetune.datasets import read
 from dwt_jax.finetune.metrics import scores
 
 

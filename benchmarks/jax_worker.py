@@ -14,19 +14,19 @@ options = parser.parse_args()
 answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)  # whatever a library prints must not get among the answers
 
-from dwt_jax.parallel import host  # noqa: E402
+from dwt_jax import runtime_env  # noqa: E402
 
-host.tune()
+runtime_env.tune()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from dwt_jax.config import Mesh  # noqa: E402
-from dwt_jax.config_file import build  # noqa: E402
-from dwt_jax.data.masking import Tokens  # noqa: E402
-from dwt_jax.model import functional  # noqa: E402
-from dwt_jax.parallel.mesh import make_mesh, replicated, rows_sharding, shardings  # noqa: E402
+from dwt_jax.config_loader import build  # noqa: E402
+from dwt_jax.distributed.mesh import make_mesh, replicated, rows_sharding, shardings  # noqa: E402
+from dwt_jax.models import bert  # noqa: E402
+from dwt_jax.objectives.masking import Tokens  # noqa: E402
 from dwt_jax.train.setup import numerics_of  # noqa: E402
 from dwt_jax.train.step import compiled, initial_state, spec_of  # noqa: E402
 
@@ -60,14 +60,12 @@ student, teacher = config(options.student), config(options.teacher).model
 numerics = numerics_of(student)
 mesh = make_mesh(Mesh(), options.rows)
 spec = spec_of(student, teacher, Tokens(30522, 103, (0, 100, 101, 102, 103)), numerics)
-fresh = jax.eval_shape(
-    lambda: initial_state(functional.init(student.model, jax.random.key(0)), student.optimizer)
-)
+fresh = jax.eval_shape(lambda: initial_state(bert.init(student.model, jax.random.key(0)), student.optimizer))
 state = jax.jit(
-    lambda: initial_state(functional.init(student.model, jax.random.key(0)), student.optimizer),
+    lambda: initial_state(bert.init(student.model, jax.random.key(0)), student.optimizer),
     out_shardings=shardings(fresh, mesh),
 )()
-teacher_params = functional.init(teacher, jax.random.key(1))
+teacher_params = bert.init(teacher, jax.random.key(1))
 teacher_params = jax.tree.map(lambda x: x.astype(numerics.compute), teacher_params)
 teacher_params = jax.device_put(teacher_params, shardings(teacher_params, mesh))
 random = np.random.default_rng(0)

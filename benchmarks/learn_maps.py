@@ -11,19 +11,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from dwt_jax.parallel import host
+from dwt_jax import runtime_env
 
-host.tune()
+runtime_env.tune()
 
 import jax  # noqa: E402
 
 from dwt_jax.config import Config  # noqa: E402
-from dwt_jax.config_file import load  # noqa: E402
-from dwt_jax.data.rows import open_rows  # noqa: E402
+from dwt_jax.config_loader import load  # noqa: E402
+from dwt_jax.data.dataset import open_rows  # noqa: E402
+from dwt_jax.runs.run_dir import load_model  # noqa: E402
 from dwt_jax.study.demo import config_path  # noqa: E402
-from dwt_jax.train.learn_maps import Settings, learn  # noqa: E402
+from dwt_jax.train.ligo_training import Settings, learn  # noqa: E402
 from dwt_jax.train.setup import Run, prepare_run  # noqa: E402
-from dwt_jax.train.workdir import load_model  # noqa: E402
 
 
 def student(size: str, seed: int) -> Config:

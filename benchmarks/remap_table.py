@@ -21,9 +21,9 @@ import numpy as np
 from dwt_jax.config import Model
 from dwt_jax.errors import UserError
 from dwt_jax.files import whole_file
-from dwt_jax.model import functional
-from dwt_jax.model.products import Numerics
-from dwt_jax.remap.engine import remap
+from dwt_jax.models import bert
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.remap.apply import remap
 from dwt_jax.remap.methods import METHODS
 
 DOCS = Path(__file__).parent.parent / "docs" / "remapping.md"
@@ -56,7 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
 NAMES = (*METHODS, "stack+hyperclone", "middle+net2net", "interleave+aki")
 
 
-def drawn(seed: int = 0) -> functional.Params:
+def drawn(seed: int = 0) -> bert.Params:
     """Float64 host arrays of SOURCE: matrices that keep the scale of what they multiply, norms and
     biases with a noise of 0.3."""
     random = np.random.default_rng(seed)
@@ -68,14 +68,14 @@ def drawn(seed: int = 0) -> functional.Params:
         by = 0.5 if name == "embedding" else like.shape[-1] ** -0.5
         return by * random.normal(size=like.shape)
 
-    return jax.tree_util.tree_map_with_path(leaf, functional.abstract(SOURCE))
+    return jax.tree_util.tree_map_with_path(leaf, bert.abstract(SOURCE))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def logits(params: functional.Params, model: Model, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+def logits(params: bert.Params, model: Model, tokens: jax.Array, segments: jax.Array) -> jax.Array:
     numerics = Numerics(np.dtype("float64"), np.dtype("float64"))
-    hidden = functional.encode(params, model, tokens, segments, numerics=numerics)
-    return functional.mlm_logits(params, model, hidden, numerics=numerics)
+    hidden = bert.encode(params, model, tokens, segments, numerics=numerics)
+    return bert.mlm_logits(params, model, hidden, numerics=numerics)
 
 
 def text() -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py            # compile what has no record yet, then the table
     python benchmarks/scaling.py --table    # the table alone, from the records
 
-Records are benchmarks/results/ahead/*.json, one `dwt compile --json` each, with command, versions and
+Records are benchmarks/results/aot/*.json, one `dwt compile --json` each, with command, versions and
 date. Needs requirements-tpu-compile.txt; one to six minutes each on two cores.
 """
 
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RECORDS = ROOT / "benchmarks" / "results" / "ahead"
+RECORDS = ROOT / "benchmarks" / "results" / "aot"
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- table: python benchmarks/scaling.py -->", "<!-- end of table -->"
 

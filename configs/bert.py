@@ -9,7 +9,7 @@ Data, masks and optimiser are those of configs/paper.py, but every sentence is k
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_file import beside
+from dwt_jax.config_loader import beside
 
 SIZES = {
     "base": (12, 768, 12),

@@ -16,7 +16,7 @@ Methods of width double it, those of depth double the layers, `masked` grows bot
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_file import beside
+from dwt_jax.config_loader import beside
 
 WIDER = ("random", "fna", "net2net", "aki", "hyperclone", "lemon")
 DEEPER = ("repeat_last", "stack", "stack_top", "interleave", "middle", "prefix", "ligo")

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from dwt_jax import __version__
 from dwt_jax.config import Config
+from dwt_jax.distributed.shutdown import kept
 from dwt_jax.errors import SaidElsewhere, UserError, did_you_mean
-from dwt_jax.train.signals import kept
 
 DONE, MISTAKE, RUN_ME_AGAIN, FAILED = 0, 2, 75, 1
 
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> int | None:
         options, overrides = _parse(sys.argv[1:] if arguments is None else list(arguments))
         if options.verb in ALONE:
-            from dwt_jax.parallel import processes
+            from dwt_jax.distributed import initialize
 
-            processes.refuse_several(options.verb)
+            initialize.refuse_several(options.verb)
         return options.run(options, overrides)
 
     return _ended(run)
@@ -146,11 +146,11 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace, _: dict[str, str]) -> int | None:
-    from dwt_jax.parallel import host
+    from dwt_jax import runtime_env
 
     if not 0 < options.scale <= 100:
         raise UserError(f"--scale is {options.scale}, expected more than 0 and at most 100")
-    host.tune()
+    runtime_env.tune()
     from dwt_jax.study import demo
 
     return _trained(lambda: demo.run(options.workdir, options.scale))
@@ -166,7 +166,7 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from dwt_jax.config_file import load
+    from dwt_jax.config_loader import load
     from dwt_jax.data.prepare import prepare
 
     if options.workers < 0:
@@ -184,33 +184,34 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 @kept()  # jax and the rest take seconds to be imported
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
-    from dwt_jax.config_file import load
-    from dwt_jax.parallel import host, processes, talk
+    from dwt_jax import runtime_env
+    from dwt_jax.config_loader import load
+    from dwt_jax.distributed import coordination, initialize
 
     def read() -> Config:
         config = load(options.config, overrides)
-        processes.refuse_platform(config.platform)
+        initialize.refuse_platform(config.platform)
         return config
 
-    config = None if processes.explicit() else read()  # a mistake is told before jax is imported
-    host.tune()
+    config = None if initialize.explicit() else read()  # a mistake is told before jax is imported
+    runtime_env.tune()
 
     def run() -> None:
         from dwt_jax.train.loop import train
 
-        summary = train(config or talk.together(read), options.workdir)
-        talk.say(
+        summary = train(config or coordination.together(read), options.workdir)
+        coordination.say(
             f"{options.workdir}: held-out loss {summary['held_out']['held_out_loss']:.4f}, "
             f"model in {options.workdir / 'model'}"
         )
 
-    return processes.run(lambda: _ended(lambda: _trained(run)))
+    return initialize.run(lambda: _ended(lambda: _trained(run)))
 
 
 def _trained(run: Callable[[], Any]) -> int | None:
     """Call what trains, with its ways of ending early as exit statuses."""
-    from dwt_jax.parallel.talk import Ended, index
-    from dwt_jax.train.signals import Failed, Stopped
+    from dwt_jax.distributed.coordination import Ended, index
+    from dwt_jax.distributed.shutdown import Failed, Stopped
 
     try:
         run()
@@ -236,12 +237,12 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
-    from dwt_jax.parallel import host
+    from dwt_jax import runtime_env
 
-    host.tune()
-    from dwt_jax.evaluate.command import evaluate
+    runtime_env.tune()
+    from dwt_jax.eval.evaluate_model import evaluate
     from dwt_jax.files import json_text
-    from dwt_jax.train.metrics import number, plus_minus
+    from dwt_jax.runs.metric_writer import number, plus_minus
 
     found = evaluate(options.model, options.data, options.batch_size)
     if options.json:
@@ -271,10 +272,10 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
-    from dwt_jax.parallel import host
+    from dwt_jax import runtime_env
 
-    host.tune()
-    from dwt_jax.convert.export import export
+    runtime_env.tune()
+    from dwt_jax.runs.export import export
 
     name = export(options.model, options.step, options.out, options.dtype, options.encoder_only)
     print(f"{name} in {options.out}")
@@ -315,9 +316,9 @@ def _remap_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from dwt_jax.remap import verb
+    from dwt_jax.growth import dispatch
 
-    verb.run(options, overrides)
+    dispatch.run(options, overrides)
 
 
 def _compile_options(parser: argparse.ArgumentParser) -> None:
@@ -331,13 +332,13 @@ def _compile_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compile(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from dwt_jax.config_file import load
-    from dwt_jax.parallel import host
+    from dwt_jax import runtime_env
+    from dwt_jax.config_loader import load
 
     config = load(options.config, overrides)
-    host.tune()
-    host.without_devices()
-    from dwt_jax.parallel.ahead_command import command
+    runtime_env.tune()
+    runtime_env.without_devices()
+    from dwt_jax.aot.report import command
 
     return command(config, options.topology, options.json, options.max_batch)
 
@@ -354,17 +355,17 @@ def _finetune_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
-    from dwt_jax.config_file import config_path
+    from dwt_jax import runtime_env
+    from dwt_jax.config_loader import config_path
     from dwt_jax.finetune.config import load_tasks
-    from dwt_jax.parallel import host
 
     todo = load_tasks(options.config or str(config_path("glue.py")), options.task, overrides)
-    host.tune()
+    runtime_env.tune()
 
     def run() -> None:
-        from dwt_jax.finetune import command
+        from dwt_jax.finetune import runner
 
-        print(command.table(command.finetune(todo, options.model, options.workdir, options.step)))
+        print(runner.table(runner.finetune(todo, options.model, options.workdir, options.step)))
 
     return _trained(run)
 
@@ -381,21 +382,21 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _study(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
-    from dwt_jax.study import grid, queue
+    from dwt_jax.study import runner, sweep
 
-    study = grid.load(options.config, overrides)
+    study = sweep.load(options.config, overrides)
     if options.list or options.dry_run:
-        print(queue.plan(study, options.workdir, costs=options.dry_run))
+        print(runner.plan(study, options.workdir, costs=options.dry_run))
         return None
-    from dwt_jax.parallel import host
+    from dwt_jax import runtime_env
 
-    host.tune()
+    runtime_env.tune()
 
     def run() -> None:
-        if queue.run(study, options.workdir, options.index):
-            from dwt_jax.study import grid_page
+        if runner.run(study, options.workdir, options.index):
+            from dwt_jax.study import sweep_html
 
-            print(f"report in {grid_page.write(options.workdir)}")
+            print(f"report in {sweep_html.write(options.workdir)}")
 
     return _trained(run)
 
@@ -407,9 +408,9 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace, _: dict[str, str]) -> None:
-    from dwt_jax.study import grid_file, grid_page, report
+    from dwt_jax.study import manifest, report, sweep_html
 
-    write = grid_page.write if (options.workdir / grid_file.NAME).exists() else report.write
+    write = sweep_html.write if (options.workdir / manifest.NAME).exists() else report.write
     print(f"report in {write(options.workdir, options.out)}")
 
 

@@ -24,7 +24,7 @@ class Schedule:
     - warmup_stable_decay: the same as linear; says that `begin` is meant to be late
     - steps: `value` before `begin`, `end` from there on (two stages)
     - until_beaten (for `distill.alpha_soft` alone): `value` times how far the student's
-      smoothed hard loss still lies above the teacher's (see distill/schedules.py)
+      smoothed hard loss still lies above the teacher's (see objectives/schedules.py)
     """
 
     kind: Literal["constant", "linear", "cosine", "warmup_stable_decay", "steps", "until_beaten"] = "constant"

@@ -1,5 +1,5 @@
 # Sourced by the other scripts on the machine that trains. Python sets what holds everywhere by itself
-# (dwt_jax/parallel/host.py); here is what depends on where it runs. What is set already wins.
+# (dwt_jax/runtime_env.py); here is what depends on where it runs. What is set already wins.
 # shellcheck shell=bash
 
 # Logs in the order in which things happened, also when they end in a file.

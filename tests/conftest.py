@@ -15,9 +15,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # else it is that of the process th
     _cache = tempfile.TemporaryDirectory(prefix="dwt-tests-")
     os.environ["DWT_CACHE"] = _cache.name
 
-from dwt_jax.parallel import host
+from dwt_jax import runtime_env
 
-host.tune()  # as the command line does: a run here and one in a process of its own must agree bitwise
+runtime_env.tune()  # as the command line does: a run here and one in a process of its own must agree bitwise
 
 import json
 from pathlib import Path
@@ -117,7 +117,7 @@ def tiny():
 def randomised():
     """randomised(model, seed) → parameters with no zero bias and no norm of one, so that a leaf in
     the wrong place shows. Padding of the vocabulary too: it must not matter."""
-    from dwt_jax.model import functional
+    from dwt_jax.models import bert as models_bert
 
     def make(model, seed=0):
         random = np.random.default_rng(seed)
@@ -127,7 +127,7 @@ def randomised():
             x = 1 + 0.2 * x if path[-1].key == "scale" else 0.15 * x
             return jax.numpy.asarray(x, jax.numpy.float32)
 
-        return jax.tree_util.tree_map_with_path(leaf, functional.abstract(model))
+        return jax.tree_util.tree_map_with_path(leaf, models_bert.abstract(model))
 
     return make
 
@@ -137,7 +137,7 @@ def torch_bert():
     """torch_bert(params, model, dtype) → the BertForMaskedLM of transformers, in eval mode."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from dwt_jax.convert.huggingface import to_tensors
+    from dwt_jax.hf.checkpoint import to_tensors
 
     def make(params, model, dtype=torch.float32):
         config = transformers.BertConfig(

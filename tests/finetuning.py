@@ -3,7 +3,7 @@
 import json
 import random
 
-from dwt_jax.config_file import construct
+from dwt_jax.config_loader import construct
 from dwt_jax.data import tokenizer
 from dwt_jax.finetune.config import FineTune, check
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from dwt_jax.convert.weights import open_weights
 from dwt_jax.errors import UserError
+from dwt_jax.hf.tensor_files import open_weights
 
 torch = pytest.importorskip("torch")
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 from scipy.special import erf
 
-from dwt_jax.model import functional
+from dwt_jax.models import bert
 
 
 def parameters(model, seed=0, dtype=np.float64, heads=("mlm",)):
@@ -19,7 +19,7 @@ def parameters(model, seed=0, dtype=np.float64, heads=("mlm",)):
             return random.uniform(0.4, 1.6, like.shape).astype(dtype)
         return ((path[-1].key == "scale") + scale * x).astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, functional.abstract(model, heads, labels=3))
+    return jax.tree_util.tree_map_with_path(leaf, bert.abstract(model, heads, labels=3))
 
 
 def batch(model, rows=3, length=9, seed=1, types=None):

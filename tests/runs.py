@@ -54,7 +54,7 @@ def write_corpus(path: Path, documents: int = 120, seed: int = 0) -> None:
 
 def prepared_project(folder: Path) -> str:
     """`make_project` with its rows prepared: the config with them as its argument."""
-    from dwt_jax.config_file import load
+    from dwt_jax.config_loader import load
     from dwt_jax.data.prepare import prepare
 
     config = make_project(folder)

@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import dwt, environment, make_project
 
+from dwt_jax import runtime_env
 from dwt_jax.__main__ import main
-from dwt_jax.config_file import load
+from dwt_jax.aot import accelerators, hlo, report
+from dwt_jax.aot import compile as aheads
+from dwt_jax.aot.gpu_targets import description
+from dwt_jax.config_loader import load
 from dwt_jax.errors import UserError
-from dwt_jax.parallel import ahead as aheads
-from dwt_jax.parallel import ahead_command, chips, hlo, host
-from dwt_jax.parallel.gpus import description
-from dwt_jax.train import flops
+from dwt_jax.models import flops
 
 OVERFLOW = (  # of libtpu 0.0.52 for v5e:2x2, as it came
     "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for "
@@ -142,7 +143,7 @@ def test_what_a_program_sends_on_eight_devices():
     program = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from dwt_jax.parallel import hlo
+from dwt_jax.aot import hlo
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 def step(w, x):
     grad = jax.grad(lambda w, x: jnp.tanh(x @ w).sum())
@@ -175,7 +176,7 @@ print([tuple(each) for each in hlo.collectives(program.as_text())])
     ],
 )
 def test_topologies(topology, name, count):
-    chip, found = chips.parse(topology)
+    chip, found = accelerators.parse(topology)
     assert (chip.name, found) == (name, count)
 
 
@@ -196,14 +197,14 @@ def test_topologies(topology, name, count):
 )
 def test_topologies_that_are_none(topology, says):
     with pytest.raises(UserError, match=says):
-        chips.parse(topology)
+        accelerators.parse(topology)
 
 
 def test_peaks_are_those_that_runs_are_measured_by():
     """One number a chip, though a device calls itself otherwise there."""
     kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}
     kinds |= {"h100": "NVIDIA H100", "h200": "NVIDIA H200"}
-    assert {name: chip.flops for name, chip in chips.CHIPS.items()} == {
+    assert {name: chip.flops for name, chip in accelerators.CHIPS.items()} == {
         name: flops.PEAKS[kind] for name, kind in kinds.items()
     }
 
@@ -213,7 +214,7 @@ def test_a_gpu_has_the_memory_that_the_launch_scripts_let_jax_take():
     text = (Path(__file__).parent.parent / "launch" / "env.sh").read_text()
     share = float(re.search(r"MEM_FRACTION:-([.\d]+)", text)[1])
     for name, there in (("h100", 79.1), ("h200", 139.8)):
-        assert chips.CHIPS[name].memory == pytest.approx(share * there * 2**30)
+        assert accelerators.CHIPS[name].memory == pytest.approx(share * there * 2**30)
 
 
 def test_the_sizes_of_an_overflow():
@@ -234,7 +235,9 @@ def here(monkeypatch):
         return np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
 
     monkeypatch.setattr(aheads, "_devices", devices)
-    monkeypatch.setitem(chips.CHIPS, "one", chips.Chip("one", "cpu", 1e11, 2**30, 1e10, 1e9, (1,)))
+    monkeypatch.setitem(
+        accelerators.CHIPS, "one", accelerators.Chip("one", "cpu", 1e11, 2**30, 1e10, 1e9, (1,))
+    )
 
 
 TEACHER = {"distill.preset": "paper_normal", "train.batch_size": "8"}
@@ -257,7 +260,7 @@ def test_the_real_step_is_compiled_and_its_arguments_are_known(config, here):
     assert found.seconds["compute"] == found.flops / 1e11
     written = 12 * params + 2 * found.memory["temporaries"]  # the teacher is only read
     assert found.seconds["memory"] * 1e10 == pytest.approx(expected + written, abs=2**10)
-    text = ahead_command.table(found)
+    text = report.table(found)
     assert "compiled, not run" in text
     assert "teacher 2 x 32" in text
     json.dumps(found._asdict())
@@ -275,14 +278,14 @@ def test_the_peak_is_that_of_the_type_that_is_computed_in(config, here):
 def test_what_is_compiled_for_elsewhere_is_not_kept(monkeypatch):
     """A second `dwt compile` would try to load it, which no compiler without its device can."""
     monkeypatch.setattr(os, "environ", {"JAX_ENABLE_COMPILATION_CACHE": "true"})
-    host.without_devices()
+    runtime_env.without_devices()
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
 
 def _params(goal):
-    from dwt_jax.model import functional
+    from dwt_jax.models import bert
 
-    return functional.init(goal.spec.model, jax.random.key(0))
+    return bert.init(goal.spec.model, jax.random.key(0))
 
 
 def test_what_does_not_fit_is_an_answer(config, here, monkeypatch, capsys):
@@ -291,10 +294,10 @@ def test_what_does_not_fit_is_an_answer(config, here, monkeypatch, capsys):
             raise jax.errors.JaxRuntimeError(OVERFLOW)
 
     monkeypatch.setattr(aheads, "lowered", lambda target, rows: Full())
-    assert ahead_command.command(load(config), "one:1", as_json=False, max_batch=False) == 3
+    assert report.command(load(config), "one:1", as_json=False, max_batch=False) == 3
     said = capsys.readouterr().out
     assert "does not fit, 252.78 GiB wanted, 1.00 GiB there" in said
-    assert ahead_command.command(load(config), "one:1", as_json=True, max_batch=True) == 3
+    assert report.command(load(config), "one:1", as_json=True, max_batch=True) == 3
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 1
     assert not found["fits"]
@@ -338,7 +341,7 @@ def test_the_largest_batch_is_found_within_a_sixteenth(limit, begin):
 )
 def test_mistakes(config, words, says, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("dwt_jax.parallel.host.without_devices", lambda: None)
+    monkeypatch.setattr("dwt_jax.runtime_env.without_devices", lambda: None)
     assert main(["compile", f"--config={config}", *words]) == 2
     found = capsys.readouterr().err
     assert says in found
@@ -360,7 +363,7 @@ def test_where_a_teacher_has_its_sizes_from(config, tmp_path):
 
 
 def test_a_gpu_is_described_by_its_own_numbers():
-    text = description(chips.CHIPS["h200"])
+    text = description(accelerators.CHIPS["h200"])
     assert "memory_bandwidth: 4800000000000" in text
     assert text.count("{") == text.count("}")
 

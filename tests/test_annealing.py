@@ -10,13 +10,13 @@ from test_moments import loss, train
 from test_remap import KEY, SMALL, changed, real_logits
 
 from dwt_jax.config import Optimizer
-from dwt_jax.convert import huggingface
 from dwt_jax.errors import UserError
-from dwt_jax.model import functional
-from dwt_jax.model.annealing import anneal, settled
-from dwt_jax.model.roles import annealed, path_name
-from dwt_jax.remap.engine import remap
-from dwt_jax.train import optimizer as optimizers
+from dwt_jax.hf import checkpoint
+from dwt_jax.models import bert
+from dwt_jax.models.common.logical_axes import annealed, path_name
+from dwt_jax.remap.apply import remap
+from dwt_jax.remap.gates import anneal, settled
+from dwt_jax.runs import optimizer as optimizers
 
 GATED = changed(weighted_norm=True, gated_layers=True)
 GROWN = dataclasses.replace(GATED, hidden_size=12, num_attention_heads=3, num_hidden_layers=4)
@@ -29,9 +29,9 @@ def split(params):
 
 
 def test_they_are_there_only_when_asked_for():
-    assert split(functional.init(SMALL, KEY))[0] == {}
-    extra, ordinary = split(functional.init(GATED, KEY))
-    assert sorted(ordinary) == sorted(split(functional.init(SMALL, KEY))[1])
+    assert split(bert.init(SMALL, KEY))[0] == {}
+    extra, ordinary = split(bert.init(GATED, KEY))
+    assert sorted(ordinary) == sorted(split(bert.init(SMALL, KEY))[1])
     assert {x.shape for x in extra.values()} == {(8,), (2, 8), (2,)}
     assert all((x == 1).all() for x in extra.values())
 
@@ -41,7 +41,7 @@ def test_at_one_they_are_not_there():
     done = anneal(params, 1)
     plain, model = settled(done, GATED)
     assert model == SMALL
-    assert jax.tree.map(np.shape, plain) == jax.tree.map(np.shape, functional.abstract(SMALL))
+    assert jax.tree.map(np.shape, plain) == jax.tree.map(np.shape, bert.abstract(SMALL))
     inputs = batch(SMALL)
     expected = real_logits(plain, SMALL, inputs, np.float64)
     np.testing.assert_allclose(real_logits(done, GATED, inputs, np.float64), expected, atol=1e-12)
@@ -77,12 +77,12 @@ def test_gates_and_weights_are_exported_only_when_they_are_gone(tmp_path):
     (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
     params, _ = remap(parameters(SMALL, dtype=np.float32), SMALL, GROWN, "masked", KEY)
     with pytest.raises(UserError, match=r"norm/weight is from 0 to 1, expected 1") as caught:
-        huggingface.save(params, GROWN, tmp_path / "tokenizer", tmp_path / "model")
+        checkpoint.save(params, GROWN, tmp_path / "tokenizer", tmp_path / "model")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()
     done = anneal(params, 1)
-    huggingface.save(done, GROWN, tmp_path / "tokenizer", tmp_path / "model")
-    loaded = huggingface.load(tmp_path / "model")
+    checkpoint.save(done, GROWN, tmp_path / "tokenizer", tmp_path / "model")
+    loaded = checkpoint.load(tmp_path / "model")
     assert loaded.model == dataclasses.replace(GROWN, weighted_norm=False, gated_layers=False)
     np.testing.assert_array_equal(
         loaded.params["layers"]["mlp"]["input"]["kernel"], done["layers"]["mlp"]["input"]["kernel"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.errors import UserError
-from dwt_jax.train.checkpoint import Checkpoints, checksum
+from dwt_jax.runs.checkpoint import Checkpoints, checksum
 
 NEWEST = 20
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax
@@ -252,7 +252,7 @@ def test_saving_goes_on_after_damage(copy):
 
 
 def test_a_signal_while_reading_is_not_damage(copy, monkeypatch):
-    from dwt_jax.train.signals import Stopped, Stopping
+    from dwt_jax.distributed.shutdown import Stopped, Stopping
 
     checkpoints = Checkpoints(copy, 10)
     monkeypatch.setattr(checkpoints, "_read", lambda *_: Stopping().handle(15, None))

@@ -8,9 +8,9 @@ import pytest
 from torch_models import SMALL, torch_model
 
 from dwt_jax.__main__ import main
-from dwt_jax.convert import huggingface
 from dwt_jax.data import tokenizer
 from dwt_jax.errors import UserError
+from dwt_jax.hf import checkpoint
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -68,7 +68,7 @@ def report(path, **options):
 )
 def test_classifiers_of_something_else(name, heads, tmp_path, capsys):
     saved(name, tmp_path / "in")
-    found = huggingface.load(tmp_path / "in")
+    found = checkpoint.load(tmp_path / "in")
     assert set(found.params) == {"embeddings", "layers", *heads}
     assert found.ignored
     assert found.labels == ()
@@ -83,16 +83,16 @@ def test_classifiers_of_something_else(name, heads, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["BertForTokenClassification", "DistilBertForTokenClassification"])
 def test_a_config_that_names_no_class(name, tmp_path):
     saved(name, tmp_path, architectures=None)
-    assert "classifier" not in huggingface.load(tmp_path).params
+    assert "classifier" not in checkpoint.load(tmp_path).params
     for said_so in ([], ["BertForMaskedLM"], ["OurOwnClassifier"]):
         saved("BertForSequenceClassification", tmp_path / "other", architectures=said_so)
-        assert "classifier" in huggingface.load(tmp_path / "other").params
+        assert "classifier" in checkpoint.load(tmp_path / "other").params
 
 
 def test_a_roberta_that_classifies_beside_its_encoders_pooler(tmp_path):
     theirs = saved("RobertaForSequenceClassification", tmp_path / "in")
     add(tmp_path / "in", roberta__pooler__dense__weight=(8, 8), roberta__pooler__dense__bias=(8,))
-    found = huggingface.load(tmp_path / "in")
+    found = checkpoint.load(tmp_path / "in")
     assert found.ignored == ("roberta.pooler.dense.bias", "roberta.pooler.dense.weight")
     ours, loading = report(export(tmp_path / "in"))
     assert not any(loading.values())
@@ -137,7 +137,7 @@ def test_what_is_said_to_transformers_alone_is_handed_on(tmp_path):
 def test_a_config_that_cannot_be(config, says, tmp_path):
     saved("BertForSequenceClassification", tmp_path, **config)
     with pytest.raises(UserError, match=says) as caught:
-        huggingface.load(tmp_path)
+        checkpoint.load(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -145,7 +145,7 @@ def test_a_config_nested_without_end(tmp_path):
     saved("BertModel", tmp_path)
     (tmp_path / "config.json").write_text('{"a":' * 100_000)
     with pytest.raises(UserError, match="expected a Hugging Face model config"):
-        huggingface.load(tmp_path)
+        checkpoint.load(tmp_path)
 
 
 def test_weights_that_are_not_finite(tmp_path):
@@ -154,7 +154,7 @@ def test_weights_that_are_not_finite(tmp_path):
         model.pooler.dense.bias[3] = float("nan")
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"pooler\.dense\.bias holds numbers that are not finite"):
-        huggingface.load(tmp_path)
+        checkpoint.load(tmp_path)
 
 
 def test_a_decoder_in_another_type_is_tied_by_its_values(tmp_path):
@@ -166,10 +166,10 @@ def test_a_decoder_in_another_type_is_tied_by_its_values(tmp_path):
     word = tensors["bert.embeddings.word_embeddings.weight"]
     tensors["cls.predictions.decoder.weight"] = word.float()
     save_file(tensors, tmp_path / "model.safetensors")
-    assert huggingface.load(tmp_path).model.tie_word_embeddings
+    assert checkpoint.load(tmp_path).model.tie_word_embeddings
     tensors["cls.predictions.decoder.weight"] = word.float() + 1e-6
     save_file(tensors, tmp_path / "model.safetensors")
-    assert not huggingface.load(tmp_path).model.tie_word_embeddings
+    assert not checkpoint.load(tmp_path).model.tie_word_embeddings
 
 
 def test_without_a_tokenizer(tmp_path, capsys):
@@ -215,7 +215,7 @@ CARD = "---\nlicense: mit\nlanguage: [en]\ntags: [sentence-similarity]\n---\n# A
 @pytest.mark.parametrize("summary", ['{"held_out": 3}', '{"flops": {"student": 1}}'])
 def test_a_run_whose_summary_is_damaged(summary, tmp_path, capsys):
     from dwt_jax.config import Config, Train
-    from dwt_jax.config_file import to_dict
+    from dwt_jax.config_loader import to_dict
 
     saved("BertForMaskedLM", tmp_path / "run" / "model")
     config = Config(train=Train(steps=2))
@@ -264,13 +264,13 @@ def test_a_pooler_beside_a_masked_lm_head_is_kept(tmp_path):
     for path in (tmp_path / "in", out):
         model, loading = transformers.AutoModel.from_pretrained(path, output_loading_info=True)
         assert not loading["missing_keys"]
-    found = huggingface.load(out).params["pooler"]["kernel"]
+    found = checkpoint.load(out).params["pooler"]["kernel"]
     np.testing.assert_array_equal(found.T, model.pooler.dense.weight.detach())
 
 
 def test_records_that_are_none(tmp_path, capsys):
     """A run's evaluations.jsonl that something else wrote over."""
-    from dwt_jax.train.metrics import read
+    from dwt_jax.runs.metric_writer import read
 
     file = tmp_path / "evaluations.jsonl"
     for content in ("[1]\n", '{"loss": 1}\n', "3\n"):

@@ -11,11 +11,11 @@ from runs import environment
 PROGRAM = r"""
 import json, re, jax, numpy as np
 from dwt_jax.config import Mesh, Model
-from dwt_jax.config_file import build
-from dwt_jax.data.masking import Tokens
-from dwt_jax.model import functional
-from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import make_mesh, shardings
+from dwt_jax.config_loader import build
+from dwt_jax.objectives.masking import Tokens
+from dwt_jax.models import bert
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.distributed.mesh import make_mesh, shardings
 from dwt_jax.train import step as steps
 
 model = {"vocab_size": 30522, "num_hidden_layers": 12}  # hidden size 768
@@ -47,12 +47,12 @@ print("FOUND" + json.dumps({
 SENT = r"""
 import json, jax, numpy as np
 from dwt_jax.config import Mesh
-from dwt_jax.config_file import build
-from dwt_jax.data.masking import Tokens
-from dwt_jax.model import functional
-from dwt_jax.model.products import Numerics
-from dwt_jax.parallel import hlo
-from dwt_jax.parallel.mesh import make_mesh
+from dwt_jax.config_loader import build
+from dwt_jax.objectives.masking import Tokens
+from dwt_jax.models import bert
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.aot import hlo
+from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.train import step as steps
 
 sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from dwt_jax.config import Config, Schedule, Source, check
-from dwt_jax.config_file import build, flatten, load, read_file, to_dict
+from dwt_jax.config_loader import build, flatten, load, read_file, to_dict
 from dwt_jax.errors import UserError, did_you_mean
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

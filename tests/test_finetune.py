@@ -13,17 +13,17 @@ from runs import dwt, start
 
 from dwt_jax.__main__ import main
 from dwt_jax.config import Model
-from dwt_jax.convert import huggingface
+from dwt_jax.distributed.shutdown import Stopped, Stopping
 from dwt_jax.errors import UserError
-from dwt_jax.finetune import batches, command, results
+from dwt_jax.finetune import collate, outputs, runner
 from dwt_jax.finetune import run as runs
 from dwt_jax.finetune import step as steps
 from dwt_jax.finetune.config import Recipe
-from dwt_jax.finetune.examples import read
-from dwt_jax.model import functional
-from dwt_jax.model.products import Numerics
+from dwt_jax.finetune.datasets import read
+from dwt_jax.hf import checkpoint as hf_checkpoint
+from dwt_jax.models import bert
+from dwt_jax.models.common.matmul import Numerics
 from dwt_jax.train.loop import Failed
-from dwt_jax.train.signals import Stopped, Stopping
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -51,7 +51,7 @@ def task(tmp_path_factory):
 def test_tokens_are_those_of_transformers(models, tmp_path, family, pairs):
     split = read(config_of(write_task(tmp_path / "t", pairs=pairs)).examples).splits["train"]
     for length in (9, 20):
-        found = batches.encode(split, models / family, length)
+        found = collate.encode(split, models / family, length)
         theirs = transformers.AutoTokenizer.from_pretrained(models / family)
         texts = (split.first, split.second) if pairs else (split.first,)
         said = theirs(*texts, truncation=True, max_length=length, return_token_type_ids=True)
@@ -64,10 +64,10 @@ def test_tokens_are_those_of_transformers(models, tmp_path, family, pairs):
 
 
 def test_batches_are_padded_to_the_smallest_length_that_holds_them(models, task):
-    encoded = batches.encode(read(config_of(task).examples).splits["train"], models / "Bert", 20)
+    encoded = collate.encode(read(config_of(task).examples).splits["train"], models / "Bert", 20)
     lengths, seen = (5, 10, 20), set()
-    for rows in batches.epoch(len(encoded), 4, (3, 4), 0):
-        batch = batches.gather(encoded, rows, lengths, pad_id=77)
+    for rows in collate.epoch(len(encoded), 4, (3, 4), 0):
+        batch = collate.gather(encoded, rows, lengths, pad_id=77)
         longest = max(encoded.lengths[i] for i in rows.ravel() if i >= 0)
         assert batch.tokens.shape[-1] == min(n for n in lengths if n >= longest)
         seen.add(batch.tokens.shape[-1])
@@ -82,13 +82,13 @@ def test_batches_are_padded_to_the_smallest_length_that_holds_them(models, task)
 def test_an_epoch_is_every_example_once_in_an_order_of_its_seed_and_number():
     orders = {}
     for number in (0, 1):
-        rows = np.concatenate(list(batches.epoch(10, 4, (0, 1), number)), axis=1)
+        rows = np.concatenate(list(collate.epoch(10, 4, (0, 1), number)), axis=1)
         assert rows.shape == (2, 12)
         for seed in (0, 1):
             assert sorted(rows[seed]) == [-1, -1, *range(10)]
             orders[seed, number] = tuple(rows[seed])
     assert len(set(orders.values())) == 4
-    alone = np.concatenate(list(batches.epoch(10, 4, (1,), 1)), axis=1)
+    alone = np.concatenate(list(collate.epoch(10, 4, (1,), 1)), axis=1)
     assert tuple(alone[0]) == orders[1, 1]
 
 
@@ -97,10 +97,10 @@ def test_batches_of_like_length(models):
     lengths = np.random.default_rng(0).integers(3, 60, 1000)
     seen = {}
     for number in (0, 1):
-        drawn = list(batches.epoch(1000, 8, (4, 5), number, lengths))
+        drawn = list(collate.epoch(1000, 8, (4, 5), number, lengths))
         longest = np.array([[lengths[row[row >= 0]].max() for row in rows] for rows in drawn])
         ideal = np.sort(lengths)[7::8].mean()
-        chance = np.mean([lengths[row[row >= 0]].max() for row, _ in batches.epoch(1000, 8, (4, 5), number)])
+        chance = np.mean([lengths[row[row >= 0]].max() for row, _ in collate.epoch(1000, 8, (4, 5), number)])
         assert longest.mean() < ideal + 0.2 * (chance - ideal)
         assert longest.max(1).mean() < ideal + 0.3 * (chance - ideal)  # those that run side by side
         assert np.abs(np.corrcoef(np.arange(len(longest)), longest[:, 0])[0, 1]) < 0.3  # dealt at random
@@ -109,13 +109,13 @@ def test_batches_of_like_length(models):
             assert sorted(rows[rows >= 0]) == list(range(1000))
             seen[seed, number] = tuple(rows)
     assert len(set(seen.values())) == 4
-    alone = np.concatenate(list(batches.epoch(1000, 8, (5,), 1, lengths)), axis=1)
+    alone = np.concatenate(list(collate.epoch(1000, 8, (5,), 1, lengths)), axis=1)
     assert tuple(alone[0]) == seen[5, 1]
 
 
 @pytest.mark.slow
 def test_batches_of_like_length_train_with_less_padding(models, task, tmp_path, monkeypatch):
-    padded, real = {}, batches.gather
+    padded, real = {}, collate.gather
     for grouped in (False, True):
         count = padded[grouped] = []
 
@@ -125,7 +125,7 @@ def test_batches_of_like_length_train_with_less_padding(models, task, tmp_path, 
                 count.append(batch.tokens.size)
             return batch
 
-        monkeypatch.setattr(batches, "gather", gather)
+        monkeypatch.setattr(collate, "gather", gather)
         config = config_of(task, buckets=10, group_by_length=grouped)
         runs.fine_tune(run_of(config, models / "Bert", tmp_path / str(grouped)), Stopping())
     assert len(padded[True]) == len(padded[False])
@@ -135,9 +135,9 @@ def test_batches_of_like_length_train_with_less_padding(models, task, tmp_path, 
 def test_examples_are_read_and_encoded_once_for_all_models(models, task, tmp_path, monkeypatch):
     reads, encodes = [], []
     for calls, name in ((reads, "read"), (encodes, "encode")):
-        real = getattr(batches, name)
-        monkeypatch.setattr(batches, name, lambda *a, real=real, calls=calls: (calls.append(a), real(*a))[1])
-    texts = batches.Texts()
+        real = getattr(collate, name)
+        monkeypatch.setattr(collate, name, lambda *a, real=real, calls=calls: (calls.append(a), real(*a))[1])
+    texts = collate.Texts()
     config = config_of(task, epochs=1)
     found = []
     for i, family in enumerate(("Bert", "DistilBert", "Roberta", "Roberta")):
@@ -157,7 +157,7 @@ def test_examples_are_read_and_encoded_once_for_all_models(models, task, tmp_pat
 
 
 def begun(path, seeds=(0,), labels=3):
-    found = huggingface.load(path)
+    found = hf_checkpoint.load(path)
     spec = steps.spec_of(found.model, 0.0, labels, False, Recipe().optimizer, Numerics())
     return found.params, steps.beginner(spec)(found.params, np.uint32(seeds))["params"]
 
@@ -206,9 +206,9 @@ def test_dropout_of_what_the_classifier_takes(family):
     unit = {"kernel": np.eye(size, dtype=np.float32), "bias": np.zeros(size, np.float32)}
     params = {"pooler": unit, "classifier": unit}
     hidden = np.full((50, 1, size), 0.3, np.float32)
-    plain = functional.classify(params, model, hidden)
+    plain = bert.classify(params, model, hidden)
     np.testing.assert_allclose(plain, np.tanh(0.3), rtol=1e-5)
-    dropped = np.asarray(functional.classify(params, model, hidden, key=jax.random.key(0)))
+    dropped = np.asarray(bert.classify(params, model, hidden, key=jax.random.key(0)))
     kept = 2 * np.tanh(0.6 if family == "roberta" else 0.3)
     assert set(np.unique(np.round(dropped, 4))) == {0.0, np.float32(np.round(kept, 4))}
     assert abs((dropped > 0).mean() - (0.25 if family == "roberta" else 0.5)) < 0.05
@@ -238,7 +238,7 @@ def in_torch(run, path, epochs):
     steps_ = epochs * -(-len(train) // recipe.batch_size)
     schedule = transformers.get_linear_schedule_with_warmup(adam, round(0.2 * steps_), steps_)
     for number in range(epochs):
-        for rows in batches.epoch(len(train), recipe.batch_size, (0,), number):
+        for rows in collate.epoch(len(train), recipe.batch_size, (0,), number):
             loss = model(**_torch_batch(run, "train", rows[0]), labels=_labels(run, rows[0])).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip_norm)
@@ -254,7 +254,7 @@ def _labels(run, rows):
 
 
 def _torch_batch(run, name, rows):
-    batch = batches.gather(run.encoded[name], rows[rows >= 0], run.config.recipe.lengths(), run.source.pad_id)
+    batch = collate.gather(run.encoded[name], rows[rows >= 0], run.config.recipe.lengths(), run.source.pad_id)
     fields = {"input_ids": batch.tokens, "attention_mask": batch.segments, "token_type_ids": batch.types}
     if run.spec.model.model_type == "distilbert":
         del fields["token_type_ids"]
@@ -281,7 +281,7 @@ def test_as_torch_trains_and_as_torch_loads_it(models, tmp_path, family, numbers
     examples = write_task(tmp_path / "data" / "mine", numbers=numbers, pairs=family == "Bert")
     run = run_of(config_of(examples, dropout=0.0), models / family, tmp_path / "w")
     begin = steps.beginner(run.spec)(run.source.loaded.params, np.uint32([0]))
-    results.write_model(
+    outputs.write_model(
         tmp_path / "w",
         jax.tree.map(lambda x: np.asarray(x)[0], begin["params"]),
         run.source.loaded.model,
@@ -296,7 +296,7 @@ def test_as_torch_trains_and_as_torch_loads_it(models, tmp_path, family, numbers
     change |= {"seq_classif_dropout": 0.0}
     (tmp_path / "begin" / "config.json").write_text(json.dumps(change))
     runs.fine_tune(run, Stopping())
-    one = results.read_seed(run.workdir, 0)
+    one = outputs.read_seed(run.workdir, 0)
     np.testing.assert_allclose(
         one.logits["dev"][-1], in_torch(run, tmp_path / "begin", 2), atol=2e-4, rtol=1e-3
     )
@@ -345,7 +345,7 @@ def test_seeds_side_by_side_give_what_they_give_alone(models, task, tmp_path):
         # The test file is predicted by one model.
         expected = {"train": 1, "predict": min(at_once, 2)}
         assert traced(config, models / "Bert", tmp_path / str(at_once)) == expected
-        found[at_once] = [results.read_seed(tmp_path / str(at_once), seed) for seed in (5, 6, 7)]
+        found[at_once] = [outputs.read_seed(tmp_path / str(at_once), seed) for seed in (5, 6, 7)]
     for alone, together in zip(found[1], found[3], strict=True):
         np.testing.assert_allclose(alone.logits["dev"][-1], together.logits["dev"][-1], atol=5e-3)
     assert not np.allclose(found[1][0].logits["dev"][-1], found[1][1].logits["dev"][-1], atol=5e-3)
@@ -401,11 +401,11 @@ def whole(models, task, tmp_path_factory):
 @pytest.mark.parametrize(
     ("where", "name", "at"),
     [
-        (batches, "gather", 30),  # in the middle of a seed
-        (results, "write_seed", 1),  # model/ is that of a seed whose file is not there
-        (results, "write_model", 0),
-        (results, "write_test", 0),
-        (results, "summarise", 0),
+        (collate, "gather", 30),  # in the middle of a seed
+        (outputs, "write_seed", 1),  # model/ is that of a seed whose file is not there
+        (outputs, "write_model", 0),
+        (outputs, "write_test", 0),
+        (outputs, "summarise", 0),
     ],
 )
 def test_a_run_that_was_killed_ends_with_the_same_numbers(
@@ -448,7 +448,7 @@ def test_side_by_side_groups_are_done_whole(models, task, tmp_path, monkeypatch)
     config = config_of(task, seeds=[0, 1, 2], at_once=3, dropout=0.1, buckets=2)
     expected = runs.fine_tune(run_of(config, models / "Bert", tmp_path / "a"), Stopping())
     with monkeypatch.context() as patch:
-        killing(patch, results, "write_seed", 1)
+        killing(patch, outputs, "write_seed", 1)
         with pytest.raises(Killed):
             runs.fine_tune(run_of(config, models / "Bert", tmp_path / "b"), Stopping())
     assert runs.fine_tune(run_of(config, models / "Bert", tmp_path / "b"), Stopping()) == expected
@@ -470,7 +470,7 @@ def test_another_run_is_refused(models, whole, tmp_path, task):
     damaged = workdir / "seeds" / "9.npz"
     damaged.write_bytes(b"PK")
     with pytest.raises(UserError, match="remove it, and the seed is done again"):
-        results.read_seed(workdir, 9)
+        outputs.read_seed(workdir, 9)
 
 
 # Odd runs
@@ -581,18 +581,18 @@ def test_the_verb_on_glues_own_files(models, tmp_path, capsys):
 
 
 def test_submitted_numbers_stay_within_glues_bounds(tmp_path):
-    from dwt_jax.finetune.examples import Data, Split
+    from dwt_jax.finetune.datasets import Data, Split
 
     split = Split(["a"] * 3, None, None, ["0", "1", "2"])
     data = Data({}, (), ("pearson",), (), {"test": "STS-B.tsv"}, (0, 5))
-    results.write_test(tmp_path, "stsb", "test", split, data, np.array([[-0.5], [3.14159], [7.0]]))
+    outputs.write_test(tmp_path, "stsb", "test", split, data, np.array([[-0.5], [3.14159], [7.0]]))
     lines = (tmp_path / "submission" / "STS-B.tsv").read_text().splitlines()
     assert lines == ["index\tprediction", "0\t0.000", "1\t3.142", "2\t5.000"]
 
 
 def test_submissions_are_in_the_order_of_the_test_file(tmp_path):
     """TFDS has shuffled it. A file of one's own keeps its order, whatever its names."""
-    from dwt_jax.finetune.examples import Data, Split
+    from dwt_jax.finetune.datasets import Data, Split
 
     split = Split(["a"] * 3, None, None, ["10", "9", "0"])
     logits = np.eye(3)
@@ -601,18 +601,18 @@ def test_submissions_are_in_the_order_of_the_test_file(tmp_path):
         ({}, "mine.tsv", "10a 9b 0c"),
     ):
         data = Data({}, ("a", "b", "c"), ("accuracy",), (), submissions)
-        results.write_test(tmp_path, "mine", "test", split, data, logits)
+        outputs.write_test(tmp_path, "mine", "test", split, data, logits)
         lines = (tmp_path / "submission" / file).read_text().splitlines()
         assert [line.replace("\t", "") for line in lines[1:]] == order.split()
 
 
 def test_names_with_tabs_keep_their_line(tmp_path):
     """JSON may hold them; a file with divided columns cannot."""
-    from dwt_jax.finetune.examples import Data, Split
+    from dwt_jax.finetune.datasets import Data, Split
 
     split = Split(["a", "b"], None, np.array([0, 1], np.int32), ["x\ty", "z\nw"])
-    one = results.Seed(0, [{"dev": {"dev": {"score": 1.0}}}], {"dev": [np.eye(2)]})
-    results.write_dev(tmp_path, Data({"dev": split}, ("n\to", "yes"), ("accuracy",)), [one])
+    one = outputs.Seed(0, [{"dev": {"dev": {"score": 1.0}}}], {"dev": [np.eye(2)]})
+    outputs.write_dev(tmp_path, Data({"dev": split}, ("n\to", "yes"), ("accuracy",)), [one])
     lines = (tmp_path / "predictions" / "dev-seed0.tsv").read_text().splitlines()
     assert lines == ["index\tprediction\tlabel", "x y\tn o\tn o", "z w\tyes\tyes"]
 
@@ -625,7 +625,7 @@ def test_an_average_of_tasks_with_other_seeds_has_no_spread():
         "seeds": {"0": {}},
         **{which: {"by_seed": [0.8], "mean": 0.8} for which in ("best", "last")},
     }
-    found = command.summarise({"a": one, "b": other})["average"]["best"]
+    found = runner.summarise({"a": one, "b": other})["average"]["best"]
     assert (found["mean"], found["standard_deviation"]) == (pytest.approx(0.7), None)
 
 

@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from dwt_jax.config_file import config_path, construct, to_dict
+from dwt_jax.config_loader import config_path, construct, to_dict
 from dwt_jax.errors import UserError
-from dwt_jax.finetune import config, examples
+from dwt_jax.finetune import config, datasets
 from dwt_jax.finetune.config import Examples, FineTune, Recipe
-from dwt_jax.finetune.examples import read
+from dwt_jax.finetune.datasets import read
 from dwt_jax.finetune.tasks import BUILTIN, GLUE
 
 MNLI_TESTS = ("test_matched.tsv", "test_mismatched.tsv")
@@ -323,8 +323,8 @@ def test_the_builtin_tasks_do_not_leak(task):
 def test_sentences_are_spread_over_an_address():
     sentences = [f"This is sentence number {i} of an address that has many." for i in range(119)]
     address = {"text": "\n".join(sentences), "year": 1900, "name": "A B"}
-    found = [sentence for sentence, _ in examples._sentences(address)]
-    assert len(found) == examples.SENTENCES
+    found = [sentence for sentence, _ in datasets._sentences(address)]
+    assert len(found) == datasets.SENTENCES
     assert (found[0], found[-1]) == (sentences[0], sentences[-1])
     gaps = np.diff([int(re.findall(r"\d+", sentence)[0]) for sentence in found])
     assert set(gaps) <= {1, 2, 3}

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dwt_jax.finetune.metrics import _BY_NAME, scores
-from dwt_jax.finetune.results import spread
+from dwt_jax.finetune.outputs import spread
 from dwt_jax.finetune.tasks import GLUE, METRICS
 
 sklearn = pytest.importorskip("sklearn.metrics")

@@ -7,8 +7,7 @@ import pytest
 from programs import inside
 
 from dwt_jax.config import Model
-from dwt_jax.model import functional
-from dwt_jax.train import flops
+from dwt_jax.models import bert, flops
 
 ROWS, LENGTH, PREDICTIONS = 2, 12, 3
 
@@ -27,9 +26,7 @@ def products(jaxpr):
 
 
 def read(params, model, tokens, segments, positions):
-    return functional.mlm_logits(
-        params, model, functional.encode(params, model, tokens, segments, at=positions)
-    )
+    return bert.mlm_logits(params, model, bert.encode(params, model, tokens, segments, at=positions))
 
 
 def inputs():
@@ -50,7 +47,7 @@ def inputs():
     ids=["one", "five"],
 )
 def test_the_formula_is_what_the_program_does(model):
-    program = jax.make_jaxpr(lambda params: read(params, model, *inputs()))(functional.abstract(model))
+    program = jax.make_jaxpr(lambda params: read(params, model, *inputs()))(bert.abstract(model))
     assert flops.forward(model, ROWS, LENGTH, PREDICTIONS) == products(program.jaxpr)
 
 
@@ -61,7 +58,7 @@ def test_the_backward_pass_is_twice_the_forward_pass():
         vocab_size=300, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40
     )
     program = jax.make_jaxpr(jax.grad(lambda params: read(params, model, *inputs()).sum()))(
-        functional.abstract(model)
+        bert.abstract(model)
     )
     assert flops.training_step(model, ROWS, LENGTH, PREDICTIONS) == products(program.jaxpr)
 

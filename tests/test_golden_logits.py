@@ -10,8 +10,8 @@ import pytest
 from conftest import GOLDEN
 from torch_models import SMALL, batch, torch_model
 
-from dwt_jax.convert import huggingface
-from dwt_jax.model import functional
+from dwt_jax.hf import checkpoint
+from dwt_jax.models import bert
 
 CLASSES = ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM", "BertForSequenceClassification"]
 
@@ -48,12 +48,12 @@ def test_golden_logits(name, tmp_path, request):
     (tmp_path / "config.json").write_text(json.dumps(json.loads(str(golden["config"]))))
     tensors = {key.removeprefix("tensor "): x for key, x in golden.items() if key.startswith("tensor ")}
     save_file(tensors, tmp_path / "model.safetensors")
-    found = huggingface.load(tmp_path)
+    found = checkpoint.load(tmp_path)
     tokens, segments, types = (golden[f"in_{key}"] for key in ("tokens", "segments", "types"))
-    hidden = functional.encode(found.params, found.model, tokens, segments, types)
+    hidden = bert.encode(found.params, found.model, tokens, segments, types)
     if "classifier" in found.params:
-        logits, real = functional.classify(found.params, found.model, hidden), ...
+        logits, real = bert.classify(found.params, found.model, hidden), ...
     else:
-        logits = functional.mlm_logits(found.params, found.model, hidden)[..., : found.model.vocab_size]
+        logits = bert.mlm_logits(found.params, found.model, hidden)[..., : found.model.vocab_size]
         real = segments > 0
     np.testing.assert_allclose(np.asarray(logits)[real], golden["out_logits"][real], atol=1e-4, rtol=0)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from dwt_jax.config_file import load as load_config
+from dwt_jax.config_loader import load as load_config
 from dwt_jax.errors import UserError
-from dwt_jax.study import grid_file
-from dwt_jax.study.grid import END, fine_tuned_at, jobs_of, load, pairs
+from dwt_jax.study import manifest
+from dwt_jax.study.sweep import END, fine_tuned_at, jobs_of, load, pairs
 
 STUDIES = ("teacher_quality", "soft_weight", "remapping", "knowledge_inheritance", "chain", "budget")
 
@@ -121,9 +121,9 @@ def test_the_plan_is_read_as_it_was_written(tmp_path):
     grid = load(written(tmp_path, study()))
     jobs = jobs_of(grid, tmp_path / "w")
     (tmp_path / "w").mkdir()
-    grid_file.write(grid, jobs, tmp_path / "w")
+    manifest.write(grid, jobs, tmp_path / "w")
     (tmp_path / "w").rename(tmp_path / "moved")
-    found, places = grid_file.read(tmp_path / "moved")
+    found, places = manifest.read(tmp_path / "moved")
     assert found == grid
     for job, place in zip(jobs, places, strict=True):
         assert place.workdir == tmp_path / "moved" / job.workdir.relative_to(tmp_path / "w")
@@ -152,11 +152,11 @@ def damaged(change):
 )
 def test_a_damaged_plan_is_one_line(tmp_path, damage, says):
     grid = load(written(tmp_path, study()))
-    grid_file.write(grid, jobs_of(grid, tmp_path), tmp_path)
-    path = tmp_path / grid_file.NAME
+    manifest.write(grid, jobs_of(grid, tmp_path), tmp_path)
+    path = tmp_path / manifest.NAME
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
     with pytest.raises(UserError) as caught:
-        grid_file.read(tmp_path)
+        manifest.read(tmp_path)
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -13,16 +13,16 @@ from runs import dwt, prepared_project
 from test_init import DEEPER, WIDER, cut_after, grown, summary
 from test_train import assert_same_run, records
 
-from dwt_jax.config_file import load
-from dwt_jax.data import rows as data_rows
+from dwt_jax.config_loader import load
+from dwt_jax.data import dataset as data_rows
 from dwt_jax.errors import UserError
-from dwt_jax.model.roles import ROLES, path_name
-from dwt_jax.remap.moments import newcomers
-from dwt_jax.train import growth
-from dwt_jax.train.checkpoint import Checkpoints
+from dwt_jax.growth import remap_run
+from dwt_jax.models.common.logical_axes import ROLES, path_name
+from dwt_jax.remap.optimizer_state import newcomers
+from dwt_jax.runs.checkpoint import Checkpoints
+from dwt_jax.runs.run_dir import load_model
 from dwt_jax.train.loop import train
 from dwt_jax.train.setup import initial_or_restored, prepare_run
-from dwt_jax.train.workdir import load_model
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def grow(project, out, method, *overrides, step=8, moments="carry", run=None):
     for extra in overrides:
         keys |= extra
     run = run or project[1] / "small"
-    return growth.grow(str(run), load(project[0], keys), out, step, moments)
+    return remap_run.grow(str(run), load(project[0], keys), out, step, moments)
 
 
 def state_of(workdir, spec, overrides=None):
@@ -313,8 +313,8 @@ def test_new_entries_rise_from_nothing_alone(project, tmp_path):
     assert [r["rewarmed"] for r in records(tmp_path / "run")] == [0.5]  # of the second step
     run = prepare_run(load(project[0], overrides), tmp_path / "run")
     before, after = run.start, load_model(str(tmp_path / "run"), step=1).params
-    from dwt_jax.remap.engine import apply
-    from dwt_jax.remap.moments import known
+    from dwt_jax.remap.apply import apply
+    from dwt_jax.remap.optimizer_state import known
 
     begun = apply(before.todo, before.source.params)
     new = newcomers(known(before.todo), begun)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Distill
-from dwt_jax.distill.head import Head, Knobs, Static, head_loss
-from dwt_jax.distill.objective import objective, position_losses
-from dwt_jax.model.products import Numerics
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.objectives.distillation import objective, position_losses
+from dwt_jax.objectives.fused_lm_loss import Head, Knobs, Static, head_loss
 
 B, P, D, V, PADDED = 6, 5, 8, 17, 20
 

@@ -8,7 +8,7 @@ import pytest
 from runs import environment
 
 PROGRAM = """
-from dwt_jax.parallel import host
+from dwt_jax import runtime_env
 host.tune()
 block = bytearray(256 << 20)
 block[::4096] = bytes(len(block[::4096]))

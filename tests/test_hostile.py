@@ -18,8 +18,8 @@ from foreign import assert_same, damage, refused, survives
 from hypothesis import strategies as st
 
 import dwt_jax
-from dwt_jax.convert import pickled, unpickle
-from dwt_jax.convert.weights import open_weights
+from dwt_jax.hf import torch_pickle, unpickler
+from dwt_jax.hf.tensor_files import open_weights
 
 torch = pytest.importorskip("torch")
 
@@ -231,7 +231,7 @@ FILES_BY_HAND = {
     "no order": zip_file(state(), order=b"none"),
     "no pickle": zip_file(None),
     "two pickles": zip_file(state(), {"more/data.pkl": state()}),
-    "long pickle": zip_file(state(more=text("y" * pickled.LONGEST) + tensor())),
+    "long pickle": zip_file(state(more=text("y" * torch_pickle.LONGEST) + tensor())),
     "no storage": zip_file(state(), {"data/0": None}),
     "short storage": zip_file(state(), {"data/0": DATA[:-1]}),
     "half a zip": zip_file(state())[:200],
@@ -257,7 +257,7 @@ FILES_BY_HAND = {
 # One process for all of them: a crash or a large allocation ends it.
 READ_ALL = """
 import pathlib, resource, sys
-from dwt_jax.convert import weights
+from dwt_jax.hf import tensor_files
 from dwt_jax.errors import UserError
 mapped = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**29, mapped + 2**29))
@@ -319,12 +319,14 @@ def test_hostile_files(tmp_path):
 
 def test_nothing_lasts_from_one_file_to_the_next():
     """The functions that a pickle may name cannot be changed by it."""
-    before = {name: dict(vars(value)) for name, value in unpickle._GLOBALS.items() if callable(value)}
+    before = {name: dict(vars(value)) for name, value in unpickler._GLOBALS.items() if callable(value)}
     for main in HOSTILE.values():
         if len(main) < 10_000:
-            with contextlib.suppress(unpickle.Refused, ValueError, LookupError):
-                pickled._state(unpickle.unpickled(io.BytesIO(main), {}))
-    assert before == {name: dict(vars(value)) for name, value in unpickle._GLOBALS.items() if callable(value)}
+            with contextlib.suppress(unpickler.Refused, ValueError, LookupError):
+                torch_pickle._state(unpickler.unpickled(io.BytesIO(main), {}))
+    assert before == {
+        name: dict(vars(value)) for name, value in unpickler._GLOBALS.items() if callable(value)
+    }
 
 
 def saved(state, zipped):

@@ -10,18 +10,18 @@ import pytest
 from runs import dwt, prepared_project
 from test_train import assert_same_run, records
 
-from dwt_jax.config_file import load
-from dwt_jax.convert import huggingface
+from dwt_jax.config_loader import load
 from dwt_jax.data.tokenizer import vocabulary
 from dwt_jax.errors import UserError
-from dwt_jax.model.annealing import share_after
-from dwt_jax.remap.engine import apply
+from dwt_jax.hf import checkpoint
+from dwt_jax.remap.apply import apply
+from dwt_jax.remap.gates import share_after
 from dwt_jax.remap.methods import METHODS
 from dwt_jax.remap.plan import plan
-from dwt_jax.train import start as starts
+from dwt_jax.runs.run_dir import load_model
+from dwt_jax.train import initialize as starts
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import train
-from dwt_jax.train.workdir import load_model
 
 WIDER = {"model.hidden_size": "64", "model.num_attention_heads": "4", "model.intermediate_size": "128"}
 DEEPER = {"model.num_hidden_layers": "3", "model.gated_layers": "true", "model.weighted_norm": "true"}
@@ -110,7 +110,7 @@ def test_a_resumed_run_is_the_same_and_the_source_is_looked_at(project, tmp_path
 def test_gates_open_and_the_end_is_an_ordinary_model(project, gated):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from dwt_jax.model import functional
+    from dwt_jax.models import bert
 
     workdir, _ = gated
     shares = [record["annealed"] for record in records(workdir)]
@@ -125,8 +125,8 @@ def test_gates_open_and_the_end_is_an_ordinary_model(project, gated):
     tokens = np.random.default_rng(0).integers(5, loaded.model.vocab_size, (2, 12))
     with torch.no_grad():
         expected = model.eval()(torch.tensor(tokens)).logits.numpy()
-    hidden = functional.encode(loaded.params, loaded.model, tokens, np.ones_like(tokens))
-    found = functional.mlm_logits(loaded.params, loaded.model, hidden)[..., : loaded.model.vocab_size]
+    hidden = bert.encode(loaded.params, loaded.model, tokens, np.ones_like(tokens))
+    found = bert.mlm_logits(loaded.params, loaded.model, hidden)[..., : loaded.model.vocab_size]
     np.testing.assert_allclose(found, expected, atol=1e-4)
     found = dwt("evaluate", f"--model={workdir}", f"--data={project[1] / 'rows'}", "--json")
     last = records(workdir, "evaluations.jsonl")[-1]
@@ -242,7 +242,7 @@ def test_a_vocabulary_may_grow_at_its_end(project, tmp_path):
     short, few = tmp_path / "short", len(ours.tokens) - 7
     short.mkdir()
     (short / "vocab.txt").write_text("\n".join(ours.tokens[:few]) + "\n")
-    huggingface.save(source.params, source.model, short, tmp_path / "source")
+    checkpoint.save(source.params, source.model, short, tmp_path / "source")
     config = load(project[0], grown(project, "fna", init__from=str(tmp_path / "source")))
     model = dataclasses.replace(config.model, vocab_size=len(ours.tokens))
     begun = starts.start_of(dataclasses.replace(config, model=model), ours, tmp_path)
@@ -260,7 +260,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(project, tmp_path)
     tokens = list(vocabulary(source.tokenizer).tokens)
     tokens[-1], tokens[-2] = tokens[-2], tokens[-1]
     (tmp_path / "words" / "vocab.txt").write_text("\n".join(tokens) + "\n")
-    huggingface.save(source.params, source.model, tmp_path / "words", strange)
+    checkpoint.save(source.params, source.model, tmp_path / "words", strange)
     for overrides, says in (
         (grown(project, "hyperclone", {"model.hidden_size": "48"}), "init.method: hyperclone: hidden_size"),
         (grown(project, "net2net", init__from=str(tmp_path / "none")), "no such directory"),

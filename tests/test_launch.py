@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from clouds import GKE, LAUNCH, ROOT, TPU, TRAIN
 
-from dwt_jax.config_file import load
+from dwt_jax.config_loader import load
 
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 

@@ -13,19 +13,19 @@ import pytest
 from reference import parameters
 from runs import environment, make_project
 
-from dwt_jax.config_file import load
-from dwt_jax.data.masking import EVALUATION_SEED, mask_rows, row_keys
-from dwt_jax.data.rows import batch, open_rows
-from dwt_jax.distill import teacher as teachers
+from dwt_jax.config_loader import load
+from dwt_jax.data.dataset import batch, open_rows
 from dwt_jax.errors import UserError
-from dwt_jax.model import functional
-from dwt_jax.model.layers import gather
-from dwt_jax.model.products import Numerics
+from dwt_jax.models import bert
+from dwt_jax.models.common.layers import gather
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.objectives.masking import EVALUATION_SEED, mask_rows, row_keys
 from dwt_jax.remap import ligo
-from dwt_jax.train.learn_maps import Settings, learn, masked_batch, objective
+from dwt_jax.runs import teacher as teachers
+from dwt_jax.runs.run_dir import load_model
+from dwt_jax.train.ligo_training import Settings, learn, masked_batch, objective
 from dwt_jax.train.loop import train
 from dwt_jax.train.setup import prepare_run
-from dwt_jax.train.workdir import load_model
 
 SMALL = {"num_hidden_layers": 1}  # 1 x 32, see runs.py
 SIZES = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 96}
@@ -91,8 +91,8 @@ def test_the_losses_are_those_of_the_models(project, run, first):
             keys = row_keys(EVALUATION_SEED, i, jnp.arange(8))
             masked = mask_rows(found["tokens"], found["segments"], keys, run.spec.mask, run.spec.tokens)
             model = run.spec.model
-            hidden = functional.encode(params, model, masked.tokens, jnp.asarray(found["segments"]))
-            logits = functional.mlm_logits(params, model, gather(hidden, masked.positions))
+            hidden = bert.encode(params, model, masked.tokens, jnp.asarray(found["segments"]))
+            logits = bert.mlm_logits(params, model, gather(hidden, masked.positions))
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, masked.labels)
             total, count = total + (losses * masked.weights).sum(), count + masked.weights.sum()
         return float(total / count)
@@ -103,7 +103,7 @@ def test_the_losses_are_those_of_the_models(project, run, first):
 
 def test_it_is_deterministic_and_laid_out_as_the_target(project, run, first):
     again, _ = learned(project, run)
-    like = functional.abstract(run.spec.model)
+    like = bert.abstract(run.spec.model)
     assert jax.tree.map(np.shape, again) == jax.tree.map(np.shape, like)
     jax.tree.map(np.testing.assert_array_equal, first[0], again)
 
@@ -180,12 +180,12 @@ def test_what_cannot_be_is_refused(project, run):
 
 ON_EIGHT = """
 import sys, jax, numpy as np
-from dwt_jax.parallel import host
+from dwt_jax import runtime_env
 host.tune()
 from pathlib import Path
 import test_learn_maps as t
-from dwt_jax.config_file import load
-from dwt_jax.parallel.mesh import shardings
+from dwt_jax.config_loader import load
+from dwt_jax.distributed.mesh import shardings
 assert jax.device_count() == 8
 folder, config = Path(sys.argv[1]), sys.argv[2]
 mesh = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"}

@@ -10,9 +10,9 @@ from reference import batch, logits, parameters
 from test_moments import labels_of, loss
 from test_remap import KEY, SMALL, changed
 
-from dwt_jax.model import functional
+from dwt_jax.models import bert
 from dwt_jax.remap import ligo
-from dwt_jax.remap.engine import remap
+from dwt_jax.remap.apply import remap
 
 TARGET = changed(
     hidden_size=16, num_attention_heads=4, num_hidden_layers=3, intermediate_size=20, vocab_size=300
@@ -32,7 +32,7 @@ def test_without_noise_it_begins_as_the_method_of_its_name(target):
     maps, todo = ligo.begin(params, SMALL, target, KEY, noise=0)
     expected, _ = remap(params, SMALL, target, "ligo", KEY)
     found = ligo.grow(maps, params, todo)
-    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, functional.abstract(target))
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, bert.abstract(target))
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
     ):

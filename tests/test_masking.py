@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dwt_jax.config import Mask
-from dwt_jax.data.masking import Tokens, mask_rows, predictions_per_row, row_keys
+from dwt_jax.objectives.masking import Tokens, mask_rows, predictions_per_row, row_keys
 
 V, L = 60, 40
 PAD, UNK, CLS, SEP, MASK = SPECIAL = (0, 1, 2, 3, 4)

@@ -6,12 +6,12 @@ import pytest
 from runs import make_project
 
 from dwt_jax.config import Mesh, Model
-from dwt_jax.config_file import load
+from dwt_jax.config_loader import load
 from dwt_jax.data.prepare import prepare
 from dwt_jax.data.tokenizer import vocabulary
-from dwt_jax.evaluate import mlm
-from dwt_jax.model import functional
-from dwt_jax.parallel.mesh import make_mesh
+from dwt_jax.distributed.mesh import make_mesh
+from dwt_jax.eval import likelihood
+from dwt_jax.models import bert
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def test_a_model_that_prefers_nothing_is_never_right(rows, value):
         intermediate_size=8,
         max_position_embeddings=32,
     )
-    params = jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), functional.abstract(model))
-    found = mlm.summarise(mlm.by_document(params, model, rows, mesh=make_mesh(Mesh(), 1)))
+    params = jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), bert.abstract(model))
+    found = likelihood.summarise(likelihood.by_document(params, model, rows, mesh=make_mesh(Mesh(), 1)))
     assert found["top1_accuracy"] == found["top5_accuracy"] == 0
     if value == 0:
         assert found["held_out_loss"] == pytest.approx(np.log(size), rel=1e-6)
@@ -47,7 +47,7 @@ def test_standard_error_is_that_of_a_bootstrap_over_documents():
     random = np.random.default_rng(0)
     count = random.integers(5, 60, 400)
     loss = count * (3 + 0.4 * random.normal(size=400))
-    found = mlm.summarise(mlm.Documents(loss, 0 * loss, 0 * loss, count))
+    found = likelihood.summarise(likelihood.Documents(loss, 0 * loss, 0 * loss, count))
     drawn = random.integers(0, 400, (4000, 400))
     means = loss[drawn].sum(1) / count[drawn].sum(1)
     assert found["held_out_loss"] == pytest.approx(loss.sum() / count.sum())

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from runs import environment
 
 from dwt_jax.config import Model
-from dwt_jax.convert.huggingface import to_tensors
-from dwt_jax.model import functional
-from dwt_jax.model.attention import attend
-from dwt_jax.model.layers import dropout, gather, keep_mask, kept_of_65536, padded_vocabulary
-from dwt_jax.model.products import Numerics
+from dwt_jax.hf.checkpoint import to_tensors
+from dwt_jax.models import bert as models_bert
+from dwt_jax.models.common.attention import attend
+from dwt_jax.models.common.layers import dropout, gather, keep_mask, kept_of_65536, padded_vocabulary
+from dwt_jax.models.common.matmul import Numerics
 
 torch = pytest.importorskip("torch")
 
 L = 16
-encode = jax.jit(functional.encode, static_argnums=1, static_argnames="numerics")
-mlm_logits = jax.jit(functional.mlm_logits, static_argnums=1, static_argnames="numerics")
+encode = jax.jit(models_bert.encode, static_argnums=1, static_argnames="numerics")
+mlm_logits = jax.jit(models_bert.mlm_logits, static_argnums=1, static_argnames="numerics")
 
 
 def batch(model, rows=3, length=L, seed=0):
@@ -91,7 +91,7 @@ def test_hidden_states_and_logits_are_transformers(randomised, torch_bert, model
 def test_every_activation_is_torchs(activation):
     from transformers.activations import ACT2FN
 
-    from dwt_jax.model.layers import ACTIVATIONS
+    from dwt_jax.models.common.layers import ACTIVATIONS
 
     x = np.linspace(-6, 6, 401, dtype=np.float32)
     np.testing.assert_allclose(ACTIVATIONS[activation](x), ACT2FN[activation](torch.tensor(x)), atol=1e-6)
@@ -106,7 +106,7 @@ def test_types_default_to_zero(tiny, params):
 
 def test_initialisation_is_berts(tiny):
     model = dataclasses.replace(tiny, initializer_range=0.05)
-    init = jax.jit(functional.init, static_argnums=0)
+    init = jax.jit(models_bert.init, static_argnums=0)
     params = init(model, jax.random.key(3))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name, leaf = path[-1].key, np.asarray(leaf)
@@ -133,13 +133,13 @@ def test_the_number_of_parameters_is_transformers(tiny, torch_bert, params):
     here = sum(array.size for array in to_tensors(params, tiny).values())
     assert here == sum(p.numel() for p in torch_bert(params, tiny).parameters())
     padding = (padded_vocabulary(tiny.vocab_size) - tiny.vocab_size) * (tiny.hidden_size + 1)
-    assert sum(x.size for x in jax.tree.leaves(functional.abstract(tiny))) == here + padding
+    assert sum(x.size for x in jax.tree.leaves(models_bert.abstract(tiny))) == here + padding
 
 
 def test_an_open_vocabulary_is_refused(tiny):
     unresolved = dataclasses.replace(tiny, vocab_size=0)
     with pytest.raises(ValueError, match="vocab_size"):
-        functional.init(unresolved, jax.random.key(0))
+        models_bert.init(unresolved, jax.random.key(0))
 
 
 @pytest.mark.parametrize(("size", "padded"), [(1, 256), (256, 256), (257, 512), (30522, 30720)])
@@ -149,7 +149,7 @@ def test_padded_vocabulary(size, padded):
 
 def test_positions_start_anew_in_each_segment():
     segments = np.array([[1, 1, 1, 2, 2, 3, 0, 0], [5, 5, 5, 5, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 0, 0]])
-    found = functional.positions_in_segments(jnp.asarray(segments))
+    found = models_bert.positions_in_segments(jnp.asarray(segments))
     np.testing.assert_array_equal(found[0, :6], [0, 1, 2, 0, 1, 0])
     np.testing.assert_array_equal(found[1], range(8))
     assert ((found >= 0) & (found < 8)).all()
@@ -199,10 +199,10 @@ def test_the_last_layer_at_the_wanted_positions_alone(tiny, randomised, changes)
         return jax.jit(jax.value_and_grad(lambda p: (encoded(p) * weights).sum()))(params)
 
     def at_once(p):
-        return functional.encode(p, model, tokens, segments, types, at=positions)
+        return models_bert.encode(p, model, tokens, segments, types, at=positions)
 
     def afterwards(p):
-        return gather(functional.encode(p, model, tokens, segments, types), positions)
+        return gather(models_bert.encode(p, model, tokens, segments, types), positions)
 
     np.testing.assert_allclose(at_once(params), afterwards(params), atol=2e-6)
     (value, found), (expected_value, expected) = of(at_once), of(afterwards)
@@ -220,7 +220,7 @@ def test_dropout_of_the_wanted_positions(tiny, params):
     keys = jax.random.split(jax.random.key(0), 400)
 
     def mean(at):
-        run = jax.vmap(lambda key: functional.encode(params, model, *inputs, at=at, key=key))
+        run = jax.vmap(lambda key: models_bert.encode(params, model, *inputs, at=at, key=key))
         draws = jax.jit(run)(keys)
         assert np.asarray(draws.std(0))[np.asarray(inputs[1]) > 0].min() > 1e-3
         return draws.mean(0), draws.std(0) / np.sqrt(len(keys))
@@ -410,8 +410,8 @@ def test_bf16_stays_near_fp32(tiny, params):
 def test_the_program_does_not_grow_with_depth(tiny):
     def size(layers):
         model = dataclasses.replace(tiny, num_hidden_layers=layers)
-        program = jax.make_jaxpr(jax.grad(lambda p: functional.encode(p, model, *batch(model)).sum()))(
-            functional.abstract(model)
+        program = jax.make_jaxpr(jax.grad(lambda p: models_bert.encode(p, model, *batch(model)).sum()))(
+            models_bert.abstract(model)
         )
         return str(program).count("=")
 
@@ -449,7 +449,7 @@ def test_every_device_draws_its_own_rows_alone():
     program = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from dwt_jax.model.layers import keep_mask
+from dwt_jax.models.common.layers import keep_mask
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 rows = NamedSharding(mesh, PartitionSpec("data"))
 def drop(x, seed):

@@ -12,20 +12,20 @@ from reference import batch, parameters
 from test_remap import KEY, SMALL, changed
 
 from dwt_jax.config import Optimizer
-from dwt_jax.model import functional
-from dwt_jax.model.products import Numerics
-from dwt_jax.model.roles import annealed, path_name
-from dwt_jax.remap.engine import apply, remap
+from dwt_jax.models import bert
+from dwt_jax.models.common.logical_axes import annealed, path_name
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.remap.apply import apply, remap
 from dwt_jax.remap.methods import Options
-from dwt_jax.remap.moments import known, newcomers, remap_state, warmed
+from dwt_jax.remap.optimizer_state import known, newcomers, remap_state, warmed
 from dwt_jax.remap.plan import plan
-from dwt_jax.train import optimizer as optimizers
+from dwt_jax.runs import optimizer as optimizers
 
 
 def loss(params, model, inputs, labels, dtype):
     numerics = Numerics(np.dtype(dtype), np.dtype(dtype))
-    hidden = functional.encode(params, model, *inputs, numerics=numerics)
-    logits = functional.mlm_logits(params, model, hidden, numerics=numerics)[..., : SMALL.vocab_size]
+    hidden = bert.encode(params, model, *inputs, numerics=numerics)
+    logits = bert.mlm_logits(params, model, hidden, numerics=numerics)[..., : SMALL.vocab_size]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return (losses * (inputs[1] > 0)).mean()
 

@@ -15,9 +15,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr, softmax
 
 from dwt_jax.config import Distill
-from dwt_jax.distill.head import Head, Knobs, Static, head_loss
-from dwt_jax.distill.objective import hard_loss, objective, position_losses, selection, soft_loss
-from dwt_jax.model.products import Numerics
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.objectives.distillation import hard_loss, objective, position_losses, selection, soft_loss
+from dwt_jax.objectives.fused_lm_loss import Head, Knobs, Static, head_loss
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("strict_ranks")

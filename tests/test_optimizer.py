@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Optimizer
-from dwt_jax.convert.huggingface import to_tensors
-from dwt_jax.train import optimizer as optimizers
+from dwt_jax.hf.checkpoint import to_tensors
+from dwt_jax.runs import optimizer as optimizers
 
 torch = pytest.importorskip("torch")
 RATES = [1e-3, 5e-3, 0.0, 2e-3, 1e-3]

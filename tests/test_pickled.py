@@ -15,7 +15,7 @@ import pytest
 from foreign import FLOATS, INTEGERS, NEW, assert_same, random_tensor, refused, zoo
 from hypothesis import strategies as st
 
-from dwt_jax.convert.weights import open_weights
+from dwt_jax.hf.tensor_files import open_weights
 
 torch = pytest.importorskip("torch")
 

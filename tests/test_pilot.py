@@ -10,18 +10,18 @@ from runs import make_project
 from test_learn_maps import overrides
 
 from dwt_jax.__main__ import main
-from dwt_jax.config_file import load
+from dwt_jax.config_loader import load
 from dwt_jax.errors import UserError
-from dwt_jax.evaluate import mlm
-from dwt_jax.model import functional
-from dwt_jax.model.roles import map_with_roles
-from dwt_jax.remap.engine import remap
-from dwt_jax.train import pilot as pilots
-from dwt_jax.train.learn_maps import Settings
+from dwt_jax.eval import likelihood
+from dwt_jax.growth import pilot as pilots
+from dwt_jax.growth.pilot import Trial, pilot, ranked, table
+from dwt_jax.models import bert
+from dwt_jax.models.common.logical_axes import map_with_roles
+from dwt_jax.remap.apply import remap
+from dwt_jax.runs.run_dir import load_model
+from dwt_jax.train.ligo_training import Settings
 from dwt_jax.train.loop import train
-from dwt_jax.train.pilot import Trial, pilot, ranked, table
 from dwt_jax.train.setup import prepare_run
-from dwt_jax.train.workdir import load_model
 
 FEW = {"train.steps": "6", "train.evaluate_every": "0", "train.checkpoint_every": "6"}
 WIDE = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 1, "intermediate_size": 96}
@@ -46,7 +46,7 @@ def prepared(project, name, sizes, **more):
 def test_its_steps_are_those_of_the_run(project):
     """All of them, from the run's own beginning: the model is the run's."""
     run, source = prepared(project, "same", {"num_hidden_layers": 1})
-    begun = jax.jit(lambda: functional.init(run.config.model, jax.random.key(run.config.seed)))()
+    begun = jax.jit(lambda: bert.init(run.config.model, jax.random.key(run.config.seed)))()
     found = pilots._taken(run, begun, 6, None, ())
     tokens = run.config.model.vocab_size
     cut = map_with_roles(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, found)
@@ -73,8 +73,8 @@ def test_methods_are_ranked_and_refused(project):
     for trial in trials[1:4]:
         assert trial.loss < trial.initial_loss
         assert trial.seconds > 0
-    before = mlm.summarise(
-        mlm.by_document(
+    before = likelihood.summarise(
+        likelihood.by_document(
             jax.device_put(source.params), source.model, run.data, mesh=run.mesh, numerics=run.numerics
         )
     )
@@ -96,8 +96,10 @@ def test_a_trial_is_what_a_run_of_its_own_gives(project):
     (trial,) = [t for t in pilot(run, source.params, source.model, 2, ["net2net"]) if t.method == "net2net"]
     grown, _ = remap(source.params, source.model, run.config.model, "net2net", jax.random.key(0))
     after = pilots._taken(run, grown, 2, None, ())
-    documents = mlm.by_document(after, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics)
-    assert trial.loss == mlm.summarise(documents)["held_out_loss"]
+    documents = likelihood.by_document(
+        after, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics
+    )
+    assert trial.loss == likelihood.summarise(documents)["held_out_loss"]
 
 
 def test_what_is_the_same_is_trained_once(project):
@@ -149,8 +151,10 @@ def test_its_beginnings_are_those_of_the_config(project):
         jax.random.key(0),
         options=run.config.init,
     )
-    documents = mlm.by_document(grown, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics)
-    assert found["net2net"].initial_loss == mlm.summarise(documents)["held_out_loss"]
+    documents = likelihood.by_document(
+        grown, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics
+    )
+    assert found["net2net"].initial_loss == likelihood.summarise(documents)["held_out_loss"]
     assert found["ligo"].learned.steps == 2
     assert found["ligo"].loss < found["ligo"].initial_loss
 

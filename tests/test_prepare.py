@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwt_jax.config import Data, Source, Tokenizer
-from dwt_jax.data import rows, tokenizer
+from dwt_jax.data import dataset, tokenizer
 from dwt_jax.data.packing import Frame, Sentences, join, no_sentences, pack
 from dwt_jax.data.prepare import prepare, prepared
-from dwt_jax.data.sentences import split_sentences
+from dwt_jax.data.sentence_splitter import split_sentences
 from dwt_jax.data.sources import documents
 from dwt_jax.errors import UserError
 
@@ -118,9 +118,9 @@ def naive(documents_: list[list[list[int]]], length: int) -> list[tuple[list[int
 
 
 def stored(directory: Path, split: str) -> list[tuple[list[int], list[int], int]]:
-    opened = rows.open_rows(directory, split)
-    found = rows.gather(opened, np.arange(rows.count(opened)))
-    first = rows.first_documents(opened)
+    opened = dataset.open_rows(directory, split)
+    found = dataset.gather(opened, np.arange(dataset.count(opened)))
+    first = dataset.first_documents(opened)
     return [*zip(found["tokens"].tolist(), found["segments"].tolist(), first.tolist(), strict=True)]
 
 
@@ -286,10 +286,10 @@ def test_documents_are_numbered_through_the_sources(words, texts, tmp_path):
         workers=1,
         log=silent,
     )
-    opened = rows.open_rows(tmp_path / "o", "train")
+    opened = dataset.open_rows(tmp_path / "o", "train")
     first, segments = (
-        rows.first_documents(opened),
-        rows.gather(opened, np.arange(rows.count(opened)))["segments"],
+        dataset.first_documents(opened),
+        dataset.gather(opened, np.arange(dataset.count(opened)))["segments"],
     )
     seen = {int(d) + s for d, last in zip(first, segments.max(1), strict=True) for s in range(last)}
     have_tokens = [text for text in texts if share(text) >= 0.2 and any(tokenised(words, text))]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from runs import dwt, ended, environment, free_port, start_several
 
-from dwt_jax.parallel.processes import ADDRESS, COUNT, INDEX
-from dwt_jax.parallel.talk import LOGS
-from dwt_jax.train.signals import Stopped, kept, signals
+from dwt_jax.distributed.coordination import LOGS
+from dwt_jax.distributed.initialize import ADDRESS, COUNT, INDEX
+from dwt_jax.distributed.shutdown import Stopped, kept, signals
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -33,17 +33,17 @@ def test_a_signal_before_there_is_anything_to_save_is_kept_until_then():
 EARLY = """
 import signal, sys
 sys.modules["jax"] = None  # the verb must hear a signal before this fails
-from dwt_jax import config_file
+from dwt_jax import config_loader
 
 def load(*_):
     signal.raise_signal(signal.SIGTERM)
-    from dwt_jax.train.signals import signals
+    from dwt_jax.distributed.shutdown import signals
     with signals():
         pass
 
 config_file.load = load
 from dwt_jax.__main__ import main, RUN_ME_AGAIN
-from dwt_jax.train.signals import Stopped
+from dwt_jax.distributed.shutdown import Stopped
 try:
     main(["train", "--config=x.py", "--workdir=x"])
 except Stopped:
@@ -58,7 +58,7 @@ def test_training_hears_signals_before_jax_is_imported():
 
 START = """
 import sys
-from dwt_jax.parallel import processes
+from dwt_jax.distributed import initialize
 sys.exit(processes.run(lambda: 0))
 """
 
@@ -108,8 +108,8 @@ def test_a_coordinators_port_that_is_taken_is_refused(host):
 
 HANGS = """
 import sys
-from dwt_jax.parallel import processes, talk
-from dwt_jax.train.signals import Stopped, signals
+from dwt_jax.distributed import initialize, talk
+from dwt_jax.distributed.shutdown import Stopped, signals
 
 def work():
     try:
@@ -137,13 +137,13 @@ WRITES = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from dwt_jax.parallel import processes, talk
+from dwt_jax.distributed import initialize, talk
 
 def work():
     from dwt_jax.config import Mesh
-    from dwt_jax.parallel.mesh import make_mesh, put, replicated
-    from dwt_jax.train.checkpoint import Checkpoints
-    from dwt_jax.train.signals import signals
+    from dwt_jax.distributed.mesh import make_mesh, put, replicated
+    from dwt_jax.runs.checkpoint import Checkpoints
+    from dwt_jax.distributed.shutdown import signals
 
     with signals():
         state = {"x": put(np.random.default_rng(0).normal(size=(200, 200)), replicated(make_mesh(Mesh(), 2)))}

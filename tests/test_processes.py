@@ -14,9 +14,9 @@ import pytest
 from runs import dwt, ended, environment, free_port, prepared_project, start_several
 
 from dwt_jax.__main__ import main
+from dwt_jax.distributed import initialize
+from dwt_jax.distributed.initialize import ADDRESS, COUNT, INDEX, Found, find
 from dwt_jax.errors import UserError
-from dwt_jax.parallel import processes
-from dwt_jax.parallel.processes import ADDRESS, COUNT, INDEX, Found, find
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -102,17 +102,17 @@ def test_an_mpi_that_jax_does_not_know_is_not_taken_for_one_process(say):
 
 def test_a_platform_that_jax_may_not_use_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
-    processes.refuse_platform("any")
-    processes.refuse_platform("gpu")
+    initialize.refuse_platform("any")
+    initialize.refuse_platform("gpu")
     with pytest.raises(UserError, match="platform is 'tpu', but JAX_PLATFORMS allows 'cuda,cpu' alone"):
-        processes.refuse_platform("tpu")
+        initialize.refuse_platform("tpu")
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
 def test_a_limit_is_a_positive_number_of_seconds(monkeypatch, value):
-    monkeypatch.setenv(processes.START_TIMEOUT, value)
-    with pytest.raises(UserError, match=rf"{processes.START_TIMEOUT}: '{value}', expected seconds"):
-        processes.seconds(processes.START_TIMEOUT, 300)
+    monkeypatch.setenv(initialize.START_TIMEOUT, value)
+    with pytest.raises(UserError, match=rf"{initialize.START_TIMEOUT}: '{value}', expected seconds"):
+        initialize.seconds(initialize.START_TIMEOUT, 300)
 
 
 def test_other_verbs_are_for_one_process(say, capsys):
@@ -122,7 +122,7 @@ def test_other_verbs_are_for_one_process(say, capsys):
 
 
 def test_a_workdir_in_a_bucket_is_refused():
-    from dwt_jax.train.workdir import locked
+    from dwt_jax.runs.run_dir import locked
 
     with (
         pytest.raises(UserError, match=r"gs:/bucket/run begins with gs:/, expected a directory"),
@@ -160,8 +160,8 @@ def test_waiting_ends_with_a_line_that_names_what_is_missing(tmp_path, index, me
 AGREE = """
 import random, sys, time
 import jax
-from dwt_jax.parallel import processes, talk
-from dwt_jax.train.signals import Failed, signals
+from dwt_jax.distributed import initialize, talk
+from dwt_jax.distributed.shutdown import Failed, signals
 
 def work():
     me = talk.index()
@@ -201,7 +201,7 @@ def test_all_processes_stop_at_the_same_question_though_one_was_asked():
 
 WATCHED = """
 import threading, time
-from dwt_jax.train.watchdog import watching
+from dwt_jax.distributed.watchdog import watching
 
 def stuck():
     threading.Event().wait()

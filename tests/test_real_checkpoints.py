@@ -10,10 +10,10 @@ import pytest
 from real_checkpoints import Unreachable, default_folder, fetch
 from runs import dwt
 
-from dwt_jax.convert import huggingface
-from dwt_jax.convert.tables import FAMILIES, canonical
-from dwt_jax.convert.weights import open_weights
-from dwt_jax.model import functional
+from dwt_jax.hf import checkpoint as hf_checkpoint
+from dwt_jax.hf.names import FAMILIES, canonical
+from dwt_jax.hf.tensor_files import open_weights
+from dwt_jax.models import bert
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -43,20 +43,20 @@ def in_torch(name, directory):
 
 def test_outputs_are_torchs(checkpoint):
     name, directory = checkpoint
-    found = huggingface.load(directory)
+    found = hf_checkpoint.load(directory)
     rng = np.random.default_rng(0)
     segments = (np.arange(64) < np.array([[64], [50], [7]])).astype(np.int32)
     tokens = rng.integers(1, found.model.vocab_size, segments.shape) * segments
     with torch.no_grad():
         there = in_torch(name, directory)(torch.tensor(tokens), attention_mask=torch.tensor(segments))
-    hidden = jax.jit(functional.encode, static_argnums=1)(found.params, found.model, tokens, segments)
-    pooled = functional.pooled(found.params, found.model, hidden)
+    hidden = jax.jit(bert.encode, static_argnums=1)(found.params, found.model, tokens, segments)
+    pooled = bert.pooled(found.params, found.model, hidden)
     real = segments > 0
     if name == "minilm":
         np.testing.assert_allclose(np.asarray(hidden)[real], there.last_hidden_state.numpy()[real], atol=1e-4)
         np.testing.assert_allclose(pooled, there.pooler_output.numpy(), atol=1e-4)
     else:
-        logits = functional.mlm_logits(found.params, found.model, hidden)[..., : found.model.vocab_size]
+        logits = bert.mlm_logits(found.params, found.model, hidden)[..., : found.model.vocab_size]
         np.testing.assert_allclose(np.asarray(logits)[real], there.prediction_logits.numpy()[real], atol=1e-4)
         head = found.params["next_sentence"]
         np.testing.assert_allclose(

@@ -14,12 +14,12 @@ from reference import batch, logits, parameters
 
 from dwt_jax.config import Model
 from dwt_jax.errors import UserError
-from dwt_jax.model import functional
-from dwt_jax.model.layers import padded_vocabulary
-from dwt_jax.model.products import Numerics
-from dwt_jax.model.roles import ROLES
-from dwt_jax.remap import depth, engine, ligo, moments, plan, width
-from dwt_jax.remap.engine import remap
+from dwt_jax.models import bert as models_bert
+from dwt_jax.models.common.layers import padded_vocabulary
+from dwt_jax.models.common.logical_axes import ROLES
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.remap import apply, depth_maps, ligo, optimizer_state, plan, width_maps
+from dwt_jax.remap.apply import remap
 from dwt_jax.remap.methods import METHODS, Options
 from dwt_jax.remap.report import probe_batch
 
@@ -104,7 +104,7 @@ def holds_what_it_says(pair, name, options, seed):
     if refused:
         assert re.fullmatch(r".*(→|is \d).*, expected.*", refused)
         return
-    assert jax.tree.map(np.shape, grown) == jax.tree.map(np.shape, functional.abstract(target))
+    assert jax.tree.map(np.shape, grown) == jax.tree.map(np.shape, models_bert.abstract(target))
     assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 for leaf in jax.tree.leaves(grown))
     drift = moved(source, target, params, grown)
     assert (drift < 1e-9) if report.exact else (drift > 1e-3), (name, drift, report.lost)
@@ -180,7 +180,7 @@ MOVED = {
     "zeros under an ordinary norm": ("fna", changed(hidden_size=12, num_attention_heads=3)),
     "uneven copies under an ordinary norm": ("net2net", changed(hidden_size=12, num_attention_heads=3)),
     "the layer above": ("aki", changed(intermediate_size=16)),
-    **{name: (name, changed(num_hidden_layers=4)) for name in depth.MAPS},
+    **{name: (name, changed(num_hidden_layers=4)) for name in depth_maps.MAPS},
     "fewer layers": ("interleave", changed(num_hidden_layers=1)),
     "ligo's beginning": ("ligo", changed(num_hidden_layers=3)),
 }
@@ -191,8 +191,8 @@ def real_logits(params, model, inputs, dtype):
 
     @jax.jit
     def run(params, inputs):
-        return functional.mlm_logits(
-            params, model, functional.encode(params, model, *inputs, numerics=numerics), numerics=numerics
+        return models_bert.mlm_logits(
+            params, model, models_bert.encode(params, model, *inputs, numerics=numerics), numerics=numerics
         )
 
     with jax.enable_x64(True):
@@ -234,7 +234,7 @@ def test_transformers_agrees(tmp_path, what):
     """Exported and run in torch, the grown model gives the logits that the small one gives there."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from dwt_jax.convert.huggingface import save
+    from dwt_jax.hf.checkpoint import save
 
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
@@ -261,7 +261,7 @@ def test_transformers_agrees(tmp_path, what):
 
 def test_no_leaf_is_named_in_the_room():
     leaves = {part for name in ROLES for part in name.split("/")} - set(plan.KEYS)
-    for module in (engine, plan, width, depth, ligo, moments):
+    for module in (apply, plan, width_maps, depth_maps, ligo, optimizer_state):
         words = set(re.findall(r"""["']([\w/]+)["']""", inspect.getsource(module)))
         assert not {word for word in words for part in word.split("/") if part in leaves}, module
 
@@ -278,12 +278,12 @@ def test_no_leaf_is_named_in_the_room():
     ],
 )
 def test_depth_maps(name, grown, shrunk):
-    assert depth.MAPS[name](4, 6) == grown
-    assert depth.MAPS[name](4, 2) == shrunk
+    assert depth_maps.MAPS[name](4, 6) == grown
+    assert depth_maps.MAPS[name](4, 2) == shrunk
     for old in range(1, 8):
-        assert depth.MAPS[name](old, old) == list(range(old))
+        assert depth_maps.MAPS[name](old, old) == list(range(old))
         for new in range(1, 30):
-            layers = depth.MAPS[name](old, new)
+            layers = depth_maps.MAPS[name](old, new)
             assert len(layers) == new
             assert all(-1 <= layer < old for layer in layers)
             firsts = [layer for i, layer in enumerate(layers) if layer not in layers[:i] and layer >= 0]
@@ -295,8 +295,8 @@ def test_depth_maps(name, grown, shrunk):
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 3), st.booleans())
 @settings(max_examples=12)
 def test_drawn_maps_are_balanced_and_their_shares_add_up(old, more, layers, uneven):
-    weights = width.uneven(KEY, (layers, old + more) if layers else (old + more,)) if uneven else None
-    m = width.drawn(KEY, old, old + more, layers, weights)
+    weights = width_maps.uneven(KEY, (layers, old + more) if layers else (old + more,)) if uneven else None
+    m = width_maps.drawn(KEY, old, old + more, layers, weights)
     for index, split in zip(np.atleast_2d(m.index), np.atleast_2d(m.split), strict=True):
         assert list(index[:old]) == list(range(old))
         counts = np.bincount(index, minlength=old)
@@ -306,7 +306,7 @@ def test_drawn_maps_are_balanced_and_their_shares_add_up(old, more, layers, unev
 
 
 def test_layers_draw_their_own_maps():
-    m = width.drawn(KEY, 20, 40, layers=3)
+    m = width_maps.drawn(KEY, 20, 40, layers=3)
     assert not np.array_equal(m.index[0], m.index[1])
 
 
@@ -340,7 +340,7 @@ def test_the_papers_remapping():
 
 def test_random_is_a_new_model(tiny):
     grown, report = remap(parameters(SMALL), SMALL, tiny, "random", KEY)
-    like = jax.jit(functional.init, static_argnums=0)(tiny, KEY)
+    like = jax.jit(models_bert.init, static_argnums=0)(tiny, KEY)
     assert jax.tree.map(np.shape, grown) == jax.tree.map(np.shape, like)
     for (path, found), expected in zip(
         jax.tree_util.tree_leaves_with_path(grown), jax.tree.leaves(like), strict=True
@@ -380,7 +380,7 @@ def test_rows_before_the_first_position_stay_in_place():
     source, target = (dataclasses.replace(roberta, max_position_embeddings=n) for n in (6, 13))
     m = plan._positions(source, target, "tiled")
     assert list(m.index) == [0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3, 4]
-    assert list(m.kind) == [width.COPIED] * 6 + [width.DERIVED] * 7
+    assert list(m.kind) == [width_maps.COPIED] * 6 + [width_maps.DERIVED] * 7
 
 
 FAMILIES = {
@@ -395,21 +395,21 @@ FAMILIES = {
 @pytest.mark.parametrize("source", FAMILIES.values(), ids=FAMILIES)
 def test_every_family_and_head_is_kept(source):
     """The table's axes are enough for parts that the engine never heard of."""
-    params = parameters(source, heads=functional.HEADS)
+    params = parameters(source, heads=models_bert.HEADS)
     target = dataclasses.replace(
         source, hidden_size=16, num_attention_heads=4, max_position_embeddings=33, vocab_size=300
     )
     grown, report = remap(params, source, target, "net2net", KEY, options=Options(split="uneven"))
     assert report.exact
     assert jax.tree.map(np.shape, grown) == jax.tree.map(
-        np.shape, functional.abstract(target, functional.HEADS, labels=3)
+        np.shape, models_bert.abstract(target, models_bert.HEADS, labels=3)
     )
     inputs = batch(source)
     assert moved(source, target, params, grown, inputs) < 1e-9
     found = []
     for tree, model in ((params, source), (grown, target)):
-        hidden = functional.encode(tree, model, *inputs)
-        found.append(functional.classify(tree, model, hidden))
+        hidden = models_bert.encode(tree, model, *inputs)
+        found.append(models_bert.classify(tree, model, hidden))
     np.testing.assert_allclose(*found, atol=1e-4)
 
 
@@ -482,7 +482,7 @@ def test_gates_and_weights_are_not_lost_on_the_way():
 
 def test_every_method_says_whether_it_preserves_the_function():
     for name, method in METHODS.items():
-        text = method.__doc__ if name not in depth.MAPS else depth.__doc__
+        text = method.__doc__ if name not in depth_maps.MAPS else depth_maps.__doc__
         assert re.search(r"[Pp]reserves?\s+the\s+function", text), name
         assert re.search(r"20\d\d", method.__doc__) or name == "prefix", name
 
@@ -543,7 +543,7 @@ def test_the_report():
     assert (kernel.copied, kernel.derived, kernel.new) == (0, 2 * 16 * 24, 0)
     assert (leaves["layers/mlp/input/bias"].copied, leaves["layers/mlp/input/bias"].derived) == (24, 24)
     assert sum(report.shares().values()) == pytest.approx(1)
-    real = sum(x.size for x in jax.tree.leaves(functional.abstract(target))) - (512 - 300) * 17
+    real = sum(x.size for x in jax.tree.leaves(models_bert.abstract(target))) - (512 - 300) * 17
     assert report.parameters[1] == real
     assert report.flops[1] > 3 * report.flops[0]
     plain = report.to_dict()

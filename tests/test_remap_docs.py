@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import environment
 
-from dwt_jax.remap.depth import MAPS
+from dwt_jax.remap.depth_maps import MAPS
 from dwt_jax.remap.methods import METHODS
 
 ROOT = Path(__file__).parent.parent

@@ -11,9 +11,9 @@ PROGRAM = """
 import dataclasses, jax, numpy as np
 from reference import parameters
 from dwt_jax.config import Mesh, Model, Optimizer
-from dwt_jax.parallel.mesh import make_mesh, shardings
-from dwt_jax.remap.engine import apply, remap
-from dwt_jax.remap.moments import remap_state
+from dwt_jax.distributed.mesh import make_mesh, shardings
+from dwt_jax.remap.apply import apply, remap
+from dwt_jax.remap.optimizer_state import remap_state
 from dwt_jax.remap.plan import plan
 from dwt_jax.train import optimizer as optimizers
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Config, Distill, Model, Schedule, Teacher, Train
-from dwt_jax.config_file import to_dict
+from dwt_jax.config_loader import to_dict
 from dwt_jax.errors import UserError
-from dwt_jax.evaluate.paired import paired_error
+from dwt_jax.eval.paired import paired_error
 from dwt_jax.study import charts, report, tables
 
 STEPS, EVERY = 1000, 100

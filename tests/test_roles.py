@@ -6,11 +6,11 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from dwt_jax.config import Config, Mesh, Model, Optimizer
-from dwt_jax.convert.tables import FAMILIES, LEAVES
+from dwt_jax.distributed import mesh as meshes
 from dwt_jax.errors import UserError
-from dwt_jax.model import functional
-from dwt_jax.model.roles import ROLES, Axis, annealed, decay_mask, map_with_roles, path_name
-from dwt_jax.parallel import mesh as meshes
+from dwt_jax.hf.names import FAMILIES, LEAVES
+from dwt_jax.models import bert as models_bert
+from dwt_jax.models.common.logical_axes import ROLES, Axis, annealed, decay_mask, map_with_roles, path_name
 from dwt_jax.train.step import initial_state
 
 SMALL = Model(
@@ -45,7 +45,7 @@ def test_the_table_says_every_axis_of_every_leaf(model):
         "position": model.max_position_embeddings,
         "type": model.type_vocab_size,
     }
-    found = leaves(functional.abstract(model, functional.HEADS, LABELS))
+    found = leaves(models_bert.abstract(model, models_bert.HEADS, LABELS))
     absent = {"mlm/decoder/embedding"} if model.tie_word_embeddings else set()
     absent |= set() if model.type_vocab_size else {"embeddings/type/embedding"}
     absent |= set() if model.gated_layers else set(ROLES) - set(ORDINARY)
@@ -94,8 +94,8 @@ def test_decay_is_hugging_faces():
     )
     norms = {f"{n}.weight" for n, module in bert.named_modules() if isinstance(module, torch.nn.LayerNorm)}
     expected = {name: not name.endswith("bias") and name not in norms for name, _ in bert.named_parameters()}
-    mask = leaves(decay_mask(functional.abstract(SMALL)))
-    assert set(mask) == set(leaves(functional.abstract(SMALL)))
+    mask = leaves(decay_mask(models_bert.abstract(SMALL)))
+    assert set(mask) == set(leaves(models_bert.abstract(SMALL)))
     found = {}
     for name, decays in mask.items():
         assert isinstance(decays, bool)
@@ -113,7 +113,7 @@ def specs(tree, mesh):
 
 
 def test_sharding_of_the_parameters():
-    found = specs(functional.abstract(SMALL), mesh_of(1, 2, 4))
+    found = specs(models_bert.abstract(SMALL), mesh_of(1, 2, 4))
     expected = {
         "embeddings/word/embedding": ("tensor", "fsdp"),
         "embeddings/position/embedding": (None, "fsdp"),
@@ -135,8 +135,8 @@ def test_sharding_of_the_parameters():
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 5, 7), (2, 16, 3), (1, 24, 16)])
 def test_an_axis_is_split_only_where_it_divides(sizes):
     mesh = mesh_of(*sizes)
-    abstract = leaves(functional.abstract(SMALL))
-    for name, spec in specs(functional.abstract(SMALL), mesh).items():
+    abstract = leaves(models_bert.abstract(SMALL))
+    for name, spec in specs(models_bert.abstract(SMALL), mesh).items():
         used = [axis for axis in spec if axis is not None]
         assert len(used) == len(set(used)), name
         for size, axis in zip(abstract[name].shape, spec, strict=True):
@@ -144,7 +144,7 @@ def test_an_axis_is_split_only_where_it_divides(sizes):
 
 
 def test_moments_lie_where_their_parameters_do_and_the_rest_everywhere():
-    state = jax.eval_shape(lambda: initial_state(functional.init(SMALL, jax.random.key(0)), Optimizer()))
+    state = jax.eval_shape(lambda: initial_state(models_bert.init(SMALL, jax.random.key(0)), Optimizer()))
     mesh = mesh_of(1, 2, 4)
     of_params = specs(state["params"], mesh)
     of_state = specs(state, mesh)

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwt_jax.config import Schedule
-from dwt_jax.config_file import build as build_config
-from dwt_jax.distill import schedules
-from dwt_jax.distill.presets import PRESETS
+from dwt_jax.config_loader import build as build_config
+from dwt_jax.objectives import schedules
+from dwt_jax.presets import PRESETS
 from dwt_jax.train.step import knob_table
 
 torch = pytest.importorskip("torch")

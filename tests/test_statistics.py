@@ -32,7 +32,7 @@ def test_the_bootstrap_is_scipys_where_there_is_one_level():
 
 def test_documents_within_one_run_are_the_paired_error():
     """One seed, many documents: the interval is ± 1.96 of the paired standard error."""
-    from dwt_jax.evaluate.paired import paired_error
+    from dwt_jax.eval.paired import paired_error
 
     rng = np.random.default_rng(3)
     count = rng.integers(5, 60, 400).astype(float)

@@ -14,13 +14,13 @@ import pytest
 
 from dwt_jax.config import Config, Distill, Mask, Optimizer, Schedule, Train
 from dwt_jax.config import Mesh as MeshSizes
-from dwt_jax.convert.huggingface import to_tensors
-from dwt_jax.data.masking import Tokens, mask_rows, row_keys
-from dwt_jax.distill.head import Knobs
-from dwt_jax.distill.objective import Sums
-from dwt_jax.model import functional
-from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import make_mesh, shardings
+from dwt_jax.distributed.mesh import make_mesh, shardings
+from dwt_jax.hf.checkpoint import to_tensors
+from dwt_jax.models import bert as models_bert
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.objectives.distillation import Sums
+from dwt_jax.objectives.fused_lm_loss import Knobs
+from dwt_jax.objectives.masking import Tokens, mask_rows, row_keys
 from dwt_jax.train import step as steps
 
 B, L = 8, 16
@@ -37,7 +37,7 @@ def teacher_model(tiny):
 
 @pytest.fixture(scope="module")
 def params(tiny):
-    return functional.init(tiny, jax.random.key(0))
+    return models_bert.init(tiny, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +201,8 @@ def losses_on(model, meshes):
 
     student = Model(**{**model, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
     small = dataclasses.replace(student, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    params = functional.init(student, jax.random.key(0))
-    teacher = functional.init(small, jax.random.key(1))
+    params = models_bert.init(student, jax.random.key(0))
+    teacher = models_bert.init(small, jax.random.key(1))
     found = []
     for sizes in meshes:
         mesh = make_mesh(MeshSizes(*sizes), B)
@@ -270,7 +270,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(tiny, teacher_model, p
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is_finite(tiny):
     """A tiny decoder behind a huge scale: the logits are ordinary, a gradient is not."""
     model = dataclasses.replace(tiny, num_hidden_layers=1, tie_word_embeddings=False)
-    params = functional.init(model, jax.random.key(0))
+    params = models_bert.init(model, jax.random.key(0))
     params["mlm"]["norm"]["scale"] *= 1e25
     params["mlm"]["decoder"]["embedding"] *= 1e-25
     before = jax.tree.map(np.asarray, params)

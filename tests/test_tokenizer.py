@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dwt_jax.config import Source
-from dwt_jax.data import tokenizer, wordpiece
+from dwt_jax.data import cached_wordpiece, tokenizer
 from dwt_jax.data.sources import documents
 from dwt_jax.errors import UserError
 
@@ -256,7 +256,7 @@ def test_encoder_with_a_memory_gives_the_same_ids(trained, texts):
     ours = tokenizer.load(trained)
     ours.encode_special_tokens = True
     expected = [ours.encode(text, add_special_tokens=False).ids for text in texts]
-    encode = wordpiece.encoder(ours)
+    encode = cached_wordpiece.encoder(ours)
     assert encode(texts) == expected
     assert encode(texts) == expected, "from memory"
 
@@ -264,8 +264,8 @@ def test_encoder_with_a_memory_gives_the_same_ids(trained, texts):
 def test_encoder_with_a_memory_on_real_text(trained):
     ours = tokenizer.load(trained)
     ours.encode_special_tokens = True
-    encode = wordpiece.encoder(ours)
-    assert wordpiece._is_bert(ours)
+    encode = cached_wordpiece.encoder(ours)
+    assert cached_wordpiece._is_bert(ours)
     for text in [*documents(Source())][::20]:
         assert encode([text]) == [ours.encode(text, add_special_tokens=False).ids]
 
@@ -273,7 +273,7 @@ def test_encoder_with_a_memory_on_real_text(trained):
 def test_encoder_leaves_other_pipelines_alone(roberta):
     ours = tokenizer.load(roberta)
     texts = ["the extraordinary  Government, of the people!"]
-    assert wordpiece.encoder(ours)(texts) == [ours.encode(texts[0], add_special_tokens=False).ids]
+    assert cached_wordpiece.encoder(ours)(texts) == [ours.encode(texts[0], add_special_tokens=False).ids]
 
 
 ODD_TEXTS = [

@@ -14,14 +14,14 @@ import pytest
 from runs import dwt, prepared_project, start
 from safetensors.numpy import load_file
 
-from dwt_jax.config_file import load
+from dwt_jax.config_loader import load
+from dwt_jax.distributed.shutdown import Stopped
 from dwt_jax.errors import UserError
-from dwt_jax.evaluate import mlm
+from dwt_jax.eval import likelihood
+from dwt_jax.runs.run_dir import load_model, locked
 from dwt_jax.train import loop
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import Failed, train
-from dwt_jax.train.signals import Stopped
-from dwt_jax.train.workdir import load_model, locked
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,8 @@ def test_the_model_gives_the_same_logits_in_transformers(whole):
     import jax.numpy as jnp
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    from dwt_jax.model import functional
-    from dwt_jax.train.workdir import load_model
+    from dwt_jax.models import bert
+    from dwt_jax.runs.run_dir import load_model
 
     model, info = AutoModelForMaskedLM.from_pretrained(whole / "model", output_loading_info=True)
     assert not info["missing_keys"]
@@ -121,8 +121,8 @@ def test_the_model_gives_the_same_logits_in_transformers(whole):
         expected = model.eval()(**batch).logits.numpy()
     loaded = load_model(str(whole))
     tokens = jnp.asarray(batch["input_ids"].numpy())
-    hidden = functional.encode(loaded.params, loaded.model, tokens, jnp.ones_like(tokens))
-    found = functional.mlm_logits(loaded.params, loaded.model, hidden)[..., : loaded.model.vocab_size]
+    hidden = bert.encode(loaded.params, loaded.model, tokens, jnp.ones_like(tokens))
+    found = bert.mlm_logits(loaded.params, loaded.model, hidden)[..., : loaded.model.vocab_size]
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -185,7 +185,7 @@ def test_an_evaluation_that_is_stopped_twice_is_made_up_for(project, whole, tmp_
             shutil.rmtree(later)
     config = load(project[0], taught(project))
     with monkeypatch.context() as patched:
-        patched.setattr(mlm, "by_document", lambda *_, **__: None)
+        patched.setattr(likelihood, "by_document", lambda *_, **__: None)
         with pytest.raises(Stopped, match="stopped at step 4"):
             train(config, cut)
     train(config, cut)

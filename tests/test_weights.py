@@ -13,8 +13,8 @@ import pytest
 from foreign import assert_same, bits, damage, refused, survives, zoo
 
 import dwt_jax
-from dwt_jax.convert.weights import FILES, open_weights
 from dwt_jax.errors import UserError
+from dwt_jax.hf.tensor_files import FILES, open_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -148,7 +148,7 @@ def test_torch_is_not_imported(tmp_path):
     torch.save({"x": torch.ones(2)}, tmp_path / "c.bin", _use_new_zipfile_serialization=False)
     program = f"""
 import pathlib, sys
-from dwt_jax.convert import weights
+from dwt_jax.hf import tensor_files
 path = pathlib.Path({str(tmp_path)!r})
 for read, name in ((weights._in_safetensors, "a.safetensors"), (weights._in_pickle, "b.bin"),
                    (weights._in_pickle, "c.bin")):

@@ -7,7 +7,7 @@ The table "FLOPs to the student alone's loss" of the report is what it is about;
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_file import beside
+from dwt_jax.config_loader import beside
 
 WAYS = {
     "normal": ("1 : 1", ["distill.preset=paper_normal"]),

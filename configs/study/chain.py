@@ -5,7 +5,7 @@ dwt study --config=configs/study/chain.py:cpu --workdir=studies/chain
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_file import beside
+from dwt_jax.config_loader import beside
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:

@@ -5,7 +5,7 @@ dwt study --config=configs/study/knowledge_inheritance.py:cpu --workdir=studies/
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_file import beside
+from dwt_jax.config_loader import beside
 
 UNTIL = (0.1, 0.25, 0.5, 0.75)  # shares of the steps
 

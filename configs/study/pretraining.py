@@ -8,7 +8,7 @@ rows. cpu is made for hours on two cores, h200 for minutes on one GPU.
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_file import beside
+from dwt_jax.config_loader import beside
 
 LAYERS = {"student": 6, "teacher4": 4, "teacher2": 2, "teacher1": 1}
 SCALES = {  # hidden size, vocabulary, length, batch, steps, learning rate

@@ -6,7 +6,7 @@ along the way (its figure 4); and remappings that came later.
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_file import beside
+from dwt_jax.config_loader import beside
 
 METHODS = {  # label, the paper's arm
     "fna": ("the last layer again (PR)", "figure4.remapped"),

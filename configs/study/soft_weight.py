@@ -6,7 +6,7 @@ dwt study --config=configs/study/soft_weight.py:cpu --workdir=studies/soft_weigh
 from ml_collections import ConfigDict
 
 from dwt_jax.config import Distill
-from dwt_jax.config_file import beside
+from dwt_jax.config_loader import beside
 
 # The student begins to lose its teacher before it has beaten it.
 UNTIL = f"falling to 0 over the last {Distill().beaten_margin} nats to the teacher"

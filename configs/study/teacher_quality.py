@@ -7,9 +7,9 @@ Scales paper, h200 and cpu: see pretraining.py and docs/studies.md.
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_file import beside
+from dwt_jax.config_loader import beside
 from dwt_jax.study.charts import number
-from dwt_jax.study.paper import TABLE_1
+from dwt_jax.study.paper_results import TABLE_1
 
 WEAK = {4: "weak", 2: "very weak", 1: "extremely weak"}
 ALONE = TABLE_1["table1.alone"].average

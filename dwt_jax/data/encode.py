@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from dwt_jax.data import cached_wordpiece
 from dwt_jax.data import tokenizer as tokenizers_
-from dwt_jax.data import wordpiece
-from dwt_jax.data.library import refusing
 from dwt_jax.data.packing import Sentences
-from dwt_jax.data.sentences import split_sentences
+from dwt_jax.data.sentence_splitter import split_sentences
 from dwt_jax.data.sources import fingerprint
+from dwt_jax.data.tokenizer_checks import refusing
 
 
 class Recipe(NamedTuple):
@@ -85,11 +85,15 @@ def encode(texts: list[str], recipe: Recipe) -> Encoded:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(recipe: Recipe) -> tuple[wordpiece.Encode, np.dtype, str]:
+def _opened(recipe: Recipe) -> tuple[cached_wordpiece.Encode, np.dtype, str]:
     tokenizer = tokenizers_.load(recipe.tokenizer)
     tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not the end of a row
     words = tokenizers_.vocabulary(recipe.tokenizer)
-    return wordpiece.encoder(tokenizer), token_dtype(len(words)), " " if words.starts_words == "Ġ" else ""
+    return (
+        cached_wordpiece.encoder(tokenizer),
+        token_dtype(len(words)),
+        " " if words.starts_words == "Ġ" else "",
+    )
 
 
 def _cut(sentences: Sentences, room: int) -> Sentences:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dwt_jax import runtime_env
 from dwt_jax.config import Data, Source, Tokenizer
 from dwt_jax.data import tokenizer as tokenizers_
 from dwt_jax.data.encode import Encoded, Recipe, encode, is_held_out, start_worker, token_dtype
@@ -23,7 +24,6 @@ from dwt_jax.data.shards import FORMAT, SHARD_BYTES, SPLITS, Stream, read_index
 from dwt_jax.data.sources import documents, files, fingerprint, stored_bytes
 from dwt_jax.errors import UserError
 from dwt_jax.files import building, publish
-from dwt_jax.parallel import host
 
 Log = Callable[[str], None]
 Chunk = tuple[list[str], int]  # documents; how many bytes on disk were read for them
@@ -302,7 +302,7 @@ def prepared(data: Data, log: Log = print) -> Path:
         if _of_other_text(directory, data):
             log(f"data.path: rows of {directory} as they were prepared; data.sources here are not read")
         return directory
-    out = host.cache() / f"data-{key(data)}"
+    out = runtime_env.cache() / f"data-{key(data)}"
     if read_index(out) is None:
         with _one_at_a_time(out, log):
             prepare(data, out, log=log)
@@ -358,7 +358,7 @@ def _fetched(url: str, log: Log) -> Path:
     try:
         there, root = fsspec.core.url_to_fs(url)
         index = there.cat_file(f"{root.rstrip('/')}/index.json")
-        out = host.cache() / f"copy-{hashlib.sha256(index).hexdigest()[:16]}"
+        out = runtime_env.cache() / f"copy-{hashlib.sha256(index).hexdigest()[:16]}"
         if read_index(out) is not None:
             return out
         with _one_at_a_time(out, log), building(out) as partial:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dwt_jax.config import Source
-from dwt_jax.data.added import ROLES, read_json, role_names
-from dwt_jax.data.library import check_ids
-from dwt_jax.data.pretrained import AS_IT_IS, BERT, NORMALIZER, ROBERTAS, SPECIALS, load, wordpiece
+from dwt_jax.data.added_tokens import ROLES, read_json, role_names
+from dwt_jax.data.hf_tokenizer import AS_IT_IS, BERT, NORMALIZER, ROBERTAS, SPECIALS, load, wordpiece
+from dwt_jax.data.tokenizer_checks import check_ids
 from dwt_jax.errors import UserError
 from dwt_jax.files import present
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dwt_jax.config import Optimizer, Precision, Schedule, optimizer_problems
-from dwt_jax.config_file import construct, read_file
+from dwt_jax.config_loader import construct, read_file
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import read_object
 from dwt_jax.finetune.tasks import BUILTIN, GLUE, METRICS

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dwt_jax.train.metrics import duration
+from dwt_jax.runs.metric_writer import duration
 
 LINE_SECONDS = 10.0
 

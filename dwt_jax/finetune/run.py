@@ -15,25 +15,25 @@ import jax
 import numpy as np
 
 from dwt_jax.config import Config, Model
-from dwt_jax.convert import card, huggingface
 from dwt_jax.data.tokenizer import vocabulary
-from dwt_jax.distill import schedules
+from dwt_jax.distributed.shutdown import Stopped, Stopping
 from dwt_jax.errors import UserError
 from dwt_jax.files import whole_file
-from dwt_jax.finetune import batches, metrics, results
-from dwt_jax.finetune.batches import Encoded, Texts
+from dwt_jax.finetune import collate, metrics, outputs
+from dwt_jax.finetune.collate import Encoded, Texts
 from dwt_jax.finetune.config import SHORTEST, FineTune, Recipe, of_directory
-from dwt_jax.finetune.examples import Data
+from dwt_jax.finetune.datasets import Data
+from dwt_jax.finetune.outputs import Best, Seed
 from dwt_jax.finetune.progress import Progress
-from dwt_jax.finetune.results import Best, Seed
 from dwt_jax.finetune.step import Spec, beginner, predictor, spec_of, trainer
-from dwt_jax.model import functional
-from dwt_jax.model.annealing import settled
-from dwt_jax.train import workdir as workdirs
-from dwt_jax.train.borrowed import digest
+from dwt_jax.hf import checkpoint, model_card
+from dwt_jax.models import bert
+from dwt_jax.objectives import schedules
+from dwt_jax.remap.gates import settled
+from dwt_jax.runs import run_dir as workdirs
+from dwt_jax.runs.pretrained import digest
 from dwt_jax.train.loop import Failed
 from dwt_jax.train.setup import numerics_of
-from dwt_jax.train.signals import Stopped, Stopping
 
 MAY_CHANGE = ("examples.path", "examples.train", "examples.dev", "examples.test")
 """Keys that a resumed run may change: the data is compared by its digest, wherever it lies."""
@@ -124,7 +124,7 @@ def fine_tune(run: Run, stopping: Stopping) -> dict[str, Any]:
 
 
 def _is_done(run: Run, seed: int) -> bool:
-    return results.seed_file(run.workdir, seed).exists()
+    return outputs.seed_file(run.workdir, seed).exists()
 
 
 def _steps(run: Run) -> int:
@@ -148,7 +148,7 @@ def fitting(memory: int, model: Model, recipe: Recipe) -> int:
     """How many seeds fit into `memory` bytes, by a rough count on the safe side: parameters, gradient,
     two moments and an update in fp32, and what the backward pass of the longest batch keeps."""
     heads = ("pooler", "classifier")
-    size = sum(leaf.size for leaf in jax.tree.leaves(functional.abstract(model, heads)))
+    size = sum(leaf.size for leaf in jax.tree.leaves(bert.abstract(model, heads)))
     rows, length = recipe.batch_size, recipe.max_length
     tokens = rows * length * (16 * model.hidden_size + 4 * model.intermediate_size)
     scores = 4 * rows * model.num_attention_heads * length**2
@@ -168,9 +168,9 @@ def _train(run: Run, seeds: Sequence[int], stopping: Stopping, progress: Progres
     best = Best(run.workdir, recipe.seeds)
     for number in range(recipe.epochs):
         losses = []
-        for rows in batches.epoch(len(train), recipe.batch_size, seeds, number, lengths):
+        for rows in collate.epoch(len(train), recipe.batch_size, seeds, number, lengths):
             _stop_if_asked(run, stopping)
-            batch = batches.gather(train, rows, recipe.lengths(), run.source.pad_id)
+            batch = collate.gather(train, rows, recipe.lengths(), run.source.pad_id)
             state, loss = take(state, batch, numbers, np.uint32(step), rates[step])
             losses.append(loss)
             step += 1
@@ -184,9 +184,9 @@ def _train(run: Run, seeds: Sequence[int], stopping: Stopping, progress: Progres
         best.look(found, state["params"])
     if best.params is not None:
         loaded = run.source.loaded
-        results.write_model(run.workdir, best.params, loaded.model, loaded.kept, run.data)
+        outputs.write_model(run.workdir, best.params, loaded.model, loaded.kept, run.data)
     for one in found:
-        results.write_seed(run.workdir, one)
+        outputs.write_seed(run.workdir, one)
 
 
 def _stop_if_asked(run: Run, stopping: Stopping) -> None:
@@ -209,7 +209,7 @@ def _judge(
             one.logits[name].append(values[i])
             labels = run.data.splits[name].labels
             assert labels is not None
-            chosen = results.classes_or_numbers(values[i], run.data.labels)
+            chosen = outputs.classes_or_numbers(values[i], run.data.labels)
             record["dev"][name], undefined = metrics.scores(run.data.metrics, chosen, labels)
             if undefined:
                 record["undefined"] = undefined
@@ -228,8 +228,8 @@ def predict(run: Run, params: Any, name: str, stopping: Stopping) -> np.ndarray:
         real = rows >= 0
         logits[:, rows[real]] = np.asarray(values)[:, real]
 
-    for rows in batches.in_order(encoded, recipe.batch_size):
-        batch = batches.gather(encoded, rows, recipe.lengths(), run.source.pad_id)
+    for rows in collate.in_order(encoded, recipe.batch_size):
+        batch = collate.gather(encoded, rows, recipe.lengths(), run.source.pad_id)
         _stop_if_asked(run, stopping)
         pending.append((rows, predictor(run.spec)(params, batch)))
         if len(pending) > 1:
@@ -241,18 +241,18 @@ def predict(run: Run, params: Any, name: str, stopping: Stopping) -> np.ndarray:
 def _finish(run: Run, stopping: Stopping) -> dict[str, Any]:
     """Predictions, the card, and last results.json: the sign that all is done."""
     config, task = run.config, run.config.examples.task
-    found = [one for seed in config.recipe.seeds if (one := results.read_seed(run.workdir, seed))]
-    results.write_dev(run.workdir, run.data, found)
+    found = [one for seed in config.recipe.seeds if (one := outputs.read_seed(run.workdir, seed))]
+    outputs.write_dev(run.workdir, run.data, found)
     tests = [name for name in run.encoded if name.startswith("test")]
     if tests:
-        params = jax.tree.map(lambda x: x[None], huggingface.load(run.workdir / "model").params)
+        params = jax.tree.map(lambda x: x[None], checkpoint.load(run.workdir / "model").params)
         for name in tests:
             logits = predict(run, params, name, stopping)[0]
-            results.write_test(run.workdir, task, name, run.data.splits[name], run.data, logits)
-    summary = results.summarise(task, run.data, found)
+            outputs.write_test(run.workdir, task, name, run.data.splits[name], run.data, logits)
+    summary = outputs.summarise(task, run.data, found)
     with whole_file(run.workdir / "model" / "README.md") as partial:
         name = Path(run.source.path).absolute().name
-        partial.write_text(card.of_classifier(run.source.loaded.model, name, config, summary))
+        partial.write_text(model_card.of_classifier(run.source.loaded.model, name, config, summary))
     workdirs.write_json(run.workdir / "results.json", summary)
     print(f"{run.workdir}: model of seed {summary['model_of_seed']} in {run.workdir / 'model'}", flush=True)
     return summary

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from dwt_jax.config import Model, Optimizer, Schedule
-from dwt_jax.finetune.batches import Batch
-from dwt_jax.model import functional
-from dwt_jax.model.products import Numerics
-from dwt_jax.train import optimizer as optimizers
+from dwt_jax.finetune.collate import Batch
+from dwt_jax.models import bert
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.runs import optimizer as optimizers
 
 TRACES: collections.Counter[str] = collections.Counter()
 """How often `train` and `predict` were traced: once a length of batches, which a test holds them to."""
@@ -58,7 +58,7 @@ def begin(spec: Spec, params: Any, seeds: jax.Array) -> dict[str, Any]:
         kept.append("pooler")
 
     def one(seed: jax.Array) -> dict[str, Any]:
-        new = functional.init(spec.model, jax.random.key(seed), ("pooler", "classifier"), spec.labels)
+        new = bert.init(spec.model, jax.random.key(seed), ("pooler", "classifier"), spec.labels)
         mine = {**new, **{name: params[name] for name in kept}}
         return {"params": mine, "opt_state": optimizers.make(spec.optimizer).init(mine)}
 
@@ -77,7 +77,7 @@ def loss_of(spec: Spec, logits: jax.Array, batch: Batch) -> jax.Array:
 def logits_of(spec: Spec, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
     """fp32 [B, labels]; dropout where there is a key."""
     encoder, top = (None, None) if key is None else jax.random.split(key)
-    hidden = functional.encode(
+    hidden = bert.encode(
         params,
         spec.model,
         batch.tokens,
@@ -87,7 +87,7 @@ def logits_of(spec: Spec, params: Any, batch: Batch, key: jax.Array | None) -> j
         key=encoder,
         numerics=spec.numerics,
     )
-    return functional.classify(params, spec.model, hidden, key=top, numerics=spec.numerics)
+    return bert.classify(params, spec.model, hidden, key=top, numerics=spec.numerics)
 
 
 def _over_seeds(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.config import Model
-from dwt_jax.model.roles import ROLES, STANDS_IN, Axis, annealed, path_name
-from dwt_jax.remap import engine
+from dwt_jax.models.common.logical_axes import ROLES, STANDS_IN, Axis, annealed, path_name
+from dwt_jax.remap import apply
 from dwt_jax.remap.methods import Options
 from dwt_jax.remap.plan import Plan, divides, plan, sizes
-from dwt_jax.remap.width import NEW
+from dwt_jax.remap.width_maps import NEW
 
 Maps = dict[str, dict[str, Any]]
 """{module: {'layer' [new, old], 'head' [old, new], 'mlp' [old, new]}}, and the residual stream's
@@ -47,7 +47,7 @@ def begin(
     """
     todo = plan("ligo", source, target, key, options)
     maps: Maps = {}
-    for path, _ in jax.tree_util.tree_leaves_with_path(engine.structure(params, target)):
+    for path, _ in jax.tree_util.tree_leaves_with_path(apply.structure(params, target)):
         name = path_name(path)
         if not annealed(name):
             for module, axis_name, matrix in _beginnings(todo, name):
@@ -67,7 +67,7 @@ def grow(maps: Maps, params: Any, todo: Plan) -> Any:
     todo: from `begin`.
     """
     fixed = {name: m for name, m in todo.maps.items() if name not in _LEARNED}
-    unlearned = engine.apply(todo, params)
+    unlearned = apply.apply(todo, params)
     sources = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
 
     def leaf(path: tuple[Any, ...], x: Any, unlearned: Any) -> Any:
@@ -76,7 +76,7 @@ def grow(maps: Maps, params: Any, todo: Plan) -> Any:
             return unlearned
         return _grown(maps, name, jnp.asarray(x), unlearned.shape, todo)
 
-    return jax.tree_util.tree_map_with_path(leaf, engine.apply(todo._replace(maps=fixed), params), unlearned)
+    return jax.tree_util.tree_map_with_path(leaf, apply.apply(todo._replace(maps=fixed), params), unlearned)
 
 
 _LEARNED = ("layer", "embed", "head", "head_dim", "mlp")
@@ -112,7 +112,7 @@ def _dense(todo: Plan, axis: Axis) -> np.ndarray:
     m = todo.maps.get(axis.name)
     if m is None:
         return np.eye(sizes(todo.target)[axis.name])
-    by = engine.factor(todo, axis, m, 0, False)
+    by = apply.factor(todo, axis, m, 0, False)
     matrix = np.zeros((m.old, len(m.kind)))
     matrix[m.index, np.arange(len(m.kind))] = (m.kind != NEW) * (1.0 if by is None else by)
     return matrix
@@ -139,7 +139,7 @@ def flops(params: Any, todo: Plan) -> float:
     old, new = sizes(todo.source), sizes(todo.target)
     sources = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     total = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(engine.structure(params, todo.target)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(apply.structure(params, todo.target)):
         name = path_name(path)
         if not _learned(name, sources):
             continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dwt_jax.errors import UserError, did_you_mean
-from dwt_jax.remap import depth
+from dwt_jax.remap import depth_maps
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _depth_alone(name: str) -> Callable[[], Method]:
     def method() -> Method:
         return Method(name, depth=name)
 
-    method.__name__, method.__doc__ = name, depth.MAPS[name].__doc__
+    method.__name__, method.__doc__ = name, depth_maps.MAPS[name].__doc__
     return method
 
 
@@ -134,7 +134,7 @@ METHODS: dict[str, Callable[[], Method]] = {
         function.__name__: function
         for function in (random, fna, net2net, aki, hyperclone, lemon, masked, ligo)
     },
-    **{name: _depth_alone(name) for name in depth.MAPS},
+    **{name: _depth_alone(name) for name in depth_maps.MAPS},
 }
 
 
@@ -145,12 +145,12 @@ def find(name: str) -> Method:
     Raises UserError for a name that does not exist.
     """
     first, plus, second = name.rpartition("+")
-    if second not in METHODS or (plus and second in depth.MAPS):
-        known = [known for known in METHODS if not plus or known not in depth.MAPS]
+    if second not in METHODS or (plus and second in depth_maps.MAPS):
+        known = [known for known in METHODS if not plus or known not in depth_maps.MAPS]
         raise UserError(f"method is {name!r}{did_you_mean(second, known)}")
     method = METHODS[second]()
     if not plus:
         return method
-    if first not in depth.MAPS:
-        raise UserError(f"method is {name!r}{did_you_mean(first, depth.MAPS)}")
+    if first not in depth_maps.MAPS:
+        raise UserError(f"method is {name!r}{did_you_mean(first, depth_maps.MAPS)}")
     return dataclasses.replace(method, name=name, depth=first, lossless=False)

@@ -8,11 +8,11 @@ import numpy as np
 
 from dwt_jax.config import Model
 from dwt_jax.errors import UserError
-from dwt_jax.model.layers import padded_vocabulary
-from dwt_jax.model.roles import Axis
-from dwt_jax.remap import depth, width
+from dwt_jax.models.common.layers import padded_vocabulary
+from dwt_jax.models.common.logical_axes import Axis
+from dwt_jax.remap import depth_maps, width_maps
 from dwt_jax.remap.methods import Method, Options, find
-from dwt_jax.remap.width import COPIED, DERIVED, NEW, AxisMap
+from dwt_jax.remap.width_maps import COPIED, DERIVED, NEW, AxisMap
 
 WIDTHS = ("embed", "head", "head_dim", "mlp")
 BY_LAYER = ("head", "mlp")  # their maps are free in every layer, the residual stream has one
@@ -169,11 +169,11 @@ def _maps(
     for i, (axis, old, new) in enumerate(_changes(source, target)):
         axis_key = jax.random.fold_in(key, i)
         if axis == "layer":
-            maps[axis] = _layers(depth.MAPS[method.depth](old, new), old)
+            maps[axis] = _layers(depth_maps.MAPS[method.depth](old, new), old)
         elif axis == "vocab":
             maps[axis] = _vocabulary(source, target, options.new_tokens)
         elif axis == "type":
-            maps[axis] = width.padded(old, new, "random") if new > old else width.kept(old, new)
+            maps[axis] = width_maps.padded(old, new, "random") if new > old else width_maps.kept(old, new)
         elif axis in WIDTHS:
             layers = target.num_hidden_layers if axis in BY_LAYER else 0
             maps[axis] = _width(method, options.split or method.split, axis_key, old, new, layers)
@@ -184,15 +184,15 @@ def _maps(
 
 def _width(method: Method, split: str, key: jax.Array, old: int, new: int, layers: int) -> AxisMap:
     if new < old:
-        return width.kept(old, new)
+        return width_maps.kept(old, new)
     if method.width in ("zero", "unread"):
-        return width.padded(old, new, {"zero": "zero", "unread": "random"}[method.width])
+        return width_maps.padded(old, new, {"zero": "zero", "unread": "random"}[method.width])
     keys = jax.random.split(key)
     if method.width == "tiled":
-        return width.tiled(old, new, width.uneven(keys[0], (new,)) if split == "uneven" else None)
+        return width_maps.tiled(old, new, width_maps.uneven(keys[0], (new,)) if split == "uneven" else None)
     shape = (layers, new) if layers else (new,)
-    weights = width.uneven(keys[0], shape) if split == "uneven" else None
-    return width.drawn(keys[1], old, new, layers, weights)
+    weights = width_maps.uneven(keys[0], shape) if split == "uneven" else None
+    return width_maps.drawn(keys[1], old, new, layers, weights)
 
 
 def _layers(sources: list[int], old: int) -> AxisMap:
@@ -200,7 +200,7 @@ def _layers(sources: list[int], old: int) -> AxisMap:
     whose gates are shut (their share of the layer's work is 0)."""
     index = np.array(sources)
     first = np.array([layer not in sources[:i] for i, layer in enumerate(sources)])
-    kind = np.where(index == depth.NEW, NEW, np.where(first, COPIED, DERIVED)).astype(np.int8)
+    kind = np.where(index == depth_maps.NEW, NEW, np.where(first, COPIED, DERIVED)).astype(np.int8)
     return AxisMap(old, np.maximum(index, 0), (kind == COPIED).astype(float), kind)
 
 

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.config import Model
-from dwt_jax.model import functional
-from dwt_jax.model.roles import ROLES, STANDS_IN, Axis, path_name
+from dwt_jax.models import bert, flops
+from dwt_jax.models.common.logical_axes import ROLES, STANDS_IN, Axis, path_name
 from dwt_jax.remap.plan import Plan, divides
-from dwt_jax.remap.width import COPIED, NEW, AxisMap
-from dwt_jax.train import flops
+from dwt_jax.remap.width_maps import COPIED, NEW, AxisMap
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def drift(params: Any, source: Model, grown: Any, target: Model, probe: dict[str
 
 def _logits(params: Any, model: Model, probe: dict[str, Any]) -> jax.Array:
     def run(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-        return functional.mlm_logits(params, model, functional.encode(params, model, tokens, segments))
+        return bert.mlm_logits(params, model, bert.encode(params, model, tokens, segments))
 
     return jax.jit(run)(params, probe["tokens"], probe["segments"])
 

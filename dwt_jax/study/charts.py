@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from dwt_jax.train.metrics import number
+from dwt_jax.runs.metric_writer import number
 
 COLOURS = 7  # --c0 is the ink of the student alone, the others are for whom it is compared with
 DASHES = ("none", "2 5", "9 4")

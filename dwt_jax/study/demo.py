@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dwt_jax.config import Config
-from dwt_jax.config_file import config_path, load
+from dwt_jax.config_loader import config_path, load
 from dwt_jax.finetune import config as finetuning
-from dwt_jax.finetune.batches import Texts
-from dwt_jax.finetune.command import finetune
+from dwt_jax.finetune.collate import Texts
+from dwt_jax.finetune.runner import finetune
+from dwt_jax.runs.metric_writer import duration
+from dwt_jax.runs.run_dir import write_json
 from dwt_jax.study import report
 from dwt_jax.train.loop import train
-from dwt_jax.train.metrics import duration
-from dwt_jax.train.workdir import write_json
 
 
 class Planned(NamedTuple):

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dwt_jax.config import Init
-from dwt_jax.config_file import flatten, to_dict
+from dwt_jax.config_loader import flatten, to_dict
 from dwt_jax.errors import UserError
-from dwt_jax.evaluate.paired import paired_error
+from dwt_jax.eval.paired import paired_error
 from dwt_jax.files import whole_file
-from dwt_jax.study import page, tables
-from dwt_jax.train.metrics import measured, read, spent
-from dwt_jax.train.workdir import MAY_CHANGE, read_json
+from dwt_jax.runs.metric_writer import measured, read, spent
+from dwt_jax.runs.run_dir import MAY_CHANGE, read_json
+from dwt_jax.study import report_html, tables
 
 NOT_COMPUTED = (
     *MAY_CHANGE,
@@ -144,7 +144,7 @@ def write(workdir: Path, out: Path | None = None) -> Path:
     """
     target = place(workdir, out)
     study = gather(workdir)
-    renders = {".csv": tables.csv_text, ".md": tables.markdown, ".html": page.html}
+    renders = {".csv": tables.csv_text, ".md": tables.markdown, ".html": report_html.html}
     write_all(target, {suffix: render(study) for suffix, render in renders.items()})
     return target
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dwt_jax.config_file import flatten
+from dwt_jax.config_loader import flatten
 from dwt_jax.finetune.tasks import hundredths
+from dwt_jax.runs.metric_writer import number, plus_minus, total
 from dwt_jax.study import charts
-from dwt_jax.train.metrics import number, plus_minus, total
 
 if TYPE_CHECKING:  # report.py calls this file
     from dwt_jax.study.report import Comparison, Run, Study

@@ -11,22 +11,21 @@ import numpy as np
 
 from dwt_jax import __version__
 from dwt_jax.config import Config, Model
-from dwt_jax.convert import card, huggingface
-from dwt_jax.data import rows as data_rows
-from dwt_jax.distill import teacher as teachers
-from dwt_jax.evaluate import mlm
-from dwt_jax.model import functional
-from dwt_jax.parallel import talk
-from dwt_jax.parallel.mesh import own_rows, put, put_rows, replicated, whole
-from dwt_jax.train import flops
-from dwt_jax.train import start as starts
-from dwt_jax.train import workdir as workdirs
-from dwt_jax.train.checkpoint import Checkpoints
-from dwt_jax.train.metrics import Rate, Recorder, amount, read, spent
+from dwt_jax.data import dataset as data_rows
+from dwt_jax.distributed import coordination
+from dwt_jax.distributed.mesh import own_rows, put, put_rows, replicated, whole
+from dwt_jax.distributed.shutdown import Failed, Stopped, Stopping, signals
+from dwt_jax.distributed.watchdog import watching
+from dwt_jax.eval import likelihood
+from dwt_jax.hf import checkpoint, model_card
+from dwt_jax.models import bert, flops
+from dwt_jax.runs import run_dir as workdirs
+from dwt_jax.runs import teacher as teachers
+from dwt_jax.runs.checkpoint import Checkpoints
+from dwt_jax.runs.metric_writer import Rate, Recorder, amount, read, spent
+from dwt_jax.train import initialize as starts
 from dwt_jax.train.setup import Run, annealed, initial_or_restored, prepare_run
-from dwt_jax.train.signals import Failed, Stopped, Stopping, signals
 from dwt_jax.train.step import SCHEDULED, compiled, scheduled
-from dwt_jax.train.watchdog import watching
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
@@ -37,16 +36,16 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     when losses stay non-finite.
     """
     with signals() as stopping, ExitStack() as held:
-        talk.first(lambda: held.enter_context(workdirs.locked(workdir)) and None)
+        coordination.first(lambda: held.enter_context(workdirs.locked(workdir)) and None)
         run = prepare_run(config, workdir)
-        if (finished := talk.first(lambda: _finished(workdir))) is not None:
+        if (finished := coordination.first(lambda: _finished(workdir))) is not None:
             return finished
         checkpoints = Checkpoints(
             workdirs.checkpoint_place(workdir, run.config), run.config.train.keep_checkpoints
         )
         state, start = initial_or_restored(run, checkpoints)
         watch = held.enter_context(watching(run.config.train.watchdog))
-        recorder = Recorder(workdir, run.config.train, start, workdir.name, talk.index() == 0)
+        recorder = Recorder(workdir, run.config.train, start, workdir.name, coordination.index() == 0)
         try:
             announce(run, state, start, recorder)
             began = time.perf_counter()
@@ -74,7 +73,7 @@ def _finished(workdir: Path) -> dict[str, Any] | None:
 
 def announce(run: Run, state: dict[str, Any], start: int, recorder: Recorder) -> None:
     model, train, device = run.config.model, run.config.train, jax.devices()[0]
-    size = sum(x.size for x in jax.tree.leaves(functional.abstract(model)))
+    size = sum(x.size for x in jax.tree.leaves(bert.abstract(model)))
     recorder.say(
         f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.numerics.compute}; "
         f"student {model.num_hidden_layers} x {model.hidden_size}, {amount(size)} parameters; "
@@ -102,7 +101,7 @@ def announce_start(run: Run, begun: starts.Start, params: Any, step: int, record
     if step:
         recorder.say(starts.sentence(begun, starts.told(begun, params, None)))
         return
-    params = params if talk.alone() else whole(params)
+    params = params if coordination.alone() else whole(params)
 
     def tell() -> None:
         found = starts.told(begun, params, starts.probe_rows(run.rows, run.config.seed))
@@ -111,7 +110,7 @@ def announce_start(run: Run, begun: starts.Start, params: Any, step: int, record
         learned = {"learned": workdirs.read_json(path)["learned"]} if begun.learns else {}
         workdirs.write_json(path, {"from": begun.path, **learned, **found.to_dict()})
 
-    talk.first(tell)
+    coordination.first(tell)
 
 
 def take_steps(
@@ -142,7 +141,7 @@ def take_steps(
         train.batch_size,
         start,
         train.steps,
-        slice(None) if talk.alone() else own,
+        slice(None) if coordination.alone() else own,
         run.config.data.prefetch,
     )
     pending: tuple[int, dict[str, Any]] | None = None
@@ -286,14 +285,16 @@ def evaluate_at(
     """Held-out loss after `step` steps, recorded; what was recorded before is not done again.
     None if a signal stopped it."""
     path = run.workdir / "evaluations.jsonl"
-    if record := talk.first(lambda: next((each for each in read(path) if each["step"] == step), None)):
+    if record := coordination.first(
+        lambda: next((each for each in read(path) if each["step"] == step), None)
+    ):
         return record
 
     def stop() -> bool:
         watch()
         return stopping.is_set()
 
-    documents = mlm.by_document(
+    documents = likelihood.by_document(
         annealed(run, params, step),
         run.config.model,
         run.data,
@@ -303,9 +304,9 @@ def evaluate_at(
     )
     if documents is None:
         return None
-    if step == run.config.train.steps and talk.index() == 0:
-        mlm.write(run.workdir / "documents.npz", documents)
-    record = {"step": step, **mlm.summarise(documents), **ledger(run, step, taught)}
+    if step == run.config.train.steps and coordination.index() == 0:
+        likelihood.write(run.workdir / "documents.npz", documents)
+    record = {"step": step, **likelihood.summarise(documents), **ledger(run, step, taught)}
     recorder.evaluation(record)
     return record
 
@@ -347,16 +348,16 @@ def finish(
     params = whole(annealed(run, state["params"], steps))
 
     def write() -> None:
-        huggingface.save(
+        checkpoint.save(
             params,
             run.config.model,
             run.workdir / "tokenizer",
             run.workdir / "model",
-            card=card.of_run(run.config, ["mlm"], summary, steps),
+            card=model_card.of_run(run.config, ["mlm"], summary, steps),
         )
         workdirs.write_json(run.workdir / "summary.json", summary)
 
-    talk.first(write, "process 0 to write the model")
+    coordination.first(write, "process 0 to write the model")
     return summary
 
 

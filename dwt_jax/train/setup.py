@@ -14,25 +14,24 @@ import numpy as np
 
 from dwt_jax import __version__
 from dwt_jax.config import Config, Init, check
-from dwt_jax.config_file import flatten, to_dict
-from dwt_jax.data import rows as data_rows
-from dwt_jax.data.masking import Tokens, predictions_per_row
+from dwt_jax.config_loader import flatten, to_dict
+from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.prepare import as_prepared, prepared
 from dwt_jax.data.tokenizer import Vocabulary, vocabulary
-from dwt_jax.distill import schedules
-from dwt_jax.distill import teacher as teachers
+from dwt_jax.distributed import coordination
+from dwt_jax.distributed.mesh import make_mesh, put, replicated, shardings
 from dwt_jax.errors import UserError
-from dwt_jax.model import functional
-from dwt_jax.model.annealing import anneal, has_annealed, share_after
-from dwt_jax.model.products import Numerics
-from dwt_jax.parallel import talk
-from dwt_jax.parallel.mesh import make_mesh, put, replicated, shardings
-from dwt_jax.train import flops
-from dwt_jax.train import start as starts
-from dwt_jax.train import workdir as workdirs
-from dwt_jax.train.borrowed import Borrowed
-from dwt_jax.train.checkpoint import Checkpoints
-from dwt_jax.train.learn_maps import Settings, learn
+from dwt_jax.models import bert, flops
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.objectives import schedules
+from dwt_jax.objectives.masking import Tokens, predictions_per_row
+from dwt_jax.remap.gates import anneal, has_annealed, share_after
+from dwt_jax.runs import run_dir as workdirs
+from dwt_jax.runs import teacher as teachers
+from dwt_jax.runs.checkpoint import Checkpoints
+from dwt_jax.runs.pretrained import Borrowed
+from dwt_jax.train import initialize as starts
+from dwt_jax.train.ligo_training import Settings, learn
 from dwt_jax.train.step import SCHEDULED, Spec, abstract_state, initial_state, knob_table, spec_of
 
 _PATHS = ("data.path", "data.sources", "data.tokenizer", "teacher.path", "init.from")
@@ -67,13 +66,13 @@ def prepare_run(
     start_of: (resolved config, vocabulary, workdir) → what the student is grown from. Of several
     processes the first alone claims and prepares, and a mistake in one ends all.
     """
-    talk.same(_told(config))
-    config = talk.together(lambda: _allowed(config, workdir))
+    coordination.same(_told(config))
+    config = coordination.together(lambda: _allowed(config, workdir))
     data = _data(config)
-    run, identity = talk.together(lambda: _settled(config, workdir, data, start_of))
-    talk.same(identity)
-    talk.first(lambda: workdirs.claim(workdir, run.config, data / "tokenizer", identity))
-    talk.together(lambda: workdirs.wait_for(workdir / "config.json"))
+    run, identity = coordination.together(lambda: _settled(config, workdir, data, start_of))
+    coordination.same(identity)
+    coordination.first(lambda: workdirs.claim(workdir, run.config, data / "tokenizer", identity))
+    coordination.together(lambda: workdirs.wait_for(workdir / "config.json"))
     return run
 
 
@@ -110,10 +109,10 @@ def _allowed(config: Config, workdir: Path) -> Config:
 def _data(config: Config) -> Path:
     """The prepared rows. The first process makes them, where that is to be done; the others find them in
     the cache or, with a disk of their own, make the same."""
-    found = talk.first(lambda: str(prepared(config.data)), "process 0 to have the data prepared")
-    if talk.index() == 0:
-        return talk.together(lambda: Path(found))
-    return talk.together(lambda: prepared(config.data, log=talk.say))
+    found = coordination.first(lambda: str(prepared(config.data)), "process 0 to have the data prepared")
+    if coordination.index() == 0:
+        return coordination.together(lambda: Path(found))
+    return coordination.together(lambda: prepared(config.data, log=coordination.say))
 
 
 def _settled(
@@ -208,7 +207,7 @@ def fresh_state(run: Run, layout: Any) -> dict[str, Any]:
         return jax.jit(lambda params: initial_state(params, optimizer), out_shardings=layout)(params)
 
     def new() -> dict[str, Any]:
-        return initial_state(functional.init(model, jax.random.key(run.config.seed)), optimizer)
+        return initial_state(bert.init(model, jax.random.key(run.config.seed)), optimizer)
 
     return jax.jit(new, out_shardings=layout)()
 
@@ -233,7 +232,7 @@ def _learned(run: Run) -> Any:
         options=run.config.init,
     )
     path = run.workdir / "init.json"
-    talk.first(lambda: workdirs.write_json(path, {"learned": dataclasses.asdict(record)}))
+    coordination.first(lambda: workdirs.write_json(path, {"learned": dataclasses.asdict(record)}))
     return params
 
 
@@ -251,7 +250,7 @@ def initial_or_restored(run: Run, checkpoints: Checkpoints) -> tuple[dict[str, A
     """The state to begin with, on the mesh, and the number of steps that it has behind it."""
     like = laid_out(run)
     layout = jax.tree.map(lambda x: x.sharding, like)
-    restored = checkpoints.restore(like, talk.say)
+    restored = checkpoints.restore(like, coordination.say)
     if restored is None:
         return fresh_state(run, layout), 0
     state, step = restored

@@ -17,16 +17,16 @@ import numpy as np
 import optax
 
 from dwt_jax.config import Config, Distill, Mask, Model, Optimizer, Schedule
-from dwt_jax.data.masking import Masked, Tokens, mask_rows, row_keys
-from dwt_jax.distill import schedules
-from dwt_jax.distill.head import Head, Knobs, Static, head_loss
-from dwt_jax.distill.objective import Sums
-from dwt_jax.model import functional
-from dwt_jax.model.annealing import anneal, has_annealed, share_after
-from dwt_jax.model.products import Numerics
-from dwt_jax.parallel.mesh import over, replicated, rows_sharding, shardings, split_rows
-from dwt_jax.remap.moments import newcomers, warmed
-from dwt_jax.train import optimizer as optimizers
+from dwt_jax.distributed.mesh import over, replicated, rows_sharding, shardings, split_rows
+from dwt_jax.models import bert
+from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.objectives import schedules
+from dwt_jax.objectives.distillation import Sums
+from dwt_jax.objectives.fused_lm_loss import Head, Knobs, Static, head_loss
+from dwt_jax.objectives.masking import Masked, Tokens, mask_rows, row_keys
+from dwt_jax.remap.gates import anneal, has_annealed, share_after
+from dwt_jax.remap.optimizer_state import newcomers, warmed
+from dwt_jax.runs import optimizer as optimizers
 
 SCHEDULED = ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
 """The scheduled numbers of every step; see `scheduled` for the others."""
@@ -93,7 +93,7 @@ def scheduled(config: Config) -> tuple[str, ...]:
     return (*SCHEDULED, *(name for name, there in more.items() if there))
 
 
-def initial_state(params: functional.Params, optimizer: Optimizer) -> dict[str, Any]:
+def initial_state(params: bert.Params, optimizer: Optimizer) -> dict[str, Any]:
     zero = jnp.zeros((), jnp.int32)
     return {
         "params": params,
@@ -106,7 +106,7 @@ def initial_state(params: functional.Params, optimizer: Optimizer) -> dict[str, 
 
 def abstract_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
     """Shapes and types of the state, no memory."""
-    return jax.eval_shape(lambda: initial_state(functional.init(model, jax.random.key(0)), optimizer))
+    return jax.eval_shape(lambda: initial_state(bert.init(model, jax.random.key(0)), optimizer))
 
 
 @functools.cache
@@ -120,7 +120,7 @@ def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
     """
     layout = shardings(abstract_state(spec.model, spec.optimizer), mesh)
     spec = dataclasses.replace(spec, numerics=over(mesh, spec.numerics))
-    teacher = shardings(functional.abstract(spec.teacher), mesh) if spec.teacher else None
+    teacher = shardings(bert.abstract(spec.teacher), mesh) if spec.teacher else None
     same = replicated(mesh)
     return jax.jit(
         functools.partial(_step, spec),
@@ -189,10 +189,10 @@ def forward(spec: Spec, params, teacher_params, part, knobs: Knobs, key) -> tupl
     dropping = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
 
     def read(model: Model, params, key) -> Head:
-        hidden = functional.encode(
+        hidden = bert.encode(
             params, model, masked.tokens, segments, at=masked.positions, key=key, numerics=spec.numerics
         )
-        return Head.of(functional.mlm_features(params, model, hidden, numerics=spec.numerics), params)
+        return Head.of(bert.mlm_features(params, model, hidden, numerics=spec.numerics), params)
 
     teacher = read(spec.teacher, teacher_params, None) if spec.teacher else None
     student = read(spec.model, params, key if dropping else None)

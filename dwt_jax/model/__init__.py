@@ -1,1 +1,0 @@
-"""BERT encoders as pure functions of (params, batch). Start with functional.py."""

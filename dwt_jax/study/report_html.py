@@ -1,0 +1,350 @@
+"""A study as one HTML file, without scripts or anything from elsewhere. Everything that comes
+from the runs is escaped."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from dwt_jax.runs.metric_writer import duration, spent
+from dwt_jax.study import charts, tables
+from dwt_jax.study.charts import Axes, Line
+from dwt_jax.study.tables import Table
+
+if TYPE_CHECKING:  # report.py calls this file
+    from dwt_jax.study.report import Run, Study
+
+WIDE, SMALL, PANEL = (1000, 400), (360, 300), (340, 240)  # pixels of the drawings
+
+_LIGHT = """--paper:#fff;--card:#f6f7f9;--ink:#1b1f24;--muted:#59636e;--rule:#dfe3e8;
+--c0:#1b1f24;--c1:#0b62a4;--c2:#b84a00;--c3:#00795a;--c4:#a3447f;--c5:#2b7fae;--c6:#8a6800;--good:#00694e;--bad:#b03a00"""
+_DARK = """--paper:#14171b;--card:#1d2126;--ink:#e8eaed;--muted:#9aa4af;--rule:#333a42;
+--c0:#e8eaed;--c1:#6bb6f0;--c2:#ff9a57;--c3:#4fd1a5;--c4:#ee9fcb;--c5:#9be2f0;--c6:#e8c95a;--good:#4fd1a5;--bad:#ff9a57"""
+_CSS = f"""
+:root{{color-scheme:light dark;{_LIGHT}}}
+@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}
+@media print{{:root{{color-scheme:light;{_LIGHT}}}}}
+*{{box-sizing:border-box}}
+body{{margin:0 auto;max-width:1080px;padding:28px 20px 60px;background:var(--paper);color:var(--ink);
+overflow-wrap:break-word;
+font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif}}
+h1{{font-size:15px;font-weight:600;color:var(--muted);margin:0}}
+h2{{font-size:20px;margin:44px 0 10px;line-height:1.3}}h3{{font-size:15px;margin:24px 0 4px}}
+p{{margin:8px 0;max-width:80ch}}.headline{{font-size:28px;line-height:1.25;font-weight:700;margin:4px 0 18px}}
+.muted,figcaption{{color:var(--muted)}}figcaption{{font-size:13.5px;max-width:90ch;margin-bottom:8px}}
+.card{{background:var(--card);border:1px solid var(--rule);border-left:5px solid var(--c);border-radius:6px;
+padding:12px 16px;margin:12px 0;break-inside:avoid}}
+.card h3{{margin:0 0 2px}}.card p{{margin:4px 0;max-width:none}}
+.verdict{{font-weight:700;white-space:nowrap}}.helped{{color:var(--good)}}.harmed{{color:var(--bad)}}
+.badge{{font-size:12.5px;border:1px solid currentColor;border-radius:99px;padding:1px 9px;margin-left:6px}}
+.undecided,.not{{color:var(--muted)}}
+.scroll{{overflow-x:auto;margin:10px 0;border:1px solid var(--rule);border-radius:6px}}
+table{{border-collapse:collapse;font-size:13px;width:100%}}
+th,td{{padding:6px 8px;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}}
+tr:last-child td,tr:last-child th{{border-bottom:0}}
+thead th{{color:var(--muted);font-weight:600;vertical-align:bottom}}
+tbody th{{font-weight:600;position:sticky;left:0;background:var(--paper);min-width:130px}}
+.n{{text-align:right;font-variant-numeric:tabular-nums}}td.n{{white-space:nowrap}}
+.base td,.base th{{background:var(--card)!important}}
+figure{{margin:20px 0;break-inside:avoid}}.both .small,.both .legend{{display:none}}
+.panels{{display:grid;grid-template-columns:repeat(3,1fr);gap:18px}}.panels figure{{margin:6px 0;min-width:0}}
+.panels figcaption{{font-weight:600;color:var(--ink);margin-bottom:2px}}
+.legend{{list-style:none;display:flex;flex-wrap:wrap;gap:2px 18px;padding:0;margin:8px 0;font-size:13.5px}}
+.legend svg{{margin-right:7px;vertical-align:0}}
+details{{border:1px solid var(--rule);border-radius:6px;padding:8px 14px;margin:10px 0}}
+summary{{cursor:pointer}}
+code,pre{{font:12.5px/1.45 ui-monospace,"Liberation Mono",monospace}}pre{{overflow-x:auto;max-height:420px}}
+@media screen and (max-width:760px){{
+body{{padding:18px 14px 40px}}.headline{{font-size:23px}}tbody th{{max-width:38vw;min-width:30vw}}
+.both .wide{{display:none}}.both .small{{display:block}}.both .legend{{display:flex}}
+.panels{{grid-template-columns:1fr}}.chart.small{{max-width:560px}}}}
+@media print{{
+body{{max-width:none;padding:0;font-size:11pt}}h2,h3,figcaption{{break-after:avoid}}tr{{break-inside:avoid}}
+.scroll{{overflow:visible;border:0}}table{{font-size:7.5pt}}th,td{{padding:2px 4px}}
+tbody th{{position:static;min-width:0}}td.n{{white-space:normal}}
+pre{{max-height:none;white-space:pre-wrap}}}}
+"""
+
+
+def html(study: "Study") -> str:
+    """The whole page."""
+    body = [_top(study), _curves(study), _training(study), _tables(study), _downstream(study)]
+    body += [_equal(study), _configs(study)]
+    return document(study.title, body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """A page of these parts."""
+    # The policy makes "nothing from elsewhere" something that the browser enforces.
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_CSS}{charts.CSS}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _top(study: "Study") -> str:
+    parts = [f"<h1>{escape(study.title)}</h1>", f'<p class="headline">{escape(tables.headline(study))}</p>']
+    styles = _styles(study)
+    for comparison in study.comparisons:
+        said = "".join(f"<p>{escape(text)}</p>" for text in tables.findings(comparison, study))
+        verdict = comparison.verdict
+        parts.append(
+            f'<section class="card c{styles[comparison.run.name][0]}"><h3>{escape(comparison.run.label)} '
+            f'<span class="badge verdict {verdict}">{verdict}</span></h3>{said}</section>'
+        )
+    if study.baseline is None:
+        parts.append("<p>No finished run without a teacher to compare with.</p>")
+    if study.comparisons:
+        parts.append(f"<p>{escape(tables.noise_words(study))}</p>")
+    if study.unfinished:
+        items = "; ".join(escape(text) for text in tables.unfinished_words(study))
+        parts.append(f"<p><b>Not finished</b>, and not in this report: {items}.</p>")
+    return "\n".join(parts)
+
+
+def _styles(study: "Study") -> dict[str, tuple[int, int]]:
+    """(colour, dash) of each student: ink for those alone, the baseline solid, a colour for
+    each with a teacher, and other dashes when the colours are used up."""
+    students = [run for run in study.runs if run.role == "student"]
+    taught = [run.name for run in students if run.distilled]
+    alone = [run.name for run in students if not run.distilled and run is not study.baseline]
+    colours, dashes = charts.COLOURS - 1, len(charts.DASHES) - 1
+    styles = {study.baseline.name: (0, 0)} if study.baseline else {}
+    styles |= {name: (1 + i % colours, i // colours) for i, name in enumerate(taught)}
+    styles |= {name: (0, 1 + i % dashes) for i, name in enumerate(alone)}
+    return styles
+
+
+def _lines(study: "Study", points: Callable[["Run"], tuple[Sequence[float], Sequence[float]]]) -> list[Line]:
+    """A line for each student that has points; the student alone first, which is on top."""
+    styles = _styles(study)
+    students = [run for run in study.runs if run.role == "student"]
+    students.sort(key=lambda run: run is not study.baseline)
+    lines = [Line(run.label, *points(run), *styles[run.name]) for run in students]
+    return [line for line in lines if line.x]
+
+
+def figure(lines: list[Line], axes: Axes, caption: str) -> str:
+    """Names beside the curves where there is room, in a legend on a phone."""
+    if not lines:
+        return ""
+    return (
+        f'<figure class="both"><figcaption>{escape(caption)}</figcaption>{charts.legend(lines)}'
+        f"{charts.chart(lines, axes, *WIDE)}{charts.chart(lines, axes, *SMALL, direct=False)}</figure>"
+    )
+
+
+def _levels(study: "Study") -> tuple[tuple[str, float], ...]:
+    """The teachers' own losses, where they were measured on the same predictions."""
+    base = study.baseline or next((run for run in study.runs if run.role == "student"), study.runs[0])
+    same = ("mask.", "run.data_digest", "held-out predictions")
+
+    def measured(run: "Run") -> dict[str, Any]:
+        return {key: value for key, value in run.settings().items() if key.startswith(same)}
+
+    teachers = [run for run in study.runs if run.role == "teacher" and measured(run) == measured(base)]
+    return tuple((f"{run.loss:.3f} {run.label}", run.loss) for run in teachers if math.isfinite(run.loss))
+
+
+def _curves(study: "Study") -> str:
+    def loss(run: "Run") -> list[float]:
+        return [record["held_out_loss"] for record in run.evaluations]
+
+    def flops(run: "Run") -> list[float]:
+        return [spent(record) for record in run.evaluations]
+
+    by_steps = _lines(study, lambda run: ([record["step"] for record in run.evaluations], loss(run)))
+    by_flops = _lines(study, lambda run: (flops(run), loss(run)))
+    size, unit = charts.flop_unit(max((max(line.x) for line in by_flops), default=1.0))
+    name, levels = "held-out loss (nats)", _levels(study)
+    dashed = " The dashed line is the teacher's own loss." if levels else ""
+    parts = [
+        "<h2>Held-out loss</h2>",
+        figure(
+            by_steps,
+            Axes("Held-out loss against steps", "steps", name, levels=levels, cut=True),
+            f"By steps: the same data seen.{dashed} The learning rate falls until the last step, so a "
+            "curve's end and another's middle are not two finished trainings.",
+        ),
+        _gap(study),
+        figure(
+            by_flops,
+            Axes("Held-out loss against FLOPs", unit, name, x_scale=size, levels=levels, cut=True),
+            f"By FLOPs ({unit}): the student's forward and backward, and the teacher's forward as long as it "
+            "takes part. The teacher's own training is not in this picture; it is in the table of costs.",
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def _gap(study: "Study") -> str:
+    if study.baseline is None:
+        return ""
+    alone = {record["step"]: record["held_out_loss"] for record in study.baseline.evaluations}
+
+    def difference(run: "Run") -> tuple[list[float], list[float]]:
+        both = (
+            [] if run is study.baseline else [record for record in run.evaluations if record["step"] in alone]
+        )
+        return [r["step"] for r in both], [r["held_out_loss"] - alone[r["step"]] for r in both]
+
+    lines = [line for line in _lines(study, difference) if len(line.x) > 1]
+    band = study.noise.value if study.noise else 0.0
+    axes = Axes(
+        "Difference to the student alone against steps",
+        "steps",
+        "minus the student alone",
+        levels=((f"{study.baseline.label}", 0.0),),
+        band=band,
+        cut=True,
+        signed=True,
+        decimals=4,
+    )
+    said = " The grey band is the noise at the end of training." if band else ""
+    return figure(
+        lines,
+        axes,
+        f"The same as the difference to the student alone: below the dashed line is better.{said}",
+    )
+
+
+def _training(study: "Study") -> str:
+    """Small pictures of what was minimised."""
+
+    def series(key: str, taught: bool) -> Callable[["Run"], tuple[list[float], list[float]]]:
+        def points(run: "Run") -> tuple[list[float], list[float]]:
+            used = [
+                r
+                for r in run.metrics
+                if r.get(key) is not None and (not taught or r.get("teacher_hard_loss"))
+            ]
+            return charts.thin([r["step"] for r in used], [r[key] for r in used])
+
+        return points
+
+    def weights(run: "Run") -> tuple[list[float], list[float]]:
+        used = run.metrics if run.distilled else []
+        return [r["step"] for r in used], [r["alpha_soft"] for r in used]
+
+    panels = (
+        ("Hard loss", "nats", _lines(study, series("hard_loss", False)), True),
+        ("Soft loss at temperature 1", "nats", _lines(study, series("soft_loss_at_1", True)), True),
+        ("Weight of the soft loss, α soft", "", _lines(study, weights), False),
+    )
+    drawn = []
+    for title, unit, lines, cut in panels:
+        axes = Axes(f"{title} against steps", "steps", unit, cut=cut, from_zero=not cut)
+        picture = charts.chart(lines, axes, *PANEL, direct=False)
+        if picture:
+            drawn.append(f"<figure><figcaption>{escape(title)}</figcaption>{picture}</figure>")
+    if not drawn:
+        return ""
+    everyone = _lines(study, lambda run: ([1.0], [1.0]) if run.metrics else ([], []))
+    return (
+        "<h2>On the training batches</h2><p>From the logged steps, neighbours averaged. Hard: against the "
+        "text; soft: how far the student is from the teacher (KL), only while the teacher takes part.</p>"
+        f'{charts.legend(everyone)}<div class="panels">{"".join(drawn)}</div>'
+    )
+
+
+def table_of(table: Table, highlight: str | None = None) -> str:
+    """`highlight`: the first cell of a row that stands out."""
+
+    def cell(i: int, text: str) -> str:
+        verdict = f"verdict {text}" if text in tables.VERDICTS else ""
+        name = " ".join(filter(None, (verdict, "n" if i >= table.words else "")))
+        tag = "th" if i == 0 else "td"
+        return f'<{tag} class="{name}">{escape(text)}</{tag}>' if name else f"<{tag}>{escape(text)}</{tag}>"
+
+    head = "".join(
+        f'<th scope="col"{" class=n" if i >= table.words else ""}>{escape(text)}</th>'
+        for i, text in enumerate(table.header)
+    )
+    rows = "".join(
+        f"<tr{' class=base' if row[0] == highlight else ''}>{''.join(map(cell, itertools.count(), row))}</tr>"
+        for row in table.rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _tables(study: "Study") -> str:
+    highlight = study.baseline.label if study.baseline else None
+    return (
+        f"<h2>Results</h2>{table_of(tables.results_table(study), highlight)}"
+        '<p class="muted">Losses in nats for each masked token of the held-out documents, under '
+        "masks that are the same for every run; s.e.: standard error over documents. Against alone: "
+        "below 0 is better.</p>"
+        f"<h2>Costs</h2>{table_of(tables.costs_table(study), highlight)}"
+        '<p class="muted">FLOPs are counted from the shapes, matrix products only. The teacher\'s own '
+        "training is paid once, however many students it teaches, and not at all if it exists already. "
+        "Seconds are those of the process that finished the run; tokens/s is the median over the logged "
+        "steps.</p>"
+    )
+
+
+def _downstream(study: "Study") -> str:
+    if not study.downstream:
+        return ""
+    highlight = study.baseline.label if study.baseline else None
+    return (
+        f"<h2>Fine-tuned</h2>{table_of(tables.downstream_table(study), highlight)}"
+        f'<p class="muted">{tables.DOWNSTREAM_WORDS}</p>'
+    )
+
+
+def _equal(study: "Study") -> str:
+    parts = ["<h2>What was held equal</h2>"]
+    if any(run.role == "student" for run in study.runs):
+        parts.append(table_of(tables.equal_table(study)))
+    parts.append(
+        "<p>An equal seed means the same order of the data and masks and, in students that are not grown "
+        "from another model, the same initial parameters, so that these differ by the objective "
+        "alone. The paired standard error speaks of other held-out "
+        "documents, the noise of other seeds; neither speaks of other sizes, data or lengths of training. "
+        "Held-out loss is not the quality after fine-tuning.</p>"
+    )
+    made = []
+    for what, value in _made_with(study).items():
+        made.append(f"<tr><th>{escape(what)}</th><td>{escape(value)}</td></tr>")
+    parts.append(f'<h2>Made with</h2><div class="scroll"><table><tbody>{"".join(made)}</tbody></table></div>')
+    return "\n".join(parts)
+
+
+def _made_with(study: "Study") -> dict[str, str]:
+    def each(of: Callable[["Run"], str]) -> str:
+        values: dict[str, list[str]] = {}
+        for run in study.runs:
+            values.setdefault(of(run), []).append(run.label)
+        if len(values) == 1:
+            return next(iter(values))
+        return "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
+
+    made = {"command": study.command, "in all": duration(study.seconds) if study.seconds else ""}
+    made["device"] = each(lambda run: run.summary.get("device", "unknown"))
+    made["versions"] = each(
+        lambda run: ", ".join(f"{k} {v}" for k, v in run.summary.get("versions", {}).items())
+    )
+    made["data digest"] = each(lambda run: run.identity.get("data_digest", "unknown"))
+    return {what: value for what, value in made.items() if value}
+
+
+def _configs(study: "Study") -> str:
+    parts = ["<h2>Configs</h2>"]
+    for run in study.runs:
+        kind = "the student alone, with which the others are compared" if run is study.baseline else run.role
+        parts.append(
+            f'<h3>{escape(run.label)}</h3><p class="muted"><code>{escape(run.name)}</code>: {kind}</p>'
+        )
+        if study.baseline and run is not study.baseline:
+            table = tables.differences_table(run, study.baseline)
+            parts.append(table_of(table) if table.rows else "<p>The same config.</p>")
+        whole = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
+        parts.append(f"<details><summary>the whole resolved config</summary><pre>{whole}</pre></details>")
+    return "\n".join(parts)
