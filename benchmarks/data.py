@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dwt_jax.config import Data, Source, Tokenizer
 from dwt_jax.data import dataset as data_rows
-from dwt_jax.data.prepare import prepare
+from dwt_jax.data.prepare import prepare_data
 
 # An assumption, not a measurement: a student of 6 x 768 with a teacher of 4 layers trains on half a million
 # tokens a second on an H200. Each token costs about 6 * 43M + 2 * 29M = 3.2e8 operations in the encoders, so
@@ -77,18 +77,18 @@ def time_prepare(options: argparse.Namespace, folder: Path) -> dict:
     )
     if not options.tokenizer:
         from dwt_jax.data import tokenizer
-        from dwt_jax.data.sources import documents
+        from dwt_jax.data.sources import iter_documents
 
         began = time.perf_counter()
-        trained = tokenizer.train(lambda: documents(source), 8192, True, sample_megabytes=20)
-        tokenizer.save(trained, folder / "tokenizer", True)
+        trained = tokenizer.train_tokenizer(lambda: iter_documents(source), 8192, True, sample_megabytes=20)
+        tokenizer.save_tokenizer(trained, folder / "tokenizer", True)
         print(f"tokenizer trained in {time.perf_counter() - began:.1f} s (8192 tokens, up to 20 MB)")
         data = Data(
             sources=(source,), sequence_length=options.length, tokenizer=Tokenizer(str(folder / "tokenizer"))
         )
     lines: list[str] = []
     began = time.perf_counter()
-    index = prepare(data, folder / "rows", workers=options.workers or None, log=lines.append)
+    index = prepare_data(data, folder / "rows", workers=options.workers or None, log=lines.append)
     seconds = time.perf_counter() - began
     rows = index["splits"]["train"]["rows"] + index["splits"]["held_out"]["rows"]
     said = next(line for line in lines if line.endswith("done")).removeprefix("prepare: ")
@@ -110,14 +110,17 @@ def synthetic(path: Path, megabytes: float) -> Path:
 
 
 def time_reading(options: argparse.Namespace, folder: Path, index: dict) -> None:
-    opened = data_rows.open_rows(folder / "rows", "train")
+    opened = data_rows.open_dataset(folder / "rows", "train")
     records = write_records(opened, folder / "rows.array_record")
     readers: dict[str, tuple[Callable[[int], Iterator], int]] = {
         "batch(step), one thread": (
-            lambda n: (data_rows.batch(opened, 0, step, options.batch) for step in range(n)),
+            lambda n: (data_rows.get_batch(opened, 0, step, options.batch) for step in range(n)),
             options.steps,
         ),
-        "batches(), prefetch 2": (lambda n: data_rows.batches(opened, 0, options.batch, 0, n), options.steps),
+        "batches(), prefetch 2": (
+            lambda n: data_rows.batch_iterator(opened, 0, options.batch, 0, n),
+            options.steps,
+        ),
         "one record a row, Grain": (
             lambda n: itertools.islice(record_batches(records, options), n),
             max(1, options.steps // 10),
@@ -148,12 +151,12 @@ def time_reading(options: argparse.Namespace, folder: Path, index: dict) -> None
     )
 
 
-def write_records(opened: data_rows.Rows, path: Path) -> Path:
+def write_records(opened: data_rows.PackedDataset, path: Path) -> Path:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(path), "group_size:1")
-    for at in range(0, data_rows.count(opened), 4096):
-        found = data_rows.gather(opened, np.arange(at, min(at + 4096, data_rows.count(opened))))
+    for at in range(0, data_rows.num_rows(opened), 4096):
+        found = data_rows.read_rows(opened, np.arange(at, min(at + 4096, data_rows.num_rows(opened))))
         for tokens, segments in zip(found["tokens"], found["segments"], strict=True):
             writer.write(tokens.tobytes() + segments.tobytes())
     writer.close()

@@ -37,7 +37,7 @@ ACCUMULATED = [
     "--config.distill.selection=entropy",
     "--config.distill.tile=3",
 ]
-LARGER = ["--config.model.num_hidden_layers=4"]
+LARGER = ["--config.model.num_hidden_layers=4", "--config.model.gated_layers=True"]
 GROWN = ["--config.init.anneal=0.5", "--config.init.rewarm=0.3"]
 
 
@@ -99,7 +99,8 @@ def main() -> int:
     options = parser.parse_args()
     run_all(options.workdir.resolve())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    record = {"cpu": cpu_model(), "versions": versions, "digests": collect(options.workdir.resolve())}
+    record: dict[str, Any] = {"cpu": cpu_model(), "versions": versions}
+    record["digests"] = collect(options.workdir.resolve())
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n")
     if options.expect is None:

@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 from dwt_jax.__main__ import _split_overrides
-from dwt_jax.finetune.config import load_tasks
-from dwt_jax.finetune.datasets import read
-from dwt_jax.finetune.metrics import scores
+from dwt_jax.finetune.config import load_task_configs
+from dwt_jax.finetune.datasets import read_examples
+from dwt_jax.finetune.metrics import compute_metrics
 
 
 def batches(data, split, order, size, tokenizer, lengths):
@@ -42,7 +42,7 @@ def evaluate(model, data, split, size, tokenizer, lengths):
         for rows, batch, _ in batches(data, split, order, size, tokenizer, lengths):
             logits[rows] = model(**batch).logits.numpy()
     chosen = logits.argmax(-1) if data.labels else logits[:, 0]
-    return scores(data.metrics, chosen, split.labels)[0]["score"]
+    return compute_metrics(data.metrics, chosen, split.labels)[0]["score"]
 
 
 def train(path, config, data, seed):
@@ -106,8 +106,8 @@ def main():
     parser.add_argument("--task", required=True)
     parser.add_argument("--config", default="configs/glue.py")
     options = parser.parse_args(plain)
-    (config,) = load_tasks(options.config, options.task, overrides)
-    data = read(config.examples)
+    (config,) = load_task_configs(options.config, options.task, overrides)
+    data = read_examples(config.examples)
     found = np.array([train(options.model, config, data, seed) for seed in config.recipe.seeds])
     for name, values in (("best", found.max(1)), ("last", found[:, -1])):
         deviation = f" ± {100 * values.std(ddof=1):.2f}" if len(values) > 1 else ""

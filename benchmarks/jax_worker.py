@@ -16,19 +16,19 @@ os.dup2(2, 1)  # whatever a library prints must not get among the answers
 
 from dwt_jax import runtime_env  # noqa: E402
 
-runtime_env.tune()
+runtime_env.set_xla_env()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from dwt_jax.config import Mesh  # noqa: E402
-from dwt_jax.config_loader import build  # noqa: E402
-from dwt_jax.distributed.mesh import make_mesh, replicated, rows_sharding, shardings  # noqa: E402
+from dwt_jax.config_loader import build_config  # noqa: E402
+from dwt_jax.distributed.mesh import batch_sharding, infer_shardings, make_mesh, replicated_sharding  # noqa: E402
 from dwt_jax.models import bert  # noqa: E402
-from dwt_jax.objectives.masking import Tokens  # noqa: E402
-from dwt_jax.train.setup import numerics_of  # noqa: E402
-from dwt_jax.train.step import compiled, initial_state, spec_of  # noqa: E402
+from dwt_jax.objectives.masking import MaskingVocab  # noqa: E402
+from dwt_jax.train.setup import resolve_precision  # noqa: E402
+from dwt_jax.train.step import init_train_state, jit_train_step, make_step_config  # noqa: E402
 
 
 def sizes(name: str) -> dict[str, object]:
@@ -45,7 +45,7 @@ def sizes(name: str) -> dict[str, object]:
 
 
 def config(name: str):
-    return build(
+    return build_config(
         {
             "model": sizes(name),
             "mask": {"rate": 20 / 128},
@@ -57,24 +57,26 @@ def config(name: str):
 
 
 student, teacher = config(options.student), config(options.teacher).model
-numerics = numerics_of(student)
+numerics = resolve_precision(student)
 mesh = make_mesh(Mesh(), options.rows)
-spec = spec_of(student, teacher, Tokens(30522, 103, (0, 100, 101, 102, 103)), numerics)
-fresh = jax.eval_shape(lambda: initial_state(bert.init(student.model, jax.random.key(0)), student.optimizer))
+spec = make_step_config(student, teacher, MaskingVocab(30522, 103, (0, 100, 101, 102, 103)), numerics)
+fresh = jax.eval_shape(
+    lambda: init_train_state(bert.init_params(student.model, jax.random.key(0)), student.optimizer)
+)
 state = jax.jit(
-    lambda: initial_state(bert.init(student.model, jax.random.key(0)), student.optimizer),
-    out_shardings=shardings(fresh, mesh),
+    lambda: init_train_state(bert.init_params(student.model, jax.random.key(0)), student.optimizer),
+    out_shardings=infer_shardings(fresh, mesh),
 )()
-teacher_params = bert.init(teacher, jax.random.key(1))
-teacher_params = jax.tree.map(lambda x: x.astype(numerics.compute), teacher_params)
-teacher_params = jax.device_put(teacher_params, shardings(teacher_params, mesh))
+teacher_params = bert.init_params(teacher, jax.random.key(1))
+teacher_params = jax.tree.map(lambda x: x.astype(numerics.compute_dtype), teacher_params)
+teacher_params = jax.device_put(teacher_params, infer_shardings(teacher_params, mesh))
 random = np.random.default_rng(0)
 tokens = random.integers(1000, 30000, (options.rows, 128)).astype(np.uint16)
 segments = (1 + (np.arange(128)[None] >= random.integers(40, 100, (options.rows, 1)))).astype(np.uint8)
-batch = jax.device_put({"tokens": tokens, "segments": segments}, rows_sharding(mesh))
-knobs = jax.device_put(jnp.array([1.0, 1.0, 1.0, 1e-4], jnp.float32), replicated(mesh))
-seed = jax.device_put(np.uint32(0), replicated(mesh))
-step = compiled(spec, mesh)
+batch = jax.device_put({"tokens": tokens, "segments": segments}, batch_sharding(mesh))
+knobs = jax.device_put(jnp.array([1.0, 1.0, 1.0, 1e-4], jnp.float32), replicated_sharding(mesh))
+seed = jax.device_put(np.uint32(0), replicated_sharding(mesh))
+step = jit_train_step(spec, mesh)
 
 
 def run(count: int) -> float:

@@ -13,17 +13,19 @@ from pathlib import Path
 
 from dwt_jax import runtime_env
 
-runtime_env.tune()
+runtime_env.set_xla_env()
 
 import jax  # noqa: E402
 
 from dwt_jax.config import Config  # noqa: E402
-from dwt_jax.config_loader import load  # noqa: E402
-from dwt_jax.data.dataset import open_rows  # noqa: E402
+from dwt_jax.config_loader import (
+    bundled_config_path,
+    load_config,
+)
+from dwt_jax.data.dataset import open_dataset  # noqa: E402
 from dwt_jax.runs.run_dir import load_model  # noqa: E402
-from dwt_jax.study.demo import config_path  # noqa: E402
-from dwt_jax.train.ligo_training import Settings, learn  # noqa: E402
-from dwt_jax.train.setup import Run, prepare_run  # noqa: E402
+from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps  # noqa: E402
+from dwt_jax.train.setup import RunContext, setup_run  # noqa: E402
 
 
 def student(size: str, seed: int) -> Config:
@@ -36,12 +38,12 @@ def student(size: str, seed: int) -> Config:
         "intermediate_size": 4 * width,
     }
     overrides = {f"model.{key}": str(value) for key, value in sizes.items()}
-    return load(f"{config_path('demo.py')}:student", {**overrides, "seed": str(seed)})
+    return load_config(f"{bundled_config_path('demo.py')}:student", {**overrides, "seed": str(seed)})
 
 
-def prepared(config: Config) -> Run:
+def prepared(config: Config) -> RunContext:
     with tempfile.TemporaryDirectory() as folder:
-        return prepare_run(config, Path(folder))
+        return setup_run(config, Path(folder))
 
 
 def main() -> None:
@@ -50,11 +52,11 @@ def main() -> None:
     )
     parser.add_argument("--source", required=True, help="a model or run directory")
     parser.add_argument("--targets", nargs="+", default=["2x128", "4x64", "4x128"])
-    parser.add_argument("--rates", nargs="+", type=float, default=[Settings.learning_rate])
-    parser.add_argument("--noises", nargs="+", type=float, default=[Settings.noise])
+    parser.add_argument("--rates", nargs="+", type=float, default=[LigoConfig.learning_rate])
+    parser.add_argument("--noises", nargs="+", type=float, default=[LigoConfig.noise])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--steps", type=int, default=Settings.steps)
-    parser.add_argument("--held-back", type=int, default=Settings.held_back, help="batches")
+    parser.add_argument("--steps", type=int, default=LigoConfig.steps)
+    parser.add_argument("--held-back", type=int, default=LigoConfig.validation_batches, help="batches")
     options = parser.parse_args()
     source = load_model(options.source)
     print(f"jax {jax.__version__}; {time.strftime('%Y-%m-%d', time.gmtime())}\n")
@@ -65,18 +67,18 @@ def main() -> None:
             run = prepared(student(size, seed))
             for noise in options.noises:
                 for rate in options.rates:
-                    _, record = learn(
+                    _, record = train_ligo_maps(
                         source.params,
                         source.model,
-                        run.spec,
+                        run.step_config,
                         jax.random.key(seed),
                         run.rows,
-                        open_rows(run.data, "held_out"),
+                        open_dataset(run.data, "held_out"),
                         batch_size=run.config.train.batch_size,
-                        knobs=run.knobs,
+                        schedule_values=run.schedule_values,
                         mesh=run.mesh,
                         seed=seed,
-                        settings=Settings(options.steps, rate, noise, options.held_back),
+                        settings=LigoConfig(options.steps, rate, noise, options.validation_batches),
                     )
                     print(
                         f"| {size} | {seed} | {noise:g} | {rate:g} | {record.loss_before:.4f} "

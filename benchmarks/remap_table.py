@@ -20,10 +20,10 @@ import numpy as np
 
 from dwt_jax.config import Model
 from dwt_jax.errors import UserError
-from dwt_jax.files import whole_file
+from dwt_jax.files import atomic_write
 from dwt_jax.models import bert
-from dwt_jax.models.common.matmul import Numerics
-from dwt_jax.remap.apply import remap
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.methods import METHODS
 
 DOCS = Path(__file__).parent.parent / "docs" / "remapping.md"
@@ -68,12 +68,12 @@ def drawn(seed: int = 0) -> bert.Params:
         by = 0.5 if name == "embedding" else like.shape[-1] ** -0.5
         return by * random.normal(size=like.shape)
 
-    return jax.tree_util.tree_map_with_path(leaf, bert.abstract(SOURCE))
+    return jax.tree_util.tree_map_with_path(leaf, bert.abstract_params(SOURCE))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def logits(params: bert.Params, model: Model, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    numerics = Numerics(np.dtype("float64"), np.dtype("float64"))
+    numerics = Policy(np.dtype("float64"), np.dtype("float64"))
     hidden = bert.encode(params, model, tokens, segments, numerics=numerics)
     return bert.mlm_logits(params, model, hidden, numerics=numerics)
 
@@ -97,7 +97,7 @@ def compute() -> list[dict[str, Any]]:
             for name in NAMES:
                 entry: dict[str, Any] = {"method": name, "case": case}
                 try:
-                    grown, report = remap(params, SOURCE, target, name, jax.random.key(0, impl="rbg"))
+                    grown, report = remap_params(params, SOURCE, target, name, jax.random.key(0, impl="rbg"))
                     after = np.asarray(logits(grown, target, tokens, segments))
                     drift = np.abs(after[..., : SOURCE.vocab_size] - before).max()
                     found.append({**entry, "exact": report.exact, "drift": float(drift)})
@@ -146,7 +146,7 @@ def main() -> None:
     print(table)
     if options.write:
         before, _, after = between(DOCS.read_text())
-        with whole_file(DOCS) as partial:
+        with atomic_write(DOCS) as partial:
             partial.write_text(f"{before}\n{table}\n{after}")
 
 

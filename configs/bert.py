@@ -9,7 +9,7 @@ Data, masks and optimiser are those of configs/paper.py, but every sentence is k
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_loader import beside
+from dwt_jax.config_loader import sibling_config
 
 SIZES = {
     "base": (12, 768, 12),
@@ -22,7 +22,7 @@ SIZES = {
 def get_config(run: str = "base") -> ConfigDict:
     if run not in SIZES:
         raise ValueError(f"no run {run!r}, expected one of {', '.join(SIZES)}")
-    config = beside(__file__, "paper").get_config()
+    config = sibling_config(__file__, "paper").get_config()
     layers, width, heads = SIZES[run]
     config.model = {
         "num_hidden_layers": layers,

@@ -16,7 +16,7 @@ Methods of width double it, those of depth double the layers, `masked` grows bot
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_loader import beside
+from dwt_jax.config_loader import sibling_config
 
 WIDER = ("random", "fna", "net2net", "aki", "hyperclone", "lemon")
 DEEPER = ("repeat_last", "stack", "stack_top", "interleave", "middle", "prefix", "ligo")
@@ -24,7 +24,7 @@ DEEPER = ("repeat_last", "stack", "stack_top", "interleave", "middle", "prefix",
 
 def get_config(run: str = "hyperclone") -> ConfigDict:
     if run in ("paper", "paper_pr"):
-        config = beside(__file__, "paper").get_config("student")
+        config = sibling_config(__file__, "paper").get_config("student")
         config.teacher = {"path": "runs/teacher4"}
         config.distill = {"preset": "paper_normal"}
         config.init = {"method": "fna"} if run == "paper_pr" else {}
@@ -33,7 +33,7 @@ def get_config(run: str = "hyperclone") -> ConfigDict:
         raise ValueError(
             f"no run {run!r}, expected one of paper, paper_pr, {', '.join(WIDER + DEEPER)}, masked"
         )
-    config = beside(__file__, "demo").get_config("student")
+    config = sibling_config(__file__, "demo").get_config("student")
     if run in DEEPER:
         config.model.update(num_hidden_layers=4, hidden_size=64, num_attention_heads=2, intermediate_size=256)
     if run == "masked":

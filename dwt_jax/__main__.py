@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 
 from dwt_jax import __version__
 from dwt_jax.config import Config
-from dwt_jax.distributed.shutdown import kept
-from dwt_jax.errors import SaidElsewhere, UserError, did_you_mean
+from dwt_jax.distributed.shutdown import defer_signals
+from dwt_jax.errors import ReportedElsewhere, UserError, did_you_mean
 
-DONE, MISTAKE, RUN_ME_AGAIN, FAILED = 0, 2, 75, 1
+EXIT_OK, EXIT_USER_ERROR, EXIT_RESUMABLE, EXIT_FAILURE = 0, 2, 75, 1
 
 _CONFIG_HELP = "Python config file, with an argument behind a colon: configs/demo.py:student"
-_OVERRIDES = "--config.KEY=VALUE sets any key of the config, e.g. --config."
-_EXAMPLES = {
+_OVERRIDES_HELP = "--config.KEY=VALUE sets any key of the config, e.g. --config."
+_OVERRIDE_EXAMPLES = {
     **dict.fromkeys(("prepare", "train", "remap", "compile"), "train.steps=1e3"),
     "finetune": "recipe.epochs=5",
     "study": "title=Mine",
@@ -27,8 +27,8 @@ class _Parser(argparse.ArgumentParser):
     """Mistakes in one line."""
 
     def error(self, message: str) -> NoReturn:
-        verb = "".join(f"{word}: " for word in self.prog.split()[1:2])
-        raise UserError(f"{verb}{message}; see {self.prog} --help")
+        command = "".join(f"{word}: " for word in self.prog.split()[1:2])
+        raise UserError(f"{command}{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,42 +36,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with everything saved, 1 any other failure that has a name."""
 
     def run() -> int | None:
-        options, overrides = _parse(sys.argv[1:] if arguments is None else list(arguments))
-        if options.verb in ALONE:
+        options, overrides = _parse_arguments(sys.argv[1:] if arguments is None else list(arguments))
+        if options.verb in SINGLE_PROCESS:
             from dwt_jax.distributed import initialize
 
-            initialize.refuse_several(options.verb)
+            initialize.require_single_process(options.verb)
         return options.run(options, overrides)
 
-    return _ended(run)
+    return _exit_status(run)
 
 
-def _ended(run: Callable[[], int | None]) -> int:
+def _exit_status(run: Callable[[], int | None]) -> int:
     """Call `run`; every way in which it may end as an exit status, said in one line."""
     try:
-        return int(run() or DONE)
-    except SaidElsewhere:
-        return MISTAKE
+        return int(run() or EXIT_OK)
+    except ReportedElsewhere:
+        return EXIT_USER_ERROR
     except UserError as error:
         print(f"dwt: {error}", file=sys.stderr)
-        return MISTAKE
+        return EXIT_USER_ERROR
     except BrokenPipeError:  # `dwt … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return EXIT_FAILURE
     except KeyboardInterrupt:
         print("dwt: interrupted", file=sys.stderr)
         return 130
     except Exception as error:  # each library has its own for a full disk
-        if _of_a_full_disk(error):
+        if _is_disk_full(error):
             print("dwt: no space left on the disk, expected some; what was whole is kept", file=sys.stderr)
-            return FAILED
+            return EXIT_FAILURE
         if not isinstance(error, OSError) or error.filename is None:
             raise
         print(f"dwt: {error.filename}: {error.strerror}, expected a path that can be used", file=sys.stderr)
-        return MISTAKE
+        return EXIT_USER_ERROR
 
 
-def _of_a_full_disk(error: BaseException | None) -> bool:
+def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         text = str(error)
         if "No space left on device" in text or ("requested and" in text and text.endswith(" written")):
@@ -80,22 +80,22 @@ def _of_a_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def _path(text: str) -> Path:
+def _path_argument(text: str) -> Path:
     """Of an option: an empty one, an unset variable of a shell, is not the directory we are in."""
     if not text:
         raise argparse.ArgumentTypeError("is empty, expected a path")
     return Path(text)
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    parser = _parser()
-    plain, overrides = _split_overrides(arguments)
-    if plain and not plain[0].startswith("-") and plain[0] not in VERBS:
-        raise UserError(f"no verb {plain[0]!r}{did_you_mean(plain[0], VERBS)}")
-    if not plain:
+def _parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    parser = _build_parser()
+    plain_arguments, overrides = _split_overrides(arguments)
+    if plain_arguments and not plain_arguments[0].startswith("-") and plain_arguments[0] not in COMMANDS:
+        raise UserError(f"no verb {plain_arguments[0]!r}{did_you_mean(plain_arguments[0], COMMANDS)}")
+    if not plain_arguments:
         parser.print_help()
-        raise SystemExit(MISTAKE)
-    options = parser.parse_args(plain)
+        raise SystemExit(EXIT_USER_ERROR)
+    options = parser.parse_args(plain_arguments)
     if overrides and not hasattr(options, "config"):
         raise UserError(f"--config.{next(iter(overrides))}: 'dwt {options.verb}' takes no config")
     return options, overrides
@@ -103,45 +103,45 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """--config.key=value and --config.key value, apart from everything else."""
-    plain, overrides = [], {}
-    rest = iter(arguments)
-    for argument in rest:
+    plain_arguments, overrides = [], {}
+    remaining = iter(arguments)
+    for argument in remaining:
         if not argument.startswith("--config."):
-            plain.append(argument)
+            plain_arguments.append(argument)
             continue
         key, equals, value = argument.removeprefix("--config.").partition("=")
         if not equals:
-            value = next(rest, "")
+            value = next(remaining, "")
             if not value or value.startswith("--"):
                 raise UserError(f"--config.{key}: no value, expected --config.{key}=VALUE")
         if not key:
             raise UserError("--config.: no key, expected --config.KEY=VALUE")
         overrides[key] = value
-    return plain, overrides
+    return plain_arguments, overrides
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dwt",
         description="Distillation from Weak Teacher: pre-train a larger encoder with a smaller one's help.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dwt-jax {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
-    for name, (describe, run) in VERBS.items():
-        text = describe.__doc__ or ""
-        epilog = _OVERRIDES + _EXAMPLES[name] if name in _EXAMPLES else None
-        verb = verbs.add_parser(
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    for name, (add_options, run) in COMMANDS.items():
+        text = add_options.__doc__ or ""
+        epilog = _OVERRIDES_HELP + _OVERRIDE_EXAMPLES[name] if name in _OVERRIDE_EXAMPLES else None
+        subparser = subparsers.add_parser(
             name, help=text.splitlines()[0], description=text, epilog=epilog, allow_abbrev=False
         )
-        describe(verb)
-        verb.set_defaults(run=run)
+        add_options(subparser)
+        subparser.set_defaults(run=run)
     return parser
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     """the whole story on the built-in corpus, in minutes"""
-    parser.add_argument("--workdir", type=_path, default=Path("demo"), help="default: %(default)s")
+    parser.add_argument("--workdir", type=_path_argument, default=Path("demo"), help="default: %(default)s")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps; for trials (default 1)")
 
 
@@ -150,88 +150,94 @@ def _demo(options: argparse.Namespace, _: dict[str, str]) -> int | None:
 
     if not 0 < options.scale <= 100:
         raise UserError(f"--scale is {options.scale}, expected more than 0 and at most 100")
-    runtime_env.tune()
+    runtime_env.set_xla_env()
     from dwt_jax.study import demo
 
-    return _trained(lambda: demo.run(options.workdir, options.scale))
+    return _training_exit_status(lambda: demo.run_demo(options.workdir, options.scale))
 
 
 def _prepare_options(parser: argparse.ArgumentParser) -> None:
     """text into a tokenizer and packed rows"""
     parser.add_argument("--config", required=True, help=_CONFIG_HELP)
     parser.add_argument(
-        "--workdir", type=_path, required=True, help="where the rows go; then data.path for training"
+        "--workdir", type=_path_argument, required=True, help="where the rows go; then data.path for training"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes; default: one a core")
 
 
 def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from dwt_jax.config_loader import load
-    from dwt_jax.data.prepare import prepare
+    from dwt_jax.config_loader import load_config
+    from dwt_jax.data.prepare import prepare_data
 
     if options.workers < 0:
         raise UserError(f"--workers is {options.workers}, expected at least 0 (0: one a core)")
-    prepare(load(options.config, overrides).data, options.workdir, workers=options.workers or None)
+    prepare_data(
+        load_config(options.config, overrides).data, options.workdir, workers=options.workers or None
+    )
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
     """pre-train, alone or with a teacher; the same command resumes"""
     parser.add_argument("--config", required=True, help=_CONFIG_HELP)
     parser.add_argument(
-        "--workdir", type=_path, required=True, help="of the run: checkpoints, metrics, model/"
+        "--workdir", type=_path_argument, required=True, help="of the run: checkpoints, metrics, model/"
     )
 
 
-@kept()  # jax and the rest take seconds to be imported
+@defer_signals()  # jax and the rest take seconds to be imported
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     from dwt_jax import runtime_env
-    from dwt_jax.config_loader import load
+    from dwt_jax.config_loader import load_config
     from dwt_jax.distributed import coordination, initialize
 
     def read() -> Config:
-        config = load(options.config, overrides)
-        initialize.refuse_platform(config.platform)
+        config = load_config(options.config, overrides)
+        initialize.check_platform(config.platform)
         return config
 
-    config = None if initialize.explicit() else read()  # a mistake is told before jax is imported
-    runtime_env.tune()
+    config = (
+        None if initialize.process_info_from_env() else read()
+    )  # a mistake is told before jax is imported
+    runtime_env.set_xla_env()
 
     def run() -> None:
         from dwt_jax.train.loop import train
 
-        summary = train(config or coordination.together(read), options.workdir)
-        coordination.say(
+        summary = train(config or coordination.run_on_all(read), options.workdir)
+        coordination.log_on_main(
             f"{options.workdir}: held-out loss {summary['held_out']['held_out_loss']:.4f}, "
             f"model in {options.workdir / 'model'}"
         )
 
-    return initialize.run(lambda: _ended(lambda: _trained(run)))
+    return initialize.run_distributed(lambda: _exit_status(lambda: _training_exit_status(run)))
 
 
-def _trained(run: Callable[[], Any]) -> int | None:
+def _training_exit_status(run: Callable[[], Any]) -> int | None:
     """Call what trains, with its ways of ending early as exit statuses."""
-    from dwt_jax.distributed.coordination import Ended, index
-    from dwt_jax.distributed.shutdown import Failed, Stopped
+    from dwt_jax.distributed.coordination import PeerExited, process_index
+    from dwt_jax.distributed.shutdown import Preempted, TrainingFailed
 
     try:
         run()
-    except Stopped as stopped:
-        print(f"dwt: {stopped}", file=sys.stderr)
-        return RUN_ME_AGAIN
-    except Failed as failed:  # in all processes at once
-        if index() == 0:
-            print(f"dwt: {failed}", file=sys.stderr)
-        return FAILED
-    except Ended as ended:
-        print(f"dwt: {ended}", file=sys.stderr)
-        return ended.status or FAILED
+    except Preempted as preemption:
+        print(f"dwt: {preemption}", file=sys.stderr)
+        return EXIT_RESUMABLE
+    except TrainingFailed as failure:  # in all processes at once
+        if process_index() == 0:
+            print(f"dwt: {failure}", file=sys.stderr)
+        return EXIT_FAILURE
+    except PeerExited as peer_exit:
+        print(f"dwt: {peer_exit}", file=sys.stderr)
+        return peer_exit.status or EXIT_FAILURE
     return None
 
 
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     """held-out masked-LM loss, perplexity and accuracy of a model"""
     parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
-    parser.add_argument("--data", type=_path, required=True, help="a prepared directory (see dwt prepare)")
+    parser.add_argument(
+        "--data", type=_path_argument, required=True, help="a prepared directory (see dwt prepare)"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="rows at a time (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -239,18 +245,18 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
     from dwt_jax import runtime_env
 
-    runtime_env.tune()
-    from dwt_jax.eval.evaluate_model import evaluate
+    runtime_env.set_xla_env()
+    from dwt_jax.eval.evaluate_model import evaluate_model
     from dwt_jax.files import json_text
-    from dwt_jax.runs.metric_writer import number, plus_minus
+    from dwt_jax.runs.metric_writer import format_float, format_with_error
 
-    found = evaluate(options.model, options.data, options.batch_size)
+    found = evaluate_model(options.model, options.data, options.batch_size)
     if options.json:
         print(json_text(found))
         return
-    loss = plus_minus(found["held_out_loss"], found["standard_error"])
+    loss = format_with_error(found["held_out_loss"], found["standard_error"])
     print(f"held-out loss   {loss} (over documents)")
-    print(f"perplexity      {number(found['perplexity'], 2)}")
+    print(f"perplexity      {format_float(found['perplexity'], 2)}")
     print(f"accuracy        top-1 {found['top1_accuracy']:.2%}, top-5 {found['top5_accuracy']:.2%}")
     print(f"from            {found['predictions']:,} predictions in {found['documents']:,} documents")
 
@@ -258,7 +264,7 @@ def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
 def _export_options(parser: argparse.ArgumentParser) -> None:
     """a run or model directory as a model directory for PyTorch"""
     parser.add_argument("--model", required=True, help="a run's work directory or a model directory")
-    parser.add_argument("--out", type=_path, required=True, help="the new model directory")
+    parser.add_argument("--out", type=_path_argument, required=True, help="the new model directory")
     parser.add_argument(
         "--step", type=int, help="of a run: the kept checkpoint of this step (default: the last)"
     )
@@ -274,10 +280,10 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
 def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
     from dwt_jax import runtime_env
 
-    runtime_env.tune()
-    from dwt_jax.runs.export import export
+    runtime_env.set_xla_env()
+    from dwt_jax.runs.export import export_model
 
-    name = export(options.model, options.step, options.out, options.dtype, options.encoder_only)
+    name = export_model(options.model, options.step, options.out, options.dtype, options.encoder_only)
     print(f"{name} in {options.out}")
 
 
@@ -293,7 +299,7 @@ def _remap_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", required=True, help=f"its `model` says the sizes. {_CONFIG_HELP}")
     parser.add_argument("--method", help="e.g. hyperclone, stack, stack+net2net; see docs/remapping.md")
-    parser.add_argument("--out", type=_path, help="the new model directory; with --run: the new run")
+    parser.add_argument("--out", type=_path_argument, help="the new model directory; with --run: the new run")
     parser.add_argument("--step", type=int, help="the kept checkpoint of this step (default: the last)")
     moments = parser.add_mutually_exclusive_group()
     moments.add_argument(
@@ -318,7 +324,7 @@ def _remap_options(parser: argparse.ArgumentParser) -> None:
 def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     from dwt_jax.growth import dispatch
 
-    dispatch.run(options, overrides)
+    dispatch.run_remap(options, overrides)
 
 
 def _compile_options(parser: argparse.ArgumentParser) -> None:
@@ -333,20 +339,22 @@ def _compile_options(parser: argparse.ArgumentParser) -> None:
 
 def _compile(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from dwt_jax import runtime_env
-    from dwt_jax.config_loader import load
+    from dwt_jax.config_loader import load_config
 
-    config = load(options.config, overrides)
-    runtime_env.tune()
-    runtime_env.without_devices()
-    from dwt_jax.aot.report import command
+    config = load_config(options.config, overrides)
+    runtime_env.set_xla_env()
+    runtime_env.use_cpu_only()
+    from dwt_jax.aot.report import compile_command
 
-    return command(config, options.topology, options.json, options.max_batch)
+    return compile_command(config, options.topology, options.json, options.max_batch)
 
 
 def _finetune_options(parser: argparse.ArgumentParser) -> None:
     """a model on GLUE, the built-in tasks or files of your own; the same command resumes"""
     parser.add_argument("--model", required=True, help="a model directory or a run's work directory")
-    parser.add_argument("--workdir", type=_path, required=True, help="a folder a task, and results.json")
+    parser.add_argument(
+        "--workdir", type=_path_argument, required=True, help="a folder a task, and results.json"
+    )
     parser.add_argument(
         "--step", type=int, help="of a run: the kept checkpoint of this step (default: the last)"
     )
@@ -356,25 +364,29 @@ def _finetune_options(parser: argparse.ArgumentParser) -> None:
 
 def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     from dwt_jax import runtime_env
-    from dwt_jax.config_loader import config_path
-    from dwt_jax.finetune.config import load_tasks
+    from dwt_jax.config_loader import bundled_config_path
+    from dwt_jax.finetune.config import load_task_configs
 
-    todo = load_tasks(options.config or str(config_path("glue.py")), options.task, overrides)
-    runtime_env.tune()
+    todo = load_task_configs(options.config or str(bundled_config_path("glue.py")), options.task, overrides)
+    runtime_env.set_xla_env()
 
     def run() -> None:
         from dwt_jax.finetune import runner
 
-        print(runner.table(runner.finetune(todo, options.model, options.workdir, options.step)))
+        print(
+            runner.format_finetune_table(
+                runner.finetune_tasks(todo, options.model, options.workdir, options.step)
+            )
+        )
 
-    return _trained(run)
+    return _training_exit_status(run)
 
 
 def _study_options(parser: argparse.ArgumentParser) -> None:
     """a grid of runs, and the report on it; the same command goes on where it stopped"""
     parser.add_argument("--config", required=True, help="configs/study/NAME.py:SCALE; see docs/studies.md")
     parser.add_argument(
-        "--workdir", type=_path, required=True, help="of the study: runs/, finetuned/, report"
+        "--workdir", type=_path_argument, required=True, help="of the study: runs/, finetuned/, report"
     )
     parser.add_argument("--index", type=int, help="do one job alone, by its number in --list (job arrays)")
     parser.add_argument("--list", action="store_true", help="print the jobs and what is done")
@@ -384,37 +396,45 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
 def _study(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     from dwt_jax.study import runner, sweep
 
-    study = sweep.load(options.config, overrides)
+    study = sweep.load_study(options.config, overrides)
     if options.list or options.dry_run:
-        print(runner.plan(study, options.workdir, costs=options.dry_run))
+        print(runner.format_plan(study, options.workdir, costs=options.dry_run))
         return None
     from dwt_jax import runtime_env
 
-    runtime_env.tune()
+    runtime_env.set_xla_env()
 
     def run() -> None:
-        if runner.run(study, options.workdir, options.index):
+        if runner.run_study(study, options.workdir, options.index):
             from dwt_jax.study import sweep_html
 
-            print(f"report in {sweep_html.write(options.workdir)}")
+            print(f"report in {sweep_html.write_study_report(options.workdir)}")
 
-    return _trained(run)
+    return _training_exit_status(run)
 
 
 def _report_options(parser: argparse.ArgumentParser) -> None:
     """compare finished runs: tables and curves in one HTML file"""
-    parser.add_argument("--workdir", type=_path, required=True, help="the folder whose subfolders are runs")
-    parser.add_argument("--out", type=_path, help="default: report.html in it; .md and .csv go beside it")
+    parser.add_argument(
+        "--workdir", type=_path_argument, required=True, help="the folder whose subfolders are runs"
+    )
+    parser.add_argument(
+        "--out", type=_path_argument, help="default: report.html in it; .md and .csv go beside it"
+    )
 
 
 def _report(options: argparse.Namespace, _: dict[str, str]) -> None:
     from dwt_jax.study import manifest, report, sweep_html
 
-    write = sweep_html.write if (options.workdir / manifest.NAME).exists() else report.write
+    write = (
+        sweep_html.write_study_report
+        if (options.workdir / manifest.MANIFEST_NAME).exists()
+        else report.write_report
+    )
     print(f"report in {write(options.workdir, options.out)}")
 
 
-VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
+COMMANDS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
     "demo": (_demo_options, _demo),
     "prepare": (_prepare_options, _prepare),
     "train": (_train_options, _train),
@@ -427,7 +447,7 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {
     "report": (_report_options, _report),
 }
 
-ALONE = frozenset({*VERBS} - {"train"})
+SINGLE_PROCESS = frozenset({*COMMANDS} - {"train"})
 """The verbs that are not for several processes."""
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from dwt_jax.errors import UserError
-from dwt_jax.remap.methods import Options, find
+from dwt_jax.remap.methods import GrowthOptions, get_method
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Init(Options):
+class Init(GrowthOptions):
     """What the student starts from: a smaller model, grown to its size (remap/). split, noise,
-    new_tokens, new_positions: see `Options`."""
+    new_tokens, new_positions: see `GrowthOptions`."""
 
     method: str = ""  # a name of remap/methods.py, or 'depth+method'; empty: a new model
     from_: str = ""  # in a config `from`: a model or run directory; empty: teacher.path
@@ -308,7 +308,7 @@ def _init_problems(config: Config):
     init = config.init
     if init.method:
         try:
-            find(init.method)
+            get_method(init.method)
         except UserError as error:
             yield f"init.{error}"
         if init.method.endswith("+ligo"):

@@ -22,111 +22,113 @@ from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.presets import PRESETS
 
 
-def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
+def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
     """The config of `path[:arg]`, with `overrides` ({'train.steps': '1e3', …}) on top.
 
     Raises UserError for a missing or broken file, an unknown key (with the nearest known
     one), a value of the wrong type and settings that cannot go together.
     """
-    return build(read_file(spec), overrides)
+    return build_config(read_config_file(spec), overrides)
 
 
-def load_model(spec: str, overrides: Mapping[str, str] | None = None) -> Model:
+def load_model_config(spec: str, overrides: Mapping[str, str] | None = None) -> Model:
     """The `model` of a config, the only part that is checked: for what needs its sizes alone."""
-    model = _unchecked(read_file(spec), overrides).model
+    model = _build_unchecked(read_config_file(spec), overrides).model
     for problem in model_problems(model):
         raise UserError(f"config: model.{problem}")
     return model
 
 
-def build(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:
+def build_config(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:
     """A checked Config from nested mappings, in the order of precedence given above."""
-    return check(_unchecked(raw, overrides))
+    return check(_build_unchecked(raw, overrides))
 
 
-def _unchecked(raw: Mapping[str, Any], overrides: Mapping[str, str] | None) -> Config:
-    raw = _plain(raw)
+def _build_unchecked(raw: Mapping[str, Any], overrides: Mapping[str, str] | None) -> Config:
+    raw = _to_builtin(raw)
     overrides = dict(overrides or {})
-    preset = overrides.get("distill.preset", _get(raw, ("distill", "preset"), "custom"))
+    preset = overrides.get("distill.preset", _get_by_path(raw, ("distill", "preset"), "custom"))
     tree: dict[str, Any] = {}
     if preset != "custom":
         if not isinstance(preset, str) or preset not in PRESETS:
             raise UserError(
                 f"config: distill.preset is {preset!r}{did_you_mean(str(preset), [*PRESETS, 'custom'])}"
             )
-        tree = {"distill": _plain(PRESETS[preset])}
-    tree = _merge(tree, raw)
-    return construct(Config, tree, overrides)
+        tree = {"distill": _to_builtin(PRESETS[preset])}
+    tree = _merge_dicts(tree, raw)
+    return build_dataclass(Config, tree, overrides)
 
 
-def construct(kind: Any, raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Any:
+def build_dataclass(kind: Any, raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Any:
     """The dataclass `kind` from nested mappings with `overrides` on top. Raises UserError for unknown
     keys and wrong types."""
-    tree = _merge({}, _plain(raw))
+    tree = _merge_dicts({}, _to_builtin(raw))
     for key, text in (overrides or {}).items():
-        _put(kind, tree, key, text)
-    return _construct(kind, tree, "")
+        _set_by_path(kind, tree, key, text)
+    return _build_value(kind, tree, "")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested dicts, lists and plain values: what `config.json` holds; `build` reads it back."""
-    return json.loads(json.dumps(dataclasses.asdict(config, dict_factory=_by_key)))
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Nested dicts, lists and plain values: what `config.json` holds; `build_config` reads it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config, dict_factory=_strip_keyword_suffix)))
 
 
-def _by_key(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _strip_keyword_suffix(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A field whose key is a word of Python's has a `_` at its end: `from_` is the key `from`."""
     return {name.removesuffix("_"): value for name, value in fields}
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'model.hidden_size': 128, 'data.sources.0.kind': 'builtin', …}"""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, list):
             value = {str(i): item for i, item in enumerate(value)}
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flatten_dict(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def config_path(name: str) -> Path:
+def bundled_config_path(name: str) -> Path:
     """A file of configs/: inside the package where it is installed, beside it in a clone."""
     package = Path(__file__).parent
-    inside = package / "configs" / name
-    return inside if inside.exists() else package.parent / "configs" / name
+    installed_path = package / "configs" / name
+    return installed_path if installed_path.exists() else package.parent / "configs" / name
 
 
-def read_file(spec: str) -> Mapping[str, Any]:
+def read_config_file(spec: str) -> Mapping[str, Any]:
     """What `get_config` of `path[:arg]` returns."""
     name, _, arg = spec.partition(":")
     path = Path(name)
     if not path.is_file():
         raise UserError(f"--config: no file {name!r}, expected a Python file with get_config()")
-    module = _module(path)
+    module = _load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(
             f"--config: {name} has no get_config(), expected a function that returns a ConfigDict"
         )
-    if not arg and (wanted := _required(module.get_config)):
+    if not arg and (parameter := _required_parameter(module.get_config)):
         raise UserError(
-            f"--config: {name} needs an argument ({wanted}), expected --config={name}:{wanted.upper()}"
+            f"--config: {name} needs an argument ({parameter}), expected --config={name}:{parameter.upper()}"
         )
-    found = _run(lambda: module.get_config(arg) if arg else module.get_config(), f"{spec}: get_config")
-    if not isinstance(found, Mapping) and not hasattr(found, "to_dict"):
+    config = _call_user_code(
+        lambda: module.get_config(arg) if arg else module.get_config(), f"{spec}: get_config"
+    )
+    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
         raise UserError(
-            f"--config: {spec}: get_config returned {type(found).__name__}, expected a ConfigDict"
+            f"--config: {spec}: get_config returned {type(config).__name__}, expected a ConfigDict"
         )
-    return found
+    return config
 
 
-def beside(file: str, name: str) -> ModuleType:
+def sibling_config(file: str, name: str) -> ModuleType:
     """For config files: the module NAME.py in the folder of `file`, the one that asks."""
-    return _module(Path(file).parent / f"{name}.py")
+    return _load_module(Path(file).parent / f"{name}.py")
 
 
-def _module(path: Path) -> ModuleType:
+def _load_module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"dwt_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config: {str(path)!r} is not a Python file, expected one with get_config()")
@@ -134,15 +136,15 @@ def _module(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     loader = spec.loader
     # Without bytecode: Python knows that by the second of a file's time, and would take an edit for the old.
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    previous, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
-        _run(lambda: loader.exec_module(module), f"{path} fails to load")
+        _call_user_code(lambda: loader.exec_module(module), f"{path} fails to load")
     finally:
-        sys.dont_write_bytecode = before
+        sys.dont_write_bytecode = previous
     return module
 
 
-def _required(function: Callable[..., Any]) -> str:
+def _required_parameter(function: Callable[..., Any]) -> str:
     """The name of the first parameter that has no default; '' if there is none."""
     parameters = inspect.signature(function).parameters.values()
     return next(
@@ -150,7 +152,7 @@ def _required(function: Callable[..., Any]) -> str:
     )
 
 
-def _run(call: Callable[[], Any], what: str) -> Any:
+def _call_user_code(call: Callable[[], Any], context: str) -> Any:
     """The user's own code: whatever it raises is told in one line."""
     try:
         return call()
@@ -158,21 +160,21 @@ def _run(call: Callable[[], Any], what: str) -> Any:
         raise
     except Exception as error:
         message = " ".join(str(error).split())
-        raise UserError(f"--config: {what}: {type(error).__name__}: {message}") from error
+        raise UserError(f"--config: {context}: {type(error).__name__}: {message}") from error
 
 
-def _plain(value: Any) -> Any:
+def _to_builtin(value: Any) -> Any:
     """ConfigDicts, tuples and the like as dicts and lists."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_builtin(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [_to_builtin(item) for item in value]
     return value
 
 
-def _get(tree: Any, keys: tuple[str, ...], default: Any) -> Any:
+def _get_by_path(tree: Any, keys: tuple[str, ...], default: Any) -> Any:
     for key in keys:
         if not isinstance(tree, Mapping) or key not in tree:
             return default
@@ -180,15 +182,15 @@ def _get(tree: Any, keys: tuple[str, ...], default: Any) -> Any:
     return tree
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_dicts(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+    for key, value in overrides.items():
+        both_mappings = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge_dicts(merged[key], value) if both_mappings else value
     return merged
 
 
-def _put(root: Any, tree: dict[str, Any], dotted: str, text: str) -> None:
+def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> None:
     """Set a value by its dotted key; numbers index lists. Defaults are filled in on the way,
     so that one field of a default source can be changed."""
     *parents, last = dotted.split(".")
@@ -200,12 +202,12 @@ def _put(root: Any, tree: dict[str, Any], dotted: str, text: str) -> None:
                 raise UserError(f"--config.{dotted}: no entry {key!r}, expected a number below {len(node)}")
             kind, node = get_args(kind)[0], node[int(key)]
             continue
-        hints = _hints(kind, ".".join(parents[:i]))
+        hints = _field_types(kind, ".".join(parents[:i]))
         if key not in hints:
-            raise _unknown(".".join(parents[: i + 1]), key, hints)
+            raise _unknown_key_error(".".join(parents[: i + 1]), key, hints)
         kind = hints[key]
         if key not in node:  # one default entry of a list, so that a field of it can be set
-            node[key] = [to_dict(get_args(kind)[0]())] if _is_tuple(kind) else {}
+            node[key] = [config_to_dict(get_args(kind)[0]())] if _is_tuple_type(kind) else {}
         node = node[key]
         if not isinstance(node, (dict, list)):
             raise UserError(
@@ -213,96 +215,96 @@ def _put(root: Any, tree: dict[str, Any], dotted: str, text: str) -> None:
             )
     if not isinstance(node, dict):
         raise UserError(f"--config.{dotted}: expected a field of the entry, e.g. --config.{dotted}.path=…")
-    node[last] = _Text(text)
+    node[last] = _CommandLineText(text)
 
 
-class _Text(str):
+class _CommandLineText(str):
     """A value typed on the command line: to be read as whatever type the field has."""
 
 
-def _is_tuple(kind: Any) -> bool:
+def _is_tuple_type(kind: Any) -> bool:
     return get_origin(kind) is tuple
 
 
-def _hints(kind: Any, path: str) -> dict[str, Any]:
+def _field_types(kind: Any, path: str) -> dict[str, Any]:
     if not dataclasses.is_dataclass(kind):
         raise UserError(f"config: '{path}' is a plain value and has no keys below it")
-    return _by_key(get_type_hints(kind).items())
+    return _strip_keyword_suffix(get_type_hints(kind).items())
 
 
-def _construct(kind: Any, value: Any, path: str) -> Any:
+def _build_value(kind: Any, value: Any, path: str) -> Any:
     """`value` as an instance of the dataclass, tuple, Literal or plain type `kind`."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            keys = ", ".join(f"{path}.{name}" for name in _hints(kind, path))
+            keys = ", ".join(f"{path}.{name}" for name in _field_types(kind, path))
             raise UserError(f"config: {path} is {str(value)!r}, expected a group with the keys {keys}")
-        hints = _hints(kind, path)
+        hints = _field_types(kind, path)
         for key in value:
             if key not in hints:
-                raise _unknown(_join(path, key), key, hints)
-        fields = {key: _construct(hints[key], item, _join(path, key)) for key, item in value.items()}
+                raise _unknown_key_error(_join_path(path, key), key, hints)
+        fields = {key: _build_value(hints[key], item, _join_path(path, key)) for key, item in value.items()}
         return typing.cast(Any, kind)(
             **{f"{key}_" if iskeyword(key) else key: x for key, x in fields.items()}
         )
-    if _is_tuple(kind):
-        if isinstance(value, _Text):
-            value = _json(value, path)
+    if _is_tuple_type(kind):
+        if isinstance(value, _CommandLineText):
+            value = _parse_json(value, path)
         if not isinstance(value, list):
             raise UserError(f"config: {path} is {value!r}, expected a list")
-        return tuple(_construct(get_args(kind)[0], item, f"{path}.{i}") for i, item in enumerate(value))
-    return scalar(kind, value, path)
+        return tuple(_build_value(get_args(kind)[0], item, f"{path}.{i}") for i, item in enumerate(value))
+    return parse_scalar(kind, value, path)
 
 
-def _unknown(path: str, key: str, known: Iterable[str]) -> UserError:
+def _unknown_key_error(path: str, key: str, valid_keys: Iterable[str]) -> UserError:
     prefix = path.removesuffix(key)
-    return UserError(f"config: unknown key '{path}'{did_you_mean(key, known, prefix)}")
+    return UserError(f"config: unknown key '{path}'{did_you_mean(key, valid_keys, prefix)}")
 
 
-def _join(path: str, key: str) -> str:
+def _join_path(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _json(text: str, path: str) -> Any:
+def _parse_json(text: str, path: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
         raise UserError(f"config: {path} is {str(text)!r}, expected JSON ({error})") from None
 
 
-def scalar(kind: Any, value: Any, path: str) -> Any:
+def parse_scalar(kind: Any, value: Any, path: str) -> Any:
     """`value` as a Literal or plain type `kind`; UserError naming `path` where it is none."""
-    typed = isinstance(value, _Text)
-    found = str(value) if typed else value
+    is_text = isinstance(value, _CommandLineText)
+    raw_value = str(value) if is_text else value
     if get_origin(kind) is Literal:
-        if found not in get_args(kind):
-            raise UserError(f"config: {path} is {found!r}{did_you_mean(str(found), get_args(kind))}")
-        return found
+        if raw_value not in get_args(kind):
+            raise UserError(f"config: {path} is {raw_value!r}{did_you_mean(str(raw_value), get_args(kind))}")
+        return raw_value
     if kind is str:
         if isinstance(value, str):
             return str(value)
     elif kind is bool:
         if isinstance(value, bool):
             return value
-        if typed and found.lower() in ("true", "1", "false", "0"):
-            return found.lower() in ("true", "1")
-    elif not isinstance(value, bool) and (typed or isinstance(value, (int, float))):
-        number = _number(found)
+        if is_text and raw_value.lower() in ("true", "1", "false", "0"):
+            return raw_value.lower() in ("true", "1")
+    elif not isinstance(value, bool) and (is_text or isinstance(value, (int, float))):
+        number = _parse_number(raw_value)
         if number is not None and (kind is float or number == int(number)):
             return kind(number)
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    raise UserError(f"config: {path} is {found!r}, expected {expected}")
+    raise UserError(f"config: {path} is {raw_value!r}, expected {expected}")
 
 
-def _number(value: Any) -> int | float | None:
+def _parse_number(value: Any) -> int | float | None:
     """None for what is not a finite number. Whole numbers stay exact ('1e3' is one too)."""
     try:
-        return int(value) if not isinstance(value, float) else _finite(value)
+        return int(value) if not isinstance(value, float) else _finite_or_none(value)
     except ValueError:
         try:
-            return _finite(float(value))
+            return _finite_or_none(float(value))
         except ValueError:
             return None
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if abs(value) < float("inf") else None

@@ -12,17 +12,17 @@ class UserError(Exception):
     """
 
 
-class SaidElsewhere(UserError):
+class ReportedElsewhere(UserError):
     """A mistake that another process of the run tells about: this one ends in silence."""
 
 
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(word: str, candidates: Iterable[str], prefix: str = "") -> str:
     """`; did you mean 'x'?` for the nearest of `known`, or the whole list if none is near.
 
     prefix: shown before the nearest, so that it can be copied.
     """
-    known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{prefix}{near[0]}'?"
-    return f"; known: {', '.join(known)}" if known else ""
+    candidates = sorted(candidates)
+    matches = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    if matches:
+        return f"; did you mean '{prefix}{matches[0]}'?"
+    return f"; known: {', '.join(candidates)}" if candidates else ""

@@ -13,12 +13,12 @@ from typing import Any
 
 from dwt_jax.errors import UserError
 
-POINTER = b"version https://git-lfs"
+LFS_POINTER_PREFIX = b"version https://git-lfs"
 """How a file begins that Git LFS did not fetch."""
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; it becomes `path` at the end, an exception removes it."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -28,21 +28,21 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def new_place(out: Path) -> Path:
+def resolve_output_dir(out: Path) -> Path:
     """Where `--out` leads, links followed. Raises UserError if anything is there but an empty directory."""
     try:
-        place = out.expanduser().resolve()
+        path = out.expanduser().resolve()
     except RuntimeError:
         raise UserError(f"--out: {out} is a link to itself, expected a new or empty directory") from None
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"--out: {place} holds something, expected a new or empty directory")
-    for parent in place.parents:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--out: {path} holds something, expected a new or empty directory")
+    for parent in path.parents:
         if (parent / "run.json").exists():
-            raise UserError(f"--out: {place} lies in the run {parent}, expected a place outside of it")
-    return place
+            raise UserError(f"--out: {path} lies in the run {parent}, expected a place outside of it")
+    return path
 
 
-def present(path: Path) -> bool:
+def is_file_or_raise(path: Path) -> bool:
     """Whether there is a file. Raises UserError for a link to nothing: a download cut short, not an
     absent file."""
     if path.is_symlink() and not path.exists():
@@ -50,43 +50,43 @@ def present(path: Path) -> bool:
     return path.is_file()
 
 
-def refuse_pointer(path: Path, start: bytes) -> None:
+def reject_lfs_pointer(path: Path, start: bytes) -> None:
     """Raises UserError if what a file starts with is Git LFS's."""
-    if start.startswith(POINTER):
+    if start.startswith(LFS_POINTER_PREFIX):
         raise UserError(f"{path}: a Git LFS pointer, expected the file itself (git lfs pull)")
 
 
-def read_object(path: Path, wanted: str) -> dict[str, Any]:
+def read_json_object(path: Path, expected: str) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError, which says that `wanted` was expected, for anything
     else."""
-    present(path)
+    is_file_or_raise(path)
     try:
         data = path.read_bytes()
-        refuse_pointer(path, data)
-        found = json.loads(data.decode("utf-8"))
+        reject_lfs_pointer(path, data)
+        value = json.loads(data.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {error}, expected {wanted}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds a JSON {type(found).__name__}, expected {wanted}")
-    return found
+        raise UserError(f"{path}: {error}, expected {expected}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__}, expected {expected}")
+    return value
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON, which has no NaN: a number that is not finite becomes null. `metrics.measured` undoes that."""
-    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+    """JSON, which has no NaN: a number that is not finite becomes null. `metric_writer.restore_nans` undoes that."""
+    return json.dumps(_nonfinite_to_null(value), indent=indent, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _nonfinite_to_null(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _nonfinite_to_null(item) for key, item in value.items()}
+    return [_nonfinite_to_null(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager
-def building(out: Path) -> Iterator[Path]:
-    """A new directory beside `out` to build in; `publish` makes it `out`, an exception removes it.
+def atomic_dir(out: Path) -> Iterator[Path]:
+    """A new directory beside `out` to build in; `commit_dir` makes it `out`, an exception removes it.
 
     Leftovers of processes of this machine that are gone are removed first. The name carries
     process and machine, since containers that share a disk share process numbers too.
@@ -95,8 +95,12 @@ def building(out: Path) -> Iterator[Path]:
     prefix = f".{out.name}.partial-"
     out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in out.parent.glob(f"{prefix}*"):
-        pid, _, on = leftover.name.removeprefix(prefix).partition(".")
-        if on == host and pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))):
+        pid, _, owner_host = leftover.name.removeprefix(prefix).partition(".")
+        if (
+            owner_host == host
+            and pid.isdigit()
+            and (int(pid) == os.getpid() or not _process_exists(int(pid)))
+        ):
             shutil.rmtree(leftover, ignore_errors=True)
     partial = out.parent / f"{prefix}{os.getpid()}.{host}"
     partial.mkdir()
@@ -106,7 +110,7 @@ def building(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def publish(partial: Path, out: Path) -> bool:
+def commit_dir(partial: Path, out: Path) -> bool:
     """Rename `partial` to `out`; False if `out` holds something by now."""
     try:
         partial.rename(out)
@@ -117,7 +121,7 @@ def publish(partial: Path, out: Path) -> bool:
     return True
 
 
-def _alive(pid: int) -> bool:
+def _process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -11,10 +11,10 @@ from pathlib import Path
 _XLA_FLAGS = ("--xla_cpu_prefer_vector_width=512",)
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
-_HUGE, _MADV_HUGEPAGE = 2 << 20, 14  # sys/mman.h
+_HUGE_PAGE_BYTES, _MADV_HUGEPAGE = 2 << 20, 14  # sys/mman.h
 
 
-def tune() -> None:
+def set_xla_env() -> None:
     """Flags for XLA's CPU backend (they do nothing elsewhere), a cache of compiled programs, so
     that a resumed run starts at once, and a malloc that keeps memory.
 
@@ -22,10 +22,10 @@ def tune() -> None:
     time, and the page faults took a quarter of a step on CPU; told not to, it hands the same
     pages out again. What the user set in the environment wins.
     """
-    present = os.environ.get("XLA_FLAGS", "")
-    missing = [flag for flag in _XLA_FLAGS if flag.partition("=")[0] not in present]
-    os.environ["XLA_FLAGS"] = " ".join([*present.split(), *missing])
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compiled()))
+    current_flags = os.environ.get("XLA_FLAGS", "")
+    missing = [flag for flag in _XLA_FLAGS if flag.partition("=")[0] not in current_flags]
+    os.environ["XLA_FLAGS"] = " ".join([*current_flags.split(), *missing])
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compile_cache_dir()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     if sys.platform == "linux":
         try:
@@ -33,12 +33,12 @@ def tune() -> None:
             libc.mallopt(_M_MMAP_MAX, 0)
             libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
             libc.mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads are unmapped all the same
-            _huge_pages(libc)
+            _enable_huge_pages(libc)
         except (OSError, AttributeError):  # another libc: slower, not wrong
             pass
 
 
-def _huge_pages(libc: ctypes.CDLL) -> None:
+def _enable_huge_pages(libc: ctypes.CDLL) -> None:
     """Let the heap to come, up to half of the machine's memory, have pages of 2 MB.
 
     Most distributions' kernels give them to those who ask alone (`madvise`). A step of 4 x 256 takes 4 % less
@@ -53,12 +53,16 @@ def _huge_pages(libc: ctypes.CDLL) -> None:
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     block = libc.malloc(size)
     if block:
-        begin = -(-block // _HUGE) * _HUGE
-        libc.madvise(begin, (block + size - begin) // _HUGE * _HUGE, _MADV_HUGEPAGE)
+        aligned_start = -(-block // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+        libc.madvise(
+            aligned_start,
+            (block + size - aligned_start) // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES,
+            _MADV_HUGEPAGE,
+        )
         libc.free(block)
 
 
-def without_devices() -> None:
+def use_cpu_only() -> None:
     """For compiling alone: this process runs nothing on an accelerator, even where there is one, and
     libtpu does not look for the machine that it is on. Nor is what it compiles kept: without its device a
     program cannot be read back, and one that could be would come without its text."""
@@ -75,12 +79,12 @@ def without_devices() -> None:
         os.environ.setdefault(name, value)
 
 
-def cache() -> Path:
+def cache_dir() -> Path:
     """Where prepared data and compiled programs are kept: $DWT_CACHE or ~/.cache/dwt-jax."""
     return Path(os.environ.get("DWT_CACHE") or Path.home() / ".cache" / "dwt-jax")
 
 
-def _compiled() -> Path:
+def _compile_cache_dir() -> Path:
     """One folder a kind of processor: a home directory may be shared by several kinds, and a
     program compiled for one crashes on another."""
     try:
@@ -89,4 +93,4 @@ def _compiled() -> Path:
         )
     except (OSError, StopIteration):
         cpu = platform.processor() or platform.machine()
-    return cache() / f"compiled-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"
+    return cache_dir() / f"compiled-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"

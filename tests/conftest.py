@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # else it is that of the process th
 
 from dwt_jax import runtime_env
 
-runtime_env.tune()  # as the command line does: a run here and one in a process of its own must agree bitwise
+runtime_env.set_xla_env()  # as the command line does: a run here and one in a process of its own must agree bitwise
 
 import json
 from pathlib import Path
@@ -127,7 +127,7 @@ def randomised():
             x = 1 + 0.2 * x if path[-1].key == "scale" else 0.15 * x
             return jax.numpy.asarray(x, jax.numpy.float32)
 
-        return jax.tree_util.tree_map_with_path(leaf, models_bert.abstract(model))
+        return jax.tree_util.tree_map_with_path(leaf, models_bert.abstract_params(model))
 
     return make
 
@@ -137,7 +137,7 @@ def torch_bert():
     """torch_bert(params, model, dtype) → the BertForMaskedLM of transformers, in eval mode."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from dwt_jax.hf.checkpoint import to_tensors
+    from dwt_jax.hf.checkpoint import to_hf_tensors
 
     def make(params, model, dtype=torch.float32):
         config = transformers.BertConfig(
@@ -155,7 +155,7 @@ def torch_bert():
             attn_implementation="eager",
         )
         bert = transformers.BertForMaskedLM(config)
-        tensors = {name: torch.tensor(array) for name, array in to_tensors(params, model).items()}
+        tensors = {name: torch.tensor(array) for name, array in to_hf_tensors(params, model).items()}
         tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
         tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
         bert.load_state_dict(tensors, strict=True)

@@ -3,12 +3,21 @@
 import json
 import random
 
-from dwt_jax.config_loader import construct
+from dwt_jax.config_loader import build_dataclass
 from dwt_jax.data import tokenizer
-from dwt_jax.finetune.config import FineTune, check
+from dwt_jax.finetune.config import FinetuneConfig, check_finetune_config
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = [*tokenizer.SPECIALS, *LETTERS, *(f"##{c}" for c in LETTERS), "good", "bad", "film", "the", "."]
+WORDS = [
+    *tokenizer.BERT_SPECIAL_TOKENS,
+    *LETTERS,
+    *(f"##{c}" for c in LETTERS),
+    "good",
+    "bad",
+    "film",
+    "the",
+    ".",
+]
 FAMILIES = ("Bert", "DistilBert", "Roberta")
 
 
@@ -74,10 +83,12 @@ def write_task(folder, numbers=False, pairs=False, train=44, dev=20, seed=0):
     }
 
 
-def config_of(examples, **recipe) -> FineTune:
+def config_of(examples, **recipe) -> FinetuneConfig:
     """Small, without dropout, a learning rate that moves small models."""
     usual = {"epochs": 2, "batch_size": 8, "max_length": 20, "buckets": 1, "dropout": 0.0, "seeds": [0]}
     rate = {"learning_rate": {"kind": "linear", "value": 1e-2, "warmup": 0.2}, "eps": 1e-6}
-    return check(
-        construct(FineTune, {"examples": examples, "recipe": {**usual, "optimizer": rate, **recipe}})
+    return check_finetune_config(
+        build_dataclass(
+            FinetuneConfig, {"examples": examples, "recipe": {**usual, "optimizer": rate, **recipe}}
+        )
     )

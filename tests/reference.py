@@ -19,7 +19,7 @@ def parameters(model, seed=0, dtype=np.float64, heads=("mlm",)):
             return random.uniform(0.4, 1.6, like.shape).astype(dtype)
         return ((path[-1].key == "scale") + scale * x).astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, bert.abstract(model, heads, labels=3))
+    return jax.tree_util.tree_map_with_path(leaf, bert.abstract_params(model, heads, num_labels=3))
 
 
 def batch(model, rows=3, length=9, seed=1, types=None):

@@ -54,11 +54,11 @@ def write_corpus(path: Path, documents: int = 120, seed: int = 0) -> None:
 
 def prepared_project(folder: Path) -> str:
     """`make_project` with its rows prepared: the config with them as its argument."""
-    from dwt_jax.config_loader import load
-    from dwt_jax.data.prepare import prepare
+    from dwt_jax.config_loader import load_config
+    from dwt_jax.data.prepare import prepare_data
 
     config = make_project(folder)
-    prepare(load(str(config)).data, folder / "rows", workers=1, log=lambda _: None)
+    prepare_data(load_config(str(config)).data, folder / "rows", workers=1, log=lambda _: None)
     return f"{config}:{folder / 'rows'}"
 
 

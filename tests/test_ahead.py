@@ -19,8 +19,8 @@ from dwt_jax import runtime_env
 from dwt_jax.__main__ import main
 from dwt_jax.aot import accelerators, hlo, report
 from dwt_jax.aot import compile as aheads
-from dwt_jax.aot.gpu_targets import description
-from dwt_jax.config_loader import load
+from dwt_jax.aot.gpu_targets import gpu_target_config
+from dwt_jax.config_loader import load_config
 from dwt_jax.errors import UserError
 from dwt_jax.models import flops
 
@@ -61,7 +61,7 @@ ENTRY %main (x: f32[4,8]) -> f32[4,8] {
 
 
 def test_what_a_program_sends_by_hand():
-    found = hlo.collectives(PROGRAM)
+    found = hlo.find_collectives(PROGRAM)
     assert found == [
         hlo.Collective("all-reduce", 128, 4, 6, True),
         hlo.Collective("all-gather", 256, 2, 6, True),
@@ -69,9 +69,15 @@ def test_what_a_program_sends_by_hand():
         hlo.Collective("reduce-scatter", 48, 4, 1, True),
         hlo.Collective("all-reduce", 20, 0, 1, True),
     ]
-    assert [each.sent(8) for each in found] == [6 * 128 * 1.5, 6 * 256 / 2, 60, 36, 20 * 1.75]
+    assert [each.bytes_sent(8) for each in found] == [6 * 128 * 1.5, 6 * 256 / 2, 60, 36, 20 * 1.75]
     unknown = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
-    assert [each.known for each in hlo.collectives(unknown)] == [True, True, False, True, True]
+    assert [each.trip_counts_known for each in hlo.find_collectives(unknown)] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 TPU = """
@@ -101,12 +107,12 @@ ENTRY %main (x: f32[16,8]) -> f32[2,8] {
 
 def test_what_tpus_write_otherwise():
     """A reduce-scatter is a fusion named so; a gather beside other work is written in each of its fusions."""
-    assert hlo.collectives(TPU) == [
+    assert hlo.find_collectives(TPU) == [
         hlo.Collective("reduce-scatter", 512, 4, 1, True),
         hlo.Collective("all-gather", 2048, 4, 1, True),
         hlo.Collective("all-gather", 2048, 4, 1, True),
     ]
-    assert [each.sent(4) for each in hlo.collectives(TPU)] == [384, 1536, 1536]
+    assert [each.bytes_sent(4) for each in hlo.find_collectives(TPU)] == [384, 1536, 1536]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_what_tpus_write_otherwise():
 def test_what_was_started_with_several_arrays(line, kind, size):
     names = ("all-gather", "reduce-scatter", "collective-permute", "all-reduce")
     program = f"ENTRY %main (x: f32[]) -> f32[] {{\n  %s = {line}, replica_groups={{{{0,1,2,3}}}}\n}}\n"
-    assert hlo.collectives(program) == [hlo.Collective(names[kind], size, 4, 1, True)]
+    assert hlo.find_collectives(program) == [hlo.Collective(names[kind], size, 4, 1, True)]
 
 
 def test_an_asynchronous_call_is_counted_where_it_starts():
@@ -135,7 +141,7 @@ ENTRY %main (x: f32[16]) -> f32[4] {
   ROOT %d = f32[4]{0} async-done(%u), calls=%sent
 }
 """
-    assert hlo.collectives(program) == [hlo.Collective("reduce-scatter", 64, 4, 1, True)]
+    assert hlo.find_collectives(program) == [hlo.Collective("reduce-scatter", 64, 4, 1, True)]
 
 
 def test_what_a_program_sends_on_eight_devices():
@@ -152,7 +158,7 @@ same, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))
 S = jax.ShapeDtypeStruct
 program = jax.jit(step, in_shardings=(same, rows), out_shardings=same).lower(
     S((64, 32), np.float32), S((5, 16, 64), np.float32)).compile()
-print([tuple(each) for each in hlo.collectives(program.as_text())])
+print([tuple(each) for each in hlo.find_collectives(program.as_text())])
 """
     found = subprocess.run(
         [sys.executable, "-c", program],
@@ -176,7 +182,7 @@ print([tuple(each) for each in hlo.collectives(program.as_text())])
     ],
 )
 def test_topologies(topology, name, count):
-    chip, found = accelerators.parse(topology)
+    chip, found = accelerators.parse_topology(topology)
     assert (chip.name, found) == (name, count)
 
 
@@ -197,7 +203,7 @@ def test_topologies(topology, name, count):
 )
 def test_topologies_that_are_none(topology, says):
     with pytest.raises(UserError, match=says):
-        accelerators.parse(topology)
+        accelerators.parse_topology(topology)
 
 
 def test_peaks_are_those_that_runs_are_measured_by():
@@ -205,7 +211,7 @@ def test_peaks_are_those_that_runs_are_measured_by():
     kinds = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}
     kinds |= {"h100": "NVIDIA H100", "h200": "NVIDIA H200"}
     assert {name: chip.flops for name, chip in accelerators.CHIPS.items()} == {
-        name: flops.PEAKS[kind] for name, kind in kinds.items()
+        name: flops.PEAK_FLOPS[kind] for name, kind in kinds.items()
     }
 
 
@@ -218,8 +224,8 @@ def test_a_gpu_has_the_memory_that_the_launch_scripts_let_jax_take():
 
 
 def test_the_sizes_of_an_overflow():
-    assert aheads.overflow(OVERFLOW) == {"wanted": 252.78 * 2**30}
-    assert aheads.overflow("RESOURCE_EXHAUSTED: no more") == {}
+    assert aheads.parse_oom_message(OVERFLOW) == {"wanted": 252.78 * 2**30}
+    assert aheads.parse_oom_message("RESOURCE_EXHAUSTED: no more") == {}
 
 
 @pytest.fixture
@@ -234,7 +240,7 @@ def here(monkeypatch):
     def devices(chip, topology, count, shape):
         return np.asarray(jax.devices()[:1]).reshape(1, 1, 1)
 
-    monkeypatch.setattr(aheads, "_devices", devices)
+    monkeypatch.setattr(aheads, "_topology_devices", devices)
     monkeypatch.setitem(
         accelerators.CHIPS, "one", accelerators.Chip("one", "cpu", 1e11, 2**30, 1e10, 1e9, (1,))
     )
@@ -246,46 +252,46 @@ TEACHER = {"distill.preset": "paper_normal", "train.batch_size": "8"}
 @pytest.mark.slow
 def test_the_real_step_is_compiled_and_its_arguments_are_known(config, here):
     """Parameters and two moments in fp32, the teacher in bf16, ids in 16 bits, segments in 8."""
-    goal = aheads.target(load(config, {**TEACHER, "teacher.path": config}), "one:1")
-    found = aheads.ahead(goal, 8)
+    goal = aheads.make_compile_target(load_config(config, {**TEACHER, "teacher.path": config}), "one:1")
+    found = aheads.compile_step(goal, 8)
     params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: _params(goal))))
     small = 4 * 7 + 4 * 4 + 4  # counters and running means, knobs, seed
     expected = 12 * params + 2 * params + 8 * 32 * 3 + small
     assert found.memory["arguments"] == pytest.approx(expected, abs=64)
     assert found.fits
     assert found.collectives == []
-    assert found.flops == flops.training_step(goal.spec.model, 8, 32, 5) + flops.forward(
+    assert found.flops == flops.training_step_flops(goal.spec.model, 8, 32, 5) + flops.forward_flops(
         goal.spec.teacher, 8, 32, 5
     )
     assert found.seconds["compute"] == found.flops / 1e11
     written = 12 * params + 2 * found.memory["temporaries"]  # the teacher is only read
     assert found.seconds["memory"] * 1e10 == pytest.approx(expected + written, abs=2**10)
-    text = report.table(found)
+    text = report.format_compile_report(found)
     assert "compiled, not run" in text
     assert "teacher 2 x 32" in text
     json.dumps(found._asdict())
     tight = goal._replace(chip=goal.chip._replace(memory=found.memory["together"] - 1))
-    assert not aheads.ahead(tight, 8).fits
+    assert not aheads.compile_step(tight, 8).fits
 
 
 @pytest.mark.slow
 def test_the_peak_is_that_of_the_type_that_is_computed_in(config, here):
-    goal = aheads.target(load(config, {"precision.compute": "float32"}), "one:1")
-    found = aheads.ahead(goal, 8)
+    goal = aheads.make_compile_target(load_config(config, {"precision.compute": "float32"}), "one:1")
+    found = aheads.compile_step(goal, 8)
     assert found.seconds["compute"] == found.flops / 0.5e11
 
 
 def test_what_is_compiled_for_elsewhere_is_not_kept(monkeypatch):
     """A second `dwt compile` would try to load it, which no compiler without its device can."""
     monkeypatch.setattr(os, "environ", {"JAX_ENABLE_COMPILATION_CACHE": "true"})
-    runtime_env.without_devices()
+    runtime_env.use_cpu_only()
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
 
 def _params(goal):
     from dwt_jax.models import bert
 
-    return bert.init(goal.spec.model, jax.random.key(0))
+    return bert.init_params(goal.spec.model, jax.random.key(0))
 
 
 def test_what_does_not_fit_is_an_answer(config, here, monkeypatch, capsys):
@@ -293,11 +299,11 @@ def test_what_does_not_fit_is_an_answer(config, here, monkeypatch, capsys):
         def compile(self, options):
             raise jax.errors.JaxRuntimeError(OVERFLOW)
 
-    monkeypatch.setattr(aheads, "lowered", lambda target, rows: Full())
-    assert report.command(load(config), "one:1", as_json=False, max_batch=False) == 3
+    monkeypatch.setattr(aheads, "lower_step", lambda target, rows: Full())
+    assert report.compile_command(load_config(config), "one:1", as_json=False, max_batch=False) == 3
     said = capsys.readouterr().out
     assert "does not fit, 252.78 GiB wanted, 1.00 GiB there" in said
-    assert report.command(load(config), "one:1", as_json=True, max_batch=True) == 3
+    assert report.compile_command(load_config(config), "one:1", as_json=True, max_batch=True) == 3
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 1
     assert not found["fits"]
@@ -317,11 +323,11 @@ def test_the_largest_batch_is_found_within_a_sixteenth(limit, begin):
             self.rows, self.fits = rows, rows <= 8 * limit
 
     tried = []
-    original, aheads.ahead = aheads.ahead, lambda goal, rows: tried.append(rows) or Found(rows)
+    original, aheads.compile_step = aheads.compile_step, lambda goal, rows: tried.append(rows) or Found(rows)
     try:
-        below, above = aheads.largest(Goal, 8 * begin, lambda text: None)
+        below, above = aheads.find_largest_batch(Goal, 8 * begin, lambda text: None)
     finally:
-        aheads.ahead = original
+        aheads.compile_step = original
     assert below.rows <= 8 * limit < above.rows
     assert above.rows - below.rows <= max(8, below.rows // 16)
     assert len(tried) < 30
@@ -341,7 +347,7 @@ def test_the_largest_batch_is_found_within_a_sixteenth(limit, begin):
 )
 def test_mistakes(config, words, says, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("dwt_jax.runtime_env.without_devices", lambda: None)
+    monkeypatch.setattr("dwt_jax.runtime_env.use_cpu_only", lambda: None)
     assert main(["compile", f"--config={config}", *words]) == 2
     found = capsys.readouterr().err
     assert says in found
@@ -349,21 +355,21 @@ def test_mistakes(config, words, says, capsys, monkeypatch):
 
 
 def test_where_a_teacher_has_its_sizes_from(config, tmp_path):
-    assert aheads._teacher(config, 300).num_hidden_layers == 2
+    assert aheads._load_teacher_config(config, 300).num_hidden_layers == 2
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"model": {"num_hidden_layers": 3}, "train": {"steps": 1}}))
-    assert aheads._teacher(str(run), 300).num_hidden_layers == 3
+    assert aheads._load_teacher_config(str(run), 300).num_hidden_layers == 3
     sizes = {"model_type": "bert", "num_hidden_layers": 5, "vocab_size": 99}
     (run / "config.json").write_text(json.dumps(sizes))
-    assert aheads._teacher(str(run), 300).num_hidden_layers == 5
-    assert aheads._teacher(str(run), 300).vocab_size == 300
+    assert aheads._load_teacher_config(str(run), 300).num_hidden_layers == 5
+    assert aheads._load_teacher_config(str(run), 300).vocab_size == 300
     with pytest.raises(UserError, match="expected a run, a model directory or the config of one"):
-        aheads._teacher(str(tmp_path / "nothing"), 300)
+        aheads._load_teacher_config(str(tmp_path / "nothing"), 300)
 
 
 def test_a_gpu_is_described_by_its_own_numbers():
-    text = description(accelerators.CHIPS["h200"])
+    text = gpu_target_config(accelerators.CHIPS["h200"])
     assert "memory_bandwidth: 4800000000000" in text
     assert text.count("{") == text.count("}")
 

@@ -252,11 +252,11 @@ def test_saving_goes_on_after_damage(copy):
 
 
 def test_a_signal_while_reading_is_not_damage(copy, monkeypatch):
-    from dwt_jax.distributed.shutdown import Stopped, Stopping
+    from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag
 
     checkpoints = Checkpoints(copy, 10)
-    monkeypatch.setattr(checkpoints, "_read", lambda *_: Stopping().handle(15, None))
-    with pytest.raises(Stopped):
+    monkeypatch.setattr(checkpoints, "_read", lambda *_: ShutdownFlag().handle(15, None))
+    with pytest.raises(Preempted):
         checkpoints.restore(abstract(), lambda _: None)
     checkpoints.close()
     assert {"10", "20"} <= {path.name for path in copy.iterdir()}

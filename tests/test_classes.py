@@ -15,7 +15,7 @@ from dwt_jax.hf import checkpoint
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-WORDS = [*tokenizer.SPECIALS, *"abcdefghijklmnopqrstuvwxyz"]
+WORDS = [*tokenizer.BERT_SPECIAL_TOKENS, *"abcdefghijklmnopqrstuvwxyz"]
 
 
 def saved(name, path, **config):
@@ -68,7 +68,7 @@ def report(path, **options):
 )
 def test_classifiers_of_something_else(name, heads, tmp_path, capsys):
     saved(name, tmp_path / "in")
-    found = checkpoint.load(tmp_path / "in")
+    found = checkpoint.load_checkpoint(tmp_path / "in")
     assert set(found.params) == {"embeddings", "layers", *heads}
     assert found.ignored
     assert found.labels == ()
@@ -83,16 +83,16 @@ def test_classifiers_of_something_else(name, heads, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["BertForTokenClassification", "DistilBertForTokenClassification"])
 def test_a_config_that_names_no_class(name, tmp_path):
     saved(name, tmp_path, architectures=None)
-    assert "classifier" not in checkpoint.load(tmp_path).params
+    assert "classifier" not in checkpoint.load_checkpoint(tmp_path).params
     for said_so in ([], ["BertForMaskedLM"], ["OurOwnClassifier"]):
         saved("BertForSequenceClassification", tmp_path / "other", architectures=said_so)
-        assert "classifier" in checkpoint.load(tmp_path / "other").params
+        assert "classifier" in checkpoint.load_checkpoint(tmp_path / "other").params
 
 
 def test_a_roberta_that_classifies_beside_its_encoders_pooler(tmp_path):
     theirs = saved("RobertaForSequenceClassification", tmp_path / "in")
     add(tmp_path / "in", roberta__pooler__dense__weight=(8, 8), roberta__pooler__dense__bias=(8,))
-    found = checkpoint.load(tmp_path / "in")
+    found = checkpoint.load_checkpoint(tmp_path / "in")
     assert found.ignored == ("roberta.pooler.dense.bias", "roberta.pooler.dense.weight")
     ours, loading = report(export(tmp_path / "in"))
     assert not any(loading.values())
@@ -137,7 +137,7 @@ def test_what_is_said_to_transformers_alone_is_handed_on(tmp_path):
 def test_a_config_that_cannot_be(config, says, tmp_path):
     saved("BertForSequenceClassification", tmp_path, **config)
     with pytest.raises(UserError, match=says) as caught:
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -145,7 +145,7 @@ def test_a_config_nested_without_end(tmp_path):
     saved("BertModel", tmp_path)
     (tmp_path / "config.json").write_text('{"a":' * 100_000)
     with pytest.raises(UserError, match="expected a Hugging Face model config"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
 
 
 def test_weights_that_are_not_finite(tmp_path):
@@ -154,7 +154,7 @@ def test_weights_that_are_not_finite(tmp_path):
         model.pooler.dense.bias[3] = float("nan")
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"pooler\.dense\.bias holds numbers that are not finite"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
 
 
 def test_a_decoder_in_another_type_is_tied_by_its_values(tmp_path):
@@ -166,10 +166,10 @@ def test_a_decoder_in_another_type_is_tied_by_its_values(tmp_path):
     word = tensors["bert.embeddings.word_embeddings.weight"]
     tensors["cls.predictions.decoder.weight"] = word.float()
     save_file(tensors, tmp_path / "model.safetensors")
-    assert checkpoint.load(tmp_path).model.tie_word_embeddings
+    assert checkpoint.load_checkpoint(tmp_path).model.tie_word_embeddings
     tensors["cls.predictions.decoder.weight"] = word.float() + 1e-6
     save_file(tensors, tmp_path / "model.safetensors")
-    assert not checkpoint.load(tmp_path).model.tie_word_embeddings
+    assert not checkpoint.load_checkpoint(tmp_path).model.tie_word_embeddings
 
 
 def test_without_a_tokenizer(tmp_path, capsys):
@@ -215,11 +215,11 @@ CARD = "---\nlicense: mit\nlanguage: [en]\ntags: [sentence-similarity]\n---\n# A
 @pytest.mark.parametrize("summary", ['{"held_out": 3}', '{"flops": {"student": 1}}'])
 def test_a_run_whose_summary_is_damaged(summary, tmp_path, capsys):
     from dwt_jax.config import Config, Train
-    from dwt_jax.config_loader import to_dict
+    from dwt_jax.config_loader import config_to_dict
 
     saved("BertForMaskedLM", tmp_path / "run" / "model")
     config = Config(train=Train(steps=2))
-    (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(config)))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config_to_dict(config)))
     (tmp_path / "run" / "run.json").write_text("{}")
     (tmp_path / "run" / "summary.json").write_text(summary)
     assert main(["export", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 2
@@ -264,30 +264,32 @@ def test_a_pooler_beside_a_masked_lm_head_is_kept(tmp_path):
     for path in (tmp_path / "in", out):
         model, loading = transformers.AutoModel.from_pretrained(path, output_loading_info=True)
         assert not loading["missing_keys"]
-    found = checkpoint.load(out).params["pooler"]["kernel"]
+    found = checkpoint.load_checkpoint(out).params["pooler"]["kernel"]
     np.testing.assert_array_equal(found.T, model.pooler.dense.weight.detach())
 
 
 def test_records_that_are_none(tmp_path, capsys):
     """A run's evaluations.jsonl that something else wrote over."""
-    from dwt_jax.runs.metric_writer import read
+    from dwt_jax.runs.metric_writer import read_jsonl
 
     file = tmp_path / "evaluations.jsonl"
     for content in ("[1]\n", '{"loss": 1}\n', "3\n"):
         file.write_text(content)
         with pytest.raises(UserError, match=r"evaluations\.jsonl: holds "):
-            read(file)
+            read_jsonl(file)
     file.write_bytes(b'{"step": 1}\n\xff\xfe')
-    assert read(file) == [{"step": 1}]
+    assert read_jsonl(file) == [{"step": 1}]
     shutil.rmtree(tmp_path)
-    assert read(file) == []
+    assert read_jsonl(file) == []
 
 
 @pytest.mark.parametrize("named", [None, "BertTokenizer", "BertTokenizerFast"])
 def test_a_config_without_a_model_type_keeps_its_tokenizer(named, tmp_path):
     """transformers takes its tokenizer.json as it is; with a model_type it would build another."""
     saved("BertForMaskedLM", tmp_path / "in")
-    cased = tokenizer.wordpiece({token: i for i, token in enumerate([*WORDS, *"ABCDEFG"])}, lowercase=False)
+    cased = tokenizer.build_wordpiece_tokenizer(
+        {token: i for i, token in enumerate([*WORDS, *"ABCDEFG"])}, lowercase=False
+    )
     cased.save(str(tmp_path / "in" / "tokenizer.json"))
     config = {**said(tmp_path / "in"), **({"tokenizer_class": named} if named else {})}
     del config["model_type"]
@@ -298,7 +300,7 @@ def test_a_config_without_a_model_type_keeps_its_tokenizer(named, tmp_path):
             transformers.AutoTokenizer.from_pretrained(path)("A a").input_ids
             for path in (tmp_path / "in", out)
         ),
-        *(tokenizer.load(path).encode("A a").ids for path in (tmp_path / "in", out)),
+        *(tokenizer.load_hf_tokenizer(path).encode("A a").ids for path in (tmp_path / "in", out)),
     ]
     assert ids == [ids[0]] * 4
     assert not any(report(out)[1].values())

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from runs import dwt, environment, make_project
 
-from dwt_jax.__main__ import VERBS
+from dwt_jax.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
+@pytest.mark.parametrize("verb", ["", *COMMANDS])
 def test_help_answers_at_once(verb):
     """Under a second, because nothing heavy is imported."""
     arguments = [verb, "--help"] if verb else ["--help"]

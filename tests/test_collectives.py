@@ -11,28 +11,28 @@ from runs import environment
 PROGRAM = r"""
 import json, re, jax, numpy as np
 from dwt_jax.config import Mesh, Model
-from dwt_jax.config_loader import build
-from dwt_jax.objectives.masking import Tokens
+from dwt_jax.config_loader import build_config
+from dwt_jax.objectives.masking import MaskingVocab
 from dwt_jax.models import bert
-from dwt_jax.models.common.matmul import Numerics
-from dwt_jax.distributed.mesh import make_mesh, shardings
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.distributed.mesh import make_mesh, infer_shardings
 from dwt_jax.train import step as steps
 
 model = {"vocab_size": 30522, "num_hidden_layers": 12}  # hidden size 768
-config = build({"model": model, "train": {"steps": 4, "batch_size": 32}, "teacher": {"path": "x"}})
-spec = steps.spec_of(config, config.model, Tokens(30522, 103, (0, 100, 101, 102, 103)), Numerics())
+config = build_config({"model": model, "train": {"steps": 4, "batch_size": 32}, "teacher": {"path": "x"}})
+spec = steps.make_step_config(config, config.model, MaskingVocab(30522, 103, (0, 100, 101, 102, 103)), Policy())
 state = steps.abstract_state(config.model, config.optimizer)
 
 def held(tree, mesh):
     "bytes of a tree on one device"
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True)
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(infer_shardings(tree, mesh)), strict=True)
     return sum(int(np.prod(where.shard_shape(x.shape))) * x.dtype.itemsize for x, where in pairs)
 
 data, fsdp = (make_mesh(Mesh(*sizes), 32) for sizes in ((8, 1, 1), (1, 8, 1)))
 batch = {key: jax.ShapeDtypeStruct((32, 128), np.int32) for key in ("tokens", "segments")}
 knobs, seed = jax.ShapeDtypeStruct((4,), np.float32), jax.ShapeDtypeStruct((), np.uint32)
-inputs = state, functional.abstract(config.model), batch, knobs, seed
-program = steps.compiled(spec, data).lower(*inputs).compile()
+inputs = state, bert.abstract_params(config.model), batch, knobs, seed
+program = steps.jit_train_step(spec, data).lower(*inputs).compile()
 kinds = "all-reduce all-gather reduce-scatter all-to-all collective-permute collective-broadcast".split()
 text = program.as_text()
 print("FOUND" + json.dumps({
@@ -47,10 +47,10 @@ print("FOUND" + json.dumps({
 SENT = r"""
 import json, jax, numpy as np
 from dwt_jax.config import Mesh
-from dwt_jax.config_loader import build
-from dwt_jax.objectives.masking import Tokens
+from dwt_jax.config_loader import build_config
+from dwt_jax.objectives.masking import MaskingVocab
 from dwt_jax.models import bert
-from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.models.common.matmul import Policy
 from dwt_jax.aot import hlo
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.train import step as steps
@@ -59,15 +59,15 @@ sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "i
 found = {}
 for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1)):
     for rows in (16, 64):
-        config = build({"model": {"vocab_size": 2000, **sizes}, "train": {"steps": 4, "batch_size": rows},
+        config = build_config({"model": {"vocab_size": 2000, **sizes}, "train": {"steps": 4, "batch_size": rows},
                         "teacher": {"path": "x"}})
-        spec = steps.spec_of(config, config.model, Tokens(2000, 103, (0, 100, 101, 102, 103)), Numerics())
+        spec = steps.make_step_config(config, config.model, MaskingVocab(2000, 103, (0, 100, 101, 102, 103)), Policy())
         state = steps.abstract_state(config.model, config.optimizer)
         batch = {key: jax.ShapeDtypeStruct((rows, 128), np.int32) for key in ("tokens", "segments")}
         knobs, seed = jax.ShapeDtypeStruct((4,), np.float32), jax.ShapeDtypeStruct((), np.uint32)
-        inputs = state, functional.abstract(config.model), batch, knobs, seed
-        step = steps.compiled(spec, make_mesh(Mesh(*mesh), rows))
-        sent = hlo.collectives(step.lower(*inputs).compile().as_text())
+        inputs = state, bert.abstract_params(config.model), batch, knobs, seed
+        step = steps.jit_train_step(spec, make_mesh(Mesh(*mesh), rows))
+        sent = hlo.find_collectives(step.lower(*inputs).compile().as_text())
         assert all(each.known for each in sent)
         found[f"{mesh} {rows}"] = sum(each.sent(8) for each in sent)
 found["parameters"] = 4 * sum(x.size for x in jax.tree.leaves(state["params"]))

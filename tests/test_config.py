@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from dwt_jax.config import Config, Schedule, Source, check
-from dwt_jax.config_loader import build, flatten, load, read_file, to_dict
+from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict, load_config, read_config_file
 from dwt_jax.errors import UserError, did_you_mean
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -20,7 +20,7 @@ MINIMAL = {"train": {"steps": 1}, "teacher": {"path": "somewhere"}}
 def complaint(raw, overrides=None):
     """The one line that a user reads."""
     with pytest.raises(UserError) as caught:
-        build(raw, overrides)
+        build_config(raw, overrides)
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 500
@@ -39,7 +39,7 @@ def with_(dotted, value):
 
 
 def test_defaults_are_berts():
-    model = build(MINIMAL).model
+    model = build_config(MINIMAL).model
     transformers = pytest.importorskip("transformers")
     bert = transformers.BertConfig()
     for field in dataclasses.fields(model):
@@ -68,7 +68,7 @@ def test_a_typo_gets_a_suggestion_from_file_and_command_line(key, meant):
 
 
 def flatten_names():
-    return {part for key in flatten(to_dict(Config())) for part in key.split(".")}
+    return {part for key in flatten_dict(config_to_dict(Config())) for part in key.split(".")}
 
 
 def test_a_key_like_no_other_gets_the_list():
@@ -284,7 +284,7 @@ def test_every_setting_is_checked_or_free():
     free = set()
     numbers = {
         re.sub(r"^distill\.(alpha_hard|alpha_soft|temperature)|^optimizer\.learning_rate", "schedule", key)
-        for key, value in flatten(to_dict(Config())).items()
+        for key, value in flatten_dict(config_to_dict(Config())).items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     tried = {
@@ -297,29 +297,31 @@ def test_every_setting_is_checked_or_free():
 
 @pytest.mark.parametrize("text", ["1e3", "1000", "1000.0", " 1000 ", "+1000"])
 def test_whole_numbers_may_be_written_in_any_way(text):
-    steps = build(MINIMAL, {"train.steps": text}).train.steps
+    steps = build_config(MINIMAL, {"train.steps": text}).train.steps
     assert steps == 1000
     assert type(steps) is int
 
 
 def test_numbers_of_a_file_take_the_type_of_the_field():
-    config = build({"train": {"steps": 1e3}, "mask": {"rate": 0.5}, "distill": {"alpha_hard": {"value": 4}}})
+    config = build_config(
+        {"train": {"steps": 1e3}, "mask": {"rate": 0.5}, "distill": {"alpha_hard": {"value": 4}}}
+    )
     assert (config.train.steps, type(config.train.steps)) == (1000, int)
     assert (config.distill.alpha_hard.value, type(config.distill.alpha_hard.value)) == (4.0, float)
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("1", True), ("0", False)])
 def test_truth_on_the_command_line(text, value):
-    assert build(MINIMAL, {"mask.whole_word": text}).mask.whole_word is value
+    assert build_config(MINIMAL, {"mask.whole_word": text}).mask.whole_word is value
 
 
 def test_list_indices():
-    config = build(MINIMAL, {"data.sources.0.weight": "2.5"})
+    config = build_config(MINIMAL, {"data.sources.0.weight": "2.5"})
     assert config.data.sources == (Source(weight=2.5),)
     sources = [{"kind": "text", "path": "a"}, {"kind": "jsonl", "path": "b"}]
-    config = build(with_("data.sources", sources), {"data.sources.1.field": "body"})
+    config = build_config(with_("data.sources", sources), {"data.sources.1.field": "body"})
     assert config.data.sources == (Source("text", "a"), Source("jsonl", "b", field="body"))
-    config = build(MINIMAL, {"data.sources": '[{"kind": "text", "path": "c"}]'})
+    config = build_config(MINIMAL, {"data.sources": '[{"kind": "text", "path": "c"}]'})
     assert config.data.sources == (Source("text", "c"),)
 
 
@@ -327,28 +329,30 @@ def test_what_is_given_is_not_changed():
     raw = with_("data.sources", [{"kind": "text", "path": "a"}])
     raw["distill"] = {"preset": "paper_strong"}
     before = json.dumps(raw)
-    build(raw, {"data.sources.0.path": "b", "distill.alpha_soft.value": "9"})
+    build_config(raw, {"data.sources.0.path": "b", "distill.alpha_soft.value": "9"})
     assert json.dumps(raw) == before
-    assert build({**MINIMAL, "distill": {"preset": "paper_strong"}}).distill.alpha_soft.value == 4
+    assert build_config({**MINIMAL, "distill": {"preset": "paper_strong"}}).distill.alpha_soft.value == 4
 
 
 def test_precedence_defaults_preset_file_command_line():
     # Each level says one thing more; each must win over those before it and leave the rest.
-    assert build(MINIMAL).distill.temperature.value == 1
+    assert build_config(MINIMAL).distill.temperature.value == 1
     raw = with_("distill.preset", "knowledge_inheritance")
-    preset = build(raw).distill
+    preset = build_config(raw).distill
     assert preset.temperature.value == 2
     assert preset.squared_temperature
     assert preset.alpha_hard == Schedule(kind="linear", value=0, end=1, until=0.25)
 
     raw["distill"]["temperature"] = {"value": 3.0}
     raw["distill"]["alpha_soft"] = {"until": 0.5}
-    file = build(raw).distill
+    file = build_config(raw).distill
     assert file.temperature.value == 3
     assert file.alpha_soft == Schedule(kind="linear", value=1, end=0, until=0.5)
     assert file.alpha_hard == preset.alpha_hard
 
-    line = build(raw, {"distill.temperature.value": "4", "distill.squared_temperature": "false"}).distill
+    line = build_config(
+        raw, {"distill.temperature.value": "4", "distill.squared_temperature": "false"}
+    ).distill
     assert line.temperature.value == 4
     assert not line.squared_temperature
     assert line.alpha_soft == file.alpha_soft
@@ -356,16 +360,16 @@ def test_precedence_defaults_preset_file_command_line():
 
 def test_a_preset_on_the_command_line_is_below_the_file():
     raw = with_("distill.alpha_soft", {"value": 2.0})
-    distill = build(raw, {"distill.preset": "paper_decay"}).distill
+    distill = build_config(raw, {"distill.preset": "paper_decay"}).distill
     assert distill.preset == "paper_decay"
     assert distill.alpha_soft == Schedule(kind="linear", value=2.0, end=1.0)
     raw["distill"]["preset"] = "paper_strong"
-    assert build(raw, {"distill.preset": "custom"}).distill.alpha_soft == Schedule(value=2.0)
+    assert build_config(raw, {"distill.preset": "custom"}).distill.alpha_soft == Schedule(value=2.0)
 
 
 def test_the_papers_presets():
     def weights(name):
-        distill = build(with_("distill.preset", name)).distill
+        distill = build_config(with_("distill.preset", name)).distill
         hard, soft = distill.alpha_hard, distill.alpha_soft
         return (hard.value, soft.value, soft.end if soft.kind == "linear" else soft.value), distill
 
@@ -398,15 +402,18 @@ settings_of_a_run = st.fixed_dictionaries(
 @given(settings_of_a_run)
 @settings(max_examples=100)
 def test_config_json_and_back_is_the_same(overrides):
-    config = build(MINIMAL, {key: str(value) for key, value in overrides.items()})
+    config = build_config(MINIMAL, {key: str(value) for key, value in overrides.items()})
     for key, value in overrides.items():
         node = config
         for part in key.split("."):
             node = node[int(part)] if part.isdigit() else getattr(node, part)
         assert node == value
-    assert build(json.loads(json.dumps(to_dict(config)))) == config
-    assert build(ConfigDict(to_dict(config))) == config
-    assert build({}, {key: _typed(value) for key, value in flatten(to_dict(config)).items()}) == config
+    assert build_config(json.loads(json.dumps(config_to_dict(config)))) == config
+    assert build_config(ConfigDict(config_to_dict(config))) == config
+    assert (
+        build_config({}, {key: _typed(value) for key, value in flatten_dict(config_to_dict(config)).items()})
+        == config
+    )
 
 
 def _typed(value):
@@ -414,14 +421,14 @@ def _typed(value):
 
 
 def test_flatten_counts_every_plain_value():
-    flat = flatten({"a": {"b": 1, "c": [{"d": 2}, {"d": 3}]}, "e": []})
+    flat = flatten_dict({"a": {"b": 1, "c": [{"d": 2}, {"d": 3}]}, "e": []})
     assert flat == {"a.b": 1, "a.c.0.d": 2, "a.c.1.d": 3}
 
 
 def test_check_gives_the_config_itself():
-    config = build(MINIMAL)
+    config = build_config(MINIMAL)
     assert check(config) is config
-    assert hash(config) == hash(build(MINIMAL))
+    assert hash(config) == hash(build_config(MINIMAL))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1  # type: ignore[misc]
 
@@ -454,7 +461,7 @@ BROKEN = [
 @pytest.mark.parametrize(("text", "expected"), BROKEN, ids=range(len(BROKEN)))
 def test_a_broken_file_is_one_line(tmp_path, text, expected):
     with pytest.raises(UserError) as caught:
-        load(written(tmp_path, text))
+        load_config(written(tmp_path, text))
     assert "\n" not in str(caught.value)
     assert "run.py" in str(caught.value)
     assert expected in str(caught.value)
@@ -463,18 +470,18 @@ def test_a_broken_file_is_one_line(tmp_path, text, expected):
 def test_no_such_file(tmp_path):
     for spec in (tmp_path / "no.py", f"{tmp_path / 'no.py'}:arg", tmp_path):
         with pytest.raises(UserError, match="--config: no file"):
-            load(str(spec))
+            load_config(str(spec))
     (tmp_path / "c.txt").write_text("")
     with pytest.raises(UserError, match="not a Python file"):
-        load(str(tmp_path / "c.txt"))
+        load_config(str(tmp_path / "c.txt"))
 
 
 def test_the_argument_of_a_file_reaches_it(tmp_path):
     path = written(tmp_path, "def get_config(arg='3'):\n    return {'train': {'steps': int(arg)}}")
-    assert load(path).train.steps == 3
-    assert load(f"{path}:7").train.steps == 7
-    assert load(f"{path}:7", {"train.steps": "8"}).train.steps == 8
-    assert isinstance(read_file(path), dict)
+    assert load_config(path).train.steps == 3
+    assert load_config(f"{path}:7").train.steps == 7
+    assert load_config(f"{path}:7", {"train.steps": "8"}).train.steps == 8
+    assert isinstance(read_config_file(path), dict)
 
 
 def arguments(path):
@@ -485,10 +492,10 @@ def arguments(path):
 @pytest.mark.parametrize("path", PRETRAINING, ids=lambda path: path.stem)
 def test_the_configs_of_the_repository(path):
     for arg in arguments(path):
-        config = load(f"{path}:{arg}" if arg else str(path))
+        config = load_config(f"{path}:{arg}" if arg else str(path))
         assert config.train.steps or config.train.epochs
-        assert build(to_dict(config)) == config
+        assert build_config(config_to_dict(config)) == config
     assert len(path.read_text().splitlines()) <= 60
     assert path.read_text().startswith('"""')
     with pytest.raises(UserError):
-        load(str(path) + ":text", {"model.hiden_size": "1"})
+        load_config(str(path) + ":text", {"model.hiden_size": "1"})

@@ -57,7 +57,7 @@ def params(model, randomised):
 
 @pytest.fixture
 def saved(tmp_path, model, params, tokenizer):
-    checkpoint.save(params, model, tokenizer, tmp_path / "model")
+    checkpoint.save_checkpoint(params, model, tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -71,7 +71,7 @@ def test_transformers_reads_what_we_write(saved, model, params):
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         assert not report.get(kind), (kind, report[kind])
     assert bert.dtype == torch.float32
-    fields = FAMILIES["bert"].fields
+    fields = FAMILIES["bert"].config_keys
     ours_only = {"model_type", "weighted_norm", "gated_layers"}
     assert {field.name for field in dataclasses.fields(Model)} == set(fields) | ours_only
     for name in fields:
@@ -90,7 +90,7 @@ def test_transformers_reads_what_we_write(saved, model, params):
 
 
 def test_we_read_what_we_write(saved, model, params):
-    loaded, loaded_model, *_ = checkpoint.load(saved)
+    loaded, loaded_model, *_ = checkpoint.load_checkpoint(saved)
     assert loaded_model == model
     flat, loaded_flat = (jax.tree_util.tree_leaves_with_path(x) for x in (params, loaded))
     for (path, a), (loaded_path, b) in zip(flat, loaded_flat, strict=True):
@@ -107,15 +107,15 @@ def test_we_read_what_we_write(saved, model, params):
 def test_we_read_what_transformers_writes(tmp_path, saved, model):
     bert = transformers.AutoModelForMaskedLM.from_pretrained(saved)
     bert.save_pretrained(tmp_path / "theirs")
-    theirs, their_model, *_ = checkpoint.load(tmp_path / "theirs")
-    ours = checkpoint.load(saved).params
+    theirs, their_model, *_ = checkpoint.load_checkpoint(tmp_path / "theirs")
+    ours = checkpoint.load_checkpoint(saved).params
     assert their_model == model
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_the_output_can_be_read_again_by_a_saver(tmp_path, saved, model, tokenizer):
-    loaded = checkpoint.load(saved).params
-    checkpoint.save(loaded, model, tokenizer, tmp_path / "again")
+    loaded = checkpoint.load_checkpoint(saved).params
+    checkpoint.save_checkpoint(loaded, model, tokenizer, tmp_path / "again")
     assert content(tmp_path / "again") == content(saved)
 
 
@@ -128,7 +128,7 @@ def test_what_is_wrong_is_told_all_at_once(saved):
     tensors["bert.encoder.layer.3.output.dense.bias"] = np.zeros(24, np.float32)
     safetensors.save_file(tensors, saved / "model.safetensors")
     with pytest.raises(UserError) as caught:
-        checkpoint.load(saved)
+        checkpoint.load_checkpoint(saved)
     message = str(caught.value)
     assert "\n" not in message
     for part in (
@@ -149,14 +149,14 @@ def test_a_truncated_file(saved, share):
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        checkpoint.load(saved)
+        checkpoint.load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_a_missing_file(saved, file):
     (saved / file).unlink()
     with pytest.raises(UserError, match=file):
-        checkpoint.load(saved)
+        checkpoint.load_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_config_that_is_no_berts(saved, change, expected):
         config = {**json.loads(file.read_text()), **change}
         file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
     with pytest.raises(UserError, match=expected) as caught:
-        checkpoint.load(saved)
+        checkpoint.load_checkpoint(saved)
     assert "\n" not in str(caught.value)
     assert "config.json" in str(caught.value)
 
@@ -225,7 +225,7 @@ def test_an_interrupted_save_leaves_the_old_directory(monkeypatch, saved, model,
         stop_at += 1
         calls = 0
         try:
-            checkpoint.save(changed, model, tokenizer, saved)
+            checkpoint.save_checkpoint(changed, model, tokenizer, saved)
             finished = stop_at
         except Broken:
             assert saved.is_dir(), f"nothing is left after an interruption at call {stop_at}"
@@ -240,4 +240,4 @@ def test_an_interrupted_save_leaves_the_old_directory(monkeypatch, saved, model,
 def test_tensors_are_named_and_shaped_as_in_transformers(params, model, torch_bert):
     bert = torch_bert(params, model)
     expected = {name: tuple(p.shape) for name, p in bert.named_parameters()}
-    assert {name: array.shape for name, array in checkpoint.to_tensors(params, model).items()} == expected
+    assert {name: array.shape for name, array in checkpoint.to_hf_tensors(params, model).items()} == expected

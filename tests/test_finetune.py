@@ -13,17 +13,17 @@ from runs import dwt, start
 
 from dwt_jax.__main__ import main
 from dwt_jax.config import Model
-from dwt_jax.distributed.shutdown import Stopped, Stopping
+from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import collate, outputs, runner
 from dwt_jax.finetune import run as runs
 from dwt_jax.finetune import step as steps
 from dwt_jax.finetune.config import Recipe
-from dwt_jax.finetune.datasets import read
+from dwt_jax.finetune.datasets import read_examples
 from dwt_jax.hf import checkpoint as hf_checkpoint
 from dwt_jax.models import bert
-from dwt_jax.models.common.matmul import Numerics
-from dwt_jax.train.loop import Failed
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.train.loop import TrainingFailed
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -49,32 +49,34 @@ def task(tmp_path_factory):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pairs", [False, True])
 def test_tokens_are_those_of_transformers(models, tmp_path, family, pairs):
-    split = read(config_of(write_task(tmp_path / "t", pairs=pairs)).examples).splits["train"]
+    split = read_examples(config_of(write_task(tmp_path / "t", pairs=pairs)).examples).splits["train"]
     for length in (9, 20):
-        found = collate.encode(split, models / family, length)
+        found = collate.encode_examples(split, models / family, length)
         theirs = transformers.AutoTokenizer.from_pretrained(models / family)
         texts = (split.first, split.second) if pairs else (split.first,)
         said = theirs(*texts, truncation=True, max_length=length, return_token_type_ids=True)
         for i in range(len(split)):
-            at = slice(found.starts[i], found.starts[i + 1])
+            at = slice(found.offsets[i], found.offsets[i + 1])
             assert found.tokens[at].tolist() == said["input_ids"][i]
-            assert found.types[at].tolist() == said["token_type_ids"][i]
+            assert found.token_type_ids[at].tolist() == said["token_type_ids"][i]
         assert max(found.lengths) <= length
     assert len(found) == len(split)
 
 
 def test_batches_are_padded_to_the_smallest_length_that_holds_them(models, task):
-    encoded = collate.encode(read(config_of(task).examples).splits["train"], models / "Bert", 20)
+    encoded = collate.encode_examples(
+        read_examples(config_of(task).examples).splits["train"], models / "Bert", 20
+    )
     lengths, seen = (5, 10, 20), set()
-    for rows in collate.epoch(len(encoded), 4, (3, 4), 0):
-        batch = collate.gather(encoded, rows, lengths, pad_id=77)
+    for rows in collate.epoch_batch_indices(len(encoded), 4, (3, 4), 0):
+        batch = collate.collate_examples(encoded, rows, lengths, pad_id=77)
         longest = max(encoded.lengths[i] for i in rows.ravel() if i >= 0)
         assert batch.tokens.shape[-1] == min(n for n in lengths if n >= longest)
         seen.add(batch.tokens.shape[-1])
         for place, i in np.ndenumerate(rows):
-            own = encoded.tokens[encoded.starts[i] : encoded.starts[i + 1]] if i >= 0 else []
+            own = encoded.tokens[encoded.offsets[i] : encoded.offsets[i + 1]] if i >= 0 else []
             assert batch.tokens[place].tolist() == [*own, *[77] * (batch.tokens.shape[-1] - len(own))]
-            assert batch.segments[place].sum() == len(own)
+            assert batch.segment_ids[place].sum() == len(own)
             assert batch.weights[place] == (i >= 0)
     assert len(seen) > 1
 
@@ -82,13 +84,13 @@ def test_batches_are_padded_to_the_smallest_length_that_holds_them(models, task)
 def test_an_epoch_is_every_example_once_in_an_order_of_its_seed_and_number():
     orders = {}
     for number in (0, 1):
-        rows = np.concatenate(list(collate.epoch(10, 4, (0, 1), number)), axis=1)
+        rows = np.concatenate(list(collate.epoch_batch_indices(10, 4, (0, 1), number)), axis=1)
         assert rows.shape == (2, 12)
         for seed in (0, 1):
             assert sorted(rows[seed]) == [-1, -1, *range(10)]
             orders[seed, number] = tuple(rows[seed])
     assert len(set(orders.values())) == 4
-    alone = np.concatenate(list(collate.epoch(10, 4, (1,), 1)), axis=1)
+    alone = np.concatenate(list(collate.epoch_batch_indices(10, 4, (1,), 1)), axis=1)
     assert tuple(alone[0]) == orders[1, 1]
 
 
@@ -97,10 +99,12 @@ def test_batches_of_like_length(models):
     lengths = np.random.default_rng(0).integers(3, 60, 1000)
     seen = {}
     for number in (0, 1):
-        drawn = list(collate.epoch(1000, 8, (4, 5), number, lengths))
+        drawn = list(collate.epoch_batch_indices(1000, 8, (4, 5), number, lengths))
         longest = np.array([[lengths[row[row >= 0]].max() for row in rows] for rows in drawn])
         ideal = np.sort(lengths)[7::8].mean()
-        chance = np.mean([lengths[row[row >= 0]].max() for row, _ in collate.epoch(1000, 8, (4, 5), number)])
+        chance = np.mean(
+            [lengths[row[row >= 0]].max() for row, _ in collate.epoch_batch_indices(1000, 8, (4, 5), number)]
+        )
         assert longest.mean() < ideal + 0.2 * (chance - ideal)
         assert longest.max(1).mean() < ideal + 0.3 * (chance - ideal)  # those that run side by side
         assert np.abs(np.corrcoef(np.arange(len(longest)), longest[:, 0])[0, 1]) < 0.3  # dealt at random
@@ -109,13 +113,13 @@ def test_batches_of_like_length(models):
             assert sorted(rows[rows >= 0]) == list(range(1000))
             seen[seed, number] = tuple(rows)
     assert len(set(seen.values())) == 4
-    alone = np.concatenate(list(collate.epoch(1000, 8, (5,), 1, lengths)), axis=1)
+    alone = np.concatenate(list(collate.epoch_batch_indices(1000, 8, (5,), 1, lengths)), axis=1)
     assert tuple(alone[0]) == seen[5, 1]
 
 
 @pytest.mark.slow
 def test_batches_of_like_length_train_with_less_padding(models, task, tmp_path, monkeypatch):
-    padded, real = {}, collate.gather
+    padded, real = {}, collate.collate_examples
     for grouped in (False, True):
         count = padded[grouped] = []
 
@@ -125,9 +129,9 @@ def test_batches_of_like_length_train_with_less_padding(models, task, tmp_path, 
                 count.append(batch.tokens.size)
             return batch
 
-        monkeypatch.setattr(collate, "gather", gather)
+        monkeypatch.setattr(collate, "collate_examples", gather)
         config = config_of(task, buckets=10, group_by_length=grouped)
-        runs.fine_tune(run_of(config, models / "Bert", tmp_path / str(grouped)), Stopping())
+        runs.finetune_task(run_of(config, models / "Bert", tmp_path / str(grouped)), ShutdownFlag())
     assert len(padded[True]) == len(padded[False])
     assert sum(padded[True]) < 0.9 * sum(padded[False])
 
@@ -137,13 +141,13 @@ def test_examples_are_read_and_encoded_once_for_all_models(models, task, tmp_pat
     for calls, name in ((reads, "read"), (encodes, "encode")):
         real = getattr(collate, name)
         monkeypatch.setattr(collate, name, lambda *a, real=real, calls=calls: (calls.append(a), real(*a))[1])
-    texts = collate.Texts()
+    texts = collate.ExampleCache()
     config = config_of(task, epochs=1)
     found = []
     for i, family in enumerate(("Bert", "DistilBert", "Roberta", "Roberta")):
-        source = runs.load_source(str(models / family))
+        source = runs.load_source_model(str(models / family))
         (tmp_path / str(i)).mkdir()
-        found.append(runs.prepare(config, source, tmp_path / str(i), texts))
+        found.append(runs.prepare_finetuning(config, source, tmp_path / str(i), texts))
     # The first two have the same words; every encoding is of train, dev and test.
     assert (len(reads), len(encodes)) == (1, 6)
     alone = run_of(config, models / "Roberta", tmp_path / "alone")
@@ -157,9 +161,9 @@ def test_examples_are_read_and_encoded_once_for_all_models(models, task, tmp_pat
 
 
 def begun(path, seeds=(0,), labels=3):
-    found = hf_checkpoint.load(path)
-    spec = steps.spec_of(found.model, 0.0, labels, False, Recipe().optimizer, Numerics())
-    return found.params, steps.beginner(spec)(found.params, np.uint32(seeds))["params"]
+    found = hf_checkpoint.load_checkpoint(path)
+    spec = steps.finetune_step_config(found.model, 0.0, labels, False, Recipe().optimizer, Policy())
+    return found.params, steps.jit_init_finetune_state(spec)(found.params, np.uint32(seeds))["params"]
 
 
 @pytest.mark.parametrize(
@@ -206,9 +210,9 @@ def test_dropout_of_what_the_classifier_takes(family):
     unit = {"kernel": np.eye(size, dtype=np.float32), "bias": np.zeros(size, np.float32)}
     params = {"pooler": unit, "classifier": unit}
     hidden = np.full((50, 1, size), 0.3, np.float32)
-    plain = bert.classify(params, model, hidden)
+    plain = bert.classifier_logits(params, model, hidden)
     np.testing.assert_allclose(plain, np.tanh(0.3), rtol=1e-5)
-    dropped = np.asarray(bert.classify(params, model, hidden, key=jax.random.key(0)))
+    dropped = np.asarray(bert.classifier_logits(params, model, hidden, key=jax.random.key(0)))
     kept = 2 * np.tanh(0.6 if family == "roberta" else 0.3)
     assert set(np.unique(np.round(dropped, 4))) == {0.0, np.float32(np.round(kept, 4))}
     assert abs((dropped > 0).mean() - (0.25 if family == "roberta" else 0.5)) < 0.05
@@ -219,7 +223,7 @@ def test_dropout_of_what_the_classifier_takes(family):
 
 def run_of(config, model, workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    return runs.prepare(config, runs.load_source(str(model)), workdir)
+    return runs.prepare_finetuning(config, runs.load_source_model(str(model)), workdir)
 
 
 def in_torch(run, path, epochs):
@@ -238,7 +242,7 @@ def in_torch(run, path, epochs):
     steps_ = epochs * -(-len(train) // recipe.batch_size)
     schedule = transformers.get_linear_schedule_with_warmup(adam, round(0.2 * steps_), steps_)
     for number in range(epochs):
-        for rows in collate.epoch(len(train), recipe.batch_size, (0,), number):
+        for rows in collate.epoch_batch_indices(len(train), recipe.batch_size, (0,), number):
             loss = model(**_torch_batch(run, "train", rows[0]), labels=_labels(run, rows[0])).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip_norm)
@@ -250,13 +254,19 @@ def in_torch(run, path, epochs):
 
 def _labels(run, rows):
     found = torch.tensor(run.encoded["train"].labels[rows[rows >= 0]])
-    return found if run.spec.regression else found.long()
+    return found if run.step_config.regression else found.long()
 
 
 def _torch_batch(run, name, rows):
-    batch = collate.gather(run.encoded[name], rows[rows >= 0], run.config.recipe.lengths(), run.source.pad_id)
-    fields = {"input_ids": batch.tokens, "attention_mask": batch.segments, "token_type_ids": batch.types}
-    if run.spec.model.model_type == "distilbert":
+    batch = collate.collate_examples(
+        run.encoded[name], rows[rows >= 0], run.config.recipe.lengths(), run.source.pad_id
+    )
+    fields = {
+        "input_ids": batch.tokens,
+        "attention_mask": batch.segment_ids,
+        "token_type_ids": batch.token_type_ids,
+    }
+    if run.step_config.model.model_type == "distilbert":
         del fields["token_type_ids"]
     return {key: torch.tensor(value) for key, value in fields.items()}
 
@@ -280,11 +290,11 @@ def no_warning(path):
 def test_as_torch_trains_and_as_torch_loads_it(models, tmp_path, family, numbers):
     examples = write_task(tmp_path / "data" / "mine", numbers=numbers, pairs=family == "Bert")
     run = run_of(config_of(examples, dropout=0.0), models / family, tmp_path / "w")
-    begin = steps.beginner(run.spec)(run.source.loaded.params, np.uint32([0]))
+    begin = steps.jit_init_finetune_state(run.step_config)(run.source.checkpoint.params, np.uint32([0]))
     outputs.write_model(
         tmp_path / "w",
         jax.tree.map(lambda x: np.asarray(x)[0], begin["params"]),
-        run.source.loaded.model,
+        run.source.checkpoint.model,
         {},
         run.data,
     )
@@ -295,14 +305,16 @@ def test_as_torch_trains_and_as_torch_loads_it(models, tmp_path, family, numbers
             change[key] = 0.0
     change |= {"seq_classif_dropout": 0.0}
     (tmp_path / "begin" / "config.json").write_text(json.dumps(change))
-    runs.fine_tune(run, Stopping())
-    one = outputs.read_seed(run.workdir, 0)
+    runs.finetune_task(run, ShutdownFlag())
+    one = outputs.read_seed_result(run.workdir, 0)
     np.testing.assert_allclose(
         one.logits["dev"][-1], in_torch(run, tmp_path / "begin", 2), atol=2e-4, rtol=1e-3
     )
 
     model = no_warning(run.workdir / "model")
-    np.testing.assert_allclose(one.logits["dev"][one.best()], torch_logits(run, model, "dev"), atol=1e-4)
+    np.testing.assert_allclose(
+        one.logits["dev"][one.best_epoch()], torch_logits(run, model, "dev"), atol=1e-4
+    )
     assert model.config.problem_type == ("regression" if numbers else "single_label_classification")
     if not numbers:
         assert model.config.id2label == {0: "no", 1: "yes"}
@@ -312,7 +324,7 @@ def test_as_torch_trains_and_as_torch_loads_it(models, tmp_path, family, numbers
         rows = tokenizer(*texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
         with torch.no_grad():
             logits = model(**rows).logits.numpy()
-        np.testing.assert_allclose(one.logits["dev"][one.best()], logits, atol=1e-4)
+        np.testing.assert_allclose(one.logits["dev"][one.best_epoch()], logits, atol=1e-4)
     card = (run.workdir / "model" / "README.md").read_text()
     assert card.startswith("---\n")
     assert f"`{family}` fine-tuned by dwt-jax on the task mine" in card
@@ -321,7 +333,7 @@ def test_as_torch_trains_and_as_torch_loads_it(models, tmp_path, family, numbers
 
 def test_it_learns(models, task, tmp_path):
     """Whether 'good' is in a text: chance is one half."""
-    found = runs.fine_tune(run_of(config_of(task, epochs=12), models / "Bert", tmp_path), Stopping())
+    found = runs.finetune_task(run_of(config_of(task, epochs=12), models / "Bert", tmp_path), ShutdownFlag())
     assert found["best"]["mean"] > 0.9
     losses = [epoch["train_loss"] for epoch in found["seeds"]["0"]["history"]]
     assert losses[-1] < 0.5 * losses[0]
@@ -329,11 +341,11 @@ def test_it_learns(models, task, tmp_path):
 
 def traced(config, model, workdir):
     """What a run traces anew."""
-    for function in (steps.trainer, steps.predictor):
+    for function in (steps.jit_finetune_step, steps.jit_predict):
         function.cache_clear()
-    steps.TRACES.clear()
-    runs.fine_tune(run_of(config, model, workdir), Stopping())
-    return dict(steps.TRACES)
+    steps.FINETUNE_TRACE_COUNTS.clear()
+    runs.finetune_task(run_of(config, model, workdir), ShutdownFlag())
+    return dict(steps.FINETUNE_TRACE_COUNTS)
 
 
 @pytest.mark.slow
@@ -345,7 +357,7 @@ def test_seeds_side_by_side_give_what_they_give_alone(models, task, tmp_path):
         # The test file is predicted by one model.
         expected = {"train": 1, "predict": min(at_once, 2)}
         assert traced(config, models / "Bert", tmp_path / str(at_once)) == expected
-        found[at_once] = [outputs.read_seed(tmp_path / str(at_once), seed) for seed in (5, 6, 7)]
+        found[at_once] = [outputs.read_seed_result(tmp_path / str(at_once), seed) for seed in (5, 6, 7)]
     for alone, together in zip(found[1], found[3], strict=True):
         np.testing.assert_allclose(alone.logits["dev"][-1], together.logits["dev"][-1], atol=5e-3)
     assert not np.allclose(found[1][0].logits["dev"][-1], found[1][1].logits["dev"][-1], atol=5e-3)
@@ -357,15 +369,15 @@ def test_a_compilation_a_length_and_no_more(models, task, tmp_path):
     assert traced(config, models / "Bert", tmp_path / "a") == {"train": 2, "predict": 2}
     rate = {"learning_rate": {"kind": "constant", "value": 1e-3}, "eps": 1e-6}
     config = config_of(task, dropout=0.1, buckets=2, optimizer=rate)
-    steps.TRACES.clear()
-    runs.fine_tune(run_of(config, models / "Bert", tmp_path / "b"), Stopping())
-    assert not steps.TRACES
+    steps.FINETUNE_TRACE_COUNTS.clear()
+    runs.finetune_task(run_of(config, models / "Bert", tmp_path / "b"), ShutdownFlag())
+    assert not steps.FINETUNE_TRACE_COUNTS
 
 
 def test_how_many_seeds_fit():
     model = Model(vocab_size=30522)
     recipe = Recipe(seeds=tuple(range(8)))
-    counts = [runs.fitting(gigabytes * 10**9, model, recipe) for gigabytes in (1, 16, 40, 80, 10000)]
+    counts = [runs.seeds_that_fit(gigabytes * 10**9, model, recipe) for gigabytes in (1, 16, 40, 80, 10000)]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (1, 8)
     assert 1 < counts[2] < 8
@@ -395,7 +407,7 @@ def whole(models, task, tmp_path_factory):
     """A run that nothing stopped."""
     workdir = tmp_path_factory.mktemp("whole")
     config = config_of(task, seeds=[3, 1, 2], dropout=0.1)
-    return config, runs.fine_tune(run_of(config, models / "Bert", workdir), Stopping()), workdir
+    return config, runs.finetune_task(run_of(config, models / "Bert", workdir), ShutdownFlag()), workdir
 
 
 @pytest.mark.parametrize(
@@ -415,10 +427,10 @@ def test_a_run_that_was_killed_ends_with_the_same_numbers(
     with monkeypatch.context() as patch:
         killing(patch, where, name, at)
         with pytest.raises(Killed):
-            runs.fine_tune(run_of(config, models / "Bert", tmp_path), Stopping())
+            runs.finetune_task(run_of(config, models / "Bert", tmp_path), ShutdownFlag())
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seeds/*.npz")}
     assert not (tmp_path / "results.json").exists()
-    assert runs.fine_tune(run_of(config, models / "Bert", tmp_path), Stopping()) == expected
+    assert runs.finetune_task(run_of(config, models / "Bert", tmp_path), ShutdownFlag()) == expected
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())  # never repeated
     for place in (
         "model/model.safetensors",
@@ -434,24 +446,24 @@ def test_a_signal_stops_between_steps_and_a_finished_run_is_not_repeated(
     models, whole, tmp_path, monkeypatch
 ):
     config, expected, workdir = whole
-    stopping = Stopping()
-    stopping.poll()
+    stopping = ShutdownFlag()
+    stopping.arm()
     stopping.handle(15, None)
-    with pytest.raises(Stopped, match="run the same command"):
-        runs.fine_tune(run_of(config, models / "Bert", tmp_path), stopping)
-    monkeypatch.setattr(runs, "_train", None)
-    assert runs.fine_tune(run_of(config, models / "Bert", workdir), Stopping()) == expected
+    with pytest.raises(Preempted, match="run the same command"):
+        runs.finetune_task(run_of(config, models / "Bert", tmp_path), stopping)
+    monkeypatch.setattr(runs, "_train_seeds", None)
+    assert runs.finetune_task(run_of(config, models / "Bert", workdir), ShutdownFlag()) == expected
 
 
 def test_side_by_side_groups_are_done_whole(models, task, tmp_path, monkeypatch):
     """Killed between the files of one group: what ran together runs together again, to the bit."""
     config = config_of(task, seeds=[0, 1, 2], at_once=3, dropout=0.1, buckets=2)
-    expected = runs.fine_tune(run_of(config, models / "Bert", tmp_path / "a"), Stopping())
+    expected = runs.finetune_task(run_of(config, models / "Bert", tmp_path / "a"), ShutdownFlag())
     with monkeypatch.context() as patch:
         killing(patch, outputs, "write_seed", 1)
         with pytest.raises(Killed):
-            runs.fine_tune(run_of(config, models / "Bert", tmp_path / "b"), Stopping())
-    assert runs.fine_tune(run_of(config, models / "Bert", tmp_path / "b"), Stopping()) == expected
+            runs.finetune_task(run_of(config, models / "Bert", tmp_path / "b"), ShutdownFlag())
+    assert runs.finetune_task(run_of(config, models / "Bert", tmp_path / "b"), ShutdownFlag()) == expected
 
 
 def test_another_run_is_refused(models, whole, tmp_path, task):
@@ -470,7 +482,7 @@ def test_another_run_is_refused(models, whole, tmp_path, task):
     damaged = workdir / "seeds" / "9.npz"
     damaged.write_bytes(b"PK")
     with pytest.raises(UserError, match="remove it, and the seed is done again"):
-        outputs.read_seed(workdir, 9)
+        outputs.read_seed_result(workdir, 9)
 
 
 # Odd runs
@@ -485,8 +497,8 @@ def test_a_model_with_fewer_positions_cuts_the_examples(models, task, tmp_path, 
 
 def test_a_rate_that_is_too_large_fails_by_name(models, task, tmp_path):
     config = config_of(task, dropout=0.1, optimizer={"learning_rate": {"value": 1e30}, "eps": 1e-6})
-    with pytest.raises(Failed, match="of seed 0 is not finite in epoch 1; the learning rate"):
-        runs.fine_tune(run_of(config, models / "Bert", tmp_path), Stopping())
+    with pytest.raises(TrainingFailed, match="of seed 0 is not finite in epoch 1; the learning rate"):
+        runs.finetune_task(run_of(config, models / "Bert", tmp_path), ShutdownFlag())
 
 
 def test_constant_predictions_count_as_zero_with_a_warning(models, task, tmp_path, capsys):
@@ -498,7 +510,7 @@ def test_constant_predictions_count_as_zero_with_a_warning(models, task, tmp_pat
         examples, optimizer={"learning_rate": {"value": 0.0}, "eps": 1e-6}, dropout=0.1, epochs=1
     )
     run = run_of(config, models / "Bert", tmp_path / "w")
-    runs.fine_tune(run, Stopping())
+    runs.finetune_task(run, ShutdownFlag())
     assert "counted as 0, since 0/0" in capsys.readouterr().out
 
     def no_nan(name):
@@ -581,38 +593,40 @@ def test_the_verb_on_glues_own_files(models, tmp_path, capsys):
 
 
 def test_submitted_numbers_stay_within_glues_bounds(tmp_path):
-    from dwt_jax.finetune.datasets import Data, Split
+    from dwt_jax.finetune.datasets import ExampleSplit, TaskData
 
-    split = Split(["a"] * 3, None, None, ["0", "1", "2"])
-    data = Data({}, (), ("pearson",), (), {"test": "STS-B.tsv"}, (0, 5))
-    outputs.write_test(tmp_path, "stsb", "test", split, data, np.array([[-0.5], [3.14159], [7.0]]))
+    split = ExampleSplit(["a"] * 3, None, None, ["0", "1", "2"])
+    data = TaskData({}, (), ("pearson",), (), {"test": "STS-B.tsv"}, (0, 5))
+    outputs.write_test_predictions(
+        tmp_path, "stsb", "test", split, data, np.array([[-0.5], [3.14159], [7.0]])
+    )
     lines = (tmp_path / "submission" / "STS-B.tsv").read_text().splitlines()
     assert lines == ["index\tprediction", "0\t0.000", "1\t3.142", "2\t5.000"]
 
 
 def test_submissions_are_in_the_order_of_the_test_file(tmp_path):
     """TFDS has shuffled it. A file of one's own keeps its order, whatever its names."""
-    from dwt_jax.finetune.datasets import Data, Split
+    from dwt_jax.finetune.datasets import ExampleSplit, TaskData
 
-    split = Split(["a"] * 3, None, None, ["10", "9", "0"])
+    split = ExampleSplit(["a"] * 3, None, None, ["10", "9", "0"])
     logits = np.eye(3)
     for submissions, file, order in (
         ({"test": "MNLI-m.tsv"}, "MNLI-m.tsv", "0c 9b 10a"),
         ({}, "mine.tsv", "10a 9b 0c"),
     ):
-        data = Data({}, ("a", "b", "c"), ("accuracy",), (), submissions)
-        outputs.write_test(tmp_path, "mine", "test", split, data, logits)
+        data = TaskData({}, ("a", "b", "c"), ("accuracy",), (), submissions)
+        outputs.write_test_predictions(tmp_path, "mine", "test", split, data, logits)
         lines = (tmp_path / "submission" / file).read_text().splitlines()
         assert [line.replace("\t", "") for line in lines[1:]] == order.split()
 
 
 def test_names_with_tabs_keep_their_line(tmp_path):
     """JSON may hold them; a file with divided columns cannot."""
-    from dwt_jax.finetune.datasets import Data, Split
+    from dwt_jax.finetune.datasets import ExampleSplit, TaskData
 
-    split = Split(["a", "b"], None, np.array([0, 1], np.int32), ["x\ty", "z\nw"])
-    one = outputs.Seed(0, [{"dev": {"dev": {"score": 1.0}}}], {"dev": [np.eye(2)]})
-    outputs.write_dev(tmp_path, Data({"dev": split}, ("n\to", "yes"), ("accuracy",)), [one])
+    split = ExampleSplit(["a", "b"], None, np.array([0, 1], np.int32), ["x\ty", "z\nw"])
+    one = outputs.SeedResult(0, [{"dev": {"dev": {"score": 1.0}}}], {"dev": [np.eye(2)]})
+    outputs.write_dev_predictions(tmp_path, TaskData({"dev": split}, ("n\to", "yes"), ("accuracy",)), [one])
     lines = (tmp_path / "predictions" / "dev-seed0.tsv").read_text().splitlines()
     assert lines == ["index\tprediction\tlabel", "x y\tn o\tn o", "z w\tyes\tyes"]
 
@@ -625,7 +639,7 @@ def test_an_average_of_tasks_with_other_seeds_has_no_spread():
         "seeds": {"0": {}},
         **{which: {"by_seed": [0.8], "mean": 0.8} for which in ("best", "last")},
     }
-    found = runner.summarise({"a": one, "b": other})["average"]["best"]
+    found = runner.summarize_tasks({"a": one, "b": other})["average"]["best"]
     assert (found["mean"], found["standard_deviation"]) == (pytest.approx(0.7), None)
 
 
@@ -666,7 +680,7 @@ def test_killed_and_stopped_from_outside(models, task, tmp_path):
     folder = tmp_path / "stopped"
     for seed, number, status in ((0, signal.SIGKILL, -9), (1, signal.SIGTERM, 75)):
         process = start(*arguments, f"--workdir={folder}")
-        while not (folder / "mine" / "seeds" / f"{seed}.npz").exists() and process.poll() is None:
+        while not (folder / "mine" / "seeds" / f"{seed}.npz").exists() and process.arm() is None:
             time.sleep(0.02)
         process.send_signal(number)
         process.communicate()

@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from dwt_jax.config_loader import config_path, construct, to_dict
+from dwt_jax.config_loader import build_dataclass, bundled_config_path, config_to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import config, datasets
-from dwt_jax.finetune.config import Examples, FineTune, Recipe
-from dwt_jax.finetune.datasets import read
-from dwt_jax.finetune.tasks import BUILTIN, GLUE
+from dwt_jax.finetune.config import Examples, FinetuneConfig, Recipe
+from dwt_jax.finetune.datasets import read_examples
+from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS
 
 MNLI_TESTS = ("test_matched.tsv", "test_mismatched.tsv")
 
@@ -94,10 +94,10 @@ def glue(tmp_path_factory):
 
 
 def of(glue, task, **options):
-    return read(Examples(kind="glue", task=task, path=str(glue), **options))
+    return read_examples(Examples(kind="glue", task=task, path=str(glue), **options))
 
 
-@pytest.mark.parametrize("task", GLUE)
+@pytest.mark.parametrize("task", GLUE_TASKS)
 def test_glues_own_files(glue, task, capsys):
     data = of(glue, task)
     train = data.splits["train"]
@@ -105,8 +105,8 @@ def test_glues_own_files(glue, task, capsys):
     assert train.labels.dtype == (np.float32 if task == "stsb" else np.int32)
     assert (train.second is None) == (task in ("cola", "sst2"))
     assert len(train.first) == len(train.ids) == len(LABELS[task])
-    assert data.metrics == GLUE[task].metrics
-    assert len(data.names) in (0, len(data.labels))
+    assert data.metrics == GLUE_TASKS[task].metrics
+    assert len(data.class_names) in (0, len(data.labels))
     said = capsys.readouterr().err
     assert said.count("too few columns") == (2 if task == "qqp" else 0)
 
@@ -148,7 +148,7 @@ def test_official_counts():
         pytest.skip("DWT_GLUE is not set")
     counts = {"CoLA": (8551, 1043), "SST-2": (67349, 872), "MRPC": (3668, 408), "STS-B": (5749, 1500)}
     counts |= {"RTE": (2490, 277), "WNLI": (635, 71)}
-    for task, where in GLUE.items():
+    for task, where in GLUE_TASKS.items():
         if (Path(folder) / where.folder / "train.tsv").exists():
             splits = of(folder, task).splits
             assert (len(splits["train"]), len(splits["dev"])) == counts[where.folder]
@@ -194,9 +194,9 @@ def test_a_name_twice_in_a_header_is_refused(tmp_path):
     path.write_text("sentence\tsentence\tlabel\nA\tB\tyes\nC\tD\tno\n")
     options = {"kind": "files", "task": "mine", "train": str(path), "dev": str(path)}
     with pytest.raises(UserError, match="column 'sentence' twice in its first line"):
-        read(Examples(**options))
+        read_examples(Examples(**options))
     path.write_text("sentence\t\tlabel\t\nA\t\tyes\t\nC\t\tno\t\n")  # columns without a name may be many
-    assert read(Examples(**options)).splits["dev"].first == ["A", "C"]
+    assert read_examples(Examples(**options)).splits["dev"].first == ["A", "C"]
 
 
 def test_an_empty_line_of_a_test_file_is_an_example_where_it_has_one_column(tmp_path):
@@ -204,7 +204,7 @@ def test_an_empty_line_of_a_test_file_is_an_example_where_it_has_one_column(tmp_
     (tmp_path / "train.tsv").write_text("sentence\tlabel\nA\tyes\n\nC\tno\n")
     (tmp_path / "test.tsv").write_text("sentence\nA\n\nC\n")
     train = str(tmp_path / "train.tsv")
-    splits = read(
+    splits = read_examples(
         Examples(kind="files", task="mine", train=train, dev=train, test=str(tmp_path / "test.tsv"))
     ).splits
     assert splits["test"].first == ["A", "", "C"]
@@ -245,7 +245,7 @@ def tfds_glue(tmp_path_factory):
 
 
 def test_tfds(tfds_glue):
-    data = read(Examples(kind="tfds", task="rte", path=str(tfds_glue)))
+    data = read_examples(Examples(kind="tfds", task="rte", path=str(tfds_glue)))
     assert set(data.splits) == {"train", "dev", "test"}
     for split in ("train", "dev"):
         found = data.splits[split]
@@ -254,11 +254,11 @@ def test_tfds(tfds_glue):
     assert data.splits["dev"].first[0].startswith("Café validation ")
     assert data.splits["test"].labels is None
     assert data.submissions == {"test": "RTE.tsv"}
-    numbers = read(Examples(kind="tfds", task="stsb", path=str(tfds_glue))).splits["train"]
+    numbers = read_examples(Examples(kind="tfds", task="stsb", path=str(tfds_glue))).splits["train"]
     assert numbers.labels.dtype == np.float32
     assert sorted(numbers.labels) == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
     with pytest.raises(UserError, match="tfds 'glue/wnli', split 'train'"):
-        read(Examples(kind="tfds", task="wnli", path=str(tfds_glue)))
+        read_examples(Examples(kind="tfds", task="wnli", path=str(tfds_glue)))
 
 
 def test_files_of_ones_own(tmp_path):
@@ -279,7 +279,7 @@ def test_files_of_ones_own(tmp_path):
         "second": "a",
         "label": "class",
     }
-    data = read(Examples(**options, test=str(tmp_path / "test.tsv")))
+    data = read_examples(Examples(**options, test=str(tmp_path / "test.tsv")))
     assert data.labels == ("no", "yes")
     assert data.splits["train"].labels.tolist() == [0, 1, 0, 1]
     assert data.splits["train"].first[1] == "half a pair \ufffd1"
@@ -287,18 +287,23 @@ def test_files_of_ones_own(tmp_path):
     assert (data.splits["dev"].first, data.splits["dev"].second) == (["2"], ["1"])
     assert data.splits["test"].ids == ["9"]
     assert data.metrics == ("accuracy",)
-    assert read(Examples(**options, labels=("yes", "no"))).splits["train"].labels.tolist() == [1, 0, 1, 0]
+    assert read_examples(Examples(**options, labels=("yes", "no"))).splits["train"].labels.tolist() == [
+        1,
+        0,
+        1,
+        0,
+    ]
     with pytest.raises(UserError, match="line 1: label 'no', expected a number"):
-        read(Examples(**options, regression=True))
+        read_examples(Examples(**options, regression=True))
     with pytest.raises(UserError, match="no column 'clas'; did you mean 'class'"):
-        read(Examples(**{**options, "label": "clas"}))
+        read_examples(Examples(**{**options, "label": "clas"}))
     with pytest.raises(UserError, match="1 labels in column 'a', expected from 2"):
-        read(Examples(**{**options, "label": "a"}))
+        read_examples(Examples(**{**options, "label": "a"}))
 
 
-@pytest.mark.parametrize("task", BUILTIN)
+@pytest.mark.parametrize("task", BUILTIN_TASKS)
 def test_the_builtin_tasks_do_not_leak(task):
-    data = read(Examples(task=task))
+    data = read_examples(Examples(task=task))
     train, dev = data.splits["train"], data.splits["dev"]
     speeches = [{name.rpartition("-")[0] for name in split.ids} for split in (train, dev)]
     assert not speeches[0] & speeches[1]
@@ -307,12 +312,12 @@ def test_the_builtin_tasks_do_not_leak(task):
     assert len(train) > 6000
     assert len(dev) > 1500
     for split in (train, dev):
-        assert set(split.labels) == set(range(len(BUILTIN[task])))
+        assert set(split.labels) == set(range(len(BUILTIN_TASKS[task])))
         share = np.bincount(split.labels) / len(split)
-        assert share.min() > 0.5 / len(BUILTIN[task])
+        assert share.min() > 0.5 / len(BUILTIN_TASKS[task])
         for name, label in zip(split.ids[::50], split.labels[::50], strict=True):
             if task == "era":
-                low, high = map(int, BUILTIN[task][label].split("-"))
+                low, high = map(int, BUILTIN_TASKS[task][label].split("-"))
                 assert low <= int(name[:4]) <= high
     if task == "party":
         known = dict(zip([name.rpartition("-")[0] for name in train.ids], train.labels, strict=True))
@@ -323,8 +328,8 @@ def test_the_builtin_tasks_do_not_leak(task):
 def test_sentences_are_spread_over_an_address():
     sentences = [f"This is sentence number {i} of an address that has many." for i in range(119)]
     address = {"text": "\n".join(sentences), "year": 1900, "name": "A B"}
-    found = [sentence for sentence, _ in datasets._sentences(address)]
-    assert len(found) == datasets.SENTENCES
+    found = [sentence for sentence, _ in datasets._sample_sentences(address)]
+    assert len(found) == datasets.MAX_SENTENCES
     assert (found[0], found[-1]) == (sentences[0], sentences[-1])
     gaps = np.diff([int(re.findall(r"\d+", sentence)[0]) for sentence in found])
     assert set(gaps) <= {1, 2, 3}
@@ -356,30 +361,32 @@ def test_sentences_are_spread_over_an_address():
 )
 def test_impossible_settings(overrides, says):
     with pytest.raises(UserError) as caught:
-        config.load(str(config_path("glue.py")), overrides)
+        config.load_finetune_config(str(bundled_config_path("glue.py")), overrides)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_recipe_for_every_task():
-    path = str(config_path("glue.py"))
-    assert [one.examples.task for one in config.load_tasks(path, ",".join(GLUE), {})] == list(GLUE)
-    assert config.load(path) == config.load(f"{path}:era")
-    for task in (*GLUE, *BUILTIN):
-        found = config.load(f"{path}:{task}")
-        assert config.check(construct(FineTune, to_dict(found))) == found
-    text = config_path("glue.py").read_text()
+    path = str(bundled_config_path("glue.py"))
+    assert [one.examples.task for one in config.load_task_configs(path, ",".join(GLUE_TASKS), {})] == list(
+        GLUE_TASKS
+    )
+    assert config.load_finetune_config(path) == config.load_finetune_config(f"{path}:era")
+    for task in (*GLUE_TASKS, *BUILTIN_TASKS):
+        found = config.load_finetune_config(f"{path}:{task}")
+        assert config.check_finetune_config(build_dataclass(FinetuneConfig, config_to_dict(found))) == found
+    text = bundled_config_path("glue.py").read_text()
     assert len(text.splitlines()) <= 60
     assert text.startswith('"""')
     for tasks, says in (("rte,rte", "expected each task once"), ("rta", "no task 'rta'")):
         with pytest.raises(UserError, match=says):
-            config.load_tasks(path, tasks, {})
+            config.load_task_configs(path, tasks, {})
     with pytest.raises(UserError, match="has an argument already"):
-        config.load_tasks(f"{path}:era", "rte", {})
+        config.load_task_configs(f"{path}:era", "rte", {})
 
 
 def test_lengths():
     assert Recipe(max_length=128, buckets=4).lengths() == (32, 64, 96, 128)
     assert Recipe(max_length=50, buckets=3).lengths() == (17, 34, 50)
     assert Recipe(max_length=8, buckets=20).lengths() == tuple(range(1, 9))
-    assert config.check(FineTune()) == FineTune()
+    assert config.check_finetune_config(FinetuneConfig()) == FinetuneConfig()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dwt_jax.finetune.metrics import _BY_NAME, scores
-from dwt_jax.finetune.outputs import spread
-from dwt_jax.finetune.tasks import GLUE, METRICS
+from dwt_jax.finetune.metrics import _METRIC_FUNCTIONS, compute_metrics
+from dwt_jax.finetune.outputs import mean_std
+from dwt_jax.finetune.tasks import GLUE_TASKS, METRIC_KINDS
 
 sklearn = pytest.importorskip("sklearn.metrics")
 stats = pytest.importorskip("scipy.stats")
@@ -32,7 +32,7 @@ def theirs(metric, said, there):
 
 
 def same(metric, said, there, undefined=None):
-    found, zero = scores([metric], np.array(said), np.array(there))
+    found, zero = compute_metrics([metric], np.array(said), np.array(there))
     assert found[metric] == found["score"]
     assert np.isfinite(found[metric])
     assert abs(found[metric] - theirs(metric, said, there)) <= 1e-12, (metric, said, there)
@@ -41,8 +41,8 @@ def same(metric, said, there, undefined=None):
 
 
 def test_every_metric_is_there():
-    assert set(METRICS) == set(_BY_NAME) == set(THEIRS)
-    assert {metric for task in GLUE.values() for metric in task.metrics} == set(METRICS)
+    assert set(METRIC_KINDS) == set(_METRIC_FUNCTIONS) == set(THEIRS)
+    assert {metric for task in GLUE_TASKS.values() for metric in task.metrics} == set(METRIC_KINDS)
 
 
 pairs = st.integers(1, 40).flatmap(
@@ -97,14 +97,16 @@ def test_numbers(n, seed, ties, scale):
 def test_nothing_over_nothing_is_zero_and_is_told(metric, said, there):
     if len(said) > 1:
         same(metric, said, there, undefined=True)
-    found, undefined = scores([metric], np.array(said), np.array(there))
+    found, undefined = compute_metrics([metric], np.array(said), np.array(there))
     assert (found[metric], undefined) == (0.0, [metric])
 
 
 def test_predictions_that_are_no_numbers():
     for metric in ("pearson", "spearman"):
         for bad in (np.nan, np.inf):
-            assert scores([metric], np.array([1.0, bad, 2.0]), np.array([1.0, 2.0, 3.0]))[1] == [metric]
+            assert compute_metrics([metric], np.array([1.0, bad, 2.0]), np.array([1.0, 2.0, 3.0]))[1] == [
+                metric
+            ]
 
 
 def test_numbers_whose_squares_overflow_or_vanish():
@@ -113,14 +115,14 @@ def test_numbers_whose_squares_overflow_or_vanish():
 
 
 def test_the_score_is_the_mean_of_the_metrics():
-    found, _ = scores(["f1", "accuracy"], np.array([1, 1, 0, 0]), np.array([1, 0, 0, 1]))
+    found, _ = compute_metrics(["f1", "accuracy"], np.array([1, 1, 0, 0]), np.array([1, 0, 0, 1]))
     assert found == {"f1": 0.5, "accuracy": 0.5, "score": 0.5}
     with pytest.raises(ValueError, match="2 predictions for 1 labels"):
-        scores(["f1"], np.array([1, 1]), np.array([1]))
+        compute_metrics(["f1"], np.array([1, 1]), np.array([1]))
 
 
 def test_spread():
-    found = spread([0.5, 0.7, 0.9])
+    found = mean_std([0.5, 0.7, 0.9])
     assert found["mean"] == pytest.approx(0.7, abs=1e-15)
     assert found["standard_deviation"] == pytest.approx(np.std([0.5, 0.7, 0.9], ddof=1), abs=1e-15)
-    assert spread([0.5])["standard_deviation"] is None
+    assert mean_std([0.5])["standard_deviation"] is None

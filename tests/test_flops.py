@@ -26,7 +26,7 @@ def products(jaxpr):
 
 
 def read(params, model, tokens, segments, positions):
-    return bert.mlm_logits(params, model, bert.encode(params, model, tokens, segments, at=positions))
+    return bert.mlm_logits(params, model, bert.encode(params, model, tokens, segments, positions=positions))
 
 
 def inputs():
@@ -47,8 +47,8 @@ def inputs():
     ids=["one", "five"],
 )
 def test_the_formula_is_what_the_program_does(model):
-    program = jax.make_jaxpr(lambda params: read(params, model, *inputs()))(bert.abstract(model))
-    assert flops.forward(model, ROWS, LENGTH, PREDICTIONS) == products(program.jaxpr)
+    program = jax.make_jaxpr(lambda params: read(params, model, *inputs()))(bert.abstract_params(model))
+    assert flops.forward_flops(model, ROWS, LENGTH, PREDICTIONS) == products(program.jaxpr)
 
 
 def test_the_backward_pass_is_twice_the_forward_pass():
@@ -58,9 +58,9 @@ def test_the_backward_pass_is_twice_the_forward_pass():
         vocab_size=300, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40
     )
     program = jax.make_jaxpr(jax.grad(lambda params: read(params, model, *inputs()).sum()))(
-        bert.abstract(model)
+        bert.abstract_params(model)
     )
-    assert flops.training_step(model, ROWS, LENGTH, PREDICTIONS) == products(program.jaxpr)
+    assert flops.training_step_flops(model, ROWS, LENGTH, PREDICTIONS) == products(program.jaxpr)
 
 
 @pytest.mark.parametrize(("layers", "percent"), [(1, 4.5), (2, 10.3), (4, 21.8)])
@@ -68,18 +68,18 @@ def test_the_cost_of_the_papers_teachers(layers, percent):
     """8, 13 and 23 % would they and the student compute the last layer at every position."""
     student = Model(vocab_size=30522)
     teacher = dataclasses.replace(student, num_hidden_layers=layers)
-    extra = flops.forward(teacher, 128, 128, 19) / flops.training_step(student, 128, 128, 19)
+    extra = flops.forward_flops(teacher, 128, 128, 19) / flops.training_step_flops(student, 128, 128, 19)
     assert 100 * extra == pytest.approx(percent, abs=0.1)
 
 
 def test_the_peak_of_a_cpu_is_what_the_environment_says(monkeypatch):
     monkeypatch.setenv("DWT_PEAK_FLOPS", "3e11")
-    assert flops.peak_per_device("float32") == 3e11
+    assert flops.peak_flops_per_device("float32") == 3e11
 
 
 def test_the_peak_of_a_cpu_is_measured(monkeypatch):
     monkeypatch.delenv("DWT_PEAK_FLOPS", raising=False)
-    assert 1e8 < flops._measured_peak("float32", 256) < 1e14
+    assert 1e8 < flops._measure_peak_flops("float32", 256) < 1e14
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_peaks_of_the_data_sheets(monkeypatch, kind, peak):
         device_kind = kind
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
-    assert flops.peak_per_device("bfloat16") == peak
+    assert flops.peak_flops_per_device("bfloat16") == peak

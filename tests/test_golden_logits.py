@@ -48,11 +48,11 @@ def test_golden_logits(name, tmp_path, request):
     (tmp_path / "config.json").write_text(json.dumps(json.loads(str(golden["config"]))))
     tensors = {key.removeprefix("tensor "): x for key, x in golden.items() if key.startswith("tensor ")}
     save_file(tensors, tmp_path / "model.safetensors")
-    found = checkpoint.load(tmp_path)
+    found = checkpoint.load_checkpoint(tmp_path)
     tokens, segments, types = (golden[f"in_{key}"] for key in ("tokens", "segments", "types"))
     hidden = bert.encode(found.params, found.model, tokens, segments, types)
     if "classifier" in found.params:
-        logits, real = bert.classify(found.params, found.model, hidden), ...
+        logits, real = bert.classifier_logits(found.params, found.model, hidden), ...
     else:
         logits = bert.mlm_logits(found.params, found.model, hidden)[..., : found.model.vocab_size]
         real = segments > 0

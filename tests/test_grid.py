@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from dwt_jax.config_loader import load as load_config
+from dwt_jax.config_loader import load_config as load_config
 from dwt_jax.errors import UserError
 from dwt_jax.study import manifest
-from dwt_jax.study.sweep import END, fine_tuned_at, jobs_of, load, pairs
+from dwt_jax.study.sweep import FINAL_STEP, finetune_steps, load_study, parse_overrides, study_jobs
 
 STUDIES = ("teacher_quality", "soft_weight", "remapping", "knowledge_inheritance", "chain", "budget")
 
@@ -16,8 +16,8 @@ STUDIES = ("teacher_quality", "soft_weight", "remapping", "knowledge_inheritance
 @pytest.mark.parametrize("scale", ["cpu", "h200", "paper"])
 def test_every_study_comes_to_runs_that_can_be(name, scale, tmp_path):
     """All configs are built and checked, every job comes after what it needs, names are its own."""
-    grid = load(f"configs/study/{name}.py:{scale}")
-    jobs = jobs_of(grid, tmp_path)
+    grid = load_study(f"configs/study/{name}.py:{scale}")
+    jobs = study_jobs(grid, tmp_path)
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
     assert len({job.workdir for job in jobs}) == len(jobs)
@@ -32,7 +32,9 @@ def test_every_study_comes_to_runs_that_can_be(name, scale, tmp_path):
 
 
 def test_the_papers_numbers(tmp_path):
-    jobs = {job.name: job for job in jobs_of(load("configs/study/teacher_quality.py:paper"), tmp_path)}
+    jobs = {
+        job.name: job for job in study_jobs(load_study("configs/study/teacher_quality.py:paper"), tmp_path)
+    }
     config = jobs["with2-seed1"].config
     assert (config.train.batch_size, config.optimizer.learning_rate.value) == (128, 5e-4)
     assert config.train.steps == 30_000_000 * 20 // 128
@@ -71,34 +73,34 @@ def written(tmp_path, found):
 
 
 def test_a_seed_is_taught_by_its_own_teacher_where_there_is_one(tmp_path):
-    jobs = {job.name: job for job in jobs_of(load(written(tmp_path, study())), tmp_path / "w")}
+    jobs = {job.name: job for job in study_jobs(load_study(written(tmp_path, study())), tmp_path / "w")}
     assert [jobs[f"taught-seed{i}"].needs for i in range(3)] == [
         ("teacher-seed0",),
         ("teacher-seed1",),
         ("teacher-seed0",),
     ]
     assert jobs["taught-seed1-step30"].step == 30
-    assert jobs["taught-seed1-end"].step == END
+    assert jobs["taught-seed1-end"].step == FINAL_STEP
     assert jobs["taught-seed1-step30"].needs == ("taught-seed1",)
     assert "alone-seed0-end" not in jobs
 
 
 def test_checkpoints_must_be_kept(tmp_path):
-    grid = load(written(tmp_path, study()))
+    grid = load_study(written(tmp_path, study()))
     arm = grid.arms[2]
-    config = jobs_of(grid, tmp_path)[-1].config
-    assert fine_tuned_at(arm, config) == {30: 0.3, END: 1.0}
+    config = study_jobs(grid, tmp_path)[-1].config
+    assert finetune_steps(arm, config) == {30: 0.3, FINAL_STEP: 1.0}
     found = study()
     found["arms"][2]["set"][2] = "train.keep_checkpoints=7"
     with pytest.raises(UserError, match=r"arm 'taught': train\.keep_checkpoints is 7, expected at least 8"):
-        jobs_of(load(written(tmp_path, found)), tmp_path)
+        study_jobs(load_study(written(tmp_path, found)), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("shares", "found"),
     [
-        ([0.99], {END: 0.99}),  # nearest to the last checkpoint, which is the finished model
-        ([0.94, 1.0], {90: 0.94, END: 1.0}),
+        ([0.99], {FINAL_STEP: 0.99}),  # nearest to the last checkpoint, which is the finished model
+        ([0.94, 1.0], {90: 0.94, FINAL_STEP: 1.0}),
         ([0.01], {10: 0.01}),
         ([0.96, 1.0], "finetune_at has 0.96 and 1.0, expected different checkpoints"),
         ([0.29, 0.31], "finetune_at has 0.29 and 0.31, expected different checkpoints"),
@@ -108,22 +110,22 @@ def test_shares_are_rounded_to_checkpoints(tmp_path, shares, found):
     made = study()
     made["arms"][2] |= {"finetune_at": shares, "set": ["train.steps=100", "train.checkpoint_every=10"]}
     made["arms"][2]["set"] += ["train.keep_checkpoints=10"]
-    grid = load(written(tmp_path, made))
-    config = load_config("configs/demo.py:student", pairs(grid.arms[2].set))
+    grid = load_study(written(tmp_path, made))
+    config = load_config("configs/demo.py:student", parse_overrides(grid.arms[2].set))
     if isinstance(found, str):
         with pytest.raises(UserError, match=found):
-            fine_tuned_at(grid.arms[2], config)
+            finetune_steps(grid.arms[2], config)
     else:
-        assert fine_tuned_at(grid.arms[2], config) == found
+        assert finetune_steps(grid.arms[2], config) == found
 
 
 def test_the_plan_is_read_as_it_was_written(tmp_path):
-    grid = load(written(tmp_path, study()))
-    jobs = jobs_of(grid, tmp_path / "w")
+    grid = load_study(written(tmp_path, study()))
+    jobs = study_jobs(grid, tmp_path / "w")
     (tmp_path / "w").mkdir()
-    manifest.write(grid, jobs, tmp_path / "w")
+    manifest.write_manifest(grid, jobs, tmp_path / "w")
     (tmp_path / "w").rename(tmp_path / "moved")
-    found, places = manifest.read(tmp_path / "moved")
+    found, places = manifest.read_manifest(tmp_path / "moved")
     assert found == grid
     for job, place in zip(jobs, places, strict=True):
         assert place.workdir == tmp_path / "moved" / job.workdir.relative_to(tmp_path / "w")
@@ -151,12 +153,12 @@ def damaged(change):
     ],
 )
 def test_a_damaged_plan_is_one_line(tmp_path, damage, says):
-    grid = load(written(tmp_path, study()))
-    manifest.write(grid, jobs_of(grid, tmp_path), tmp_path)
-    path = tmp_path / manifest.NAME
+    grid = load_study(written(tmp_path, study()))
+    manifest.write_manifest(grid, study_jobs(grid, tmp_path), tmp_path)
+    path = tmp_path / manifest.MANIFEST_NAME
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
     with pytest.raises(UserError) as caught:
-        manifest.read(tmp_path)
+        manifest.read_manifest(tmp_path)
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -210,5 +212,5 @@ def claiming(**claim):
 )
 def test_what_cannot_be(found, says, tmp_path):
     with pytest.raises(UserError) as caught:
-        jobs_of(load(written(tmp_path, found)), tmp_path)
+        study_jobs(load_study(written(tmp_path, found)), tmp_path)
     assert says in str(caught.value)

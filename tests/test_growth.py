@@ -13,16 +13,16 @@ from runs import dwt, prepared_project
 from test_init import DEEPER, WIDER, cut_after, grown, summary
 from test_train import assert_same_run, records
 
-from dwt_jax.config_loader import load
+from dwt_jax.config_loader import load_config
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.errors import UserError
 from dwt_jax.growth import remap_run
-from dwt_jax.models.common.logical_axes import ROLES, path_name
-from dwt_jax.remap.optimizer_state import newcomers
+from dwt_jax.models.common.logical_axes import PARAM_AXES, path_name
+from dwt_jax.remap.optimizer_state import new_entry_mask
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.run_dir import load_model
 from dwt_jax.train.loop import train
-from dwt_jax.train.setup import initial_or_restored, prepare_run
+from dwt_jax.train.setup import init_or_restore_state, setup_run
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def project(tmp_path_factory):
     """(config:rows, folder): a tiny corpus, prepared, and a run that keeps its checkpoints 4, 8 and 12."""
     folder = tmp_path_factory.mktemp("growth")
     spec = prepared_project(folder)
-    train(load(spec), folder / "small")
+    train(load_config(spec), folder / "small")
     return spec, folder
 
 
@@ -39,14 +39,14 @@ def grow(project, out, method, *overrides, step=8, moments="carry", run=None):
     for extra in overrides:
         keys |= extra
     run = run or project[1] / "small"
-    return remap_run.grow(str(run), load(project[0], keys), out, step, moments)
+    return remap_run.grow_run(str(run), load_config(project[0], keys), out, step, moments)
 
 
 def state_of(workdir, spec, overrides=None):
     """The state that a run goes on with, on the host, and its step."""
-    run = prepare_run(load(spec, overrides or {}), workdir)
+    run = setup_run(load_config(spec, overrides or {}), workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", 3)
-    state, step = initial_or_restored(run, checkpoints)
+    state, step = init_or_restore_state(run, checkpoints)
     checkpoints.close()
     return jax.device_get(state), step
 
@@ -61,11 +61,11 @@ def test_grown_to_its_own_size_it_is_the_uninterrupted_run(project, tmp_path):
     told = grow(project, tmp_path / "same", "stack")
     assert told.exact
     assert told.drift["max"] == 0
-    train(load(project[0]), tmp_path / "same")
+    train(load_config(project[0]), tmp_path / "same")
     assert_same_run(project[1] / "small", tmp_path / "same", begin=8)
     assert summary(tmp_path / "same")["flops"]["total"] == summary(project[1] / "small")["flops"]["total"]
     grow(project, tmp_path / "reset", "stack", moments="reset")
-    train(load(project[0]), tmp_path / "reset")
+    train(load_config(project[0]), tmp_path / "reset")
     with pytest.raises(AssertionError):
         assert_same_run(project[1] / "small", tmp_path / "reset", begin=8)
 
@@ -109,7 +109,7 @@ def test_a_wider_student_goes_on_where_the_small_one_was(project, tmp_path):
     assert told["from"] == str(small)
     cut_after(out, tmp_path / "cut", 8)
     mine = grown(project, "net2net", WIDER, init__rewarm="0.5")
-    train(load(project[0], mine), tmp_path / "cut")
+    train(load_config(project[0], mine), tmp_path / "cut")
     assert_same_run(out, tmp_path / "cut", begin=8)
 
 
@@ -144,7 +144,7 @@ def test_gates_open_from_the_growth_on_and_a_grown_run_grows_again(project, tmp_
     told = grow(project, tmp_path / "gated", "masked", behind, step=4)
     assert told.exact
     again = {**behind, "init.method": "masked", "init.from": "elsewhere"}
-    train(load(project[0], again), tmp_path / "gated")
+    train(load_config(project[0], again), tmp_path / "gated")
     shares = {r["step"]: r["annealed"] for r in records(tmp_path / "gated")}
     assert shares == pytest.approx({6: 1 / 4, 8: 3 / 4, 10: 1, 12: 1})
     before = next(r for r in records(project[1] / "small", "evaluations.jsonl") if r["step"] == 4)
@@ -153,7 +153,7 @@ def test_gates_open_from_the_growth_on_and_a_grown_run_grows_again(project, tmp_
     assert not load_model(str(tmp_path / "gated")).model.gated_layers
     deeper = {**WIDER, "model.num_hidden_layers": "4"}  # open by now: grows as an ordinary model
     grow(project, tmp_path / "next", "stack_top", deeper, run=tmp_path / "gated")
-    train(load(project[0], deeper), tmp_path / "next")
+    train(load_config(project[0], deeper), tmp_path / "next")
     assert summary(tmp_path / "next")["init"]["num_hidden_layers"] == 3
     cut_after(tmp_path / "gated", tmp_path / "cut", 4)
     with pytest.raises(
@@ -207,15 +207,15 @@ def test_what_is_no_run_and_what_was_not_grown(project, tmp_path):
     assert found.returncode == 2
     assert "--moments is carry, expected --run: a model directory has no moments" in found.stderr
     with pytest.raises(UserError, match=r"init\.step is 4, expected 0: dwt remap --run sets it"):
-        train(load(project[0], grown(project, "stack", init__step="4")), tmp_path / "run")
+        train(load_config(project[0], grown(project, "stack", init__step="4")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     grow(project, tmp_path / "gone", "stack")
     shutil.rmtree(tmp_path / "gone" / "checkpoints")
     with pytest.raises(UserError, match="without the checkpoint of step 8 that dwt remap --run made"):
-        train(load(project[0]), tmp_path / "gone")
+        train(load_config(project[0]), tmp_path / "gone")
     grow(project, tmp_path / "mine", "stack")
     with pytest.raises(UserError, match=r"init\.method is 'stack' there, 'middle' here"):
-        train(load(project[0], grown(project, "middle")), tmp_path / "mine")
+        train(load_config(project[0], grown(project, "middle")), tmp_path / "mine")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_damaged_record_is_told_before_training(project, once_grown, tmp_path,
         found = {**json.loads(record.read_text()), **change}
         record.write_text(json.dumps({key: value for key, value in found.items() if value is not ...}))
     with pytest.raises(UserError, match=re.escape(says)):
-        train(load(project[0]), tmp_path / "run")
+        train(load_config(project[0]), tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -253,11 +253,11 @@ def once_grown(project, tmp_path_factory):
 def test_a_part_of_what_it_was_grown_by_is_enough(project, once_grown, tmp_path):
     """What the config says stands and is compared, the rest is taken from there."""
     shutil.copytree(once_grown, tmp_path / "run")
-    train(load(project[0], {"init.method": "stack", "init.from": "x"}), tmp_path / "run")
+    train(load_config(project[0], {"init.method": "stack", "init.from": "x"}), tmp_path / "run")
     shutil.copytree(once_grown, tmp_path / "other")
     other = {"init.method": "stack", "init.from": "x", "init.rewarm": "0.5"}
     with pytest.raises(UserError, match=r"init\.rewarm is 0\.25 there, 0\.5 here$"):
-        train(load(project[0], other), tmp_path / "other")
+        train(load_config(project[0], other), tmp_path / "other")
 
 
 def test_flags_that_contradict_and_places_inside_a_run(project, tmp_path):
@@ -287,7 +287,7 @@ def test_a_source_that_becomes_the_teacher_is_charged_once(project, tmp_path):
     small = project[1] / "small"
     cost = summary(small)["flops"]["total"]
     taught = {"teacher.path": str(small), "distill.preset": "paper_normal"}
-    train(load(project[0], grown(project, "stack", model__num_hidden_layers="3")), tmp_path / "old")
+    train(load_config(project[0], grown(project, "stack", model__num_hidden_layers="3")), tmp_path / "old")
     deeper = {"model.num_hidden_layers": "4"}
     for name, more, expected in (("alone", {}, cost), ("taught", taught, 0.0)):
         grow(project, tmp_path / name, "stack", deeper, more, run=tmp_path / "old")
@@ -309,15 +309,15 @@ def test_new_entries_rise_from_nothing_alone(project, tmp_path):
     """One update at share 0: what is old moves as ever, what is new or a further copy stays."""
     flat = {"optimizer.learning_rate.warmup": "0", "train.steps": "2", "init.rewarm": "1"}
     overrides = grown(project, "hyperclone", WIDER, flat, {"train.checkpoint_every": "1"})
-    train(load(project[0], overrides), tmp_path / "run")
+    train(load_config(project[0], overrides), tmp_path / "run")
     assert [r["rewarmed"] for r in records(tmp_path / "run")] == [0.5]  # of the second step
-    run = prepare_run(load(project[0], overrides), tmp_path / "run")
-    before, after = run.start, load_model(str(tmp_path / "run"), step=1).params
-    from dwt_jax.remap.apply import apply
-    from dwt_jax.remap.optimizer_state import known
+    run = setup_run(load_config(project[0], overrides), tmp_path / "run")
+    before, after = run.growth, load_model(str(tmp_path / "run"), step=1).params
+    from dwt_jax.remap.apply import grow_params
+    from dwt_jax.remap.optimizer_state import copied_entry_mask
 
-    begun = apply(before.todo, before.source.params)
-    new = newcomers(known(before.todo), begun)
+    begun = grow_params(before.plan, before.source.params)
+    new = new_entry_mask(copied_entry_mask(before.plan), begun)
     seen = 0
     for (path, old), found, mask in zip(
         jax.tree_util.tree_leaves_with_path(begun), jax.tree.leaves(after), jax.tree.leaves(new), strict=True
@@ -325,7 +325,7 @@ def test_new_entries_rise_from_nothing_alone(project, tmp_path):
         mask = np.broadcast_to(mask, old.shape)
         assert (found[mask] == old[mask]).all(), path_name(path)
         seen += mask.sum()
-        if ROLES[path_name(path)][-1].side == "out" and path_name(path).startswith("layers"):
+        if PARAM_AXES[path_name(path)][-1].fan == "out" and path_name(path).startswith("layers"):
             assert (found[~mask] != old[~mask]).any(), path_name(path)
     assert seen > 10_000
     later = load_model(str(tmp_path / "run"), step=2).params["mlm"]["transform"]["kernel"]
@@ -335,8 +335,8 @@ def test_new_entries_rise_from_nothing_alone(project, tmp_path):
 def test_the_next_batch_is_the_next_of_the_stream(project, tmp_path):
     """Not only by the end being the same: the rows themselves."""
     grow(project, tmp_path / "run", "stack")
-    run = prepare_run(load(project[0]), tmp_path / "run")
-    old = prepare_run(load(project[0]), project[1] / "small")
-    mine = next(data_rows.batches(run.rows, run.config.seed, 8, run.config.init.step, 12))
-    theirs = data_rows.batch(old.rows, old.config.seed, 8, 8)
+    run = setup_run(load_config(project[0]), tmp_path / "run")
+    old = setup_run(load_config(project[0]), project[1] / "small")
+    mine = next(data_rows.batch_iterator(run.rows, run.config.seed, 8, run.config.init.step, 12))
+    theirs = data_rows.get_batch(old.rows, old.config.seed, 8, 8)
     np.testing.assert_array_equal(mine["tokens"], theirs["tokens"])

@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Distill
-from dwt_jax.models.common.matmul import Numerics
-from dwt_jax.objectives.distillation import objective, position_losses
-from dwt_jax.objectives.fused_lm_loss import Head, Knobs, Static, head_loss
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.objectives.distillation import loss_sums, total_loss
+from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, LossWeights, fused_lm_loss
 
 B, P, D, V, PADDED = 6, 5, 8, 17, 20
 
 
-def head(random, width: int) -> Head:
+def head(random, width: int) -> LMHead:
     shapes = (B, P, width), (PADDED, width), (PADDED,)
-    return Head(*(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes))
+    return LMHead(*(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes))
 
 
-def plain_logits(one: Head) -> jax.Array:
-    logits = jnp.einsum("bpd,vd->bpv", one.features, one.table) + one.bias[None, None]
+def plain_logits(one: LMHead) -> jax.Array:
+    logits = jnp.einsum("bpd,vd->bpv", one.features, one.embedding) + one.bias[None, None]
     return jnp.where((jnp.arange(PADDED) < V)[None, None], logits, -1e9)
 
 
 def plain(student, teacher, labels, weights, knobs, distill):
-    sums = position_losses(
+    sums = loss_sums(
         plain_logits(student),
         None if teacher is None else jax.lax.stop_gradient(plain_logits(teacher)),
         labels,
@@ -33,7 +33,7 @@ def plain(student, teacher, labels, weights, knobs, distill):
         distill,
         False,
     )
-    return objective(sums, *knobs, distill), sums
+    return total_loss(sums, *knobs, distill), sums
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def inputs():
     random = np.random.default_rng(3)
     labels = random.integers(0, V, (B, P)).astype(np.int32)
     weights = (np.arange(P) < (P - np.arange(B))[:, None]).astype(np.float32)  # the last row has none
-    knobs = Knobs(*(jnp.float32(x) for x in (0.7, 2.5, 1.7, weights.sum())))
+    knobs = LossWeights(*(jnp.float32(x) for x in (0.7, 2.5, 1.7, weights.sum())))
     return head(random, D), head(random, D // 2), labels, weights, knobs
 
 
@@ -58,10 +58,10 @@ def inputs():
 def test_value_sums_and_gradient_are_those_of_autodiff(inputs, tile, options):
     student, teacher, labels, weights, knobs = inputs
     distill = Distill(tile=tile, **options)
-    static = Static(distill, False, V, Numerics())
+    static = LossConfig(distill, False, V, Policy())
 
     def ours(student):
-        return head_loss(student, teacher, labels, weights, knobs, static)
+        return fused_lm_loss(student, teacher, labels, weights, knobs, static)
 
     def theirs(student):
         return plain(student, teacher, labels, weights, knobs, distill)
@@ -72,18 +72,18 @@ def test_value_sums_and_gradient_are_those_of_autodiff(inputs, tile, options):
 
 def test_without_a_teacher_it_is_the_cross_entropy(inputs):
     student, _, labels, weights, knobs = inputs
-    static = Static(Distill(), True, V, Numerics())
-    found = jax.grad(lambda s: head_loss(s, None, labels, weights, knobs, static)[0])(student)
+    static = LossConfig(Distill(), True, V, Policy())
+    found = jax.grad(lambda s: fused_lm_loss(s, None, labels, weights, knobs, static)[0])(student)
     expected = jax.grad(lambda s: plain(s, None, labels, weights, knobs, Distill())[0])(student)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
 
 
 def test_a_factor_outside_reaches_the_gradient_and_the_teacher_gets_none(inputs):
     student, teacher, labels, weights, knobs = inputs
-    static = Static(Distill(), False, V, Numerics())
+    static = LossConfig(Distill(), False, V, Policy())
 
     def loss(student, teacher, factor):
-        return factor * head_loss(student, teacher, labels, weights, knobs, static)[0]
+        return factor * fused_lm_loss(student, teacher, labels, weights, knobs, static)[0]
 
     one, three = (jax.grad(loss)(student, teacher, factor) for factor in (1.0, 3.0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-5, atol=1e-6), one, three)
@@ -93,9 +93,9 @@ def test_a_factor_outside_reaches_the_gradient_and_the_teacher_gets_none(inputs)
 
 def test_columns_of_padding_and_rows_without_predictions_get_no_gradient(inputs):
     student, teacher, labels, weights, knobs = inputs
-    static = Static(Distill(tile=2), False, V, Numerics())
-    gradient = jax.grad(lambda s: head_loss(s, teacher, labels, weights, knobs, static)[0])(student)
-    assert not np.any(gradient.table[V:])
+    static = LossConfig(Distill(tile=2), False, V, Policy())
+    gradient = jax.grad(lambda s: fused_lm_loss(s, teacher, labels, weights, knobs, static)[0])(student)
+    assert not np.any(gradient.embedding[V:])
     assert not np.any(gradient.bias[V:])
     assert not np.any(gradient.features[weights == 0])
 
@@ -104,9 +104,11 @@ def test_bf16_operands_stay_near_fp32(inputs):
     student, teacher, labels, weights, knobs = inputs
     gradients = [
         jax.grad(
-            lambda s, n=n: head_loss(s, teacher, labels, weights, knobs, Static(Distill(), False, V, n))[0]
+            lambda s, n=n: fused_lm_loss(
+                s, teacher, labels, weights, knobs, LossConfig(Distill(), False, V, n)
+            )[0]
         )(student)
-        for n in (Numerics(), Numerics(jnp.dtype("bfloat16"), jnp.dtype("float32"), True))
+        for n in (Policy(), Policy(jnp.dtype("bfloat16"), jnp.dtype("float32"), True))
     ]
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(a)

@@ -9,7 +9,7 @@ from runs import environment
 
 PROGRAM = """
 from dwt_jax import runtime_env
-host.tune()
+runtime_env.set_xla_env()
 block = bytearray(256 << 20)
 block[::4096] = bytes(len(block[::4096]))
 for line in open("/proc/self/smaps_rollup"):

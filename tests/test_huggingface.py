@@ -11,7 +11,7 @@ from torch_models import CLASSES, SMALL, L, batch, torch_model
 
 from dwt_jax.errors import UserError
 from dwt_jax.hf import checkpoint
-from dwt_jax.hf.names import FAMILIES, canonical
+from dwt_jax.hf.names import FAMILIES, canonical_tensor_name
 from dwt_jax.hf.tensor_files import open_weights
 from dwt_jax.models import bert
 
@@ -42,9 +42,9 @@ def here(found, tokens, segments, types):
     if "mlm" in params:
         outputs["mlm"] = bert.mlm_logits(params, model, hidden)[..., : model.vocab_size]
     if "classifier" in params:
-        outputs["classes"] = bert.classify(params, model, hidden)
+        outputs["classes"] = bert.classifier_logits(params, model, hidden)
     elif "pooler" in params:
-        outputs["pooled"] = bert.pooled(params, model, hidden)
+        outputs["pooled"] = bert.pooler_output(params, model, hidden)
     if "next_sentence" in params:
         kernel, bias = (params["next_sentence"][name] for name in ("kernel", "bias"))
         outputs["next"] = outputs["pooled"] @ kernel + bias
@@ -73,7 +73,7 @@ def there(model, tokens, segments, types):
 
 def same_tensors(a, b, family, unused=()):
     """Bitwise, under the names of the table; returns the names that only one has."""
-    left, right = ({canonical(name, family): x[name] for name in x} for x in (a, b))
+    left, right = ({canonical_tensor_name(name, family): x[name] for name in x} for x in (a, b))
     for name in left.keys() & right.keys():
         if name not in unused:
             assert left[name].dtype == right[name].dtype, name
@@ -86,7 +86,7 @@ def check(name, size, path, dtype="float32"):
     theirs = torch_model(name, size)
     theirs.to(getattr(torch, dtype)).save_pretrained(path / "theirs")
     theirs = theirs.float()
-    found = checkpoint.load(path / "theirs")
+    found = checkpoint.load_checkpoint(path / "theirs")
     assert found.dtype == dtype
     assert not found.ignored
     inputs = batch(found.model)
@@ -106,7 +106,7 @@ def check(name, size, path, dtype="float32"):
 
 def save_again(found, path):
     (path / "empty").mkdir(exist_ok=True)
-    checkpoint.save(
+    checkpoint.save_checkpoint(
         found.params, found.model, path / "empty", path / "ours", dtype=found.dtype, labels=found.labels
     )
 
@@ -161,7 +161,7 @@ def test_names_of_other_versions(name, binary, tmp_path):
     from safetensors.torch import load_file, save_file
 
     torch_model("BertForMaskedLM", SMALL).save_pretrained(tmp_path)
-    expected = checkpoint.load(tmp_path)
+    expected = checkpoint.load_checkpoint(tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = old_style(name, load_file(file))
     file.unlink()
@@ -169,7 +169,7 @@ def test_names_of_other_versions(name, binary, tmp_path):
         torch.save(tensors, tmp_path / "pytorch_model.bin")
     else:
         save_file(tensors, file)
-    found = checkpoint.load(tmp_path)
+    found = checkpoint.load_checkpoint(tmp_path)
     assert found.model == expected.model
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
@@ -183,7 +183,7 @@ def test_a_pair_that_differs_is_not_tied(tmp_path):
     word = tensors["bert.embeddings.word_embeddings.weight"]
     tensors["cls.predictions.decoder.weight"] = word + 1
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = checkpoint.load(tmp_path)
+    found = checkpoint.load_checkpoint(tmp_path)
     assert not found.model.tie_word_embeddings
     inputs = batch(found.model)
     theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path).eval()
@@ -217,7 +217,7 @@ def test_what_is_not_supported_is_named(change, says, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(UserError, match=says) as caught:
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -225,10 +225,10 @@ def test_a_config_of_before_model_types(tmp_path):
     torch_model("BertForPreTraining", SMALL).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    expected = checkpoint.load(tmp_path).model
+    expected = checkpoint.load_checkpoint(tmp_path).model
     del config["model_type"], config["architectures"], config["tie_word_embeddings"]
     file.write_text(json.dumps(config))
-    assert checkpoint.load(tmp_path).model == expected
+    assert checkpoint.load_checkpoint(tmp_path).model == expected
 
 
 def test_heads_of_others_are_left_out_and_named(tmp_path):
@@ -237,12 +237,12 @@ def test_heads_of_others_are_left_out_and_named(tmp_path):
 
     tensors = {**load_file(tmp_path / "model.safetensors"), "qa_outputs.weight": torch.zeros(2, 8)}
     save_file(tensors, tmp_path / "model.safetensors")
-    assert checkpoint.load(tmp_path).ignored == ("qa_outputs.weight",)
+    assert checkpoint.load_checkpoint(tmp_path).ignored == ("qa_outputs.weight",)
 
 
 def test_a_number_too_large_for_float16(tmp_path):
     torch_model("BertModel", SMALL).save_pretrained(tmp_path / "theirs")
-    found = checkpoint.load(tmp_path / "theirs")
+    found = checkpoint.load_checkpoint(tmp_path / "theirs")
     found.params["pooler"]["bias"] = np.full(8, 1e5, np.float32)
     with pytest.raises(UserError, match=r"pooler\.dense\.bias does not fit float16"):
         save_again(found._replace(dtype="float16"), tmp_path)

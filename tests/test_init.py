@@ -10,14 +10,14 @@ import pytest
 from runs import dwt, prepared_project
 from test_train import assert_same_run, records
 
-from dwt_jax.config_loader import load
-from dwt_jax.data.tokenizer import vocabulary
+from dwt_jax.config_loader import load_config
+from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.hf import checkpoint
-from dwt_jax.remap.apply import apply
-from dwt_jax.remap.gates import share_after
+from dwt_jax.remap.apply import grow_params
+from dwt_jax.remap.gates import gate_schedule
 from dwt_jax.remap.methods import METHODS
-from dwt_jax.remap.plan import plan
+from dwt_jax.remap.plan import plan_growth
 from dwt_jax.runs.run_dir import load_model
 from dwt_jax.train import initialize as starts
 from dwt_jax.train import step as steps
@@ -33,7 +33,7 @@ def project(tmp_path_factory):
     """(config:rows, folder): a tiny corpus, prepared, and a trained small model."""
     folder = tmp_path_factory.mktemp("init")
     spec = prepared_project(folder)
-    train(load(spec), folder / "small")
+    train(load_config(spec), folder / "small")
     return spec, folder
 
 
@@ -64,14 +64,14 @@ def gated(project):
     workdir = project[1] / "gated"
     overrides = grown(project, "masked", WIDER, DEEPER, {"init.from": "", "init.anneal": "0.75"})
     overrides |= {"teacher.path": str(project[1] / "small"), "distill.preset": "paper_normal"}
-    train(load(project[0], overrides), workdir)
+    train(load_config(project[0], overrides), workdir)
     return workdir, overrides
 
 
 def test_a_cloned_student_begins_where_its_source_ended(project, tmp_path):
     """Its held-out loss, without a step that changes anything, by the command as a user has it."""
     overrides = grown(project, "hyperclone", WIDER, STILL, train__steps="1")
-    train(load(project[0], overrides), tmp_path / "run")
+    train(load_config(project[0], overrides), tmp_path / "run")
     losses = []
     for model in (project[1] / "small", tmp_path / "run"):
         found = dwt("evaluate", f"--model={model}", f"--data={project[1] / 'rows'}", "--json")
@@ -92,19 +92,19 @@ def test_a_cloned_student_begins_where_its_source_ended(project, tmp_path):
 
 def test_a_resumed_run_is_the_same_and_the_source_is_looked_at(project, tmp_path, capsys):
     overrides = grown(project, "net2net", WIDER, init__noise="0.01", init__split="uneven")
-    train(load(project[0], overrides), tmp_path / "whole")
+    train(load_config(project[0], overrides), tmp_path / "whole")
     said = capsys.readouterr().out
     assert f"student grown from {project[1] / 'small'} (2 x 32) by net2net: " in said
     assert "another function (noise 0.01, expected 0)" in said
     cut_after(tmp_path / "whole", tmp_path / "cut", 4)
     shutil.copytree(project[1] / "small" / "model", tmp_path / "moved")
     moved = {**overrides, "init.from": str(tmp_path / "moved")}
-    train(load(project[0], moved), tmp_path / "cut")
+    train(load_config(project[0], moved), tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     other = tmp_path / "other"
-    train(load(project[0], {"seed": "1", "train.steps": "2"}), other)
+    train(load_config(project[0], {"seed": "1", "train.steps": "2"}), other)
     with pytest.raises(UserError, match=r"run\.init_digest is '.*' there, '.*' here"):
-        train(load(project[0], {**overrides, "init.from": str(other)}), tmp_path / "cut")
+        train(load_config(project[0], {**overrides, "init.from": str(other)}), tmp_path / "cut")
 
 
 def test_gates_open_and_the_end_is_an_ordinary_model(project, gated):
@@ -150,7 +150,7 @@ def test_amid_annealing_a_checkpoint_is_what_that_step_computes_with(project, ga
     assert found.stderr.count("\n") == 1
     assert "must be annealed away before an export" in found.stderr
     assert not (tmp_path / "out").exists()
-    train(load(project[0], overrides), tmp_path / "cut")
+    train(load_config(project[0], overrides), tmp_path / "cut")
     assert_same_run(workdir, tmp_path / "cut")
     opened = load_model(str(workdir), step=12)  # annealed: an ordinary model, as the one at the end
     assert not opened.model.gated_layers
@@ -167,7 +167,10 @@ def test_what_the_source_cost_is_charged_once(project, gated, tmp_path):
     both = summary(gated[0])["flops"]
     assert both["teacher_training"] == small
     assert both["source_training"] == 0  # it is the teacher
-    train(load(project[0], grown(project, "stack", model__num_hidden_layers="3", train__steps="2")), tmp_path)
+    train(
+        load_config(project[0], grown(project, "stack", model__num_hidden_layers="3", train__steps="2")),
+        tmp_path,
+    )
     alone = summary(tmp_path)["flops"]
     assert (alone["teacher_training"], alone["source_training"]) == (0, small)
     card = (tmp_path / "model" / "README.md").read_text()
@@ -175,14 +178,14 @@ def test_what_the_source_cost_is_charged_once(project, gated, tmp_path):
     assert f"that of the model it was grown from: {small:.3g} FLOPs" in card
     assert str(project[1]) not in card
     overrides = {"teacher.path": str(tmp_path), "distill.preset": "paper_normal", "train.steps": "1"}
-    train(load(project[0], overrides), tmp_path / "next")
+    train(load_config(project[0], overrides), tmp_path / "next")
     assert summary(tmp_path / "next")["flops"]["teacher_training"] == alone["total"] + small
 
 
 def test_learned_maps_begin_a_run(project, tmp_path, capsys):
     """As in learn_maps by itself, once: a resumed run goes on from its checkpoint, charged the same."""
     overrides = grown(project, "ligo", model__num_hidden_layers="3", init__learning_steps="3")
-    train(load(project[0], overrides), tmp_path / "whole")
+    train(load_config(project[0], overrides), tmp_path / "whole")
     said = capsys.readouterr().out
     assert "by ligo: " in said
     assert "another function (ligo: the maps are learned)" in said
@@ -194,7 +197,7 @@ def test_learned_maps_begin_a_run(project, tmp_path, capsys):
     cost = summary(tmp_path / "whole")["flops"]["source_training"]
     assert cost == small + told["learned"]["flops"] > small
     cut_after(tmp_path / "whole", tmp_path / "cut", 4)
-    train(load(project[0], overrides), tmp_path / "cut")
+    train(load_config(project[0], overrides), tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     assert summary(tmp_path / "cut")["flops"] == summary(tmp_path / "whole")["flops"]
 
@@ -202,25 +205,25 @@ def test_learned_maps_begin_a_run(project, tmp_path, capsys):
 def test_learned_maps_and_a_second_warm_up(project, tmp_path):
     """Of what the first maps call new; by the plan that the config's options give."""
     overrides = grown(project, "ligo", WIDER, init__learning_steps="2", init__rewarm="0.5", train__steps="4")
-    train(load(project[0], overrides), tmp_path)
+    train(load_config(project[0], overrides), tmp_path)
     assert [r["rewarmed"] for r in records(tmp_path)] == [0.5, 1]  # of the steps 2 and 4
     record = json.loads((tmp_path / "init.json").read_text())["learned"]
     assert record["training_bytes"] > 0
     record["flops"] = "many"
     (tmp_path / "init.json").write_text(json.dumps({"learned": record}))
-    assert starts.learned_flops(tmp_path) is None
+    assert starts.ligo_training_flops(tmp_path) is None
     (tmp_path / "init.json").unlink()
-    assert starts.learned_flops(tmp_path) is None
+    assert starts.ligo_training_flops(tmp_path) is None
 
 
 def test_a_new_model_is_what_it_was(project, tmp_path):
     """Without `init` nothing is added: not to the step, not to run.json; and a directory from before
     `init` existed is the same run."""
-    before = steps.TRACES["alone"]
-    config = load(project[0])
+    before = steps.TRACE_COUNTS["alone"]
+    config = load_config(project[0])
     train(config, tmp_path / "run")
-    assert steps.TRACES["alone"] <= before + 1
-    assert steps.scheduled(config) == steps.SCHEDULED
+    assert steps.TRACE_COUNTS["alone"] <= before + 1
+    assert steps.schedule_names(config) == steps.BASE_SCHEDULES
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert sorted(run) == ["data_digest", "state_format", "teacher_digest"]
     assert not (tmp_path / "run" / "init.json").exists()
@@ -232,22 +235,22 @@ def test_a_new_model_is_what_it_was(project, tmp_path):
     train(config, tmp_path / "cut")
     assert_same_run(tmp_path / "run", tmp_path / "cut")
     with pytest.raises(UserError, match=r"init\.method is '' there, 'stack' here"):
-        train(load(project[0], grown(project, "stack")), tmp_path / "cut")
+        train(load_config(project[0], grown(project, "stack")), tmp_path / "cut")
 
 
 def test_a_vocabulary_may_grow_at_its_end(project, tmp_path):
     """A source with the first tokens of the data's, its tables padded as hubs have them."""
     source = load_model(str(project[1] / "small"))
-    ours = vocabulary(project[1] / "rows" / "tokenizer")
+    ours = load_vocabulary(project[1] / "rows" / "tokenizer")
     short, few = tmp_path / "short", len(ours.tokens) - 7
     short.mkdir()
     (short / "vocab.txt").write_text("\n".join(ours.tokens[:few]) + "\n")
-    checkpoint.save(source.params, source.model, short, tmp_path / "source")
-    config = load(project[0], grown(project, "fna", init__from=str(tmp_path / "source")))
+    checkpoint.save_checkpoint(source.params, source.model, short, tmp_path / "source")
+    config = load_config(project[0], grown(project, "fna", init__from=str(tmp_path / "source")))
     model = dataclasses.replace(config.model, vocab_size=len(ours.tokens))
-    begun = starts.start_of(dataclasses.replace(config, model=model), ours, tmp_path)
+    begun = starts.load_growth_source(dataclasses.replace(config, model=model), ours, tmp_path)
     assert begun.source.model.vocab_size == few
-    table = apply(begun.todo, begun.source.params)["embeddings"]["word"]["embedding"]
+    table = grow_params(begun.plan, begun.source.params)["embeddings"]["word"]["embedding"]
     old = source.params["embeddings"]["word"]["embedding"]
     np.testing.assert_array_equal(table[:few], old[:few])
     np.testing.assert_allclose(table[len(ours.tokens) - 1], old[:few].mean(0), rtol=1e-4, atol=1e-6)
@@ -257,10 +260,10 @@ def test_what_cannot_be_is_refused_before_anything_is_written(project, tmp_path)
     strange = tmp_path / "strange"
     source = load_model(str(project[1] / "small"))
     (tmp_path / "words").mkdir()
-    tokens = list(vocabulary(source.tokenizer).tokens)
+    tokens = list(load_vocabulary(source.tokenizer).tokens)
     tokens[-1], tokens[-2] = tokens[-2], tokens[-1]
     (tmp_path / "words" / "vocab.txt").write_text("\n".join(tokens) + "\n")
-    checkpoint.save(source.params, source.model, tmp_path / "words", strange)
+    checkpoint.save_checkpoint(source.params, source.model, tmp_path / "words", strange)
     for overrides, says in (
         (grown(project, "hyperclone", {"model.hidden_size": "48"}), "init.method: hyperclone: hidden_size"),
         (grown(project, "net2net", init__from=str(tmp_path / "none")), "no such directory"),
@@ -281,7 +284,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(project, tmp_path)
 @pytest.mark.parametrize("anneal", [0.0, 0.1, 0.5, 1.0])
 def test_the_share_of_annealing_in_closed_form(anneal):
     for begin in (0, 40):
-        found = share_after(np.arange(101), 100, anneal, begin)
+        found = gate_schedule(np.arange(101), 100, anneal, begin)
         expected = [
             min(max((s - begin) / (anneal * (100 - begin)), 0.0), 1.0) if anneal else 1.0 for s in range(101)
         ]
@@ -305,7 +308,7 @@ def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
         variables={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
     )
     assert many.returncode == 0, many.stderr
-    train(load(project[0], overrides), tmp_path / "one")
+    train(load_config(project[0], overrides), tmp_path / "one")
     a, b = (load_model(str(tmp_path / name), step=1).params for name in ("one", "many"))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), a, b)
     told = [json.loads((tmp_path / name / "init.json").read_text()) for name in ("one", "many")]
@@ -317,11 +320,13 @@ def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
 def test_the_configs_of_every_method(run):
     """Each can be made of the model that its docstring names."""
     name = "paper.py:teacher4" if run.startswith("paper") else "demo.py:teacher"
-    source = load(f"configs/{name}").model
-    config = load(f"configs/remapping.py:{run}", {"teacher.path" if "paper" in run else "init.from": "x"})
+    source = load_config(f"configs/{name}").model
+    config = load_config(
+        f"configs/remapping.py:{run}", {"teacher.path" if "paper" in run else "init.from": "x"}
+    )
     if run == "paper":
         assert config.init.method == ""
         return
     source, target = (dataclasses.replace(m, vocab_size=2048) for m in (source, config.model))
     assert source != target
-    plan(config.init.method, source, target, jax.random.key(0), config.init)
+    plan_growth(config.init.method, source, target, jax.random.key(0), config.init)

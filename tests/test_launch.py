@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from clouds import GKE, LAUNCH, ROOT, TPU, TRAIN
 
-from dwt_jax.config_loader import load
+from dwt_jax.config_loader import load_config
 
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 
@@ -194,7 +194,7 @@ def test_the_configs_of_the_page_exist():
     named = {name.strip("'`") for name in named} - {"…"}
     assert len(named) >= 2
     for name in named:
-        assert load(name).train.batch_size
+        assert load_config(name).train.batch_size
 
 
 def test_shellcheck():

@@ -13,24 +13,24 @@ import pytest
 from reference import parameters
 from runs import environment, make_project
 
-from dwt_jax.config_loader import load
-from dwt_jax.data.dataset import batch, open_rows
+from dwt_jax.config_loader import load_config
+from dwt_jax.data.dataset import get_batch, open_dataset
 from dwt_jax.errors import UserError
 from dwt_jax.models import bert
-from dwt_jax.models.common.layers import gather
-from dwt_jax.models.common.matmul import Numerics
-from dwt_jax.objectives.masking import EVALUATION_SEED, mask_rows, row_keys
+from dwt_jax.models.common.layers import gather_positions
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.objectives.masking import EVALUATION_SEED, apply_mlm_mask, row_keys
 from dwt_jax.remap import ligo
 from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.run_dir import load_model
-from dwt_jax.train.ligo_training import Settings, learn, masked_batch, objective
+from dwt_jax.train.ligo_training import LigoConfig, ligo_loss_fn, make_mlm_batch, train_ligo_maps
 from dwt_jax.train.loop import train
-from dwt_jax.train.setup import prepare_run
+from dwt_jax.train.setup import setup_run
 
 SMALL = {"num_hidden_layers": 1}  # 1 x 32, see runs.py
 SIZES = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 96}
 TWICE = {**SMALL, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
-SETTINGS = Settings(steps=30, learning_rate=1e-3, noise=0.01, held_back=4)
+SETTINGS = LigoConfig(steps=30, learning_rate=1e-3, noise=0.01, validation_batches=4)
 
 
 def overrides(sizes, **more):
@@ -44,27 +44,35 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ligo")
     config = str(make_project(folder))
     short = {"train.steps": "60", "train.evaluate_every": "0", "train.checkpoint_every": "60"}
-    train(load(config, overrides(SMALL, **short)), folder / "source")
+    train(load_config(config, overrides(SMALL, **short)), folder / "source")
     return folder, config
 
 
 @pytest.fixture(scope="module")
 def run(project):
     folder, config = project
-    return prepared_run(folder / "target", load(config, overrides(SIZES)))
+    return prepared_run(folder / "target", load_config(config, overrides(SIZES)))
 
 
 def prepared_run(folder, config):
     folder.mkdir()
-    return prepare_run(config, folder)
+    return setup_run(config, folder)
 
 
 def learned(project, run, seed=0, settings=SETTINGS, **more):
     source = load_model(str(project[0] / "source"))
-    options = {"batch_size": 8, "knobs": run.knobs, "mesh": run.mesh, "seed": seed, "settings": settings}
-    held_out = open_rows(run.data, "held_out")
+    options = {
+        "batch_size": 8,
+        "knobs": run.schedule_values,
+        "mesh": run.mesh,
+        "seed": seed,
+        "settings": settings,
+    }
+    held_out = open_dataset(run.data, "held_out")
     key = jax.random.key(seed)
-    return learn(source.params, source.model, run.spec, key, run.rows, held_out, **options, **more)
+    return train_ligo_maps(
+        source.params, source.model, run.step_config, key, run.rows, held_out, **options, **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,51 +88,55 @@ def test_the_loss_falls_below_that_of_the_beginning(project, run, first):
 def test_the_losses_are_those_of_the_models(project, run, first):
     """Masked-LM loss of what is returned, by Optax, over the same rows; and of the beginning."""
     source = load_model(str(project[0] / "source"))
-    maps, todo = ligo.begin(source.params, source.model, run.spec.model, jax.random.key(0))
+    maps, todo = ligo.init_maps(source.params, source.model, run.step_config.model, jax.random.key(0))
     grown, record = first
-    rows = open_rows(run.data, "held_out")
+    rows = open_dataset(run.data, "held_out")
 
     def loss(params):
         total = count = 0.0
-        for i in range(SETTINGS.held_back):
-            found = batch(rows, EVALUATION_SEED, i, 8)
+        for i in range(SETTINGS.validation_batches):
+            found = get_batch(rows, EVALUATION_SEED, i, 8)
             keys = row_keys(EVALUATION_SEED, i, jnp.arange(8))
-            masked = mask_rows(found["tokens"], found["segments"], keys, run.spec.mask, run.spec.tokens)
-            model = run.spec.model
+            masked = apply_mlm_mask(
+                found["tokens"], found["segments"], keys, run.step_config.mask, run.step_config.tokens
+            )
+            model = run.step_config.model
             hidden = bert.encode(params, model, masked.tokens, jnp.asarray(found["segments"]))
-            logits = bert.mlm_logits(params, model, gather(hidden, masked.positions))
+            logits = bert.mlm_logits(params, model, gather_positions(hidden, masked.positions))
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, masked.labels)
             total, count = total + (losses * masked.weights).sum(), count + masked.weights.sum()
         return float(total / count)
 
     assert record.loss_after == pytest.approx(loss(grown), rel=1e-5)
-    assert record.loss_before == pytest.approx(loss(ligo.grow(maps, source.params, todo)), rel=1e-5)
+    assert record.loss_before == pytest.approx(loss(ligo.apply_maps(maps, source.params, todo)), rel=1e-5)
 
 
 def test_it_is_deterministic_and_laid_out_as_the_target(project, run, first):
     again, _ = learned(project, run)
-    like = bert.abstract(run.spec.model)
+    like = bert.abstract_params(run.step_config.model)
     assert jax.tree.map(np.shape, again) == jax.tree.map(np.shape, like)
     jax.tree.map(np.testing.assert_array_equal, first[0], again)
 
 
 def test_the_gradient_is_that_of_finite_differences(run):
     """By three leaves of the maps, in float64, along a direction at random."""
-    source = dataclasses.replace(run.spec.model, hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
-    numerics = Numerics(np.dtype("float64"), np.dtype("float64"))
-    spec = dataclasses.replace(run.spec, numerics=numerics)
+    source = dataclasses.replace(
+        run.step_config.model, hidden_size=32, num_attention_heads=2, num_hidden_layers=1
+    )
+    numerics = Policy(np.dtype("float64"), np.dtype("float64"))
+    spec = dataclasses.replace(run.step_config, numerics=numerics)
     with jax.enable_x64(True):
         params = parameters(source)
-        maps, todo = ligo.begin(params, source, spec.model, jax.random.key(1))
+        maps, todo = ligo.init_maps(params, source, spec.model, jax.random.key(1))
         maps = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), maps)
-        found = batch(run.rows, 0, 0, 4)
+        found = get_batch(run.rows, 0, 0, 4)
         keys = row_keys(0, 0, jnp.arange(4))
         knobs = jnp.asarray([1.0, 0.0, 1.0, 0.0])
-        part, scalars = masked_batch(spec, found, keys, knobs)
+        part, scalars = make_mlm_batch(spec, found, keys, knobs)
 
         @jax.jit
         def loss(maps):
-            return objective(spec, todo, run.mesh, maps, (params, None), part, scalars, None)[0]
+            return ligo_loss_fn(spec, todo, run.mesh, maps, (params, None), part, scalars, None)[0]
 
         gradient = jax.grad(loss)(maps)
         random = np.random.default_rng(0)
@@ -144,8 +156,8 @@ def test_a_copy_of_its_teacher_has_nothing_to_learn_from_it(project):
     source as well teaches it nothing: the soft loss is 0. With noise it is not, and falls."""
     folder, config = project
     taught = {"teacher.path": str(folder / "source"), "distill.alpha_hard.value": "0"}
-    run = prepared_run(folder / "taught", load(config, overrides(TWICE, **taught)))
-    params = teachers.on_mesh(run.teacher, run.mesh)
+    run = prepared_run(folder / "taught", load_config(config, overrides(TWICE, **taught)))
+    params = teachers.shard_params(run.teacher, run.mesh)
     few = dataclasses.replace(SETTINGS, steps=1, noise=0.0)
     _, record = learned(project, run, settings=few, teacher_params=params)
     assert abs(record.loss_before) < 1e-6
@@ -156,12 +168,12 @@ def test_a_copy_of_its_teacher_has_nothing_to_learn_from_it(project):
 
 
 def test_the_flops_of_growing_are_those_that_xla_counts(run):
-    target = run.spec.model
+    target = run.step_config.model
     source = dataclasses.replace(target, hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
     params = parameters(source, dtype=np.float32)
-    maps, todo = ligo.begin(params, source, target, jax.random.key(1))
-    found = jax.jit(lambda maps, params: ligo.grow(maps, params, todo)).lower(maps, params).compile()
-    assert found.cost_analysis()["flops"] == pytest.approx(ligo.flops(params, todo), rel=0.02)
+    maps, todo = ligo.init_maps(params, source, target, jax.random.key(1))
+    found = jax.jit(lambda maps, params: ligo.apply_maps(maps, params, todo)).lower(maps, params).compile()
+    assert found.cost_analysis()["flops"] == pytest.approx(ligo.apply_maps_flops(params, todo), rel=0.02)
 
 
 def test_what_it_reports(run, first):
@@ -175,24 +187,24 @@ def test_what_it_reports(run, first):
 
 def test_what_cannot_be_is_refused(project, run):
     with pytest.raises(UserError, match="steps is 0, expected at least 1"):
-        learned(project, run, settings=Settings(steps=0))
+        learned(project, run, settings=LigoConfig(steps=0))
 
 
 ON_EIGHT = """
 import sys, jax, numpy as np
 from dwt_jax import runtime_env
-host.tune()
+runtime_env.set_xla_env()
 from pathlib import Path
 import test_learn_maps as t
-from dwt_jax.config_loader import load
-from dwt_jax.distributed.mesh import shardings
+from dwt_jax.config_loader import load_config
+from dwt_jax.distributed.mesh import infer_shardings
 assert jax.device_count() == 8
 folder, config = Path(sys.argv[1]), sys.argv[2]
 mesh = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"}
-run = t.prepared_run(folder / "target-8", load(config, t.overrides(t.SIZES, **mesh)))
+run = t.prepared_run(folder / "target-8", load_config(config, t.overrides(t.SIZES, **mesh)))
 grown, record = t.learned((folder, config), run)
 split = 0
-for leaf, where in zip(jax.tree.leaves(grown), jax.tree.leaves(shardings(grown, run.mesh)), strict=True):
+for leaf, where in zip(jax.tree.leaves(grown), jax.tree.leaves(infer_shardings(grown, run.mesh)), strict=True):
     assert leaf.sharding == where, (leaf.sharding, where)
     split += not leaf.sharding.is_fully_replicated
 assert split > 10

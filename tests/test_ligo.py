@@ -12,7 +12,7 @@ from test_remap import KEY, SMALL, changed
 
 from dwt_jax.models import bert
 from dwt_jax.remap import ligo
-from dwt_jax.remap.apply import remap
+from dwt_jax.remap.apply import remap_params
 
 TARGET = changed(
     hidden_size=16, num_attention_heads=4, num_hidden_layers=3, intermediate_size=20, vocab_size=300
@@ -29,10 +29,10 @@ SIZES = {
 @pytest.mark.parametrize("target", SIZES.values(), ids=SIZES)
 def test_without_noise_it_begins_as_the_method_of_its_name(target):
     params = parameters(SMALL, dtype=np.float32)
-    maps, todo = ligo.begin(params, SMALL, target, KEY, noise=0)
-    expected, _ = remap(params, SMALL, target, "ligo", KEY)
-    found = ligo.grow(maps, params, todo)
-    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, bert.abstract(target))
+    maps, todo = ligo.init_maps(params, SMALL, target, KEY, noise=0)
+    expected, _ = remap_params(params, SMALL, target, "ligo", KEY)
+    found = ligo.apply_maps(maps, params, todo)
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, bert.abstract_params(target))
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
     ):
@@ -42,20 +42,20 @@ def test_without_noise_it_begins_as_the_method_of_its_name(target):
 def test_doubled_it_begins_as_the_small_model():
     params, inputs = parameters(SMALL), batch(SMALL)
     target = changed(hidden_size=16, intermediate_size=20)
-    maps, todo = ligo.begin(params, SMALL, target, KEY, noise=0)
-    found = logits(ligo.grow(maps, params, todo), target, *inputs)
+    maps, todo = ligo.init_maps(params, SMALL, target, KEY, noise=0)
+    found = logits(ligo.apply_maps(maps, params, todo), target, *inputs)
     assert np.abs(found - logits(params, SMALL, *inputs)).max() < 1e-4
 
 
 def test_every_map_is_learned_and_the_loss_falls():
     params = parameters(SMALL, dtype=np.float32)
-    maps, todo = ligo.begin(params, SMALL, TARGET, KEY)
+    maps, todo = ligo.init_maps(params, SMALL, TARGET, KEY)
     inputs = batch(SMALL)
 
     @jax.jit
     def value_and_gradient(maps):
         def of_maps(maps):
-            return loss(ligo.grow(maps, params, todo), TARGET, inputs, labels_of(inputs), np.float32)
+            return loss(ligo.apply_maps(maps, params, todo), TARGET, inputs, labels_of(inputs), np.float32)
 
         return jax.value_and_grad(of_maps)(maps)
 

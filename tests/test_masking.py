@@ -9,20 +9,20 @@ import pytest
 from scipy import stats
 
 from dwt_jax.config import Mask
-from dwt_jax.objectives.masking import Tokens, mask_rows, predictions_per_row, row_keys
+from dwt_jax.objectives.masking import MaskingVocab, apply_mlm_mask, max_predictions_per_seq, row_keys
 
 V, L = 60, 40
 PAD, UNK, CLS, SEP, MASK = SPECIAL = (0, 1, 2, 3, 4)
 CONTINUES = np.arange(V) >= 40  # tokens 40 to 59 go on with a word
-PLAIN = Tokens(V, MASK, SPECIAL)
-WORDS = Tokens(V, MASK, SPECIAL, np.packbits(CONTINUES).tobytes())
+PLAIN = MaskingVocab(V, MASK, SPECIAL)
+WORDS = MaskingVocab(V, MASK, SPECIAL, np.packbits(CONTINUES).tobytes())
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def masked_of(tokens, segments, keys, mask, vocabulary):
-    return mask_rows(tokens, segments, keys, mask, vocabulary)
+    return apply_mlm_mask(tokens, segments, keys, mask, vocabulary)
 
 
 keys_of = jax.jit(row_keys)
@@ -85,7 +85,7 @@ def test_a_full_row_has_exactly_its_share(length, rate):
     mask = Mask(rate=rate)
     tokens = np.full((1, length), 9)
     masked = masked_of(tokens, np.ones_like(tokens), row_keys(0, 0, np.arange(1)), mask, PLAIN)
-    assert predictions_per_row(mask, length) == round(rate * length)
+    assert max_predictions_per_seq(mask, length) == round(rate * length)
     assert masked.weights.shape == (1, round(rate * length))
     assert masked.weights.all()
 
@@ -236,7 +236,7 @@ def test_words_are_chosen_without_regard_to_place():
 
 
 def test_no_continuations_means_single_tokens():
-    vocabulary = Tokens(V, MASK, SPECIAL, np.packbits(np.zeros(V, bool)).tobytes())
+    vocabulary = MaskingVocab(V, MASK, SPECIAL, np.packbits(np.zeros(V, bool)).tobytes())
     tokens, segments = make_rows(64, seed=2)
     masked = draw(tokens, segments, Mask(whole_word=True), vocabulary)
     for row in range(64):
@@ -251,8 +251,8 @@ def test_tokens_of_a_vocabulary():
     words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "c")
     continuation = np.array([word.startswith("##") for word in words])
     vocabulary = Vocabulary(words, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), continuation)
-    tokens = Tokens.of(vocabulary, whole_word=True)
+    tokens = MaskingVocab.from_vocabulary(vocabulary, whole_word=True)
     assert tokens[:3] == (8, 4, (0, 1, 2, 3, 4))
     np.testing.assert_array_equal(tokens.continuation(), continuation)
-    assert hash(tokens) == hash(Tokens.of(vocabulary, whole_word=True))
-    assert Tokens.of(vocabulary, whole_word=False).continuations == b""
+    assert hash(tokens) == hash(MaskingVocab.from_vocabulary(vocabulary, whole_word=True))
+    assert MaskingVocab.from_vocabulary(vocabulary, whole_word=False).continuations == b""

@@ -13,11 +13,17 @@ from hypothesis import strategies as st
 from runs import environment
 
 from dwt_jax.config import Model
-from dwt_jax.hf.checkpoint import to_tensors
+from dwt_jax.hf.checkpoint import to_hf_tensors
 from dwt_jax.models import bert as models_bert
-from dwt_jax.models.common.attention import attend
-from dwt_jax.models.common.layers import dropout, gather, keep_mask, kept_of_65536, padded_vocabulary
-from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.models.common.attention import dot_product_attention
+from dwt_jax.models.common.layers import (
+    dropout,
+    dropout_mask,
+    gather_positions,
+    keep_threshold,
+    padded_vocab_size,
+)
+from dwt_jax.models.common.matmul import Policy
 
 torch = pytest.importorskip("torch")
 
@@ -106,7 +112,7 @@ def test_types_default_to_zero(tiny, params):
 
 def test_initialisation_is_berts(tiny):
     model = dataclasses.replace(tiny, initializer_range=0.05)
-    init = jax.jit(models_bert.init, static_argnums=0)
+    init = jax.jit(models_bert.init_params, static_argnums=0)
     params = init(model, jax.random.key(3))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name, leaf = path[-1].key, np.asarray(leaf)
@@ -130,21 +136,21 @@ def test_initialisation_is_berts(tiny):
 
 
 def test_the_number_of_parameters_is_transformers(tiny, torch_bert, params):
-    here = sum(array.size for array in to_tensors(params, tiny).values())
+    here = sum(array.size for array in to_hf_tensors(params, tiny).values())
     assert here == sum(p.numel() for p in torch_bert(params, tiny).parameters())
-    padding = (padded_vocabulary(tiny.vocab_size) - tiny.vocab_size) * (tiny.hidden_size + 1)
-    assert sum(x.size for x in jax.tree.leaves(models_bert.abstract(tiny))) == here + padding
+    padding = (padded_vocab_size(tiny.vocab_size) - tiny.vocab_size) * (tiny.hidden_size + 1)
+    assert sum(x.size for x in jax.tree.leaves(models_bert.abstract_params(tiny))) == here + padding
 
 
 def test_an_open_vocabulary_is_refused(tiny):
     unresolved = dataclasses.replace(tiny, vocab_size=0)
     with pytest.raises(ValueError, match="vocab_size"):
-        models_bert.init(unresolved, jax.random.key(0))
+        models_bert.init_params(unresolved, jax.random.key(0))
 
 
 @pytest.mark.parametrize(("size", "padded"), [(1, 256), (256, 256), (257, 512), (30522, 30720)])
 def test_padded_vocabulary(size, padded):
-    assert padded_vocabulary(size) == padded
+    assert padded_vocab_size(size) == padded
 
 
 def test_positions_start_anew_in_each_segment():
@@ -175,7 +181,7 @@ def test_the_head_at_gathered_positions(tiny, params):
     hidden = encode(params, tiny, *batch(tiny))
     positions = np.random.default_rng(1).integers(0, L, (3, 4))
     full = mlm_logits(params, tiny, hidden)
-    at = mlm_logits(params, tiny, gather(hidden, jnp.asarray(positions)))
+    at = mlm_logits(params, tiny, gather_positions(hidden, jnp.asarray(positions)))
     for row in range(3):
         for i, position in enumerate(positions[row]):
             np.testing.assert_allclose(at[row, i], full[row, position], atol=1e-5)
@@ -199,10 +205,10 @@ def test_the_last_layer_at_the_wanted_positions_alone(tiny, randomised, changes)
         return jax.jit(jax.value_and_grad(lambda p: (encoded(p) * weights).sum()))(params)
 
     def at_once(p):
-        return models_bert.encode(p, model, tokens, segments, types, at=positions)
+        return models_bert.encode(p, model, tokens, segments, types, positions=positions)
 
     def afterwards(p):
-        return gather(models_bert.encode(p, model, tokens, segments, types), positions)
+        return gather_positions(models_bert.encode(p, model, tokens, segments, types), positions)
 
     np.testing.assert_allclose(at_once(params), afterwards(params), atol=2e-6)
     (value, found), (expected_value, expected) = of(at_once), of(afterwards)
@@ -220,7 +226,7 @@ def test_dropout_of_the_wanted_positions(tiny, params):
     keys = jax.random.split(jax.random.key(0), 400)
 
     def mean(at):
-        run = jax.vmap(lambda key: models_bert.encode(params, model, *inputs, at=at, key=key))
+        run = jax.vmap(lambda key: models_bert.encode(params, model, *inputs, positions=at, key=key))
         draws = jax.jit(run)(keys)
         assert np.asarray(draws.std(0))[np.asarray(inputs[1]) > 0].min() > 1e-3
         return draws.mean(0), draws.std(0) / np.sqrt(len(keys))
@@ -233,7 +239,7 @@ def test_dropout_of_the_wanted_positions(tiny, params):
 
 def test_padding_of_the_vocabulary_has_no_probability(tiny, params):
     for compute in (jnp.float32, jnp.bfloat16):
-        numerics = Numerics(compute, compute)
+        numerics = Policy(compute, compute)
         hidden = encode(params, tiny, *batch(tiny), numerics=numerics)
         logits = mlm_logits(params, tiny, hidden, numerics=numerics)
         assert logits.dtype == jnp.float32
@@ -278,7 +284,7 @@ def test_gradient_of_the_mlm_loss_is_torchs(tiny, params, torch_bert):
 
     value, gradient = loss(params)
     np.testing.assert_allclose(value, there.item(), rtol=1e-6)
-    found = to_tensors(gradient, tiny)
+    found = to_hf_tensors(gradient, tiny)
     expected = {name: p.grad.numpy() for name, p in bert.named_parameters()}
     assert set(found) == set(expected)
     for name, array in found.items():
@@ -297,10 +303,12 @@ def test_attention_of_some_queries_and_its_gradient():
 
     def some(x):
         parts = x[:, places, :1], x[:, :, 1:]
-        return attend(parts, (segments[:, places], segments), Numerics(), keep[:, :, places], 1 / 0.7)
+        return dot_product_attention(
+            parts, (segments[:, places], segments), Policy(), keep[:, :, places], 1 / 0.7
+        )
 
     def all_of_them(x):
-        return attend((x,), (segments, segments), Numerics(), keep, 1 / 0.7)[:, places]
+        return dot_product_attention((x,), (segments, segments), Policy(), keep, 1 / 0.7)[:, places]
 
     np.testing.assert_allclose(some(qkv), all_of_them(qkv), atol=1e-6)
     slope, expected = (jax.grad(lambda x: (f(x) * weights).sum())(qkv) for f in (some, all_of_them))  # noqa: B023
@@ -323,7 +331,7 @@ def test_attention_and_its_gradient_with_dropout():
         return jnp.einsum("bhqm,bmhk->bqhk", p if keep is None else p * keep * scale, value)
 
     for kept, scale in ((None, 1.0), (keep, 1 / 0.7)):
-        ours = jax.jit(lambda x: attend((x,), (segments, segments), Numerics(), kept, scale))  # noqa: B023
+        ours = jax.jit(lambda x: dot_product_attention((x,), (segments, segments), Policy(), kept, scale))  # noqa: B023
         naive = jax.jit(lambda x: textbook(x, kept, scale))  # noqa: B023
         np.testing.assert_allclose(ours(qkv), naive(qkv), atol=1e-6)
         slope, expected = (jax.grad(lambda x: (f(x) * weights).sum())(qkv) for f in (ours, naive))  # noqa: B023
@@ -401,7 +409,7 @@ def test_bf16_stays_near_fp32(tiny, params):
     full = encode(params, tiny, *inputs)
     real = inputs[1] > 0
     for stream, bound in ((jnp.float32, 0.02), (jnp.bfloat16, 0.03)):
-        half = encode(params, tiny, *inputs, numerics=Numerics(jnp.bfloat16, stream))
+        half = encode(params, tiny, *inputs, numerics=Policy(jnp.bfloat16, stream))
         assert half.dtype == stream
         error = np.linalg.norm((half - full)[real]) / np.linalg.norm(full[real])
         assert 1e-4 < error < bound  # 0 would mean that it is not bf16 at all
@@ -411,7 +419,7 @@ def test_the_program_does_not_grow_with_depth(tiny):
     def size(layers):
         model = dataclasses.replace(tiny, num_hidden_layers=layers)
         program = jax.make_jaxpr(jax.grad(lambda p: models_bert.encode(p, model, *batch(model)).sum()))(
-            models_bert.abstract(model)
+            models_bert.abstract_params(model)
         )
         return str(program).count("=")
 
@@ -423,8 +431,8 @@ def test_dropout_drops_its_share_and_nothing_of_it_is_alike(impl):
     """By the normal limit of each number, of independent choices: shares, rows against each other and
     against themselves shifted, the next key, sums of blocks."""
     key, shape = jax.random.fold_in(jax.random.key(1, impl=impl), 3), (16, 12, 64, 64)
-    keep = np.asarray(keep_mask(key, 0.1, shape))
-    share = kept_of_65536(0.1) / 65536
+    keep = np.asarray(dropout_mask(key, 0.1, shape))
+    share = keep_threshold(0.1) / 65536
     spread = np.sqrt(share * (1 - share))
     found = (keep - share) / spread
     limit = 5 / np.sqrt(keep.size)
@@ -435,13 +443,13 @@ def test_dropout_drops_its_share_and_nothing_of_it_is_alike(impl):
     rows = found.reshape(shape[0], -1)
     between = rows @ rows.T / rows.shape[1]
     assert np.abs(between - np.diag(np.diag(between))).max() < 5 / np.sqrt(rows.shape[1])
-    other = np.asarray(keep_mask(jax.random.fold_in(key, 1), 0.1, shape))
+    other = np.asarray(dropout_mask(jax.random.fold_in(key, 1), 0.1, shape))
     assert abs(((other - share) / spread * found).mean()) < limit
     for block in (64, 4096):
         sums = found.reshape(-1, block).sum(1)
         assert sums.var() / block == pytest.approx(1, abs=5 * np.sqrt(2 / len(sums)))
-    assert keep_mask(None, 0.1, shape) is None
-    assert keep_mask(key, 0.0, shape) is None
+    assert dropout_mask(None, 0.1, shape) is None
+    assert dropout_mask(key, 0.0, shape) is None
 
 
 def test_every_device_draws_its_own_rows_alone():
@@ -449,12 +457,12 @@ def test_every_device_draws_its_own_rows_alone():
     program = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from dwt_jax.models.common.layers import keep_mask
+from dwt_jax.models.common.layers import dropout_mask
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 rows = NamedSharding(mesh, PartitionSpec("data"))
 def drop(x, seed):
     key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), 3)
-    return jnp.where(keep_mask(key, 0.3, x.shape), x, 0)
+    return jnp.where(dropout_mask(key, 0.3, x.shape), x, 0)
 x, seed = np.ones((64, 40), np.float32), np.uint32(5)
 program = jax.jit(drop, in_shardings=(rows, None), out_shardings=rows).lower(x, seed).compile()
 assert "[64,40]" not in program.as_text()

@@ -13,17 +13,17 @@ from test_remap import KEY, SMALL, changed
 
 from dwt_jax.config import Optimizer
 from dwt_jax.models import bert
-from dwt_jax.models.common.logical_axes import annealed, path_name
-from dwt_jax.models.common.matmul import Numerics
-from dwt_jax.remap.apply import apply, remap
-from dwt_jax.remap.methods import Options
-from dwt_jax.remap.optimizer_state import known, newcomers, remap_state, warmed
-from dwt_jax.remap.plan import plan
+from dwt_jax.models.common.logical_axes import is_gate, path_name
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.remap.apply import grow_params, remap_params
+from dwt_jax.remap.methods import GrowthOptions
+from dwt_jax.remap.optimizer_state import copied_entry_mask, grow_opt_state, new_entry_mask, scale_new_updates
+from dwt_jax.remap.plan import plan_growth
 from dwt_jax.runs import optimizer as optimizers
 
 
 def loss(params, model, inputs, labels, dtype):
-    numerics = Numerics(np.dtype(dtype), np.dtype(dtype))
+    numerics = Policy(np.dtype(dtype), np.dtype(dtype))
     hidden = bert.encode(params, model, *inputs, numerics=numerics)
     logits = bert.mlm_logits(params, model, hidden, numerics=numerics)[..., : SMALL.vocab_size]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -61,14 +61,14 @@ CHAINS = {
     "twice": (
         "hyperclone",
         changed(hidden_size=16, num_attention_heads=4, intermediate_size=24),
-        Options(),
+        GrowthOptions(),
     ),
-    "larger heads": slow("hyperclone", changed(hidden_size=16), Options()),
-    "half as wide again": slow("net2net", WIDER, Options()),
-    "everything": ("middle+net2net", EVERYTHING, Options(new_positions="tiled")),
-    "uneven": slow("lemon", WIDER, Options()),
-    "uneven inside": slow("net2net", changed(intermediate_size=17), Options(split="uneven")),
-    "hidden": slow("masked", EVERYTHING, Options()),
+    "larger heads": slow("hyperclone", changed(hidden_size=16), GrowthOptions()),
+    "half as wide again": slow("net2net", WIDER, GrowthOptions()),
+    "everything": ("middle+net2net", EVERYTHING, GrowthOptions(new_positions="tiled")),
+    "uneven": slow("lemon", WIDER, GrowthOptions()),
+    "uneven inside": slow("net2net", changed(intermediate_size=17), GrowthOptions(split="uneven")),
+    "hidden": slow("masked", EVERYTHING, GrowthOptions()),
 }
 
 
@@ -86,15 +86,15 @@ def test_moments_are_carried_by_the_chain_rule(source, method, target, options):
 def test_moments_of_a_decoder_of_its_own():
     source, target = (dataclasses.replace(model, tie_word_embeddings=False) for model in (SMALL, WIDER))
     params = parameters(source)
-    carried_by_the_chain_rule(source, params, gradient(params, source), "lemon", target, Options())
+    carried_by_the_chain_rule(source, params, gradient(params, source), "lemon", target, GrowthOptions())
 
 
 def carried_by_the_chain_rule(source, params, small, method, target, options):
-    grown, report = remap(params, source, target, method, KEY, options=options)
+    grown, report = remap_params(params, source, target, method, KEY, options=options)
     assert report.exact
-    todo = plan(method, source, target, KEY, options)
-    first, second = apply(todo, small, 1), apply(todo, jax.tree.map(np.square, small), 2)
-    unread = newcomers(known(todo), grown)
+    todo = plan_growth(method, source, target, KEY, options)
+    first, second = grow_params(todo, small, 1), grow_params(todo, jax.tree.map(np.square, small), 2)
+    unread = new_entry_mask(copied_entry_mask(todo), grown)
     for (path, expected), m, v, new in zip(
         jax.tree_util.tree_leaves_with_path(gradient(grown, target)),
         jax.tree.leaves(first),
@@ -103,7 +103,7 @@ def carried_by_the_chain_rule(source, params, small, method, target, options):
         strict=True,
     ):
         name = path_name(path)
-        if annealed(name):
+        if is_gate(name):
             assert not expected.any()
             continue
         if method == "masked":  # its new entries have a gradient of their own
@@ -117,7 +117,7 @@ def carried_by_the_chain_rule(source, params, small, method, target, options):
 def step(params, state, model):
     inputs = batch(SMALL)
     found = jax.grad(loss)(params, model, inputs, labels_of(inputs), np.float32)
-    updates, state = optimizers.make(Optimizer()).update(found, state, params)
+    updates, state = optimizers.make_optimizer(Optimizer()).update(found, state, params)
     return jax.tree.map(lambda p, u: p - 0.01 * u, params, updates), state
 
 
@@ -136,7 +136,7 @@ def apart(params):
 @pytest.fixture(scope="module")
 def trained():
     params = jax.tree.map(jnp.asarray, parameters(SMALL, dtype=np.float32))
-    return train(params, optimizers.make(Optimizer()).init(params), SMALL, 3)
+    return train(params, optimizers.make_optimizer(Optimizer()).init(params), SMALL, 3)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,14 @@ def trained():
 def test_copies_stay_locked_unless_something_parts_them(trained, moments, split, parted):
     params, state = trained
     target = changed(intermediate_size=24)
-    todo = plan("hyperclone", SMALL, target, KEY, Options(split=split))
-    grown, grown_state = apply(todo, params), remap_state(todo, state, moments)
+    todo = plan_growth("hyperclone", SMALL, target, KEY, GrowthOptions(split=split))
+    grown, grown_state = grow_params(todo, params), grow_opt_state(todo, state, moments)
     assert apart(grown) == 0
     count = int(optax.tree.get(grown_state, "count"))
     assert count == (0 if moments == "reset" else 3)
-    assert jax.tree.structure(grown_state) == jax.tree.structure(optimizers.make(Optimizer()).init(grown))
+    assert jax.tree.structure(grown_state) == jax.tree.structure(
+        optimizers.make_optimizer(Optimizer()).init(grown)
+    )
     after, _ = train(grown, grown_state, target, 6)
     assert (apart(after) > 1e-3) if parted else (apart(after) < 1e-5)
 
@@ -164,11 +166,11 @@ def test_copies_stay_locked_unless_something_parts_them(trained, moments, split,
 def test_moments_have_the_shapes_of_what_they_belong_to(trained):
     params, state = trained
     target = dataclasses.replace(WIDER, gated_layers=True, num_hidden_layers=4, vocab_size=300)
-    todo = plan("masked", SMALL, target, KEY)
-    grown = apply(todo, params)
-    new = newcomers(known(todo), grown)
+    todo = plan_growth("masked", SMALL, target, KEY)
+    grown = grow_params(todo, params)
+    new = new_entry_mask(copied_entry_mask(todo), grown)
     for moments in ("reset", "carry", "asymmetric"):
-        adam = remap_state(todo, state, moments)[1]
+        adam = grow_opt_state(todo, state, moments)[1]
         for part in (adam.mu, adam.nu):
             assert jax.tree.map(np.shape, part) == jax.tree.map(np.shape, grown)
             assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(part)) == (moments != "reset")
@@ -179,11 +181,11 @@ def test_moments_have_the_shapes_of_what_they_belong_to(trained):
 
 def test_new_entries_are_warmed_up_alone():
     target = changed(intermediate_size=20)
-    todo = plan("net2net", SMALL, target, KEY)
+    todo = plan_growth("net2net", SMALL, target, KEY)
     params = parameters(SMALL, dtype=np.float32)
-    ones = jax.tree.map(np.ones_like, apply(todo, params))
-    new = newcomers(known(todo), ones)
-    found = warmed(ones, new, 0.25)
+    ones = jax.tree.map(np.ones_like, grow_params(todo, params))
+    new = new_entry_mask(copied_entry_mask(todo), ones)
+    found = scale_new_updates(ones, new, 0.25)
     np.testing.assert_array_equal(found["layers"]["mlp"]["input"]["kernel"][..., :12], 1)
     np.testing.assert_array_equal(found["layers"]["mlp"]["input"]["kernel"][..., 12:], 0.25)
     np.testing.assert_array_equal(found["layers"]["mlp"]["output"]["kernel"][:, 12:], 0.25)

@@ -164,7 +164,7 @@ def test_addresses_of_no_use_are_one_line(tmp_path, monkeypatch):
         kind = type(epath.Path("gs://bucket/x"))
         monkeypatch.setattr(kind, "exists", fail(error))
         with pytest.raises(UserError, match=words) as caught:
-            run_dir.claim_checkpoints(tmp_path, config, {})
+            run_dir.init_checkpoint_dir(tmp_path, config, {})
         assert "\n" not in str(caught.value)
 
 
@@ -205,22 +205,22 @@ def test_a_grown_run_wants_a_place_without_checkpoints(config, tmp_path):
 def test_a_directory_elsewhere(tmp_path):
     """Made and claimed; one with anything else in it is refused; `~` is a place too."""
     config = Config(train=Train(steps=1, checkpoint_path=str(tmp_path / "there")))
-    run_dir.claim_checkpoints(tmp_path / "run", config, {"data_digest": "a"})
-    run_dir.claim_checkpoints(tmp_path / "another", config, {"data_digest": "a"})
+    run_dir.init_checkpoint_dir(tmp_path / "run", config, {"data_digest": "a"})
+    run_dir.init_checkpoint_dir(tmp_path / "another", config, {"data_digest": "a"})
     for _ in range(2):  # though nothing was saved yet: that run may be running
         with pytest.raises(UserError, match=r"run\.data_digest is 'a' there, 'b' here"):
-            run_dir.claim_checkpoints(tmp_path / "run", config, {"data_digest": "b"})
+            run_dir.init_checkpoint_dir(tmp_path / "run", config, {"data_digest": "b"})
         (tmp_path / "there" / "4").mkdir(exist_ok=True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     (tmp_path / "there" / "run.json").unlink()
     with pytest.raises(UserError, match=r"there: has nothing of the run in .*run any more"):
-        run_dir.claim_checkpoints(tmp_path / "run", config, {"data_digest": "b"})
+        run_dir.init_checkpoint_dir(tmp_path / "run", config, {"data_digest": "b"})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     config = Config(train=Train(steps=1, checkpoint_path=str(tmp_path / "full")))
     with pytest.raises(UserError, match="full: holds files but no run"):
-        run_dir.claim_checkpoints(tmp_path / "new", config, {})
+        run_dir.init_checkpoint_dir(tmp_path / "new", config, {})
     home = Config(train=Train(steps=1, checkpoint_path="~/x"))
-    assert run_dir.checkpoint_place(tmp_path, home) == type(tmp_path).home() / "x"
-    assert run_dir.checkpoint_place(tmp_path, Config()) == tmp_path / "checkpoints"
+    assert run_dir.checkpoint_dir(tmp_path, home) == type(tmp_path).home() / "x"
+    assert run_dir.checkpoint_dir(tmp_path, Config()) == tmp_path / "checkpoints"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Optimizer
-from dwt_jax.hf.checkpoint import to_tensors
+from dwt_jax.hf.checkpoint import to_hf_tensors
 from dwt_jax.runs import optimizer as optimizers
 
 torch = pytest.importorskip("torch")
@@ -33,7 +33,7 @@ def test_steps_are_torchs(tiny, randomised, settings):
         jax.tree.map(lambda x, s=s: x * s, randomised(tiny, 10 + i))
         for i, s in enumerate([9, 1, 1e-3, 1e-4, 1e-5])
     ]
-    start = to_tensors(params, tiny)
+    start = to_hf_tensors(params, tiny)
     there = {name: torch.tensor(x, dtype=torch.float64, requires_grad=True) for name, x in start.items()}
     theirs = torch.optim.AdamW(
         [
@@ -46,21 +46,21 @@ def test_steps_are_torchs(tiny, randomised, settings):
     # Padding of the vocabulary has no gradient in training; here it must not count in the norm.
     gradients = [cut(gradient, tiny) for gradient in gradients]
 
-    chain = optimizers.make(settings)
+    chain = optimizers.make_optimizer(settings)
     state, update = chain.init(params), jax.jit(chain.update)
     for gradient, rate in zip(gradients, RATES, strict=True):
         direction, state = update(gradient, state, params)
         params = jax.tree.map(lambda p, u, rate=rate: p - rate * u, params, direction)
-        for name, x in to_tensors(gradient, tiny).items():
+        for name, x in to_hf_tensors(gradient, tiny).items():
             there[name].grad = torch.tensor(x, dtype=torch.float64)
         if settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(there.values(), settings.clip_norm)
         for group in theirs.param_groups:
             group["lr"] = rate
         theirs.step()
-        for name, x in to_tensors(params, tiny).items():
+        for name, x in to_hf_tensors(params, tiny).items():
             np.testing.assert_allclose(x, there[name].detach(), rtol=1e-6, atol=1e-6, err_msg=name)
-    moved = max(np.abs(x - start[name]).max() for name, x in to_tensors(params, tiny).items())
+    moved = max(np.abs(x - start[name]).max() for name, x in to_hf_tensors(params, tiny).items())
     assert moved > 1e-3
 
 
@@ -77,7 +77,7 @@ def cut(gradient, model):
 def test_padding_of_the_vocabulary_shrinks_and_nothing_else(tiny, randomised):
     """Its gradient is 0: Adam leaves it alone, decay pulls it towards 0."""
     params = randomised(tiny)
-    chain = optimizers.make(Optimizer(weight_decay=0.5))
+    chain = optimizers.make_optimizer(Optimizer(weight_decay=0.5))
     zero = jax.tree.map(jnp.zeros_like, params)
     direction, _ = jax.jit(chain.update)(zero, chain.init(params), params)
     np.testing.assert_allclose(

@@ -10,18 +10,18 @@ from runs import make_project
 from test_learn_maps import overrides
 
 from dwt_jax.__main__ import main
-from dwt_jax.config_loader import load
+from dwt_jax.config_loader import load_config
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
 from dwt_jax.growth import pilot as pilots
-from dwt_jax.growth.pilot import Trial, pilot, ranked, table
+from dwt_jax.growth.pilot import InitResult, format_pilot_table, rank_results, run_pilot
 from dwt_jax.models import bert
-from dwt_jax.models.common.logical_axes import map_with_roles
-from dwt_jax.remap.apply import remap
+from dwt_jax.models.common.logical_axes import map_with_axes
+from dwt_jax.remap.apply import remap_params
 from dwt_jax.runs.run_dir import load_model
-from dwt_jax.train.ligo_training import Settings
+from dwt_jax.train.ligo_training import LigoConfig
 from dwt_jax.train.loop import train
-from dwt_jax.train.setup import prepare_run
+from dwt_jax.train.setup import setup_run
 
 FEW = {"train.steps": "6", "train.evaluate_every": "0", "train.checkpoint_every": "6"}
 WIDE = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 1, "intermediate_size": 96}
@@ -32,25 +32,25 @@ def project(tmp_path_factory):
     """(folder with a finished run of 6 steps of 1 x 32, its config)"""
     folder = tmp_path_factory.mktemp("pilot")
     config = str(make_project(folder))
-    train(load(config, overrides({"num_hidden_layers": 1}, **FEW)), folder / "source")
+    train(load_config(config, overrides({"num_hidden_layers": 1}, **FEW)), folder / "source")
     return folder, config
 
 
 def prepared(project, name, sizes, **more):
     folder, config = project
     (folder / name).mkdir()
-    run = prepare_run(load(config, overrides(sizes, **{**FEW, **more})), folder / name)
+    run = setup_run(load_config(config, overrides(sizes, **{**FEW, **more})), folder / name)
     return run, load_model(str(folder / "source"))
 
 
 def test_its_steps_are_those_of_the_run(project):
     """All of them, from the run's own beginning: the model is the run's."""
     run, source = prepared(project, "same", {"num_hidden_layers": 1})
-    begun = jax.jit(lambda: bert.init(run.config.model, jax.random.key(run.config.seed)))()
-    found = pilots._taken(run, begun, 6, None, ())
+    begun = jax.jit(lambda: bert.init_params(run.config.model, jax.random.key(run.config.seed)))()
+    found = pilots._train_briefly(run, begun, 6, None, ())
     tokens = run.config.model.vocab_size
-    cut = map_with_roles(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, found)
-    saved = map_with_roles(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, source.params)
+    cut = map_with_axes(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, found)
+    saved = map_with_axes(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, source.params)
     for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(saved), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -62,8 +62,8 @@ def test_methods_are_ranked_and_refused(project):
     run, source = prepared(project, "twice", sizes)
     said = []
     names = ("hyperclone", "net2net", "stack", "ligo")
-    learning = Settings(steps=3, held_back=1)
-    trials = pilot(run, source.params, source.model, 3, names, learning=learning, say=said.append)
+    learning = LigoConfig(steps=3, validation_batches=1)
+    trials = run_pilot(run, source.params, source.model, 3, names, ligo_config=learning, log=said.append)
     found = {trial.method: trial for trial in trials}
     assert set(found) == {"random", *names}
     assert [trial.loss for trial in trials[:4]] == sorted(trial.loss for trial in trials[:4])
@@ -73,8 +73,8 @@ def test_methods_are_ranked_and_refused(project):
     for trial in trials[1:4]:
         assert trial.loss < trial.initial_loss
         assert trial.seconds > 0
-    before = likelihood.summarise(
-        likelihood.by_document(
+    before = likelihood.summarize_losses(
+        likelihood.losses_per_document(
             jax.device_put(source.params), source.model, run.data, mesh=run.mesh, numerics=run.numerics
         )
     )
@@ -84,7 +84,7 @@ def test_methods_are_ranked_and_refused(project):
     ligo = found["ligo"]
     assert ligo.flops == 3 * run.student_flops + ligo.learned.flops
     assert any("refused" in line for line in said)
-    text = table(trials, 3)
+    text = format_pilot_table(trials, 3)
     assert "refused: hidden_size 32 → 64" in text
     assert len(text.splitlines()) == 1 + 5 + 1
     json.dumps([dataclasses.asdict(trial) for trial in trials])
@@ -93,18 +93,20 @@ def test_methods_are_ranked_and_refused(project):
 def test_a_trial_is_what_a_run_of_its_own_gives(project):
     """The loss after some steps, from the outside: remap, take the steps, evaluate."""
     run, source = prepared(project, "wide", WIDE)
-    (trial,) = [t for t in pilot(run, source.params, source.model, 2, ["net2net"]) if t.method == "net2net"]
-    grown, _ = remap(source.params, source.model, run.config.model, "net2net", jax.random.key(0))
-    after = pilots._taken(run, grown, 2, None, ())
-    documents = likelihood.by_document(
+    (trial,) = [
+        t for t in run_pilot(run, source.params, source.model, 2, ["net2net"]) if t.method == "net2net"
+    ]
+    grown, _ = remap_params(source.params, source.model, run.config.model, "net2net", jax.random.key(0))
+    after = pilots._train_briefly(run, grown, 2, None, ())
+    documents = likelihood.losses_per_document(
         after, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics
     )
-    assert trial.loss == likelihood.summarise(documents)["held_out_loss"]
+    assert trial.loss == likelihood.summarize_losses(documents)["held_out_loss"]
 
 
 def test_what_is_the_same_is_trained_once(project):
     run, source = prepared(project, "deeper", {"num_hidden_layers": 2})
-    trials = pilot(run, source.params, source.model, 1, ["stack", "interleave", "prefix"])
+    trials = run_pilot(run, source.params, source.model, 1, ["stack", "interleave", "prefix"])
     found = {trial.method: trial for trial in trials}
     assert found["interleave"].same_as == "stack"
     assert not found["prefix"].same_as
@@ -113,9 +115,9 @@ def test_what_is_the_same_is_trained_once(project):
 
 
 def test_a_loss_that_is_no_number_comes_after_those_that_are():
-    trials = [Trial("a", loss=float("nan")), Trial("b", loss=2.0), Trial("c", refused="c: no")]
-    trials += [Trial("d", same_as="b"), Trial("e", loss=1.0)]
-    assert [trial.method for trial in ranked(trials)] == ["e", "b", "d", "a", "c"]
+    trials = [InitResult("a", loss=float("nan")), InitResult("b", loss=2.0), InitResult("c", refused="c: no")]
+    trials += [InitResult("d", same_as="b"), InitResult("e", loss=1.0)]
+    assert [trial.method for trial in rank_results(trials)] == ["e", "b", "d", "a", "c"]
 
 
 @pytest.mark.parametrize(
@@ -127,9 +129,9 @@ def test_a_loss_that_is_no_number_comes_after_those_that_are():
     ],
 )
 def test_mistakes(project, tmp_path, steps, methods, message):
-    run = prepare_run(load(project[1], overrides({"num_hidden_layers": 1}, **FEW)), tmp_path)
+    run = setup_run(load_config(project[1], overrides({"num_hidden_layers": 1}, **FEW)), tmp_path)
     with pytest.raises(UserError, match=message):
-        pilot(run, {}, run.config.model, steps, methods)
+        run_pilot(run, {}, run.config.model, steps, methods)
 
 
 def test_its_beginnings_are_those_of_the_config(project):
@@ -138,12 +140,13 @@ def test_its_beginnings_are_those_of_the_config(project):
     more |= {"init.split": "uneven", "init.rewarm": "1", "init.learning_steps": "2"}
     sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
     run, source = prepared(project, "options", sizes, **more)
-    names, learning = ("net2net", "ligo"), Settings(steps=2, held_back=1)
+    names, learning = ("net2net", "ligo"), LigoConfig(steps=2, validation_batches=1)
     found = {
-        trial.method: trial for trial in pilot(run, source.params, source.model, 1, names, learning=learning)
+        trial.method: trial
+        for trial in run_pilot(run, source.params, source.model, 1, names, ligo_config=learning)
     }
     assert found["net2net"].exact is False  # noise
-    grown, _ = remap(
+    grown, _ = remap_params(
         source.params,
         source.model,
         run.config.model,
@@ -151,10 +154,10 @@ def test_its_beginnings_are_those_of_the_config(project):
         jax.random.key(0),
         options=run.config.init,
     )
-    documents = likelihood.by_document(
+    documents = likelihood.losses_per_document(
         grown, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics
     )
-    assert found["net2net"].initial_loss == likelihood.summarise(documents)["held_out_loss"]
+    assert found["net2net"].initial_loss == likelihood.summarize_losses(documents)["held_out_loss"]
     assert found["ligo"].learned.steps == 2
     assert found["ligo"].loss < found["ligo"].initial_loss
 
@@ -184,8 +187,8 @@ def test_the_command_takes_a_checkpoint_and_the_flags(project, capsys, tmp_path)
 def test_the_command_prints_json_and_leaves_nothing(project, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder, config = project
-    settings = load(config, overrides({"num_hidden_layers": 2}, **FEW))
-    pilots.command(str(folder / "source"), settings, 1, ["stack"], as_json=True)
+    settings = load_config(config, overrides({"num_hidden_layers": 2}, **FEW))
+    pilots.print_pilot_ranking(str(folder / "source"), settings, 1, ["stack"], as_json=True)
     trials = json.loads(capsys.readouterr().out)
     assert {trial["method"] for trial in trials} == {"random", "stack"}
     assert not list(tmp_path.iterdir())
@@ -193,6 +196,6 @@ def test_the_command_prints_json_and_leaves_nothing(project, capsys, tmp_path, m
 
 def test_another_vocabulary_is_refused(project):
     folder, config = project
-    other = load(config, overrides({}, **FEW, **{"data.tokenizer.lowercase": "False"}))
+    other = load_config(config, overrides({}, **FEW, **{"data.tokenizer.lowercase": "False"}))
     with pytest.raises(UserError, match=r"--model: .* has another vocabulary, token .* expected"):
-        pilots.command(str(folder / "source"), other, 1)
+        pilots.print_pilot_ranking(str(folder / "source"), other, 1)

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from dwt_jax.config import Data, Source, Tokenizer
 from dwt_jax.data import dataset, tokenizer
-from dwt_jax.data.packing import Frame, Sentences, join, no_sentences, pack
-from dwt_jax.data.prepare import prepare, prepared
+from dwt_jax.data.packing import RowFormat, Sentences, concat_sentences, empty_sentences, pack_sentences
+from dwt_jax.data.prepare import get_prepared, prepare_data
 from dwt_jax.data.sentence_splitter import split_sentences
-from dwt_jax.data.sources import documents
+from dwt_jax.data.sources import iter_documents
 from dwt_jax.errors import UserError
 
 PAD, CLS, SEP = 0, 2, 3
@@ -36,15 +36,15 @@ def silent(_: str) -> None:
 @pytest.fixture(scope="module")
 def words(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("words") / "tokenizer"
-    texts = [*documents(Source())][::40]
-    tokenizer.save(tokenizer.train(lambda: texts, 1000, True), path, True)
+    texts = [*iter_documents(Source())][::40]
+    tokenizer.save_tokenizer(tokenizer.train_tokenizer(lambda: texts, 1000, True), path, True)
     return path
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     """60 documents of 1 to 40 sentences, some without a token, one pair of duplicates."""
-    sentences = split_sentences([*documents(Source())][100])
+    sentences = split_sentences([*iter_documents(Source())][100])
     draw = random.Random(0)
     found = [" ".join(draw.choices(sentences, k=draw.randint(1, 40))) for _ in range(57)]
     return [*found[:20], "\u200b", *found[20:], "\u0003 \u200b", found[3]]
@@ -73,7 +73,7 @@ def share(text: str) -> float:
 
 
 def tokenised(words: Path, text: str) -> list[list[int]]:
-    ours = tokenizer.load(words)
+    ours = tokenizer.load_hf_tokenizer(words)
     return [ours.encode(sentence, add_special_tokens=False).ids for sentence in split_sentences(text)]
 
 
@@ -118,16 +118,16 @@ def naive(documents_: list[list[list[int]]], length: int) -> list[tuple[list[int
 
 
 def stored(directory: Path, split: str) -> list[tuple[list[int], list[int], int]]:
-    opened = dataset.open_rows(directory, split)
-    found = dataset.gather(opened, np.arange(dataset.count(opened)))
-    first = dataset.first_documents(opened)
+    opened = dataset.open_dataset(directory, split)
+    found = dataset.read_rows(opened, np.arange(dataset.num_rows(opened)))
+    first = dataset.first_document_ids(opened)
     return [*zip(found["tokens"].tolist(), found["segments"].tolist(), first.tolist(), strict=True)]
 
 
 @pytest.mark.parametrize("length", [8, 32, 128])
 def test_rows_are_those_of_the_naive_packer(words, texts, corpus, tmp_path, length):
     data = config(words, corpus, sequence_length=length)
-    index = prepare(data, tmp_path / "out", workers=1, log=silent, shard_bytes=length * 2 * 50)
+    index = prepare_data(data, tmp_path / "out", workers=1, log=silent, shard_bytes=length * 2 * 50)
     for split, inside in (("train", lambda t: share(t) >= 0.2), ("held_out", lambda t: share(t) < 0.2)):
         expected = naive([tokenised(words, text) for text in texts if inside(text)], length)
         assert stored(tmp_path / "out", split) == expected
@@ -142,7 +142,7 @@ def test_rows_are_those_of_the_naive_packer(words, texts, corpus, tmp_path, leng
 
 def test_documents_can_be_read_back(words, texts, corpus, tmp_path):
     """From the rows alone: the tokens of segment s of a row belong to document first + s − 1."""
-    prepare(config(words, corpus), tmp_path / "out", workers=1, log=silent)
+    prepare_data(config(words, corpus), tmp_path / "out", workers=1, log=silent)
     back: dict[int, list[int]] = {}
     for tokens, segments, first in stored(tmp_path / "out", "train"):
         for segment in range(1, max(segments) + 1):
@@ -156,7 +156,7 @@ def test_documents_can_be_read_back(words, texts, corpus, tmp_path):
 def test_tokens_are_those_of_transformers(words, texts, corpus, tmp_path):
     from transformers import AutoTokenizer
 
-    prepare(
+    prepare_data(
         config(words, corpus, mode="sentence", sequence_length=512), tmp_path / "out", workers=1, log=silent
     )
     theirs = AutoTokenizer.from_pretrained(str(tmp_path / "out" / "tokenizer"))
@@ -170,7 +170,7 @@ def test_tokens_are_those_of_transformers(words, texts, corpus, tmp_path):
 
 
 def test_sentence_mode(words, texts, corpus, tmp_path):
-    prepare(config(words, corpus, mode="sentence"), tmp_path / "out", workers=1, log=silent)
+    prepare_data(config(words, corpus, mode="sentence"), tmp_path / "out", workers=1, log=silent)
     expected = []
     number = -1
     for text in texts:
@@ -186,7 +186,9 @@ def test_sentence_mode(words, texts, corpus, tmp_path):
 
 def test_keep_every(words, texts, corpus, tmp_path):
     """Of each document every n-th sentence, from a place that its text decides."""
-    prepare(config(words, corpus, keep_every=4, mode="sentence"), tmp_path / "out", workers=1, log=silent)
+    prepare_data(
+        config(words, corpus, keep_every=4, mode="sentence"), tmp_path / "out", workers=1, log=silent
+    )
     expected = []
     for text in texts:
         if share(text) >= 0.2:
@@ -199,7 +201,7 @@ def test_keep_every(words, texts, corpus, tmp_path):
     ]
 
 
-FRAMES = [Frame(length, "packed", PAD, CLS, SEP, np.dtype(np.uint16)) for length in (8, 13, 1000)]
+FRAMES = [RowFormat(length, "packed", PAD, CLS, SEP, np.dtype(np.uint16)) for length in (8, 13, 1000)]
 
 
 @settings(deadline=None)
@@ -212,15 +214,15 @@ def test_rows_do_not_depend_on_how_the_stream_was_cut(frame, lengths, cut):
     """And are the naive packer's; with rows of 1000 some hold more than 255 segments' worth."""
     numbers = iter(range(10, 60000))
     documents_ = [[[next(numbers) for _ in range(n)] for n in document] for document in lengths]
-    left = no_sentences(frame.dtype)
+    left = empty_sentences(frame.dtype)
     found = []
     for start in range(0, len(documents_), cut):
         flat = [(i, ids) for i, d in enumerate(documents_[start : start + cut], start) for ids in d]
         tokens = np.array([t for _, ids in flat for t in ids], np.uint16)
         more = Sentences(tokens, np.array([len(ids) for _, ids in flat]), np.array([i for i, _ in flat]))
-        packed, left = pack(join(left, more), frame, last=False)
+        packed, left = pack_sentences(concat_sentences(left, more), frame, last=False)
         found.append(packed)
-    found.append(pack(left, frame, last=True)[0])
+    found.append(pack_sentences(left, frame, last=True)[0])
     rows_ = [row for packed in found for row in zip(*(part.tolist() for part in packed), strict=True)]
     assert rows_ == naive(documents_, frame.length)
 
@@ -229,7 +231,9 @@ def test_more_than_255_segments_in_a_row():
     frame = FRAMES[2]
     count = 300
     ones = np.ones(count, np.int64)
-    packed, _ = pack(Sentences(np.full(count, 9, np.uint16), ones, np.arange(count)), frame, last=True)
+    packed, _ = pack_sentences(
+        Sentences(np.full(count, 9, np.uint16), ones, np.arange(count)), frame, last=True
+    )
     assert packed.segments.dtype == np.uint16
     assert packed.segments.max() == 300
     assert packed.tokens.tolist() == [[CLS, 9, SEP] * 300 + [PAD] * 100]
@@ -246,7 +250,7 @@ def test_same_output_for_any_number_of_workers(words, texts, tmp_path):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in many))
     data = config(words, Source(kind="jsonl", path=str(path)))
     for workers in (1, 2):
-        prepare(data, tmp_path / f"out{workers}", workers=workers, log=silent)
+        prepare_data(data, tmp_path / f"out{workers}", workers=workers, log=silent)
     assert content(tmp_path / "out1") == content(tmp_path / "out2")
 
 
@@ -257,22 +261,23 @@ def test_split_depends_on_the_text_alone(words, texts, tmp_path):
         for path, half in zip(paths, (order[:25], order[25:]), strict=True):
             path.write_text("".join(json.dumps({"text": text}) + "\n" for text in half))
         data = config(words, *(Source(kind="jsonl", path=str(path)) for path in paths), mode="sentence")
-        prepare(data, tmp_path / name, workers=1, log=silent)
+        prepare_data(data, tmp_path / name, workers=1, log=silent)
         tokens = [row[0] for row in stored(tmp_path / name, "held_out")]
         found.append(sorted(tokens))
     assert found[0] == found[1] == found[2]
 
 
 def test_digest_is_of_the_content(words, corpus, tmp_path):
-    index = prepare(config(words, corpus), tmp_path / "a", workers=1, log=silent)
+    index = prepare_data(config(words, corpus), tmp_path / "a", workers=1, log=silent)
     moved = tmp_path / "moved.jsonl.gz"
     moved.write_bytes(gzip.compress(Path(corpus.path).read_bytes()))
     elsewhere = dataclasses.replace(corpus, path=str(moved), weight=2.0)
     assert (
-        prepare(config(words, elsewhere), tmp_path / "b", workers=1, log=silent)["digest"] == index["digest"]
+        prepare_data(config(words, elsewhere), tmp_path / "b", workers=1, log=silent)["digest"]
+        == index["digest"]
     )
     for name, changes in {"c": {"keep_every": 2}, "d": {"held_out": 0.3}, "e": {"mode": "sentence"}}.items():
-        other = prepare(config(words, corpus, **changes), tmp_path / name, workers=1, log=silent)
+        other = prepare_data(config(words, corpus, **changes), tmp_path / name, workers=1, log=silent)
         assert other["digest"] != index["digest"]
 
 
@@ -280,16 +285,16 @@ def test_documents_are_numbered_through_the_sources(words, texts, tmp_path):
     paths = [tmp_path / f"{part}.jsonl" for part in range(2)]
     for path, half in zip(paths, (texts[:30], texts[30:]), strict=True):
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in half))
-    prepare(
+    prepare_data(
         config(words, *(Source(kind="jsonl", path=str(p)) for p in paths)),
         tmp_path / "o",
         workers=1,
         log=silent,
     )
-    opened = dataset.open_rows(tmp_path / "o", "train")
+    opened = dataset.open_dataset(tmp_path / "o", "train")
     first, segments = (
-        dataset.first_documents(opened),
-        dataset.gather(opened, np.arange(dataset.count(opened)))["segments"],
+        dataset.first_document_ids(opened),
+        dataset.read_rows(opened, np.arange(dataset.num_rows(opened)))["segments"],
     )
     seen = {int(d) + s for d, last in zip(first, segments.max(1), strict=True) for s in range(last)}
     have_tokens = [text for text in texts if share(text) >= 0.2 and any(tokenised(words, text))]
@@ -299,7 +304,7 @@ def test_documents_are_numbered_through_the_sources(words, texts, tmp_path):
 def test_special_tokens_in_a_text_are_text(words, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(f"A {n} [SEP] b [MASK] c." for n in range(50)))
-    prepare(config(words, Source(kind="text", path=str(path))), tmp_path / "out", workers=1, log=silent)
+    prepare_data(config(words, Source(kind="text", path=str(path))), tmp_path / "out", workers=1, log=silent)
     for tokens, segments, _ in stored(tmp_path / "out", "train"):
         assert tokens.count(SEP) == max(segments)
         assert 4 not in tokens
@@ -315,18 +320,18 @@ def test_tokenizer_is_trained_without_the_held_out_documents(tmp_path):
     held = [line for line in lines if "ж" in line]
     assert held
     data = Data(sources=(source,), tokenizer=Tokenizer(vocab_size=200), sequence_length=16, held_out=0.3)
-    prepare(data, tmp_path / "out", workers=1, log=silent)
-    assert "ж" not in tokenizer.vocabulary(tmp_path / "out" / "tokenizer").tokens
+    prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    assert "ж" not in tokenizer.load_vocabulary(tmp_path / "out" / "tokenizer").tokens
 
 
 def test_index(words, corpus, tmp_path):
     data = config(words, corpus)
-    index = prepare(data, tmp_path / "out", workers=1, log=silent)
+    index = prepare_data(data, tmp_path / "out", workers=1, log=silent)
     assert index == json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["data"] == json.loads(json.dumps(dataclasses.asdict(data)))
     assert (index["sequence_length"], index["mode"], index["dtype"]) == (32, "packed", "uint16")
     assert index["tokenizer"]["vocab_size"] == 1000
-    assert index["tokenizer"]["digest"] == tokenizer.digest(words)
+    assert index["tokenizer"]["digest"] == tokenizer.tokenizer_digest(words)
 
 
 # Directories: whole or absent
@@ -336,11 +341,11 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from dwt_jax.config import Data, Tokenizer, Source
-from dwt_jax.data.prepare import prepare
+from dwt_jax.data.prepare import prepare_data
 if __name__ == "__main__":
     source = Source(kind="jsonl", path=sys.argv[3])
     data = Data(tokenizer=Tokenizer(path=sys.argv[1]), sources=(source,), held_out=0.2)
-    prepare(data, Path(sys.argv[2]), workers=int(sys.argv[4]))
+    prepare_data(data, Path(sys.argv[2]), workers=int(sys.argv[4]))
 """
 
 
@@ -390,7 +395,7 @@ def test_killed_prepare_leaves_nothing_that_looks_finished(words, texts, corpus,
     while processes_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not processes_of(process.pid), "workers outlived their parent"
-    prepare(config(words, corpus), out, workers=1, log=silent)
+    prepare_data(config(words, corpus), out, workers=1, log=silent)
     assert stored(out, "train")
     assert not list(out.parent.glob(".out.partial-*"))
 
@@ -403,7 +408,7 @@ def test_leftover_of_a_living_process_stays(words, corpus, tmp_path):
     gone = tmp_path / f".out.partial-999999999.{socket.gethostname()}"
     for path in (other, elsewhere, gone):
         path.mkdir()
-    prepare(config(words, corpus), tmp_path / "out", workers=1, log=silent)
+    prepare_data(config(words, corpus), tmp_path / "out", workers=1, log=silent)
     assert other.exists()
     assert elsewhere.exists()
     assert not gone.exists()
@@ -421,25 +426,25 @@ def test_two_processes_at_once(words, corpus, tmp_path):
 def test_loser_of_the_rename_uses_the_winners(words, corpus, tmp_path, monkeypatch):
     out = tmp_path / "out"
     data = config(words, corpus)
-    winner = prepare(data, tmp_path / "winner", workers=1, log=silent)
+    winner = prepare_data(data, tmp_path / "winner", workers=1, log=silent)
     from dwt_jax.data import prepare as module
 
-    build = module._build
+    build = module._build_dataset
 
     def slower(*arguments):
         index = build(*arguments)
         shutil.copytree(tmp_path / "winner", out)
         return index
 
-    monkeypatch.setattr(module, "_build", slower)
-    assert prepare(data, out, workers=1, log=silent) == winner
+    monkeypatch.setattr(module, "_build_dataset", slower)
+    assert prepare_data(data, out, workers=1, log=silent) == winner
     assert content(out) == content(tmp_path / "winner")
 
 
 def test_failure_leaves_nothing(words, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"txt": ""}\n')
     with pytest.raises(UserError, match="line 2: no field 'text'"):
-        prepare(
+        prepare_data(
             config(words, Source(kind="jsonl", path=str(tmp_path / "a.jsonl"))), tmp_path / "out", workers=1
         )
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
@@ -447,28 +452,32 @@ def test_failure_leaves_nothing(words, tmp_path):
 
 def test_ready_directory_is_left_alone(words, corpus, tmp_path):
     data = config(words, corpus)
-    first = prepare(data, tmp_path / "out", workers=1, log=silent)
+    first = prepare_data(data, tmp_path / "out", workers=1, log=silent)
     before = (tmp_path / "out" / "index.json").stat().st_mtime_ns
-    assert prepare(dataclasses.replace(data, prefetch=9), tmp_path / "out", workers=1, log=silent) == first
+    assert (
+        prepare_data(dataclasses.replace(data, prefetch=9), tmp_path / "out", workers=1, log=silent) == first
+    )
     assert (tmp_path / "out" / "index.json").stat().st_mtime_ns == before
     with pytest.raises(
         UserError, match=r"other data.sequence_length and data.keep_every, expected a new dir"
     ):
-        prepare(dataclasses.replace(data, sequence_length=16, keep_every=2), tmp_path / "out", log=silent)
+        prepare_data(
+            dataclasses.replace(data, sequence_length=16, keep_every=2), tmp_path / "out", log=silent
+        )
 
 
 def test_other_things_in_the_directory(words, corpus, tmp_path):
     with pytest.raises(UserError, match="something else than prepared rows"):
-        prepare(config(words, corpus), tmp_path, workers=1, log=silent)
+        prepare_data(config(words, corpus), tmp_path, workers=1, log=silent)
     (tmp_path / "empty").mkdir()
-    prepare(config(words, corpus), tmp_path / "empty", workers=1, log=silent)
+    prepare_data(config(words, corpus), tmp_path / "empty", workers=1, log=silent)
     assert stored(tmp_path / "empty", "train")
 
 
 @pytest.mark.parametrize(("held_out", "split"), [(1e-9, "held_out"), (1 - 1e-9, "train")])
 def test_empty_splits(words, corpus, tmp_path, held_out, split):
     with pytest.raises(UserError, match=rf"data.held_out is .* split '{split}', expected a "):
-        prepare(config(words, corpus, held_out=held_out), tmp_path / "out", workers=1, log=silent)
+        prepare_data(config(words, corpus, held_out=held_out), tmp_path / "out", workers=1, log=silent)
     assert not (tmp_path / "out").exists()
 
 
@@ -477,27 +486,27 @@ def test_empty_splits(words, corpus, tmp_path, held_out, split):
 
 def test_cache_is_used_and_renewed(words, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("DWT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("dwt_jax.data.prepare._cores", lambda: 1)
+    monkeypatch.setattr("dwt_jax.data.prepare._cpu_count", lambda: 1)
     data = config(words, corpus)
     lines: list[str] = []
-    path = prepared(data, log=lines.append)
+    path = get_prepared(data, log=lines.append)
     assert path.parent == tmp_path / "cache"
     assert path.name.startswith("data-")
     assert lines
-    assert prepared(dataclasses.replace(data, prefetch=7), log=pytest.fail) == path
-    assert prepared(dataclasses.replace(data, keep_every=2), log=silent) != path
+    assert get_prepared(dataclasses.replace(data, prefetch=7), log=pytest.fail) == path
+    assert get_prepared(dataclasses.replace(data, keep_every=2), log=silent) != path
     os.utime(corpus.path, ns=(1, 1))
-    assert prepared(data, log=silent) != path
+    assert get_prepared(data, log=silent) != path
 
 
 def test_data_path(words, corpus, tmp_path):
     data = config(words, corpus)
     out = tmp_path / "out"
-    prepare(data, out, workers=1, log=silent)
-    assert prepared(dataclasses.replace(data, path=str(out))) == out
+    prepare_data(data, out, workers=1, log=silent)
+    assert get_prepared(dataclasses.replace(data, path=str(out))) == out
     bare = dataclasses.replace(data, path=str(out), tokenizer=Tokenizer(), sources=(Source(),))
-    assert prepared(bare) == out
-    (tmp_path / "vocab.txt").write_text("\n".join([*tokenizer.SPECIALS, "a"]))
+    assert get_prepared(bare) == out
+    (tmp_path / "vocab.txt").write_text("\n".join([*tokenizer.BERT_SPECIAL_TOKENS, "a"]))
     for change, says in [
         ({"sequence_length": 64}, "data.sequence_length is 64, expected 32"),
         ({"mode": "sentence"}, "data.mode is sentence, expected packed"),
@@ -509,27 +518,27 @@ def test_data_path(words, corpus, tmp_path):
         ({"path": str(tmp_path)}, "holds no index.json, expected prepared rows; run dwt prepare --config"),
     ]:
         with pytest.raises(UserError, match=says) as error:
-            prepared(dataclasses.replace(data, **{"path": str(out), **change}))
+            get_prepared(dataclasses.replace(data, **{"path": str(out), **change}))
         assert "\n" not in str(error.value)
     (out / "index.json").write_text('{"format": 0}')
     with pytest.raises(UserError, match="format 0, expected 1"):
-        prepared(dataclasses.replace(data, path=str(out)))
+        get_prepared(dataclasses.replace(data, path=str(out)))
 
 
 def test_data_path_as_a_url(words, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("DWT_CACHE", str(tmp_path / "cache"))
     data = config(words, corpus)
-    prepare(data, tmp_path / "out", workers=1, log=silent)
+    prepare_data(data, tmp_path / "out", workers=1, log=silent)
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "out"), "/bucket/rows", recursive=True)
     remote = dataclasses.replace(data, path="memory://bucket/rows")
-    path = prepared(remote, log=silent)
+    path = get_prepared(remote, log=silent)
     assert content(path) == content(tmp_path / "out")
-    assert prepared(remote, log=pytest.fail) == path
+    assert get_prepared(remote, log=pytest.fail) == path
     assert not [child for child in path.parent.iterdir() if "partial" in child.name]
     for url, says in (("memory://bucket/none", "FileNotFoundError"), ("nonesuch://x", "ValueError")):
         with pytest.raises(UserError, match=f"data.path is {url}: {says}"):
-            prepared(dataclasses.replace(data, path=url))
+            get_prepared(dataclasses.replace(data, path=url))
 
 
 # Memory
@@ -539,10 +548,10 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from dwt_jax.config import Data, Tokenizer, Source
-from dwt_jax.data.prepare import prepare
+from dwt_jax.data.prepare import prepare_data
 source = Source(kind="text", path=sys.argv[2])
 data = Data(tokenizer=Tokenizer(path=sys.argv[1]), sources=(source,), held_out=0.2, keep_every=10)
-prepare(data, Path(sys.argv[3]), workers=1, shard_bytes=1 << 18)  # a tenth of the tokens, quickly
+prepare_data(data, Path(sys.argv[3]), workers=1, shard_bytes=1 << 18)  # a tenth of the tokens, quickly
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

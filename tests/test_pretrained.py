@@ -49,8 +49,8 @@ def ids_there(directory):
 
 def ids_here(directory):
     try:
-        tokenizer.vocabulary(directory)
-        return [tokenizer.load(directory).encode(text).ids for text in TEXTS]
+        tokenizer.load_vocabulary(directory)
+        return [tokenizer.load_hf_tokenizer(directory).encode(text).ids for text in TEXTS]
     except UserError:
         return None
 
@@ -68,11 +68,11 @@ def compare(directory, out):
     if theirs is not None:
         assert ours == theirs
     for kind in MODELS[1:]:
-        tokenizer.install(directory, out / kind)
+        tokenizer.copy_tokenizer(directory, out / kind)
         assert ids_here(out / kind) == ours
         (out / kind / "config.json").write_text(json.dumps({"model_type": kind}))
         assert ids_there(out / kind) == ours, kind
-        assert tokenizer.digest(out / kind) == tokenizer.digest(directory)
+        assert tokenizer.tokenizer_digest(out / kind) == tokenizer.tokenizer_digest(directory)
     return True
 
 
@@ -116,7 +116,7 @@ def test_wordpiece(tmp_path_factory, config, kind, cased, whole, added):
     kind = {"model_type": kind} if kind else {}
     written(base / "in", tokenizer_config=config, config=kind, added_tokens=extra if added == 1 else {})
     if whole:
-        made = tokenizer.wordpiece({w: i for i, w in enumerate(WORDS)}, lowercase=not cased)
+        made = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(WORDS)}, lowercase=not cased)
         made.save(str(base / "in" / "tokenizer.json"))
     else:
         (base / "in" / "vocab.txt").write_text("\n".join(WORDS) + "\n")
@@ -141,7 +141,7 @@ def test_how_added_tokens_are_found(tmp_path, flags, special):
     (tmp_path / "in" / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     assert compare(tmp_path / "in", tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "in")
-    assert set(tokenizer.vocabulary(tmp_path / "in").special_ids) >= set(theirs.all_special_ids)
+    assert set(tokenizer.load_vocabulary(tmp_path / "in").special_ids) >= set(theirs.all_special_ids)
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
@@ -160,7 +160,7 @@ def test_the_map_of_special_tokens_comes_first(tmp_path):
     (tmp_path / "in" / "special_tokens_map.json").write_text('{"mask_token": "[MASK]"}')
     (tmp_path / "in" / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     assert compare(tmp_path / "in", tmp_path)
-    words = tokenizer.vocabulary(tmp_path / "in")
+    words = tokenizer.load_vocabulary(tmp_path / "in")
     assert words.tokens[words.mask_id] == "[MASK]"
 
 
@@ -175,7 +175,7 @@ def test_classes_that_are_another(tmp_path, name):
     else:
         config = {"tokenizer_class": f"{name}Tokenizer", "do_lower_case": False}
         written(tmp_path / "in", tokenizer_config=config)
-        made = tokenizer.wordpiece({w: i for i, w in enumerate(WORDS)}, lowercase=True)
+        made = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(WORDS)}, lowercase=True)
         made.save(str(tmp_path / "in" / "tokenizer.json"))
     assert ids_there(tmp_path / "in")
     assert compare(tmp_path / "in", tmp_path)
@@ -183,9 +183,11 @@ def test_classes_that_are_another(tmp_path, name):
 
 def test_a_file_is_read_as_its_directory_is(tmp_path):
     written(tmp_path / "in", tokenizer_config={"tokenizer_class": "BertTokenizer", "do_lower_case": True})
-    made = tokenizer.wordpiece({w: i for i, w in enumerate(WORDS)}, lowercase=False)
+    made = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(WORDS)}, lowercase=False)
     made.save(str(tmp_path / "in" / "tokenizer.json"))
-    assert tokenizer.digest(tmp_path / "in" / "tokenizer.json") == tokenizer.digest(tmp_path / "in")
+    assert tokenizer.tokenizer_digest(tmp_path / "in" / "tokenizer.json") == tokenizer.tokenizer_digest(
+        tmp_path / "in"
+    )
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -282,7 +284,7 @@ def test_refused(tmp_path, files, says):
         (tmp_path / name).write_text(content)
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(UserError, match=says) as caught:
-        tokenizer.vocabulary(tmp_path)
+        tokenizer.load_vocabulary(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 500
 
@@ -293,7 +295,7 @@ def test_bytes_with_marked_ends_of_words(tmp_path):
     vocab = json.loads((tmp_path / "vocab.json").read_text())
     (tmp_path / "vocab.json").write_text(json.dumps({**vocab, "a</w>": len(vocab)}))
     with pytest.raises(UserError, match="marks ends of words by </w>"):
-        tokenizer.load(tmp_path)
+        tokenizer.load_hf_tokenizer(tmp_path)
 
 
 def test_ids_far_apart(tmp_path):
@@ -301,7 +303,7 @@ def test_ids_far_apart(tmp_path):
     made["model"]["vocab"]["far"] = 4_000_000_000
     (tmp_path / "tokenizer.json").write_text(json.dumps(made))
     with pytest.raises(UserError, match="'far' has the id 4000000000 among"):
-        tokenizer.vocabulary(tmp_path)
+        tokenizer.load_vocabulary(tmp_path)
 
 
 FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -318,7 +320,7 @@ def test_a_link_to_nothing(tmp_path, name):
         (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     (tmp_path / name).symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=rf"{name}: a link to nothing, expected a file"):
-        tokenizer.load(tmp_path)
+        tokenizer.load_hf_tokenizer(tmp_path)
     if name != "config.json":
         with pytest.raises(UserError, match=rf"{name}: a link to nothing, expected a file"):
             tokenizer.has_tokenizer(tmp_path)
@@ -335,7 +337,7 @@ def test_a_large_file_that_was_not_fetched(tmp_path, name):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 466247\n"
     (tmp_path / name).write_text(pointer)
     with pytest.raises(UserError, match=rf"{name}: a Git LFS pointer"):
-        tokenizer.load(tmp_path)
+        tokenizer.load_hf_tokenizer(tmp_path)
 
 
 def flagged(content, **flags):
@@ -347,14 +349,18 @@ LINES = "\n".join(WORDS) + "\n"
 UNUSED = WORDS.index("[unused0]")
 SAID = {"tokenizer_class": "BertTokenizer"}
 ROLES = dict(
-    zip((f"{r}_token" for r in ("pad", "unk", "cls", "sep", "mask")), tokenizer.SPECIALS, strict=True)
+    zip(
+        (f"{r}_token" for r in ("pad", "unk", "cls", "sep", "mask")),
+        tokenizer.BERT_SPECIAL_TOKENS,
+        strict=True,
+    )
 )
 AS_IT_IS = {**ROLES, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def json_of(**changes):
     """BERT's tokenizer.json, with other settings of its model."""
-    made = json.loads(tokenizer.wordpiece({w: i for i, w in enumerate(WORDS)}).to_str())
+    made = json.loads(tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(WORDS)}).to_str())
     made["model"] |= changes
     return made
 
@@ -430,7 +436,7 @@ def test_as_transformers_has_it(tmp_path, files):
         (directory / "vocab.txt").write_text(files["vocab.txt"], newline="")
     assert ids_there(directory)
     assert compare(directory, tmp_path)
-    words = tokenizer.vocabulary(directory)
+    words = tokenizer.load_vocabulary(directory)
     for where in (directory, tmp_path / "bert", tmp_path / "roberta"):
         for role, i in roles_there(where).items():
             assert i in (None, getattr(words, f"{role}_id"))
@@ -451,7 +457,7 @@ def test_byte_level_with_its_mask_added(tmp_path, said):
     (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(said))
     assert ids_there(tmp_path / "in")
     assert compare(tmp_path / "in", tmp_path)
-    assert tokenizer.vocabulary(tmp_path / "in").mask_id == len(vocab)
+    assert tokenizer.load_vocabulary(tmp_path / "in").mask_id == len(vocab)
 
 
 def test_byte_level_without_chance(tmp_path):
@@ -505,7 +511,7 @@ def charsmap(text):
 def test_refused_in_tokenizer_json(tmp_path, changes, config, says, capfd):
     written(tmp_path / "in", tokenizer=json_of() | changes, tokenizer_config=config)
     with pytest.raises(UserError, match=says) as caught:
-        tokenizer.vocabulary(tmp_path / "in")
+        tokenizer.load_vocabulary(tmp_path / "in")
     assert len(str(caught.value).splitlines()) == 1
     assert not capfd.readouterr().err, "a panic prints before it can be caught"
 
@@ -516,7 +522,7 @@ def test_names_that_stand_for_the_text(tmp_path, name, role):
     written(tmp_path / "in", special_tokens_map={role: name})
     (tmp_path / "in" / "vocab.txt").write_text(LINES + f"{name}\n")
     with pytest.raises(UserError, match=r"vocab\.txt: special tokens .* expected plain names"):
-        tokenizer.load(tmp_path / "in")
+        tokenizer.load_hf_tokenizer(tmp_path / "in")
 
 
 def test_two_tokens_of_one_id(tmp_path):
@@ -524,9 +530,9 @@ def test_two_tokens_of_one_id(tmp_path):
     made["model"]["vocab"]["hello"] = made["model"]["vocab"]["world"]
     written(tmp_path / "in", tokenizer=made)
     for ask in (
-        tokenizer.vocabulary,
-        tokenizer.digest,
-        lambda path: tokenizer.install(path, tmp_path / "out"),
+        tokenizer.load_vocabulary,
+        tokenizer.tokenizer_digest,
+        lambda path: tokenizer.copy_tokenizer(path, tmp_path / "out"),
     ):
         with pytest.raises(UserError, match=r"2 tokens have the id \d+ \('hello' and 'world'\)"):
             ask(tmp_path / "in")
@@ -534,8 +540,8 @@ def test_two_tokens_of_one_id(tmp_path):
 
 def test_a_directory_that_is_called_json(tmp_path):
     written(tmp_path / "named.json", tokenizer=json_of())
-    assert tokenizer.load(tmp_path / "named.json").encode("hello").ids
-    assert tokenizer.digest(tmp_path / "named.json") == tokenizer.digest(
+    assert tokenizer.load_hf_tokenizer(tmp_path / "named.json").encode("hello").ids
+    assert tokenizer.tokenizer_digest(tmp_path / "named.json") == tokenizer.tokenizer_digest(
         tmp_path / "named.json/tokenizer.json"
     )
 
@@ -544,13 +550,13 @@ def test_text_that_a_tokenizer_cannot_encode(tmp_path):
     """As a worker of prepare finds out."""
     from tokenizers import Tokenizer, models
 
-    from dwt_jax.data.encode import Recipe, encode
+    from dwt_jax.data.encode import EncodeConfig, encode_chunk
 
-    vocab = {token: i for i, token in enumerate((*tokenizer.SPECIALS, "a", "<unk>"))}
+    vocab = {token: i for i, token in enumerate((*tokenizer.BERT_SPECIAL_TOKENS, "a", "<unk>"))}
     model = models.BPE({token: i for token, i in vocab.items() if token != "<unk>"}, [], unk_token="<unk>")
     tmp_path.joinpath("tokenizer_config.json").write_text(json.dumps(AS_IT_IS))
     Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
-    recipe = Recipe(str(tmp_path), "", 16, "packed", 1, 0.1)
-    assert len(encode(["aaa"], recipe).fingerprints) == 32
+    recipe = EncodeConfig(str(tmp_path), "", 16, "packed", 1, 0.1)
+    assert len(encode_chunk(["aaa"], recipe).fingerprints) == 32
     with pytest.raises(UserError, match=r"data\.tokenizer\.path: .*<unk>.*, expected a tokenizer that"):
-        encode(["b"], recipe)
+        encode_chunk(["b"], recipe)

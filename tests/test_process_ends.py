@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 from runs import dwt, ended, environment, free_port, start_several
 
-from dwt_jax.distributed.coordination import LOGS
-from dwt_jax.distributed.initialize import ADDRESS, COUNT, INDEX
-from dwt_jax.distributed.shutdown import Stopped, kept, signals
+from dwt_jax.distributed.coordination import PROCESS_LOGS_ENV
+from dwt_jax.distributed.initialize import COORDINATOR_ADDRESS_ENV, NUM_PROCESSES_ENV, PROCESS_ID_ENV
+from dwt_jax.distributed.shutdown import Preempted, defer_signals, handle_signals
 
 ROOT = str(Path(__file__).parent.parent)
 
 
 def test_a_signal_before_there_is_anything_to_save_is_kept_until_then():
-    with kept():
+    with defer_signals():
         signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Stopped, match="nothing was changed"), signals():
+        with pytest.raises(Preempted, match="nothing was changed"), handle_signals():
             pytest.fail("went on")
-    with signals() as stopping:
+    with handle_signals() as stopping:
         assert not stopping.is_set()
-    with kept():
+    with defer_signals():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -37,17 +37,17 @@ from dwt_jax import config_loader
 
 def load(*_):
     signal.raise_signal(signal.SIGTERM)
-    from dwt_jax.distributed.shutdown import signals
-    with signals():
+    from dwt_jax.distributed.shutdown import handle_signals
+    with handle_signals():
         pass
 
-config_file.load = load
-from dwt_jax.__main__ import main, RUN_ME_AGAIN
-from dwt_jax.distributed.shutdown import Stopped
+config_loader.load_config = load
+from dwt_jax.__main__ import main, EXIT_RESUMABLE
+from dwt_jax.distributed.shutdown import Preempted
 try:
     main(["train", "--config=x.py", "--workdir=x"])
-except Stopped:
-    sys.exit(RUN_ME_AGAIN)
+except Preempted:
+    sys.exit(EXIT_RESUMABLE)
 """
 
 
@@ -59,13 +59,17 @@ def test_training_hears_signals_before_jax_is_imported():
 START = """
 import sys
 from dwt_jax.distributed import initialize
-sys.exit(processes.run(lambda: 0))
+sys.exit(initialize.run_distributed(lambda: 0))
 """
 
 
 def begun(variables: list[dict[str, str]]) -> list[tuple[int, str]]:
     """START in processes with the same coordinator, and variables of their own."""
-    address = {ADDRESS: f"localhost:{free_port()}", "PYTHONPATH": ROOT, "DWT_START_TIMEOUT": "60"}
+    address = {
+        COORDINATOR_ADDRESS_ENV: f"localhost:{free_port()}",
+        "PYTHONPATH": ROOT,
+        "DWT_START_TIMEOUT": "60",
+    }
     started = [
         subprocess.Popen(
             [sys.executable, "-c", START],
@@ -80,18 +84,25 @@ def begun(variables: list[dict[str, str]]) -> list[tuple[int, str]]:
 
 
 def test_processes_that_count_differently_are_refused():
-    done = begun([{COUNT: "2", INDEX: "0"}, {COUNT: "3", INDEX: "1"}])
+    done = begun(
+        [{NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: "0"}, {NUM_PROCESSES_ENV: "3", PROCESS_ID_ENV: "1"}]
+    )
     assert [status for status, _ in done] == [2, 2], done
-    assert f"dwt: {COUNT} is 3 in process 1, expected 2 as in process 0" in done[0][1]
+    assert f"dwt: {NUM_PROCESSES_ENV} is 3 in process 1, expected 2 as in process 0" in done[0][1]
     assert "expected 2" not in done[1][1]
 
 
 def test_a_log_that_cannot_be_written_ends_all(tmp_path):
     (tmp_path / "file").touch()
-    done = begun([{COUNT: "2", INDEX: str(i), LOGS: str(tmp_path / "file")} for i in range(2)])
+    done = begun(
+        [
+            {NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: str(i), PROCESS_LOGS_ENV: str(tmp_path / "file")}
+            for i in range(2)
+        ]
+    )
     assert [status for status, _ in done] == [2, 2], done
     assert "process 1 ended with status 2, so process 0 ends too" in done[0][1]
-    assert f"dwt: {LOGS}: {tmp_path / 'file'}" in done[1][1]
+    assert f"dwt: {PROCESS_LOGS_ENV}: {tmp_path / 'file'}" in done[1][1]
     assert "Traceback" not in done[0][1] + done[1][1]
 
 
@@ -99,29 +110,36 @@ def test_a_log_that_cannot_be_written_ends_all(tmp_path):
 def test_a_coordinators_port_that_is_taken_is_refused(host):
     with socket.create_server((host, 0), reuse_port=True) as other:
         port = other.getsockname()[1]
-        variables = {ADDRESS: f"localhost:{port}", COUNT: "2", INDEX: "0"}
+        variables = {
+            COORDINATOR_ADDRESS_ENV: f"localhost:{port}",
+            NUM_PROCESSES_ENV: "2",
+            PROCESS_ID_ENV: "0",
+        }
         done = dwt("train", "--config=x.py", "--workdir=x", variables=variables)
     assert done.returncode == 2
-    assert f"dwt: {ADDRESS}: port {port} is taken on this host, expected a free one" in done.stderr
+    assert (
+        f"dwt: {COORDINATOR_ADDRESS_ENV}: port {port} is taken on this host, expected a free one"
+        in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1
 
 
 HANGS = """
 import sys
-from dwt_jax.distributed import initialize, talk
-from dwt_jax.distributed.shutdown import Stopped, signals
+from dwt_jax.distributed import initialize, coordination
+from dwt_jax.distributed.shutdown import Preempted, handle_signals
 
 def work():
     try:
-        with signals():
-            talk.gather("")
-            if talk.index() == 0:
-                talk.client().wait_at_barrier("nobody else comes here", 300_000)  # hears no signal
-            raise Stopped("")
-    except Stopped:
+        with handle_signals():
+            coordination.all_gather_objects("")
+            if coordination.process_index() == 0:
+                coordination.coordination_client().wait_at_barrier("nobody else comes here", 300_000)  # hears no signal
+            raise Preempted("")
+    except Preempted:
         return 75
 
-sys.exit(processes.run(work))
+sys.exit(initialize.run_distributed(work))
 """
 
 
@@ -137,27 +155,27 @@ WRITES = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from dwt_jax.distributed import initialize, talk
+from dwt_jax.distributed import initialize, coordination
 
 def work():
     from dwt_jax.config import Mesh
-    from dwt_jax.distributed.mesh import make_mesh, put, replicated
+    from dwt_jax.distributed.mesh import make_mesh, to_global, replicated_sharding
     from dwt_jax.runs.checkpoint import Checkpoints
-    from dwt_jax.distributed.shutdown import signals
+    from dwt_jax.distributed.shutdown import handle_signals
 
-    with signals():
-        state = {"x": put(np.random.default_rng(0).normal(size=(200, 200)), replicated(make_mesh(Mesh(), 2)))}
+    with handle_signals():
+        state = {"x": to_global(np.random.default_rng(0).normal(size=(200, 200)), replicated_sharding(make_mesh(Mesh(), 2)))}
         checkpoints = Checkpoints(Path(sys.argv[1]), 3)
         for step in (1, 2):
             checkpoints.save(step, state)
         checkpoints.wait()
-        if talk.index() == int(sys.argv[2]):
+        if coordination.process_index() == int(sys.argv[2]):
             resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))  # bytes: as if the disk were full
         checkpoints.save(3, state)
         checkpoints.wait()
     return 0
 
-sys.exit(processes.run(work))
+sys.exit(initialize.run_distributed(work))
 """
 
 

@@ -15,7 +15,13 @@ from runs import dwt, ended, environment, free_port, prepared_project, start_sev
 
 from dwt_jax.__main__ import main
 from dwt_jax.distributed import initialize
-from dwt_jax.distributed.initialize import ADDRESS, COUNT, INDEX, Found, find
+from dwt_jax.distributed.initialize import (
+    COORDINATOR_ADDRESS_ENV,
+    NUM_PROCESSES_ENV,
+    PROCESS_ID_ENV,
+    ProcessInfo,
+    detect_processes,
+)
 from dwt_jax.errors import UserError
 
 SLURM = {
@@ -40,33 +46,57 @@ def say(monkeypatch):
 
 
 def test_one_process_unless_something_says_otherwise(say):
-    assert find() is None
-    say(**{ADDRESS: "host:1", COUNT: "1", INDEX: "0"})
-    assert find() is None
+    assert detect_processes() is None
+    say(**{COORDINATOR_ADDRESS_ENV: "host:1", NUM_PROCESSES_ENV: "1", PROCESS_ID_ENV: "0"})
+    assert detect_processes() is None
 
 
 def test_explicit_variables_come_first(say):
-    say(**SLURM, **{ADDRESS: "[fe80::1]:1234", COUNT: "16", INDEX: "15"})
-    assert find() == Found(15, 16, "[fe80::1]:1234", ADDRESS, "deactivate")
+    say(**SLURM, **{COORDINATOR_ADDRESS_ENV: "[fe80::1]:1234", NUM_PROCESSES_ENV: "16", PROCESS_ID_ENV: "15"})
+    assert detect_processes() == ProcessInfo(15, 16, "[fe80::1]:1234", COORDINATOR_ADDRESS_ENV, "deactivate")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({ADDRESS: "a:1"}, f"{COUNT} and {INDEX}: not set, but {ADDRESS}: expected all three or none"),
-        ({COUNT: "2", INDEX: "1"}, f"{ADDRESS}: not set, but {COUNT} and {INDEX}"),
-        ({ADDRESS: "a:1", COUNT: "two", INDEX: "0"}, f"{COUNT}: 'two', expected a whole number"),
-        ({ADDRESS: "a:1", COUNT: "2", INDEX: "-1"}, f"{INDEX}: '-1', expected a whole number"),
-        ({ADDRESS: "a:1", COUNT: "2", INDEX: "2"}, rf"{INDEX}: 2, expected from 0 to {COUNT} - 1 \(1\)"),
-        ({ADDRESS: "a:1", COUNT: "0", INDEX: "0"}, f"{INDEX}: 0, expected from 0"),
-        ({ADDRESS: "host", COUNT: "2", INDEX: "0"}, f"{ADDRESS}: 'host', expected HOST:PORT"),
-        ({ADDRESS: "host:99999", COUNT: "2", INDEX: "0"}, "expected HOST:PORT"),
+        (
+            {COORDINATOR_ADDRESS_ENV: "a:1"},
+            f"{NUM_PROCESSES_ENV} and {PROCESS_ID_ENV}: not set, but {COORDINATOR_ADDRESS_ENV}: expected all three or none",
+        ),
+        (
+            {NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: "1"},
+            f"{COORDINATOR_ADDRESS_ENV}: not set, but {NUM_PROCESSES_ENV} and {PROCESS_ID_ENV}",
+        ),
+        (
+            {COORDINATOR_ADDRESS_ENV: "a:1", NUM_PROCESSES_ENV: "two", PROCESS_ID_ENV: "0"},
+            f"{NUM_PROCESSES_ENV}: 'two', expected a whole number",
+        ),
+        (
+            {COORDINATOR_ADDRESS_ENV: "a:1", NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: "-1"},
+            f"{PROCESS_ID_ENV}: '-1', expected a whole number",
+        ),
+        (
+            {COORDINATOR_ADDRESS_ENV: "a:1", NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: "2"},
+            rf"{PROCESS_ID_ENV}: 2, expected from 0 to {NUM_PROCESSES_ENV} - 1 \(1\)",
+        ),
+        (
+            {COORDINATOR_ADDRESS_ENV: "a:1", NUM_PROCESSES_ENV: "0", PROCESS_ID_ENV: "0"},
+            f"{PROCESS_ID_ENV}: 0, expected from 0",
+        ),
+        (
+            {COORDINATOR_ADDRESS_ENV: "host", NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: "0"},
+            f"{COORDINATOR_ADDRESS_ENV}: 'host', expected HOST:PORT",
+        ),
+        (
+            {COORDINATOR_ADDRESS_ENV: "host:99999", NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: "0"},
+            "expected HOST:PORT",
+        ),
     ],
 )
 def test_variables_that_make_no_sense_are_refused_by_name(say, given, message):
     say(**given)
     with pytest.raises(UserError, match=message):
-        find()
+        detect_processes()
 
 
 @pytest.mark.parametrize("address", ["localhost:1", "127.0.0.2:1", "[::1]:1"])
@@ -79,54 +109,54 @@ def test_variables_that_make_no_sense_are_refused_by_name(say, given, message):
     ],
 )
 def test_loopback_is_refused_for_several_hosts(say, address, hosts):
-    say(**{ADDRESS: address, COUNT: "2", INDEX: "0"})
-    assert find() is not None
+    say(**{COORDINATOR_ADDRESS_ENV: address, NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: "0"})
+    assert detect_processes() is not None
     say(**hosts)
     with pytest.raises(UserError, match=r"is each host's own address, but .*2|is each host's .* 1 of 2"):
-        find()
+        detect_processes()
 
 
 def test_what_jax_detects_is_told_before_anything_waits(say):
     say(**SLURM)
     port = 7 % 2**12 + 65535 - 2**12 + 1  # jax's own rule
-    assert find() == Found(3, 8, f"node01:{port}", "jax's detection of 'slurm'", "slurm")
+    assert detect_processes() == ProcessInfo(3, 8, f"node01:{port}", "jax's detection of 'slurm'", "slurm")
     say(SLURM_NTASKS="1", SLURM_PROCID="0")
-    assert find() is None
+    assert detect_processes() is None
 
 
 def test_an_mpi_that_jax_does_not_know_is_not_taken_for_one_process(say):
     say(OMPI_COMM_WORLD_SIZE="4")
     with pytest.raises(UserError, match=r"OMPI_COMM_WORLD_SIZE: 4 processes .* expected the package mpi4py"):
-        find()
+        detect_processes()
 
 
 def test_a_platform_that_jax_may_not_use_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
-    initialize.refuse_platform("any")
-    initialize.refuse_platform("gpu")
+    initialize.check_platform("any")
+    initialize.check_platform("gpu")
     with pytest.raises(UserError, match="platform is 'tpu', but JAX_PLATFORMS allows 'cuda,cpu' alone"):
-        initialize.refuse_platform("tpu")
+        initialize.check_platform("tpu")
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
 def test_a_limit_is_a_positive_number_of_seconds(monkeypatch, value):
-    monkeypatch.setenv(initialize.START_TIMEOUT, value)
-    with pytest.raises(UserError, match=rf"{initialize.START_TIMEOUT}: '{value}', expected seconds"):
-        initialize.seconds(initialize.START_TIMEOUT, 300)
+    monkeypatch.setenv(initialize.START_TIMEOUT_ENV, value)
+    with pytest.raises(UserError, match=rf"{initialize.START_TIMEOUT_ENV}: '{value}', expected seconds"):
+        initialize.env_seconds(initialize.START_TIMEOUT_ENV, 300)
 
 
 def test_other_verbs_are_for_one_process(say, capsys):
-    say(**{ADDRESS: "localhost:1", COUNT: "2", INDEX: "0"})
+    say(**{COORDINATOR_ADDRESS_ENV: "localhost:1", NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: "0"})
     assert main(["evaluate", "--model=x", "--data=y"]) == 2
     assert "JAX_NUM_PROCESSES: 2, expected 1: 'dwt evaluate' runs in one process" in capsys.readouterr().err
 
 
 def test_a_workdir_in_a_bucket_is_refused():
-    from dwt_jax.runs.run_dir import locked
+    from dwt_jax.runs.run_dir import run_lock
 
     with (
         pytest.raises(UserError, match=r"gs:/bucket/run begins with gs:/, expected a directory"),
-        locked(Path("gs://bucket/run")),
+        run_lock(Path("gs://bucket/run")),
     ):
         pass
 
@@ -145,12 +175,17 @@ def test_a_workdir_in_a_bucket_is_refused():
     ],
 )
 def test_waiting_ends_with_a_line_that_names_what_is_missing(tmp_path, index, message):
-    variables = {ADDRESS: f"localhost:{free_port()}", COUNT: "3", INDEX: str(index), "DWT_START_TIMEOUT": "1"}
+    variables = {
+        COORDINATOR_ADDRESS_ENV: f"localhost:{free_port()}",
+        NUM_PROCESSES_ENV: "3",
+        PROCESS_ID_ENV: str(index),
+        "DWT_START_TIMEOUT": "1",
+    }
     done = dwt("train", "--config=x.py", f"--workdir={tmp_path}", variables=variables)
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if line.startswith("dwt: ")]
     assert re.match(
-        rf"dwt: process {index} of 3 \(the first is 0\), coordinator localhost:\d+ \(from {ADDRESS}\)",
+        rf"dwt: process {index} of 3 \(the first is 0\), coordinator localhost:\d+ \(from {COORDINATOR_ADDRESS_ENV}\)",
         said[0],
     )
     assert re.match(f"dwt: {message}", said[1])
@@ -160,19 +195,19 @@ def test_waiting_ends_with_a_line_that_names_what_is_missing(tmp_path, index, me
 AGREE = """
 import random, sys, time
 import jax
-from dwt_jax.distributed import initialize, talk
-from dwt_jax.distributed.shutdown import Failed, signals
+from dwt_jax.distributed import initialize, coordination
+from dwt_jax.distributed.shutdown import TrainingFailed, handle_signals
 
 def work():
-    me = talk.index()
-    assert talk.gather({"n": me}) == [{"n": i} for i in range(4)]
-    assert talk.first(lambda: 10 + me) == 10
+    me = coordination.process_index()
+    assert coordination.all_gather_objects({"n": me}) == [{"n": i} for i in range(4)]
+    assert coordination.run_on_main(lambda: 10 + me) == 10
     try:
-        talk.together(lambda: 1 / 0 if me == 9 else exec("raise talk.UserError('bad')") if me == 2 else 5)
-    except talk.UserError as error:
-        assert str(error) == "process 2: bad" and (type(error) is talk.UserError) == (me == 0), error
+        coordination.run_on_all(lambda: 1 / 0 if me == 9 else exec("raise coordination.UserError('bad')") if me == 2 else 5)
+    except coordination.UserError as error:
+        assert str(error) == "process 2: bad" and (type(error) is coordination.UserError) == (me == 0), error
     draw, calls = random.Random(me), 0
-    with signals() as stopping:
+    with handle_signals() as stopping:
         stopping.poll()
         while True:
             calls += 1
@@ -186,7 +221,7 @@ def work():
     return 75
 
 import signal
-sys.exit(processes.run(work))
+sys.exit(initialize.run_distributed(work))
 """
 
 
@@ -201,12 +236,12 @@ def test_all_processes_stop_at_the_same_question_though_one_was_asked():
 
 WATCHED = """
 import threading, time
-from dwt_jax.distributed.watchdog import watching
+from dwt_jax.distributed.watchdog import hang_watchdog
 
 def stuck():
     threading.Event().wait()
 
-with watching(0.5) as beat:
+with hang_watchdog(0.5) as beat:
     for _ in range(10):
         time.sleep(0.1)
         beat()

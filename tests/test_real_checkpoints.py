@@ -11,7 +11,7 @@ from real_checkpoints import Unreachable, default_folder, fetch
 from runs import dwt
 
 from dwt_jax.hf import checkpoint as hf_checkpoint
-from dwt_jax.hf.names import FAMILIES, canonical
+from dwt_jax.hf.names import FAMILIES, canonical_tensor_name
 from dwt_jax.hf.tensor_files import open_weights
 from dwt_jax.models import bert
 
@@ -43,14 +43,14 @@ def in_torch(name, directory):
 
 def test_outputs_are_torchs(checkpoint):
     name, directory = checkpoint
-    found = hf_checkpoint.load(directory)
+    found = hf_checkpoint.load_checkpoint(directory)
     rng = np.random.default_rng(0)
     segments = (np.arange(64) < np.array([[64], [50], [7]])).astype(np.int32)
     tokens = rng.integers(1, found.model.vocab_size, segments.shape) * segments
     with torch.no_grad():
         there = in_torch(name, directory)(torch.tensor(tokens), attention_mask=torch.tensor(segments))
     hidden = jax.jit(bert.encode, static_argnums=1)(found.params, found.model, tokens, segments)
-    pooled = bert.pooled(found.params, found.model, hidden)
+    pooled = bert.pooler_output(found.params, found.model, hidden)
     real = segments > 0
     if name == "minilm":
         np.testing.assert_allclose(np.asarray(hidden)[real], there.last_hidden_state.numpy()[real], atol=1e-4)
@@ -75,9 +75,9 @@ def test_in_and_out_again_is_the_same_bit_for_bit(checkpoint, tmp_path):
         stored = open_weights(directory)
         theirs = {key: stored[key] for key in stored}
     ours = open_weights(tmp_path / "out")
-    theirs = {canonical(key, family): tensor for key, tensor in theirs.items()}
+    theirs = {canonical_tensor_name(key, family): tensor for key, tensor in theirs.items()}
     for key in ours:
-        tensor = theirs.pop(canonical(key, family))
+        tensor = theirs.pop(canonical_tensor_name(key, family))
         assert ours[key].dtype == tensor.dtype
         assert ours[key].shape == tensor.shape
         assert ours[key].tobytes() == np.ascontiguousarray(tensor).tobytes(), key

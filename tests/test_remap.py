@@ -15,12 +15,12 @@ from reference import batch, logits, parameters
 from dwt_jax.config import Model
 from dwt_jax.errors import UserError
 from dwt_jax.models import bert as models_bert
-from dwt_jax.models.common.layers import padded_vocabulary
-from dwt_jax.models.common.logical_axes import ROLES
-from dwt_jax.models.common.matmul import Numerics
+from dwt_jax.models.common.layers import padded_vocab_size
+from dwt_jax.models.common.logical_axes import PARAM_AXES
+from dwt_jax.models.common.matmul import Policy
 from dwt_jax.remap import apply, depth_maps, ligo, optimizer_state, plan, width_maps
-from dwt_jax.remap.apply import remap
-from dwt_jax.remap.methods import METHODS, Options
+from dwt_jax.remap.apply import remap_params
+from dwt_jax.remap.methods import METHODS, GrowthOptions
 from dwt_jax.remap.report import probe_batch
 
 KEY = jax.random.key(7, impl="rbg")  # compiles ten times faster than the default for every new shape
@@ -84,7 +84,7 @@ def pairs(draw, shrink=True):
 
 
 options = st.builds(
-    Options,
+    GrowthOptions,
     split=st.sampled_from(["", "even", "uneven"]),
     new_tokens=st.sampled_from(["mean", "random"]),
     new_positions=st.sampled_from(["random", "tiled"]),
@@ -98,13 +98,13 @@ def holds_what_it_says(pair, name, options, seed):
     params, refused = parameters(source, seed), ""
     try:
         key = jax.random.fold_in(KEY, seed)
-        grown, report = remap(params, source, target, name, key, options=options)
+        grown, report = remap_params(params, source, target, name, key, options=options)
     except UserError as error:
         refused = str(error)
     if refused:
         assert re.fullmatch(r".*(→|is \d).*, expected.*", refused)
         return
-    assert jax.tree.map(np.shape, grown) == jax.tree.map(np.shape, models_bert.abstract(target))
+    assert jax.tree.map(np.shape, grown) == jax.tree.map(np.shape, models_bert.abstract_params(target))
     assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 for leaf in jax.tree.leaves(grown))
     drift = moved(source, target, params, grown)
     assert (drift < 1e-9) if report.exact else (drift > 1e-3), (name, drift, report.lost)
@@ -138,7 +138,7 @@ def test_with_weighted_norms_and_gates_any_growth_is_exact(pair, name, options):
         intermediate_size=max(source.intermediate_size, target.intermediate_size),
     )
     params = parameters(source)
-    grown, report = remap(params, source, target, name, KEY, options=options)
+    grown, report = remap_params(params, source, target, name, KEY, options=options)
     assert report.exact
     assert moved(source, target, params, grown) < 1e-9
 
@@ -180,14 +180,14 @@ MOVED = {
     "zeros under an ordinary norm": ("fna", changed(hidden_size=12, num_attention_heads=3)),
     "uneven copies under an ordinary norm": ("net2net", changed(hidden_size=12, num_attention_heads=3)),
     "the layer above": ("aki", changed(intermediate_size=16)),
-    **{name: (name, changed(num_hidden_layers=4)) for name in depth_maps.MAPS},
+    **{name: (name, changed(num_hidden_layers=4)) for name in depth_maps.DEPTH_MAPS},
     "fewer layers": ("interleave", changed(num_hidden_layers=1)),
     "ligo's beginning": ("ligo", changed(num_hidden_layers=3)),
 }
 
 
 def real_logits(params, model, inputs, dtype):
-    numerics = Numerics(np.dtype(dtype), np.dtype(dtype))
+    numerics = Policy(np.dtype(dtype), np.dtype(dtype))
 
     @jax.jit
     def run(params, inputs):
@@ -215,7 +215,7 @@ def test_the_model_itself_agrees(dtype, cases):
     before = real_logits(params, SMALL, inputs, dtype)[real][:, : SMALL.vocab_size]
     for what in cases:
         method, target = {**EXACT, **MOVED}[what]
-        grown, report = remap(params, SMALL, target, method, KEY)
+        grown, report = remap_params(params, SMALL, target, method, KEY)
         after = real_logits(grown, target, inputs, dtype)[real]
         if dtype == np.float64:
             np.testing.assert_allclose(
@@ -234,17 +234,17 @@ def test_transformers_agrees(tmp_path, what):
     """Exported and run in torch, the grown model gives the logits that the small one gives there."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from dwt_jax.hf.checkpoint import save
+    from dwt_jax.hf.checkpoint import save_checkpoint
 
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
     method, target = EXACT[what]
     tokens, segments, types = batch(SMALL)
     params = parameters(SMALL, dtype=np.float32)
-    grown, _ = remap(params, SMALL, target, method, KEY)
+    grown, _ = remap_params(params, SMALL, target, method, KEY)
     found = []
     for name, tree, model in (("small", params, SMALL), ("large", grown, target)):
-        save(tree, model, tmp_path / "tokenizer", tmp_path / name)
+        save_checkpoint(tree, model, tmp_path / "tokenizer", tmp_path / name)
         bert = transformers.BertForMaskedLM.from_pretrained(tmp_path / name).eval()
         assert bert.config.hidden_size == model.hidden_size
         with torch.no_grad():
@@ -260,7 +260,7 @@ def test_transformers_agrees(tmp_path, what):
 
 
 def test_no_leaf_is_named_in_the_room():
-    leaves = {part for name in ROLES for part in name.split("/")} - set(plan.KEYS)
+    leaves = {part for name in PARAM_AXES for part in name.split("/")} - set(plan.SIZE_KEYS)
     for module in (apply, plan, width_maps, depth_maps, ligo, optimizer_state):
         words = set(re.findall(r"""["']([\w/]+)["']""", inspect.getsource(module)))
         assert not {word for word in words for part in word.split("/") if part in leaves}, module
@@ -278,12 +278,12 @@ def test_no_leaf_is_named_in_the_room():
     ],
 )
 def test_depth_maps(name, grown, shrunk):
-    assert depth_maps.MAPS[name](4, 6) == grown
-    assert depth_maps.MAPS[name](4, 2) == shrunk
+    assert depth_maps.DEPTH_MAPS[name](4, 6) == grown
+    assert depth_maps.DEPTH_MAPS[name](4, 2) == shrunk
     for old in range(1, 8):
-        assert depth_maps.MAPS[name](old, old) == list(range(old))
+        assert depth_maps.DEPTH_MAPS[name](old, old) == list(range(old))
         for new in range(1, 30):
-            layers = depth_maps.MAPS[name](old, new)
+            layers = depth_maps.DEPTH_MAPS[name](old, new)
             assert len(layers) == new
             assert all(-1 <= layer < old for layer in layers)
             firsts = [layer for i, layer in enumerate(layers) if layer not in layers[:i] and layer >= 0]
@@ -295,8 +295,10 @@ def test_depth_maps(name, grown, shrunk):
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 3), st.booleans())
 @settings(max_examples=12)
 def test_drawn_maps_are_balanced_and_their_shares_add_up(old, more, layers, uneven):
-    weights = width_maps.uneven(KEY, (layers, old + more) if layers else (old + more,)) if uneven else None
-    m = width_maps.drawn(KEY, old, old + more, layers, weights)
+    weights = (
+        width_maps.uneven_weights(KEY, (layers, old + more) if layers else (old + more,)) if uneven else None
+    )
+    m = width_maps.random_copies(KEY, old, old + more, layers, weights)
     for index, split in zip(np.atleast_2d(m.index), np.atleast_2d(m.split), strict=True):
         assert list(index[:old]) == list(range(old))
         counts = np.bincount(index, minlength=old)
@@ -306,15 +308,15 @@ def test_drawn_maps_are_balanced_and_their_shares_add_up(old, more, layers, unev
 
 
 def test_layers_draw_their_own_maps():
-    m = width_maps.drawn(KEY, 20, 40, layers=3)
+    m = width_maps.random_copies(KEY, 20, 40, layers=3)
     assert not np.array_equal(m.index[0], m.index[1])
 
 
 def test_aki_takes_new_units_from_the_layer_above():
     target = changed(num_hidden_layers=2, intermediate_size=20)
     params = parameters(SMALL)
-    grown, _ = remap(params, SMALL, target, "aki", KEY)
-    index = plan.plan("aki", SMALL, target, KEY).maps["mlp"].index
+    grown, _ = remap_params(params, SMALL, target, "aki", KEY)
+    index = plan.plan_growth("aki", SMALL, target, KEY).maps["mlp"].index
     old, new = params["layers"]["mlp"]["input"], grown["layers"]["mlp"]["input"]
     np.testing.assert_array_equal(new["kernel"][0, :, :12], old["kernel"][0])
     np.testing.assert_array_equal(new["kernel"][0, :, 12:], old["kernel"][1][:, index[0, 12:]])
@@ -326,7 +328,7 @@ def test_the_papers_remapping():
     """FNA: the last layer again, the source as the top-left block, the rest 0."""
     target = changed(num_hidden_layers=4, hidden_size=12, num_attention_heads=3, intermediate_size=20)
     params = parameters(SMALL)
-    grown, report = remap(params, SMALL, target, "fna", KEY)
+    grown, report = remap_params(params, SMALL, target, "fna", KEY)
     assert report.layers == (0, 1, 1, 1)
     kernel = grown["layers"]["mlp"]["input"]["kernel"]
     for layer, origin in enumerate(report.layers):
@@ -339,8 +341,8 @@ def test_the_papers_remapping():
 
 
 def test_random_is_a_new_model(tiny):
-    grown, report = remap(parameters(SMALL), SMALL, tiny, "random", KEY)
-    like = jax.jit(models_bert.init, static_argnums=0)(tiny, KEY)
+    grown, report = remap_params(parameters(SMALL), SMALL, tiny, "random", KEY)
+    like = jax.jit(models_bert.init_params, static_argnums=0)(tiny, KEY)
     assert jax.tree.map(np.shape, grown) == jax.tree.map(np.shape, like)
     for (path, found), expected in zip(
         jax.tree_util.tree_leaves_with_path(grown), jax.tree.leaves(like), strict=True
@@ -357,9 +359,9 @@ def test_new_tokens_and_positions():
     params = parameters(SMALL)
     old, bias = params["embeddings"]["word"]["embedding"], params["mlm"]["bias"]
     positions = params["embeddings"]["position"]["embedding"]
-    grown, _ = remap(params, SMALL, target, "stack", KEY, options=Options(new_positions="tiled"))
+    grown, _ = remap_params(params, SMALL, target, "stack", KEY, options=GrowthOptions(new_positions="tiled"))
     table = grown["embeddings"]["word"]["embedding"]
-    assert table.shape[0] == padded_vocabulary(300)
+    assert table.shape[0] == padded_vocab_size(300)
     np.testing.assert_array_equal(table[:60], old[:60])  # what lay in the padding is not a token
     np.testing.assert_allclose(table[60:300], np.tile(old[:60].mean(0), (240, 1)))
     np.testing.assert_allclose(grown["mlm"]["bias"][60:300], bias[:60].mean())
@@ -367,7 +369,7 @@ def test_new_tokens_and_positions():
     np.testing.assert_array_equal(
         grown["embeddings"]["position"]["embedding"], np.tile(positions, (3, 1))[:30]
     )
-    grown, _ = remap(params, SMALL, target, "stack", KEY, options=Options(new_tokens="random"))
+    grown, _ = remap_params(params, SMALL, target, "stack", KEY, options=GrowthOptions(new_tokens="random"))
     table = grown["embeddings"]["word"]["embedding"]
     assert table[60:300].std() == pytest.approx(target.initializer_range, rel=0.1)
     assert not grown["mlm"]["bias"][60:].any()
@@ -378,9 +380,9 @@ def test_new_tokens_and_positions():
 def test_rows_before_the_first_position_stay_in_place():
     roberta = changed(model_type="roberta", pad_token_id=1)
     source, target = (dataclasses.replace(roberta, max_position_embeddings=n) for n in (6, 13))
-    m = plan._positions(source, target, "tiled")
+    m = plan._position_map(source, target, "tiled")
     assert list(m.index) == [0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3, 4]
-    assert list(m.kind) == [width_maps.COPIED] * 6 + [width_maps.DERIVED] * 7
+    assert list(m.kind) == [width_maps.COPIED] * 6 + [width_maps.DUPLICATE] * 7
 
 
 FAMILIES = {
@@ -399,38 +401,40 @@ def test_every_family_and_head_is_kept(source):
     target = dataclasses.replace(
         source, hidden_size=16, num_attention_heads=4, max_position_embeddings=33, vocab_size=300
     )
-    grown, report = remap(params, source, target, "net2net", KEY, options=Options(split="uneven"))
+    grown, report = remap_params(
+        params, source, target, "net2net", KEY, options=GrowthOptions(split="uneven")
+    )
     assert report.exact
     assert jax.tree.map(np.shape, grown) == jax.tree.map(
-        np.shape, models_bert.abstract(target, models_bert.HEADS, labels=3)
+        np.shape, models_bert.abstract_params(target, models_bert.HEADS, num_labels=3)
     )
     inputs = batch(source)
     assert moved(source, target, params, grown, inputs) < 1e-9
     found = []
     for tree, model in ((params, source), (grown, target)):
         hidden = models_bert.encode(tree, model, *inputs)
-        found.append(models_bert.classify(tree, model, hidden))
+        found.append(models_bert.classifier_logits(tree, model, hidden))
     np.testing.assert_allclose(*found, atol=1e-4)
 
 
 def test_a_decoder_of_its_own_begins_as_the_word_table():
     target = changed(hidden_size=12, num_attention_heads=3, weighted_norm=True, tie_word_embeddings=False)
     params = parameters(SMALL)
-    grown, report = remap(params, SMALL, target, "net2net", KEY)
+    grown, report = remap_params(params, SMALL, target, "net2net", KEY)
     assert report.exact
     assert moved(SMALL, target, params, grown) < 1e-9
     with pytest.raises(UserError, match="tie_word_embeddings false → true"):
-        remap(grown, target, dataclasses.replace(target, tie_word_embeddings=True), "net2net", KEY)
+        remap_params(grown, target, dataclasses.replace(target, tie_word_embeddings=True), "net2net", KEY)
 
 
 def test_token_types_come_and_go():
     distilbert = FAMILIES["distilbert"]
     params = parameters(distilbert)
     target = dataclasses.replace(distilbert, model_type="bert", type_vocab_size=2, intermediate_size=19)
-    grown, report = remap(params, distilbert, target, "net2net", KEY)
+    grown, report = remap_params(params, distilbert, target, "net2net", KEY)
     assert moved(distilbert, target, params, grown) < 1e-9
     assert {leaf.path: leaf for leaf in report.leaves}["embeddings/type/embedding"].new == 16
-    back, report = remap(grown, target, distilbert, "stack+net2net", KEY)
+    back, report = remap_params(grown, target, distilbert, "stack+net2net", KEY)
     assert "type" not in back["embeddings"]
     assert any("type_vocab_size 2 → 0" in reason for reason in report.lost)
 
@@ -438,14 +442,14 @@ def test_token_types_come_and_go():
 def test_noise_parts_copies_and_is_told():
     target = changed(intermediate_size=24)
     params = parameters(SMALL)
-    exact, _ = remap(params, SMALL, target, "hyperclone", KEY)
+    exact, _ = remap_params(params, SMALL, target, "hyperclone", KEY)
     with pytest.raises(UserError, match=r"hyperclone: noise 0\.1, expected 0"):
-        remap(params, SMALL, target, "hyperclone", KEY, options=Options(noise=0.1))
-    noisy, report = remap(params, SMALL, target, "net2net", KEY, options=Options(noise=0.1))
+        remap_params(params, SMALL, target, "hyperclone", KEY, options=GrowthOptions(noise=0.1))
+    noisy, report = remap_params(params, SMALL, target, "net2net", KEY, options=GrowthOptions(noise=0.1))
     assert not report.exact
     kernel, own = noisy["layers"]["mlp"]["input"]["kernel"], exact["layers"]["mlp"]["input"]["kernel"]
     np.testing.assert_array_equal(kernel[..., :12], own[..., :12])
-    index = plan.plan("net2net", SMALL, target, KEY).maps["mlp"].index
+    index = plan.plan_growth("net2net", SMALL, target, KEY).maps["mlp"].index
     ratio = kernel[0][:, 12:] / own[0][:, index[0, 12:]]
     assert ratio.std() == pytest.approx(0.1, rel=0.3)
 
@@ -470,19 +474,19 @@ def test_noise_parts_copies_and_is_told():
 )  # fmt: skip
 def test_impossible_pairs_are_refused(method, change, message):
     with pytest.raises(UserError, match=message) as caught:
-        remap(parameters(SMALL), SMALL, changed(**change), method, KEY)
+        remap_params(parameters(SMALL), SMALL, changed(**change), method, KEY)
     assert "\n" not in str(caught.value)
 
 
 def test_gates_and_weights_are_not_lost_on_the_way():
     source = changed(weighted_norm=True, gated_layers=True)
     with pytest.raises(UserError, match="weighted_norm true → false"):
-        remap(parameters(source), source, SMALL, "net2net", KEY)
+        remap_params(parameters(source), source, SMALL, "net2net", KEY)
 
 
 def test_every_method_says_whether_it_preserves_the_function():
     for name, method in METHODS.items():
-        text = method.__doc__ if name not in depth_maps.MAPS else depth_maps.__doc__
+        text = method.__doc__ if name not in depth_maps.DEPTH_MAPS else depth_maps.__doc__
         assert re.search(r"[Pp]reserves?\s+the\s+function", text), name
         assert re.search(r"20\d\d", method.__doc__) or name == "prefix", name
 
@@ -502,12 +506,12 @@ def test_inside_jit_it_is_what_it_is_on_the_host(method):
         gated_layers=True,
     )
     params = parameters(SMALL, dtype=np.float32)
-    host, report = remap(params, SMALL, target, method, KEY)
+    host, report = remap_params(params, SMALL, target, method, KEY)
     told = []
 
     @jax.jit
     def inside(params, key):
-        grown, inside_report = remap(params, SMALL, target, method, key)
+        grown, inside_report = remap_params(params, SMALL, target, method, key)
         told.append(inside_report)
         return grown
 
@@ -523,7 +527,7 @@ def test_inside_jit_it_is_what_it_is_on_the_host(method):
 def test_the_source_is_left_alone():
     params = parameters(SMALL)
     before = jax.tree.map(np.copy, params)
-    grown, _ = remap(params, SMALL, changed(hidden_size=16, num_attention_heads=4), "hyperclone", KEY)
+    grown, _ = remap_params(params, SMALL, changed(hidden_size=16, num_attention_heads=4), "hyperclone", KEY)
     for leaf in jax.tree.leaves(grown):
         leaf[...] = 0
     jax.tree.map(np.testing.assert_array_equal, params, before)
@@ -533,7 +537,7 @@ def test_the_report():
     target = changed(hidden_size=16, num_attention_heads=4, intermediate_size=24, vocab_size=300)
     params = parameters(SMALL, dtype=np.float32)
     probe = probe_batch(SMALL, KEY)
-    _, report = remap(params, SMALL, target, "hyperclone", KEY, probe=probe)
+    _, report = remap_params(params, SMALL, target, "hyperclone", KEY, probe=probe)
     assert report.exact
     assert report.drift["max"] < 1e-4 < report.drift["spread"]
     leaves = {leaf.path: leaf for leaf in report.leaves}
@@ -543,7 +547,7 @@ def test_the_report():
     assert (kernel.copied, kernel.derived, kernel.new) == (0, 2 * 16 * 24, 0)
     assert (leaves["layers/mlp/input/bias"].copied, leaves["layers/mlp/input/bias"].derived) == (24, 24)
     assert sum(report.shares().values()) == pytest.approx(1)
-    real = sum(x.size for x in jax.tree.leaves(models_bert.abstract(target))) - (512 - 300) * 17
+    real = sum(x.size for x in jax.tree.leaves(models_bert.abstract_params(target))) - (512 - 300) * 17
     assert report.parameters[1] == real
     assert report.flops[1] > 3 * report.flops[0]
     plain = report.to_dict()
@@ -557,7 +561,7 @@ def test_the_report():
         "drift",
     ):
         assert part in text
-    _, report = remap(params, SMALL, changed(num_hidden_layers=5), "stack", KEY, probe=probe)
+    _, report = remap_params(params, SMALL, changed(num_hidden_layers=5), "stack", KEY, probe=probe)
     assert report.layers == (0, 1, 0, 1, 0)
     assert report.drift["max"] > 0.1
     assert "not kept: num_hidden_layers 2 → 5" in report.table()

@@ -31,7 +31,7 @@ def place(tmp_path):
 def saved(name, path):
     model = torch_model(name, SMALL)
     model.save_pretrained(path)
-    words = [*tokenizer.SPECIALS, *"abcdefghij"]
+    words = [*tokenizer.BERT_SPECIAL_TOKENS, *"abcdefghij"]
     (path / "vocab.txt").write_text("\n".join(words))
     return model
 

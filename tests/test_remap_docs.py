@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import environment
 
-from dwt_jax.remap.depth_maps import MAPS
+from dwt_jax.remap.depth_maps import DEPTH_MAPS
 from dwt_jax.remap.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -79,8 +79,8 @@ def test_every_method_is_described():
     listed = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE)
     assert [name for name, _ in listed] == list(METHODS)
     for name, how in listed:
-        if name in MAPS:
-            layers = ["new" if layer < 0 else str(layer) for layer in MAPS[name](4, 6)]
+        if name in DEPTH_MAPS:
+            layers = ["new" if layer < 0 else str(layer) for layer in DEPTH_MAPS[name](4, 6)]
             assert how.split() == layers
         elif how not in ("–", "refuses"):
             assert METHODS[name]().depth == how

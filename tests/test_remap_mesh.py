@@ -11,11 +11,11 @@ PROGRAM = """
 import dataclasses, jax, numpy as np
 from reference import parameters
 from dwt_jax.config import Mesh, Model, Optimizer
-from dwt_jax.distributed.mesh import make_mesh, shardings
-from dwt_jax.remap.apply import apply, remap
-from dwt_jax.remap.optimizer_state import remap_state
-from dwt_jax.remap.plan import plan
-from dwt_jax.train import optimizer as optimizers
+from dwt_jax.distributed.mesh import make_mesh, infer_shardings
+from dwt_jax.remap.apply import grow_params, remap_params
+from dwt_jax.remap.optimizer_state import grow_opt_state
+from dwt_jax.remap.plan import plan_growth
+from dwt_jax.runs import optimizer as optimizers
 
 assert jax.device_count() == 8
 small = Model(vocab_size=60, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
@@ -24,18 +24,18 @@ large = dataclasses.replace(small, hidden_size=16, num_attention_heads=4, num_hi
                             intermediate_size=20, weighted_norm=True, gated_layers=True)
 mesh, key = make_mesh(Mesh(data=2, fsdp=2, tensor=2), 8), jax.random.key(3)
 host = parameters(small, dtype=np.float32)
-placed = jax.device_put(host, shardings(host, mesh))
-state = optimizers.make(Optimizer()).init(placed)
+placed = jax.device_put(host, infer_shardings(host, mesh))
+state = optimizers.make_optimizer(Optimizer()).init(placed)
 for method in ("net2net", "masked", "aki", "random"):
-    grown, report = remap(placed, small, large, method, key)
-    expected, _ = remap(host, small, large, method, key)
-    for leaf, where in zip(jax.tree.leaves(grown), jax.tree.leaves(shardings(grown, mesh)), strict=True):
+    grown, report = remap_params(placed, small, large, method, key)
+    expected, _ = remap_params(host, small, large, method, key)
+    for leaf, where in zip(jax.tree.leaves(grown), jax.tree.leaves(infer_shardings(grown, mesh)), strict=True):
         assert leaf.sharding == where, (leaf.sharding, where)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), grown, expected)
 split = [leaf for leaf in jax.tree.leaves(grown) if not leaf.sharding.is_fully_replicated]
 assert len(split) > 20
-moments = remap_state(plan("net2net", small, large, key), state)
-for leaf, where in zip(jax.tree.leaves(moments[1].mu), jax.tree.leaves(shardings(grown, mesh)), strict=True):
+moments = grow_opt_state(plan_growth("net2net", small, large, key), state)
+for leaf, where in zip(jax.tree.leaves(moments[1].mu), jax.tree.leaves(infer_shardings(grown, mesh)), strict=True):
     assert leaf.sharding == where
 """
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Config, Distill, Model, Schedule, Teacher, Train
-from dwt_jax.config_loader import to_dict
+from dwt_jax.config_loader import config_to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
 from dwt_jax.study import charts, report, tables
@@ -85,7 +85,7 @@ def write_run(path: Path, config: Config, losses: list[float], documents=None, d
                 **ledger(step),
             }
         )
-    (path / "config.json").write_text(json.dumps(to_dict(config)))
+    (path / "config.json").write_text(json.dumps(config_to_dict(config)))
     (path / "run.json").write_text(
         json.dumps({"data_digest": digest, "teacher_digest": "t" if taught else ""})
     )
@@ -174,8 +174,8 @@ def rows_of(path: Path) -> dict[str, dict[str, str]]:
         return {row["run"]: row for row in csv.DictReader(file)}
 
 
-def comparisons_of(workdir: Path) -> dict[str, report.Comparison]:
-    return {comparison.run.name: comparison for comparison in report.gather(workdir).comparisons}
+def comparisons_of(workdir: Path) -> dict[str, report.BaselineComparison]:
+    return {comparison.run.name: comparison for comparison in report.collect_runs(workdir).comparisons}
 
 
 class Page(HTMLParser):
@@ -220,7 +220,7 @@ class Page(HTMLParser):
 
 
 def test_numbers_equal_the_files(tmp_path):
-    path = report.write(make_study(tmp_path))
+    path = report.write_report(make_study(tmp_path))
     assert path == tmp_path / "report.html"
     results = {row[0]: row for row in Page(path.read_text()).tables[0][1:]}
     rows = rows_of(tmp_path / "report.csv")
@@ -243,7 +243,7 @@ def test_numbers_equal_the_files(tmp_path):
 
 
 def test_markdown_csv_and_html_agree(tmp_path):
-    report.write(make_study(tmp_path))
+    report.write_report(make_study(tmp_path))
     markdown = (tmp_path / "report.md").read_text()
     table = [line for line in markdown.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
@@ -263,8 +263,8 @@ def test_helped_harmed_undecided(tmp_path):
         "decay": "undecided",
     }
     assert found["normal"].difference == pytest.approx(-0.05)
-    assert report.gather(tmp_path).noise.value == pytest.approx(0.012)
-    page = report.write(tmp_path).read_text()
+    assert report.collect_runs(tmp_path).noise.value == pytest.approx(0.012)
+    page = report.write_report(tmp_path).read_text()
     assert "Of 3 students with a teacher: 1 helped, 1 harmed, 1 undecided." in page
     assert "That is two seeds, a rough measure" in page
 
@@ -272,7 +272,7 @@ def test_helped_harmed_undecided(tmp_path):
 def test_of_several_noises_the_largest_counts(tmp_path):
     make_study(tmp_path, plan=False)
     write_run(tmp_path / "normal-seed1", config_of(seed=1, teacher="demo/teacher"), curve(5.581))
-    noise = report.gather(tmp_path).noise
+    noise = report.collect_runs(tmp_path).noise
     assert noise.value == pytest.approx(0.031)
     assert {run.name for run in noise.runs} == {"normal", "normal-seed1"}
 
@@ -296,13 +296,13 @@ def test_without_seeds_nothing_is_decided(tmp_path):
     write_run(tmp_path / "alone", config_of(), curve(5.6))
     write_run(tmp_path / "taught", config_of(teacher="elsewhere"), curve(5.0))
     assert comparisons_of(tmp_path)["taught"].verdict == "undecided"
-    assert report.gather(tmp_path).noise is None
+    assert report.collect_runs(tmp_path).noise is None
 
 
 def test_a_planned_pair_that_differs_in_more_than_the_seed_is_no_noise(tmp_path):
     make_study(tmp_path)
     write_plan(tmp_path, noise_pair=["alone", "normal"])
-    assert report.gather(tmp_path).noise is None
+    assert report.collect_runs(tmp_path).noise is None
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_what_cannot_be_compared_is_not(tmp_path, other):
     write_run(tmp_path / "taught", losses=curve(5.0), **other)
     comparison = comparisons_of(tmp_path)["taught"]
     assert comparison.verdict == "not comparable"
-    assert "cannot be compared" in report.write(tmp_path).read_text()
+    assert "cannot be compared" in report.write_report(tmp_path).read_text()
 
 
 def test_other_differences_are_stated(tmp_path):
@@ -329,7 +329,7 @@ def test_other_differences_are_stated(tmp_path):
     taught = dataclasses.replace(taught, data=dataclasses.replace(taught.data, keep_every=4))
     write_run(tmp_path / "taught", taught, curve(5.5))
     assert comparisons_of(tmp_path)["taught"].unequal == ("data.keep_every",)
-    assert "Not held equal: data.keep_every." in report.write(tmp_path).read_text()
+    assert "Not held equal: data.keep_every." in report.write_report(tmp_path).read_text()
 
 
 def test_paired_error_equals_the_bootstrap():
@@ -361,17 +361,17 @@ def records(*points: tuple[float, float]) -> list[dict[str, float]]:
 
 def test_steps_to_reach():
     falling = records((100, 7.0), (200, 6.0), (300, 5.5))
-    assert report.reach(falling, 6.25) == (175, 175 * 12, False)
-    assert report.reach(falling, 5.5) == (300, 3600, False)
-    assert report.reach(falling, 7.5) == (100, 1200, True)
-    assert report.reach(falling, 5.4) is None
-    assert report.reach([], 5.4) is None
+    assert report.steps_to_target(falling, 6.25) == (175, 175 * 12, False)
+    assert report.steps_to_target(falling, 5.5) == (300, 3600, False)
+    assert report.steps_to_target(falling, 7.5) == (100, 1200, True)
+    assert report.steps_to_target(falling, 5.4) is None
+    assert report.steps_to_target([], 5.4) is None
     rising = records((100, 6.0), (200, 5.0), (300, 5.6), (400, 4.9))  # the first time counts
-    assert report.reach(rising, 5.5).steps == 150
+    assert report.steps_to_target(rising, 5.5).steps == 150
 
 
 def test_reach_is_charged_with_the_teacher(tmp_path):
-    report.write(make_study(tmp_path))
+    report.write_report(make_study(tmp_path))
     row = rows_of(tmp_path / "report.csv")["normal"]
     x, y = np.arange(1, 11) * 100.0, np.array(RUNS["normal"][1])
     steps = np.interp(-5.6, -y, x)
@@ -387,23 +387,23 @@ def test_unknown_training_cost_of_the_teacher(tmp_path):
     summary = json.loads((tmp_path / "normal" / "summary.json").read_text())
     summary["flops"]["teacher_training"] = None
     (tmp_path / "normal" / "summary.json").write_text(json.dumps(summary))
-    assert "own training cost is unknown" in report.write(tmp_path).read_text()
+    assert "own training cost is unknown" in report.write_report(tmp_path).read_text()
     assert rows_of(tmp_path / "report.csv")["normal"]["with_teacher_training"] == ""
 
 
 def test_fine_tunings_beside_the_runs_are_told(tmp_path):
     """By the name of their run, in its place; those of runs that are not there, and none at all, are not."""
     study = make_study(tmp_path)
-    assert "Fine-tuned" not in report.write(study).read_text()
+    assert "Fine-tuned" not in report.write_report(study).read_text()
     scores = {"normal": [0.5, 0.6], "teacher": [0.25], "stranger": [0.9]}
     for name, found in scores.items():
         deviation = statistics.stdev(found) if len(found) > 1 else None
         last = {"mean": statistics.mean(found), "standard_deviation": deviation, "by_seed": found}
         best = {**last, "mean": last["mean"] + 0.1}
-        folder = tmp_path / report.DOWNSTREAM / name
+        folder = tmp_path / report.DOWNSTREAM_DIR / name
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({"tasks": {"era": {"last": last, "best": best}}}))
-    page = report.write(study).read_text()
+    page = report.write_report(study).read_text()
     text = (tmp_path / "report.md").read_text()
     rows = [line for line in text.split("## Fine-tuned")[1].splitlines() if "| era |" in line]
     assert rows == [
@@ -418,15 +418,15 @@ def test_what_auto_came_to_is_compared(tmp_path):
     make_study(tmp_path)
     path = tmp_path / "normal" / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "compute": "bfloat16"}))
-    [found] = [one for one in report.gather(tmp_path).comparisons if one.run.name == "normal"]
+    [found] = [one for one in report.collect_runs(tmp_path).comparisons if one.run.name == "normal"]
     assert found.unequal == ("computed in",)
-    text = report.write(tmp_path).with_suffix(".md").read_text()
+    text = report.write_report(tmp_path).with_suffix(".md").read_text()
     assert "| compute type | differs | computed in = " in text
     assert f"bfloat16 ({LABELS['normal']})" in text
 
 
 def test_without_a_plan_roles_are_found(tmp_path):
-    study = report.gather(make_study(tmp_path / "demo", plan=False))
+    study = report.collect_runs(make_study(tmp_path / "demo", plan=False))
     assert {run.name: run.role for run in study.runs if run.role == "teacher"} == {"teacher": "teacher"}
     assert study.baseline.name == "alone"
     assert {run.name for run in study.noise.runs} == {"alone", "alone-seed1"}
@@ -440,7 +440,7 @@ def test_runs_one_level_further_down(tmp_path):
     write_run(tmp_path / "grid" / "b", config_of(teacher="runs/grid/a"), curve(5.5))
     (tmp_path / "grid" / "a" / "model").mkdir()
     (tmp_path / "grid" / "a" / "model" / "config.json").write_text("{}")
-    study = report.gather(tmp_path)
+    study = report.collect_runs(tmp_path)
     assert [run.name for run in study.runs] == ["grid/a", "grid/b"]
     assert study.runs[0].role == "teacher"
 
@@ -450,26 +450,26 @@ def test_unfinished_runs_are_listed(tmp_path):
     (tmp_path / "decay" / "summary.json").unlink()
     plan = json.loads((tmp_path / "study.json").read_text())
     write_plan(tmp_path, runs=[*plan["runs"], {"name": "planned", "label": "planned", "role": "student"}])
-    study = report.gather(tmp_path)
+    study = report.collect_runs(tmp_path)
     assert study.unfinished == (("decay", 1000), ("planned", 0))
-    page = report.write(tmp_path).read_text()
+    page = report.write_report(tmp_path).read_text()
     assert "decay (step 1,000); planned (no step logged)" in page
     assert "decay" not in rows_of(tmp_path / "report.csv")
 
 
 def test_no_finished_run_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
-        report.write(tmp_path)
+        report.write_report(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
-        report.write(tmp_path / "nowhere")
+        report.write_report(tmp_path / "nowhere")
     run = write_run(tmp_path / "runs" / "a", config_of(), curve(5.6))
     with pytest.raises(UserError, match="is itself a run"):
-        report.write(run)
+        report.write_report(run)
     with pytest.raises(UserError, match=r"ends in \.html"):
-        report.write(tmp_path / "runs", tmp_path / "report.md")
+        report.write_report(tmp_path / "runs", tmp_path / "report.md")
     (run / "summary.json").unlink()
     with pytest.raises(UserError, match="no finished run"):
-        report.write(tmp_path / "runs")
+        report.write_report(tmp_path / "runs")
 
 
 def test_missing_files(tmp_path):
@@ -478,22 +478,22 @@ def test_missing_files(tmp_path):
     for name in LABELS:
         for file in ("metrics.jsonl", "evaluations.jsonl", "documents.npz", "run.json"):
             (tmp_path / name / file).unlink()
-    page = Page(report.write(tmp_path).read_text())
+    page = Page(report.write_report(tmp_path).read_text())
     assert len(page.tables[0]) == len(LABELS) + 1
-    study = report.gather(tmp_path)
+    study = report.collect_runs(tmp_path)
     assert all(len(run.evaluations) == 1 for run in study.runs)
     assert comparisons_of(tmp_path)["normal"].reach.at_most
     (tmp_path / "normal" / "documents.npz").write_text("not an archive")
     with pytest.raises(UserError, match=r"documents\.npz"):
-        report.write(tmp_path)
+        report.write_report(tmp_path)
 
 
 def test_out_elsewhere_and_nothing_left_over(tmp_path):
     make_study(tmp_path / "runs")
-    path = report.write(tmp_path / "runs", tmp_path / "paper" / "first.html")
+    path = report.write_report(tmp_path / "runs", tmp_path / "paper" / "first.html")
     assert sorted(p.name for p in path.parent.iterdir()) == ["first.csv", "first.html", "first.md"]
     (tmp_path / "there").mkdir()
-    assert report.write(tmp_path / "runs", tmp_path / "there") == tmp_path / "there" / "report.html"
+    assert report.write_report(tmp_path / "runs", tmp_path / "there") == tmp_path / "there" / "report.html"
 
 
 def test_names_are_text_and_nothing_else(tmp_path):
@@ -502,7 +502,7 @@ def test_names_are_text_and_nothing_else(tmp_path):
     plan = json.loads((tmp_path / "study.json").read_text())
     runs = [{**run, "label": run["name"] + evil} for run in plan["runs"]]
     write_plan(tmp_path, runs=runs, title=evil, command=evil)
-    path = report.write(tmp_path)
+    path = report.write_report(tmp_path)
     page = Page(path.read_text())
     assert "script" not in page.tags
     assert not any(name.startswith("on") for name, _ in page.attributes)
@@ -514,7 +514,7 @@ def test_names_are_text_and_nothing_else(tmp_path):
 
 
 def test_html_stands_alone(tmp_path):
-    text = report.write(make_study(tmp_path)).read_text()
+    text = report.write_report(make_study(tmp_path)).read_text()
     page = Page(text)
     assert "://" not in text
     assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
@@ -535,8 +535,8 @@ def test_a_run_that_ended_at_no_number_is_not_compared(tmp_path):
         summary = json.loads(path.read_text())
         summary["held_out"] |= dict.fromkeys(("held_out_loss", "standard_error", "perplexity"))
         path.write_text(json.dumps(summary))
-        found = report.gather(tmp_path)
-        assert "nan" not in report.write(tmp_path).with_suffix(".md").read_text()
+        found = report.collect_runs(tmp_path)
+        assert "nan" not in report.write_report(tmp_path).with_suffix(".md").read_text()
         return {one.run.name: one for one in found.comparisons}, found.noise
 
     found, noise = spoil("normal")
@@ -552,7 +552,7 @@ def test_not_a_number_is_left_out_of_the_curves(tmp_path):
     make_study(tmp_path)
     path = tmp_path / "normal" / "evaluations.jsonl"
     path.write_text(re.sub(r'"held_out_loss": [\d.]+', '"held_out_loss": null', path.read_text(), count=1))
-    page = Page(report.write(tmp_path).read_text())
+    page = Page(report.write_report(tmp_path).read_text())
     assert "nan" not in " ".join(value or "" for _, value in page.attributes)
 
 
@@ -570,14 +570,14 @@ def test_not_a_number_is_left_out_of_the_curves(tmp_path):
     ],
 )
 def test_schedules_in_words(schedule, words):
-    assert tables.schedule_words(dataclasses.asdict(schedule)) == words
+    assert tables.describe_schedule(dataclasses.asdict(schedule)) == words
 
 
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 1012.0), (5.47, 6.83), (-0.221, 0.052), (0.0, 26.2), (1e-4, 3e-4)]
 )
 def test_ticks_are_round_inside_and_even(low, high):
-    found = charts.ticks(low, high, 5)
+    found = charts.axis_ticks(low, high, 5)
     assert 3 <= len(found) <= 11
     assert low <= found[0] + 1e-9
     assert found[-1] <= high + 1e-9
@@ -587,7 +587,7 @@ def test_ticks_are_round_inside_and_even(low, high):
 
 
 def test_labels_do_not_overlap():
-    placed = charts.spread([100, 101, 102, 40, 300], 17, 10, 300)
+    placed = charts.dodge_labels([100, 101, 102, 40, 300], 17, 10, 300)
     assert min(np.diff(sorted(placed))) >= 17 - 1e-9
     assert np.argsort(placed).tolist() == [3, 0, 1, 2, 4]
     assert placed[3] == 40
@@ -597,7 +597,7 @@ def test_labels_do_not_overlap():
 def test_units_and_thinning():
     assert charts.flop_unit(2.59e13) == (1e12, "TFLOPs")
     assert charts.flop_unit(5e15)[1] == "PFLOPs"
-    x, y = charts.thin(list(range(1000)), [2.0 * i for i in range(1000)], 100)
+    x, y = charts.downsample(list(range(1000)), [2.0 * i for i in range(1000)], 100)
     assert len(x) == 100
     assert np.allclose(np.array(y), 2 * np.array(x))
-    assert charts.chart([], charts.Axes("", "", ""), 100, 100) == ""
+    assert charts.svg_chart([], charts.ChartAxes("", "", ""), 100, 100) == ""

@@ -8,10 +8,10 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from dwt_jax.config import Config, Mesh, Model, Optimizer
 from dwt_jax.distributed import mesh as meshes
 from dwt_jax.errors import UserError
-from dwt_jax.hf.names import FAMILIES, LEAVES
+from dwt_jax.hf.names import FAMILIES, LEAF_NAMES
 from dwt_jax.models import bert as models_bert
-from dwt_jax.models.common.logical_axes import ROLES, Axis, annealed, decay_mask, map_with_roles, path_name
-from dwt_jax.train.step import initial_state
+from dwt_jax.models.common.logical_axes import PARAM_AXES, Axis, decay_mask, is_gate, map_with_axes, path_name
+from dwt_jax.train.step import init_train_state
 
 SMALL = Model(
     vocab_size=300, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40
@@ -24,7 +24,7 @@ MODELS = [
     dataclasses.replace(SMALL, model_type="distilbert", type_vocab_size=0),
     dataclasses.replace(SMALL, weighted_norm=True, gated_layers=True),
 ]
-ORDINARY = [name for name in ROLES if not annealed(name)]
+ORDINARY = [name for name in PARAM_AXES if not is_gate(name)]
 LABELS = 5  # of the classifier, unlike any other size
 
 
@@ -45,23 +45,23 @@ def test_the_table_says_every_axis_of_every_leaf(model):
         "position": model.max_position_embeddings,
         "type": model.type_vocab_size,
     }
-    found = leaves(models_bert.abstract(model, models_bert.HEADS, LABELS))
+    found = leaves(models_bert.abstract_params(model, models_bert.HEADS, LABELS))
     absent = {"mlm/decoder/embedding"} if model.tie_word_embeddings else set()
     absent |= set() if model.type_vocab_size else {"embeddings/type/embedding"}
-    absent |= set() if model.gated_layers else set(ROLES) - set(ORDINARY)
-    assert set(found) == set(ROLES) - absent
+    absent |= set() if model.gated_layers else set(PARAM_AXES) - set(ORDINARY)
+    assert set(found) == set(PARAM_AXES) - absent
     for name, leaf in found.items():
         sizes["label"] = 2 if name.startswith("next_sentence/") else LABELS
-        assert leaf.shape == tuple(sizes[axis.name] for axis in ROLES[name]), name
-    for name, axes in ROLES.items():
-        assert {axis.side for axis in axes} <= {"in", "out", ""}, name
+        assert leaf.shape == tuple(sizes[axis.name] for axis in PARAM_AXES[name]), name
+    for name, axes in PARAM_AXES.items():
+        assert {axis.fan for axis in axes} <= {"in", "out", ""}, name
         assert (axes[0].name == "layer") == name.startswith("layers/"), name
-        assert annealed(name) or all(axis == Axis("layer", "") for axis in axes if axis.name == "layer"), name
+        assert is_gate(name) or all(axis == Axis("layer", "") for axis in axes if axis.name == "layer"), name
 
 
 def test_the_sides_of_kernels_and_biases():
     for name in ORDINARY:
-        sides = [axis.side for axis in ROLES[name] if axis.name != "layer"]
+        sides = [axis.fan for axis in PARAM_AXES[name] if axis.name != "layer"]
         if name.endswith("kernel"):
             assert sides == sorted(sides), f"{name}: in before out"
             assert {"in", "out"} == set(sides), name
@@ -71,7 +71,7 @@ def test_the_sides_of_kernels_and_biases():
 
 def test_a_leaf_that_nobody_declared_is_named():
     with pytest.raises(KeyError, match="layers/mlp/gate/kernel"):
-        map_with_roles(lambda axes, leaf: leaf, {"layers": {"mlp": {"gate": {"kernel": np.ones(2)}}}})
+        map_with_axes(lambda axes, leaf: leaf, {"layers": {"mlp": {"gate": {"kernel": np.ones(2)}}}})
 
 
 def test_no_stale_entries_in_the_bridge():
@@ -79,8 +79,8 @@ def test_no_stale_entries_in_the_bridge():
     assert modules == set(FAMILIES["bert"].modules)
     for family in FAMILIES.values():
         assert set(family.modules) <= modules
-        assert set(family.classifying) <= set(family.modules)
-    assert {name.rpartition("/")[2] for name in ORDINARY} == set(LEAVES)
+        assert set(family.classifier_modules) <= set(family.modules)
+    assert {name.rpartition("/")[2] for name in ORDINARY} == set(LEAF_NAMES)
 
 
 def test_decay_is_hugging_faces():
@@ -94,13 +94,13 @@ def test_decay_is_hugging_faces():
     )
     norms = {f"{n}.weight" for n, module in bert.named_modules() if isinstance(module, torch.nn.LayerNorm)}
     expected = {name: not name.endswith("bias") and name not in norms for name, _ in bert.named_parameters()}
-    mask = leaves(decay_mask(models_bert.abstract(SMALL)))
-    assert set(mask) == set(leaves(models_bert.abstract(SMALL)))
+    mask = leaves(decay_mask(models_bert.abstract_params(SMALL)))
+    assert set(mask) == set(leaves(models_bert.abstract_params(SMALL)))
     found = {}
     for name, decays in mask.items():
         assert isinstance(decays, bool)
         for i in range(3):
-            found[FAMILIES["bert"].tensor(name).format(layer=i)] = decays
+            found[FAMILIES["bert"].tensor_name(name).format(layer=i)] = decays
     assert found == expected
 
 
@@ -109,11 +109,11 @@ def mesh_of(data, fsdp, tensor):
 
 
 def specs(tree, mesh):
-    return {name: sharding.spec for name, sharding in leaves(meshes.shardings(tree, mesh)).items()}
+    return {name: sharding.spec for name, sharding in leaves(meshes.infer_shardings(tree, mesh)).items()}
 
 
 def test_sharding_of_the_parameters():
-    found = specs(models_bert.abstract(SMALL), mesh_of(1, 2, 4))
+    found = specs(models_bert.abstract_params(SMALL), mesh_of(1, 2, 4))
     expected = {
         "embeddings/word/embedding": ("tensor", "fsdp"),
         "embeddings/position/embedding": (None, "fsdp"),
@@ -135,8 +135,8 @@ def test_sharding_of_the_parameters():
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 5, 7), (2, 16, 3), (1, 24, 16)])
 def test_an_axis_is_split_only_where_it_divides(sizes):
     mesh = mesh_of(*sizes)
-    abstract = leaves(models_bert.abstract(SMALL))
-    for name, spec in specs(models_bert.abstract(SMALL), mesh).items():
+    abstract = leaves(models_bert.abstract_params(SMALL))
+    for name, spec in specs(models_bert.abstract_params(SMALL), mesh).items():
         used = [axis for axis in spec if axis is not None]
         assert len(used) == len(set(used)), name
         for size, axis in zip(abstract[name].shape, spec, strict=True):
@@ -144,7 +144,9 @@ def test_an_axis_is_split_only_where_it_divides(sizes):
 
 
 def test_moments_lie_where_their_parameters_do_and_the_rest_everywhere():
-    state = jax.eval_shape(lambda: initial_state(models_bert.init(SMALL, jax.random.key(0)), Optimizer()))
+    state = jax.eval_shape(
+        lambda: init_train_state(models_bert.init_params(SMALL, jax.random.key(0)), Optimizer())
+    )
     mesh = mesh_of(1, 2, 4)
     of_params = specs(state["params"], mesh)
     of_state = specs(state, mesh)

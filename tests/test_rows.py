@@ -53,8 +53,8 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
 @given(st.lists(st.integers(0, 1999), max_size=50))
 def test_gather(three, numbers):
     directory, tokens = three
-    opened = dataset.open_rows(directory, "train")
-    found = dataset.gather(opened, np.array(numbers, np.int64))
+    opened = dataset.open_dataset(directory, "train")
+    found = dataset.read_rows(opened, np.array(numbers, np.int64))
     assert found["tokens"].dtype == np.uint16
     assert found["segments"].dtype == np.uint8
     np.testing.assert_array_equal(found["tokens"], tokens[numbers])
@@ -62,21 +62,21 @@ def test_gather(three, numbers):
 
 
 def test_counts_and_documents(three):
-    opened = dataset.open_rows(three[0], "train")
-    assert dataset.count(opened) == dataset.epoch_rows(opened) == 2000
-    np.testing.assert_array_equal(dataset.first_documents(opened), np.arange(2000))
+    opened = dataset.open_dataset(three[0], "train")
+    assert dataset.num_rows(opened) == dataset.rows_per_epoch(opened) == 2000
+    np.testing.assert_array_equal(dataset.first_document_ids(opened), np.arange(2000))
 
 
 @pytest.mark.parametrize("number", [-1, 2000])
 def test_gather_outside(three, number):
     with pytest.raises(IndexError, match="expected 0 to 1999"):
-        dataset.gather(dataset.open_rows(three[0], "train"), np.array([0, number]))
+        dataset.read_rows(dataset.open_dataset(three[0], "train"), np.array([0, number]))
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 50))
 def test_every_row_once_an_epoch(three, seed, epoch):
-    opened = dataset.open_rows(three[0], "train")
+    opened = dataset.open_dataset(three[0], "train")
     found = dataset.row_indices(opened, seed, epoch * 2000, (epoch + 1) * 2000)
     assert sorted(found.tolist()) == list(range(2000))
 
@@ -85,12 +85,12 @@ def test_every_row_once_an_epoch(three, seed, epoch):
 def test_every_row_once_for_any_size(tmp_path, count):
     """Powers of 4 and their neighbours are where ciphers over them go wrong."""
     write(tmp_path / "rows", [[count]])
-    found = dataset.row_indices(dataset.open_rows(tmp_path / "rows", "train"), 7, count, 2 * count)
+    found = dataset.row_indices(dataset.open_dataset(tmp_path / "rows", "train"), 7, count, 2 * count)
     assert np.array_equal(np.sort(found), np.arange(count))
 
 
 def test_epochs_and_seeds_differ(three):
-    opened = dataset.open_rows(three[0], "train")
+    opened = dataset.open_dataset(three[0], "train")
     orders = {
         tuple(dataset.row_indices(opened, seed, e * 2000, e * 2000 + 50))
         for seed in range(5)
@@ -101,7 +101,7 @@ def test_epochs_and_seeds_differ(three):
 
 def test_shuffle_is_even(three):
     """The row at a place is uniform over seeds: χ² of 10 tenths with 9 degrees of freedom."""
-    opened = dataset.open_rows(three[0], "train")
+    opened = dataset.open_dataset(three[0], "train")
     shown = np.array([dataset.row_indices(opened, seed, 0, 10) for seed in range(1000)]) // 200
     for place in range(10):
         counts = np.bincount(shown[:, place], minlength=10)
@@ -110,7 +110,7 @@ def test_shuffle_is_even(three):
 
 @given(st.integers(0, 9), st.integers(0, 300), st.integers(0, 100))
 def test_a_position_is_a_pure_function(three, seed, start, count):
-    opened = dataset.open_rows(three[0], "train")
+    opened = dataset.open_dataset(three[0], "train")
     whole = dataset.row_indices(opened, seed, 1800, 2300)  # over the end of an epoch
     np.testing.assert_array_equal(
         dataset.row_indices(opened, seed, 1800 + start, 1800 + start + count), whole[start : start + count]
@@ -119,15 +119,15 @@ def test_a_position_is_a_pure_function(three, seed, start, count):
 
 @given(st.integers(0, 30), st.lists(st.integers(0, 12), max_size=5), st.integers(1, 12))
 def test_batch_is_the_same_for_any_partition(three, step, cuts, processes):
-    opened = dataset.open_rows(three[0], "train")
-    whole = dataset.batch(opened, 5, step, 12)
-    assert same(whole, dataset.gather(opened, dataset.row_indices(opened, 5, step * 12, step * 12 + 12)))
+    opened = dataset.open_dataset(three[0], "train")
+    whole = dataset.get_batch(opened, 5, step, 12)
+    assert same(whole, dataset.read_rows(opened, dataset.row_indices(opened, 5, step * 12, step * 12 + 12)))
     ends = [0, *sorted(cuts), 12]
     contiguous = [slice(a, b) for a, b in itertools.pairwise(ends)]
     for parts in (contiguous, [slice(i, None, processes) for i in range(processes)]):
         for part in parts:
             expected = {name: array[part] for name, array in whole.items()}
-            assert same(dataset.batch(opened, 5, step, 12, part), expected)
+            assert same(dataset.get_batch(opened, 5, step, 12, part), expected)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_batch_is_the_same_for_any_partition(three, step, cuts, processes):
     ],
 )
 def test_whole_weights_show_each_row_so_many_times(three, weights, times):
-    opened = dataset.open_rows(three[0], "train", weights)
-    length = dataset.epoch_rows(opened)
+    opened = dataset.open_dataset(three[0], "train", weights)
+    length = dataset.rows_per_epoch(opened)
     assert length == np.dot([650, 350, 1000], weights)
     for epoch in range(3):
         seen = Counter(dataset.row_indices(opened, 1, epoch * length, (epoch + 1) * length).tolist())
@@ -149,8 +149,8 @@ def test_whole_weights_show_each_row_so_many_times(three, weights, times):
 
 
 def test_fractional_weights_show_all_rows_over_the_epochs(three):
-    opened = dataset.open_rows(three[0], "train", [1, 1, 0.25])
-    length = dataset.epoch_rows(opened)
+    opened = dataset.open_dataset(three[0], "train", [1, 1, 0.25])
+    length = dataset.rows_per_epoch(opened)
     assert length == 650 + 350 + 250
     seen = [
         {row for row in dataset.row_indices(opened, 1, e * length, (e + 1) * length).tolist() if row >= 1000}
@@ -163,26 +163,26 @@ def test_fractional_weights_show_all_rows_over_the_epochs(three):
 
 @pytest.mark.parametrize(("start", "stop", "prefetch"), [(0, 9, 2), (4, 9, 1), (3, 3, 2), (0, 40, 8)])
 def test_batches_are_those_of_the_steps_in_order(three, start, stop, prefetch):
-    opened = dataset.open_rows(three[0], "train")
+    opened = dataset.open_dataset(three[0], "train")
     part = slice(2, 6)
-    found = list(dataset.batches(opened, 3, 8, start, stop, part, prefetch))
+    found = list(dataset.batch_iterator(opened, 3, 8, start, stop, part, prefetch))
     assert len(found) == stop - start
     for step, each in zip(range(start, stop), found, strict=True):
-        assert same(each, dataset.batch(opened, 3, step, 8, part))
+        assert same(each, dataset.get_batch(opened, 3, step, 8, part))
 
 
 def test_batches_can_be_left_early(three):
     """And an endless stream is no reason to hang."""
-    opened = dataset.open_rows(three[0], "train")
-    stream = dataset.batches(opened, 3, 8, 0, 10**9)
-    assert same(next(stream), dataset.batch(opened, 3, 0, 8))
+    opened = dataset.open_dataset(three[0], "train")
+    stream = dataset.batch_iterator(opened, 3, 8, 0, 10**9)
+    assert same(next(stream), dataset.get_batch(opened, 3, 0, 8))
     stream.close()
 
 
 def test_an_error_in_the_thread_is_raised(three):
-    opened = dataset.open_rows(three[0], "train")
+    opened = dataset.open_dataset(three[0], "train")
     with pytest.raises(Exception, match="expected 0 to 1999"):
-        next(dataset.batches(dataclasses.replace(opened, sources=opened.sources + 9999), 3, 8, 0, 9))
+        next(dataset.batch_iterator(dataclasses.replace(opened, sources=opened.sources + 9999), 3, 8, 0, 9))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_user_errors(tmp_path, break_it, arguments, says):
     write(tmp_path / "out", [[5, 5]])
     break_it(tmp_path / "out")
     with pytest.raises(UserError, match=says) as error:
-        dataset.open_rows(tmp_path / "out", *arguments)
+        dataset.open_dataset(tmp_path / "out", *arguments)
     assert "\n" not in str(error.value)
     assert str(tmp_path / "out") in str(error.value)
 
@@ -221,7 +221,7 @@ def test_more_shards_than_a_shell_allows_files(tmp_path):
     write(tmp_path / "many", [[1] * 40])
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
     try:
-        opened = dataset.open_rows(tmp_path / "many", "train")
-        assert dataset.count(opened) == 40
+        opened = dataset.open_dataset(tmp_path / "many", "train")
+        assert dataset.num_rows(opened) == 40
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

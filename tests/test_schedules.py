@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwt_jax.config import Schedule
-from dwt_jax.config_loader import build as build_config
+from dwt_jax.config_loader import build_config as build_config
 from dwt_jax.objectives import schedules
 from dwt_jax.presets import PRESETS
-from dwt_jax.train.step import knob_table
+from dwt_jax.train.step import schedule_table
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -61,13 +61,13 @@ SCHEDULES = [
     "schedule", SCHEDULES, ids=lambda s: f"{s.kind}-{s.value}-{s.warmup}-{s.begin}-{s.until}"
 )
 def test_the_closed_form(schedule):
-    found = schedules.table(schedule, STEPS)
+    found = schedules.schedule_values(schedule, STEPS)
     assert found.dtype == np.float32
     assert found.shape == (STEPS,)
     expected = [closed_form(schedule, step, STEPS) for step in range(STEPS)]
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
     # Beyond the end it stays; and a single step, traced or not, gives what the table has.
-    one = schedules.build(schedule, STEPS)
+    one = schedules.build_schedule(schedule, STEPS)
     assert float(one(10 * STEPS)) == pytest.approx(closed_form(schedule, 10 * STEPS, STEPS), abs=2e-6)
     for step in (0, 7, 90, STEPS - 1):
         assert float(one(step)) == pytest.approx(expected[step], abs=2e-6)
@@ -90,7 +90,7 @@ values = st.floats(0, 10)
 def test_any_schedule_stays_between_its_values(kind, value, end, warmup, begin, until, steps):
     until = max(until, begin, warmup)
     schedule = Schedule(kind, value, end, warmup, begin, until)
-    found = schedules.table(schedule, steps)
+    found = schedules.schedule_values(schedule, steps)
     low = 0 if warmup * steps >= 0.5 else min(value, end)
     assert (found >= low - 1e-5).all()
     assert (found <= max(value, end) + 1e-5).all()
@@ -143,14 +143,17 @@ def rates(make, value):
 )
 def test_as_torch_and_transformers_have_them(schedule, make):
     np.testing.assert_allclose(
-        schedules.table(schedule, STEPS), rates(make, schedule.value), rtol=2e-5, atol=1e-7 * schedule.value
+        schedules.schedule_values(schedule, STEPS),
+        rates(make, schedule.value),
+        rtol=2e-5,
+        atol=1e-7 * schedule.value,
     )
 
 
 def test_a_step_may_be_an_array_or_traced():
-    one = schedules.build(Schedule("cosine", 2.0, warmup=0.1), STEPS)
+    one = schedules.build_schedule(Schedule("cosine", 2.0, warmup=0.1), STEPS)
     steps = np.array([0, 5, 20, 199])
-    table = schedules.table(Schedule("cosine", 2.0, warmup=0.1), STEPS)
+    table = schedules.schedule_values(Schedule("cosine", 2.0, warmup=0.1), STEPS)
     np.testing.assert_allclose(one(steps), table[steps], atol=1e-6)
     np.testing.assert_allclose(jax.jit(one)(20), table[20], atol=1e-6)
 
@@ -168,23 +171,23 @@ def test_a_step_may_be_an_array_or_traced():
     ],
 )
 def test_zero_from(values, step):
-    assert schedules.zero_from(np.array(values, np.float32)) == step
+    assert schedules.first_all_zero(np.array(values, np.float32)) == step
 
 
 def test_the_teacher_of_knowledge_inheritance_goes_after_a_quarter():
     distill = build_config(
         {"train": {"steps": STEPS}, "distill": {"preset": "knowledge_inheritance"}, "teacher": {"path": "t"}}
     ).distill
-    soft = schedules.table(distill.alpha_soft, STEPS)
-    assert schedules.zero_from(soft) == STEPS // 4
+    soft = schedules.schedule_values(distill.alpha_soft, STEPS)
+    assert schedules.first_all_zero(soft) == STEPS // 4
     # (1 − α)·CE + α·KL at every step
-    np.testing.assert_allclose(schedules.table(distill.alpha_hard, STEPS) + soft, 1.0, atol=1e-6)
+    np.testing.assert_allclose(schedules.schedule_values(distill.alpha_hard, STEPS) + soft, 1.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_knobs_of_a_preset(name):
     config = build_config({"train": {"steps": STEPS}, "distill": {"preset": name}, "teacher": {"path": "t"}})
-    knobs = knob_table(config)
+    knobs = schedule_table(config)
     assert knobs.shape == (STEPS, 4)
     step = 80
     expected = {
@@ -200,4 +203,4 @@ def test_knobs_of_a_preset(name):
 
 def test_beaten_share():
     gaps = np.array([-1.0, 0.0, 0.1, 0.25, 0.5, 3.0])
-    np.testing.assert_allclose(schedules.beaten_share(gaps, 0.5), [0, 0, 0.2, 0.5, 1, 1], atol=1e-7)
+    np.testing.assert_allclose(schedules.alpha_soft_scale(gaps, 0.5), [0, 0, 0.2, 0.5, 1, 1], atol=1e-7)

@@ -11,7 +11,7 @@ import zstandard
 
 from dwt_jax.config import Source
 from dwt_jax.data import sources
-from dwt_jax.data.sources import documents
+from dwt_jax.data.sources import iter_documents
 from dwt_jax.errors import UserError
 
 TEXT = "First article\nline two — ünï\n\nsecond paragraph\n\n\nSecond article\n\n\n\nThird\n"
@@ -31,14 +31,14 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def read(path: Path | str, kind: str = "text", **options) -> list[str]:
-    return list(documents(Source(kind=kind, path=str(path), **options)))
+    return list(iter_documents(Source(kind=kind, path=str(path), **options)))
 
 
 def test_builtin_has_every_address():
-    texts = list(documents(Source()))
+    texts = list(iter_documents(Source()))
     assert len(texts) == 233
     assert sum(len(text.split()) for text in texts) == 1_794_884  # what the package's description says
-    with lzma.open(sources.BUILTIN) as lines:
+    with lzma.open(sources.BUILTIN_CORPUS) as lines:
         records = [json.loads(line) for line in lines]
     assert [record["text"] for record in records] == texts
     assert [record["year"] for record in records] == sorted(record["year"] for record in records)
@@ -90,7 +90,7 @@ def test_seen_adds_up_to_what_is_stored(tmp_path):
         write(tmp_path / f"{number}.txt.xz", lzma.compress(b"some line of text\n" * 5000))
     source = Source(kind="text", path=str(tmp_path / "*"), documents="lines")
     told: list[int] = []
-    assert len(list(documents(source, told.append))) == 15000
+    assert len(list(iter_documents(source, told.append))) == 15000
     assert sum(told) == sources.stored_bytes(source) > 0
 
 
@@ -100,11 +100,11 @@ def test_digest_is_of_the_documents_alone(tmp_path):
         kind="jsonl", path=str(write(tmp_path / "b.jsonl.gz", gzip.compress(b'{"text": "x"}\n{"text": "y"}')))
     )
     swapped = Source(kind="text", path=str(write(tmp_path / "c.txt", "y\nx")), documents="lines")
-    texts = [list(documents(source)) for source in (one, other, swapped)]
+    texts = [list(iter_documents(source)) for source in (one, other, swapped)]
     assert [[t.strip() for t in each] for each in texts] == [["x", "y"], ["x", "y"], ["y", "x"]]
     expected = hashlib.sha256(b"".join(hashlib.blake2b(t, digest_size=32).digest() for t in (b"x", b"y")))
-    assert sources.digest(other) == expected.hexdigest()
-    assert sources.digest(swapped) != sources.digest(other)
+    assert sources.source_digest(other) == expected.hexdigest()
+    assert sources.source_digest(swapped) != sources.source_digest(other)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_tfds_by_name_and_by_directory(tiny_tfds):
 def test_tfds_seen_adds_up(tiny_tfds):
     source = Source(kind="tfds", path="tiny", data_dir=str(tiny_tfds))
     told: list[int] = []
-    list(documents(source, told.append))
+    list(iter_documents(source, told.append))
     assert sum(told) == sources.stored_bytes(source) > 0
 
 
@@ -202,14 +202,14 @@ def test_tfds_seen_adds_up(tiny_tfds):
 )
 def test_tfds_user_errors(tiny_tfds, options, says):
     with pytest.raises(UserError, match=says) as error:
-        list(documents(Source(kind="tfds", data_dir=str(tiny_tfds), **options)))
+        list(iter_documents(Source(kind="tfds", data_dir=str(tiny_tfds), **options)))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("how", ["file", "blank_lines"])
 def test_a_book_without_an_empty_line_is_cut_at_lines(tmp_path, monkeypatch, how):
     """So that memory stays flat whatever one document's size."""
-    monkeypatch.setattr(sources, "LARGEST_DOCUMENT", 100)
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 100)
     lines = [f"line {i} of a long book" for i in range(50)]
     found = read(write(tmp_path / "book.txt", "\n".join(lines)), documents=how)
     assert "\n".join(found).split("\n") == lines

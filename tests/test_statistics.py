@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dwt_jax.study.statistics import Documents, of_losses, of_scores
+from dwt_jax.study.statistics import PairedDocuments, paired_loss_interval, paired_score_interval
 
 
 def test_students_t_is_scipys():
     rng = np.random.default_rng(0)
     for seeds in (2, 3, 5, 11):
         a, b = rng.normal(size=(2, seeds, 1))
-        found = of_scores(a, b)
+        found = paired_score_interval(a, b)
         expected = stats.ttest_rel(a[:, 0], b[:, 0]).confidence_interval(0.95)
         assert found.mean == pytest.approx((a - b).mean(), abs=1e-12)
         assert found.t_low + found.t_high == pytest.approx(expected.low + expected.high, abs=1e-12)
@@ -21,7 +21,7 @@ def test_students_t_is_scipys():
 def test_the_bootstrap_is_scipys_where_there_is_one_level():
     """Percentile bootstrap of a mean; two random ones agree within their own error."""
     a = np.random.default_rng(1).normal(0.3, 1, size=(40, 1))
-    found = of_scores(a, np.zeros_like(a))
+    found = paired_score_interval(a, np.zeros_like(a))
     expected = stats.bootstrap(
         (a[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
     ).confidence_interval
@@ -37,8 +37,8 @@ def test_documents_within_one_run_are_the_paired_error():
     rng = np.random.default_rng(3)
     count = rng.integers(5, 60, 400).astype(float)
     hard = rng.normal(5, 1, 400)
-    a, b = (Documents(count * (hard + rng.normal(shift, 0.3, 400)), count) for shift in (0.0, 0.1))
-    found = of_losses([a], [b])
+    a, b = (PairedDocuments(count * (hard + rng.normal(shift, 0.3, 400)), count) for shift in (0.0, 0.1))
+    found = paired_loss_interval([a], [b])
     assert found.mean == pytest.approx(a.loss.sum() / count.sum() - b.loss.sum() / count.sum(), abs=1e-12)
     error = paired_error(a[:2], b[:2])
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.08)
@@ -48,10 +48,10 @@ def test_documents_within_one_run_are_the_paired_error():
 
 def test_a_sign_takes_both_intervals():
     seeds = np.array([[1.0, 1.1], [1.2, 0.9], [1.05, 1.0]])
-    assert of_scores(seeds, np.zeros_like(seeds)).sign == 1
-    assert of_scores(np.zeros_like(seeds), seeds).sign == -1
+    assert paired_score_interval(seeds, np.zeros_like(seeds)).sign == 1
+    assert paired_score_interval(np.zeros_like(seeds), seeds).sign == -1
     wide = np.array([[0.1, 0.1], [2.0, 2.0], [0.3, 0.3]])  # the bootstrap stays above 0, t does not
-    found = of_scores(wide, np.zeros_like(wide))
+    found = paired_score_interval(wide, np.zeros_like(wide))
     assert found.low > 0 > found.t_low
     assert found.sign == 0
 
@@ -59,16 +59,16 @@ def test_a_sign_takes_both_intervals():
 def test_under_no_difference_hardly_anything_is_found():
     """Three seeds of no effect, two hundred times: signs in at most the 5 % that the interval allows."""
     rng = np.random.default_rng(4)
-    signs = [of_scores(rng.normal(size=(3, 3)), rng.normal(size=(3, 3))).sign for _ in range(200)]
+    signs = [paired_score_interval(rng.normal(size=(3, 3)), rng.normal(size=(3, 3))).sign for _ in range(200)]
     assert np.mean(np.abs(signs)) <= 0.08
     bootstrap_alone = []
     for _ in range(200):
-        found = of_scores(rng.normal(size=(3, 1)), rng.normal(size=(3, 1)))
+        found = paired_score_interval(rng.normal(size=(3, 1)), rng.normal(size=(3, 1)))
         bootstrap_alone.append(found.low > 0 or found.high < 0)
     assert np.mean(bootstrap_alone) > 0.12  # why t is asked too
 
 
 def test_other_documents_are_no_pair():
-    one = Documents(np.ones(4), np.ones(4))
+    one = PairedDocuments(np.ones(4), np.ones(4))
     with pytest.raises(ValueError, match="other held-out documents"):
-        of_losses([one], [Documents(np.ones(4), np.array([1.0, 2, 1, 1]))])
+        paired_loss_interval([one], [PairedDocuments(np.ones(4), np.array([1.0, 2, 1, 1]))])

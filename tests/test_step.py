@@ -14,17 +14,17 @@ import pytest
 
 from dwt_jax.config import Config, Distill, Mask, Optimizer, Schedule, Train
 from dwt_jax.config import Mesh as MeshSizes
-from dwt_jax.distributed.mesh import make_mesh, shardings
-from dwt_jax.hf.checkpoint import to_tensors
+from dwt_jax.distributed.mesh import infer_shardings, make_mesh
+from dwt_jax.hf.checkpoint import to_hf_tensors
 from dwt_jax.models import bert as models_bert
-from dwt_jax.models.common.matmul import Numerics
-from dwt_jax.objectives.distillation import Sums
-from dwt_jax.objectives.fused_lm_loss import Knobs
-from dwt_jax.objectives.masking import Tokens, mask_rows, row_keys
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.objectives.distillation import LossSums
+from dwt_jax.objectives.fused_lm_loss import LossWeights
+from dwt_jax.objectives.masking import MaskingVocab, apply_mlm_mask, row_keys
 from dwt_jax.train import step as steps
 
 B, L = 8, 16
-TOKENS = Tokens(119, 4, (0, 1, 2, 3, 4))
+TOKENS = MaskingVocab(119, 4, (0, 1, 2, 3, 4))
 # eps is large: the gradient of a key's bias is zero but for rounding, and Adam would blow it up.
 OPTIMIZER = Optimizer(eps=1e-3, weight_decay=0.1, clip_norm=1.0)
 SEED = 17
@@ -37,7 +37,7 @@ def teacher_model(tiny):
 
 @pytest.fixture(scope="module")
 def params(tiny):
-    return models_bert.init(tiny, jax.random.key(0))
+    return models_bert.init_params(tiny, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +58,17 @@ def spec(model, teacher=None, distill=Distill(), accumulate=1, soft=Schedule(), 
         train=Train(accumulate=accumulate),
         optimizer=OPTIMIZER,
     )
-    return steps.spec_of(config, teacher, TOKENS, Numerics())
+    return steps.make_step_config(config, teacher, TOKENS, Policy())
 
 
 def place(tree, mesh):
     """A copy on the mesh that may be donated."""
-    layout = shardings(tree, mesh)
+    layout = infer_shardings(tree, mesh)
     return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=layout)(tree)
 
 
 def start(params, mesh=None):
-    return place(steps.initial_state(params, OPTIMIZER), mesh or one_device())
+    return place(steps.init_train_state(params, OPTIMIZER), mesh or one_device())
 
 
 def batch(step=0):
@@ -89,7 +89,7 @@ def knobs(hard=1.0, soft=1.0, temperature=2.0, rate=1e-2):
 def run(spec, params, teacher, count, knobs=knobs(), seed=SEED, mesh=None, state=None):
     """(last state, metrics of each step as floats)"""
     mesh = mesh or one_device()
-    step = steps.compiled(spec, mesh)
+    step = steps.jit_train_step(spec, mesh)
     state = start(params, mesh) if state is None else state
     every = []
     for i in range(count):
@@ -106,7 +106,9 @@ def assert_close(a, b, atol):
 def masks(step):
     data = batch(step)
     keys = row_keys(SEED, step, np.arange(B))
-    return jax.tree.map(np.asarray, mask_rows(data["tokens"], data["segments"], keys, Mask(rate=0.3), TOKENS))
+    return jax.tree.map(
+        np.asarray, apply_mlm_mask(data["tokens"], data["segments"], keys, Mask(rate=0.3), TOKENS)
+    )
 
 
 def torch_losses(torch, bert, masked, segments):
@@ -173,7 +175,7 @@ def test_three_steps_are_those_of_a_plain_torch_loop(tiny, teacher_model, params
     for metrics, numbers in zip(found, expected, strict=True):
         names = ("loss", "hard_loss", "soft_loss", "grad_norm")
         np.testing.assert_allclose([metrics[name] for name in names], numbers, rtol=2e-5)
-    after = to_tensors(state["params"], tiny)
+    after = to_hf_tensors(state["params"], tiny)
     for name, p in named.items():
         np.testing.assert_allclose(after[name], p.detach(), atol=2e-6, err_msg=name)
 
@@ -201,8 +203,8 @@ def losses_on(model, meshes):
 
     student = Model(**{**model, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
     small = dataclasses.replace(student, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    params = models_bert.init(student, jax.random.key(0))
-    teacher = models_bert.init(small, jax.random.key(1))
+    params = models_bert.init_params(student, jax.random.key(0))
+    teacher = models_bert.init_params(small, jax.random.key(1))
     found = []
     for sizes in meshes:
         mesh = make_mesh(MeshSizes(*sizes), B)
@@ -270,7 +272,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(tiny, teacher_model, p
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is_finite(tiny):
     """A tiny decoder behind a huge scale: the logits are ordinary, a gradient is not."""
     model = dataclasses.replace(tiny, num_hidden_layers=1, tie_word_embeddings=False)
-    params = models_bert.init(model, jax.random.key(0))
+    params = models_bert.init_params(model, jax.random.key(0))
     params["mlm"]["norm"]["scale"] *= 1e25
     params["mlm"]["decoder"]["embedding"] *= 1e-25
     before = jax.tree.map(np.asarray, params)
@@ -284,7 +286,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is_finite(tiny
 def test_the_old_state_is_given_away_and_the_teacher_is_not(tiny, teacher_model, params, teacher):
     state = start(params)
     given = jax.tree.map(np.asarray, teacher)
-    step = steps.compiled(spec(tiny, teacher_model), one_device())
+    step = steps.jit_train_step(spec(tiny, teacher_model), one_device())
     after, _ = step(state, teacher, batch(), knobs(), np.uint32(SEED))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, teacher)))
@@ -293,15 +295,15 @@ def test_the_old_state_is_given_away_and_the_teacher_is_not(tiny, teacher_model,
 
 def test_one_trace_for_all_steps_knobs_and_seeds(tiny, teacher_model, params, teacher):
     mine = spec(tiny, teacher_model)
-    before = dict(steps.TRACES)
+    before = dict(steps.TRACE_COUNTS)
     state, _ = run(mine, params, teacher, 1)
-    first = steps.TRACES["teacher"]
+    first = steps.TRACE_COUNTS["teacher"]
     assert first - before.get("teacher", 0) <= 1  # none if another test took a step before
     for seed, values in ((1, knobs(0.5, 0.0, 3.0, 0.0)), (2**31, knobs(1, 4, 1, 1e-3)), (7, knobs())):
         state, _ = run(mine, None, teacher, 2, values, seed, state=state)
     run(dataclasses.replace(mine), params, teacher, 1)  # an equal spec, as another run would have
     assert first > 0
-    assert steps.TRACES["teacher"] == first
+    assert steps.TRACE_COUNTS["teacher"] == first
 
 
 def test_runs_that_differ_in_scheduled_numbers_share_a_program(tiny, teacher_model):
@@ -315,7 +317,7 @@ def test_runs_that_differ_in_scheduled_numbers_share_a_program(tiny, teacher_mod
         spec(tiny),
     ):
         assert other != base
-    assert not spec(tiny, soft=Schedule("until_beaten")).until_beaten  # nobody to beat
+    assert not spec(tiny, soft=Schedule("until_beaten")).until_matched  # nobody to beat
 
 
 def test_without_weight_the_teacher_changes_nothing(tiny, teacher_model, params, teacher):
@@ -348,8 +350,8 @@ def whole_objective(tiny, teacher_model, teacher):
 
     def value(pair):
         part = (masked, batch()["segments"])
-        knobs = Knobs(*(jnp.float32(x) for x in (0.7, 1.5, 2.0, count)))
-        return steps.forward(made, pair[0], pair[1], part, knobs, None)[0]
+        knobs = LossWeights(*(jnp.float32(x) for x in (0.7, 1.5, 2.0, count)))
+        return steps.loss_fn(made, pair[0], pair[1], part, knobs, None)[0]
 
     return value
 
@@ -380,9 +382,9 @@ def behind_of(gap, weight, beaten_at=-1):
 
 def test_what_is_not_finite_is_no_part_of_the_running_gap(tiny, teacher_model):
     made = spec(tiny, teacher_model, soft=Schedule("until_beaten"))
-    sums = Sums.zeros()._replace(hard=jnp.float32(jnp.nan), predictions=jnp.float32(5))
+    sums = LossSums.zeros()._replace(hard=jnp.float32(jnp.nan), predictions=jnp.float32(5))
     before = behind_of(0.5, 0.9)
-    assert steps._behind(before, sums, jnp.bool_(False), jnp.int32(7), made) == before
+    assert steps._update_teacher_gap(before, sums, jnp.bool_(False), jnp.int32(7), made) == before
 
 
 def test_until_beaten_lowers_the_weight_and_stays_at_zero(tiny, teacher_model, params, teacher, randomised):
@@ -390,7 +392,7 @@ def test_until_beaten_lowers_the_weight_and_stays_at_zero(tiny, teacher_model, p
     decay, margin, soft = 0.5, 4.0, 3.0
     distill = Distill(beaten_smoothing=decay, beaten_margin=margin)
     made = spec(tiny, teacher_model, distill, soft=Schedule("until_beaten", soft))
-    assert made.until_beaten
+    assert made.until_matched
     # Students that say "token 9" with a certainty that the batch (all 9) rewards or punishes.
     base = jax.tree.map(jnp.zeros_like, params)
     table = jnp.zeros_like(params["mlm"]["bias"])
@@ -403,7 +405,7 @@ def test_until_beaten_lowers_the_weight_and_stays_at_zero(tiny, teacher_model, p
         }
 
     guide = says(jnp.zeros_like(teacher["mlm"]["bias"]), teacher)  # log 119 at every position
-    step = steps.compiled(made, one_device())
+    step = steps.jit_train_step(made, one_device())
     gap = weight = 0.0
     beaten_at = -1
     shares = []
@@ -442,5 +444,5 @@ def test_knob_table_has_the_columns_that_the_step_reads():
         optimizer=Optimizer(learning_rate=Schedule(value=0.25)),
     )
     expected = [[0.5, 4 - 0.75 * i, 3, 0.25] for i in range(4)]
-    np.testing.assert_allclose(steps.knob_table(config), expected, rtol=1e-6)
-    assert steps.SCHEDULED == ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
+    np.testing.assert_allclose(steps.schedule_table(config), expected, rtol=1e-6)
+    assert steps.BASE_SCHEDULES == ("alpha_hard", "alpha_soft", "temperature", "learning_rate")

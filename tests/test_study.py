@@ -15,7 +15,7 @@ from runs import dwt, prepared_project, start
 from dwt_jax.errors import UserError
 from dwt_jax.study import manifest, runner, sweep_html, sweep_tables
 from dwt_jax.study import results as study_results
-from dwt_jax.study.sweep import jobs_of, load
+from dwt_jax.study.sweep import load_study, study_jobs
 from dwt_jax.train import step as steps
 
 RECIPE = [
@@ -72,10 +72,10 @@ def place(tmp_path_factory):
 def whole(place):
     """The study, run without a break in this process."""
     spec, folder = place
-    steps.compiled.cache_clear()  # other tests have runs of this shape
-    before = steps.TRACES.copy()
-    assert runner.run(load(spec), folder / "whole")
-    return folder / "whole", {kind: steps.TRACES[kind] - before[kind] for kind in ("alone", "teacher")}
+    steps.jit_train_step.cache_clear()  # other tests have runs of this shape
+    before = steps.TRACE_COUNTS.copy()
+    assert runner.run_study(load_study(spec), folder / "whole")
+    return folder / "whole", {kind: steps.TRACE_COUNTS[kind] - before[kind] for kind in ("alone", "teacher")}
 
 
 def test_runs_of_one_shape_share_their_steps(whole):
@@ -85,20 +85,20 @@ def test_runs_of_one_shape_share_their_steps(whole):
 
 def test_what_is_done_is_never_done_again(place, whole, capsys):
     stamps = {path: path.stat().st_mtime_ns for path in whole[0].rglob("summary.json")}
-    assert runner.run(load(place[0]), whole[0])
+    assert runner.run_study(load_study(place[0]), whole[0])
     assert "study:" not in capsys.readouterr().out
     assert stamps == {path: path.stat().st_mtime_ns for path in whole[0].rglob("summary.json")}
-    listed = runner.plan(load(place[0]), whole[0], costs=False).splitlines()
+    listed = runner.format_plan(load_study(place[0]), whole[0], costs=False).splitlines()
     assert all(" done " in line for line in listed[1:])
 
 
 def test_the_report_has_every_number_that_was_measured(whole):
-    page = sweep_html.write(whole[0])
-    found = study_results.gather(whole[0])
+    page = sweep_html.write_study_report(whole[0])
+    found = study_results.collect_study_results(whole[0])
     text = page.with_suffix(".md").read_text().replace("\\", "")  # as it is read
     assert f"{found.jobs} of {found.jobs} runs are done" in text
     assert "A teacher helps (paper: so it says): " in text
-    assert [judged.verdict for judged in found.judged] != ["not comparable"] * 2
+    assert [judged.verdict for judged in found.hypothesis_results] != ["not comparable"] * 2
     rows = list(csv.DictReader(page.with_suffix(".csv").open()))
     losses = {(r["arm"], r["seed"]): float(r["value"]) for r in rows if r["measure"] == "held_out_loss"}
     for (arm, seed), value in losses.items():
@@ -111,14 +111,14 @@ def test_the_report_has_every_number_that_was_measured(whole):
     mine = [float(r["value"]) for r in scores if (r["arm"], r["seed"]) == ("taught", "1")]
     assert mine == results["tasks"]["era"]["last"]["by_seed"]
     mean = sum(losses["taught", s] - losses["alone", s] for s in "01") / 2
-    shown = sweep_tables.interval_words(found.judged[0].interval, "held_out_loss")
-    assert found.judged[0].interval.mean == pytest.approx(mean, rel=1e-9)
+    shown = sweep_tables.format_interval(found.hypothesis_results[0].interval, "held_out_loss")
+    assert found.hypothesis_results[0].interval.mean == pytest.approx(mean, rel=1e-9)
     assert shown in text
     assert "Along the way: era" in text
     html = page.read_text()
     assert "<script" not in html
     assert html.count("<svg") >= 4
-    points = {one.arm: one for one in study_results.quality(found.arms)}
+    points = {one.arm: one for one in study_results.arm_qualities(found.arms)}
     assert set(points) == {"alone", "taught"}
     last = [found.arms["taught"].runs[seed].evaluations[-1] for seed in (0, 1)]
     cost = sum(one["student_flops"] + one["teacher_flops"] for one in last) / 2
@@ -129,38 +129,42 @@ def test_the_report_has_every_number_that_was_measured(whole):
 
 
 def test_what_cannot_be_paired_is_said_so(whole):
-    found = study_results.gather(whole[0])
+    found = study_results.collect_study_results(whole[0])
     ours, theirs = found.arms["taught"], found.arms["alone"]
-    assert study_results.difference(ours, theirs, "held_out_loss") is not None
+    assert study_results.paired_difference(ours, theirs, "held_out_loss") is not None
     runs = {
         seed: run._replace(documents=run.documents._replace(predictions=run.documents.predictions + 1))
         for seed, run in ours.runs.items()
     }
     other = dataclasses.replace(ours, runs=runs)
-    assert study_results.difference(other, theirs, "held_out_loss") is None
-    judged = study_results.judge(found.grid.claims[0], found.grid, {**found.arms, "taught": other})
+    assert study_results.paired_difference(other, theirs, "held_out_loss") is None
+    judged = study_results.evaluate_hypothesis(
+        found.grid.claims[0], found.grid, {**found.arms, "taught": other}
+    )
     assert judged.verdict == "not comparable"
-    assert "or not with what can be paired" in sweep_tables.sentence(judged, found)
+    assert "or not with what can be paired" in sweep_tables.hypothesis_sentence(judged, found)
     changed = dataclasses.replace(found, arms={**found.arms, "taught": other})
-    assert sweep_tables.budget_table(changed).rows[-1][1:] == ["other held-out text"] * 2
+    assert sweep_tables.flops_to_target_table(changed).rows[-1][1:] == ["other held-out text"] * 2
     runs = {
         seed: run._replace(documents=run.documents._replace(text="another"))
         for seed, run in ours.runs.items()
     }
-    assert study_results.difference(dataclasses.replace(ours, runs=runs), theirs, "held_out_loss") is None
+    assert (
+        study_results.paired_difference(dataclasses.replace(ours, runs=runs), theirs, "held_out_loss") is None
+    )
     elsewhere = {seed: one._replace(text="another") for seed, one in ours.elsewhere.items()}
     other = dataclasses.replace(ours, elsewhere=elsewhere)
-    assert study_results.difference(ours, theirs, "loss_elsewhere") is not None
-    assert study_results.difference(other, theirs, "loss_elsewhere") is None
-    nothing = study_results.Measured(ours.arm, {}, {}, {}, {})
-    assert study_results.difference(nothing, theirs, "era") is None
-    assert study_results.curve(nothing) == ([], [], [])
+    assert study_results.paired_difference(ours, theirs, "loss_elsewhere") is not None
+    assert study_results.paired_difference(other, theirs, "loss_elsewhere") is None
+    nothing = study_results.ArmResults(ours.arm, {}, {}, {}, {})
+    assert study_results.paired_difference(nothing, theirs, "era") is None
+    assert study_results.mean_loss_curve(nothing) == ([], [], [])
 
 
 def test_a_grid_that_has_changed_is_refused_and_a_new_task_is_done(place, whole):
     """A finished run is never reported as what it is not."""
-    before = (whole[0] / manifest.NAME).read_text()
-    grid = load(place[0])
+    before = (whole[0] / manifest.MANIFEST_NAME).read_text()
+    grid = load_study(place[0])
     for change, says in (
         ("train.steps=5", "train.steps is 4 there, 5 in the study"),
         ("optimizer.weight_decay=0.5", "optimizer.weight_decay is 0.01 there, 0.5 in the study"),
@@ -171,45 +175,45 @@ def test_a_grid_that_has_changed_is_refused_and_a_new_task_is_done(place, whole)
             grid.arms[2],
         )
         with pytest.raises(UserError, match=says):
-            runner.run(dataclasses.replace(grid, arms=arms), whole[0])
+            runner.run_study(dataclasses.replace(grid, arms=arms), whole[0])
     recipe = dataclasses.replace(grid.finetuning, set=(*grid.finetuning.set, "recipe.epochs=2"))
     with pytest.raises(UserError, match=r"era: recipe\.epochs is 1 there, 2 in the study"):
-        runner.run(dataclasses.replace(grid, finetuning=recipe), whole[0])
-    assert (whole[0] / manifest.NAME).read_text() == before
+        runner.run_study(dataclasses.replace(grid, finetuning=recipe), whole[0])
+    assert (whole[0] / manifest.MANIFEST_NAME).read_text() == before
     both = dataclasses.replace(grid, finetuning=dataclasses.replace(grid.finetuning, tasks=("era", "party")))
-    jobs = jobs_of(both, whole[0])
+    jobs = study_jobs(both, whole[0])
     assert [job.is_done() for job in jobs] == [job.kind != "finetune" for job in jobs]
 
 
 def test_another_text_elsewhere_is_refused(place, whole):
-    grid = load(place[0])
+    grid = load_study(place[0])
     elsewhere = dataclasses.replace(grid.elsewhere, set=("data.held_out=0.2",))
     with pytest.raises(UserError, match=r"held_out is 0\.3 there, 0\.2 in the study"):
-        runner.run(dataclasses.replace(grid, elsewhere=elsewhere), whole[0])
+        runner.run_study(dataclasses.replace(grid, elsewhere=elsewhere), whole[0])
 
 
 def test_what_was_made_of_something_else_is_refused(place, whole, tmp_path):
     """A teacher by another name, or made anew: its path may change, what is in it may not. And a run made
     anew of another config: what was fine-tuned before is not its own."""
-    grid, workdir = load(place[0]), tmp_path / "part"
+    grid, workdir = load_study(place[0]), tmp_path / "part"
     shutil.copytree(whole[0], workdir)
-    assert runner.run(grid, workdir)
+    assert runner.run_study(grid, workdir)
     other = dataclasses.replace(grid.arms[0], name="other", set=(*grid.arms[0].set, "train.steps=2"))
     swapped = (other, grid.arms[1], dataclasses.replace(grid.arms[2], teacher="other"))
     with pytest.raises(UserError, match="taught-seed0: was made of another model than that of 'other-"):
-        runner.run(dataclasses.replace(grid, arms=swapped), workdir)
+        runner.run_study(dataclasses.replace(grid, arms=swapped), workdir)
     shutil.rmtree(workdir / "runs" / "teacher-seed0")
-    assert runner.run(grid, workdir)  # the same again
+    assert runner.run_study(grid, workdir)  # the same again
     for name in ("alone-seed0", "alone-seed1"):
         shutil.rmtree(workdir / "runs" / name)
     alone = dataclasses.replace(grid.arms[1], set=(*grid.arms[1].set, "optimizer.weight_decay=0.5"))
     edited = dataclasses.replace(grid, arms=(grid.arms[0], alone, grid.arms[2]))
     with pytest.raises(UserError, match=r"alone-seed0.*: was made of another run of 'alone-seed0'"):
-        runner.run(edited, workdir)
+        runner.run_study(edited, workdir)
     for kind in ("elsewhere", "finetuned"):
         for path in (workdir / kind).glob("alone-*"):
             shutil.rmtree(path)
-    assert runner.run(edited, workdir)
+    assert runner.run_study(edited, workdir)
 
 
 def test_a_run_without_a_finite_loss_is_in_the_report(whole, tmp_path):
@@ -222,7 +226,7 @@ def test_a_run_without_a_finite_loss_is_in_the_report(whole, tmp_path):
         with np.load(run / "documents.npz") as arrays:
             found = dict(arrays)
         np.savez(run / "documents.npz", **{**found, "loss": found["loss"] * np.nan})
-    text = sweep_html.write(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
+    text = sweep_html.write_study_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
     assert "A teacher helps (paper: so it says): undecided at this scale." in text
     assert "nan [nan, nan; t nan, nan]" in text
     assert "| taught | never, or not known | never, or not known |" in text
@@ -230,19 +234,19 @@ def test_a_run_without_a_finite_loss_is_in_the_report(whole, tmp_path):
 
 def test_flops_are_the_mean_over_seeds(whole):
     """With a weight that ends when the teacher is beaten, they differ by seed."""
-    found = study_results.gather(whole[0]).arms["taught"]
+    found = study_results.collect_study_results(whole[0]).arms["taught"]
     first, second = found.runs.values()
     more = [{**record, "teacher_flops": 3 * record["teacher_flops"]} for record in second.evaluations]
     runs = {0: first, 1: second._replace(evaluations=tuple(more))}
     spent = [one["student_flops"] + 2 * one["teacher_flops"] for one in first.evaluations]
-    assert study_results.curve(dataclasses.replace(found, runs=runs))[1] == pytest.approx(spent)
+    assert study_results.mean_loss_curve(dataclasses.replace(found, runs=runs))[1] == pytest.approx(spent)
 
 
 def test_a_plan_needs_no_examples(place, tmp_path, capsys):
-    grid = load(place[0])
+    grid = load_study(place[0])
     nothing = ("examples.kind=glue", f"examples.path={tmp_path / 'none'}")
     glue = dataclasses.replace(grid.finetuning, tasks=("rte",), set=nothing)
-    told = runner.plan(dataclasses.replace(grid, finetuning=glue), tmp_path / "s", costs=True)
+    told = runner.format_plan(dataclasses.replace(grid, finetuning=glue), tmp_path / "s", costs=True)
     lines = {line.split()[1]: line.split() for line in told.splitlines()[1:-2]}
     assert lines["alone-seed0-end"][-2:] == ["unknown", "unknown"]
     assert float(lines["alone-seed0"][-2]) > 0
@@ -250,14 +254,14 @@ def test_a_plan_needs_no_examples(place, tmp_path, capsys):
 
 
 def test_what_is_missing_for_the_last_job_is_said_before_the_first(place, tmp_path):
-    grid = load(place[0])
+    grid = load_study(place[0])
     nothing = ("examples.kind=glue", f"examples.path={tmp_path / 'none'}")
     glue = dataclasses.replace(grid.finetuning, tasks=("rte",), set=nothing)
     files = (*grid.elsewhere.set, f"data.sources.0.path={tmp_path / 'books.txt'}")
     books = dataclasses.replace(grid.elsewhere, set=("data.sources.0.kind=text", *files))
     for other in (dataclasses.replace(grid, finetuning=glue), dataclasses.replace(grid, elsewhere=books)):
         with pytest.raises(UserError, match=str(tmp_path)):
-            runner.run(other, tmp_path / "s")
+            runner.run_study(other, tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
@@ -266,11 +270,11 @@ def test_a_claim_at_a_checkpoint_that_is_not_there_yet_is_not_judged(place, whol
     shutil.copytree(whole[0], tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "finetuned" / "taught-seed0-end")
     shutil.rmtree(tmp_path / "part" / "finetuned" / "taught-seed1-end")
-    found = study_results.gather(tmp_path / "part")
-    assert [judged.interval is None for judged in found.judged] == [False, True]
+    found = study_results.collect_study_results(tmp_path / "part")
+    assert [judged.interval is None for judged in found.hypothesis_results] == [False, True]
     shutil.rmtree(tmp_path / "part" / "runs" / "taught-seed1")
-    found = study_results.gather(tmp_path / "part")
-    assert "(1 of the seeds)" in sweep_tables.markdown(found)
+    found = study_results.collect_study_results(tmp_path / "part")
+    assert "(1 of the seeds)" in sweep_tables.study_markdown(found)
 
 
 def test_the_rate_of_a_run_that_was_stopped_on_its_way(place, whole, tmp_path):
@@ -280,7 +284,8 @@ def test_the_rate_of_a_run_that_was_stopped_on_its_way(place, whole, tmp_path):
     summary = json.loads(path.read_text())
     path.write_text(json.dumps({**summary, "seconds_of_this_process": 1e-9}))
     last = [
-        runner.plan(load(place[0]), at, costs=True).splitlines()[1] for at in (whole[0], tmp_path / "part")
+        runner.format_plan(load_study(place[0]), at, costs=True).splitlines()[1]
+        for at in (whole[0], tmp_path / "part")
     ]
     assert last[0] == last[1]
 
@@ -289,19 +294,22 @@ def test_the_report_needs_no_config_file(whole, tmp_path, monkeypatch):
     shutil.copytree(whole[0], tmp_path / "moved")
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
-    page = sweep_html.write(tmp_path / "moved")
-    assert page.with_suffix(".csv").read_text() == sweep_html.write(whole[0]).with_suffix(".csv").read_text()
+    page = sweep_html.write_study_report(tmp_path / "moved")
+    assert (
+        page.with_suffix(".csv").read_text()
+        == sweep_html.write_study_report(whole[0]).with_suffix(".csv").read_text()
+    )
 
 
 def test_a_job_by_its_number(place, tmp_path, capsys):
-    spec = load(place[0])
-    jobs = jobs_of(spec, tmp_path / "s")
+    spec = load_study(place[0])
+    jobs = study_jobs(spec, tmp_path / "s")
     at = {job.name: i for i, job in enumerate(jobs)}
     with pytest.raises(UserError, match=r"--index is 3, taught-seed0: .* finished first: teacher-seed0"):
-        runner.run(spec, tmp_path / "s", at["taught-seed0"])
+        runner.run_study(spec, tmp_path / "s", at["taught-seed0"])
     with pytest.raises(UserError, match="--index is 99, expected from 0 to"):
-        runner.run(spec, tmp_path / "s", 99)
-    assert not runner.run(spec, tmp_path / "s", at["teacher-seed0"])
+        runner.run_study(spec, tmp_path / "s", 99)
+    assert not runner.run_study(spec, tmp_path / "s", at["teacher-seed0"])
     assert [job.name for job in jobs if job.is_done()] == ["teacher-seed0"]
 
 
@@ -311,7 +319,7 @@ def test_the_plan_tells_what_it_costs(place, whole, tmp_path):
     assert "40% of the peak is assumed" in found.stderr
     assert "left: about" in found.stdout
     assert not (tmp_path / "new").exists()
-    told = runner.plan(load(place[0]), whole[0], costs=True).splitlines()[1:-2]
+    told = runner.format_plan(load_study(place[0]), whole[0], costs=True).splitlines()[1:-2]
     lines = {line.split()[1]: line for line in told}
     flops = json.loads((whole[0] / "runs" / "taught-seed0" / "summary.json").read_text())["flops"]["total"]
     # Not the same: until the data is prepared, the vocabulary has the size that was asked for.
@@ -321,7 +329,7 @@ def test_the_plan_tells_what_it_costs(place, whole, tmp_path):
 @pytest.mark.slow
 def test_killed_anywhere_the_report_is_the_same(place, whole, tmp_path):
     """kill -9 at three moments, the last amid fine-tuning; then a run to the end by the command."""
-    expected = sweep_html.write(whole[0]).with_suffix(".csv").read_text()
+    expected = sweep_html.write_study_report(whole[0]).with_suffix(".csv").read_text()
     workdir = tmp_path / "killed"
     command = ("study", f"--config={place[0]}", f"--workdir={workdir}")
     for sign in (

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from dwt_jax.config import Source
 from dwt_jax.data import cached_wordpiece, tokenizer
-from dwt_jax.data.sources import documents
+from dwt_jax.data.sources import iter_documents
 from dwt_jax.errors import UserError
 
-TEXTS = [*documents(Source())][::40]
+TEXTS = [*iter_documents(Source())][::40]
 SAMPLE = [
     "The Congress shall have Power.",
     "naïve Café — 日本語, 1,234.5!",
@@ -26,7 +26,9 @@ SAMPLE = [
 @pytest.fixture(scope="module", params=[True, False], ids=["lower", "cased"])
 def trained(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("words") / "tokenizer"
-    tokenizer.save(tokenizer.train(lambda: TEXTS, 1000, request.param), path, request.param)
+    tokenizer.save_tokenizer(
+        tokenizer.train_tokenizer(lambda: TEXTS, 1000, request.param), path, request.param
+    )
     return path
 
 
@@ -37,7 +39,7 @@ def auto(path: Path):
 
 
 def test_special_tokens_come_first(trained):
-    words = tokenizer.vocabulary(trained)
+    words = tokenizer.load_vocabulary(trained)
     assert words.tokens[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     assert (words.pad_id, words.unk_id, words.cls_id, words.sep_id, words.mask_id) == (0, 1, 2, 3, 4)
     assert words.special_ids == (0, 1, 2, 3, 4)
@@ -46,7 +48,7 @@ def test_special_tokens_come_first(trained):
 
 
 def test_transformers_gives_the_same_ids(trained):
-    theirs, ours = auto(trained), tokenizer.load(trained)
+    theirs, ours = auto(trained), tokenizer.load_hf_tokenizer(trained)
     for text in [*SAMPLE, *(text[:3000] for text in TEXTS)]:
         assert theirs(text)["input_ids"] == ours.encode(text).ids
     assert theirs.mask_token_id == 4
@@ -61,13 +63,13 @@ def test_transformers_own_bert_over_vocab_txt_gives_the_same_ids(trained, tmp_pa
     (tmp_path / "vocab.txt").write_bytes((trained / "vocab.txt").read_bytes())
     lower = json.loads((trained / "tokenizer_config.json").read_text())["do_lower_case"]
     theirs = BertTokenizer.from_pretrained(str(tmp_path), do_lower_case=lower)
-    ours = tokenizer.load(trained)
+    ours = tokenizer.load_hf_tokenizer(trained)
     for text in [*SAMPLE, *(text[:3000] for text in TEXTS)]:
         assert theirs(text)["input_ids"] == ours.encode(text).ids
 
 
 def test_lowercase(trained):
-    tokens = tokenizer.vocabulary(trained).tokens
+    tokens = tokenizer.load_vocabulary(trained).tokens
     lower = json.loads((trained / "tokenizer_config.json").read_text())["do_lower_case"]
     assert any(c.isupper() for token in tokens[5:] for c in token) == (not lower)
 
@@ -76,8 +78,8 @@ def test_same_text_same_vocabulary_in_any_process(tmp_path):
     """tokenizers' own trainer fails this: its hash tables differ from process to process."""
     program = (
         "import sys, hashlib; from dwt_jax.config import Source; from dwt_jax.data import tokenizer as t;"
-        "from dwt_jax.data.sources import documents;"
-        "w = t.train(lambda: list(documents(Source()))[::40], 1000, True);"
+        "from dwt_jax.data.sources import iter_documents;"
+        "w = t.train_tokenizer(lambda: list(iter_documents(Source()))[::40], 1000, True);"
         "print(hashlib.md5(w.to_str().encode()).hexdigest())"
     )
     command = [sys.executable, "-c", program]
@@ -93,17 +95,17 @@ def test_sample_is_limited():
             read.append(text)
             yield text
 
-    tokenizer.train(texts, 100, True, sample_megabytes=0.02)
+    tokenizer.train_tokenizer(texts, 100, True, sample_megabytes=0.02)
     assert len(read) == 2 * 4  # twice 3 of 8 kB, and one more to see that it is enough
 
 
 def test_characters_that_do_not_fit():
     with pytest.raises(UserError, match=r"data.tokenizer.vocab_size is 20, expected at least \d+"):
-        tokenizer.train(lambda: TEXTS, 20, True)
+        tokenizer.train_tokenizer(lambda: TEXTS, 20, True)
 
 
 def test_continuation_of_wordpiece(trained):
-    words = tokenizer.vocabulary(trained)
+    words = tokenizer.load_vocabulary(trained)
     assert words.continuation.dtype == bool
     assert words.continuation.tolist() == [token.startswith("##") for token in words.tokens]
     assert words.continuation.any()
@@ -127,36 +129,42 @@ def bert_words() -> list[str]:
 def test_vocab_txt_file_and_directory(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(bert_words()) + "\n")
     for path in (tmp_path / "vocab.txt", tmp_path):
-        words = tokenizer.vocabulary(path)
+        words = tokenizer.load_vocabulary(path)
         assert (words.pad_id, words.unk_id, words.cls_id, words.sep_id, words.mask_id) == (0, 2, 3, 4, 5)
-        assert tokenizer.load(path).encode("Hello").tokens == ["[CLS]", "hello", "[SEP]"]
-        assert tokenizer.load(path, lowercase=False).encode("Hello").tokens == ["[CLS]", "Hello", "[SEP]"]
-        assert tokenizer.digest(path) != tokenizer.digest(path, lowercase=False)
+        assert tokenizer.load_hf_tokenizer(path).encode("Hello").tokens == ["[CLS]", "hello", "[SEP]"]
+        assert tokenizer.load_hf_tokenizer(path, lowercase=False).encode("Hello").tokens == [
+            "[CLS]",
+            "Hello",
+            "[SEP]",
+        ]
+        assert tokenizer.tokenizer_digest(path) != tokenizer.tokenizer_digest(path, lowercase=False)
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert tokenizer.load(tmp_path, lowercase=True).encode("Hello").tokens[1] == "Hello"
+    assert tokenizer.load_hf_tokenizer(tmp_path, lowercase=True).encode("Hello").tokens[1] == "Hello"
 
 
 def test_install_of_a_vocab_txt_is_whole(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(bert_words()) + "\n")
-    tokenizer.install(tmp_path / "vocab.txt", tmp_path / "out", lowercase=False)
-    assert tokenizer.digest(tmp_path / "out") == tokenizer.digest(tmp_path / "vocab.txt", lowercase=False)
+    tokenizer.copy_tokenizer(tmp_path / "vocab.txt", tmp_path / "out", lowercase=False)
+    assert tokenizer.tokenizer_digest(tmp_path / "out") == tokenizer.tokenizer_digest(
+        tmp_path / "vocab.txt", lowercase=False
+    )
     assert (
         auto(tmp_path / "out")("Hello hello")["input_ids"]
-        == tokenizer.load(tmp_path / "out").encode("Hello hello").ids
+        == tokenizer.load_hf_tokenizer(tmp_path / "out").encode("Hello hello").ids
     )
 
 
 def test_install_copies_what_a_tokenizer_needs(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "in")
     (tmp_path / "in" / "model.safetensors").write_bytes(b"weights")
-    tokenizer.install(tmp_path / "in", tmp_path / "out")
+    tokenizer.copy_tokenizer(tmp_path / "in", tmp_path / "out")
     kept = ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == kept
     for name in ("tokenizer.json", "vocab.txt"):
         assert (tmp_path / "out" / name).read_bytes() == (trained / name).read_bytes()
     for text in SAMPLE:
         assert auto(tmp_path / "out")(text).input_ids == auto(trained)(text).input_ids
-    assert tokenizer.digest(tmp_path / "out") == tokenizer.digest(trained)
+    assert tokenizer.tokenizer_digest(tmp_path / "out") == tokenizer.tokenizer_digest(trained)
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +186,12 @@ def roberta(tmp_path_factory) -> Path:
 
 
 def test_byte_level(roberta):
-    words = tokenizer.vocabulary(roberta)
+    words = tokenizer.load_vocabulary(roberta)
     assert (words.cls_id, words.pad_id, words.sep_id, words.unk_id, words.mask_id) == (0, 1, 2, 3, 4)
-    assert words.starts_words == "Ġ"
+    assert words.word_prefix == "Ġ"
     assert words.special_ids == (0, 1, 2, 3, 4)
     ids = (
-        tokenizer.load(roberta)
+        tokenizer.load_hf_tokenizer(roberta)
         .encode("the extraordinary Government of the people", add_special_tokens=False)
         .ids
     )
@@ -197,12 +205,12 @@ def test_roles_from_the_config_files(roberta, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((roberta / "tokenizer.json").read_bytes())
     (tmp_path / "special_tokens_map.json").write_text('{"cls_token": {"content": "a"}, "sep_token": "b"}')
     (tmp_path / "tokenizer_config.json").write_text('{"sep_token": "c"}')
-    words = tokenizer.vocabulary(tmp_path)
+    words = tokenizer.load_vocabulary(tmp_path)
     assert (words.tokens[words.cls_id], words.tokens[words.sep_id], words.mask_id) == ("a", "b", 4)
     assert {words.cls_id, words.sep_id} < set(words.special_ids)
     (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "<nothing>"}')
     with pytest.raises(UserError, match="mask_token '<nothing>' is not in the vocabulary"):
-        tokenizer.vocabulary(tmp_path)
+        tokenizer.load_vocabulary(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +221,12 @@ def test_roles_from_the_config_files(roberta, tmp_path):
         ({"tokenizer.json": "{"}, "", "tokenizer.json: .*expected a tokenizer"),
         ({"vocab.txt": "[PAD]\n[UNK]\na"}, "", r"vocab.txt: no \[CLS\] \[SEP\] \[MASK\] among its 3 lines"),
         (
-            {"vocab.txt": "\n".join([*tokenizer.SPECIALS, "a", "a"])},
+            {"vocab.txt": "\n".join([*tokenizer.BERT_SPECIAL_TOKENS, "a", "a"])},
             "vocab.txt",
             "token 'a' is there more than once",
         ),
         (
-            {"vocab.txt": "\n".join(tokenizer.SPECIALS), "tokenizer_config.json": "{"},
+            {"vocab.txt": "\n".join(tokenizer.BERT_SPECIAL_TOKENS), "tokenizer_config.json": "{"},
             "",
             "tokenizer_config.json: ",
         ),
@@ -228,13 +236,13 @@ def test_user_errors(tmp_path, files, path, says):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=says) as error:
-        tokenizer.vocabulary(tmp_path / path)
+        tokenizer.load_vocabulary(tmp_path / path)
     assert "\n" not in str(error.value)
 
 
 def test_vocabularies_compare_and_are_read_only(trained):
-    words = tokenizer.vocabulary(trained)
-    assert words == tokenizer.vocabulary(trained)
+    words = tokenizer.load_vocabulary(trained)
+    assert words == tokenizer.load_vocabulary(trained)
     with pytest.raises(ValueError, match="read-only"):
         words.continuation[0] = True
     assert isinstance(words.continuation, np.ndarray)
@@ -253,27 +261,29 @@ ODD = st.sampled_from(
 
 @given(st.lists(st.one_of(st.text(), st.lists(ODD).map("".join)), max_size=5))
 def test_encoder_with_a_memory_gives_the_same_ids(trained, texts):
-    ours = tokenizer.load(trained)
+    ours = tokenizer.load_hf_tokenizer(trained)
     ours.encode_special_tokens = True
     expected = [ours.encode(text, add_special_tokens=False).ids for text in texts]
-    encode = cached_wordpiece.encoder(ours)
+    encode = cached_wordpiece.make_text_encoder(ours)
     assert encode(texts) == expected
     assert encode(texts) == expected, "from memory"
 
 
 def test_encoder_with_a_memory_on_real_text(trained):
-    ours = tokenizer.load(trained)
+    ours = tokenizer.load_hf_tokenizer(trained)
     ours.encode_special_tokens = True
-    encode = cached_wordpiece.encoder(ours)
-    assert cached_wordpiece._is_bert(ours)
-    for text in [*documents(Source())][::20]:
+    encode = cached_wordpiece.make_text_encoder(ours)
+    assert cached_wordpiece._is_bert_pipeline(ours)
+    for text in [*iter_documents(Source())][::20]:
         assert encode([text]) == [ours.encode(text, add_special_tokens=False).ids]
 
 
 def test_encoder_leaves_other_pipelines_alone(roberta):
-    ours = tokenizer.load(roberta)
+    ours = tokenizer.load_hf_tokenizer(roberta)
     texts = ["the extraordinary  Government, of the people!"]
-    assert cached_wordpiece.encoder(ours)(texts) == [ours.encode(texts[0], add_special_tokens=False).ids]
+    assert cached_wordpiece.make_text_encoder(ours)(texts) == [
+        ours.encode(texts[0], add_special_tokens=False).ids
+    ]
 
 
 ODD_TEXTS = [
@@ -299,13 +309,13 @@ def test_byte_level_bpe_of_two_files_is_transformers(tmp_path, space):
     trained.save_model(str(tmp_path))
     config = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": space}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    ours = tokenizer.load(tmp_path)
+    ours = tokenizer.load_hf_tokenizer(tmp_path)
     theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path, add_prefix_space=space)
     for text in ODD_TEXTS:
         assert ours.encode(text).ids == theirs(text).input_ids, text
-    words = tokenizer.vocabulary(tmp_path)
+    words = tokenizer.load_vocabulary(tmp_path)
     assert (words.cls_id, words.pad_id, words.sep_id, words.unk_id, words.mask_id) == (0, 1, 2, 3, 4)
-    assert words.starts_words == "Ġ"
+    assert words.word_prefix == "Ġ"
 
 
 @pytest.mark.parametrize("lost", ["merges.txt", "</s>"])
@@ -316,6 +326,6 @@ def test_a_bpe_that_lacks_something(tmp_path, lost):
     if lost != "merges.txt":
         (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(UserError) as caught:
-        tokenizer.load(tmp_path)
+        tokenizer.load_hf_tokenizer(tmp_path)
     assert lost in str(caught.value)
     assert "\n" not in str(caught.value)

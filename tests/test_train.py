@@ -14,14 +14,14 @@ import pytest
 from runs import dwt, prepared_project, start
 from safetensors.numpy import load_file
 
-from dwt_jax.config_loader import load
-from dwt_jax.distributed.shutdown import Stopped
+from dwt_jax.config_loader import load_config
+from dwt_jax.distributed.shutdown import Preempted
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
-from dwt_jax.runs.run_dir import load_model, locked
+from dwt_jax.runs.run_dir import load_model, run_lock
 from dwt_jax.train import loop
 from dwt_jax.train import step as steps
-from dwt_jax.train.loop import Failed, train
+from dwt_jax.train.loop import TrainingFailed, train
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def project(tmp_path_factory):
     """(config:rows, folder): a tiny corpus, prepared, and a trained teacher."""
     folder = tmp_path_factory.mktemp("project")
     spec = prepared_project(folder)
-    train(load(spec, {"train.steps": "30", "model.num_hidden_layers": "1"}), folder / "teacher")
+    train(load_config(spec, {"train.steps": "30", "model.num_hidden_layers": "1"}), folder / "teacher")
     return spec, folder
 
 
@@ -69,7 +69,7 @@ def assert_same_run(left: Path, right: Path, begin: int = 0) -> None:
 def whole(project):
     """An uninterrupted run with a teacher."""
     workdir = project[1] / "whole"
-    train(load(project[0], taught(project)), workdir)
+    train(load_config(project[0], taught(project)), workdir)
     return workdir
 
 
@@ -147,7 +147,7 @@ def kill_at_random(arguments: list[str], rng: random.Random) -> bool:
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_equals_uninterrupted(project, tmp_path, kills):
     overrides = taught(project, train__steps="120", train__checkpoint_every="3", train__evaluate_every="40")
-    train(load(project[0], overrides), tmp_path / "whole")
+    train(load_config(project[0], overrides), tmp_path / "whole")
     arguments = options(project[0], overrides, tmp_path / "killed")
     rng = random.Random(kills)
     amid_steps = [kill_at_random(arguments, rng) for _ in range(kills)]
@@ -169,7 +169,7 @@ def test_killed_between_any_two_checkpoints_equals_uninterrupted(project, whole,
                 shutil.rmtree(later)
         with open(cut / "metrics.jsonl", "a") as file:
             file.write('{"step": 12, "los')  # a line torn by the kill
-        train(load(project[0], taught(project)), cut)
+        train(load_config(project[0], taught(project)), cut)
         assert_same_run(whole, cut)
 
 
@@ -183,10 +183,10 @@ def test_an_evaluation_that_is_stopped_twice_is_made_up_for(project, whole, tmp_
     for later in (cut / "checkpoints").iterdir():
         if later.name.isdigit() and int(later.name) > 4:
             shutil.rmtree(later)
-    config = load(project[0], taught(project))
+    config = load_config(project[0], taught(project))
     with monkeypatch.context() as patched:
-        patched.setattr(likelihood, "by_document", lambda *_, **__: None)
-        with pytest.raises(Stopped, match="stopped at step 4"):
+        patched.setattr(likelihood, "losses_per_document", lambda *_, **__: None)
+        with pytest.raises(Preempted, match="stopped at step 4"):
             train(config, cut)
     train(config, cut)
     assert_same_run(whole, cut)
@@ -220,7 +220,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(project
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 0x10
     data.write_bytes(content)
-    train(load(project[0], taught(project)), cut)
+    train(load_config(project[0], taught(project)), cut)
     printed = capsys.readouterr().out
     assert "checkpoint 12 is damaged" in printed
     assert "resumed at step 8" in printed
@@ -229,14 +229,14 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(project
 
 def test_another_config_in_the_same_directory_is_refused_with_the_keys(project, whole):
     with pytest.raises(UserError, match=r"optimizer\.weight_decay is 0\.01 there, 0\.1 here") as error:
-        train(load(project[0], taught(project, optimizer__weight_decay="0.1")), whole)
+        train(load_config(project[0], taught(project, optimizer__weight_decay="0.1")), whole)
     assert "\n" not in str(error.value)
     assert "train.steps" not in str(error.value)
 
 
 def test_a_finished_run_is_not_repeated(project, whole, capsys):
     before = (whole / "summary.json").read_text()
-    train(load(project[0], taught(project)), whole)
+    train(load_config(project[0], taught(project)), whole)
     assert "already finished" in capsys.readouterr().out
     assert (whole / "summary.json").read_text() == before
 
@@ -245,33 +245,33 @@ def test_a_claim_that_was_cut_short_is_taken_up(project, tmp_path):
     """Killed after the tokenizer was there, before config.json was."""
     shutil.copytree(project[1] / "rows" / "tokenizer", tmp_path / "run" / "tokenizer")
     (tmp_path / "run" / "run.json").write_text("{}")
-    train(load(project[0], {"train.steps": "1"}), tmp_path / "run")
+    train(load_config(project[0], {"train.steps": "1"}), tmp_path / "run")
     assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_two_processes_do_not_train_in_one_directory(project, tmp_path):
     with (
-        locked(tmp_path / "run"),
+        run_lock(tmp_path / "run"),
         pytest.raises(UserError, match="another process trains here"),
     ):
-        train(load(project[0]), tmp_path / "run")
+        train(load_config(project[0]), tmp_path / "run")
 
 
 def test_a_moved_teacher_is_the_same_teacher(project, whole, tmp_path, capsys):
     shutil.copytree(project[1] / "teacher" / "model", tmp_path / "elsewhere")
-    train(load(project[0], {**taught(project), "teacher.path": str(tmp_path / "elsewhere")}), whole)
+    train(load_config(project[0], {**taught(project), "teacher.path": str(tmp_path / "elsewhere")}), whole)
     assert "already finished" in capsys.readouterr().out
 
 
 def test_tensorboard_files_are_written(project, tmp_path):
-    train(load(project[0], {"train.steps": "2", "train.tensorboard": "true"}), tmp_path / "run")
+    train(load_config(project[0], {"train.steps": "2", "train.tensorboard": "true"}), tmp_path / "run")
     assert [*(tmp_path / "run" / "tensorboard").glob("events.*")]
 
 
 def test_a_folder_with_other_files_is_refused(project, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="holds files but no run"):
-        train(load(project[0]), tmp_path)
+        train(load_config(project[0]), tmp_path)
 
 
 def test_a_teacher_of_another_vocabulary_is_refused_with_the_first_difference(project, tmp_path):
@@ -284,13 +284,13 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_the_first_difference(pr
     path.write_text(json.dumps(content))
     (tmp_path / "other" / "vocab.txt").unlink(missing_ok=True)
     with pytest.raises(UserError, match=rf"token 17 is 'zebra', expected '{old}'"):
-        train(load(project[0], {"teacher.path": str(tmp_path / "other")}), tmp_path / "run")
+        train(load_config(project[0], {"teacher.path": str(tmp_path / "other")}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_teacher_is_switched_off_once_its_weight_is_zero_for_good(project, tmp_path, capsys):
     overrides = taught(project, distill__preset="knowledge_inheritance", train__steps="16")
-    summary = train(load(project[0], overrides), tmp_path / "ki")
+    summary = train(load_config(project[0], overrides), tmp_path / "ki")
     assert "step 4: alpha_soft is 0 for good, the teacher is switched off" in capsys.readouterr().out
     assert summary["teacher_steps"] == 4
     found = records(tmp_path / "ki")
@@ -303,7 +303,7 @@ def test_until_beaten_ends_with_the_teacher_beaten_and_resumes_alike(project, tm
     spec, folder = project
     bad = folder / "bad"
     if not bad.exists():
-        train(load(spec, {"train.steps": "2", "model.num_hidden_layers": "1"}), bad)
+        train(load_config(spec, {"train.steps": "2", "model.num_hidden_layers": "1"}), bad)
     overrides = {
         "teacher.path": str(bad),
         "distill.alpha_soft.kind": "until_beaten",
@@ -311,7 +311,7 @@ def test_until_beaten_ends_with_the_teacher_beaten_and_resumes_alike(project, tm
         "train.steps": "24",
     }
     capsys.readouterr()
-    summary = train(load(spec, overrides), tmp_path / "whole")
+    summary = train(load_config(spec, overrides), tmp_path / "whole")
     assert "the teacher is switched off" in capsys.readouterr().out
     switch = summary["teacher_steps"]
     assert 0 < switch < 24
@@ -324,21 +324,21 @@ def test_until_beaten_ends_with_the_teacher_beaten_and_resumes_alike(project, tm
         for later in (cut / "checkpoints").iterdir():
             if later.name.isdigit() and int(later.name) > step:
                 shutil.rmtree(later)
-        train(load(spec, overrides), cut)
+        train(load_config(spec, overrides), cut)
         assert_same_run(tmp_path / "whole", cut)
 
 
 def test_runs_that_differ_in_weights_and_seed_share_one_compilation(project, tmp_path):
-    steps.TRACES.clear()
-    steps.compiled.cache_clear()
+    steps.TRACE_COUNTS.clear()
+    steps.jit_train_step.cache_clear()
     for i, preset in enumerate(("paper_normal", "paper_strong", "paper_decay")):
         overrides = taught(project, distill__preset=preset, seed=str(i), train__steps="4")
-        train(load(project[0], overrides), tmp_path / preset)
-    assert steps.TRACES == {"teacher": 1}
+        train(load_config(project[0], overrides), tmp_path / preset)
+    assert steps.TRACE_COUNTS == {"teacher": 1}
 
 
 def test_a_silent_transfer_in_the_loop_is_an_error(project, tmp_path, monkeypatch):
-    real = loop.compiled
+    real = loop.jit_train_step
 
     def careless(spec, mesh):
         step = real(spec, mesh)
@@ -346,13 +346,13 @@ def test_a_silent_transfer_in_the_loop_is_an_error(project, tmp_path, monkeypatc
             state, teacher, batch, np.ones(4, np.float32), seed
         )
 
-    monkeypatch.setattr(loop, "compiled", careless)
+    monkeypatch.setattr(loop, "jit_train_step", careless)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        train(load(project[0], {"train.steps": "2"}), tmp_path / "run")
+        train(load_config(project[0], {"train.steps": "2"}), tmp_path / "run")
 
 
 def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project, tmp_path, monkeypatch):
-    real, spoil = loop.compiled, jax.jit(lambda knobs: knobs * np.nan)
+    real, spoil = loop.jit_train_step, jax.jit(lambda knobs: knobs * np.nan)
 
     def from_the_seventh_on(spec, mesh):
         step, count = real(spec, mesh), itertools.count(1)
@@ -360,9 +360,9 @@ def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project,
             state, teacher, batch, spoil(knobs) if next(count) > 6 else knobs, seed
         )
 
-    monkeypatch.setattr(loop, "compiled", from_the_seventh_on)
-    with pytest.raises(Failed, match="not finite for"):
-        train(load(project[0], {"train.max_skipped": "3"}), tmp_path / "run")
+    monkeypatch.setattr(loop, "jit_train_step", from_the_seventh_on)
+    with pytest.raises(TrainingFailed, match="not finite for"):
+        train(load_config(project[0], {"train.max_skipped": "3"}), tmp_path / "run")
     newest = load_model(str(tmp_path / "run"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(newest.params))
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
@@ -388,18 +388,18 @@ def test_a_run_killed_after_its_last_evaluation_ends_though_a_number_there_is_nu
 def test_a_teacher_that_is_not_there_is_told_before_the_data_are_prepared(project, tmp_path):
     overrides = {"teacher.path": str(tmp_path / "techer"), "data.path": ""}
     with pytest.raises(UserError, match=r"teacher\.path: .*techer: no such directory"):
-        train(load(project[0], overrides), tmp_path / "run")
+        train(load_config(project[0], overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_refused_run_leaves_no_lock_in_a_folder_of_others(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         pass
     assert [child.name for child in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_epochs_become_steps(project, tmp_path):
     index = json.loads((project[1] / "rows" / "index.json").read_text())
-    summary = train(load(project[0], {"train.steps": "0", "train.epochs": "1"}), tmp_path / "run")
+    summary = train(load_config(project[0], {"train.steps": "0", "train.epochs": "1"}), tmp_path / "run")
     assert summary["steps"] == -(-index["splits"]["train"]["rows"] // 8)

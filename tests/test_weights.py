@@ -14,7 +14,7 @@ from foreign import assert_same, bits, damage, refused, survives, zoo
 
 import dwt_jax
 from dwt_jax.errors import UserError
-from dwt_jax.hf.tensor_files import FILES, open_weights
+from dwt_jax.hf.tensor_files import WEIGHT_FILES, open_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -35,7 +35,7 @@ def test_safetensors_of_every_type(tmp_path):
     safetensors_torch.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     weights = open_weights(tmp_path)
     assert_same(weights, tensors)
-    assert weights.where == tmp_path / "model.safetensors"
+    assert weights.path == tmp_path / "model.safetensors"
     assert "absent" not in weights
     with pytest.raises(KeyError):
         weights["absent"]
@@ -47,7 +47,7 @@ def test_what_transformers_saves(tmp_path, bert, shard):
     whole = shard == "10GB"
     assert (tmp_path / "model.safetensors").exists() == whole
     weights = open_weights(tmp_path)
-    assert weights.where == tmp_path / FILES[0 if whole else 1]
+    assert weights.path == tmp_path / WEIGHT_FILES[0 if whole else 1]
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     expected = {name: tensor for name, tensor in bert.state_dict().items() if name not in tied}
     assert_same(weights, expected)
@@ -79,7 +79,7 @@ def test_shards_of_torch(tmp_path, bert, zipped):
 def test_the_first_of_several_files_counts(tmp_path):
     """In the order of transformers."""
     empty = {"weight_map": {"x": "x.safetensors"}}
-    for number, name in reversed(list(enumerate(FILES))):
+    for number, name in reversed(list(enumerate(WEIGHT_FILES))):
         one = {"x": torch.full((1,), float(number))}
         if name == "model.safetensors":
             safetensors_torch.save_file(one, tmp_path / name)
@@ -93,12 +93,12 @@ def test_the_first_of_several_files_counts(tmp_path):
             (tmp_path / name).write_text(json.dumps(empty))
         weights = open_weights(tmp_path)
         assert weights["x"] == number
-        assert weights.where.name == name
+        assert weights.path.name == name
 
 
 def test_no_weights(tmp_path):
     (tmp_path / "flax_model.msgpack").write_bytes(b"x")
-    refused(tmp_path, "no weights", *FILES)
+    refused(tmp_path, "no weights", *WEIGHT_FILES)
     with pytest.raises(UserError, match="no weights"):
         open_weights(tmp_path / "absent")
 
@@ -150,8 +150,8 @@ def test_torch_is_not_imported(tmp_path):
 import pathlib, sys
 from dwt_jax.hf import tensor_files
 path = pathlib.Path({str(tmp_path)!r})
-for read, name in ((weights._in_safetensors, "a.safetensors"), (weights._in_pickle, "b.bin"),
-                   (weights._in_pickle, "c.bin")):
+for read, name in ((tensor_files._read_safetensors, "a.safetensors"), (tensor_files._read_pickle, "b.bin"),
+                   (tensor_files._read_pickle, "c.bin")):
     assert weights.Weights(path, read(path / name))["x"].tolist() == [1, 1]
 assert not {{"torch", "jax", "transformers"}} & set(sys.modules)
 """
@@ -222,13 +222,13 @@ def test_types_that_are_not_known_are_named(tmp_path, dtype, size):
     refused(tmp_path, dtype)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", WEIGHT_FILES)
 def test_a_pointer_of_git_lfs(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n")
     refused(tmp_path, name, "Git LFS pointer", "git lfs pull")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", WEIGHT_FILES)
 def test_files_that_are_none(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     refused(tmp_path, name)

@@ -7,7 +7,7 @@ The table "FLOPs to the student alone's loss" of the report is what it is about;
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_loader import beside
+from dwt_jax.config_loader import sibling_config
 
 WAYS = {
     "normal": ("1 : 1", ["distill.preset=paper_normal"]),
@@ -18,7 +18,7 @@ WAYS = {
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
-    shared = beside(__file__, "shared")
+    shared = sibling_config(__file__, "shared")
     arms = [
         shared.arm("teacher2", scale, "teacher2", label="teacher of 2"),
         shared.arm("alone", scale, label="student alone"),

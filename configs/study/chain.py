@@ -5,11 +5,11 @@ dwt study --config=configs/study/chain.py:cpu --workdir=studies/chain
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_loader import beside
+from dwt_jax.config_loader import sibling_config
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
-    shared = beside(__file__, "shared")
+    shared = sibling_config(__file__, "shared")
     taught = ["distill.preset=paper_decay"]
     arms = [
         shared.arm("first", scale, "teacher1", label="1 layer"),

@@ -5,13 +5,13 @@ dwt study --config=configs/study/knowledge_inheritance.py:cpu --workdir=studies/
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_loader import beside
+from dwt_jax.config_loader import sibling_config
 
 UNTIL = (0.1, 0.25, 0.5, 0.75)  # shares of the steps
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
-    shared = beside(__file__, "shared")
+    shared = sibling_config(__file__, "shared")
     arms = [
         shared.arm("teacher4", scale, "teacher4", label="teacher of 4"),
         shared.arm("alone", scale, label="student alone", finetune_at=[1.0]),

@@ -8,7 +8,7 @@ rows. cpu is made for hours on two cores, h200 for minutes on one GPU.
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_loader import beside
+from dwt_jax.config_loader import sibling_config
 
 LAYERS = {"student": 6, "teacher4": 4, "teacher2": 2, "teacher1": 1}
 SCALES = {  # hidden size, vocabulary, length, batch, steps, learning rate
@@ -24,7 +24,7 @@ def get_config(run: str) -> ConfigDict:
     if scale not in (*SCALES, "paper") or name not in LAYERS:
         raise ValueError(f"no run {run!r}, expected paper, {' or '.join(SCALES)}, then - and {list(LAYERS)}")
     if scale == "paper":
-        config = beside(__file__, "../paper").get_config(name)
+        config = sibling_config(__file__, "../paper").get_config(name)
         steps = 30_000_000 * 20 // 128
         config.train = {**config.train, "epochs": 0, "steps": steps}
     else:

@@ -6,7 +6,7 @@ along the way (its figure 4); and remappings that came later.
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_loader import beside
+from dwt_jax.config_loader import sibling_config
 
 METHODS = {  # label, the paper's arm
     "fna": ("the last layer again (PR)", "figure4.remapped"),
@@ -17,7 +17,7 @@ METHODS = {  # label, the paper's arm
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
-    shared = beside(__file__, "shared")
+    shared = sibling_config(__file__, "shared")
     taught = {"teacher": "teacher4", "finetune_at": shared.ALONG[scale]}
     normal = ["distill.preset=paper_normal"]
     arms = [

@@ -6,7 +6,7 @@ dwt study --config=configs/study/soft_weight.py:cpu --workdir=studies/soft_weigh
 from ml_collections import ConfigDict
 
 from dwt_jax.config import Distill
-from dwt_jax.config_loader import beside
+from dwt_jax.config_loader import sibling_config
 
 # The student begins to lose its teacher before it has beaten it.
 UNTIL = f"falling to 0 over the last {Distill().beaten_margin} nats to the teacher"
@@ -23,7 +23,7 @@ SOFT = {  # label, what is set, the paper's arm
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
-    shared = beside(__file__, "shared")
+    shared = sibling_config(__file__, "shared")
     along = {"finetune_at": shared.ALONG[scale]}
     arms = [
         shared.arm("teacher4", scale, "teacher4", label="teacher of 4"),

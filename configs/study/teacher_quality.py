@@ -7,17 +7,17 @@ Scales paper, h200 and cpu: see pretraining.py and docs/studies.md.
 
 from ml_collections import ConfigDict
 
-from dwt_jax.config_loader import beside
-from dwt_jax.study.charts import number
-from dwt_jax.study.paper_results import TABLE_1
+from dwt_jax.config_loader import sibling_config
+from dwt_jax.runs.metric_writer import format_float
+from dwt_jax.study.paper_results import PAPER_TABLE_1
 
 WEAK = {4: "weak", 2: "very weak", 1: "extremely weak"}
-ALONE = TABLE_1["table1.alone"].average
-PAPER = {n: number(TABLE_1[f"table1.with{n}"].change, 2, signed=True) for n in WEAK}
+ALONE = PAPER_TABLE_1["table1.alone"].average
+PAPER = {n: format_float(PAPER_TABLE_1[f"table1.with{n}"].change, 2, signed=True) for n in WEAK}
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
-    shared = beside(__file__, "shared")
+    shared = sibling_config(__file__, "shared")
     teachers = [
         shared.arm(
             f"teacher{n}",

@@ -18,7 +18,7 @@ class Chip(NamedTuple):
     memory: float  # bytes that a program may use
     bandwidth: float  # of that memory, bytes a second
     network: float  # bytes a second that leave the chip over its links to others of the slice or node
-    largest: tuple[int, ...]  # slice, by axes, or number in one node
+    max_shape: tuple[int, ...]  # slice, by axes, or number in one node
     options: tuple[tuple[str, str], ...] = ()  # of get_topology_desc
 
 
@@ -40,21 +40,23 @@ CHIPS = {
     )
 }
 
-EXAMPLES = "v4:2x2x1, v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:8, h200:8"
+TOPOLOGY_EXAMPLES = "v4:2x2x1, v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:8, h200:8"
 
 
-def parse(topology: str) -> tuple[Chip, int]:
+def parse_topology(topology: str) -> tuple[Chip, int]:
     """The chip and the number of them that `v5e:4x4` or `h100:8` says. Raises UserError."""
     name, _, shape = topology.partition(":")
     if name not in CHIPS:
         raise UserError(
-            f"--topology: no chip {name!r}{did_you_mean(name, CHIPS)} Topologies: e.g. {EXAMPLES}"
+            f"--topology: no chip {name!r}{did_you_mean(name, CHIPS)} Topologies: e.g. {TOPOLOGY_EXAMPLES}"
         )
     chip = CHIPS[name]
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * len(chip.largest)), shape):
-        raise UserError(f"--topology is {topology!r}, expected a shape after the colon, e.g. {EXAMPLES}")
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * len(chip.max_shape)), shape):
+        raise UserError(
+            f"--topology is {topology!r}, expected a shape after the colon, e.g. {TOPOLOGY_EXAMPLES}"
+        )
     sizes = [int(size) for size in shape.split("x")]
-    if any(size > most for size, most in zip(sorted(sizes), chip.largest, strict=True)):
-        most = "x".join(map(str, chip.largest))
-        raise UserError(f"--topology is {topology!r}, expected no more than {name}:{most}")
+    if any(size > limit for size, limit in zip(sorted(sizes), chip.max_shape, strict=True)):
+        limit = "x".join(map(str, chip.max_shape))
+        raise UserError(f"--topology is {topology!r}, expected no more than {name}:{limit}")
     return chip, math.prod(sizes)

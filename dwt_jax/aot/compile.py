@@ -21,24 +21,24 @@ from jax.sharding import AxisType, Mesh
 
 from dwt_jax import config_loader
 from dwt_jax.aot import hlo
-from dwt_jax.aot.accelerators import EXAMPLES, Chip, parse
-from dwt_jax.aot.gpu_targets import description
+from dwt_jax.aot.accelerators import TOPOLOGY_EXAMPLES, Chip, parse_topology
+from dwt_jax.aot.gpu_targets import gpu_target_config
 from dwt_jax.config import Config, Init, Model
-from dwt_jax.data.tokenizer import vocabulary
+from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import mesh_shape
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_object
-from dwt_jax.hf.config import load_config
+from dwt_jax.files import read_json_object
+from dwt_jax.hf.config import load_hf_config
 from dwt_jax.models import bert, flops
-from dwt_jax.models.common.matmul import Numerics
-from dwt_jax.objectives.masking import Tokens, predictions_per_row
-from dwt_jax.train.step import Spec, abstract_state, compiled, spec_of
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.objectives.masking import MaskingVocab, max_predictions_per_seq
+from dwt_jax.train.step import StepConfig, abstract_state, jit_train_step, make_step_config
 
 WHEELS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 EXTRAS = {"tpu": "requirements-tpu-compile.txt", "cuda": "requirements-gpu-compile.txt"}
 
 
-class Ahead(NamedTuple):
+class CompiledStep(NamedTuple):
     """A step that was compiled, or did not fit. Bytes are one chip's."""
 
     topology: str
@@ -58,37 +58,39 @@ class Ahead(NamedTuple):
     said: str = ""  # by the compiler, where it did not fit
 
 
-class Target(NamedTuple):
+class CompileTarget(NamedTuple):
     """What to compile for."""
 
     topology: str
     chip: Chip
     mesh: Mesh
     config: Config  # resolved
-    spec: Spec
-    small_tokens: bool  # whether ids are stored in 16 bits
+    spec: StepConfig
+    uint16_tokens: bool  # whether ids are stored in 16 bits
 
 
-def target(config: Config, topology: str) -> Target:
+def make_compile_target(config: Config, topology: str) -> CompileTarget:
     """Raises UserError for an unknown topology, a mesh that does not fit it, compilers that are not
     installed, and a teacher whose sizes cannot be read."""
-    chip, count = parse(topology)
+    chip, count = parse_topology(topology)
     shape = mesh_shape(config.mesh, count, config.train.batch_size // config.train.accumulate)
-    devices = np.asarray(_devices(chip, topology, count, shape))
+    devices = np.asarray(_topology_devices(chip, topology, count, shape))
     mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    tokens = _vocabulary_size(config)
-    model = dataclasses.replace(config.model, vocab_size=tokens)
+    vocab_size = _vocabulary_size(config)
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model, init=Init())
-    teacher = _teacher(config.teacher.path, tokens) if config.teacher.path else None
-    bits = bytes(-(-tokens // 8)) if config.mask.whole_word else b""
+    teacher = _load_teacher_config(config.teacher.path, vocab_size) if config.teacher.path else None
+    bits = bytes(-(-vocab_size // 8)) if config.mask.whole_word else b""
     compute = config.precision.compute
     numerics = jnp.dtype("bfloat16" if compute == "auto" else compute)
-    words = Tokens(tokens, 4, tuple(range(5)), bits)  # which ids are special changes constants alone
-    spec = spec_of(config, teacher, words, Numerics(numerics, numerics, False))
-    return Target(topology, chip, mesh, config, spec, tokens <= 2**16)
+    masking_vocab = MaskingVocab(
+        vocab_size, 4, tuple(range(5)), bits
+    )  # which ids are special changes constants alone
+    spec = make_step_config(config, teacher, masking_vocab, Policy(numerics, numerics, False))
+    return CompileTarget(topology, chip, mesh, config, spec, vocab_size <= 2**16)
 
 
-def _devices(chip: Chip, topology: str, count: int, shape: list[int]) -> Any:
+def _topology_devices(chip: Chip, topology: str, count: int, shape: list[int]) -> Any:
     """The devices of a topology, laid out as the mesh."""
     if not any(importlib.util.find_spec(name) for name in WHEELS[chip.platform]):
         raise UserError(
@@ -97,18 +99,20 @@ def _devices(chip: Chip, topology: str, count: int, shape: list[int]) -> Any:
         )
     try:
         if chip.platform == "tpu":
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **dict(chip.options))
+            topology_desc = topologies.get_topology_desc(
+                platform="tpu", topology_name=topology, **dict(chip.options)
+            )
         else:
-            found = topologies.get_topology_desc(
+            topology_desc = topologies.get_topology_desc(
                 platform="cuda",
                 topology_name="",
                 topology=f"1x1x{count}",  # one partition, one host
-                target_config=description(chip),
+                target_config=gpu_target_config(chip),
             )
-        return topologies.make_mesh(found, shape, ("data", "fsdp", "tensor")).devices
+        return topologies.make_mesh(topology_desc, shape, ("data", "fsdp", "tensor")).devices
     except Exception as error:  # many kinds
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"--topology: {topology}: {said}; expected one like {EXAMPLES}") from None
+        message = " ".join(str(error).split())[:200]
+        raise UserError(f"--topology: {topology}: {message}; expected one like {TOPOLOGY_EXAMPLES}") from None
 
 
 def _vocabulary_size(config: Config) -> int:
@@ -116,91 +120,93 @@ def _vocabulary_size(config: Config) -> int:
     tokenizer = config.data.tokenizer
     if config.model.vocab_size:
         return config.model.vocab_size
-    return len(vocabulary(tokenizer.path).tokens) if tokenizer.path else tokenizer.vocab_size
+    return len(load_vocabulary(tokenizer.path).tokens) if tokenizer.path else tokenizer.vocab_size
 
 
-def _teacher(path: str, tokens: int) -> Model:
+def _load_teacher_config(path: str, vocab_size: int) -> Model:
     """Sizes of the teacher in `path`: a run, a model directory or, here alone, the config of a run."""
     file = Path(path).expanduser() / "config.json"
     if file.exists():
-        found = read_object(file, "the config of a run or of a model")
-        run = isinstance(found.get("model"), dict)
-        model = config_loader.build(found).model if run else load_config(file.parent).model
+        saved_config = read_json_object(file, "the config of a run or of a model")
+        is_run = isinstance(saved_config.get("model"), dict)
+        model = (
+            config_loader.build_config(saved_config).model if is_run else load_hf_config(file.parent).model
+        )
     elif path.partition(":")[0].endswith(".py"):
-        model = config_loader.load_model(path)
+        model = config_loader.load_model_config(path)
     else:
         raise UserError(
             f"teacher.path: no {file}, expected a run, a model directory or the config of one: x.py:teacher"
         )
-    return dataclasses.replace(model, vocab_size=tokens)
+    return dataclasses.replace(model, vocab_size=vocab_size)
 
 
-def lowered(target: Target, rows: int) -> Any:
+def lower_step(target: CompileTarget, rows: int) -> Any:
     """The step of `rows` rows, traced and lowered for the target's platform."""
-    spec, shape = target.spec, jax.ShapeDtypeStruct
+    spec, struct = target.spec, jax.ShapeDtypeStruct
     batch = {
-        "tokens": shape(
-            (rows, target.config.data.sequence_length), jnp.uint16 if target.small_tokens else jnp.uint32
+        "tokens": struct(
+            (rows, target.config.data.sequence_length), jnp.uint16 if target.uint16_tokens else jnp.uint32
         ),
-        "segments": shape((rows, target.config.data.sequence_length), jnp.uint8),
+        "segments": struct((rows, target.config.data.sequence_length), jnp.uint8),
     }
     teacher = None
     if spec.teacher:
-        stored = target.config.teacher.dtype
-        dtype = spec.numerics.compute if stored == "auto" else jnp.dtype(stored)
-        teacher = jax.tree.map(lambda x: shape(x.shape, dtype), bert.abstract(spec.teacher))
+        dtype_name = target.config.teacher.dtype
+        dtype = spec.numerics.compute_dtype if dtype_name == "auto" else jnp.dtype(dtype_name)
+        teacher = jax.tree.map(lambda x: struct(x.shape, dtype), bert.abstract_params(spec.teacher))
     state = abstract_state(spec.model, spec.optimizer)
-    knobs, seed = shape((len(spec.columns),), jnp.float32), shape((), jnp.uint32)
-    traced = compiled(spec, target.mesh).trace(state, teacher, batch, knobs, seed)
+    schedule_values, seed = struct((len(spec.schedule_names),), jnp.float32), struct((), jnp.uint32)
+    traced = jit_train_step(spec, target.mesh).trace(state, teacher, batch, schedule_values, seed)
     return traced.lower(lowering_platforms=(target.chip.platform,))
 
 
-def ahead(target: Target, rows: int) -> Ahead:
+def compile_step(target: CompileTarget, rows: int) -> CompiledStep:
     """Compile the step of `rows` rows over all chips. What does not fit is an answer, not an error."""
-    began, said, program, text = time.perf_counter(), "", None, ""
+    start_time, message, program, hlo_text = time.perf_counter(), "", None, ""
     try:
-        program, text = with_text(lowered(target, rows))
+        program, hlo_text = compile_with_hlo_text(lower_step(target, rows))
     except jax.errors.JaxRuntimeError as error:
-        said = " ".join(str(error).split())
-        if "RESOURCE_EXHAUSTED" not in said:
+        message = " ".join(str(error).split())
+        if "RESOURCE_EXHAUSTED" not in message:
             raise
-    seconds = time.perf_counter() - began
-    memory = _planned(program.memory_analysis()) if program else overflow(said)
+    compile_seconds = time.perf_counter() - start_time
+    memory = _memory_plan(program.memory_analysis()) if program else parse_oom_message(message)
     memory["available"] = target.chip.memory
-    found = hlo.collectives(text) if program else []
+    collectives = hlo.find_collectives(hlo_text) if program else []
     spec, length = target.spec, target.config.data.sequence_length
-    shape = rows, length, predictions_per_row(spec.mask, length)
-    work = flops.training_step(spec.model, *shape)
-    work += flops.forward(spec.teacher, *shape) if spec.teacher else 0.0
+    shape = rows, length, max_predictions_per_seq(spec.mask, length)
+    step_flops = flops.training_step_flops(spec.model, *shape)
+    step_flops += flops.forward_flops(spec.teacher, *shape) if spec.teacher else 0.0
     chips = target.mesh.size
-    sent = sum(each.sent(chips) for each in found)
+    bytes_sent = sum(each.bytes_sent(chips) for each in collectives)
     peak = target.chip.flops * (
-        0.5 if spec.numerics.compute == jnp.float32 else 1
+        0.5 if spec.numerics.compute_dtype == jnp.float32 else 1
     )  # as flops.peak_per_device
-    bounds = {"compute": work / chips / peak}
+    bounds = {"compute": step_flops / chips / peak}
     if program:
-        bounds["memory"] = _traffic(program.memory_analysis()) / target.chip.bandwidth
-        bounds["network"] = sent / target.chip.network
-    return Ahead(
+        bounds["memory"] = _memory_traffic(program.memory_analysis()) / target.chip.bandwidth
+        bounds["network"] = bytes_sent / target.chip.network
+    return CompiledStep(
         topology=target.topology,
         chips=chips,
         mesh=dict(target.mesh.shape),
-        student=_sizes(spec.model),
-        teacher=_sizes(spec.teacher) if spec.teacher else "",
+        student=_describe_model(spec.model),
+        teacher=_describe_model(spec.teacher) if spec.teacher else "",
         rows=rows,
         length=length,
         fits=program is not None and memory["together"] <= target.chip.memory,
         memory=memory,
-        collectives=_by_kind(found, chips),
-        loops_known=all(each.known for each in found),
-        flops=work,
+        collectives=_sum_by_kind(collectives, chips),
+        loops_known=all(each.trip_counts_known for each in collectives),
+        flops=step_flops,
         seconds=bounds,
-        compile_seconds=seconds,
-        said=said[:500],
+        compile_seconds=compile_seconds,
+        said=message[:500],
     )
 
 
-def with_text(step: Any) -> tuple[Any, str]:
+def compile_with_hlo_text(step: Any) -> tuple[Any, str]:
     """The compiled program and its text, as the compiler itself writes it down: `as_text()` has jaxlib
     read the program back, which fails for what a newer libtpu made (a v5p's gathers on SparseCores)."""
     with tempfile.TemporaryDirectory() as folder:
@@ -209,7 +215,7 @@ def with_text(step: Any) -> tuple[Any, str]:
         return program, dump.read_text()
 
 
-def _planned(plan: Any) -> dict[str, float]:
+def _memory_plan(plan: Any) -> dict[str, float]:
     parts = {
         "arguments": plan.argument_size_in_bytes,
         "results": plan.output_size_in_bytes - plan.alias_size_in_bytes,  # that take no argument's place
@@ -222,50 +228,54 @@ def _planned(plan: Any) -> dict[str, float]:
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def overflow(said: str) -> dict[str, float]:
+def parse_oom_message(message: str) -> dict[str, float]:
     """The sizes in a compiler's words on memory: `wanted`, and which of it (`what` is left in `said`)."""
-    match = re.search(r"(?:required for [^()]*|Used |allocate )\(?(\d+(?:\.\d+)?)\s*([BKMGT]?)i?B?\)?", said)
+    match = re.search(
+        r"(?:required for [^()]*|Used |allocate )\(?(\d+(?:\.\d+)?)\s*([BKMGT]?)i?B?\)?", message
+    )
     return {"wanted": float(match[1]) * _UNITS[match[2]]} if match else {}
 
 
-def _traffic(plan: Any) -> float:
+def _memory_traffic(plan: Any) -> float:
     """Bytes through the memory of a chip at the least: arguments read, what takes their place (not the
     teacher's) and results written, temporaries written and read once."""
     return plan.argument_size_in_bytes + plan.output_size_in_bytes + 2 * plan.temp_size_in_bytes
 
 
-def _by_kind(found: list[hlo.Collective], chips: int) -> list[dict[str, Any]]:
+def _sum_by_kind(collectives: list[hlo.Collective], chips: int) -> list[dict[str, Any]]:
     return [
         {
             "kind": kind,
-            "count": sum(each.times for each in found if each.kind == kind),
-            "bytes": sum(each.times * each.bytes for each in found if each.kind == kind),
-            "sent": sum(each.sent(chips) for each in found if each.kind == kind),
+            "count": sum(each.executions for each in collectives if each.kind == kind),
+            "bytes": sum(each.executions * each.bytes for each in collectives if each.kind == kind),
+            "sent": sum(each.bytes_sent(chips) for each in collectives if each.kind == kind),
         }
-        for kind in hlo.KINDS
-        if any(each.kind == kind for each in found)
+        for kind in hlo.COLLECTIVE_KINDS
+        if any(each.kind == kind for each in collectives)
     ]
 
 
-def _sizes(model: Model) -> str:
+def _describe_model(model: Model) -> str:
     return f"{model.num_hidden_layers} x {model.hidden_size}"
 
 
-def largest(target: Target, rows: int, say: Any) -> tuple[Ahead | None, Ahead]:
+def find_largest_batch(
+    target: CompileTarget, rows: int, log: Any
+) -> tuple[CompiledStep | None, CompiledStep]:
     """(the step of the most rows that fits, the next one, which does not), from `rows` on: doubled or
     halved, then bisected to whole rows a chip. None if not even one row a chip fits."""
     unit = target.mesh.shape["data"] * target.mesh.shape["fsdp"] * target.spec.accumulate
-    below, above = None, None
-    low, high, now = 0, 0, max(1, rows // unit)
+    largest_fit, smallest_overflow = None, None
+    low, high, candidate = 0, 0, max(1, rows // unit)
     while not high or high - low > max(1, low // 16):
-        found = ahead(target, now * unit)
-        say(f"{found.rows} rows: {'fits' if found.fits else 'does not fit'} ({found.compile_seconds:.0f} s)")
-        if found.fits:
-            below, low = found, now
+        step = compile_step(target, candidate * unit)
+        log(f"{step.rows} rows: {'fits' if step.fits else 'does not fit'} ({step.compile_seconds:.0f} s)")
+        if step.fits:
+            largest_fit, low = step, candidate
         else:
-            above, high = found, now
-        now = (low + high) // 2 if low and high else (2 * low if low else high // 2)
-        if not now:
+            smallest_overflow, high = step, candidate
+        candidate = (low + high) // 2 if low and high else (2 * low if low else high // 2)
+        if not candidate:
             break
-    assert above is not None
-    return below, above
+    assert smallest_overflow is not None
+    return largest_fit, smallest_overflow

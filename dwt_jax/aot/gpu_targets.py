@@ -2,7 +2,7 @@
 
 from dwt_jax.aot.accelerators import Chip
 
-_HOPPER = """gpu_device_info {{
+_HOPPER_TEMPLATE = """gpu_device_info {{
   name: "NVIDIA {name}"
   device_vendor: "NVIDIA Corporation"
   cuda_compute_capability {{ major: 9 }}
@@ -37,6 +37,6 @@ device_description_str: "NVIDIA {name}"
 """
 
 
-def description(chip: Chip) -> str:
+def gpu_target_config(chip: Chip) -> str:
     """A GpuTargetConfigProto in text form, of a chip of Hopper's generation."""
-    return _HOPPER.format(name=chip.name.upper(), bandwidth=chip.bandwidth, memory=chip.memory)
+    return _HOPPER_TEMPLATE.format(name=chip.name.upper(), bandwidth=chip.bandwidth, memory=chip.memory)

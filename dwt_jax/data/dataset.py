@@ -16,7 +16,7 @@ from dwt_jax.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class PackedDataset:
     """One split, its sources one after the other: row numbers count through all shards."""
 
     tokens: tuple[np.ndarray, ...]  # by shard, [rows, L]
@@ -24,11 +24,11 @@ class Rows:
     documents: tuple[np.ndarray, ...]  # by shard, [rows], counted within the source
     bounds: np.ndarray  # int64 [shards + 1]: the first row of each shard, and the end
     sources: np.ndarray  # int64 [sources + 1]: the first row of each source, and the end
-    places: np.ndarray  # int64 [sources + 1]: the same in an epoch of the mixture
+    epoch_slots: np.ndarray  # int64 [sources + 1]: the same in an epoch of the mixture
     shard_documents: np.ndarray  # int64 [shards]: documents of the sources before the shard's
 
 
-def open_rows(path: Path, split: str, weights: Sequence[float] | None = None) -> Rows:
+def open_dataset(path: Path, split: str, weights: Sequence[float] | None = None) -> PackedDataset:
     """Memory-map a split ('train' or 'held_out') of a prepared directory.
 
     weights: for each source, how often its rows are seen in one epoch (all 1 by default); see
@@ -37,37 +37,44 @@ def open_rows(path: Path, split: str, weights: Sequence[float] | None = None) ->
     """
     path = Path(path)
     try:
-        found = json.loads((path / "index.json").read_text())["splits"][split]["sources"]
+        split_sources = json.loads((path / "index.json").read_text())["splits"][split]["sources"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: no split '{split}' ({reason}), expected what dwt prepare writes") from None
-    weights = [1.0] * len(found) if weights is None else list(weights)
-    if len(weights) != len(found):
-        raise UserError(f"{path}: prepared from {len(found)} sources, but data.sources has {len(weights)}")
-    shards = [(source, shard) for source in found for shard in source["shards"]]
-    _allow_open_files(3 * len(shards))
-    parts = {
-        part: tuple(_map(path / split / f"{shard['name']}.{part}.npy", shard["rows"]) for _, shard in shards)
-        for part in ("tokens", "segments", "documents")
+    weights = [1.0] * len(split_sources) if weights is None else list(weights)
+    if len(weights) != len(split_sources):
+        raise UserError(
+            f"{path}: prepared from {len(split_sources)} sources, but data.sources has {len(weights)}"
+        )
+    shards = [(source, shard) for source in split_sources for shard in source["shards"]]
+    _raise_open_file_limit(3 * len(shards))
+    arrays = {
+        array_name: tuple(
+            _open_shard(path / split / f"{shard['name']}.{array_name}.npy", shard["rows"])
+            for _, shard in shards
+        )
+        for array_name in ("tokens", "segments", "documents")
     }
-    places = [round(weight * source["rows"]) for weight, source in zip(weights, found, strict=True)]
-    if not sum(places):
+    slots = [round(weight * source["rows"]) for weight, source in zip(weights, split_sources, strict=True)]
+    if not sum(slots):
         raise UserError(f"{path}: split '{split}' has no rows under the weights {weights}, expected some")
-    before = dict(zip(map(id, found), _sums(source["documents"] for source in found), strict=False))
-    return Rows(
-        **parts,
-        bounds=_sums(shard["rows"] for _, shard in shards),
-        sources=_sums(source["rows"] for source in found),
-        places=_sums(places),
-        shard_documents=np.array([before[id(source)] for source, _ in shards], np.int64),
+    documents_before = dict(
+        zip(map(id, split_sources), _offsets(source["documents"] for source in split_sources), strict=False)
+    )
+    return PackedDataset(
+        **arrays,
+        bounds=_offsets(shard["rows"] for _, shard in shards),
+        sources=_offsets(source["rows"] for source in split_sources),
+        epoch_slots=_offsets(slots),
+        shard_documents=np.array([documents_before[id(source)] for source, _ in shards], np.int64),
     )
 
 
-def _sums(counts: Iterator[int] | Sequence[int]) -> np.ndarray:
+def _offsets(counts: Iterator[int] | Sequence[int]) -> np.ndarray:
     return np.array([0, *itertools.accumulate(counts)], np.int64)
 
 
-def _map(path: Path, rows: int) -> np.ndarray:
+def _open_shard(path: Path, rows: int) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
@@ -77,55 +84,58 @@ def _map(path: Path, rows: int) -> np.ndarray:
     return array.view(np.ndarray)  # the memory-map class makes every small slice slow
 
 
-def _allow_open_files(count: int) -> None:
+def _raise_open_file_limit(count: int) -> None:
     """A map keeps its file open, and shells allow 1024 of them."""
     try:
         import resource
     except ImportError:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 512
-    if soft < wanted and soft != resource.RLIM_INFINITY:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    required = count + 512
+    if soft < required and soft != resource.RLIM_INFINITY:
+        limit = required if hard == resource.RLIM_INFINITY else min(required, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
-def count(rows: Rows) -> int:
+def num_rows(dataset: PackedDataset) -> int:
     """Rows there are."""
-    return int(rows.bounds[-1])
+    return int(dataset.bounds[-1])
 
 
-def epoch_rows(rows: Rows) -> int:
+def rows_per_epoch(dataset: PackedDataset) -> int:
     """Places in one epoch of the mixture; `count(rows)` where all weights are 1."""
-    return int(rows.places[-1])
+    return int(dataset.epoch_slots[-1])
 
 
-def first_documents(rows: Rows) -> np.ndarray:
+def first_document_ids(dataset: PackedDataset) -> np.ndarray:
     """int64 [count(rows)]: the document of each row's segment 1, numbered through all sources of
     the split; segment s belongs to the s − 1-th after it."""
-    shifted = [part + before for part, before in zip(rows.documents, rows.shard_documents, strict=True)]
-    return np.concatenate(shifted) if shifted else np.empty(0, np.int64)
+    document_ids = [
+        documents + offset
+        for documents, offset in zip(dataset.documents, dataset.shard_documents, strict=True)
+    ]
+    return np.concatenate(document_ids) if document_ids else np.empty(0, np.int64)
 
 
-def gather(rows: Rows, indices: np.ndarray) -> dict[str, np.ndarray]:
+def read_rows(dataset: PackedDataset, indices: np.ndarray) -> dict[str, np.ndarray]:
     """tokens, segments: [n, L] of rows int64 [n], as stored (uint16 or uint32; uint8 or uint16):
     the cast to int32 costs less on the device than its transfer. IndexError outside of the rows."""
     indices = np.asarray(indices, np.int64)
-    if len(indices) and (indices.min() < 0 or indices.max() >= rows.bounds[-1]):
-        raise IndexError(f"rows {indices.min()} to {indices.max()}, expected 0 to {rows.bounds[-1] - 1}")
-    shards = np.searchsorted(rows.bounds, indices, side="right") - 1
-    length = rows.tokens[0].shape[1]
-    tokens = np.empty((len(indices), length), rows.tokens[0].dtype)
-    segments = np.empty((len(indices), length), rows.segments[0].dtype)
+    if len(indices) and (indices.min() < 0 or indices.max() >= dataset.bounds[-1]):
+        raise IndexError(f"rows {indices.min()} to {indices.max()}, expected 0 to {dataset.bounds[-1] - 1}")
+    shards = np.searchsorted(dataset.bounds, indices, side="right") - 1
+    length = dataset.tokens[0].shape[1]
+    tokens = np.empty((len(indices), length), dataset.tokens[0].dtype)
+    segments = np.empty((len(indices), length), dataset.segments[0].dtype)
     for shard in np.unique(shards):
-        where = np.flatnonzero(shards == shard)
-        inside = indices[where] - rows.bounds[shard]
-        tokens[where] = rows.tokens[shard][inside]
-        segments[where] = rows.segments[shard][inside]
+        positions = np.flatnonzero(shards == shard)
+        shard_rows = indices[positions] - dataset.bounds[shard]
+        tokens[positions] = dataset.tokens[shard][shard_rows]
+        segments[positions] = dataset.segments[shard][shard_rows]
     return {"tokens": tokens, "segments": segments}
 
 
-def row_indices(rows: Rows, seed: int, start: int, stop: int) -> np.ndarray:
+def row_indices(dataset: PackedDataset, seed: int, start: int, stop: int) -> np.ndarray:
     """int64 [stop − start]: the rows at those positions of the endless stream of `seed`.
 
     An epoch has round(weightᵢ · rowsᵢ) places for source i, in an order of its own for each
@@ -133,20 +143,23 @@ def row_indices(rows: Rows, seed: int, start: int, stop: int) -> np.ndarray:
     weight 1 every row once, with weight 2 twice, and with weight ½ one half of them in one epoch
     and the other half in the next.
     """
-    length = epoch_rows(rows)
+    length = rows_per_epoch(dataset)
     positions = np.arange(start, stop)
     epochs = positions // length
     parts = [
-        _shuffle(positions[epochs == epoch] - epoch * length, length, seed, int(epoch))
+        _permute(positions[epochs == epoch] - epoch * length, length, seed, int(epoch))
         for epoch in np.unique(epochs)
     ]
-    shuffled = np.concatenate(parts) if parts else positions
-    source = np.searchsorted(rows.places, shuffled, side="right") - 1
-    sizes, places = np.diff(rows.sources), np.diff(rows.places)
-    return rows.sources[source] + (epochs * places[source] + shuffled - rows.places[source]) % sizes[source]
+    slot_indices = np.concatenate(parts) if parts else positions
+    source = np.searchsorted(dataset.epoch_slots, slot_indices, side="right") - 1
+    sizes, slots = np.diff(dataset.sources), np.diff(dataset.epoch_slots)
+    return (
+        dataset.sources[source]
+        + (epochs * slots[source] + slot_indices - dataset.epoch_slots[source]) % sizes[source]
+    )
 
 
-def _shuffle(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
+def _permute(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
     """Where a permutation of 0 … length − 1, chosen by seed and epoch, takes the positions.
 
     A Feistel cipher over the next power of 4, walked until it lands inside (Black & Rogaway
@@ -156,56 +169,64 @@ def _shuffle(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.nd
     half = np.uint64(max(1, -(-(length - 1).bit_length() // 2)))
     low = (np.uint64(1) << half) - np.uint64(1)
     keys = np.random.SeedSequence([seed, epoch]).generate_state(8, np.uint64)
-    found = positions.astype(np.uint64)
-    outside = np.arange(len(found))
+    result = positions.astype(np.uint64)
+    outside = np.arange(len(result))
     while outside.size:
-        left, right = found[outside] >> half, found[outside] & low
+        left, right = result[outside] >> half, result[outside] & low
         for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & low)
-        found[outside] = left << half | right
-        outside = outside[found[outside] >= length]
-    return found.astype(np.int64)
+            left, right = right, left ^ (_splitmix64(right ^ key) & low)
+        result[outside] = left << half | right
+        outside = outside[result[outside] >= length]
+    return result.astype(np.int64)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _splitmix64(x: np.ndarray) -> np.ndarray:
     """splitmix64's finaliser: every bit of uint64 x reaches every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def batch(
-    rows: Rows, seed: int, step: int, batch_size: int, part: slice | np.ndarray = slice(None)
+def get_batch(
+    dataset: PackedDataset,
+    seed: int,
+    step: int,
+    batch_size: int,
+    local_rows: slice | np.ndarray = slice(None),
 ) -> dict[str, np.ndarray]:
     """The batch of a step: tokens, segments [B, L].
 
     part: which rows of the global batch this process wants, a slice or int [n]. Any partition into
     parts gives the same rows as the whole.
     """
-    if isinstance(part, np.ndarray):
-        return gather(rows, row_indices(rows, seed, step * batch_size, (step + 1) * batch_size)[part])
-    first, last, stride = part.indices(batch_size)
+    if isinstance(local_rows, np.ndarray):
+        return read_rows(
+            dataset, row_indices(dataset, seed, step * batch_size, (step + 1) * batch_size)[local_rows]
+        )
+    first, last, stride = local_rows.indices(batch_size)
     if stride == 1:  # a process computes no more of the order than it shows
-        numbers = row_indices(rows, seed, step * batch_size + first, step * batch_size + max(first, last))
+        indices = row_indices(dataset, seed, step * batch_size + first, step * batch_size + max(first, last))
     else:
-        numbers = row_indices(rows, seed, step * batch_size, (step + 1) * batch_size)[part]
-    return gather(rows, numbers)
+        indices = row_indices(dataset, seed, step * batch_size, (step + 1) * batch_size)[local_rows]
+    return read_rows(dataset, indices)
 
 
-def batches(
-    rows: Rows,
+def batch_iterator(
+    dataset: PackedDataset,
     seed: int,
     batch_size: int,
     start: int,
     stop: int,
-    part: slice | np.ndarray = slice(None),
+    local_rows: slice | np.ndarray = slice(None),
     prefetch: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`batch` for steps start … stop − 1, `prefetch` of them read ahead by threads."""
+    """`get_batch` for steps start … stop − 1, `prefetch` of them read ahead by threads."""
     import grain
 
     # As fast as a hand-made pool of threads (7 to 11 million tokens a second either way, two cores,
     # rows of 64, the machine busy); one thread more than one hides a page that has to come from disk.
     options = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
     steps = grain.MapDataset.range(start, stop)
-    yield from steps.map(lambda step: batch(rows, seed, int(step), batch_size, part)).to_iter_dataset(options)
+    yield from steps.map(
+        lambda step: get_batch(dataset, seed, int(step), batch_size, local_rows)
+    ).to_iter_dataset(options)

@@ -14,38 +14,42 @@ class Progress:
     def __init__(self, name: str, stored_total: int, log: Callable[[str], None]):
         self._name, self._total, self._log = name, stored_total, log
         self._stored = self._text = 0
-        self._began = self._told = time.monotonic()
+        self._start_time = self._last_log_time = time.monotonic()
         self._bar = self._new_bar() if sys.stderr.isatty() else None
 
     def _new_bar(self) -> Any:
         from tqdm import tqdm
 
-        form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}" if self._total else None
-        return tqdm(desc=self._name, total=self._total or None, unit="B", unit_scale=True, bar_format=form)
+        bar_format = (
+            "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}" if self._total else None
+        )
+        return tqdm(
+            desc=self._name, total=self._total or None, unit="B", unit_scale=True, bar_format=bar_format
+        )
 
     def advance(self, stored: int, text: int) -> None:
         """stored: bytes on disk that were read; text: bytes of UTF-8 that came out of them."""
         self._stored, self._text = self._stored + stored, self._text + text
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.set_postfix_str(self._speed(now), refresh=False)
+            self._bar.set_postfix_str(self._format_speed(now), refresh=False)
             self._bar.update(stored if self._total else text)
-        elif now - self._told >= LINE_SECONDS:
-            self._told = now
-            self._log(f"{self._name}: {self._speed(now)}{self._left(now)}")
+        elif now - self._last_log_time >= LINE_SECONDS:
+            self._last_log_time = now
+            self._log(f"{self._name}: {self._format_speed(now)}{self._format_eta(now)}")
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._log(f"{self._name}: {self._speed(time.monotonic())}, done")
+        self._log(f"{self._name}: {self._format_speed(time.monotonic())}, done")
 
-    def _speed(self, now: float) -> str:
-        seconds = max(now - self._began, 1e-9)
+    def _format_speed(self, now: float) -> str:
+        seconds = max(now - self._start_time, 1e-9)
         return f"{self._text / 1e6:.1f} MB of text, {self._text / 1e6 / seconds:.1f} MB/s"
 
-    def _left(self, now: float) -> str:
-        share = self._stored / self._total if self._total else 0.0
-        if not 0 < share <= 1:
+    def _format_eta(self, now: float) -> str:
+        fraction = self._stored / self._total if self._total else 0.0
+        if not 0 < fraction <= 1:
             return ""
-        seconds = round((now - self._began) * (1 - share) / share)
-        return f", {share:.0%}, {seconds // 3600:d}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+        seconds = round((now - self._start_time) * (1 - fraction) / fraction)
+        return f", {fraction:.0%}, {seconds // 3600:d}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"

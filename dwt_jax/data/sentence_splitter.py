@@ -6,7 +6,7 @@ import re
 _STOP = re.compile(r"""[.!?…]['"”’»)\]]*\s+(?=['"“‘«(\[¿¡]*(.))""")
 _LAST_WORD = re.compile(r"[^\s(\[\"“‘'«—–]*\Z")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J, U.S, e.g
-_NEVER_LAST = re.compile(
+_ABBREVIATIONS = re.compile(
     r"""mr|mrs|ms|messrs|mme|mlle|dr|prof|rev|hon|gen|col|lt|capt|cmdr|maj|sgt|adm|gov|sen|rep|pres|supt|insp
     |atty|brig|esq|mgr|msgr|st|mt|ft|jr|sr|vs|cf|viz|ca|approx|dept|univ|assn|bros|e\.g|i\.e|a\.k\.a
     |jan|feb|mar|apr|jun|jul|aug|sept|sep|oct|nov|dec""",
@@ -32,7 +32,7 @@ def split_sentences(text: str) -> list[str]:
     for line in text.splitlines():
         start = 0
         for stop in _STOP.finditer(line):
-            if _ends(line, stop):
+            if _is_sentence_end(line, stop):
                 sentences.append(line[start : stop.end()].strip())
                 start = stop.end()
         if last := line[start:].strip():
@@ -40,17 +40,17 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
-def _ends(line: str, stop: re.Match[str]) -> bool:
-    following = stop[1]
-    if following.islower():
+def _is_sentence_end(line: str, stop: re.Match[str]) -> bool:
+    next_char = stop[1]
+    if next_char.islower():
         return False
-    at = stop.start()
-    if line[at] != "." or line[at - 1 : at] == ".":  # an ellipsis follows no abbreviation
+    position = stop.start()
+    if line[position] != "." or line[position - 1 : position] == ".":  # an ellipsis follows no abbreviation
         return True
-    word = _LAST_WORD.search(line, max(0, at - 20), at)[0]  # type: ignore[index] # it matches nothing, too
-    if _NEVER_LAST.fullmatch(word):
+    word = _LAST_WORD.search(line, max(0, position - 20), position)[0]  # type: ignore[index] # it matches nothing, too
+    if _ABBREVIATIONS.fullmatch(word):
         return False
-    if following.isdigit() and _BEFORE_NUMBERS.fullmatch(word):
+    if next_char.isdigit() and _BEFORE_NUMBERS.fullmatch(word):
         return False
     if _INITIALS.fullmatch(word):
         # "J. Smith", but "in the U.S. The": letters with points between them may end a

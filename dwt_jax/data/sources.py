@@ -21,18 +21,18 @@ from typing import Any, BinaryIO
 from dwt_jax.config import Source
 from dwt_jax.errors import UserError, did_you_mean
 
-BUILTIN = Path(__file__).parent / "builtin" / "sotu.jsonl.xz"
+BUILTIN_CORPUS = Path(__file__).parent / "builtin" / "sotu.jsonl.xz"
 FINGERPRINT_BYTES = 32
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-Seen = Callable[[int], None]  # told how many stored bytes were read since it was last told
+OnBytesRead = Callable[[int], None]  # told how many stored bytes were read since it was last told
 
 
-def _untold(_: int) -> None:
+def _ignore_bytes_read(_: int) -> None:
     pass
 
 
-def documents(source: Source, seen: Seen = _untold) -> Iterator[str]:
+def iter_documents(source: Source, on_bytes_read: OnBytesRead = _ignore_bytes_read) -> Iterator[str]:
     """The documents of `source` that hold more than white space, in a fixed order.
 
     `seen` is called with the number of bytes, as they lie on disk, read since its last call;
@@ -40,100 +40,105 @@ def documents(source: Source, seen: Seen = _untold) -> Iterator[str]:
     is one, for a glob that matches nothing, a missing field, invalid UTF-8 or JSON, a broken
     compressed file, and whatever TFDS cannot give.
     """
-    reader = {"builtin": _json_lines, "text": _texts, "jsonl": _json_lines, "tfds": _tfds_texts}[source.kind]
-    return (text for text in reader(source, seen) if text and not text.isspace())
+    reader = {
+        "builtin": _read_json_documents,
+        "text": _read_text_documents,
+        "jsonl": _read_json_documents,
+        "tfds": _read_tfds_documents,
+    }[source.kind]
+    return (text for text in reader(source, on_bytes_read) if text and not text.isspace())
 
 
-def fingerprint(text: str) -> bytes:
+def document_fingerprint(text: str) -> bytes:
     """BLAKE2b, 32 bytes, of a document's text: its identity wherever it is read from."""
     return hashlib.blake2b(text.encode(), digest_size=FINGERPRINT_BYTES).digest()
 
 
-def digest(source: Source) -> str:
+def source_digest(source: Source) -> str:
     """Hex SHA-256 over the documents' fingerprints in order; reads the whole source.
 
     `prepare` has the same number from its one pass and records it in index.json.
     """
-    whole = hashlib.sha256()
-    for text in documents(source):
-        whole.update(fingerprint(text))
-    return whole.hexdigest()
+    hasher = hashlib.sha256()
+    for text in iter_documents(source):
+        hasher.update(document_fingerprint(text))
+    return hasher.hexdigest()
 
 
 def stored_bytes(source: Source) -> int:
-    """What `documents` will tell `seen` in all; 0 where that is not known beforehand."""
+    """What `iter_documents` will tell `seen` in all; 0 where that is not known beforehand."""
     if source.kind == "tfds":
         return open_tfds(source)[1]
-    return sum(path.stat().st_size for path in files(source))
+    return sum(path.stat().st_size for path in source_files(source))
 
 
-def files(source: Source) -> list[Path]:
+def source_files(source: Source) -> list[Path]:
     """The files of a source by name, sorted; none for TFDS. UserError if the glob matches none."""
     if source.kind == "builtin":
-        return [BUILTIN]
+        return [BUILTIN_CORPUS]
     if source.kind == "tfds":
         return []
     pattern = str(Path(source.path).expanduser())
-    found = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]
-    if not found:
+    paths = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]
+    if not paths:
         hint = "; it is a directory: add /*" if Path(pattern).is_dir() else ""
         raise UserError(f"{source.path}: matches no file, expected at least one ({source.kind} source){hint}")
-    return found
+    return paths
 
 
 # Files
 
 
-class _Zstd(io.RawIOBase):
+class _ZstdReader(io.RawIOBase):
     """Frames of zstd one after the other; unlike `stream_reader`, complains of a cut file."""
 
     def __init__(self, raw: BinaryIO):
         import zstandard
 
-        self._raw, self._new = raw, zstandard.ZstdDecompressor().decompressobj
-        self._frame, self._open = self._new(), False
-        self._ready = memoryview(b"")
+        self._raw, self._new_decompressor = raw, zstandard.ZstdDecompressor().decompressobj
+        self._decompressor, self._mid_frame = self._new_decompressor(), False
+        self._pending = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            packed = self._frame.unused_data if self._frame.eof else b""
-            packed = packed or self._raw.read(1 << 16)
-            if not packed:
-                if self._open:
+        while not self._pending:
+            compressed_bytes = self._decompressor.unused_data if self._decompressor.eof else b""
+            compressed_bytes = compressed_bytes or self._raw.read(1 << 16)
+            if not compressed_bytes:
+                if self._mid_frame:
                     raise EOFError("ends in the middle of a zstd frame")
                 return 0
-            if self._frame.eof:
-                self._frame = self._new()
-            self._ready = memoryview(self._frame.decompress(packed))
-            self._open = not self._frame.eof
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
+            if self._decompressor.eof:
+                self._decompressor = self._new_decompressor()
+            self._pending = memoryview(self._decompressor.decompress(compressed_bytes))
+            self._mid_frame = not self._decompressor.eof
+        count = min(len(buffer), len(self._pending))
+        buffer[:count] = self._pending[:count]
+        self._pending = self._pending[count:]
         return count
 
 
-_UNPACK: dict[str, Callable[[Any], Any]] = {
+_DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    ".zst": _Zstd,
+    ".zst": _ZstdReader,
 }
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def _open_decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """(the bytes of a file, unpacked by its ending; the file itself, for its position)."""
     try:
         with open(path, "rb") as raw:
-            if path.suffix not in _UNPACK:
+            if path.suffix not in _DECOMPRESSORS:
                 yield raw, raw
                 return
-            unpack = _UNPACK[path.suffix]
-            opened = unpack(fileobj=raw) if unpack is gzip.GzipFile else unpack(raw)
-            with io.BufferedReader(opened, 1 << 20) as lines:
+            decompressor = _DECOMPRESSORS[path.suffix]
+            stream = decompressor(fileobj=raw) if decompressor is gzip.GzipFile else decompressor(raw)
+            with io.BufferedReader(stream, 1 << 20) as lines:
                 yield lines, raw
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: {error}, expected a whole {path.suffix} file") from None
@@ -145,54 +150,54 @@ def _unpacked(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         raise UserError(f"{path}: {error}, expected a whole {path.suffix} file") from None
 
 
-def lines_of(path: Path, seen: Seen = _untold) -> Iterator[str]:
+def read_lines(path: Path, on_bytes_read: OnBytesRead = _ignore_bytes_read) -> Iterator[str]:
     """The lines of a UTF-8 file without their ends; a byte-order mark is dropped."""
-    told = 0
-    with _unpacked(path) as (lines, raw):
+    last_position = 0
+    with _open_decompressed(path) as (lines, raw):
         for number, line in enumerate(lines, 1):
-            text = _decode(line, f"{path}, line {number}")
+            text = _decode_utf8(line, f"{path}, line {number}")
             yield (text.removeprefix("\ufeff") if number == 1 else text).rstrip("\r\n")
             if number % 16 == 0:
-                at = raw.tell()
-                seen(at - told)
-                told = at
-    seen(path.stat().st_size - told)
+                position = raw.tell()
+                on_bytes_read(position - last_position)
+                last_position = position
+    on_bytes_read(path.stat().st_size - last_position)
 
 
-def _decode(line: bytes, where: str) -> str:
+def _decode_utf8(line: bytes, location: str) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        found = line[error.start : error.start + 1].hex()
+        byte = line[error.start : error.start + 1].hex()
         raise UserError(
-            f"{where}: byte 0x{found} is not UTF-8 ({error.reason}), expected UTF-8 text"
+            f"{location}: byte 0x{byte} is not UTF-8 ({error.reason}), expected UTF-8 text"
         ) from None
 
 
 # Kinds of sources
 
-LARGEST_DOCUMENT = 4_000_000  # characters; a longer one is cut at the end of a line
+MAX_DOCUMENT_CHARS = 4_000_000  # characters; a longer one is cut at the end of a line
 
 
-def _texts(source: Source, seen: Seen) -> Iterator[str]:
-    for path in files(source):
-        lines = lines_of(path, seen)
+def _read_text_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
+    for path in source_files(source):
+        lines = read_lines(path, on_bytes_read)
         if source.documents == "lines":
             yield from lines
         else:
             blank_lines = source.blank_lines if source.documents == "blank_lines" else None
-            yield from _blocks(lines, blank_lines)
+            yield from _join_lines(lines, blank_lines)
 
 
-def _blocks(lines: Iterator[str], blank_lines: int | None) -> Iterator[str]:
+def _join_lines(lines: Iterator[str], blank_lines: int | None) -> Iterator[str]:
     """Lines joined up to each run of at least `blank_lines` empty ones (None: all of them), or
     up to LARGEST_DOCUMENT characters: memory stays flat for a book without an empty line."""
     block: list[str] = []
     blank = size = 0
     for line in lines:
         empty = not line or line.isspace()
-        ended = blank_lines is not None and not empty and blank >= blank_lines
-        if block and (ended or size + len(line) > LARGEST_DOCUMENT):
+        at_boundary = blank_lines is not None and not empty and blank >= blank_lines
+        if block and (at_boundary or size + len(line) > MAX_DOCUMENT_CHARS):
             yield "\n".join(block)
             block, size = [], 0
         blank = blank + 1 if empty else 0
@@ -201,26 +206,26 @@ def _blocks(lines: Iterator[str], blank_lines: int | None) -> Iterator[str]:
     yield "\n".join(block)
 
 
-def _json_lines(source: Source, seen: Seen) -> Iterator[str]:
+def _read_json_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
     field = "text" if source.kind == "builtin" else source.field
-    for path in files(source):
-        for number, line in enumerate(lines_of(path, seen), 1):
+    for path in source_files(source):
+        for number, line in enumerate(read_lines(path, on_bytes_read), 1):
             if line and not line.isspace():
-                yield _json_text(line, field, f"{path}, line {number}")
+                yield _parse_json_document(line, field, f"{path}, line {number}")
 
 
-def _json_text(line: str, field: str, where: str) -> str:
+def _parse_json_document(line: str, field: str, location: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {error}, expected one JSON object a line") from None
+        raise UserError(f"{location}: {error}, expected one JSON object a line") from None
     if not isinstance(record, dict):
-        raise UserError(f"{where}: found a JSON {type(record).__name__}, expected an object")
+        raise UserError(f"{location}: found a JSON {type(record).__name__}, expected an object")
     if field not in record:
-        raise UserError(f"{where}: no field '{field}'{did_you_mean(field, record)}")
+        raise UserError(f"{location}: no field '{field}'{did_you_mean(field, record)}")
     text = record[field]
     if not isinstance(text, str):
-        raise UserError(f"{where}: field '{field}' is a {type(text).__name__}, expected a string")
+        raise UserError(f"{location}: field '{field}' is a {type(text).__name__}, expected a string")
     # JSON may spell half of a surrogate pair, which no UTF-8 can hold. Crawled text has them.
     return _LONE_SURROGATE.sub("\ufffd", text) if "\\u" in line else text
 
@@ -233,7 +238,7 @@ def open_tfds(source: Source) -> tuple[Any, int]:
         if (Path(source.path).expanduser() / "dataset_info.json").exists():
             builder = tfds.builder_from_directory(str(Path(source.path).expanduser()))
         else:
-            _register(source.path)
+            _import_tfds_module(source.path)
             builder = tfds.builder(source.path, data_dir=source.data_dir or None)
         if not builder.data_path.exists():  # what TFDS says then is a list of guesses
             raise UserError(
@@ -252,7 +257,7 @@ def open_tfds(source: Source) -> tuple[Any, int]:
         ) from None
 
 
-def _register(name: str) -> None:
+def _import_tfds_module(name: str) -> None:
     """Import the module that defines a text dataset: TFDS without TensorFlow knows few by itself."""
     import importlib
 
@@ -265,23 +270,23 @@ def _register(name: str) -> None:
                 continue
 
 
-def _tfds_texts(source: Source, seen: Seen) -> Iterator[str]:
-    examples, stored = open_tfds(source)
-    share = stored / max(1, len(examples))
+def _read_tfds_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
+    examples, num_bytes = open_tfds(source)
+    bytes_per_example = num_bytes / max(1, len(examples))
     for number in range(len(examples)):
-        text = _nested(examples[number], source)
-        yield text if isinstance(text, str) else _decode(text, f"tfds '{source.path}', example {number}")
-        seen(int((number + 1) * share) - int(number * share))
+        text = _get_nested_field(examples[number], source)
+        yield text if isinstance(text, str) else _decode_utf8(text, f"tfds '{source.path}', example {number}")
+        on_bytes_read(int((number + 1) * bytes_per_example) - int(number * bytes_per_example))
 
 
-def _nested(example: Any, source: Source) -> str | bytes:
+def _get_nested_field(example: Any, source: Source) -> str | bytes:
     """A field by name; `a/b` is field b of the features in a."""
-    where = f"tfds '{source.path}'"
+    location = f"tfds '{source.path}'"
     for key in source.field.split("/"):
         if not isinstance(example, dict) or key not in example:
-            known = example if isinstance(example, dict) else ()
-            raise UserError(f"{where}: no field '{source.field}'{did_you_mean(key, known)}")
+            fields = example if isinstance(example, dict) else ()
+            raise UserError(f"{location}: no field '{source.field}'{did_you_mean(key, fields)}")
         example = example[key]
     if not isinstance(example, str | bytes):
-        raise UserError(f"{where}: field '{source.field}' is a {type(example).__name__}, expected text")
+        raise UserError(f"{location}: field '{source.field}' is a {type(example).__name__}, expected text")
     return example

@@ -15,18 +15,18 @@ from dwt_jax.errors import UserError
 
 
 @contextmanager
-def refusing(where: object, wanted: str) -> Iterator[None]:
+def wrap_tokenizer_errors(source: object, expected: str) -> Iterator[None]:
     """Whatever the library raises, as a UserError: bare Exceptions, and panics, which are not even those."""
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"{where}: {said}, expected {wanted}") from None
+        message = " ".join(str(error).split())[:300]
+        raise UserError(f"{source}: {message}, expected {expected}") from None
 
 
-def check_charsmaps(normalizer: Any, where: Path) -> None:
+def check_charsmaps(normalizer: Any, path: Path) -> None:
     """Raises UserError for a table of SentencePiece's that the library would read out of its bounds.
 
     The table is the size of a trie, the trie and UTF-8 text; a trie is built in blocks of 256
@@ -36,54 +36,54 @@ def check_charsmaps(normalizer: Any, where: Path) -> None:
         normalizer = normalizer.get("normalizers")
     if isinstance(normalizer, list):
         for part in normalizer:
-            check_charsmaps(part, where)
+            check_charsmaps(part, path)
     elif isinstance(normalizer, dict) and "precompiled_charsmap" in normalizer:
         try:
             table = base64.b64decode(normalizer["precompiled_charsmap"] or "", validate=True)
             size = int.from_bytes(table[:4], "little")
             table[4 + size :].decode()
-            sound = 0 < size <= len(table) - 4 and size % 1024 == 0
+            is_valid = 0 < size <= len(table) - 4 and size % 1024 == 0
         except (TypeError, ValueError):
-            sound = False
-        if not sound:
-            raise UserError(f"{where}: precompiled_charsmap is damaged, expected a table of SentencePiece's")
+            is_valid = False
+        if not is_valid:
+            raise UserError(f"{path}: precompiled_charsmap is damaged, expected a table of SentencePiece's")
 
 
-def check_ids(vocab: Mapping[str, int], where: Path) -> None:
+def check_token_ids(vocab: Mapping[str, int], path: Path) -> None:
     """Raises UserError for a vocabulary that is no list of tokens: an id for two of them, or large gaps
     (which the library would walk through one by one)."""
     by_id = {i: token for token, i in vocab.items()}
     if not by_id:
-        raise UserError(f"{where}: no tokens, expected some")
+        raise UserError(f"{path}: no tokens, expected some")
     if max(by_id) > 2 * len(by_id) + 1000:
         raise UserError(
-            f"{where}: '{by_id[max(by_id)]}' has the id {max(by_id)} among {len(by_id)} tokens, expected ids "
+            f"{path}: '{by_id[max(by_id)]}' has the id {max(by_id)} among {len(by_id)} tokens, expected ids "
             "without large gaps"
         )
     if len(by_id) < len(vocab):
         i, count = Counter(vocab.values()).most_common(1)[0]
         names = " and ".join(sorted(repr(token) for token in vocab if vocab[token] == i)[:3])
-        raise UserError(f"{where}: {count} tokens have the id {i} ({names}), expected one for each id")
+        raise UserError(f"{path}: {count} tokens have the id {i} ({names}), expected one for each id")
 
 
-def check_parts(settings: dict[str, Any], where: Path) -> None:
+def check_tokenizer_parts(settings: dict[str, Any], path: Path) -> None:
     """Raises UserError where parts of a tokenizer.json name tokens that others lack. settings: the file
     as the library writes it."""
     model = settings["model"]
     unk = model.get("unk_token")
     if model["type"] in ("WordPiece", "WordLevel") and unk not in model["vocab"]:
         raise UserError(
-            f"{where}: no {unk} in the model's vocabulary, expected its unk_token, the one for unknown words"
+            f"{path}: no {unk} in the model's vocabulary, expected its unk_token, the one for unknown words"
         )
     processor = settings["post_processor"] or {}
     for part in processor.get("processors") or [processor]:
-        named = [piece.get("SpecialToken", {}).get("id") for piece in _template(part)]
-        if lacking := [name for name in named if name is not None and name not in part["special_tokens"]]:
+        token_ids = [piece.get("SpecialToken", {}).get("id") for piece in _template_pieces(part)]
+        if missing := [name for name in token_ids if name is not None and name not in part["special_tokens"]]:
             raise UserError(
-                f"{where}: its post_processor puts '{lacking[0]}' around a text, expected that among its "
+                f"{path}: its post_processor puts '{missing[0]}' around a text, expected that among its "
                 "special_tokens"
             )
 
 
-def _template(processor: dict[str, Any]) -> list[dict[str, Any]]:
+def _template_pieces(processor: dict[str, Any]) -> list[dict[str, Any]]:
     return [*(processor.get("single") or []), *(processor.get("pair") or [])]

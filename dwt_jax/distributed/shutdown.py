@@ -9,85 +9,91 @@ from types import FrameType
 from dwt_jax.distributed import coordination, preemption
 
 
-class Stopped(BaseException):
+class Preempted(BaseException):
     """Stopped by a signal with everything saved: run the same command again (exit status 75).
 
     Not an Exception: a signal while a checkpoint is read is no fault of the checkpoint.
     """
 
 
-class Failed(Exception):
+class TrainingFailed(Exception):
     """The run cannot go on; the message says why, the last good checkpoint is intact."""
 
 
-class Stopping:
+class ShutdownFlag:
     """Whether a signal came, to any of the processes. Before `poll`, a signal ends the work at once
     (nothing is lost yet); after it, whoever works asks `is_set` between steps and saves.
 
     Of several processes each must ask equally often: all get True as the answer to the same question.
     """
 
-    def __init__(self, together: preemption.Agreement | None = None) -> None:
-        self._came = self._polled = False
-        self._together = together
+    def __init__(self, preemption_sync: preemption.PreemptionSync | None = None) -> None:
+        self._signal_received = self._armed = False
+        self._preemption_sync = preemption_sync
 
     def is_set(self) -> bool:
-        return self._came if self._together is None else self._together.reached()
+        return (
+            self._signal_received
+            if self._preemption_sync is None
+            else self._preemption_sync.reached_sync_point()
+        )
 
-    def poll(self) -> None:
-        self._polled = True
-        coordination.gather("", "the other processes to be ready")
+    def arm(self) -> None:
+        self._armed = True
+        coordination.all_gather_objects("", "the other processes to be ready")
 
-    def handle(self, number: int, _: FrameType | None) -> None:
-        if not self._polled:
-            raise Stopped("stopped before it went on, nothing was changed; the same command starts again")
-        if self._came and number == signal.SIGINT:  # a second Ctrl-C is meant
+    def handle(self, signum: int, _: FrameType | None) -> None:
+        if not self._armed:
+            raise Preempted("stopped before it went on, nothing was changed; the same command starts again")
+        if self._signal_received and signum == signal.SIGINT:  # a second Ctrl-C is meant
             raise KeyboardInterrupt
-        self._came = True
-        if self._together is not None:
-            self._together.ask()
+        self._signal_received = True
+        if self._preemption_sync is not None:
+            self._preemption_sync.request_stop()
 
 
-_kept: list[int] = []
+_pending_signals: list[int] = []
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """A signal inside the block, but outside of `signals`, waits for the next `signals` there. It raises
+def defer_signals() -> Iterator[None]:
+    """A signal inside the block, but outside of `handle_signals`, waits for the next `handle_signals` there. It raises
     nothing by itself: a module that is being imported would take that for an error of its own."""
 
-    def keep(number: int, _: FrameType | None) -> None:
-        if _kept and number == signal.SIGINT:  # a second Ctrl-C is meant
+    def defer(signum: int, _: FrameType | None) -> None:
+        if _pending_signals and signum == signal.SIGINT:  # a second Ctrl-C is meant
             raise KeyboardInterrupt
-        _kept.append(number)
+        _pending_signals.append(signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, keep) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous_handlers = {signum: signal.signal(signum, defer) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        _kept.clear()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _pending_signals.clear()
+        for signum, handler in previous_handlers.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager
-def signals() -> Iterator[Stopping]:
+def handle_signals() -> Iterator[ShutdownFlag]:
     """Handle both signals inside the block; in another thread than the main one, do nothing."""
     if threading.current_thread() is not threading.main_thread():
-        yield Stopping()
+        yield ShutdownFlag()
         return
-    together = None if coordination.alone() else preemption.Agreement()
-    stopping = Stopping(together)
-    before = {number: signal.signal(number, stopping.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    preemption_sync = None if coordination.is_single_process() else preemption.PreemptionSync()
+    shutdown_flag = ShutdownFlag(preemption_sync)
+    previous_handlers = {
+        signum: signal.signal(signum, shutdown_flag.handle) for signum in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        if _kept:
-            stopping.handle(_kept[0], None)
-        yield stopping
+        if _pending_signals:
+            shutdown_flag.handle(_pending_signals[0], None)
+        yield shutdown_flag
     finally:
-        if together is not None:
-            together.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if preemption_sync is not None:
+            preemption_sync.close()
+        for signum, handler in previous_handlers.items():
+            signal.signal(signum, handler)

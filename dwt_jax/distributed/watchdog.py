@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_TICKS = 20
+_TICKS_PER_TIMEOUT = 20
 """So often it looks within its limit."""
 
 
 @contextmanager
-def watching(limit: float) -> Iterator[Callable[[], None]]:
+def hang_watchdog(timeout: float) -> Iterator[Callable[[], None]]:
     """A function to call whenever something is done: each step, each batch of an evaluation.
 
     If it is not called for `limit` seconds inside the block, every thread's stack is printed and the
@@ -20,28 +20,28 @@ def watching(limit: float) -> Iterator[Callable[[], None]]:
     takes, so the limit must be longer. 0: never. Ticks are counted, not the clock's seconds: a
     process that is suspended has not been hanging.
     """
-    over, ticks = threading.Event(), [0]
+    stop_event, ticks = threading.Event(), [0]
 
-    def beat() -> None:
+    def heartbeat() -> None:
         ticks[0] = 0
 
-    def watch() -> None:
-        while not over.wait(limit / _TICKS):
+    def monitor() -> None:
+        while not stop_event.wait(timeout / _TICKS_PER_TIMEOUT):
             ticks[0] += 1
-            if ticks[0] > _TICKS:
-                _end(limit)
+            if ticks[0] > _TICKS_PER_TIMEOUT:
+                _abort(timeout)
 
-    if limit:
-        threading.Thread(target=watch, name="watchdog", daemon=True).start()
+    if timeout:
+        threading.Thread(target=monitor, name="watchdog", daemon=True).start()
     try:
-        yield beat
+        yield heartbeat
     finally:
-        over.set()
+        stop_event.set()
 
 
-def _end(limit: float) -> None:
+def _abort(timeout: float) -> None:
     print(
-        f"dwt: no step for {limit:g} s (train.watchdog): this process ends; what each of its threads does:",
+        f"dwt: no step for {timeout:g} s (train.watchdog): this process ends; what each of its threads does:",
         file=sys.stderr,
         flush=True,
     )

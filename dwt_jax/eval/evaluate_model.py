@@ -6,46 +6,48 @@ from pathlib import Path
 import jax
 
 from dwt_jax.config import Mesh
-from dwt_jax.data.shards import read_index
-from dwt_jax.data.tokenizer import digest, vocabulary
-from dwt_jax.distributed.mesh import make_mesh, shardings
+from dwt_jax.data.shards import read_dataset_index
+from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
+from dwt_jax.distributed.mesh import infer_shardings, make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
 from dwt_jax.runs.run_dir import load_model
 
 
-def evaluate(path: str, data: Path, batch_size: int) -> dict[str, float]:
-    """Held-out loss, perplexity and accuracies (see `mlm.summarise`) of the model in `path`."""
-    return likelihood.summarise(documents_of(path, data, batch_size))
+def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
+    """Held-out loss, perplexity and accuracies (see `likelihood.summarize_losses`) of the model in `path`."""
+    return likelihood.summarize_losses(model_document_losses(path, data, batch_size))
 
 
-def documents_of(path: str, data: Path, batch_size: int = 64) -> likelihood.Documents:
+def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likelihood.DocumentLosses:
     """The same by held-out document. Raises UserError if data and model disagree in vocabulary or length."""
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
     data = data.expanduser()
-    index = read_index(data)
+    index = read_dataset_index(data)
     if index is None:
         raise UserError(f"--data: no index.json in {data}, expected a directory that dwt prepare wrote")
-    loaded = load_model(path)
-    words = vocabulary(loaded.tokenizer)
-    if words.tokens != vocabulary(data / "tokenizer").tokens:
+    loaded_model = load_model(path)
+    vocab = load_vocabulary(loaded_model.tokenizer)
+    if vocab.tokens != load_vocabulary(data / "tokenizer").tokens:
         raise UserError(f"--data: {data} has another vocabulary than {path}, expected the same")
-    if digest(loaded.tokenizer) != digest(data / "tokenizer"):
+    if tokenizer_digest(loaded_model.tokenizer) != tokenizer_digest(data / "tokenizer"):
         print(f"{path} takes text apart otherwise than {data} was (lower-casing, say)", file=sys.stderr)
-    if loaded.model.vocab_size < len(words):
+    if loaded_model.model.vocab_size < len(vocab):
         raise UserError(
-            f"--model: {path} has vocab_size {loaded.model.vocab_size}, expected at least its tokenizer's "
-            f"{len(words)}"
+            f"--model: {path} has vocab_size {loaded_model.model.vocab_size}, expected at least its tokenizer's "
+            f"{len(vocab)}"
         )
     length = index["sequence_length"]
-    if length > loaded.model.max_length:
+    if length > loaded_model.model.max_length:
         raise UserError(
             f"--data: {data} has rows of {length} tokens, expected at most the model's "
-            f"{loaded.model.max_length} positions"
+            f"{loaded_model.model.max_length} positions"
         )
     mesh = make_mesh(Mesh(), jax.device_count())
-    params = jax.device_put(loaded.params, shardings(loaded.params, mesh))
-    documents = likelihood.by_document(params, loaded.model, data, mesh=mesh, batch_size=batch_size)
-    assert documents is not None  # nothing stops it
-    return documents
+    params = jax.device_put(loaded_model.params, infer_shardings(loaded_model.params, mesh))
+    document_losses = likelihood.losses_per_document(
+        params, loaded_model.model, data, mesh=mesh, batch_size=batch_size
+    )
+    assert document_losses is not None  # nothing stops it
+    return document_losses

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dwt_jax.config import Optimizer, Precision, Schedule, optimizer_problems
-from dwt_jax.config_loader import construct, read_file
+from dwt_jax.config_loader import build_dataclass, read_config_file
 from dwt_jax.errors import UserError, did_you_mean
-from dwt_jax.files import read_object
-from dwt_jax.finetune.tasks import BUILTIN, GLUE, METRICS
+from dwt_jax.files import read_json_object
+from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS, METRIC_KINDS
 
-RESERVED = ("config.json", "results.json", "submission")
-SHORTEST = 8  # tokens: room for what frames a pair, and a text
+RESERVED_NAMES = ("config.json", "results.json", "submission")
+MIN_SEQUENCE_LENGTH = 8  # tokens: room for what frames a pair, and a text
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,24 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class FineTune:
+class FinetuneConfig:
     examples: Examples = field(default_factory=Examples)
     recipe: Recipe = field(default_factory=Recipe)
     precision: Precision = field(default_factory=Precision)
 
 
-def load(spec: str, overrides: Mapping[str, str] | None = None) -> FineTune:
-    """The config of `path[:arg]` with `overrides` on top. Raises UserError as config_file.load does."""
-    return check(construct(FineTune, read_file(spec), overrides))
+def load_finetune_config(spec: str, overrides: Mapping[str, str] | None = None) -> FinetuneConfig:
+    """The config of `path[:arg]` with `overrides` on top. Raises UserError as config_loader.load_config does."""
+    return check_finetune_config(build_dataclass(FinetuneConfig, read_config_file(spec), overrides))
 
 
-def load_tasks(spec: str, tasks: str | None, overrides: Mapping[str, str]) -> list[FineTune]:
+def load_task_configs(spec: str, tasks: str | None, overrides: Mapping[str, str]) -> list[FinetuneConfig]:
     """One config a task: the file's for that argument. None: the file's own.
 
-    Raises UserError as `load` does, and for a task twice.
+    Raises UserError as `load_finetune_config` does, and for a task twice.
     """
     if tasks is None:
-        return [load(spec, overrides)]
+        return [load_finetune_config(spec, overrides)]
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise UserError(f"--task is {tasks!r}, expected tasks by name (without it: the config's own)")
@@ -83,44 +83,48 @@ def load_tasks(spec: str, tasks: str | None, overrides: Mapping[str, str]) -> li
         raise UserError(f"--task: {spec} has an argument already, expected one of the two")
     if len(set(names)) < len(names):
         raise UserError(f"--task is {tasks!r}, expected each task once")
-    return [load(f"{spec}:{name}", overrides) for name in names]
+    return [load_finetune_config(f"{spec}:{name}", overrides) for name in names]
 
 
-def of_directory(workdir: Path) -> FineTune:
+def read_finetune_config(workdir: Path) -> FinetuneConfig:
     """The config that a work directory holds."""
-    return check(construct(FineTune, read_object(workdir / "config.json", "JSON that dwt wrote")))
+    return check_finetune_config(
+        build_dataclass(FinetuneConfig, read_json_object(workdir / "config.json", "JSON that dwt wrote"))
+    )
 
 
-def check(config: Any) -> FineTune:
+def check_finetune_config(config: Any) -> FinetuneConfig:
     """`config` itself. Raises UserError naming the key, what was found, what was expected."""
-    for problem in _problems(config):
+    for problem in _config_problems(config):
         raise UserError(f"config: {problem}")
     return config
 
 
-def _problems(config: FineTune) -> Iterator[str]:
+def _config_problems(config: FinetuneConfig) -> Iterator[str]:
     """What cannot be so, lazily, each a line that begins with the key."""
     yield from _example_problems(config.examples)
     recipe = config.recipe
-    lows = {"epochs": 1, "batch_size": 1, "max_length": SHORTEST, "buckets": 1, "at_once": 0}
-    for key, low in lows.items():
-        if getattr(recipe, key) < low:
-            yield f"recipe.{key} is {getattr(recipe, key)}, expected at least {low}"
+    minimums = {"epochs": 1, "batch_size": 1, "max_length": MIN_SEQUENCE_LENGTH, "buckets": 1, "at_once": 0}
+    for key, minimum in minimums.items():
+        if getattr(recipe, key) < minimum:
+            yield f"recipe.{key} is {getattr(recipe, key)}, expected at least {minimum}"
     if not 0 <= recipe.dropout <= 0.99:
         yield f"recipe.dropout is {recipe.dropout}, expected from 0 to 0.99"
-    wrong = [seed for seed in recipe.seeds if not 0 <= seed < 2**32]
-    if not recipe.seeds or wrong or len(set(recipe.seeds)) < len(recipe.seeds):
+    invalid_seeds = [seed for seed in recipe.seeds if not 0 <= seed < 2**32]
+    if not recipe.seeds or invalid_seeds or len(set(recipe.seeds)) < len(recipe.seeds):
         yield f"recipe.seeds is {list(recipe.seeds)}, expected different numbers from 0 to 2**32 - 1"
     yield from optimizer_problems(recipe.optimizer, "recipe.optimizer")
 
 
 def _example_problems(examples: Examples) -> Iterator[str]:
-    known: Mapping[str, Any] | None = {"builtin": BUILTIN, "glue": GLUE, "tfds": GLUE}.get(examples.kind)
-    if known is not None and examples.task not in known:
-        yield f"examples.task is {examples.task!r}{did_you_mean(examples.task, known)}"
+    tasks: Mapping[str, Any] | None = {"builtin": BUILTIN_TASKS, "glue": GLUE_TASKS, "tfds": GLUE_TASKS}.get(
+        examples.kind
+    )
+    if tasks is not None and examples.task not in tasks:
+        yield f"examples.task is {examples.task!r}{did_you_mean(examples.task, tasks)}"
     if not re.fullmatch(r"\w[\w.-]*", examples.task):
         yield f"examples.task is {examples.task!r}, expected the name of a folder"
-    if examples.task in RESERVED:
+    if examples.task in RESERVED_NAMES:
         yield f"examples.task is {examples.task!r}, expected another name: dwt writes that beside the tasks"
     if examples.kind == "glue" and not examples.path:
         yield "examples.path is empty, expected the folder that holds GLUE's own (CoLA/, SST-2/, …)"
@@ -132,12 +136,12 @@ def _example_problems(examples: Examples) -> Iterator[str]:
             yield f"examples.labels is {list(examples.labels)}, expected none for a regression"
         if len(examples.labels) == 1 or len(set(examples.labels)) < len(examples.labels):
             yield f"examples.labels is {list(examples.labels)}, expected at least two, or none"
-    numbers = examples.task == "stsb" if known is GLUE else examples.regression
+    is_regression = examples.task == "stsb" if tasks is GLUE_TASKS else examples.regression
     for metric in examples.metrics:
-        if metric not in METRICS:
-            yield f"examples.metrics names {metric!r}{did_you_mean(metric, METRICS)}"
-        elif (METRICS[metric] == "numbers") != numbers:
-            kind = "numbers" if numbers else "classes"
+        if metric not in METRIC_KINDS:
+            yield f"examples.metrics names {metric!r}{did_you_mean(metric, METRIC_KINDS)}"
+        elif (METRIC_KINDS[metric] == "numbers") != is_regression:
+            kind = "numbers" if is_regression else "classes"
             yield f"examples.metrics names {metric!r}, expected metrics of {kind}"
     if examples.limit < 0:
         yield f"examples.limit is {examples.limit}, expected at least 0"

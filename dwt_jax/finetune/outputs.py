@@ -12,13 +12,13 @@ import numpy as np
 
 from dwt_jax.config import Model
 from dwt_jax.errors import UserError
-from dwt_jax.files import whole_file
-from dwt_jax.finetune.datasets import Data, Split
-from dwt_jax.finetune.tasks import SCORE
+from dwt_jax.files import atomic_write
+from dwt_jax.finetune.datasets import ExampleSplit, TaskData
+from dwt_jax.finetune.tasks import SCORE_DEFINITION
 from dwt_jax.hf import checkpoint
 
 
-class Seed(NamedTuple):
+class SeedResult(NamedTuple):
     """What one seed gave."""
 
     seed: int
@@ -27,14 +27,16 @@ class Seed(NamedTuple):
 
     def scores(self) -> list[float]:
         """By epoch: the mean of the dev splits' scores (MNLI has two)."""
-        return [float(np.mean([split["score"] for split in one["dev"].values()])) for one in self.history]
+        return [
+            float(np.mean([split["score"] for split in record["dev"].values()])) for record in self.history
+        ]
 
-    def best(self) -> int:
+    def best_epoch(self) -> int:
         """The index of the best epoch, the earliest of equals."""
         return int(np.argmax(self.scores()))
 
 
-def classes_or_numbers(logits: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+def predictions_from_logits(logits: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     """[N, labels] → the predictions [N]."""
     return logits.argmax(-1) if labels else logits[:, 0]
 
@@ -42,148 +44,165 @@ def classes_or_numbers(logits: np.ndarray, labels: Sequence[str]) -> np.ndarray:
 # Seeds
 
 
-def seed_file(workdir: Path, seed: int) -> Path:
+def seed_path(workdir: Path, seed: int) -> Path:
     return workdir / "seeds" / f"{seed}.npz"
 
 
-def write_seed(workdir: Path, one: Seed) -> None:
+def write_seed_result(workdir: Path, result: SeedResult) -> None:
     """seeds/N.npz: history as JSON, logits [epochs, N, labels] of every dev split."""
-    path = seed_file(workdir, one.seed)
+    path = seed_path(workdir, result.seed)
     path.parent.mkdir(exist_ok=True)
-    with whole_file(path) as partial, open(partial, "wb") as file:
-        logits: dict[str, Any] = {name: np.stack(values) for name, values in one.logits.items()}
-        np.savez(file, history=np.array(json.dumps(one.history, allow_nan=False)), **logits)
+    with atomic_write(path) as partial, open(partial, "wb") as file:
+        logits: dict[str, Any] = {name: np.stack(values) for name, values in result.logits.items()}
+        np.savez(file, history=np.array(json.dumps(result.history, allow_nan=False)), **logits)
 
 
-def read_seed(workdir: Path, seed: int) -> Seed | None:
+def read_seed_result(workdir: Path, seed: int) -> SeedResult | None:
     """None if it is not done. Raises UserError for a file that is damaged."""
-    path = seed_file(workdir, seed)
+    path = seed_path(workdir, seed)
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
             history = json.loads(str(file["history"]))
-            return Seed(seed, history, {name: list(file[name]) for name in file.files if name != "history"})
+            return SeedResult(
+                seed, history, {name: list(file[name]) for name in file.files if name != "history"}
+            )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: {error}, expected what dwt wrote (remove it, and the seed is done again)"
         ) from None
 
 
-class Best:
+class BestModel:
     """The parameters of the best epoch of all seeds so far, for model/. Of equals the first of
     `seeds` wins, and of its epochs the earliest: whatever order they are seen in."""
 
     def __init__(self, workdir: Path, seeds: Sequence[int]):
-        self._place = {seed: -i for i, seed in enumerate(seeds)}
-        done = [one for seed in seeds if (one := read_seed(workdir, seed))]
-        self._key = max((self._key_of(one, one.best()) for one in done), default=(-np.inf, 0, 0))
+        self._seed_rank = {seed: -i for i, seed in enumerate(seeds)}
+        previous = [result for seed in seeds if (result := read_seed_result(workdir, seed))]
+        self._key = max(
+            (self._key_of(result, result.best_epoch()) for result in previous), default=(-np.inf, 0, 0)
+        )
         self.params: Any = None  # on the host; None: nothing was better than what was done before
 
-    def _key_of(self, one: Seed, epoch: int) -> tuple[float, int, int]:
-        return one.scores()[epoch], self._place[one.seed], -epoch
+    def _key_of(self, result: SeedResult, epoch: int) -> tuple[float, int, int]:
+        return result.scores()[epoch], self._seed_rank[result.seed], -epoch
 
-    def look(self, found: Sequence[Seed], params: Any) -> None:
+    def update(self, seed_results: Sequence[SeedResult], params: Any) -> None:
         """After an epoch of the seeds `found`. params: [S, …]."""
-        keys = [self._key_of(one, len(one.history) - 1) for one in found]
+        keys = [self._key_of(result, len(result.history) - 1) for result in seed_results]
         if (key := max(keys)) > self._key:
             i, self._key = keys.index(key), key
             self.params = jax.device_get(jax.tree.map(lambda x: x[i], params))
 
 
-def winner(found: Sequence[Seed]) -> Seed:
+def best_seed(seed_results: Sequence[SeedResult]) -> SeedResult:
     """The seed whose best epoch is in model/."""
-    return max(found, key=lambda one: max(one.scores()))
+    return max(seed_results, key=lambda result: max(result.scores()))
 
 
-def write_model(workdir: Path, params: Any, model: Model, kept: Mapping[str, Any], data: Data) -> None:
+def write_model(
+    workdir: Path, params: Any, model: Model, passthrough: Mapping[str, Any], data: TaskData
+) -> None:
     """model/, without its card: not all seeds are done."""
-    kind = "single_label_classification" if data.labels else "regression"
-    checkpoint.save(
+    problem_type = "single_label_classification" if data.labels else "regression"
+    checkpoint.save_checkpoint(
         params,
         dataclasses.replace(model, tie_word_embeddings=True),
         workdir / "tokenizer",
         workdir / "model",
-        labels=data.names or data.labels or ("LABEL_0",),
-        kept={**kept, "problem_type": kind},
+        labels=data.class_names or data.labels or ("LABEL_0",),
+        passthrough={**passthrough, "problem_type": problem_type},
     )
 
 
 # Figures
 
 
-def summarise(task: str, data: Data, found: Sequence[Seed]) -> dict[str, Any]:
+def summarize_seeds(task: str, data: TaskData, seed_results: Sequence[SeedResult]) -> dict[str, Any]:
     """results.json: the best and the last epoch of every seed, never one without the other."""
-    best = [one.history[one.best()]["dev"] for one in found]
-    last = [one.history[-1]["dev"] for one in found]
+    best = [result.history[result.best_epoch()]["dev"] for result in seed_results]
+    last = [result.history[-1]["dev"] for result in seed_results]
     return {
         "task": task,
         "metrics": list(data.metrics),
-        "score": SCORE,
-        "best": {**spread([max(one.scores()) for one in found]), "dev": _by_metric(best)},
-        "last": {**spread([one.scores()[-1] for one in found]), "dev": _by_metric(last)},
-        "seeds": {str(one.seed): {"best_epoch": one.best() + 1, "history": one.history} for one in found},
-        "model_of_seed": winner(found).seed,
+        "score": SCORE_DEFINITION,
+        "best": {**mean_std([max(result.scores()) for result in seed_results]), "dev": _mean_by_metric(best)},
+        "last": {**mean_std([result.scores()[-1] for result in seed_results]), "dev": _mean_by_metric(last)},
+        "seeds": {
+            str(result.seed): {"best_epoch": result.best_epoch() + 1, "history": result.history}
+            for result in seed_results
+        },
+        "model_of_seed": best_seed(seed_results).seed,
         "examples": {name: len(split) for name, split in data.splits.items()},
     }
 
 
-def spread(scores: Sequence[float]) -> dict[str, Any]:
+def mean_std(scores: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation over seeds (null for a single one), and the scores themselves."""
-    deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
-    return {"mean": float(np.mean(scores)), "standard_deviation": deviation, "by_seed": list(scores)}
+    std = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+    return {"mean": float(np.mean(scores)), "standard_deviation": std, "by_seed": list(scores)}
 
 
-def _by_metric(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+def _mean_by_metric(dev_records: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """{split: {metric: its mean over seeds}}"""
     return {
-        split: {metric: float(np.mean([one[split][metric] for one in found])) for metric in values}
-        for split, values in found[0].items()
+        split: {
+            metric: float(np.mean([record[split][metric] for record in dev_records])) for metric in values
+        }
+        for split, values in dev_records[0].items()
     }
 
 
 # Predictions
 
 
-def write_dev(workdir: Path, data: Data, found: Sequence[Seed]) -> None:
+def write_dev_predictions(workdir: Path, data: TaskData, seed_results: Sequence[SeedResult]) -> None:
     """predictions/SPLIT-seedN.tsv: index, prediction and label after the seed's best epoch."""
-    for one in found:
-        for name, logits in one.logits.items():
+    for result in seed_results:
+        for name, logits in result.logits.items():
             split = data.splits[name]
             assert split.labels is not None
-            chosen = classes_or_numbers(logits[one.best()], data.labels)
-            columns = [split.ids, _shown(chosen, data.labels), _shown(split.labels, data.labels)]
-            _write(
-                workdir / "predictions" / f"{name}-seed{one.seed}.tsv",
+            predictions = predictions_from_logits(logits[result.best_epoch()], data.labels)
+            columns = [
+                split.ids,
+                _format_predictions(predictions, data.labels),
+                _format_predictions(split.labels, data.labels),
+            ]
+            _write_tsv(
+                workdir / "predictions" / f"{name}-seed{result.seed}.tsv",
                 ("index", "prediction", "label"),
                 columns,
             )
 
 
-def write_test(workdir: Path, task: str, name: str, split: Split, data: Data, logits: np.ndarray) -> None:
+def write_test_predictions(
+    workdir: Path, task: str, name: str, split: ExampleSplit, data: TaskData, logits: np.ndarray
+) -> None:
     """submission/FILE.tsv, as GLUE's server wants it: in the order of the test file, whose examples TFDS
     has shuffled. Files of one's own keep their order."""
-    chosen = classes_or_numbers(logits, data.labels)
+    predictions = predictions_from_logits(logits, data.labels)
     if data.bounds:
-        chosen = np.clip(chosen, *data.bounds)
-    rows = list(zip(split.ids, _shown(chosen, data.labels, ".3f"), strict=True))
+        predictions = np.clip(predictions, *data.bounds)
+    rows = list(zip(split.ids, _format_predictions(predictions, data.labels, ".3f"), strict=True))
     if name in data.submissions and all(index.isdecimal() for index, _ in rows):
         rows.sort(key=lambda row: int(row[0]))
     file = data.submissions.get(name, f"{task}.tsv")
-    _write(workdir / "submission" / file, ("index", "prediction"), list(zip(*rows, strict=True)))
+    _write_tsv(workdir / "submission" / file, ("index", "prediction"), list(zip(*rows, strict=True)))
 
 
-def _shown(values: np.ndarray, labels: Sequence[str], form: str = ".6g") -> list[str]:
-    return [labels[int(value)] if labels else format(float(value), form) for value in values]
+def _format_predictions(values: np.ndarray, labels: Sequence[str], float_format: str = ".6g") -> list[str]:
+    return [labels[int(value)] if labels else format(float(value), float_format) for value in values]
 
 
-_DIVIDERS = str.maketrans("\t\n\r", "   ")
+_SEPARATORS_TO_SPACES = str.maketrans("\t\n\r", "   ")
 
 
-def _write(path: Path, header: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
+def _write_tsv(path: Path, header: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
     """Tabs and ends of lines within a cell (JSON may hold them) become spaces."""
     path.parent.mkdir(exist_ok=True)
-    rows = ([cell.translate(_DIVIDERS) for cell in row] for row in zip(*columns, strict=True))
+    rows = ([cell.translate(_SEPARATORS_TO_SPACES) for cell in row] for row in zip(*columns, strict=True))
     lines = ["\t".join(row) + "\n" for row in (header, *rows)]
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("".join(lines), encoding="utf-8")

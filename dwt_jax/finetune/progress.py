@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from dwt_jax.runs.metric_writer import duration
+from dwt_jax.runs.metric_writer import format_duration
 
-LINE_SECONDS = 10.0
+LOG_INTERVAL_SECONDS = 10.0
 
 
-class Progress:
+class FinetuneProgress:
     """Counts steps. The loss is read from the device only where it is shown."""
 
     def __init__(self, name: str, steps: int):
         self._name, self._steps, self._step, self._examples = name, steps, 0, 0
         self._bar: Any = None
 
-    def __enter__(self) -> "Progress":
-        self._began = self._told = time.perf_counter()
+    def __enter__(self) -> "FinetuneProgress":
+        self._start_time = self._last_log_time = time.perf_counter()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -34,18 +34,18 @@ class Progress:
         """After a step. loss: [S], on the device; examples: of the batch, all seeds."""
         self._step, self._examples = self._step + 1, self._examples + examples
         now = time.perf_counter()
-        if now - self._told < (LINE_SECONDS if self._bar is None else 0.5):
+        if now - self._last_log_time < (LOG_INTERVAL_SECONDS if self._bar is None else 0.5):
             return
-        self._told = now
-        shown = f"loss {np.mean(loss):.4f}  {self._examples / (now - self._began):,.1f} examples/s"
+        self._last_log_time = now
+        status = f"loss {np.mean(loss):.4f}  {self._examples / (now - self._start_time):,.1f} examples/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.set_postfix_str(status, refresh=False)
             self._bar.update(self._step - self._bar.n)
             return
-        left = duration((now - self._began) * (self._steps / self._step - 1))
-        print(f"{self._name}: step {self._step}/{self._steps}  {shown}  ETA {left}", flush=True)
+        eta = format_duration((now - self._start_time) * (self._steps / self._step - 1))
+        print(f"{self._name}: step {self._step}/{self._steps}  {status}  ETA {eta}", flush=True)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line for whoever watches, above the bar if there is one."""
         if self._bar is None:
             print(f"{self._name}: {text}", flush=True)

@@ -15,244 +15,285 @@ import jax
 import numpy as np
 
 from dwt_jax.config import Config, Model
-from dwt_jax.data.tokenizer import vocabulary
-from dwt_jax.distributed.shutdown import Stopped, Stopping
+from dwt_jax.data.tokenizer import load_vocabulary
+from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
-from dwt_jax.files import whole_file
+from dwt_jax.files import atomic_write
 from dwt_jax.finetune import collate, metrics, outputs
-from dwt_jax.finetune.collate import Encoded, Texts
-from dwt_jax.finetune.config import SHORTEST, FineTune, Recipe, of_directory
-from dwt_jax.finetune.datasets import Data
-from dwt_jax.finetune.outputs import Best, Seed
-from dwt_jax.finetune.progress import Progress
-from dwt_jax.finetune.step import Spec, beginner, predictor, spec_of, trainer
+from dwt_jax.finetune.collate import EncodedExamples, ExampleCache
+from dwt_jax.finetune.config import MIN_SEQUENCE_LENGTH, FinetuneConfig, Recipe, read_finetune_config
+from dwt_jax.finetune.datasets import TaskData
+from dwt_jax.finetune.outputs import BestModel, SeedResult
+from dwt_jax.finetune.progress import FinetuneProgress
+from dwt_jax.finetune.step import (
+    FinetuneStepConfig,
+    finetune_step_config,
+    jit_finetune_step,
+    jit_init_finetune_state,
+    jit_predict,
+)
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.models import bert
 from dwt_jax.objectives import schedules
-from dwt_jax.remap.gates import settled
+from dwt_jax.remap.gates import fold_gates
 from dwt_jax.runs import run_dir as workdirs
-from dwt_jax.runs.pretrained import digest
-from dwt_jax.train.loop import Failed
-from dwt_jax.train.setup import numerics_of
+from dwt_jax.runs.pretrained import params_digest
+from dwt_jax.train.setup import resolve_precision
 
-MAY_CHANGE = ("examples.path", "examples.train", "examples.dev", "examples.test")
+FINETUNE_MUTABLE_KEYS = ("examples.path", "examples.train", "examples.dev", "examples.test")
 """Keys that a resumed run may change: the data is compared by its digest, wherever it lies."""
 
 
-class Source(NamedTuple):
+class SourceModel(NamedTuple):
     """The model that is fine-tuned."""
 
     path: str
-    loaded: workdirs.Loaded
+    checkpoint: workdirs.LoadedModel
     pad_id: int
     digest: str
 
 
 @dataclass(frozen=True)
-class Run:
-    config: FineTune
+class FinetuneContext:
+    config: FinetuneConfig
     workdir: Path
-    source: Source
-    data: Data
-    encoded: dict[str, Encoded]
-    spec: Spec
+    source: SourceModel
+    data: TaskData
+    encoded: dict[str, EncodedExamples]
+    step_config: FinetuneStepConfig
 
     @property
-    def judged(self) -> list[str]:
+    def eval_splits(self) -> list[str]:
         """Splits that are scored after every epoch."""
         return [name for name in self.encoded if name.startswith("dev")]
 
 
-def load_source(path: str, step: int | None = None) -> Source:
+def load_source_model(path: str, step: int | None = None) -> SourceModel:
     """Raises UserError for what is no model, or one that lacks tokens of its tokenizer."""
-    loaded = workdirs.load_model(path, heads=None, step=step)
-    params, model = settled(loaded.params, loaded.model)
-    words = vocabulary(loaded.tokenizer)
-    if len(words) > model.vocab_size:
+    checkpoint = workdirs.load_model(path, heads=None, step=step)
+    params, model = fold_gates(checkpoint.params, checkpoint.model)
+    vocab = load_vocabulary(checkpoint.tokenizer)
+    if len(vocab) > model.vocab_size:
         raise UserError(
             f"--model: {path} has vocab_size {model.vocab_size}, expected at least its tokenizer's "
-            f"{len(words)}"
+            f"{len(vocab)}"
         )
-    return Source(path, loaded._replace(params=params, model=model), words.pad_id, digest(params))
+    return SourceModel(
+        path, checkpoint._replace(params=params, model=model), vocab.pad_id, params_digest(params)
+    )
 
 
-def prepare(config: FineTune, source: Source, workdir: Path, texts: Texts | None = None) -> Run:
+def prepare_finetuning(
+    config: FinetuneConfig, source: SourceModel, workdir: Path, example_cache: ExampleCache | None = None
+) -> FinetuneContext:
     """Everything that can be wrong is found here; the first thing written is the claim.
 
     texts: what was read before, for other models.
     """
-    texts = texts or Texts()
-    positions = source.loaded.model.max_length
-    if positions < SHORTEST:
-        raise UserError(f"--model: {source.path} has {positions} positions, expected at least {SHORTEST}")
+    example_cache = example_cache or ExampleCache()
+    positions = source.checkpoint.model.max_length
+    if positions < MIN_SEQUENCE_LENGTH:
+        raise UserError(
+            f"--model: {source.path} has {positions} positions, expected at least {MIN_SEQUENCE_LENGTH}"
+        )
     if config.recipe.max_length > positions:
         print(f"{config.examples.task}: {source.path} has {positions} positions, longer examples are cut")
         recipe = dataclasses.replace(config.recipe, max_length=positions)
         config = dataclasses.replace(config, recipe=recipe)
-    data = texts.read(config.examples)
-    encoded = texts.encode(config.examples, source.loaded.tokenizer, config.recipe.max_length)
-    names = [np.array(data.labels), *(np.array(split.ids) for split in data.splits.values())]
-    identity = {"model_digest": source.digest, "data_digest": digest([*encoded.values(), *names])}
-    kind = workdirs.Kind("finetune.json", of_directory, MAY_CHANGE)
-    workdirs.claim(workdir, config, source.loaded.tokenizer, identity, kind)
-    spec = spec_of(
-        source.loaded.model,
+    data = example_cache.read(config.examples)
+    encoded = example_cache.encode(config.examples, source.checkpoint.tokenizer, config.recipe.max_length)
+    name_arrays = [np.array(data.labels), *(np.array(split.ids) for split in data.splits.values())]
+    identity = {
+        "model_digest": source.digest,
+        "data_digest": params_digest([*encoded.values(), *name_arrays]),
+    }
+    run_kind = workdirs.RunKind("finetune.json", read_finetune_config, FINETUNE_MUTABLE_KEYS)
+    workdirs.init_run_dir(workdir, config, source.checkpoint.tokenizer, identity, run_kind)
+    step_config = finetune_step_config(
+        source.checkpoint.model,
         config.recipe.dropout,
         len(data.labels) or 1,
         not data.labels,
         config.recipe.optimizer,
-        numerics_of(Config(precision=config.precision)),
+        resolve_precision(Config(precision=config.precision)),
     )
-    return Run(config, workdir, source, data, encoded, spec)
+    return FinetuneContext(config, workdir, source, data, encoded, step_config)
 
 
-def fine_tune(run: Run, stopping: Stopping) -> dict[str, Any]:
+def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict[str, Any]:
     """All seeds that are not done yet. → results.json
 
-    Raises Stopped after a signal, Failed for a loss that is not finite.
+    Raises Preempted after a signal, TrainingFailed for a loss that is not finite.
     """
-    if (run.workdir / "results.json").exists():
-        print(f"{run.workdir}: already finished", flush=True)
-        return workdirs.read_json(run.workdir / "results.json")
-    recipe, together = run.config.recipe, side_by_side(run)
-    groups = [recipe.seeds[i : i + together] for i in range(0, len(recipe.seeds), together)]
-    left = [group for group in groups if not all(_is_done(run, seed) for seed in group)]
-    with Progress(run.config.examples.task, len(left) * _steps(run)) as progress:
-        for group in left:
-            _train(run, group, stopping, progress)
-    return _finish(run, stopping)
+    if (context.workdir / "results.json").exists():
+        print(f"{context.workdir}: already finished", flush=True)
+        return workdirs.read_json(context.workdir / "results.json")
+    recipe, group_size = context.config.recipe, parallel_seeds(context)
+    groups = [recipe.seeds[i : i + group_size] for i in range(0, len(recipe.seeds), group_size)]
+    remaining_groups = [group for group in groups if not all(_is_done(context, seed) for seed in group)]
+    with FinetuneProgress(
+        context.config.examples.task, len(remaining_groups) * _steps_per_seed(context)
+    ) as progress:
+        for group in remaining_groups:
+            _train_seeds(context, group, shutdown_flag, progress)
+    return _write_results(context, shutdown_flag)
 
 
-def _is_done(run: Run, seed: int) -> bool:
-    return outputs.seed_file(run.workdir, seed).exists()
+def _is_done(context: FinetuneContext, seed: int) -> bool:
+    return outputs.seed_path(context.workdir, seed).exists()
 
 
-def _steps(run: Run) -> int:
+def _steps_per_seed(context: FinetuneContext) -> int:
     """Of one seed."""
-    recipe = run.config.recipe
-    return recipe.epochs * -(-len(run.encoded["train"]) // recipe.batch_size)
+    recipe = context.config.recipe
+    return recipe.epochs * -(-len(context.encoded["train"]) // recipe.batch_size)
 
 
-def side_by_side(run: Run) -> int:
+def parallel_seeds(context: FinetuneContext) -> int:
     """How many seeds are trained at once. On CPU their products would share the cores: one."""
-    recipe = run.config.recipe
+    recipe = context.config.recipe
     if recipe.at_once:
         return recipe.at_once
     if jax.default_backend() == "cpu":
         return 1
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return fitting(memory, run.spec.model, recipe) if memory else len(recipe.seeds)
+    return seeds_that_fit(memory, context.step_config.model, recipe) if memory else len(recipe.seeds)
 
 
-def fitting(memory: int, model: Model, recipe: Recipe) -> int:
+def seeds_that_fit(memory: int, model: Model, recipe: Recipe) -> int:
     """How many seeds fit into `memory` bytes, by a rough count on the safe side: parameters, gradient,
     two moments and an update in fp32, and what the backward pass of the longest batch keeps."""
     heads = ("pooler", "classifier")
-    size = sum(leaf.size for leaf in jax.tree.leaves(bert.abstract(model, heads)))
-    rows, length = recipe.batch_size, recipe.max_length
-    tokens = rows * length * (16 * model.hidden_size + 4 * model.intermediate_size)
-    scores = 4 * rows * model.num_attention_heads * length**2
-    one = 4 * (5 * size + model.num_hidden_layers * (tokens + scores))
-    return max(1, min(len(recipe.seeds), int(0.8 * memory / one)))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(bert.abstract_params(model, heads)))
+    batch_size, length = recipe.batch_size, recipe.max_length
+    tokens = batch_size * length * (16 * model.hidden_size + 4 * model.intermediate_size)
+    scores = 4 * batch_size * model.num_attention_heads * length**2
+    bytes_per_seed = 4 * (5 * num_params + model.num_hidden_layers * (tokens + scores))
+    return max(1, min(len(recipe.seeds), int(0.8 * memory / bytes_per_seed)))
 
 
-def _train(run: Run, seeds: Sequence[int], stopping: Stopping, progress: Progress) -> None:
+def _train_seeds(
+    context: FinetuneContext, seeds: Sequence[int], shutdown_flag: ShutdownFlag, progress: FinetuneProgress
+) -> None:
     """All epochs of `seeds`, side by side; then the best model so far, and last their files."""
-    recipe, train = run.config.recipe, run.encoded["train"]
-    numbers = np.array(seeds, np.uint32)
-    state = beginner(run.spec)(run.source.loaded.params, numbers)
-    rates = schedules.table(recipe.optimizer.learning_rate, _steps(run))
-    take, step = trainer(run.spec), 0
+    recipe, train = context.config.recipe, context.encoded["train"]
+    seed_array = np.array(seeds, np.uint32)
+    state = jit_init_finetune_state(context.step_config)(context.source.checkpoint.params, seed_array)
+    learning_rates = schedules.schedule_values(recipe.optimizer.learning_rate, _steps_per_seed(context))
+    train_step, step = jit_finetune_step(context.step_config), 0
     lengths = train.lengths if recipe.group_by_length else None
-    found = [Seed(seed, [], {name: [] for name in run.judged}) for seed in seeds]
-    best = Best(run.workdir, recipe.seeds)
-    for number in range(recipe.epochs):
+    seed_results = [SeedResult(seed, [], {name: [] for name in context.eval_splits}) for seed in seeds]
+    best_model = BestModel(context.workdir, recipe.seeds)
+    for epoch_index in range(recipe.epochs):
         losses = []
-        for rows in collate.epoch(len(train), recipe.batch_size, seeds, number, lengths):
-            _stop_if_asked(run, stopping)
-            batch = collate.gather(train, rows, recipe.lengths(), run.source.pad_id)
-            state, loss = take(state, batch, numbers, np.uint32(step), rates[step])
+        for rows in collate.epoch_batch_indices(len(train), recipe.batch_size, seeds, epoch_index, lengths):
+            _check_shutdown(context, shutdown_flag)
+            batch = collate.collate_examples(train, rows, recipe.lengths(), context.source.pad_id)
+            state, loss = train_step(state, batch, seed_array, np.uint32(step), learning_rates[step])
             losses.append(loss)
             step += 1
             progress.advance(loss, int((rows >= 0).sum()))
-        logits = {name: predict(run, state["params"], name, stopping) for name in run.judged}
-        _judge(run, logits, number, np.mean(jax.device_get(losses), axis=0), found)
-        shown = ", ".join(f"{one.scores()[-1]:.4f} (seed {one.seed})" for one in found)
-        undefined = sorted({name for one in found for name in one.history[-1].get("undefined", ())})
+        logits = {
+            name: predict_split(context, state["params"], name, shutdown_flag) for name in context.eval_splits
+        }
+        _evaluate_epoch(context, logits, epoch_index, np.mean(jax.device_get(losses), axis=0), seed_results)
+        scores_text = ", ".join(f"{result.scores()[-1]:.4f} (seed {result.seed})" for result in seed_results)
+        undefined = sorted(
+            {name for result in seed_results for name in result.history[-1].get("undefined", ())}
+        )
         warning = f"; counted as 0, since 0/0: {', '.join(undefined)}" if undefined else ""
-        progress.say(f"epoch {number + 1}/{recipe.epochs}: dev score {shown}{warning}")
-        best.look(found, state["params"])
-    if best.params is not None:
-        loaded = run.source.loaded
-        outputs.write_model(run.workdir, best.params, loaded.model, loaded.kept, run.data)
-    for one in found:
-        outputs.write_seed(run.workdir, one)
+        progress.log(f"epoch {epoch_index + 1}/{recipe.epochs}: dev score {scores_text}{warning}")
+        best_model.update(seed_results, state["params"])
+    if best_model.params is not None:
+        checkpoint = context.source.checkpoint
+        outputs.write_model(
+            context.workdir, best_model.params, checkpoint.model, checkpoint.passthrough, context.data
+        )
+    for result in seed_results:
+        outputs.write_seed_result(context.workdir, result)
 
 
-def _stop_if_asked(run: Run, stopping: Stopping) -> None:
-    if stopping.is_set():
-        raise Stopped(f"{run.workdir}: stopped, seeds that are done are saved; run the same command again")
+def _check_shutdown(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> None:
+    if shutdown_flag.is_set():
+        raise Preempted(
+            f"{context.workdir}: stopped, seeds that are done are saved; run the same command again"
+        )
 
 
-def _judge(
-    run: Run, logits: Mapping[str, np.ndarray], number: int, losses: np.ndarray, found: Sequence[Seed]
+def _evaluate_epoch(
+    context: FinetuneContext,
+    logits: Mapping[str, np.ndarray],
+    epoch_index: int,
+    losses: np.ndarray,
+    seed_results: Sequence[SeedResult],
 ) -> None:
     """Score the dev splits: a record in every history. logits: [S, N, labels] by split."""
-    for i, one in enumerate(found):
+    for i, result in enumerate(seed_results):
         if not (np.isfinite(losses[i]) and all(np.isfinite(values[i]).all() for values in logits.values())):
-            raise Failed(
-                f"{run.workdir}: the loss or a prediction of seed {one.seed} is not finite in epoch "
-                f"{number + 1}; the learning rate may be too large"
+            raise TrainingFailed(
+                f"{context.workdir}: the loss or a prediction of seed {result.seed} is not finite in epoch "
+                f"{epoch_index + 1}; the learning rate may be too large"
             )
-        record: dict[str, Any] = {"epoch": number + 1, "train_loss": float(losses[i]), "dev": {}}
+        record: dict[str, Any] = {"epoch": epoch_index + 1, "train_loss": float(losses[i]), "dev": {}}
         for name, values in logits.items():
-            one.logits[name].append(values[i])
-            labels = run.data.splits[name].labels
+            result.logits[name].append(values[i])
+            labels = context.data.splits[name].labels
             assert labels is not None
-            chosen = outputs.classes_or_numbers(values[i], run.data.labels)
-            record["dev"][name], undefined = metrics.scores(run.data.metrics, chosen, labels)
+            predictions = outputs.predictions_from_logits(values[i], context.data.labels)
+            record["dev"][name], undefined = metrics.compute_metrics(
+                context.data.metrics, predictions, labels
+            )
             if undefined:
                 record["undefined"] = undefined
-        one.history.append(record)
+        result.history.append(record)
 
 
-def predict(run: Run, params: Any, name: str, stopping: Stopping) -> np.ndarray:
+def predict_split(
+    context: FinetuneContext, params: Any, name: str, shutdown_flag: ShutdownFlag
+) -> np.ndarray:
     """fp32 [S, N, labels] of the split `name`. params: [S, …]. A batch is read while the next one
     runs, and no more are under way: on CPU they would run at once, each with its memory."""
-    encoded, recipe = run.encoded[name], run.config.recipe
-    logits = np.zeros((len(jax.tree.leaves(params)[0]), len(encoded), run.spec.labels), np.float32)
+    encoded, recipe = context.encoded[name], context.config.recipe
+    logits = np.zeros((len(jax.tree.leaves(params)[0]), len(encoded), context.step_config.labels), np.float32)
     pending: list[tuple[np.ndarray, Any]] = []
 
-    def settle() -> None:
+    def collect_oldest() -> None:
         rows, values = pending.pop(0)
-        real = rows >= 0
-        logits[:, rows[real]] = np.asarray(values)[:, real]
+        valid = rows >= 0
+        logits[:, rows[valid]] = np.asarray(values)[:, valid]
 
-    for rows in collate.in_order(encoded, recipe.batch_size):
-        batch = collate.gather(encoded, rows, recipe.lengths(), run.source.pad_id)
-        _stop_if_asked(run, stopping)
-        pending.append((rows, predictor(run.spec)(params, batch)))
+    for rows in collate.eval_batch_indices(encoded, recipe.batch_size):
+        batch = collate.collate_examples(encoded, rows, recipe.lengths(), context.source.pad_id)
+        _check_shutdown(context, shutdown_flag)
+        pending.append((rows, jit_predict(context.step_config)(params, batch)))
         if len(pending) > 1:
-            settle()
-    settle()
+            collect_oldest()
+    collect_oldest()
     return logits
 
 
-def _finish(run: Run, stopping: Stopping) -> dict[str, Any]:
+def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict[str, Any]:
     """Predictions, the card, and last results.json: the sign that all is done."""
-    config, task = run.config, run.config.examples.task
-    found = [one for seed in config.recipe.seeds if (one := outputs.read_seed(run.workdir, seed))]
-    outputs.write_dev(run.workdir, run.data, found)
-    tests = [name for name in run.encoded if name.startswith("test")]
-    if tests:
-        params = jax.tree.map(lambda x: x[None], checkpoint.load(run.workdir / "model").params)
-        for name in tests:
-            logits = predict(run, params, name, stopping)[0]
-            outputs.write_test(run.workdir, task, name, run.data.splits[name], run.data, logits)
-    summary = outputs.summarise(task, run.data, found)
-    with whole_file(run.workdir / "model" / "README.md") as partial:
-        name = Path(run.source.path).absolute().name
-        partial.write_text(model_card.of_classifier(run.source.loaded.model, name, config, summary))
-    workdirs.write_json(run.workdir / "results.json", summary)
-    print(f"{run.workdir}: model of seed {summary['model_of_seed']} in {run.workdir / 'model'}", flush=True)
+    config, task = context.config, context.config.examples.task
+    seed_results = [
+        result for seed in config.recipe.seeds if (result := outputs.read_seed_result(context.workdir, seed))
+    ]
+    outputs.write_dev_predictions(context.workdir, context.data, seed_results)
+    test_splits = [name for name in context.encoded if name.startswith("test")]
+    if test_splits:
+        params = jax.tree.map(lambda x: x[None], checkpoint.load_checkpoint(context.workdir / "model").params)
+        for name in test_splits:
+            logits = predict_split(context, params, name, shutdown_flag)[0]
+            outputs.write_test_predictions(
+                context.workdir, task, name, context.data.splits[name], context.data, logits
+            )
+    summary = outputs.summarize_seeds(task, context.data, seed_results)
+    with atomic_write(context.workdir / "model" / "README.md") as partial:
+        name = Path(context.source.path).absolute().name
+        partial.write_text(model_card.classifier_card(context.source.checkpoint.model, name, config, summary))
+    workdirs.write_json(context.workdir / "results.json", summary)
+    print(
+        f"{context.workdir}: model of seed {summary['model_of_seed']} in {context.workdir / 'model'}",
+        flush=True,
+    )
     return summary

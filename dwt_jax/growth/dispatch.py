@@ -9,18 +9,18 @@ from dwt_jax import config_loader, runtime_env
 from dwt_jax.errors import UserError
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+def run_remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     """A model directory as a larger one; a run as a larger one (--run); or which way to begin (--pilot)."""
-    _refuse(options, overrides)
+    _check_options(options, overrides)
     if options.grown is not None:
-        _grow(options, overrides)
+        _grow_run(options, overrides)
     elif options.pilot is not None:
-        _pilot(options, overrides)
+        _run_pilot(options, overrides)
     else:
-        _remap(options, overrides)
+        _remap_model(options, overrides)
 
 
-def _refuse(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+def _check_options(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     """What cannot be asked for together."""
     if options.pilot is None and not (options.method and options.out):
         raise UserError("remap: --method and --out are needed, or --pilot=N")
@@ -31,8 +31,8 @@ def _refuse(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     if not 0 <= options.noise < float("inf"):
         raise UserError(f"--noise is {options.noise}, expected at least 0")
     if options.seed is not None and (options.grown or options.pilot):
-        which = "--run" if options.grown else "--pilot"
-        raise UserError(f"--seed is {options.seed}, expected none with {which}: the config has one (seed)")
+        flag = "--run" if options.grown else "--pilot"
+        raise UserError(f"--seed is {options.seed}, expected none with {flag}: the config has one (seed)")
     if options.seed is not None and not 0 <= options.seed < 2**32:
         raise UserError(f"--seed is {options.seed}, expected at least 0 and less than 2**32")
     if options.moments and options.grown is None:
@@ -43,43 +43,50 @@ def _refuse(options: argparse.Namespace, overrides: dict[str, str]) -> None:
         )
 
 
-def _remap(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    target = config_loader.load_model(options.config, overrides)
-    runtime_env.tune()
-    from dwt_jax.growth.remap_model import remap
-    from dwt_jax.remap.methods import Options
+def _remap_model(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    target = config_loader.load_model_config(options.config, overrides)
+    runtime_env.set_xla_env()
+    from dwt_jax.growth.remap_model import remap_model
+    from dwt_jax.remap.methods import GrowthOptions
 
-    how = Options(
+    growth_options = GrowthOptions(
         options.split, options.noise, options.new_tokens or "mean", options.new_positions or "random"
     )
-    report = remap(options.model, target, options.method, options.out, how, options.seed or 0, options.step)
+    report = remap_model(
+        options.model, target, options.method, options.out, growth_options, options.seed or 0, options.step
+    )
     print(json.dumps(report.to_dict(), indent=2) if options.json else report.table())
 
 
-def _pilot(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+def _run_pilot(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     # Every method is tried, from --model: what the config names does not matter.
-    others = {key: value for key, value in overrides.items() if key not in ("init.method", "init.from")}
-    config = config_loader.load(options.config, _with_flags(options, others, "random", options.model))
-    runtime_env.tune()
+    remaining = {key: value for key, value in overrides.items() if key not in ("init.method", "init.from")}
+    config = config_loader.load_config(
+        options.config, _merge_flags(options, remaining, "random", options.model)
+    )
+    runtime_env.set_xla_env()
     from dwt_jax.growth import pilot
 
-    pilot.command(options.model, config, options.pilot, as_json=options.json, step=options.step)
+    pilot.print_pilot_ranking(options.model, config, options.pilot, as_json=options.json, step=options.step)
 
 
-def _grow(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    overrides = _with_flags(options, overrides, options.method, options.grown)
-    config = config_loader.load(options.config, overrides)
-    runtime_env.tune()
-    from dwt_jax.growth.remap_run import grow
+def _grow_run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    overrides = _merge_flags(options, overrides, options.method, options.grown)
+    config = config_loader.load_config(options.config, overrides)
+    runtime_env.set_xla_env()
+    from dwt_jax.growth.remap_run import grow_run
 
-    report = grow(options.grown, config, options.out, options.step, options.moments or "reset")
+    report = grow_run(options.grown, config, options.out, options.step, options.moments or "reset")
     print(json.dumps(report.to_dict(), indent=2) if options.json else report.table())
-    words = [f"--config={options.config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
-    command = shlex.join(["dwt", "train", *words, f"--workdir={options.out}"])
+    arguments = [
+        f"--config={options.config}",
+        *(f"--config.{key}={value}" for key, value in overrides.items()),
+    ]
+    command = shlex.join(["dwt", "train", *arguments, f"--workdir={options.out}"])
     print(f"goes on with: {command}", file=sys.stderr)
 
 
-def _with_flags(
+def _merge_flags(
     options: argparse.Namespace, overrides: dict[str, str], method: str, source: str
 ) -> dict[str, str]:
     """`overrides` with the flags as the config's `init`."""
@@ -91,8 +98,8 @@ def _with_flags(
         "new_tokens": options.new_tokens,
         "new_positions": options.new_positions,
     }
-    said = {f"init.{key}": value for key, value in flags.items() if value}
-    for key, value in said.items():
+    requested = {f"init.{key}": value for key, value in flags.items() if value}
+    for key, value in requested.items():
         if overrides.get(key, value) != value:
             raise UserError(f"--config.{key} is {overrides[key]!r}, expected {value!r} as another flag says")
-    return {**overrides, **said}
+    return {**overrides, **requested}

@@ -22,27 +22,27 @@ import numpy as np
 
 from dwt_jax.config import Config, Model
 from dwt_jax.data import dataset as data_rows
-from dwt_jax.data.tokenizer import vocabulary
-from dwt_jax.distributed.mesh import replicated, rows_sharding, shardings
+from dwt_jax.data.tokenizer import load_vocabulary
+from dwt_jax.distributed.mesh import batch_sharding, infer_shardings, replicated_sharding
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
 from dwt_jax.eval.paired import paired_error
 from dwt_jax.models import bert
-from dwt_jax.remap.apply import remap
-from dwt_jax.remap.methods import METHODS, find
-from dwt_jax.remap.plan import plan
+from dwt_jax.remap.apply import remap_params
+from dwt_jax.remap.methods import METHODS, get_method
+from dwt_jax.remap.plan import plan_growth
 from dwt_jax.runs import teacher as teachers
-from dwt_jax.runs.pretrained import borrow, digest
+from dwt_jax.runs.pretrained import load_pretrained, params_digest
 from dwt_jax.train import initialize as starts
-from dwt_jax.train.ligo_training import Learned, Settings, learn
-from dwt_jax.train.setup import Run, annealed, prepare_run
-from dwt_jax.train.step import abstract_state, compiled, initial_state
+from dwt_jax.train.ligo_training import LigoConfig, LigoResult, train_ligo_maps
+from dwt_jax.train.setup import RunContext, effective_params, setup_run
+from dwt_jax.train.step import abstract_state, init_train_state, jit_train_step
 
-BASELINE, LEARNED = "random", "ligo"
+BASELINE, LIGO = "random", "ligo"
 
 
 @dataclass(frozen=True)
-class Trial:
+class InitResult:
     """What became of one method. Losses are held-out ones in nats, errors their standard errors over
     documents; None where there is none."""
 
@@ -58,23 +58,23 @@ class Trial:
     against_error: float | None = None  # of that difference, paired by document
     seconds: float | None = None  # remapping, learning, training; the first method's with compilation
     flops: float | None = None  # of training, with the teacher's part, and of the learning of maps
-    learned: Learned | None = None
+    learned: LigoResult | None = None
 
 
-def pilot(
-    run: Run,
+def run_pilot(
+    run: RunContext,
     params: bert.Params,
     source: Model,
     steps: int,
     methods: Sequence[str] = (),
     *,
-    learning: Settings = Settings(),
-    say: Callable[[str], None] = lambda text: None,
-) -> list[Trial]:
+    ligo_config: LigoConfig = LigoConfig(),
+    log: Callable[[str], None] = lambda text: None,
+) -> list[InitResult]:
     """Each method's first `steps` steps of `run` from `params` (host arrays) of `source`, the best
     first, then those that were refused.
 
-    methods: names as in methods.find; none: all there are. The baseline, a model at random, is tried
+    methods: names as in methods.get_method; none: all there are. The baseline, a model at random, is tried
     in any case. Options (split, noise, …) are those of the config's `init`; the maps of `ligo` are
     learned as `learning` says. say: is told how far it is.
     Raises UserError for an unknown method and for a number of steps that the run does not have.
@@ -82,176 +82,201 @@ def pilot(
     if not 1 <= steps <= run.config.train.steps:
         raise UserError(f"--pilot is {steps}, expected from 1 to train.steps ({run.config.train.steps})")
     for name in methods:
-        find(name)
+        get_method(name)
     names = [BASELINE, *(name for name in methods or METHODS if name != BASELINE)]
-    teacher_params = teachers.on_mesh(run.teacher, run.mesh) if run.teacher else None
-    trials: list[Trial] = []
-    seen: dict[str, str] = {}
-    baseline: likelihood.Documents | None = None
-    for number, name in enumerate(names, start=1):
-        say(f"pilot {number}/{len(names)}: {name}")
-        began = time.perf_counter()
+    teacher_params = teachers.shard_params(run.teacher, run.mesh) if run.teacher else None
+    results: list[InitResult] = []
+    method_of_digest: dict[str, str] = {}
+    baseline_losses: likelihood.DocumentLosses | None = None
+    for index, name in enumerate(names, start=1):
+        log(f"pilot {index}/{len(names)}: {name}")
+        start_time = time.perf_counter()
         try:
-            grown, trial = _begun(run, params, source, name, learning, teacher_params)
+            grown_params, result = _init_with(run, params, source, name, ligo_config, teacher_params)
         except UserError as error:
-            trials.append(Trial(name, refused=str(error)))
-            say(f"  refused: {error}")
+            results.append(InitResult(name, refused=str(error)))
+            log(f"  refused: {error}")
             continue
-        print_of = digest(grown)
-        if print_of in seen:
-            trials.append(Trial(name, same_as=seen[print_of], exact=trial.exact))
-            say(f"  the same parameters as {seen[print_of]}")
+        fingerprint = params_digest(grown_params)
+        if fingerprint in method_of_digest:
+            results.append(InitResult(name, same_as=method_of_digest[fingerprint], exact=result.exact))
+            log(f"  the same parameters as {method_of_digest[fingerprint]}")
             continue
-        seen[print_of] = name
-        seconds = time.perf_counter() - began
-        at_first, began = likelihood.summarise(_documents(run, grown, 0)), time.perf_counter()
-        todo = plan(name, source, run.config.model, jax.random.key(run.config.seed), run.config.init)
-        grown = _taken(run, grown, steps, teacher_params, starts.warming(run.config, todo, run.mesh))
-        seconds += time.perf_counter() - began
-        documents = _documents(run, grown, steps)
-        baseline = documents if name == BASELINE else baseline
-        work = _flops(run, steps) + (trial.learned.flops if trial.learned else 0.0)
-        trial = dataclasses.replace(trial, seconds=seconds, flops=work)
-        trial = _filled(trial, at_first, documents, baseline)
-        say(f"  held-out loss {trial.initial_loss:.4f} → {trial.loss:.4f}, {trial.seconds:.0f} s")
-        trials.append(trial)
-    return ranked(trials)
+        method_of_digest[fingerprint] = name
+        seconds = time.perf_counter() - start_time
+        initial_metrics, start_time = (
+            likelihood.summarize_losses(_document_losses(run, grown_params, 0)),
+            time.perf_counter(),
+        )
+        growth_plan = plan_growth(
+            name, source, run.config.model, jax.random.key(run.config.seed), run.config.init
+        )
+        grown_params = _train_briefly(
+            run,
+            grown_params,
+            steps,
+            teacher_params,
+            starts.new_param_warmup_args(run.config, growth_plan, run.mesh),
+        )
+        seconds += time.perf_counter() - start_time
+        document_losses = _document_losses(run, grown_params, steps)
+        baseline_losses = document_losses if name == BASELINE else baseline_losses
+        used_flops = _pilot_flops(run, steps) + (result.learned.flops if result.learned else 0.0)
+        result = dataclasses.replace(result, seconds=seconds, flops=used_flops)
+        result = _with_losses(result, initial_metrics, document_losses, baseline_losses)
+        log(f"  held-out loss {result.initial_loss:.4f} → {result.loss:.4f}, {result.seconds:.0f} s")
+        results.append(result)
+    return rank_results(results)
 
 
-def ranked(trials: Sequence[Trial]) -> list[Trial]:
+def rank_results(results: Sequence[InitResult]) -> list[InitResult]:
     """By loss; those that equal another behind it; refused ones last. A loss that is not a number is
     behind every other."""
-    order = {trial.method: trial for trial in trials}
+    result_of_method = {result.method: result for result in results}
 
-    def key(trial: Trial) -> tuple[bool, float, bool]:
-        loss = order[trial.same_as or trial.method].loss
-        return bool(trial.refused), np.inf if loss is None or np.isnan(loss) else loss, bool(trial.same_as)
+    def key(result: InitResult) -> tuple[bool, float, bool]:
+        loss = result_of_method[result.same_as or result.method].loss
+        return bool(result.refused), np.inf if loss is None or np.isnan(loss) else loss, bool(result.same_as)
 
-    return sorted(trials, key=key)
+    return sorted(results, key=key)
 
 
-def _begun(
-    run: Run, params: Any, source: Model, name: str, learning: Settings, teacher_params: Any
-) -> tuple[Any, Trial]:
+def _init_with(
+    run: RunContext, params: Any, source: Model, name: str, ligo_config: LigoConfig, teacher_params: Any
+) -> tuple[Any, InitResult]:
     """(parameters on the mesh, the trial so far)"""
     key = jax.random.key(run.config.seed)
-    if name != LEARNED:
-        grown, report = remap(params, source, run.config.model, name, key, options=run.config.init)
-        return jax.device_put(grown, shardings(grown, run.mesh)), Trial(name, exact=report.exact)
-    grown, record = learn(
+    if name != LIGO:
+        grown_params, report = remap_params(
+            params, source, run.config.model, name, key, options=run.config.init
+        )
+        return jax.device_put(grown_params, infer_shardings(grown_params, run.mesh)), InitResult(
+            name, exact=report.exact
+        )
+    grown_params, record = train_ligo_maps(
         params,
         source,
-        run.spec,
+        run.step_config,
         key,
         run.rows,
-        data_rows.open_rows(run.data, "held_out"),
+        data_rows.open_dataset(run.data, "held_out"),
         batch_size=run.config.train.batch_size,
-        knobs=run.knobs,
+        schedule_values=run.schedule_values,
         mesh=run.mesh,
         seed=run.config.seed,
         teacher_params=teacher_params,
-        settings=learning,
+        settings=ligo_config,
         options=run.config.init,
     )
-    return grown, Trial(name, exact=False, learned=record)
+    return grown_params, InitResult(name, exact=False, learned=record)
 
 
-def _taken(run: Run, params: Any, steps: int, teacher_params: Any, warming: tuple[Any, ...]) -> Any:
-    """The parameters after the run's first `steps` steps from `params`. warming: as of start.warming."""
+def _train_briefly(
+    run: RunContext, params: Any, steps: int, teacher_params: Any, warmup_args: tuple[Any, ...]
+) -> Any:
+    """The parameters after the run's first `steps` steps from `params`. warming: as of initialize.new_param_warmup_args."""
     config = run.config
-    layout = shardings(abstract_state(config.model, config.optimizer), run.mesh)
+    layout = infer_shardings(abstract_state(config.model, config.optimizer), run.mesh)
     # Through jit: the step's own memory, since it is donated.
-    state = jax.jit(lambda params: initial_state(params, config.optimizer), out_shardings=layout)(params)
-    seed = jax.device_put(np.uint32(config.seed), replicated(run.mesh))
-    alone, taught = compiled(run.alone, run.mesh), compiled(run.spec, run.mesh)
-    batches = data_rows.batches(
+    state = jax.jit(lambda params: init_train_state(params, config.optimizer), out_shardings=layout)(params)
+    seed = jax.device_put(np.uint32(config.seed), replicated_sharding(run.mesh))
+    no_teacher_step, distill_step = (
+        jit_train_step(run.no_teacher_config, run.mesh),
+        jit_train_step(run.step_config, run.mesh),
+    )
+    batches = data_rows.batch_iterator(
         run.rows, config.seed, config.train.batch_size, 0, steps, prefetch=config.data.prefetch
     )
     for step, batch in enumerate(batches):
-        with_teacher = teacher_params is not None and step < run.teacher_until
-        placed = jax.device_put(batch, rows_sharding(run.mesh))
-        knobs = jax.device_put(run.knobs[step], replicated(run.mesh))
-        take = taught if with_teacher else alone
-        state, _ = take(state, teacher_params if with_teacher else None, placed, knobs, seed, *warming)
+        with_teacher = teacher_params is not None and step < run.teacher_end_step
+        device_batch = jax.device_put(batch, batch_sharding(run.mesh))
+        schedule_values = jax.device_put(run.schedule_values[step], replicated_sharding(run.mesh))
+        train_step = distill_step if with_teacher else no_teacher_step
+        state, _ = train_step(
+            state, teacher_params if with_teacher else None, device_batch, schedule_values, seed, *warmup_args
+        )
     return jax.block_until_ready(state["params"])
 
 
-def _documents(run: Run, params: Any, step: int) -> likelihood.Documents:
+def _document_losses(run: RunContext, params: Any, step: int) -> likelihood.DocumentLosses:
     """Of the model after `step` steps of the run."""
-    params = annealed(run, params, step)
-    found = likelihood.by_document(params, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics)
-    assert found is not None  # nothing stops it
-    return found
+    params = effective_params(run, params, step)
+    document_losses = likelihood.losses_per_document(
+        params, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics
+    )
+    assert document_losses is not None  # nothing stops it
+    return document_losses
 
 
-def _filled(
-    trial: Trial,
-    at_first: dict[str, float],
-    documents: likelihood.Documents,
-    baseline: likelihood.Documents | None,
-) -> Trial:
-    found = likelihood.summarise(documents)
-    assert baseline is not None  # it comes first and is never refused
-    pair = [(each.loss, each.predictions) for each in (documents, baseline)]
+def _with_losses(
+    result: InitResult,
+    initial_metrics: dict[str, float],
+    document_losses: likelihood.DocumentLosses,
+    baseline_losses: likelihood.DocumentLosses | None,
+) -> InitResult:
+    metrics = likelihood.summarize_losses(document_losses)
+    assert baseline_losses is not None  # it comes first and is never refused
+    loss_and_count = [(losses.loss, losses.predictions) for losses in (document_losses, baseline_losses)]
     return dataclasses.replace(
-        trial,
-        initial_loss=at_first["held_out_loss"],
-        initial_error=at_first["standard_error"],
-        loss=found["held_out_loss"],
-        error=found["standard_error"],
-        against_random=found["held_out_loss"] - likelihood.summarise(baseline)["held_out_loss"],
-        against_error=paired_error(*pair),
+        result,
+        initial_loss=initial_metrics["held_out_loss"],
+        initial_error=initial_metrics["standard_error"],
+        loss=metrics["held_out_loss"],
+        error=metrics["standard_error"],
+        against_random=metrics["held_out_loss"]
+        - likelihood.summarize_losses(baseline_losses)["held_out_loss"],
+        against_error=paired_error(*loss_and_count),
     )
 
 
-def _flops(run: Run, steps: int) -> float:
-    return steps * run.student_flops + min(steps, run.teacher_until) * run.teacher_flops
+def _pilot_flops(run: RunContext, steps: int) -> float:
+    return steps * run.student_flops + min(steps, run.teacher_end_step) * run.teacher_flops
 
 
-def table(trials: Sequence[Trial], steps: int) -> str:
+def format_pilot_table(results: Sequence[InitResult], steps: int) -> str:
     """Text for a terminal."""
     rows: list[tuple[str, ...]] = [
         ("", "method", f"loss at {steps}", "± s.e.", "against random", "at first", "FLOPs", "seconds")
     ]
-    place = 0
-    for trial in trials:
-        if trial.refused:
-            rows.append(("–", trial.method, f"refused: {trial.refused.partition(': ')[2]}", *[""] * 5))
-        elif trial.same_as:
-            rows.append(("", trial.method, f"as {trial.same_as}", *[""] * 5))
+    rank = 0
+    for result in results:
+        if result.refused:
+            rows.append(("–", result.method, f"refused: {result.refused.partition(': ')[2]}", *[""] * 5))
+        elif result.same_as:
+            rows.append(("", result.method, f"as {result.same_as}", *[""] * 5))
         else:
-            place += 1
-            rows.append((str(place), trial.method, *_cells(trial)))
-    plain = [row for row in rows if not row[2].startswith("refused")]
-    widths = [max(len(row[i]) for row in plain) for i in range(len(rows[0]))]
+            rank += 1
+            rows.append((str(rank), result.method, *_table_cells(result)))
+    plain_rows = [row for row in rows if not row[2].startswith("refused")]
+    widths = [max(len(row[i]) for row in plain_rows) for i in range(len(rows[0]))]
     widths[1] = max(len(row[1]) for row in rows)
     lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
-    for trial in trials:
-        if trial.learned:
-            record = trial.learned
+    for result in results:
+        if result.learned:
+            record = result.learned
             lines.append(
-                f"{trial.method}: maps learned in {record.steps} steps and {record.flops:.3g} FLOPs (counted "
+                f"{result.method}: maps learned in {record.steps} steps and {record.flops:.3g} FLOPs (counted "
                 f"above), objective {record.loss_before:.4f} → {record.loss_after:.4f}"
             )
     return "\n".join(lines)
 
 
-def _cells(trial: Trial) -> tuple[str, ...]:
-    against = "baseline"
-    if trial.method != BASELINE:
-        error = "" if trial.against_error is None else f" ± {trial.against_error:.4f}"
-        against = f"{trial.against_random:+.4f}{error}"
+def _table_cells(result: InitResult) -> tuple[str, ...]:
+    difference = "baseline"
+    if result.method != BASELINE:
+        error = "" if result.against_error is None else f" ± {result.against_error:.4f}"
+        difference = f"{result.against_random:+.4f}{error}"
     return (
-        f"{trial.loss:.4f}",
-        f"{trial.error:.4f}",
-        against,
-        f"{trial.initial_loss:.4f}",
-        f"{trial.flops:.3g}",
-        f"{trial.seconds:.0f}",
+        f"{result.loss:.4f}",
+        f"{result.error:.4f}",
+        difference,
+        f"{result.initial_loss:.4f}",
+        f"{result.flops:.3g}",
+        f"{result.seconds:.0f}",
     )
 
 
-def command(
+def print_pilot_ranking(
     model: str,
     config: Config,
     steps: int,
@@ -265,16 +290,20 @@ def command(
 
     Raises UserError for whatever training with `config` would, and for another vocabulary.
     """
-    learning = Settings(steps=config.init.learning_steps)
+    ligo_config = LigoConfig(steps=config.init.learning_steps)
     with tempfile.TemporaryDirectory(prefix="dwt-pilot-") as folder:
-        run = prepare_run(config, Path(folder), lambda *_: None)
-        source = borrow("--model", model, vocabulary(run.data / "tokenizer"), growing=True, step=step)
-        say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-        trials = pilot(run, source.params, source.model, steps, methods, learning=learning, say=say)
+        run = setup_run(config, Path(folder), lambda *_: None)
+        source = load_pretrained(
+            "--model", model, load_vocabulary(run.data / "tokenizer"), allow_fewer_tokens=True, step=step
+        )
+        log = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+        results = run_pilot(
+            run, source.params, source.model, steps, methods, ligo_config=ligo_config, log=log
+        )
     if as_json:
-        print(json.dumps([dataclasses.asdict(trial) for trial in trials], indent=2))
+        print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
         return
-    print(table(trials, steps))
-    warm = int(np.argmax(run.knobs[:, 3]))
-    if steps <= warm:
-        print(f"The learning rate still rises: its warm-up ends at step {warm}. Take more steps.")
+    print(format_pilot_table(results, steps))
+    warmup_end = int(np.argmax(run.schedule_values[:, 3]))
+    if steps <= warmup_end:
+        print(f"The learning rate still rises: its warm-up ends at step {warmup_end}. Take more steps.")

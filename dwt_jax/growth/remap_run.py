@@ -14,29 +14,29 @@ import jax.numpy as jnp
 import optax
 
 from dwt_jax.config import Config, Model
-from dwt_jax.config_loader import flatten, to_dict
+from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
-from dwt_jax.files import building, new_place, publish
-from dwt_jax.remap.apply import apply
-from dwt_jax.remap.gates import has_annealed, settled, share_after, without
-from dwt_jax.remap.optimizer_state import remap_state
-from dwt_jax.remap.report import Report
+from dwt_jax.files import atomic_dir, commit_dir, resolve_output_dir
+from dwt_jax.remap.apply import grow_params
+from dwt_jax.remap.gates import drop_gates, fold_gates, gate_schedule, has_gates
+from dwt_jax.remap.optimizer_state import grow_opt_state
+from dwt_jax.remap.report import RemapReport
 from dwt_jax.runs.checkpoint import Checkpoints
-from dwt_jax.runs.metric_writer import total
-from dwt_jax.runs.pretrained import Borrowed, digest
-from dwt_jax.runs.run_dir import MAY_CHANGE, checkpoint_place, config_of, read_json, write_json
+from dwt_jax.runs.metric_writer import sum_or_none
+from dwt_jax.runs.pretrained import PretrainedModel, params_digest
+from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, checkpoint_dir, read_json, read_run_config, write_json
 from dwt_jax.train import initialize as starts
-from dwt_jax.train.loop import ledger, teacher_until
-from dwt_jax.train.setup import Run, annealed, laid_out, prepare_run
-from dwt_jax.train.step import initial_state
+from dwt_jax.train.loop import flops_so_far, get_teacher_end_step
+from dwt_jax.train.setup import RunContext, effective_params, setup_run, sharded_abstract_state
+from dwt_jax.train.step import init_train_state
 
 Moments = Literal["reset", "carry", "asymmetric"]
 
-SAME = ("seed", "data", "mask.", "train.batch_size")
+DATA_STREAM_KEYS = ("seed", "data", "mask.", "train.batch_size")
 """Keys that say which batches come next, and how they are masked."""
 
 
-def grow(run_path: str, config: Config, out: Path, step: int | None, moments: Moments) -> Report:
+def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments: Moments) -> RemapReport:
     """Write the run `out`, whose next step is the one after `step` (of a kept checkpoint; None: the
     newest) of the run `run_path`, grown to config's `model` by config's `init`.
 
@@ -44,80 +44,104 @@ def grow(run_path: str, config: Config, out: Path, step: int | None, moments: Mo
     leaves nothing (but run.json in a train.checkpoint_path), for another seed, data, masks or batch
     size, for a `train.steps` that lies behind, and for what the method cannot do.
     """
-    out = new_place(out)
-    old, state, step = _restored(Path(run_path).expanduser(), config, step)
-    params, model, adam = _source(old, state, step)
+    out = resolve_output_dir(out)
+    source_run, source_state, step = _restore_source_run(Path(run_path).expanduser(), config, step)
+    params, model, adam = _source_model(source_run, source_state, step)
     init = dataclasses.replace(config.init, from_=run_path, step=step)
-    spent = ledger(old, step, min(step, teacher_until(old, state["behind"]["beaten_at"], step)))
+    source_flops = flops_so_far(
+        source_run,
+        step,
+        min(step, get_teacher_end_step(source_run, source_state["behind"]["beaten_at"], step)),
+    )
 
-    def start_of(resolved: Config, *_: Any) -> starts.Start:
-        source = Borrowed(params, model, digest(jax.device_get(params)), None)
-        return starts.Start(run_path, source, starts.planned(resolved, model), step, **spent)
+    def load_source(resolved_config: Config, *_: Any) -> starts.GrowthSource:
+        pretrained_model = PretrainedModel(params, model, params_digest(jax.device_get(params)), None)
+        return starts.GrowthSource(
+            run_path,
+            pretrained_model,
+            starts.plan_student_growth(resolved_config, model),
+            step,
+            **source_flops,
+        )
 
-    with building(out) as partial:
-        run = prepare_run(dataclasses.replace(config, init=init), partial, start_of)
-        _refuse_another_stream(run, old, run_path)
-        assert run.start is not None
-        grown = _grown(run, run.start, adam, moments)
-        if run.teacher and old.teacher and run.teacher.digest == old.teacher.digest:
-            grown["behind"] = state["behind"]  # of the same teacher
-        found = starts.told(run.start, grown["params"], starts.probe_rows(run.rows, run.config.seed))
-        checkpoints = Checkpoints(checkpoint_place(partial, run.config), run.config.train.keep_checkpoints)
+    with atomic_dir(out) as partial:
+        run = setup_run(dataclasses.replace(config, init=init), partial, load_source)
+        _check_same_data_stream(run, source_run, run_path)
+        assert run.growth is not None
+        grown_state = _grow_state(run, run.growth, adam, moments)
+        if run.teacher and source_run.teacher and run.teacher.digest == source_run.teacher.digest:
+            grown_state["behind"] = source_state["behind"]  # of the same teacher
+        report = starts.growth_report(
+            run.growth, grown_state["params"], starts.probe_rows(run.rows, run.config.seed)
+        )
+        checkpoints = Checkpoints(checkpoint_dir(partial, run.config), run.config.train.keep_checkpoints)
         try:
-            if there := checkpoints.steps():
-                place = checkpoints.directory
+            if saved_steps := checkpoints.steps():
+                directory = checkpoints.directory
                 raise UserError(
-                    f"config: train.checkpoint_path: {place} holds {there}, expected no checkpoints"
+                    f"config: train.checkpoint_path: {directory} holds {saved_steps}, expected no checkpoints"
                 )
-            checkpoints.save(step, grown)
+            checkpoints.save(step, grown_state)
             checkpoints.wait()
         finally:
             checkpoints.close()
         record = {
             "from": run_path,
             "moments": moments,
-            "source": to_dict(model),
-            "digest": run.start.source.digest,
-            "training_flops": _borrowed_flops(run, old),
-            **spent,
+            "source": config_to_dict(model),
+            "digest": run.growth.source.digest,
+            "training_flops": _inherited_flops(run, source_run),
+            **source_flops,
         }
-        write_json(partial / "init.json", {**record, **found.to_dict()})
-        if not publish(partial, out):
+        write_json(partial / "init.json", {**record, **report.to_dict()})
+        if not commit_dir(partial, out):
             raise UserError(f"--out: {out} holds something, expected a new or empty directory")
-    return found
+    return report
 
 
-def _restored(path: Path, config: Config, step: int | None) -> tuple[Run, dict[str, Any], int]:
+def _restore_source_run(
+    path: Path, config: Config, step: int | None
+) -> tuple[RunContext, dict[str, Any], int]:
     """The run there, on config's mesh, its state and the steps behind that."""
     if not (path / "config.json").exists() or not (path / "run.json").exists():
         raise UserError(f"--run: {path} is no run with checkpoints, expected the directory of one")
-    old = prepare_run(dataclasses.replace(config_of(path), mesh=config.mesh, platform=config.platform), path)
+    source_run = setup_run(
+        dataclasses.replace(read_run_config(path), mesh=config.mesh, platform=config.platform), path
+    )
     checkpoints = Checkpoints(
-        checkpoint_place(path, old.config), old.config.train.keep_checkpoints, read_only=True
+        checkpoint_dir(path, source_run.config), source_run.config.train.keep_checkpoints, read_only=True
     )
     try:
-        kept = checkpoints.steps()
-        if not kept or (step is not None and step not in kept):
+        saved_steps = checkpoints.steps()
+        if not saved_steps or (step is not None and step not in saved_steps):
             raise UserError(
                 f"--step is {'the newest' if step is None else step}, expected a checkpoint that {path} "
-                f"keeps: {', '.join(map(str, kept)) or 'none'}"
+                f"keeps: {', '.join(map(str, saved_steps)) or 'none'}"
             )
-        found = checkpoints.restore(laid_out(old), lambda text: print(text, flush=True), step)
+        state_and_step = checkpoints.restore(
+            sharded_abstract_state(source_run), lambda text: print(text, flush=True), step
+        )
     finally:
         checkpoints.close()
-    assert found is not None  # there are some
-    return old, *found
+    assert state_and_step is not None  # there are some
+    return source_run, *state_and_step
 
 
-def _source(old: Run, state: dict[str, Any], step: int) -> tuple[Any, Model, optax.ScaleByAdamState]:
+def _source_model(
+    source_run: RunContext, state: dict[str, Any], step: int
+) -> tuple[Any, Model, optax.ScaleByAdamState]:
     """Parameters, model and moments after `step` steps; without gates and weights of norms where those
     are open by then."""
-    config = old.config
-    params, model, adam = annealed(old, state["params"], step), config.model, _adam(state["opt_state"])
-    share = share_after(step, config.train.steps, config.init.anneal, config.init.step)
-    if has_annealed(model) and share == 1:
-        params, model = settled(params, model)
-        adam = adam._replace(mu=without(adam.mu), nu=without(adam.nu))
+    config = source_run.config
+    params, model, adam = (
+        effective_params(source_run, state["params"], step),
+        config.model,
+        _adam_state(state["opt_state"]),
+    )
+    gate_value = gate_schedule(step, config.train.steps, config.init.anneal, config.init.step)
+    if has_gates(model) and gate_value == 1:
+        params, model = fold_gates(params, model)
+        adam = adam._replace(mu=drop_gates(adam.mu), nu=drop_gates(adam.nu))
     return params, model, adam
 
 
@@ -125,40 +149,54 @@ def _is_adam(node: Any) -> bool:
     return isinstance(node, optax.ScaleByAdamState)
 
 
-def _adam(opt_state: Any) -> optax.ScaleByAdamState:
+def _adam_state(opt_state: Any) -> optax.ScaleByAdamState:
     return next(filter(_is_adam, jax.tree.leaves(opt_state, is_leaf=_is_adam)))
 
 
-def _grown(run: Run, start: starts.Start, adam: optax.ScaleByAdamState, moments: Moments) -> dict[str, Any]:
+def _grow_state(
+    run: RunContext, growth: starts.GrowthSource, adam: optax.ScaleByAdamState, moments: Moments
+) -> dict[str, Any]:
     """The state of the larger student, laid out on the mesh."""
 
     def build(params: Any, adam: optax.ScaleByAdamState) -> dict[str, Any]:
-        state = initial_state(apply(start.todo, params), run.config.optimizer)
-        carried = remap_state(start.todo, adam, moments)
+        state = init_train_state(grow_params(growth.plan, params), run.config.optimizer)
+        grown_adam = grow_opt_state(growth.plan, adam, moments)
         opt_state = jax.tree.map(
-            lambda node: carried if _is_adam(node) else node, state["opt_state"], is_leaf=_is_adam
+            lambda node: grown_adam if _is_adam(node) else node, state["opt_state"], is_leaf=_is_adam
         )
-        return {**state, "opt_state": opt_state, "step": jnp.int32(start.step)}
+        return {**state, "opt_state": opt_state, "step": jnp.int32(growth.step)}
 
-    layout = jax.tree.map(lambda x: x.sharding, laid_out(run))
-    return jax.jit(build, out_shardings=layout)(start.source.params, adam)
+    layout = jax.tree.map(lambda x: x.sharding, sharded_abstract_state(run))
+    return jax.jit(build, out_shardings=layout)(growth.source.params, adam)
 
 
-def _refuse_another_stream(run: Run, old: Run, path: str) -> None:
+def _check_same_data_stream(run: RunContext, source_run: RunContext, path: str) -> None:
     """What comes next must be what would have come."""
-    mine, theirs = ({"data": _digest_of(x), **flatten(to_dict(x.config))} for x in (run, old))
-    for key in mine:
-        if key.startswith(SAME) and not key.startswith(MAY_CHANGE) and mine[key] != theirs.get(key):
-            raise UserError(f"config: {key} is {mine[key]!r}, expected {theirs.get(key)!r} as in {path}")
+    new_values, source_values = (
+        {"data": _data_digest(x), **flatten_dict(config_to_dict(x.config))} for x in (run, source_run)
+    )
+    for key in new_values:
+        if (
+            key.startswith(DATA_STREAM_KEYS)
+            and not key.startswith(RESUME_MUTABLE_KEYS)
+            and new_values[key] != source_values.get(key)
+        ):
+            raise UserError(
+                f"config: {key} is {new_values[key]!r}, expected {source_values.get(key)!r} as in {path}"
+            )
 
 
-def _digest_of(run: Run) -> str:
+def _data_digest(run: RunContext) -> str:
     return str(read_json(run.data / "index.json")["digest"])
 
 
-def _borrowed_flops(run: Run, old: Run) -> float | None:
+def _inherited_flops(run: RunContext, source_run: RunContext) -> float | None:
     """What the old run had from elsewhere and the new one's teacher does not account for."""
-    same = run.teacher and old.teacher and run.teacher.digest == old.teacher.digest
-    teacher = 0.0 if same or not old.teacher else old.teacher.training_flops
-    source = starts.training_flops(old.start, old.workdir, old.teacher, run.teacher) if old.start else 0.0
-    return total(teacher, source)
+    same_teacher = run.teacher and source_run.teacher and run.teacher.digest == source_run.teacher.digest
+    teacher_flops = 0.0 if same_teacher or not source_run.teacher else source_run.teacher.training_flops
+    source_flops = (
+        starts.source_training_flops(source_run.growth, source_run.workdir, source_run.teacher, run.teacher)
+        if source_run.growth
+        else 0.0
+    )
+    return sum_or_none(teacher_flops, source_flops)

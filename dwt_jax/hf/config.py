@@ -5,35 +5,35 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from dwt_jax.config import Model, model_problems
-from dwt_jax.config_loader import scalar
-from dwt_jax.data.hf_tokenizer import AS_IT_IS
+from dwt_jax.config_loader import parse_scalar
+from dwt_jax.data.hf_tokenizer import GENERIC_TOKENIZER
 from dwt_jax.errors import UserError, did_you_mean
-from dwt_jax.files import present, read_object
-from dwt_jax.hf.names import FAMILIES, REQUIRED, architecture
+from dwt_jax.files import is_file_or_raise, read_json_object
+from dwt_jax.hf.names import FAMILIES, REQUIRED_VALUES, architecture_name
 
-OF_CLASSIFIERS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
-KEPT = (*OF_CLASSIFIERS, "bos_token_id", "eos_token_id", "tokenizer_class")
+CLASSIFIER_KEYS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
+PASSTHROUGH_KEYS = (*CLASSIFIER_KEYS, "bos_token_id", "eos_token_id", "tokenizer_class")
 """Keys that say nothing here, and something to transformers: they are handed on."""
 
 
-class Said(NamedTuple):
+class HFConfig(NamedTuple):
     """What a `config.json` says."""
 
     model: Model
     labels: tuple[str, ...]
-    classes: tuple[str, ...]  # 'BertForMaskedLM', …; () where it does not say
-    kept: dict[str, Any]
+    architectures: tuple[str, ...]  # 'BertForMaskedLM', …; () where it does not say
+    passthrough: dict[str, Any]
 
 
-def model_config(
+def to_hf_config(
     model: Model, heads: Sequence[str] = ("mlm",), labels: Sequence[str] = (), dtype: str = "float32"
 ) -> dict[str, Any]:
     """What `config.json` of the directory says."""
     family = FAMILIES[model.model_type]
     config: dict[str, Any] = {
-        "architectures": [architecture(family, heads)],
+        "architectures": [architecture_name(family, heads)],
         "model_type": model.model_type,
-        **{theirs: getattr(model, ours) for ours, theirs in family.fields.items()},
+        **{key: getattr(model, field) for field, key in family.config_keys.items()},
         "dtype": dtype,
     }
     if labels:
@@ -42,64 +42,75 @@ def model_config(
     return config
 
 
-def load_config(path: Path, names: Sequence[str] = ()) -> Said:
+def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     """What the `config.json` of a model directory says; what it leaves out means what it means in
     transformers. names: of the tensors, which tell the family where an old config.json does not.
 
     Raises UserError naming the key and value of whatever is not supported.
     """
-    where = path / "config.json"
-    found = read_object(where, "a Hugging Face model config")
-    guessed = not found.get("model_type")
-    kind = _guess_family(names) if guessed else found["model_type"]
+    config_path = path / "config.json"
+    config = read_json_object(config_path, "a Hugging Face model config")
+    type_missing = not config.get("model_type")
+    kind = _guess_family(tensor_names) if type_missing else config["model_type"]
     if not isinstance(kind, str) or kind not in FAMILIES:
         hint = did_you_mean(str(kind), FAMILIES) if kind else f", expected one of {', '.join(FAMILIES)}"
-        raise UserError(f"{where}: model_type is {kind!r}{hint}")
-    for key, allowed in REQUIRED.items():
-        if found.get(key) is not None and found[key] not in allowed:
+        raise UserError(f"{config_path}: model_type is {kind!r}{hint}")
+    for key, allowed in REQUIRED_VALUES.items():
+        if config.get(key) is not None and config[key] not in allowed:
             expected = f"{allowed[0]!r}" if allowed else "none: quantised weights are not read"
-            raise UserError(f"{where}: {key} is {found[key]!r}, expected {expected}")
-    classes = found.get("architectures") or []
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise UserError(f"{where}: architectures is {classes!r}, expected a list of names")
-    kept = {key: found[key] for key in KEPT if found.get(key) is not None}
+            raise UserError(f"{config_path}: {key} is {config[key]!r}, expected {expected}")
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise UserError(f"{config_path}: architectures is {architectures!r}, expected a list of names")
+    passthrough = {key: config[key] for key in PASSTHROUGH_KEYS if config.get(key) is not None}
     for key in ("tokenizer_class", "problem_type"):
-        if not isinstance(kept.get(key, ""), str):
-            raise UserError(f"{where}: {key} is {kept[key]!r}, expected a name")
-    if guessed and present(path / "tokenizer.json"):
+        if not isinstance(passthrough.get(key, ""), str):
+            raise UserError(f"{config_path}: {key} is {passthrough[key]!r}, expected a name")
+    if type_missing and is_file_or_raise(path / "tokenizer.json"):
         # Without a model_type transformers takes that file as it is; with one it would build another.
-        kept.setdefault("tokenizer_class", AS_IT_IS)
-    return Said(_sizes(found, kind, where), _labels(found, where), tuple(classes), kept)
-
-
-def _sizes(found: Mapping[str, Any], kind: str, where: Path) -> Model:
-    family, hints = FAMILIES[kind], get_type_hints(Model)
-    given = {ours: found[key] for ours, key in family.fields.items() if key in found}
-    if given.get("pad_token_id", 0) is None:
-        del given["pad_token_id"]
-    try:
-        given = {ours: scalar(hints[ours], value, family.fields[ours]) for ours, value in given.items()}
-    except UserError as error:
-        raise UserError(f"{where}: {str(error).removeprefix('config: ')}") from None
-    model = Model(**{"model_type": kind, **family.defaults, **given})
-    for problem in model_problems(model):
-        raise UserError(f"{where}: {problem}")
-    return model
-
-
-def _guess_family(names: Sequence[str]) -> str | None:
-    return next(
-        (kind for kind, family in FAMILIES.items() if any(n.startswith(family.prefix) for n in names)), None
+        passthrough.setdefault("tokenizer_class", GENERIC_TOKENIZER)
+    return HFConfig(
+        _parse_model(config, kind, config_path),
+        _parse_labels(config, config_path),
+        tuple(architectures),
+        passthrough,
     )
 
 
-def _labels(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
-    found = config.get("id2label")
-    if not found:
+def _parse_model(config: Mapping[str, Any], kind: str, config_path: Path) -> Model:
+    family, hints = FAMILIES[kind], get_type_hints(Model)
+    values = {field: config[key] for field, key in family.config_keys.items() if key in config}
+    if values.get("pad_token_id", 0) is None:
+        del values["pad_token_id"]
+    try:
+        values = {
+            field: parse_scalar(hints[field], value, family.config_keys[field])
+            for field, value in values.items()
+        }
+    except UserError as error:
+        raise UserError(f"{config_path}: {str(error).removeprefix('config: ')}") from None
+    model = Model(**{"model_type": kind, **family.defaults, **values})
+    for problem in model_problems(model):
+        raise UserError(f"{config_path}: {problem}")
+    return model
+
+
+def _guess_family(tensor_names: Sequence[str]) -> str | None:
+    return next(
+        (kind for kind, family in FAMILIES.items() if any(n.startswith(family.prefix) for n in tensor_names)),
+        None,
+    )
+
+
+def _parse_labels(config: Mapping[str, Any], config_path: Path) -> tuple[str, ...]:
+    id2label = config.get("id2label")
+    if not id2label:
         return ()
     try:
-        numbered = {int(key): str(label) for key, label in found.items()}
-        return tuple(numbered[i] for i in range(len(found)))
+        numbered = {int(key): str(label) for key, label in id2label.items()}
+        return tuple(numbered[i] for i in range(len(id2label)))
     except (AttributeError, TypeError, ValueError, KeyError):
-        shown = str(found)[:200]
-        raise UserError(f"{where}: id2label is {shown}, expected an object of names by 0, 1, …") from None
+        text = str(id2label)[:200]
+        raise UserError(
+            f"{config_path}: id2label is {text}, expected an object of names by 0, 1, …"
+        ) from None

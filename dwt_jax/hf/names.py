@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 
 
 @dataclass(frozen=True)
@@ -17,21 +17,21 @@ class Family:
 
     name: str  # of its classes: Bert in BertForMaskedLM
     prefix: str  # of the encoder's tensors; a bare encoder is saved without it
-    bare: tuple[str, ...]  # how the encoder's tensors begin where the prefix is left out
+    bare_prefixes: tuple[str, ...]  # how the encoder's tensors begin where the prefix is left out
     modules: Mapping[str, str]
-    classifying: Mapping[str, str]  # what is called otherwise in a ForSequenceClassification
+    classifier_modules: Mapping[str, str]  # what is called otherwise in a ForSequenceClassification
     aliases: Mapping[str, str]  # older or second names → the names used above
-    fields: Mapping[str, str]  # fields of Model ↔ keys of config.json
+    config_keys: Mapping[str, str]  # fields of Model ↔ keys of config.json
     defaults: Mapping[str, Any]  # what a key left out of config.json means, by fields of Model
 
-    def tensor(self, path: str, classifying: bool = False) -> str:
+    def tensor_name(self, path: str, is_classifier: bool = False) -> str:
         """'layers/mlp/input/kernel' → 'bert.encoder.layer.{layer}.intermediate.dense.weight'"""
         module, _, leaf = path.rpartition("/")
-        named = self.classifying.get(module) if classifying else None
-        return f"{named or self.modules[module]}.{LEAVES[leaf]}"
+        classifier_name = self.classifier_modules.get(module) if is_classifier else None
+        return f"{classifier_name or self.modules[module]}.{LEAF_NAMES[leaf]}"
 
     @property
-    def pools(self) -> bool:
+    def has_pooler(self) -> bool:
         """Whether a pooler is part of the encoder. Elsewhere it is the classifier's."""
         return self.modules["pooler"].startswith(self.prefix)
 
@@ -94,13 +94,13 @@ _BERT_FIELDS = {
     )
 }
 
-_BASE = {"vocab_size": 30522, "num_hidden_layers": 12}  # where the defaults of Model are others
+_BASE_DEFAULTS = {"vocab_size": 30522, "num_hidden_layers": 12}  # where the defaults of Model are others
 
 FAMILIES = {
     "bert": Family(
         name="Bert",
         prefix="bert.",
-        bare=("embeddings.", "encoder.", "pooler."),
+        bare_prefixes=("embeddings.", "encoder.", "pooler."),
         modules={
             **_encoder("bert.", "encoder.layer", _BERT_ENCODER),
             "mlm/transform": "cls.predictions.transform.dense",
@@ -110,15 +110,15 @@ FAMILIES = {
             "next_sentence": "cls.seq_relationship",
             "classifier": "classifier",
         },
-        classifying={},
+        classifier_modules={},
         aliases={"cls.predictions.decoder.bias": "cls.predictions.bias"},
-        fields=_BERT_FIELDS,
-        defaults=_BASE,
+        config_keys=_BERT_FIELDS,
+        defaults=_BASE_DEFAULTS,
     ),
     "roberta": Family(
         name="Roberta",
         prefix="roberta.",
-        bare=("embeddings.", "encoder.", "pooler."),
+        bare_prefixes=("embeddings.", "encoder.", "pooler."),
         modules={
             **_encoder("roberta.", "encoder.layer", _BERT_ENCODER),
             "mlm/transform": "lm_head.dense",
@@ -127,15 +127,15 @@ FAMILIES = {
             "mlm": "lm_head",
             "classifier": "classifier",
         },
-        classifying={"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
+        classifier_modules={"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
         aliases={"lm_head.decoder.bias": "lm_head.bias", "lm_head.weight": "lm_head.decoder.weight"},
-        fields=_BERT_FIELDS,
-        defaults={**_BASE, "vocab_size": 50265, "pad_token_id": 1},
+        config_keys=_BERT_FIELDS,
+        defaults={**_BASE_DEFAULTS, "vocab_size": 50265, "pad_token_id": 1},
     ),
     "distilbert": Family(
         name="DistilBert",
         prefix="distilbert.",
-        bare=("embeddings.", "transformer."),
+        bare_prefixes=("embeddings.", "transformer."),
         modules={
             **_encoder("distilbert.", "transformer.layer", _DISTILBERT_ENCODER),
             "mlm/transform": "vocab_transform",
@@ -145,9 +145,9 @@ FAMILIES = {
             "pooler": "pre_classifier",
             "classifier": "classifier",
         },
-        classifying={},
+        classifier_modules={},
         aliases={},
-        fields={
+        config_keys={
             **{
                 name: name
                 for name in (
@@ -170,7 +170,7 @@ FAMILIES = {
     ),
 }
 
-REQUIRED = {
+REQUIRED_VALUES = {
     "is_decoder": (False,),
     "add_cross_attention": (False,),
     "position_embedding_type": ("absolute",),
@@ -183,18 +183,18 @@ BUFFERS = (".position_ids", ".token_type_ids")
 """Endings of tensors that older versions saved and that hold no weights."""
 
 
-def canonical(name: str, family: Family) -> str:
+def canonical_tensor_name(name: str, family: Family) -> str:
     """The name that the table knows, of a tensor as some version of transformers saved it: with
     the prefix, `gamma` and `beta` of a norm as `weight` and `bias`."""
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         if name.endswith(old):
             name = name.removesuffix(old) + new
-    if name.startswith(family.bare):
+    if name.startswith(family.bare_prefixes):
         name = family.prefix + name
     return name
 
 
-def architecture(family: Family, heads: Iterable[str]) -> str:
+def architecture_name(family: Family, heads: Iterable[str]) -> str:
     """The class of transformers that holds these heads, e.g. 'BertForMaskedLM'."""
     heads = set(heads)
     if "classifier" in heads:

@@ -16,18 +16,18 @@ import ml_dtypes
 import numpy as np
 
 from dwt_jax.errors import UserError
-from dwt_jax.files import POINTER, refuse_pointer
-from dwt_jax.hf.torch_pickle import Place, place, places
-from dwt_jax.hf.unpickler import Refused, quoted
+from dwt_jax.files import LFS_POINTER_PREFIX, reject_lfs_pointer
+from dwt_jax.hf.torch_pickle import TensorSpan, make_tensor_span, tensor_spans
+from dwt_jax.hf.unpickler import UnsupportedFile, short_repr
 
-FILES = (
+WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
 
-_TYPES: dict[str, np.dtype] = {
+_DTYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)
     for code, kind in {
         **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16},
@@ -36,11 +36,11 @@ _TYPES: dict[str, np.dtype] = {
     }.items()
 }
 
-_Tensors = dict[str, tuple[mmap.mmap, Place]]
+_Tensors = dict[str, tuple[mmap.mmap, TensorSpan]]
 
 
 def has_weights(directory: Path) -> bool:
-    return any(os.path.lexists(directory / name) for name in FILES)
+    return any(os.path.lexists(directory / name) for name in WEIGHT_FILES)
 
 
 class Weights(Mapping[str, np.ndarray]):
@@ -49,13 +49,13 @@ class Weights(Mapping[str, np.ndarray]):
     `where` is the file that was found: the weights, or the index of their shards.
     """
 
-    def __init__(self, where: Path, tensors: _Tensors):
-        self.where = where
+    def __init__(self, path: Path, tensors: _Tensors):
+        self.path = path
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
-        data, at = self._tensors[name]
-        array = np.ndarray(at.shape, at.dtype, data, at.offset, at.strides)
+        data, span = self._tensors[name]
+        array = np.ndarray(span.shape, span.dtype, data, span.offset, span.strides)
         return np.require(array, requirements="A")  # a copy where the file does not align its elements
 
     def __iter__(self) -> Iterator[str]:
@@ -78,18 +78,18 @@ def open_weights(directory: Path) -> Weights:
     """The tensors of a Hugging Face model directory, in the types they are stored in (float32,
     float16, ml_dtypes.bfloat16, …), each read when it is asked for (memory map).
 
-    Of several files the first of `FILES` counts, as in transformers. Raises UserError if there is
+    Of several files the first of `WEIGHT_FILES` counts, as in transformers. Raises UserError if there is
     none, if one is damaged or missing, and if it holds anything but tensors of the known types.
     """
-    for name in FILES:
-        where = directory / name
-        if os.path.lexists(where):  # a link to nothing is a download cut short, not an absent file
-            read = _in_safetensors if ".safetensors" in name else _in_pickle
-            return Weights(where, _in_shards(where, read) if name.endswith(".json") else read(where))
-    raise UserError(f"{directory}: no weights, expected {' or '.join(FILES)}")
+    for name in WEIGHT_FILES:
+        path = directory / name
+        if os.path.lexists(path):  # a link to nothing is a download cut short, not an absent file
+            read_file = _read_safetensors if ".safetensors" in name else _read_pickle
+            return Weights(path, _read_shards(path, read_file) if name.endswith(".json") else read_file(path))
+    raise UserError(f"{directory}: no weights, expected {' or '.join(WEIGHT_FILES)}")
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _map_file(path: Path) -> mmap.mmap:
     if not path.is_file():  # a pipe would block
         raise UserError(f"{path}: no such file, expected a file of weights")
     try:
@@ -97,98 +97,105 @@ def _mapped(path: Path) -> mmap.mmap:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: it is empty
         raise UserError(f"{path}: {error}, expected a file of weights") from None
-    refuse_pointer(path, data[: len(POINTER)])
+    reject_lfs_pointer(path, data[: len(LFS_POINTER_PREFIX)])
     return data
 
 
-def _in_pickle(path: Path) -> _Tensors:
-    data = _mapped(path)
-    return {name: (data, at) for name, at in places(path, data).items()}
+def _read_pickle(path: Path) -> _Tensors:
+    data = _map_file(path)
+    return {name: (data, span) for name, span in tensor_spans(path, data).items()}
 
 
-def _in_safetensors(path: Path) -> _Tensors:
+def _read_safetensors(path: Path) -> _Tensors:
     """safetensors checks the header against the file. Its arrays are not used: they are copies."""
     from safetensors import SafetensorError, safe_open
 
-    data = _mapped(path)
+    data = _map_file(path)
     try:
         with safe_open(path, "np"):  # sizes, offsets, gaps, overlaps, the end of the file
             start = 8 + int.from_bytes(data[:8], "little")
-        header = _json(data[8:start])
+        header = _parse_json_object(data[8:start])
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}, expected a safetensors file") from None
     header.pop("__metadata__", None)
-    unknown = sorted({entry["dtype"] for entry in header.values()} - set(_TYPES))
-    if unknown:
-        raise UserError(f"{path}: holds tensors of {', '.join(unknown)}, expected {', '.join(_TYPES)}")
+    unsupported = sorted({entry["dtype"] for entry in header.values()} - set(_DTYPES))
+    if unsupported:
+        raise UserError(f"{path}: holds tensors of {', '.join(unsupported)}, expected {', '.join(_DTYPES)}")
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
         shape = tuple(entry["shape"])
         strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        room = range(start + begin, start + end)
+        byte_range = range(start + begin, start + end)
         try:
-            tensors[name] = data, place(name, _TYPES[entry["dtype"]], room, 0, shape, strides)
-        except Refused as refused:
+            tensors[name] = (
+                data,
+                make_tensor_span(name, _DTYPES[entry["dtype"]], byte_range, 0, shape, strides),
+            )
+        except UnsupportedFile as refused:
             raise UserError(f"{path}: {refused}") from None
     return tensors
 
 
-def _in_shards(index: Path, read: Callable[[Path], _Tensors]) -> _Tensors:
+def _read_shards(index: Path, read_file: Callable[[Path], _Tensors]) -> _Tensors:
     """Every tensor of every shard that the index names. Tensors that it does not list come too: it
     is what transformers does, which takes from the index no more than the names of the shards."""
-    listed = _listed(index)
-    files = sorted(set(listed.values()))
+    weight_map = _read_index(index)
+    files = sorted(set(weight_map.values()))
     missing = [file for file in files if not os.path.lexists(index.parent / file)]
     if missing:
-        raise UserError(f"{index}: no {', '.join(map(quoted, missing))} beside it, expected every shard")
-    shards = {file: read(index.parent / file) for file in files}
-    lost = [f"{quoted(name)} in {quoted(file)}" for name, file in listed.items() if name not in shards[file]]
-    if lost:
-        raise UserError(f"{index}: found no {', '.join(lost)}, expected what the index lists")
+        raise UserError(f"{index}: no {', '.join(map(short_repr, missing))} beside it, expected every shard")
+    shards = {file: read_file(index.parent / file) for file in files}
+    absent = [
+        f"{short_repr(name)} in {short_repr(file)}"
+        for name, file in weight_map.items()
+        if name not in shards[file]
+    ]
+    if absent:
+        raise UserError(f"{index}: found no {', '.join(absent)}, expected what the index lists")
     tensors: _Tensors = {}
     for file, shard in shards.items():
-        twice = sorted(tensors.keys() & shard.keys())
-        if twice:
+        duplicates = sorted(tensors.keys() & shard.keys())
+        if duplicates:
             raise UserError(
-                f"{index}: {', '.join(map(quoted, twice))} in {quoted(file)} and in a shard before it, "
+                f"{index}: {', '.join(map(short_repr, duplicates))} in {short_repr(file)} and in a shard before it, "
                 "expected each tensor once"
             )
         tensors |= shard
     return tensors
 
 
-def _listed(index: Path) -> dict[str, str]:
+def _read_index(index: Path) -> dict[str, str]:
     """The index: which shard, by name, holds which tensor."""
     try:
-        found = _json(_mapped(index)[:])
+        record = _parse_json_object(_map_file(index)[:])
     except ValueError as error:
         raise UserError(f"{index}: {error}, expected the index of a sharded model") from None
-    listed = found.get("weight_map")
-    if not isinstance(listed, dict):
+    weight_map = record.get("weight_map")
+    if not isinstance(weight_map, dict):
         raise UserError(f"{index}: no weight_map, expected one from tensors to files")
-    for name, file in listed.items():
+    for name, file in weight_map.items():
         # By name only: in a cache of the hub the files themselves are links to elsewhere.
-        if not isinstance(file, str) or file in ("", ".", "..") or any(sign in file for sign in "/\\\0"):
+        if not isinstance(file, str) or file in ("", ".", "..") or any(char in file for char in "/\\\0"):
             raise UserError(
-                f"{index}: {quoted(name)} is in {quoted(file)}, expected the name of a file beside the index"
+                f"{index}: {short_repr(name)} is in {short_repr(file)}, expected the name of a file beside the index"
             )
-    return listed
+    return weight_map
 
 
-def _json(text: bytes) -> dict[str, Any]:
+def _parse_json_object(text: bytes) -> dict[str, Any]:
     """A JSON object. Raises ValueError if it is none or if a key is there twice."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError(f"a key twice in {quoted([key for key, _ in pairs])}")
-        return found
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            raise ValueError(f"a key twice in {short_repr([key for key, _ in pairs])}")
+        return record
 
     try:
-        found = json.loads(text.decode(), object_pairs_hook=once)
+        record = json.loads(text.decode(), object_pairs_hook=reject_duplicates)
     except RecursionError:
         raise ValueError("JSON too deep") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"a JSON {type(found).__name__}")
-    return found
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__}")
+    return record

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from dwt_jax.config import Distill
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
     """Sums over the masked positions, all fp32 scalars; divide by `predictions`, the global one."""
 
     predictions: jax.Array
@@ -21,14 +21,14 @@ class Sums(NamedTuple):
     soft: jax.Array  # the divergence at the temperature, over the selected positions, without t²
     soft_at_1: jax.Array  # the same at temperature 1 over all positions: comparable across settings
     teacher_hard: jax.Array  # −log p_teacher(label)
-    selected: jax.Array  # positions that the soft loss was kept at
+    num_selected: jax.Array  # positions that the soft loss was kept at
 
     @classmethod
-    def zeros(cls) -> "Sums":
+    def zeros(cls) -> "LossSums":
         return cls(*(jnp.float32(0) for _ in cls._fields))
 
 
-def hard_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy −log softmax(z)[y] in nats: fp32 [..., V], int [...] → [...]."""
     return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, labels)
 
@@ -37,7 +37,7 @@ def _pick(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
 
 
-def soft_loss(
+def kd_divergence(
     student: jax.Array, teacher: jax.Array, temperature: jax.Array | float, divergence: str
 ) -> jax.Array:
     """The divergence of softmax(z/t) between teacher and student in nats: [..., V] twice → [...].
@@ -53,8 +53,8 @@ def soft_loss(
         return _kl(student, teacher)
     log_s, log_t = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
     log_mean = jnp.logaddexp(log_s, log_t) - jnp.log(2.0)
-    both = jnp.exp(log_t) * (log_t - log_mean) + jnp.exp(log_s) * (log_s - log_mean)
-    return 0.5 * both.sum(-1)
+    terms = jnp.exp(log_t) * (log_t - log_mean) + jnp.exp(log_s) * (log_s - log_mean)
+    return 0.5 * terms.sum(-1)
 
 
 def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
@@ -62,7 +62,7 @@ def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
     return (jnp.exp(p - z_p[..., None]) * (p - q)).sum(-1) - z_p + z_q
 
 
-def selection(student, teacher, labels, weights, distill: Distill) -> jax.Array:
+def token_weights(student, teacher, labels, weights, distill: Distill) -> jax.Array:
     """Which positions keep the soft loss, as 0 or 1: [B, P, V] twice, [B, P] twice → [B, P].
 
     teacher_better: the teacher gives the label more probability than the student does.
@@ -73,39 +73,45 @@ def selection(student, teacher, labels, weights, distill: Distill) -> jax.Array:
     if distill.selection == "all":
         return weights
     if distill.selection == "teacher_better":
-        better = hard_loss(teacher, labels) < hard_loss(student, labels)
-        return weights * jax.lax.stop_gradient(better.astype(jnp.float32))
+        teacher_better = cross_entropy(teacher, labels) < cross_entropy(student, labels)
+        return weights * jax.lax.stop_gradient(teacher_better.astype(jnp.float32))
     log_p = jax.nn.log_softmax(teacher)
     entropy = jnp.where(weights > 0, -(jnp.exp(log_p) * log_p).sum(-1), jnp.inf)
     rank = jnp.argsort(jnp.argsort(entropy, axis=-1), axis=-1)
-    dropped = jnp.round(distill.entropy_share * weights.sum(-1, keepdims=True))
-    return weights * (rank >= dropped)
+    num_dropped = jnp.round(distill.entropy_share * weights.sum(-1, keepdims=True))
+    return weights * (rank >= num_dropped)
 
 
-def position_losses(student, teacher, labels, weights, temperature, distill: Distill, at_1: bool) -> Sums:
+def loss_sums(
+    student, teacher, labels, weights, temperature, distill: Distill, temperature_is_one: bool
+) -> LossSums:
     """Sums over logits [B, P, V]; teacher may be None. `at_1`: the temperature is always 1."""
-    hard = (hard_loss(student, labels) * weights).sum()
+    hard = (cross_entropy(student, labels) * weights).sum()
     count = weights.sum()
     if teacher is None:
-        return Sums.zeros()._replace(predictions=count, hard=hard)
-    kept = selection(student, teacher, labels, weights, distill)
-    soft = soft_loss(student, teacher, 1.0 if at_1 else temperature, distill.divergence)
-    plain = soft if at_1 else soft_loss(jax.lax.stop_gradient(student), teacher, 1.0, distill.divergence)
-    return Sums(
+        return LossSums.zeros()._replace(predictions=count, hard=hard)
+    selected_weights = token_weights(student, teacher, labels, weights, distill)
+    soft = kd_divergence(student, teacher, 1.0 if temperature_is_one else temperature, distill.divergence)
+    soft_at_1 = (
+        soft
+        if temperature_is_one
+        else kd_divergence(jax.lax.stop_gradient(student), teacher, 1.0, distill.divergence)
+    )
+    return LossSums(
         predictions=count,
         hard=hard,
-        soft=(soft * kept).sum(),
-        soft_at_1=(jax.lax.stop_gradient(plain) * weights).sum(),
-        teacher_hard=(hard_loss(teacher, labels) * weights).sum(),
-        selected=kept.sum(),
+        soft=(soft * selected_weights).sum(),
+        soft_at_1=(jax.lax.stop_gradient(soft_at_1) * weights).sum(),
+        teacher_hard=(cross_entropy(teacher, labels) * weights).sum(),
+        num_selected=selected_weights.sum(),
     )
 
 
-def objective(sums: Sums, alpha_hard, alpha_soft, temperature, count, distill: Distill) -> jax.Array:
+def total_loss(sums: LossSums, alpha_hard, alpha_soft, temperature, count, distill: Distill) -> jax.Array:
     """α_h · H + α_s · S (· t² if asked), both means over the global `count` of predictions.
 
     The soft loss too is divided by all predictions, not only by the selected ones: dropping
     positions lowers its share.
     """
-    factor = temperature**2 if distill.squared_temperature else 1.0
-    return (alpha_hard * sums.hard + alpha_soft * factor * sums.soft) / count
+    soft_scale = temperature**2 if distill.squared_temperature else 1.0
+    return (alpha_hard * sums.hard + alpha_soft * soft_scale * sums.soft) / count

@@ -13,25 +13,25 @@ import jax
 import jax.numpy as jnp
 
 from dwt_jax.config import Distill
-from dwt_jax.distributed.mesh import split_rows
-from dwt_jax.models.bert import Params, decode, decoder_table
-from dwt_jax.models.common.matmul import Numerics, dot, transposed
-from dwt_jax.objectives.distillation import Sums, objective, position_losses
+from dwt_jax.distributed.mesh import split_microbatches
+from dwt_jax.models.bert import Params, lm_logits, output_embedding
+from dwt_jax.models.common.matmul import Policy, batched_dot, swap_last_axes
+from dwt_jax.objectives.distillation import LossSums, loss_sums, total_loss
 
 
-class Head(NamedTuple):
+class LMHead(NamedTuple):
     """What logits are made of: features [B, P, D], decoder [V, D], bias [V]."""
 
     features: jax.Array
-    table: jax.Array
+    embedding: jax.Array
     bias: jax.Array
 
     @classmethod
-    def of(cls, features: jax.Array, params: Params) -> "Head":
-        return cls(features, decoder_table(params), params["mlm"]["bias"])
+    def from_params(cls, features: jax.Array, params: Params) -> "LMHead":
+        return cls(features, output_embedding(params), params["mlm"]["bias"])
 
 
-class Knobs(NamedTuple):
+class LossWeights(NamedTuple):
     """The scheduled numbers of a step and the global count of predictions: fp32 scalars."""
 
     alpha_hard: jax.Array
@@ -40,16 +40,21 @@ class Knobs(NamedTuple):
     predictions: jax.Array
 
 
-class Static(NamedTuple):
+class LossConfig(NamedTuple):
     distill: Distill
-    temperature_is_1: bool
+    temperature_is_one: bool
     vocab_size: int
-    numerics: Numerics
+    numerics: Policy
 
 
-def head_loss(
-    student: Head, teacher: Head | None, labels: jax.Array, weights: jax.Array, knobs: Knobs, static: Static
-) -> tuple[jax.Array, Sums]:
+def fused_lm_loss(
+    student: LMHead,
+    teacher: LMHead | None,
+    labels: jax.Array,
+    weights: jax.Array,
+    loss_weights: LossWeights,
+    loss_config: LossConfig,
+) -> tuple[jax.Array, LossSums]:
     """The objective (objective.py) over labels and weights [B, P], and the sums to be logged.
 
     Differentiable by the student alone. The student's gradient is one number times what was
@@ -57,74 +62,82 @@ def head_loss(
     """
     if teacher is not None:
         teacher = jax.lax.stop_gradient(teacher)
-    return _head_loss(student, teacher, labels, weights, jax.lax.stop_gradient(knobs), static)
+    return _fused_lm_loss(student, teacher, labels, weights, jax.lax.stop_gradient(loss_weights), loss_config)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _head_loss(student, teacher, labels, weights, knobs, static: Static):
-    return _forward(student, teacher, labels, weights, knobs, static)[0]
+def _fused_lm_loss(student, teacher, labels, weights, loss_weights, loss_config: LossConfig):
+    return _forward(student, teacher, labels, weights, loss_weights, loss_config)[0]
 
 
-def _forward(student: Head, teacher, labels, weights, knobs: Knobs, static: Static):
+def _forward(student: LMHead, teacher, labels, weights, loss_weights: LossWeights, loss_config: LossConfig):
     rows = labels.shape[0]
-    tile = min(static.distill.tile or rows, rows)
+    chunk_rows = min(loss_config.distill.tile or rows, rows)
     teacher_features = None if teacher is None else teacher.features
-    parts = (student.features, teacher_features, labels, weights)
-    if tile == rows:
-        return _tile(student, teacher, parts, knobs, static)
-    tiles = -(-rows // tile)
+    inputs = (student.features, teacher_features, labels, weights)
+    if chunk_rows == rows:
+        return _chunk_loss_and_grad(student, teacher, inputs, loss_weights, loss_config)
+    num_chunks = -(-rows // chunk_rows)
 
-    def padded(x):  # with rows of weight 0
-        return jnp.pad(x, ((0, tiles * tile - rows),) + ((0, 0),) * (x.ndim - 1))
+    def pad_rows(x):  # with rows of weight 0
+        return jnp.pad(x, ((0, num_chunks * chunk_rows - rows),) + ((0, 0),) * (x.ndim - 1))
 
-    def one(total, part):
-        value, gradient = _tile(student, teacher, part, knobs, static)
-        new = value, gradient.table, gradient.bias
+    def add_chunk(total, chunk):
+        value, gradient = _chunk_loss_and_grad(student, teacher, chunk, loss_weights, loss_config)
+        new = value, gradient.embedding, gradient.bias
         return jax.tree.map(jnp.add, total, new), gradient.features
 
-    start = (jnp.float32(0), Sums.zeros()), jnp.zeros_like(student.table), jnp.zeros_like(student.bias)
-    parts = split_rows(jax.tree.map(padded, parts), tiles)
-    (value, table, bias), features = jax.lax.scan(one, start, parts)
-    features = features.swapaxes(0, 1).reshape(tile * tiles, *features.shape[2:])[:rows]
-    return value, Head(features, table, bias)
+    zeros = (
+        (jnp.float32(0), LossSums.zeros()),
+        jnp.zeros_like(student.embedding),
+        jnp.zeros_like(student.bias),
+    )
+    inputs = split_microbatches(jax.tree.map(pad_rows, inputs), num_chunks)
+    (value, table, bias), features = jax.lax.scan(add_chunk, zeros, inputs)
+    features = features.swapaxes(0, 1).reshape(chunk_rows * num_chunks, *features.shape[2:])[:rows]
+    return value, LMHead(features, table, bias)
 
 
-def _tile(student: Head, teacher: Head | None, part, knobs: Knobs, static: Static):
+def _chunk_loss_and_grad(
+    student: LMHead, teacher: LMHead | None, chunk, loss_weights: LossWeights, loss_config: LossConfig
+):
     """((loss, sums), gradient by the student's head) of some rows."""
-    features, teacher_features, labels, weights = part
+    features, teacher_features, labels, weights = chunk
     shape = (*labels.shape, -1)
-    numerics = static.numerics
+    numerics = loss_config.numerics
 
-    def logits(head: Head, features):
+    def logits(head: LMHead, features):
         flat = features.reshape(-1, features.shape[-1])
-        return decode(flat, head.table, head.bias, static.vocab_size, numerics)
+        return lm_logits(flat, head.embedding, head.bias, loss_config.vocab_size, numerics)
 
     teacher_logits = None if teacher is None else logits(teacher, teacher_features).reshape(shape)
 
-    def of_logits(student_logits):
-        sums = position_losses(
+    def loss_from_logits(student_logits):
+        sums = loss_sums(
             student_logits.reshape(shape),
             teacher_logits,
             labels,
             weights,
-            knobs.temperature,
-            static.distill,
-            static.temperature_is_1,
+            loss_weights.temperature,
+            loss_config.distill,
+            loss_config.temperature_is_one,
         )
-        return objective(sums, *knobs, static.distill), sums
+        return total_loss(sums, *loss_weights, loss_config.distill), sums
 
-    value, by_logits = jax.value_and_grad(of_logits, has_aux=True)(logits(student, features))
-    operand = by_logits.astype(numerics.compute)
-    flat = features.reshape(-1, features.shape[-1]).astype(numerics.compute)
-    by_features = dot(operand, student.table.astype(numerics.compute), (1, 0)).reshape(features.shape)
-    by_table = dot(transposed(operand, numerics), flat, (1, 0))
-    by_bias = by_logits.sum(0)
-    return value, Head(by_features.astype(features.dtype), by_table, by_bias)
-
-
-def _backward(static: Static, gradient: Head, outside):
-    factor, _ = outside  # the sums are for the log
-    return jax.tree.map(lambda x: (x * factor).astype(x.dtype), gradient), None, None, None, None
+    value, grad_logits = jax.value_and_grad(loss_from_logits, has_aux=True)(logits(student, features))
+    operand = grad_logits.astype(numerics.compute_dtype)
+    flat = features.reshape(-1, features.shape[-1]).astype(numerics.compute_dtype)
+    grad_features = batched_dot(operand, student.embedding.astype(numerics.compute_dtype), (1, 0)).reshape(
+        features.shape
+    )
+    grad_embedding = batched_dot(swap_last_axes(operand, numerics), flat, (1, 0))
+    grad_bias = grad_logits.sum(0)
+    return value, LMHead(grad_features.astype(features.dtype), grad_embedding, grad_bias)
 
 
-_head_loss.defvjp(_forward, _backward)
+def _backward(loss_config: LossConfig, gradient: LMHead, cotangent):
+    scale, _ = cotangent  # the sums are for the log
+    return jax.tree.map(lambda x: (x * scale).astype(x.dtype), gradient), None, None, None, None
+
+
+_fused_lm_loss.defvjp(_forward, _backward)

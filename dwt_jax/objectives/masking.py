@@ -17,7 +17,7 @@ from dwt_jax.data.tokenizer import Vocabulary
 EVALUATION_SEED = 20230518  # fixed: the same masks for every model that is ever compared
 
 
-class Tokens(NamedTuple):
+class MaskingVocab(NamedTuple):
     """What masking needs of a vocabulary, hashable, so that it can be a static argument."""
 
     vocab_size: int
@@ -26,7 +26,7 @@ class Tokens(NamedTuple):
     continuations: bytes = b""  # packed bits [vocab]; only for whole-word masking
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary, whole_word: bool) -> "Tokens":
+    def from_vocabulary(cls, vocabulary: Vocabulary, whole_word: bool) -> "MaskingVocab":
         bits = np.packbits(vocabulary.continuation).tobytes() if whole_word else b""
         return cls(len(vocabulary.tokens), vocabulary.mask_id, tuple(vocabulary.special_ids), bits)
 
@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
         return bits.astype(bool)
 
 
-class Masked(NamedTuple):
+class MaskedBatch(NamedTuple):
     """P = round(rate · L) predictions a row; those beyond a row's own number weigh 0."""
 
     tokens: jax.Array  # int32 [B, L], what the models read
@@ -45,7 +45,7 @@ class Masked(NamedTuple):
     weights: jax.Array  # float32 [B, P], 1 for a prediction, 0 for a filler
 
 
-def predictions_per_row(mask: Mask, length: int) -> int:
+def max_predictions_per_seq(mask: Mask, length: int) -> int:
     return max(1, round(mask.rate * length))
 
 
@@ -56,9 +56,9 @@ def row_keys(seed: jax.Array | int, step: jax.Array | int, rows: jax.Array) -> j
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def mask_rows(
-    tokens: jax.Array, segments: jax.Array, keys: jax.Array, mask: Mask, vocabulary: Tokens
-) -> Masked:
+def apply_mlm_mask(
+    tokens: jax.Array, segments: jax.Array, keys: jax.Array, mask: Mask, vocabulary: MaskingVocab
+) -> MaskedBatch:
     """Draw the predictions of each row.
 
     tokens, segments: int [B, L]; keys: [B]. A row with n tokens (specials counted, padding
@@ -70,33 +70,39 @@ def mask_rows(
     return jax.vmap(functools.partial(_mask_row, mask=mask, vocabulary=vocabulary))(tokens, segments, keys)
 
 
-def _mask_row(tokens, segments, key, mask: Mask, vocabulary: Tokens) -> Masked:
+def _mask_row(tokens, segments, key, mask: Mask, vocabulary: MaskingVocab) -> MaskedBatch:
     length = tokens.shape[0]
-    count = predictions_per_row(mask, length)
+    max_predictions = max_predictions_per_seq(mask, length)
     choose_key, action_key, random_key = jax.random.split(key, 3)
     special = jnp.isin(tokens, jnp.array(vocabulary.special_ids, jnp.int32))
     candidate = (segments > 0) & ~special
-    real = (segments > 0).sum()
+    num_tokens = (segments > 0).sum()
     # A table, because rounding in fp32 is not Python's: at some rates a full row would lack one.
-    wanted = jnp.array([predictions_per_row(mask, n) for n in range(length + 1)], jnp.int32)[real]
-    draw = jax.random.uniform(choose_key, (length,))
+    num_predictions = jnp.array([max_predictions_per_seq(mask, n) for n in range(length + 1)], jnp.int32)[
+        num_tokens
+    ]
+    uniform = jax.random.uniform(choose_key, (length,))
     if mask.whole_word:
-        order, chosen = _whole_words(tokens, segments, candidate, draw, wanted, vocabulary)
+        order, is_prediction = _choose_whole_words(
+            tokens, segments, candidate, uniform, num_predictions, vocabulary
+        )
     else:
-        order = jnp.argsort(jnp.where(candidate, draw, 2.0))
-        chosen = jnp.arange(length) < jnp.minimum(wanted, candidate.sum())
-    positions, chosen = order[:count].astype(jnp.int32), chosen[:count]
+        order = jnp.argsort(jnp.where(candidate, uniform, 2.0))
+        is_prediction = jnp.arange(length) < jnp.minimum(num_predictions, candidate.sum())
+    positions, is_prediction = order[:max_predictions].astype(jnp.int32), is_prediction[:max_predictions]
     labels = tokens[positions]
-    ordinary = np.setdiff1d(np.arange(vocabulary.vocab_size), vocabulary.special_ids).astype(np.int32)
-    random = jnp.asarray(ordinary)[jax.random.randint(random_key, (count,), 0, ordinary.size)]
-    action = jax.random.uniform(action_key, (count,))
-    seen = jnp.where(action < mask.replace + mask.random, random, labels)
-    seen = jnp.where(action < mask.replace, vocabulary.mask_id, seen)
-    tokens = tokens.at[positions].set(jnp.where(chosen, seen, labels), unique_indices=True)
-    return Masked(tokens, positions, labels, chosen.astype(jnp.float32))
+    ordinary_ids = np.setdiff1d(np.arange(vocabulary.vocab_size), vocabulary.special_ids).astype(np.int32)
+    random = jnp.asarray(ordinary_ids)[
+        jax.random.randint(random_key, (max_predictions,), 0, ordinary_ids.size)
+    ]
+    action = jax.random.uniform(action_key, (max_predictions,))
+    replacements = jnp.where(action < mask.replace + mask.random, random, labels)
+    replacements = jnp.where(action < mask.replace, vocabulary.mask_id, replacements)
+    tokens = tokens.at[positions].set(jnp.where(is_prediction, replacements, labels), unique_indices=True)
+    return MaskedBatch(tokens, positions, labels, is_prediction.astype(jnp.float32))
 
 
-def _whole_words(tokens, segments, candidate, draw, wanted, vocabulary: Tokens):
+def _choose_whole_words(tokens, segments, candidate, uniform, num_predictions, vocabulary: MaskingVocab):
     """(order, chosen), both [L]: positions with the chosen ones first, and which those are.
 
     Words come in random order; each is taken if it still fits into `wanted`.
@@ -107,14 +113,19 @@ def _whole_words(tokens, segments, candidate, draw, wanted, vocabulary: Tokens):
     continues = jnp.asarray(vocabulary.continuation())[tokens] & candidate & previous
     start = jax.lax.cummax(jnp.where(continues, 0, index))  # of the word that each token is in
     size = jnp.zeros(length, jnp.int32).at[start].add(candidate)[start]
-    order = jnp.argsort(jnp.where(candidate, draw[start], 2.0), stable=True)  # words stay together
+    order = jnp.argsort(jnp.where(candidate, uniform[start], 2.0), stable=True)  # words stay together
 
-    def take(carry, at):
-        used, taking = carry
-        fits = candidate[at] & (used + size[at] <= wanted)
-        taking = jnp.where(start[at] == at, fits, taking)  # a word's first token decides for all
-        return (used + jnp.where(taking & (start[at] == at), size[at], 0), taking), taking
+    def select_word(carry, position):
+        num_selected, select_current = carry
+        fits = candidate[position] & (num_selected + size[position] <= num_predictions)
+        select_current = jnp.where(
+            start[position] == position, fits, select_current
+        )  # a word's first token decides for all
+        return (
+            num_selected + jnp.where(select_current & (start[position] == position), size[position], 0),
+            select_current,
+        ), select_current
 
-    taken = jax.lax.scan(take, (jnp.int32(0), False), order)[1]
-    front = jnp.argsort(~taken, stable=True)
-    return order[front], taken[front]
+    is_selected = jax.lax.scan(select_word, (jnp.int32(0), False), order)[1]
+    selected_first = jnp.argsort(~is_selected, stable=True)
+    return order[selected_first], is_selected[selected_first]

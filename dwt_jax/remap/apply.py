@@ -22,28 +22,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.config import Model
-from dwt_jax.distributed.mesh import shardings
+from dwt_jax.distributed.mesh import infer_shardings
 from dwt_jax.models import bert
-from dwt_jax.models.common.layers import normal
-from dwt_jax.models.common.logical_axes import ROLES, STANDS_IN, Axis, is_matrix, path_name, start
-from dwt_jax.remap.methods import Method, Options
-from dwt_jax.remap.plan import Plan, divides, plan, sizes
-from dwt_jax.remap.report import Report, drift, report
-from dwt_jax.remap.width_maps import COPIED, DERIVED, NEW, AxisMap, concrete
+from dwt_jax.models.common.layers import normal_init
+from dwt_jax.models.common.logical_axes import PARAM_AXES, TIED_TO, Axis, init_value, is_matrix, path_name
+from dwt_jax.remap.methods import GrowthOptions, Method
+from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth, splits_share
+from dwt_jax.remap.report import RemapReport, logit_drift, remap_report
+from dwt_jax.remap.width_maps import COPIED, DUPLICATE, NEW, AxisMap, to_numpy_if_concrete
 
 Params = bert.Params
 
 
-def remap(
+def remap_params(
     params: Params,
     source: Model,
     target: Model,
     method: str | Method,
     key: jax.Array,
     *,
-    options: Options = Options(),
+    options: GrowthOptions = GrowthOptions(),
     probe: dict[str, Any] | None = None,
-) -> tuple[Params, Report]:
+) -> tuple[Params, RemapReport]:
     """Parameters of `target` from `params` of `source`, and a report of what came from where.
 
     params: host arrays (the result is on the host), arrays inside jit, or arrays on a mesh (the
@@ -52,15 +52,15 @@ def remap(
     probe: {tokens, segments} int [B, L], on which the logits of both are compared; not inside
     jit. Raises UserError for what the method cannot do, naming the size.
     """
-    todo = plan(method, source, target, key, options)
-    grown = apply(todo, params)
-    told = report(todo, params, grown)
+    growth_plan = plan_growth(method, source, target, key, options)
+    target_params = grow_params(growth_plan, params)
+    summary = remap_report(growth_plan, params, target_params)
     if probe is not None:
-        told = told.with_drift(drift(params, source, grown, target, probe))
-    return grown, told
+        summary = summary.with_drift(logit_drift(params, source, target_params, target, probe))
+    return target_params, summary
 
 
-def apply(todo: Plan, tree: Params, order: int = 0, fresh_copies: bool = False) -> Params:
+def grow_params(growth_plan: Plan, tree: Params, order: int = 0, zero_duplicates: bool = False) -> Params:
     """The target's tree from the source's.
 
     order: 0 for parameters, 1 for gradients and first moments, 2 for second moments.
@@ -68,83 +68,87 @@ def apply(todo: Plan, tree: Params, order: int = 0, fresh_copies: bool = False) 
     """
 
     def build(tree: Params) -> Params:
-        found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        like = next(iter(found.values()))
+        source_leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        reference = next(iter(source_leaves.values()))
 
         def leaf(path: tuple[Any, ...], _: Any) -> Any:
             name = path_name(path)
-            x = found.get(name, found.get(STANDS_IN.get(name, "")))
-            return _leaf(
-                todo, name, _absent(todo, name, like, order) if x is None else x, order, fresh_copies
+            x = source_leaves.get(name, source_leaves.get(TIED_TO.get(name, "")))
+            return _grow_leaf(
+                growth_plan,
+                name,
+                _absent_leaf(growth_plan, name, reference, order) if x is None else x,
+                order,
+                zero_duplicates,
             )
 
-        return jax.tree_util.tree_map_with_path(leaf, structure(tree, todo.target))
+        return jax.tree_util.tree_map_with_path(leaf, target_structure(tree, growth_plan.target))
 
-    mesh = _mesh(tree)
+    mesh = _mesh_of(tree)
     if mesh is None:
         return build(tree)
-    layout = shardings(jax.eval_shape(build, tree), mesh)
+    layout = infer_shardings(jax.eval_shape(build, tree), mesh)
     return jax.jit(build, out_shardings=layout)(tree)
 
 
-def structure(tree: Params, target: Model) -> Params:
+def target_structure(tree: Params, target: Model) -> Params:
     """A tree with the target's leaves (what they hold does not matter): the parts that `tree` has."""
-    like = bert.abstract(target)
-    return {part: like.get(part, tree[part]) for part in tree}
+    target_params = bert.abstract_params(target)
+    return {part: target_params.get(part, tree[part]) for part in tree}
 
 
-def _mesh(tree: Params) -> jax.sharding.Mesh | None:
+def _mesh_of(tree: Params) -> jax.sharding.Mesh | None:
     """The mesh that the arrays live on, None on the host, on one device and in a trace."""
     leaf = jax.tree.leaves(tree)[0]
     if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
         return None
-    found = leaf.sharding
-    if not isinstance(found, jax.sharding.NamedSharding) or found.mesh.size == 1:
+    sharding = leaf.sharding
+    if not isinstance(sharding, jax.sharding.NamedSharding) or sharding.mesh.size == 1:
         return None
-    assert isinstance(found.mesh, jax.sharding.Mesh)  # real arrays live on a real mesh
-    return found.mesh
+    assert isinstance(sharding.mesh, jax.sharding.Mesh)  # real arrays live on a real mesh
+    return sharding.mesh
 
 
-def _absent(todo: Plan, name: str, like: Any, order: int) -> Any:
+def _absent_leaf(growth_plan: Plan, name: str, reference: Any, order: int) -> Any:
     """A leaf that the source lacks, as what it counts as."""
-    shape = tuple(sizes(todo.source)[axis.name] for axis in ROLES[name])
-    library = np if isinstance(like, np.ndarray) else jnp
-    return library.full(shape, 0.0 if order else start(name), like.dtype)
+    shape = tuple(axis_sizes(growth_plan.source)[axis.name] for axis in PARAM_AXES[name])
+    xp = np if isinstance(reference, np.ndarray) else jnp
+    return xp.full(shape, 0.0 if order else init_value(name), reference.dtype)
 
 
-def _leaf(todo: Plan, name: str, x: Any, order: int, fresh_copies: bool) -> Any:
-    axes = ROLES[name]
-    maps = [todo.maps.get(axis.name) for axis in axes]
+def _grow_leaf(growth_plan: Plan, name: str, x: Any, order: int, zero_duplicates: bool) -> Any:
+    axes = PARAM_AXES[name]
+    maps = [growth_plan.maps.get(axis.name) for axis in axes]
     values = [part for m in maps if m for part in (m.index, m.split)]
-    library = np if all(isinstance(part, np.ndarray) for part in (x, *values)) else jnp
-    if todo.method.fresh:
-        return _fresh(todo, name, _target_shape(todo, axes, x), x.dtype, order, library)
+    xp = np if all(isinstance(part, np.ndarray) for part in (x, *values)) else jnp
+    if growth_plan.method.random_init:
+        return _init_leaf(growth_plan, name, _target_shape(growth_plan, axes, x), x.dtype, order, xp)
     if 0 in x.shape:  # a table of no rows
-        return _fresh(todo, name, _target_shape(todo, axes, x), x.dtype, 1, library)
-    y = _gathered(x, maps, library)
-    if todo.method.ahead and axes[0].name == "layer":
-        ahead = np.minimum(np.arange(len(x)) + 1, len(x) - 1)
-        above = _gathered(x[ahead], maps, library)
-        y = library.where(_further(axes, maps), above, y)
+        return _init_leaf(growth_plan, name, _target_shape(growth_plan, axes, x), x.dtype, 1, xp)
+    y = _gather_entries(x, maps, xp)
+    if growth_plan.method.from_next_layer and axes[0].name == "layer":
+        next_layer = np.minimum(np.arange(len(x)) + 1, len(x) - 1)
+        from_next = _gather_entries(x[next_layer], maps, xp)
+        y = xp.where(_duplicate_mask(axes, maps), from_next, y)
     for dim, (axis, m) in enumerate(zip(axes, maps, strict=True)):
         if m is not None:
-            by = factor(todo, axis, m, order, fresh_copies)
-            if by is not None:
-                y = y * _along(by, dim, y.ndim).astype(y.dtype)
+            scale = axis_scale(growth_plan, axis, m, order, zero_duplicates)
+            if scale is not None:
+                y = y * _broadcast_along(scale, dim, y.ndim).astype(y.dtype)
     if y is x:  # never the source's own memory: what is made of it may be donated
-        return library.array(x)
+        return xp.array(x)
     if order:
         return y
-    y = _filled(todo, name, y, axes, maps, library)
-    return _noisy(todo, name, y, axes, maps, library)
+    y = _fill_new(growth_plan, name, y, axes, maps, xp)
+    return _add_noise(growth_plan, name, y, axes, maps, xp)
 
 
-def _target_shape(todo: Plan, axes: tuple[Axis, ...], x: Any) -> tuple[int, ...]:
-    named = sizes(todo.target)
-    return tuple(named.get(axis.name, size) for axis, size in zip(axes, x.shape, strict=True))
+def _target_shape(growth_plan: Plan, axes: tuple[Axis, ...], x: Any) -> tuple[int, ...]:
+    target_sizes = axis_sizes(growth_plan.target)
+    return tuple(target_sizes.get(axis.name, size) for axis, size in zip(axes, x.shape, strict=True))
 
 
-def _along(values: Any, dim: int, ndim: int) -> Any:
+def _broadcast_along(values: Any, dim: int, ndim: int) -> Any:
     """[D] or, where each layer has its own, [N, D], shaped to go with axis `dim` of a leaf."""
     shape = [1] * ndim
     shape[dim] = values.shape[-1]
@@ -153,78 +157,82 @@ def _along(values: Any, dim: int, ndim: int) -> Any:
     return values.reshape(shape)
 
 
-def _gathered(x: Any, maps: list[AxisMap | None], library: Any) -> Any:
+def _gather_entries(x: Any, maps: list[AxisMap | None], xp: Any) -> Any:
     """x[g₀, g₁, …]. The layers come first, so that a map for every layer finds its layer."""
     for dim, m in enumerate(maps):
         if m is None:
             continue
         if m.index.ndim == 1:
-            x = library.take(x, m.index, axis=dim, mode="clip")
+            x = xp.take(x, m.index, axis=dim, mode="clip")
         else:
-            x = library.take_along_axis(x, _along(m.index, dim, x.ndim), axis=dim)
+            x = xp.take_along_axis(x, _broadcast_along(m.index, dim, x.ndim), axis=dim)
     return x
 
 
-def factor(todo: Plan, axis: Axis, m: AxisMap, order: int, fresh_copies: bool) -> Any:
+def axis_scale(growth_plan: Plan, axis: Axis, m: AxisMap, order: int, zero_duplicates: bool) -> Any:
     """What entries along this axis are multiplied with: [D], [N, D] or None."""
-    scale = todo.scores if axis.meets == "keys" else 1.0
+    scale = growth_plan.query_scale if axis.contracted_with == "keys" else 1.0
     if order == 0:
-        return m.split * scale if divides(todo, axis) else None
+        return m.split * scale if splits_share(growth_plan, axis) else None
     share: Any = m.split  # among others, 0 for copies of positions: there they have seen nothing
-    if divides(todo, axis):
+    if splits_share(growth_plan, axis):
         share = 1 / scale
-    elif axis.name == "layer" and not todo.target.gated_layers:
+    elif axis.name == "layer" and not growth_plan.target.gated_layers:
         share = 1.0
-    return (share * (m.kind == COPIED if fresh_copies else m.kind != NEW)) ** order
+    return (share * (m.kind == COPIED if zero_duplicates else m.kind != NEW)) ** order
 
 
-def _further(axes: tuple[Axis, ...], maps: list[AxisMap | None]) -> Any:
+def _duplicate_mask(axes: tuple[Axis, ...], maps: list[AxisMap | None]) -> Any:
     """Where an output is a further copy: bool, broadcastable to the leaf."""
     masks = [
-        _along(m.kind == DERIVED, dim, len(axes))
+        _broadcast_along(m.kind == DUPLICATE, dim, len(axes))
         for dim, (axis, m) in enumerate(zip(axes, maps, strict=True))
-        if m is not None and axis.side == "out"
+        if m is not None and axis.fan == "out"
     ]
     return np.any(np.broadcast_arrays(*masks), axis=0) if masks else np.zeros((1,) * len(axes), bool)
 
 
-def _filled(todo: Plan, name: str, y: Any, axes: tuple[Axis, ...], maps: list[AxisMap | None], library: Any):
+def _fill_new(
+    growth_plan: Plan, name: str, y: Any, axes: tuple[Axis, ...], maps: list[AxisMap | None], xp: Any
+):
     """y with its new entries. Widths come first, so that whole new layers, tokens and positions are
     all new. Where copies take a share, new entries have the share 0 already."""
     for dim in reversed(range(len(axes))):
         m, axis = maps[dim], axes[dim]
-        if m is None or divides(todo, axis) or (m.kind != NEW).all():
+        if m is None or splits_share(growth_plan, axis) or (m.kind != NEW).all():
             continue
         if m.fill == "mean":
             new = y.take(np.flatnonzero(m.kind == COPIED), axis=dim).mean(axis=dim, keepdims=True)
         elif m.fill == "zero" and is_matrix(axes):
-            new = library.zeros((), y.dtype)
+            new = xp.zeros((), y.dtype)
         else:
-            new = _fresh(todo, f"{name} {dim}", y.shape, y.dtype, 0, library)
-        if m.filled >= 0:
-            new = library.where(_along(np.arange(len(m.kind)) < m.filled, dim, y.ndim), new, 0)
-        y = library.where(_along(m.kind == NEW, dim, y.ndim), new, y).astype(y.dtype)
+            new = _init_leaf(growth_plan, f"{name} {dim}", y.shape, y.dtype, 0, xp)
+        if m.valid_size >= 0:
+            new = xp.where(_broadcast_along(np.arange(len(m.kind)) < m.valid_size, dim, y.ndim), new, 0)
+        y = xp.where(_broadcast_along(m.kind == NEW, dim, y.ndim), new, y).astype(y.dtype)
     return y
 
 
-def _noisy(todo: Plan, name: str, y: Any, axes: tuple[Axis, ...], maps: list[AxisMap | None], library: Any):
-    if not todo.options.noise or not is_matrix(axes):
+def _add_noise(
+    growth_plan: Plan, name: str, y: Any, axes: tuple[Axis, ...], maps: list[AxisMap | None], xp: Any
+):
+    if not growth_plan.options.noise or not is_matrix(axes):
         return y
-    drawn = jax.random.normal(_key(todo, f"{name} noise"), y.shape, jnp.float32)
-    by = 1 + todo.options.noise * (concrete(drawn) if library is np else drawn)
-    return library.where(_further(axes, maps), y * by, y).astype(y.dtype)
+    noise = jax.random.normal(_leaf_key(growth_plan, f"{name} noise"), y.shape, jnp.float32)
+    scale = 1 + growth_plan.options.noise * (to_numpy_if_concrete(noise) if xp is np else noise)
+    return xp.where(_duplicate_mask(axes, maps), y * scale, y).astype(y.dtype)
 
 
-def _fresh(todo: Plan, name: str, shape: tuple[int, ...], dtype: Any, order: int, library: Any) -> Any:
-    """As in a new model (functional.init): matrices at random, everything else where it starts."""
+def _init_leaf(growth_plan: Plan, name: str, shape: tuple[int, ...], dtype: Any, order: int, xp: Any) -> Any:
+    """As in a new model (bert.init_params): matrices at random, everything else where it starts."""
     path = name.partition(" ")[0]
     if order:
-        return library.zeros(shape, dtype)
-    if not is_matrix(ROLES[path]):
-        return library.full(shape, start(path), dtype)
-    drawn = normal(_key(todo, name), shape, todo.target)
-    return (concrete(drawn) if library is np else drawn).astype(dtype)
+        return xp.zeros(shape, dtype)
+    if not is_matrix(PARAM_AXES[path]):
+        return xp.full(shape, init_value(path), dtype)
+    values = normal_init(_leaf_key(growth_plan, name), shape, growth_plan.target)
+    return (to_numpy_if_concrete(values) if xp is np else values).astype(dtype)
 
 
-def _key(todo: Plan, name: str) -> jax.Array:
-    return jax.random.fold_in(todo.key, zlib.crc32(name.encode()))
+def _leaf_key(growth_plan: Plan, name: str) -> jax.Array:
+    return jax.random.fold_in(growth_plan.key, zlib.crc32(name.encode()))

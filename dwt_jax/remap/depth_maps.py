@@ -24,8 +24,8 @@ def stack(old: int, new: int) -> list[int]:
 def stack_top(old: int, new: int) -> list[int]:
     """0 1 2 3 2 3: whole stacks, the remainder from the top (bert2BERT,
     Chen et al. 2022). Shrinking: the last."""
-    whole = new - new % old
-    return [i % old for i in range(whole)] + list(range(old - new % old, old))
+    num_full = new - new % old
+    return [i % old for i in range(num_full)] + list(range(old - new % old, old))
 
 
 def interleave(old: int, new: int) -> list[int]:
@@ -42,8 +42,8 @@ def middle(old: int, new: int) -> list[int]:
         return [*range(-(-new // 2)), *range(old - new // 2, old)]
     if new > 2 * old:
         return [middle(old, 2 * old)[i] for i in middle(2 * old, new)]
-    begin = (old - (new - old)) // 2
-    return [*range(begin + new - old), *range(begin, old)]
+    start = (old - (new - old)) // 2
+    return [*range(start + new - old), *range(start, old)]
 
 
 def prefix(old: int, new: int) -> list[int]:
@@ -51,6 +51,6 @@ def prefix(old: int, new: int) -> list[int]:
     return [i if i < old else NEW for i in range(new)]
 
 
-MAPS: dict[str, Callable[[int, int], list[int]]] = {
+DEPTH_MAPS: dict[str, Callable[[int, int], list[int]]] = {
     function.__name__: function for function in (repeat_last, stack, stack_top, interleave, middle, prefix)
 }

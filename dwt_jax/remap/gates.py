@@ -14,14 +14,14 @@ import numpy as np
 
 from dwt_jax.config import Model
 from dwt_jax.errors import UserError
-from dwt_jax.models.common.logical_axes import annealed, path_name
+from dwt_jax.models.common.logical_axes import is_gate, path_name
 
 
-def has_annealed(model: Model) -> bool:
+def has_gates(model: Model) -> bool:
     return model.weighted_norm or model.gated_layers
 
 
-def anneal(params: Any, share: Any) -> Any:
+def open_gates(params: Any, progress: Any) -> Any:
     """`params` with every annealed leaf at m₀ + (1 − m₀)·share; exactly 1 where share is 1.
 
     share: from 0 (as remapped) to 1 (an ordinary model), a scalar. (MSG, Yao et al. 2024,
@@ -29,41 +29,41 @@ def anneal(params: Any, share: Any) -> Any:
     """
 
     def leaf(path: tuple[Any, ...], x: Any) -> Any:
-        return share + (1 - share) * x if annealed(path_name(path)) else x
+        return progress + (1 - progress) * x if is_gate(path_name(path)) else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def share_after(step: Any, steps: int, anneal: float, begin: int = 0) -> Any:
-    """float32 like `step` (an int or an array): the share of `anneal` after that many of a run's
-    `steps`. 0 at the step `begin`, linear, 1 from where `anneal` of the steps after `begin` are done."""
-    length = anneal * (steps - begin)
+def gate_schedule(step: Any, steps: int, warmup: float, start: int = 0) -> Any:
+    """float32 like `step` (an int or an array): the share of `open_gates` after that many of a run's
+    `steps`. 0 at the step `begin`, linear, 1 from where `open_gates` of the steps after `begin` are done."""
+    length = warmup * (steps - start)
     if length <= 0:
         return np.ones_like(step, np.float32)
-    return np.clip((np.asarray(step) - begin) / length, 0, 1).astype(np.float32)
+    return np.clip((np.asarray(step) - start) / length, 0, 1).astype(np.float32)
 
 
-def settled(params: Any, model: Model) -> tuple[Any, Model]:
+def fold_gates(params: Any, model: Model) -> tuple[Any, Model]:
     """The same model without annealed leaves, which must all be 1: what can be exported.
 
     Raises UserError naming the first leaf that is not there yet.
     """
-    if not has_annealed(model):
+    if not has_gates(model):
         return params, model
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if annealed(path_name(path)) and (np.asarray(leaf) != 1).any():
+        if is_gate(path_name(path)) and (np.asarray(leaf) != 1).any():
             low, high = np.min(leaf), np.max(leaf)
             raise UserError(
                 f"model: {path_name(path)} is from {low:.3g} to {high:.3g}, expected 1 throughout: weighted "
                 "norms and gated layers are no part of a BERT and must be annealed away before an export"
             )
-    return without(params), dataclasses.replace(model, weighted_norm=False, gated_layers=False)
+    return drop_gates(params), dataclasses.replace(model, weighted_norm=False, gated_layers=False)
 
 
-def without(tree: Any, path: str = "") -> Any:
+def drop_gates(tree: Any, path: str = "") -> Any:
     """A tree like the parameters, its annealed leaves left out."""
     if not isinstance(tree, dict):
         return tree
     return {
-        key: without(item, f"{path}/{key}") for key, item in tree.items() if not annealed(f"{path}/{key}")
+        key: drop_gates(item, f"{path}/{key}") for key, item in tree.items() if not is_gate(f"{path}/{key}")
     }

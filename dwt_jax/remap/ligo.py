@@ -19,112 +19,114 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.config import Model
-from dwt_jax.models.common.logical_axes import ROLES, STANDS_IN, Axis, annealed, path_name
+from dwt_jax.models.common.logical_axes import PARAM_AXES, TIED_TO, Axis, is_gate, path_name
 from dwt_jax.remap import apply
-from dwt_jax.remap.methods import Options
-from dwt_jax.remap.plan import Plan, divides, plan, sizes
+from dwt_jax.remap.methods import GrowthOptions
+from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth, splits_share
 from dwt_jax.remap.width_maps import NEW
 
 Maps = dict[str, dict[str, Any]]
 """{module: {'layer' [new, old], 'head' [old, new], 'mlp' [old, new]}}, and the residual stream's
 under STREAM: {'in', 'out'} [old, new]. Heads and their channels are one axis."""
 
-STREAM = ""
+RESIDUAL = ""
 
 
-def begin(
+def init_maps(
     params: Any,
     source: Model,
     target: Model,
     key: jax.Array,
     noise: float = 0.01,
-    options: Options = Options(),
+    options: GrowthOptions = GrowthOptions(),
 ) -> tuple[Maps, Plan]:
     """The maps to begin with, fp32: those of method `ligo` plus noise·N(0, 1) on the matrices' scale
     (without it copies would stay equal), and the plan for what is not learned.
 
     Raises UserError for models that the method cannot do.
     """
-    todo = plan("ligo", source, target, key, options)
+    growth_plan = plan_growth("ligo", source, target, key, options)
     maps: Maps = {}
-    for path, _ in jax.tree_util.tree_leaves_with_path(apply.structure(params, target)):
+    for path, _ in jax.tree_util.tree_leaves_with_path(apply.target_structure(params, target)):
         name = path_name(path)
-        if not annealed(name):
-            for module, axis_name, matrix in _beginnings(todo, name):
+        if not is_gate(name):
+            for module, axis_name, matrix in _initial_matrices(growth_plan, name):
                 maps.setdefault(module, {})[axis_name] = matrix
     leaves, treedef = jax.tree.flatten(maps)
     keys = jax.random.split(jax.random.fold_in(key, 2), len(leaves))
-    noisy = [
+    initial_leaves = [
         jnp.asarray(leaf, jnp.float32) + noise * jax.random.normal(k, leaf.shape) * np.abs(leaf).max()
         for leaf, k in zip(leaves, keys, strict=True)
     ]
-    return jax.tree.unflatten(treedef, noisy), todo
+    return jax.tree.unflatten(treedef, initial_leaves), growth_plan
 
 
-def grow(maps: Maps, params: Any, todo: Plan) -> Any:
+def apply_maps(maps: Maps, params: Any, growth_plan: Plan) -> Any:
     """The target's parameters from the source's `params`: differentiable by `maps`, to be jitted.
 
-    todo: from `begin`.
+    todo: from `init_maps`.
     """
-    fixed = {name: m for name, m in todo.maps.items() if name not in _LEARNED}
-    unlearned = apply.apply(todo, params)
+    fixed_maps = {name: m for name, m in growth_plan.maps.items() if name not in _LEARNED_AXES}
+    default = apply.grow_params(growth_plan, params)
     sources = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
 
-    def leaf(path: tuple[Any, ...], x: Any, unlearned: Any) -> Any:
+    def leaf(path: tuple[Any, ...], x: Any, default: Any) -> Any:
         name = path_name(path)
-        if not _learned(name, sources):
-            return unlearned
-        return _grown(maps, name, jnp.asarray(x), unlearned.shape, todo)
+        if not _is_learned(name, sources):
+            return default
+        return _contract(maps, name, jnp.asarray(x), default.shape, growth_plan)
 
-    return jax.tree_util.tree_map_with_path(leaf, apply.apply(todo._replace(maps=fixed), params), unlearned)
+    return jax.tree_util.tree_map_with_path(
+        leaf, apply.grow_params(growth_plan._replace(maps=fixed_maps), params), default
+    )
 
 
-_LEARNED = ("layer", "embed", "head", "head_dim", "mlp")
+_LEARNED_AXES = ("layer", "embed", "head", "head_dim", "mlp")
 
 
-def _learned(name: str, sources: set[str]) -> bool:
+def _is_learned(name: str, sources: set[str]) -> bool:
     """Whether a leaf is made by the maps, where the source has the leaves `sources`."""
-    return not annealed(name) and (name in sources or name in STANDS_IN)
+    return not is_gate(name) and (name in sources or name in TIED_TO)
 
 
-def _place(todo: Plan, name: str, axis: Axis) -> tuple[str, str] | None:
+def _map_key(growth_plan: Plan, name: str, axis: Axis) -> tuple[str, str] | None:
     """Where the matrix for this axis of a leaf is found in Maps. None: not learned, or, as head_dim,
     part of another."""
     if axis.name == "embed":
-        return STREAM, "in" if divides(todo, axis) else "out"
+        return RESIDUAL, "in" if splits_share(growth_plan, axis) else "out"
     return (name.rpartition("/")[0], axis.name) if axis.name in ("layer", "head", "mlp") else None
 
 
-def _beginnings(todo: Plan, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
+def _initial_matrices(growth_plan: Plan, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
     """(module, axis, matrix) for the axes of a leaf."""
-    axes = ROLES[name]
+    axes = PARAM_AXES[name]
     for dim, axis in enumerate(axes):
-        place = _place(todo, name, axis)
-        if place:
-            matrix = _dense(todo, axis)
+        map_key = _map_key(growth_plan, name, axis)
+        if map_key:
+            matrix = _to_matrix(growth_plan, axis)
             if axis.name == "head":
-                matrix = np.kron(matrix, _dense(todo, axes[dim + 1]))
-            yield *place, matrix.T if axis.name == "layer" else matrix
+                matrix = np.kron(matrix, _to_matrix(growth_plan, axes[dim + 1]))
+            yield *map_key, matrix.T if axis.name == "layer" else matrix
 
 
-def _dense(todo: Plan, axis: Axis) -> np.ndarray:
+def _to_matrix(growth_plan: Plan, axis: Axis) -> np.ndarray:
     """An index map as a matrix [old, new]."""
-    m = todo.maps.get(axis.name)
+    m = growth_plan.maps.get(axis.name)
     if m is None:
-        return np.eye(sizes(todo.target)[axis.name])
-    by = apply.factor(todo, axis, m, 0, False)
+        return np.eye(axis_sizes(growth_plan.target)[axis.name])
+    scale = apply.axis_scale(growth_plan, axis, m, 0, False)
     matrix = np.zeros((m.old, len(m.kind)))
-    matrix[m.index, np.arange(len(m.kind))] = (m.kind != NEW) * (1.0 if by is None else by)
+    matrix[m.index, np.arange(len(m.kind))] = (m.kind != NEW) * (1.0 if scale is None else scale)
     return matrix
 
 
-def _grown(maps: Maps, name: str, x: jax.Array, shape: tuple[int, ...], todo: Plan) -> jax.Array:
+def _contract(maps: Maps, name: str, x: jax.Array, shape: tuple[int, ...], growth_plan: Plan) -> jax.Array:
     """x contracted with a matrix along every learned axis, to `shape`."""
-    for dim, axis in enumerate(ROLES[name]):
-        place = _place(todo, name, axis)
-        if place is None:
+    for dim, axis in enumerate(PARAM_AXES[name]):
+        map_key = _map_key(growth_plan, name, axis)
+        if map_key is None:
             continue
-        matrix = maps[place[0]][place[1]].astype(x.dtype)
+        matrix = maps[map_key[0]][map_key[1]].astype(x.dtype)
         matrix = matrix.T if axis.name == "layer" else matrix
         if axis.name == "head":  # [..., H, K, ...] → [..., H·K, ...] and back
             x = x.reshape(*x.shape[:dim], -1, *x.shape[dim + 2 :])
@@ -134,23 +136,23 @@ def _grown(maps: Maps, name: str, x: jax.Array, shape: tuple[int, ...], todo: Pl
     return x
 
 
-def flops(params: Any, todo: Plan) -> float:
-    """Of `grow` once: 2·m·k·n for each product, in the order in which it takes them."""
-    old, new = sizes(todo.source), sizes(todo.target)
+def apply_maps_flops(params: Any, growth_plan: Plan) -> float:
+    """Of `apply_maps` once: 2·m·k·n for each product, in the order in which it takes them."""
+    old, new = axis_sizes(growth_plan.source), axis_sizes(growth_plan.target)
     sources = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     total = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(apply.structure(params, todo.target)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(apply.target_structure(params, growth_plan.target)):
         name = path_name(path)
-        if not _learned(name, sources):
+        if not _is_learned(name, sources):
             continue
-        axes = ROLES[name]
+        axes = PARAM_AXES[name]
         shape = [
-            (old if axis.name in _LEARNED else new).get(axis.name, size)
+            (old if axis.name in _LEARNED_AXES else new).get(axis.name, size)
             for axis, size in zip(axes, leaf.shape, strict=True)
         ]
         for dim, axis in enumerate(axes):
-            if _place(todo, name, axis):
-                before, end = math.prod(shape), dim + (2 if axis.name == "head" else 1)
+            if _map_key(growth_plan, name, axis):
+                input_size, end = math.prod(shape), dim + (2 if axis.name == "head" else 1)
                 shape[dim:end] = [new[part.name] for part in axes[dim:end]]
-                total += 2.0 * before * math.prod(shape[dim:end])
+                total += 2.0 * input_size * math.prod(shape[dim:end])
     return total

@@ -17,19 +17,19 @@ from dwt_jax.remap import depth_maps
 @dataclass(frozen=True)
 class Method:
     name: str
-    depth: str = "same"  # a key of depth.MAPS; same: refuses another number of layers
+    depth: str = "same"  # a key of depth_maps.DEPTH_MAPS; same: refuses another number of layers
     # How an axis grows (where it shrinks, its first entries stay). same: refused. tiled, drawn: copies,
     # in turn or at random. zero: zeros. unread: new entries at random that nothing reads yet.
     width: Literal["same", "tiled", "drawn", "zero", "unread"] = "same"
     split: Literal["even", "uneven"] = "even"
-    fresh: bool = False  # nothing is taken from the source
-    ahead: bool = False  # new units come from the layer above
-    multiples: bool = False  # refuses what is no whole multiple
-    lossless: bool = False  # refuses what it cannot do without moving the function
+    random_init: bool = False  # nothing is taken from the source
+    from_next_layer: bool = False  # new units come from the layer above
+    integer_factor_only: bool = False  # refuses what is no whole multiple
+    function_preserving: bool = False  # refuses what it cannot do without moving the function
 
 
 @dataclass(frozen=True)
-class Options:
+class GrowthOptions:
     split: Literal["", "even", "uneven"] = ""  # how copies share their work; empty: the method's own way
     noise: float = 0.0  # of further copies: each times 1 + noise·N(0, 1)
     new_tokens: Literal["mean", "random"] = "mean"  # mean of the old tokens, or as in a new model
@@ -41,7 +41,7 @@ def random() -> Method:
 
     Does not preserve the function.
     """
-    return Method("random", fresh=True)
+    return Method("random", random_init=True)
 
 
 def fna() -> Method:
@@ -76,7 +76,7 @@ def aki() -> Method:
     W'_l = [W_l[g_in, k] / C for k < d; W_{l+1}[g_in, g_out(k)] / C for the rest]; the last
     layer takes itself. Does not preserve the function (save where there is no layer above).
     """
-    return Method("aki", depth="stack_top", width="drawn", ahead=True)
+    return Method("aki", depth="stack_top", width="drawn", from_next_layer=True)
 
 
 def hyperclone() -> Method:
@@ -86,7 +86,7 @@ def hyperclone() -> Method:
     factors that are not whole and another number of layers. Copies stay identical in training
     unless the split, noise or the optimiser's state parts them.
     """
-    return Method("hyperclone", width="tiled", multiples=True, lossless=True)
+    return Method("hyperclone", width="tiled", integer_factor_only=True, function_preserving=True)
 
 
 def lemon() -> Method:
@@ -97,7 +97,7 @@ def lemon() -> Method:
     LayerNorm (new channels hold the mean) is exact before a layer only, not after it; here a
     hidden size that is no multiple needs model.weighted_norm, more layers model.gated_layers.
     """
-    return Method("lemon", depth="interleave", width="tiled", split="uneven", lossless=True)
+    return Method("lemon", depth="interleave", width="tiled", split="uneven", function_preserving=True)
 
 
 def masked() -> Method:
@@ -108,7 +108,7 @@ def masked() -> Method:
     LayerNorm (model.weighted_norm). New units are read with kernels of 0 at first. Preserves
     the function always, and refuses pairs for which the model lacks the gates.
     """
-    return Method("masked", depth="stack", width="unread", lossless=True)
+    return Method("masked", depth="stack", width="unread", function_preserving=True)
 
 
 def ligo() -> Method:
@@ -121,11 +121,11 @@ def ligo() -> Method:
     return Method("ligo", depth="interleave", width="tiled")
 
 
-def _depth_alone(name: str) -> Callable[[], Method]:
+def _depth_only(name: str) -> Callable[[], Method]:
     def method() -> Method:
         return Method(name, depth=name)
 
-    method.__name__, method.__doc__ = name, depth_maps.MAPS[name].__doc__
+    method.__name__, method.__doc__ = name, depth_maps.DEPTH_MAPS[name].__doc__
     return method
 
 
@@ -134,23 +134,23 @@ METHODS: dict[str, Callable[[], Method]] = {
         function.__name__: function
         for function in (random, fna, net2net, aki, hyperclone, lemon, masked, ligo)
     },
-    **{name: _depth_alone(name) for name in depth_maps.MAPS},
+    **{name: _depth_only(name) for name in depth_maps.DEPTH_MAPS},
 }
 
 
-def find(name: str) -> Method:
+def get_method(name: str) -> Method:
     """The method called `name`, or 'depth+method': that depth map with the width map of the other
     (then nothing is promised about added layers).
 
     Raises UserError for a name that does not exist.
     """
     first, plus, second = name.rpartition("+")
-    if second not in METHODS or (plus and second in depth_maps.MAPS):
-        known = [known for known in METHODS if not plus or known not in depth_maps.MAPS]
-        raise UserError(f"method is {name!r}{did_you_mean(second, known)}")
+    if second not in METHODS or (plus and second in depth_maps.DEPTH_MAPS):
+        names = [names for names in METHODS if not plus or names not in depth_maps.DEPTH_MAPS]
+        raise UserError(f"method is {name!r}{did_you_mean(second, names)}")
     method = METHODS[second]()
     if not plus:
         return method
-    if first not in depth_maps.MAPS:
-        raise UserError(f"method is {name!r}{did_you_mean(first, depth_maps.MAPS)}")
-    return dataclasses.replace(method, name=name, depth=first, lossless=False)
+    if first not in depth_maps.DEPTH_MAPS:
+        raise UserError(f"method is {name!r}{did_you_mean(first, depth_maps.DEPTH_MAPS)}")
+    return dataclasses.replace(method, name=name, depth=first, function_preserving=False)

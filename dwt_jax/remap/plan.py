@@ -8,16 +8,16 @@ import numpy as np
 
 from dwt_jax.config import Model
 from dwt_jax.errors import UserError
-from dwt_jax.models.common.layers import padded_vocabulary
+from dwt_jax.models.common.layers import padded_vocab_size
 from dwt_jax.models.common.logical_axes import Axis
 from dwt_jax.remap import depth_maps, width_maps
-from dwt_jax.remap.methods import Method, Options, find
-from dwt_jax.remap.width_maps import COPIED, DERIVED, NEW, AxisMap
+from dwt_jax.remap.methods import GrowthOptions, Method, get_method
+from dwt_jax.remap.width_maps import COPIED, DUPLICATE, NEW, AxisMap
 
-WIDTHS = ("embed", "head", "head_dim", "mlp")
-BY_LAYER = ("head", "mlp")  # their maps are free in every layer, the residual stream has one
+WIDTH_AXES = ("embed", "head", "head_dim", "mlp")
+PER_LAYER_AXES = ("head", "mlp")  # their maps are free in every layer, the residual stream has one
 
-KEYS = {
+SIZE_KEYS = {
     "layer": "num_hidden_layers",
     "embed": "hidden_size",
     "head": "num_attention_heads",
@@ -29,39 +29,45 @@ KEYS = {
 }
 """What the config calls the size of an axis."""
 
-_SAME = ("hidden_act", "layer_norm_eps", "model_type")  # else it is another function
+_FUNCTION_KEYS = ("hidden_act", "layer_norm_eps", "model_type")  # else it is another function
 
 
 class Plan(NamedTuple):
     """All that the engine needs to know; the same for parameters and moments."""
 
     method: Method
-    options: Options
+    options: GrowthOptions
     source: Model
     target: Model
     maps: dict[str, AxisMap]  # of the axes that change
     tied: bool  # the decoder is the word table
-    scores: float  # by which the queries grow, because scores are divided by √head size
+    query_scale: float  # by which the queries grow, because scores are divided by √head size
     key: jax.Array
     lost: tuple[str, ...]  # why the target does not compute what the source does; empty: it does
 
 
-def plan(
-    method: str | Method, source: Model, target: Model, key: jax.Array, options: Options = Options()
+def plan_growth(
+    method: str | Method,
+    source: Model,
+    target: Model,
+    key: jax.Array,
+    options: GrowthOptions = GrowthOptions(),
 ) -> Plan:
     """The maps of `method` (a name or a Method) from `source` to `target`.
 
     key: of whatever is drawn. Raises UserError for an unknown method and for a pair of models
     that the method cannot do, naming the size, what was found and what was expected.
     """
-    method = find(method) if isinstance(method, str) else method
-    for problem in _refusals(method, source, target):
+    method = get_method(method) if isinstance(method, str) else method
+    for problem in _unsupported(method, source, target):
         raise UserError(f"{method.name}: {problem}")
-    lost = tuple(_losses(method, source, target, options))
-    if lost and method.lossless:
-        raise UserError(f"{method.name}: {lost[0]}")
-    maps = {} if method.fresh else _maps(method, source, target, jax.random.fold_in(key, 0), options)
-    old, new = sizes(source)["head_dim"], sizes(target)["head_dim"]
+    reasons = tuple(_reasons_not_preserving(method, source, target, options))
+    if reasons and method.function_preserving:
+        raise UserError(f"{method.name}: {reasons[0]}")
+    maps = (
+        {} if method.random_init else _axis_maps(method, source, target, jax.random.fold_in(key, 0), options)
+    )
+    old, new = axis_sizes(source)["head_dim"], axis_sizes(target)["head_dim"]
     return Plan(
         method=method,
         options=options,
@@ -69,19 +75,23 @@ def plan(
         target=target,
         maps=maps,
         tied=target.tie_word_embeddings,
-        scores=(new / old) ** 0.5,
+        query_scale=(new / old) ** 0.5,
         key=jax.random.fold_in(key, 1),
-        lost=lost,
+        lost=reasons,
     )
 
 
-def divides(todo: Plan, axis: Axis) -> bool:
+def splits_share(growth_plan: Plan, axis: Axis) -> bool:
     """Whether a copy along this axis gets its share: where a kernel contracts over it, and where
     the other party of the product that follows is only ever copied."""
-    return axis.side == "in" or axis.meets == "keys" or (axis.meets == "words" and todo.tied)
+    return (
+        axis.fan == "in"
+        or axis.contracted_with == "keys"
+        or (axis.contracted_with == "words" and growth_plan.tied)
+    )
 
 
-def sizes(model: Model) -> dict[str, int]:
+def axis_sizes(model: Model) -> dict[str, int]:
     """How many entries the arrays have along each axis of the role table."""
     return {
         "layer": model.num_hidden_layers,
@@ -89,23 +99,23 @@ def sizes(model: Model) -> dict[str, int]:
         "head": model.num_attention_heads,
         "head_dim": model.hidden_size // model.num_attention_heads,
         "mlp": model.intermediate_size,
-        "vocab": padded_vocabulary(model.vocab_size),
+        "vocab": padded_vocab_size(model.vocab_size),
         "position": model.max_position_embeddings,
         "type": model.type_vocab_size,
     }
 
 
-def _named_sizes(model: Model) -> dict[str, int]:
-    return {**sizes(model), "vocab": model.vocab_size}
+def _config_sizes(model: Model) -> dict[str, int]:
+    return {**axis_sizes(model), "vocab": model.vocab_size}
 
 
-def _changes(source: Model, target: Model) -> Iterator[tuple[str, int, int]]:
+def _changed_axes(source: Model, target: Model) -> Iterator[tuple[str, int, int]]:
     """(axis, old size, new size) of those that differ."""
-    old, new = _named_sizes(source), _named_sizes(target)
-    return ((axis, old[axis], new[axis]) for axis in KEYS if old[axis] != new[axis])
+    old, new = _config_sizes(source), _config_sizes(target)
+    return ((axis, old[axis], new[axis]) for axis in SIZE_KEYS if old[axis] != new[axis])
 
 
-def _refusals(method: Method, source: Model, target: Model) -> Iterator[str]:
+def _unsupported(method: Method, source: Model, target: Model) -> Iterator[str]:
     """What this method cannot do at all."""
     for name, model in (("the source's ", source), ("", target)):
         if model.vocab_size < 1:
@@ -115,100 +125,104 @@ def _refusals(method: Method, source: Model, target: Model) -> Iterator[str]:
                 f"{name}hidden_size is {model.hidden_size}, expected a multiple of num_attention_heads "
                 f"({model.num_attention_heads})"
             )
-    if method.fresh:
+    if method.random_init:
         return
     for flag in ("weighted_norm", "gated_layers"):
         if getattr(source, flag) and not getattr(target, flag):
             yield f"{flag} true → false, expected true until it is annealed away"
     if target.tie_word_embeddings and not source.tie_word_embeddings:
         yield "tie_word_embeddings false → true, expected false: two tables do not fit into one"
-    for axis, old, new in _changes(source, target):
-        found = f"{KEYS[axis]} {old} → {new}"
+    for axis, old, new in _changed_axes(source, target):
+        change = f"{SIZE_KEYS[axis]} {old} → {new}"
         if axis == "layer" and method.depth == "same":
-            yield f"{found}, expected {old} (or a depth map before it, as in stack+{method.name})"
-        if axis in WIDTHS and method.width == "same":
-            yield f"{found}, expected {old} (or a width map after it, as in {method.name}+net2net)"
-        if axis in WIDTHS and method.multiples and new % old:
-            yield f"{found}, expected a multiple of {old}"
+            yield f"{change}, expected {old} (or a depth map before it, as in stack+{method.name})"
+        if axis in WIDTH_AXES and method.width == "same":
+            yield f"{change}, expected {old} (or a width map after it, as in {method.name}+net2net)"
+        if axis in WIDTH_AXES and method.integer_factor_only and new % old:
+            yield f"{change}, expected a multiple of {old}"
 
 
-def _losses(method: Method, source: Model, target: Model, options: Options) -> Iterator[str]:
+def _reasons_not_preserving(
+    method: Method, source: Model, target: Model, options: GrowthOptions
+) -> Iterator[str]:
     """Why the target's logits, over the positions, tokens and types that the source has, are not
     the source's."""
-    if method.fresh:
+    if method.random_init:
         yield f"{method.name}: nothing is taken from the source"
         return
-    for field in _SAME:
+    for field in _FUNCTION_KEYS:
         old, new = getattr(source, field), getattr(target, field)
         if old != new:
             yield f"{field} {old} → {new}, expected {old}"
     if options.noise:
         yield f"noise {options.noise:g}, expected 0"
     grows = False
-    for axis, old, new in _changes(source, target):
-        found = f"{KEYS[axis]} {old} → {new}"
+    for axis, old, new in _changed_axes(source, target):
+        change = f"{SIZE_KEYS[axis]} {old} → {new}"
         if new < old:
-            yield f"{found}, expected at least {old}"
+            yield f"{change}, expected at least {old}"
             continue
-        grows |= axis in WIDTHS
+        grows |= axis in WIDTH_AXES
         if axis == "layer" and not target.gated_layers:
-            yield f"{found}, expected model.gated_layers: an added post-LN layer is never the identity"
+            yield f"{change}, expected model.gated_layers: an added post-LN layer is never the identity"
         if axis == "embed" and not target.weighted_norm:
             if method.width not in ("tiled", "drawn"):
-                yield f"{found}, expected model.weighted_norm"
+                yield f"{change}, expected model.weighted_norm"
             elif new % old:
-                yield f"{found}, expected a multiple of {old} or model.weighted_norm"
-    if method.ahead and grows and source.num_hidden_layers > 1:
+                yield f"{change}, expected a multiple of {old} or model.weighted_norm"
+    if method.from_next_layer and grows and source.num_hidden_layers > 1:
         yield f"{method.name}: new units come from the layer above"
 
 
-def _maps(
-    method: Method, source: Model, target: Model, key: jax.Array, options: Options
+def _axis_maps(
+    method: Method, source: Model, target: Model, key: jax.Array, options: GrowthOptions
 ) -> dict[str, AxisMap]:
     maps = {}
-    for i, (axis, old, new) in enumerate(_changes(source, target)):
+    for i, (axis, old, new) in enumerate(_changed_axes(source, target)):
         axis_key = jax.random.fold_in(key, i)
         if axis == "layer":
-            maps[axis] = _layers(depth_maps.MAPS[method.depth](old, new), old)
+            maps[axis] = _layer_map(depth_maps.DEPTH_MAPS[method.depth](old, new), old)
         elif axis == "vocab":
-            maps[axis] = _vocabulary(source, target, options.new_tokens)
+            maps[axis] = _vocab_map(source, target, options.new_tokens)
         elif axis == "type":
-            maps[axis] = width_maps.padded(old, new, "random") if new > old else width_maps.kept(old, new)
-        elif axis in WIDTHS:
-            layers = target.num_hidden_layers if axis in BY_LAYER else 0
-            maps[axis] = _width(method, options.split or method.split, axis_key, old, new, layers)
+            maps[axis] = width_maps.pad(old, new, "random") if new > old else width_maps.truncate(old, new)
+        elif axis in WIDTH_AXES:
+            layers = target.num_hidden_layers if axis in PER_LAYER_AXES else 0
+            maps[axis] = _width_map(method, options.split or method.split, axis_key, old, new, layers)
     if _position_rows(source) != _position_rows(target):
-        maps["position"] = _positions(source, target, options.new_positions)
+        maps["position"] = _position_map(source, target, options.new_positions)
     return maps
 
 
-def _width(method: Method, split: str, key: jax.Array, old: int, new: int, layers: int) -> AxisMap:
+def _width_map(method: Method, split: str, key: jax.Array, old: int, new: int, layers: int) -> AxisMap:
     if new < old:
-        return width_maps.kept(old, new)
+        return width_maps.truncate(old, new)
     if method.width in ("zero", "unread"):
-        return width_maps.padded(old, new, {"zero": "zero", "unread": "random"}[method.width])
+        return width_maps.pad(old, new, {"zero": "zero", "unread": "random"}[method.width])
     keys = jax.random.split(key)
     if method.width == "tiled":
-        return width_maps.tiled(old, new, width_maps.uneven(keys[0], (new,)) if split == "uneven" else None)
+        return width_maps.tile(
+            old, new, width_maps.uneven_weights(keys[0], (new,)) if split == "uneven" else None
+        )
     shape = (layers, new) if layers else (new,)
-    weights = width_maps.uneven(keys[0], shape) if split == "uneven" else None
-    return width_maps.drawn(keys[1], old, new, layers, weights)
+    weights = width_maps.uneven_weights(keys[0], shape) if split == "uneven" else None
+    return width_maps.random_copies(keys[1], old, new, layers, weights)
 
 
-def _layers(sources: list[int], old: int) -> AxisMap:
+def _layer_map(sources: list[int], old: int) -> AxisMap:
     """The first layer that comes from each one of the source is that layer; further ones are copies,
     whose gates are shut (their share of the layer's work is 0)."""
     index = np.array(sources)
-    first = np.array([layer not in sources[:i] for i, layer in enumerate(sources)])
-    kind = np.where(index == depth_maps.NEW, NEW, np.where(first, COPIED, DERIVED)).astype(np.int8)
+    is_first = np.array([layer not in sources[:i] for i, layer in enumerate(sources)])
+    kind = np.where(index == depth_maps.NEW, NEW, np.where(is_first, COPIED, DUPLICATE)).astype(np.int8)
     return AxisMap(old, np.maximum(index, 0), (kind == COPIED).astype(float), kind)
 
 
-def _vocabulary(source: Model, target: Model, fill: str) -> AxisMap:
-    entries = np.arange(padded_vocabulary(target.vocab_size))
+def _vocab_map(source: Model, target: Model, fill: str) -> AxisMap:
+    entries = np.arange(padded_vocab_size(target.vocab_size))
     inside = entries < min(source.vocab_size, target.vocab_size)
     kind = np.where(inside, COPIED, NEW).astype(np.int8)
-    old = padded_vocabulary(source.vocab_size)
+    old = padded_vocab_size(source.vocab_size)
     return AxisMap(old, np.where(inside, entries, 0), inside.astype(float), kind, fill, target.vocab_size)
 
 
@@ -217,14 +231,14 @@ def _position_rows(model: Model) -> tuple[int, int]:
     return model.position_offset, model.max_position_embeddings
 
 
-def _positions(source: Model, target: Model, fill: str) -> AxisMap:
+def _position_map(source: Model, target: Model, fill: str) -> AxisMap:
     """Position p of the target from position p of the source, and so on from its beginning where
     `fill` is tiled. Rows before the first position stay in place."""
-    (before, rows), (target_before, target_rows) = _position_rows(source), _position_rows(target)
+    (offset, rows), (target_offset, target_rows) = _position_rows(source), _position_rows(target)
     entries = np.arange(target_rows)
-    positions = entries - target_before
-    inside = np.where(positions < 0, entries < before, positions < rows - before)
-    further = (positions >= 0) & (fill == "tiled")
-    index = np.where(positions < 0, entries, before + positions % (rows - before))
-    kind = np.where(inside, COPIED, np.where(further, DERIVED, NEW)).astype(np.int8)
+    positions = entries - target_offset
+    inside = np.where(positions < 0, entries < offset, positions < rows - offset)
+    is_duplicate = (positions >= 0) & (fill == "tiled")
+    index = np.where(positions < 0, entries, offset + positions % (rows - offset))
+    kind = np.where(inside, COPIED, np.where(is_duplicate, DUPLICATE, NEW)).astype(np.int8)
     return AxisMap(rows, np.where(kind == NEW, 0, index), (kind == COPIED).astype(float), kind, "random")

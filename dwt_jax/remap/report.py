@@ -10,13 +10,13 @@ import numpy as np
 
 from dwt_jax.config import Model
 from dwt_jax.models import bert, flops
-from dwt_jax.models.common.logical_axes import ROLES, STANDS_IN, Axis, path_name
-from dwt_jax.remap.plan import Plan, divides
+from dwt_jax.models.common.logical_axes import PARAM_AXES, TIED_TO, Axis, path_name
+from dwt_jax.remap.plan import Plan, splits_share
 from dwt_jax.remap.width_maps import COPIED, NEW, AxisMap
 
 
 @dataclass(frozen=True)
-class Leaf:
+class LeafReport:
     """One leaf of the target. Padding of the vocabulary is not counted."""
 
     path: str
@@ -29,17 +29,17 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Report:
+class RemapReport:
     method: str
     exact: bool  # the target computes what the source does
     lost: tuple[str, ...]  # why not
     layers: tuple[int, ...]  # the source's layer for every layer of the target, -1: new
-    leaves: tuple[Leaf, ...]
+    leaves: tuple[LeafReport, ...]
     parameters: tuple[int, int]  # of the source and of the target
     flops: tuple[float, float]  # of a training step, a token, in rows of the longest length of the source
-    drift: dict[str, float] | None = None  # of the logits on the probe, see `drift`
+    drift: dict[str, float] | None = None  # of the logits on the probe, see `logit_drift`
 
-    def with_drift(self, drift: dict[str, float]) -> "Report":
+    def with_drift(self, drift: dict[str, float]) -> "RemapReport":
         return dataclasses.replace(self, drift=drift)
 
     def shares(self) -> dict[str, float]:
@@ -52,14 +52,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what `--json` prints."""
-        plain = dataclasses.asdict(self)
+        record = dataclasses.asdict(self)
         for key in ("parameters", "flops"):
-            plain[key] = dict(zip(("source", "target"), plain[key], strict=True))
-        plain["leaves"] = [
+            record[key] = dict(zip(("source", "target"), record[key], strict=True))
+        record["leaves"] = [
             {**leaf, "source": list(leaf["source"]), "target": list(leaf["target"])}
-            for leaf in plain["leaves"]
+            for leaf in record["leaves"]
         ]
-        return {**plain, "lost": list(self.lost), "layers": list(self.layers), "shares": self.shares()}
+        return {**record, "lost": list(self.lost), "layers": list(self.layers), "shares": self.shares()}
 
     def table(self) -> str:
         """Text for a terminal."""
@@ -67,7 +67,9 @@ class Report:
         for leaf in self.leaves:
             total = max(leaf.copied + leaf.derived + leaf.new, 1)
             shares = (f"{getattr(leaf, kind) / total:.0%}" for kind in ("copied", "derived", "new"))
-            rows.append((leaf.path, _shape(leaf.source), _shape(leaf.target), *shares, leaf.origin))
+            rows.append(
+                (leaf.path, _format_shape(leaf.source), _format_shape(leaf.target), *shares, leaf.origin)
+            )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
             "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -92,112 +94,134 @@ class Report:
         return lines
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "–"
 
 
-def report(todo: Plan, params: Any, grown: Any) -> Report:
+def remap_report(plan: Plan, params: Any, target_params: Any) -> RemapReport:
     """All but the drift. Needs the shapes alone, so that it can be made inside jit."""
-    before = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    source_leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     leaves = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(grown):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target_params):
         name = path_name(path)
-        shape = before[name].shape if name in before else ()
-        leaves.append(_leaf(todo, name, shape, leaf.shape))
-    layers = todo.maps.get("layer")
-    if todo.method.fresh:
-        origin = [-1] * todo.target.num_hidden_layers
+        shape = source_leaves[name].shape if name in source_leaves else ()
+        leaves.append(_leaf_report(plan, name, shape, leaf.shape))
+    layers = plan.maps.get("layer")
+    if plan.method.random_init:
+        origin = [-1] * plan.target.num_hidden_layers
     elif layers is None:
-        origin = list(range(todo.target.num_hidden_layers))
+        origin = list(range(plan.target.num_hidden_layers))
     else:
         origin = [-1 if kind == NEW else int(i) for i, kind in zip(layers.index, layers.kind, strict=True)]
-    length = todo.source.max_length
+    length = plan.source.max_length
     predictions = max(1, round(0.15 * length))
-    return Report(
-        method=todo.method.name,
-        exact=not todo.lost,
-        lost=todo.lost,
+    return RemapReport(
+        method=plan.method.name,
+        exact=not plan.lost,
+        lost=plan.lost,
         layers=tuple(origin),
         leaves=tuple(leaves),
-        parameters=(_count(before.items(), todo.source), sum(x.copied + x.derived + x.new for x in leaves)),
+        parameters=(
+            _count_entries(source_leaves.items(), plan.source),
+            sum(x.copied + x.derived + x.new for x in leaves),
+        ),
         flops=(
-            flops.training_step(todo.source, 1, length, predictions) / length,
-            flops.training_step(todo.target, 1, length, predictions) / length,
+            flops.training_step_flops(plan.source, 1, length, predictions) / length,
+            flops.training_step_flops(plan.target, 1, length, predictions) / length,
         ),
     )
 
 
-def _real(axis: Axis, size: int, model: Model) -> int:
+def _unpadded_size(axis: Axis, size: int, model: Model) -> int:
     """How many of the entries are no padding."""
     return model.vocab_size if axis.name == "vocab" else size
 
 
-def _count(leaves: Any, model: Model) -> int:
+def _count_entries(leaves: Any, model: Model) -> int:
     return sum(
-        int(np.prod([_real(axis, size, model) for axis, size in zip(ROLES[name], leaf.shape, strict=True)]))
+        int(
+            np.prod(
+                [
+                    _unpadded_size(axis, size, model)
+                    for axis, size in zip(PARAM_AXES[name], leaf.shape, strict=True)
+                ]
+            )
+        )
         for name, leaf in leaves
     )
 
 
-def _leaf(todo: Plan, name: str, source: tuple[int, ...], target: tuple[int, ...]) -> Leaf:
+def _leaf_report(plan: Plan, name: str, source: tuple[int, ...], target: tuple[int, ...]) -> LeafReport:
     """Entries are counted an axis at a time, for every layer where its map is its own."""
-    axes = ROLES[name]
-    total = copied = kept = np.ones(1, np.int64)  # [1], or [N] from the first axis with a map a layer on
-    told = []
+    axes = PARAM_AXES[name]
+    total = copied = sourced = np.ones(1, np.int64)  # [1], or [N] from the first axis with a map a layer on
+    origins = []
     for axis, size in zip(axes, target, strict=True):
-        real = _real(axis, size, todo.target)
-        m = todo.maps.get(axis.name)
-        own, old = np.ones((1, real), bool), np.ones((1, real), bool)
+        num_real = _unpadded_size(axis, size, plan.target)
+        m = plan.maps.get(axis.name)
+        copied_mask, sourced_mask = np.ones((1, num_real), bool), np.ones((1, num_real), bool)
         if m is not None:
-            scaled = _scaled(todo, axis, m)
-            own = (m.kind[:real] == COPIED) & ~scaled[:, :real]
-            old = np.broadcast_to(m.kind[:real] != NEW, own.shape)
-            sizes = (todo.source.vocab_size, real) if axis.name == "vocab" else (m.old, size)
-            told.append(_how(axis, m, *sizes, bool(scaled.any())))
+            scaled = _scaled_mask(plan, axis, m)
+            copied_mask = (m.kind[:num_real] == COPIED) & ~scaled[:, :num_real]
+            sourced_mask = np.broadcast_to(m.kind[:num_real] != NEW, copied_mask.shape)
+            sizes = (plan.source.vocab_size, num_real) if axis.name == "vocab" else (m.old, size)
+            origins.append(_describe_axis(axis, m, *sizes, bool(scaled.any())))
         if axis.name == "layer":  # kept apart: the axes after it may differ from layer to layer
-            copied, kept, total = own[0].astype(np.int64), old[0].astype(np.int64), np.ones(real, np.int64)
+            copied, sourced, total = (
+                copied_mask[0].astype(np.int64),
+                sourced_mask[0].astype(np.int64),
+                np.ones(num_real, np.int64),
+            )
             continue
-        copied, kept, total = copied * own.sum(1), kept * old.sum(1), total * real
-    if todo.method.fresh:
-        return Leaf(name, source, target, 0, 0, int(total.sum()), "new")
-    count, known = int(copied.sum()), int(kept.sum())
+        copied, sourced, total = copied * copied_mask.sum(1), sourced * sourced_mask.sum(1), total * num_real
+    if plan.method.random_init:
+        return LeafReport(name, source, target, 0, 0, int(total.sum()), "new")
+    num_copied, num_sourced = int(copied.sum()), int(sourced.sum())
     if not source:  # another leaf stands in for it, or it is as in a model that needs none
-        told.insert(0, STANDS_IN.get(name, "not in the source"))
-        count, known = 0, known if name in STANDS_IN else 0
-    return Leaf(
-        name, source, target, count, known - count, int(total.sum()) - known, ", ".join(told) or "the source"
+        origins.insert(0, TIED_TO.get(name, "not in the source"))
+        num_copied, num_sourced = 0, num_sourced if name in TIED_TO else 0
+    return LeafReport(
+        name,
+        source,
+        target,
+        num_copied,
+        num_sourced - num_copied,
+        int(total.sum()) - num_sourced,
+        ", ".join(origins) or "the source",
     )
 
 
-def _scaled(todo: Plan, axis: Axis, m: AxisMap) -> np.ndarray:
+def _scaled_mask(plan: Plan, axis: Axis, m: AxisMap) -> np.ndarray:
     """bool [1, D] or [N, D]: where a parameter is multiplied with something else than 1."""
-    if not divides(todo, axis):
+    if not splits_share(plan, axis):
         return np.zeros((1, len(m.kind)), bool)
     if isinstance(m.split, jax.core.Tracer):
         return np.ones((1, len(m.kind)), bool)
-    by = todo.scores if axis.meets == "keys" else 1.0
-    return np.atleast_2d((m.split * by != 1) & (m.kind != NEW))
+    scale = plan.query_scale if axis.contracted_with == "keys" else 1.0
+    return np.atleast_2d((m.split * scale != 1) & (m.kind != NEW))
 
 
-def _how(axis: Axis, m: AxisMap, old: int, new: int, scaled: bool) -> str:
-    side = f"{axis.side}:" if axis.side else ""
+def _describe_axis(axis: Axis, m: AxisMap, old: int, new: int, scaled: bool) -> str:
+    prefix = f"{axis.fan}:" if axis.fan else ""
     if new < old:
-        how = "chosen" if axis.name == "layer" else "the first"
+        action = "chosen" if axis.name == "layer" else "the first"
     elif (m.kind == NEW).any():
-        how = "unread" if axis.side == "in" else f"new ones {m.fill}"
+        action = "unread" if axis.fan == "in" else f"new ones {m.fill}"
     else:
-        how = "copies"
-    return f"{side}{axis.name} {old}→{new} {how}{' × share' if scaled else ''}"
+        action = "copies"
+    return f"{prefix}{axis.name} {old}→{new} {action}{' × share' if scaled else ''}"
 
 
-def drift(params: Any, source: Model, grown: Any, target: Model, probe: dict[str, Any]) -> dict[str, float]:
+def logit_drift(
+    params: Any, source: Model, target_params: Any, target: Model, probe: dict[str, Any]
+) -> dict[str, float]:
     """How far the MLM logits have moved on `probe` ({tokens, segments} int [B, L]), over the tokens
     that both know, where there is text: the largest and the root mean square difference, and
     the standard deviation of the source's logits to compare with."""
     size = min(source.vocab_size, target.vocab_size)
     real = np.asarray(probe["segments"]) > 0
-    before = np.asarray(_logits(params, source, probe))[real][:, :size]
-    after = np.asarray(_logits(grown, target, probe))[real][:, :size]
+    before = np.asarray(_mlm_logits(params, source, probe))[real][:, :size]
+    after = np.asarray(_mlm_logits(target_params, target, probe))[real][:, :size]
     difference = np.abs(after - before)
     return {
         "max": float(difference.max()),
@@ -206,7 +230,7 @@ def drift(params: Any, source: Model, grown: Any, target: Model, probe: dict[str
     }
 
 
-def _logits(params: Any, model: Model, probe: dict[str, Any]) -> jax.Array:
+def _mlm_logits(params: Any, model: Model, probe: dict[str, Any]) -> jax.Array:
     def run(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
         return bert.mlm_logits(params, model, bert.encode(params, model, tokens, segments))
 
@@ -214,7 +238,7 @@ def _logits(params: Any, model: Model, probe: dict[str, Any]) -> jax.Array:
 
 
 def probe_batch(model: Model, key: jax.Array, rows: int = 8, length: int = 64) -> dict[str, jax.Array]:
-    """Random tokens, where no text is at hand: a batch for `drift`."""
+    """Random tokens, where no text is at hand: a batch for `logit_drift`."""
     length = min(length, model.max_length)
     tokens = jax.random.randint(key, (rows, length), 0, model.vocab_size)
     return {"tokens": tokens, "segments": jnp.ones((rows, length), jnp.int32)}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-COPIED, DERIVED, NEW = 0, 1, 2
+COPIED, DUPLICATE, NEW = 0, 1, 2
 """An entry that stays what and where it was; a further copy; one without a source."""
 
 
@@ -24,58 +24,58 @@ class AxisMap(NamedTuple):
     split: Any  # float, the same shape; 0 where an entry is new
     kind: np.ndarray  # int8 [D]: COPIED, DERIVED or NEW, known without any value
     fill: str = "random"  # what new entries get: random, zero or mean
-    filled: int = -1  # new entries from here on are padding and get 0
+    valid_size: int = -1  # new entries from here on are padding and get 0
 
 
-def kept(old: int, new: int) -> AxisMap:
+def truncate(old: int, new: int) -> AxisMap:
     """Shrinking: the first `new` entries."""
     return AxisMap(old, np.arange(new), np.ones(new), np.full(new, COPIED, np.int8))
 
 
-def padded(old: int, new: int, fill: str) -> AxisMap:
+def pad(old: int, new: int, fill: str) -> AxisMap:
     """The old entries, then new ones that nobody reads: their split is 0."""
     entries = np.arange(new)
-    inside = entries < old
-    kind = np.where(inside, COPIED, NEW).astype(np.int8)
-    return AxisMap(old, np.where(inside, entries, 0), inside.astype(float), kind, fill)
+    is_old = entries < old
+    kind = np.where(is_old, COPIED, NEW).astype(np.int8)
+    return AxisMap(old, np.where(is_old, entries, 0), is_old.astype(float), kind, fill)
 
 
-def tiled(old: int, new: int, weights: Any = None) -> AxisMap:
+def tile(old: int, new: int, weights: Any = None) -> AxisMap:
     """Entry j is a copy of j mod old."""
-    return copies(old, np.arange(new) % old, weights)
+    return copy_map(old, np.arange(new) % old, weights)
 
 
-def drawn(key: jax.Array, old: int, new: int, layers: int = 0, weights: Any = None) -> AxisMap:
+def random_copies(key: jax.Array, old: int, new: int, layers: int = 0, weights: Any = None) -> AxisMap:
     """The old entries, then copies drawn at random, each entry as often as any other (once more
     or less where it does not come out even). layers: draw for every layer anew."""
     rows, blocks = max(layers, 1), -(-(new - old) // old)
-    extra = concrete(jax.random.uniform(key, (rows, blocks, old))).argsort(-1).reshape(rows, -1)
-    library = np if isinstance(extra, np.ndarray) else jnp
-    own = np.broadcast_to(np.arange(old), (rows, old))
-    index = library.concatenate([own, extra[:, : new - old]], axis=1)
-    return copies(old, index if layers else index[0], weights)
+    extra = to_numpy_if_concrete(jax.random.uniform(key, (rows, blocks, old))).argsort(-1).reshape(rows, -1)
+    xp = np if isinstance(extra, np.ndarray) else jnp
+    identity = np.broadcast_to(np.arange(old), (rows, old))
+    index = xp.concatenate([identity, extra[:, : new - old]], axis=1)
+    return copy_map(old, index if layers else index[0], weights)
 
 
-def uneven(key: jax.Array, shape: tuple[int, ...]) -> Any:
+def uneven_weights(key: jax.Array, shape: tuple[int, ...]) -> Any:
     """Weights from 0.5 to 1.5 for shares that differ, which is what parts copies in training
     (LEMON, Wang et al. 2024)."""
-    return concrete(jax.random.uniform(key, shape, minval=0.5, maxval=1.5))
+    return to_numpy_if_concrete(jax.random.uniform(key, shape, minval=0.5, maxval=1.5))
 
 
-def copies(old: int, index: Any, weights: Any) -> AxisMap:
+def copy_map(old: int, index: Any, weights: Any) -> AxisMap:
     """The map of `index`, each share in proportion to `weights` (None: even)."""
     if weights is None:
         weights = np.ones(index.shape)
     if index.ndim == 1:
-        split = _shares(old, index, weights)
+        split = _split_shares(old, index, weights)
     else:
-        parts = [_shares(old, *row) for row in zip(index, weights, strict=True)]
+        parts = [_split_shares(old, *row) for row in zip(index, weights, strict=True)]
         split = np.stack(parts) if isinstance(parts[0], np.ndarray) else jnp.stack(parts)
-    kind = np.where(np.arange(index.shape[-1]) < old, COPIED, DERIVED).astype(np.int8)
+    kind = np.where(np.arange(index.shape[-1]) < old, COPIED, DUPLICATE).astype(np.int8)
     return AxisMap(old, index, split, kind)
 
 
-def _shares(old: int, index: Any, weights: Any) -> Any:
+def _split_shares(old: int, index: Any, weights: Any) -> Any:
     if isinstance(index, np.ndarray) and isinstance(weights, np.ndarray):
         weights = weights.astype(float)
         return weights / np.bincount(index, weights, old)[index]
@@ -83,7 +83,7 @@ def _shares(old: int, index: Any, weights: Any) -> Any:
     return weights / jnp.zeros(old, weights.dtype).at[index].add(weights)[index]
 
 
-def concrete(x: jax.Array) -> Any:
+def to_numpy_if_concrete(x: jax.Array) -> Any:
     """On the host where there is a value, so that host arrays never meet a device; unchanged
     inside a trace."""
     return x if isinstance(x, jax.core.Tracer) else np.asarray(x)

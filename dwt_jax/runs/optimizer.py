@@ -6,7 +6,7 @@ from dwt_jax.config import Optimizer
 from dwt_jax.models.common.logical_axes import decay_mask
 
 
-def make(optimizer: Optimizer) -> optax.GradientTransformation:
+def make_optimizer(optimizer: Optimizer) -> optax.GradientTransformation:
     """Clipping by the global norm, Adam's direction, decoupled decay on matrices (AdamW,
     Loshchilov & Hutter 2019). The update still has to be multiplied by −learning rate."""
     chain = [

@@ -9,24 +9,24 @@ import jax
 import numpy as np
 
 from dwt_jax.config import Model
-from dwt_jax.data.tokenizer import Vocabulary, vocabulary
+from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.errors import UserError
-from dwt_jax.models.common.layers import padded_vocabulary
-from dwt_jax.models.common.logical_axes import Axis, map_with_roles
-from dwt_jax.runs.metric_writer import total
+from dwt_jax.models.common.layers import padded_vocab_size
+from dwt_jax.models.common.logical_axes import Axis, map_with_axes
+from dwt_jax.runs.metric_writer import sum_or_none
 from dwt_jax.runs.run_dir import load_model, read_json
 
 
-class Borrowed(NamedTuple):
+class PretrainedModel(NamedTuple):
     params: Any  # host fp32 arrays
     model: Model
     digest: str  # of its parameters
     training_flops: float | None  # what its own pre-training cost, where it says so
 
 
-def borrow(
-    key: str, path: str, words: Vocabulary, growing: bool = False, step: int | None = None
-) -> Borrowed:
+def load_pretrained(
+    key: str, path: str, vocab: Vocabulary, allow_fewer_tokens: bool = False, step: int | None = None
+) -> PretrainedModel:
     """The model in `path`, a model or run directory, that `key` of the config names. Rows that no
     token owns are cut off.
 
@@ -34,54 +34,60 @@ def borrow(
     the kept checkpoint to take. Raises UserError if its vocabulary differs from the data's,
     naming the first difference.
     """
-    loaded = load_model(path, step=step)
-    theirs = vocabulary(loaded.tokenizer)
-    _same_vocabulary(key, path, theirs, words, growing)
-    size = len(theirs.tokens)
-    if loaded.model.vocab_size < size:
+    loaded_model = load_model(path, step=step)
+    source_vocab = load_vocabulary(loaded_model.tokenizer)
+    _check_vocabulary(key, path, source_vocab, vocab, allow_fewer_tokens)
+    vocab_size = len(source_vocab.tokens)
+    if loaded_model.model.vocab_size < vocab_size:
         raise UserError(
-            f"{key}: {path} has vocab_size {loaded.model.vocab_size}, expected at least the "
-            f"tokenizer's {size}"
+            f"{key}: {path} has vocab_size {loaded_model.model.vocab_size}, expected at least the "
+            f"tokenizer's {vocab_size}"
         )
-    params, model = _cut_vocabulary(loaded.params, loaded.model, size)
-    return Borrowed(params, model, digest(loaded.params), _training_flops(Path(path).expanduser()))
+    params, model = _truncate_vocabulary(loaded_model.params, loaded_model.model, vocab_size)
+    return PretrainedModel(
+        params, model, params_digest(loaded_model.params), _read_training_flops(Path(path).expanduser())
+    )
 
 
-def digest(params: Any) -> str:
+def params_digest(params: Any) -> str:
     """Of all weights, in order."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()[:16]
+        hasher.update(np.ascontiguousarray(leaf).tobytes())
+    return hasher.hexdigest()[:16]
 
 
-def _cut_vocabulary(params: Any, model: Model, size: int) -> tuple[Any, Model]:
+def _truncate_vocabulary(params: Any, model: Model, vocab_size: int) -> tuple[Any, Model]:
     """Without the rows that no token owns: many checkpoints pad their tables."""
-    rows = padded_vocabulary(size)
+    rows = padded_vocab_size(vocab_size)
 
-    def cut(axes: tuple[Axis, ...], leaf: np.ndarray) -> np.ndarray:
+    def truncate(axes: tuple[Axis, ...], leaf: np.ndarray) -> np.ndarray:
         return leaf[:rows] if axes[0].name == "vocab" else leaf
 
-    return map_with_roles(cut, params), dataclasses.replace(model, vocab_size=size)
+    return map_with_axes(truncate, params), dataclasses.replace(model, vocab_size=vocab_size)
 
 
-def _same_vocabulary(key: str, path: str, theirs: Vocabulary, ours: Vocabulary, growing: bool) -> None:
-    pairs = zip(theirs.tokens, ours.tokens, strict=False)
-    for i, (their, our) in enumerate(pairs):
-        if their != our:
-            raise UserError(f"{key}: {path} has another vocabulary, token {i} is {their!r}, expected {our!r}")
-    found, wanted = len(theirs.tokens), len(ours.tokens)
-    if found > wanted or (found < wanted and not growing):
+def _check_vocabulary(
+    key: str, path: str, source_vocab: Vocabulary, data_vocab: Vocabulary, allow_fewer_tokens: bool
+) -> None:
+    pairs = zip(source_vocab.tokens, data_vocab.tokens, strict=False)
+    for i, (source_token, data_token) in enumerate(pairs):
+        if source_token != data_token:
+            raise UserError(
+                f"{key}: {path} has another vocabulary, token {i} is {source_token!r}, expected {data_token!r}"
+            )
+    source_size, data_size = len(source_vocab.tokens), len(data_vocab.tokens)
+    if source_size > data_size or (source_size < data_size and not allow_fewer_tokens):
         raise UserError(
-            f"{key}: {path} has another vocabulary, of {found} tokens, expected "
-            f"{'at most ' * growing}the data's {wanted}"
+            f"{key}: {path} has another vocabulary, of {source_size} tokens, expected "
+            f"{'at most ' * allow_fewer_tokens}the data's {data_size}"
         )
 
 
-def _training_flops(path: Path) -> float | None:
+def _read_training_flops(path: Path) -> float | None:
     """Of its own run and of what that had borrowed, None where that is not known."""
     summary = (path.parent if path.name == "model" else path) / "summary.json"
     if not summary.exists():
         return None
-    found = read_json(summary).get("flops") or {}
-    return total(found.get("total"), found.get("teacher_training"), found.get("source_training", 0.0))
+    flops = read_json(summary).get("flops") or {}
+    return sum_or_none(flops.get("total"), flops.get("teacher_training"), flops.get("source_training", 0.0))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from dwt_jax.runs.metric_writer import number
+from dwt_jax.runs.metric_writer import format_float
 
 COLOURS = 7  # --c0 is the ink of the student alone, the others are for whom it is compared with
 DASHES = ("none", "2 5", "9 4")
@@ -33,7 +33,7 @@ CSS = (
 FLOP_UNITS = ((1e21, "ZFLOPs"), (1e18, "EFLOPs"), (1e15, "PFLOPs"), (1e12, "TFLOPs"), (1e9, "GFLOPs"))
 
 
-class Line(NamedTuple):
+class ChartLine(NamedTuple):
     """One curve. Points that are not finite are left out."""
 
     label: str
@@ -44,20 +44,20 @@ class Line(NamedTuple):
     spread: Sequence[float] = ()  # by point, half the height of a bar through it; empty: none
 
 
-class Axes(NamedTuple):
+class ChartAxes(NamedTuple):
     """What surrounds the curves, in the units in which they are given."""
 
     title: str  # for those who hear the page
     x_label: str
     y_label: str
     x_scale: float = 1.0  # what one unit of x_label is
-    levels: tuple[tuple[str, float], ...] = ()  # dashed horizontal lines
+    reference_lines: tuple[tuple[str, float], ...] = ()  # dashed horizontal lines
     band: float = 0.0  # half the width of a shaded band around 0
     cut: bool = False  # leave out of sight where the curves begin, if that is far above the rest
     signed: bool = False  # differences: the values bear their sign
     decimals: int = 3  # of the values beside the ends and in the tool tips
     from_zero: bool = False
-    stairs: tuple[tuple[float, float], ...] = ()  # (x, y), rising: a dashed line of what is reached by x
+    step_line: tuple[tuple[float, float], ...] = ()  # (x, y), rising: a dashed line of what is reached by x
 
 
 class _Frame(NamedTuple):
@@ -87,7 +87,7 @@ def flop_unit(largest: float) -> tuple[float, str]:
     return 1e6, "MFLOPs"
 
 
-def ticks(low: float, high: float, about: int) -> list[float]:
+def axis_ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], `about` so many."""
     span = high - low
     power = 10.0 ** math.floor(math.log10(span / about))
@@ -96,33 +96,37 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def dodge_labels(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions near the `wanted` ones, in the same order, at least `gap` apart and in
     [low, high] (as long as so many fit)."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed = [0.0] * len(wanted)
+    order = sorted(range(len(targets)), key=lambda i: targets[i])
+    positions = [0.0] * len(targets)
     floor = low
     for i in order:
-        placed[i] = floor = max(wanted[i], floor)
+        positions[i] = floor = max(targets[i], floor)
         floor += gap
     ceiling = high
     for i in reversed(order):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
-    return placed
+        positions[i] = min(positions[i], ceiling)
+        ceiling = positions[i] - gap
+    return positions
 
 
-def thin(x: Sequence[float], y: Sequence[float], most: int = 120) -> tuple[list[float], list[float]]:
+def downsample(
+    x: Sequence[float], y: Sequence[float], max_points: int = 120
+) -> tuple[list[float], list[float]]:
     """Means of neighbours, so that at most about `most` points are left."""
-    size = -(-len(x) // most) if x else 1
+    size = -(-len(x) // max_points) if x else 1
     groups = [slice(i, i + size) for i in range(0, len(x), size)]
     return [sum(x[g]) / len(x[g]) for g in groups], [sum(y[g]) / len(y[g]) for g in groups]
 
 
-def chart(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bool = True) -> str:
+def svg_chart(
+    lines: Sequence[ChartLine], axes: ChartAxes, width: int, height: int, direct: bool = True
+) -> str:
     """An `<svg>` of `width` × `height` pixels; '' if there is nothing to draw.
 
-    `direct`: names and last values stand beside the ends of the curves; without it a `legend`
+    `direct`: names and last values stand beside the ends of the curves; without it a `svg_legend`
     has to tell them apart.
     """
     lines = [_finite(line, axes.x_scale) for line in lines]
@@ -131,15 +135,15 @@ def chart(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bo
         return ""
     frame = _frame(lines, axes, width, height, direct)
     parts = [_grid(frame, axes)]
-    inside = [_band(frame, axes), *(_level(frame, value) for _, value in axes.levels)]
-    inside += [_stairs(frame, axes)]
+    inside = [_band(frame, axes), *(_reference_line(frame, value) for _, value in axes.reference_lines)]
+    inside += [_step_line(frame, axes)]
     inside += [_curve(frame, line, axes) for line in reversed(lines)]  # the first one on top
     # A nested svg clips what is in it.
     parts.append(
         f'<svg x="{frame.left:g}" y="{frame.top:g}" width="{frame.right - frame.left:g}" '
         f'height="{frame.bottom - frame.top:g}">{"".join(inside)}</svg>'
     )
-    parts.append(_end_labels(frame, lines, axes) if direct else _level_names(frame, axes))
+    parts.append(_end_labels(frame, lines, axes) if direct else _reference_line_names(frame, axes))
     if any(y > frame.y[1] for line in lines for y in line.y):
         parts.append(
             f'<text class="note" x="{frame.right:g}" y="{height - 6}" text-anchor="end">↑ starts above</text>'
@@ -151,7 +155,7 @@ def chart(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bo
     )
 
 
-def legend(lines: Iterable[Line]) -> str:
+def svg_legend(lines: Iterable[ChartLine]) -> str:
     """Which colour and dash is whose."""
     items = "".join(
         f'<li><svg width="26" height="10" aria-hidden="true"><path class="{_style(line)}" d="M1 5H25"/></svg>'
@@ -161,45 +165,45 @@ def legend(lines: Iterable[Line]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def _finite(line: Line, scale: float) -> Line:
+def _finite(line: ChartLine, scale: float) -> ChartLine:
     spreads = line.spread or [0.0] * len(line.x)
     points = [
-        (x / scale, y, spread)
-        for x, y, spread in zip(line.x, line.y, spreads, strict=True)
+        (x / scale, y, half_height)
+        for x, y, half_height in zip(line.x, line.y, spreads, strict=True)
         if math.isfinite(x) and math.isfinite(y)
     ]
     x, y, spreads = ([point[i] for point in points] for i in range(3))
     return line._replace(x=x, y=y, spread=spreads if line.spread else ())
 
 
-def _frame(lines: Sequence[Line], axes: Axes, width: int, height: int, direct: bool) -> _Frame:
+def _frame(lines: Sequence[ChartLine], axes: ChartAxes, width: int, height: int, direct: bool) -> _Frame:
     last = max(max(line.x) for line in lines) or 1.0
     begin = 0.12 * last if axes.cut and min(len(line.x) for line in lines) > 6 else 0.0
     seen = [y for line in lines for x, y in zip(line.x, line.y, strict=True) if x >= begin]
     seen += [
-        y + side * spread
+        y + side * half_height
         for line in lines
         if line.spread
-        for y, spread in zip(line.y, line.spread, strict=True)
+        for y, half_height in zip(line.y, line.spread, strict=True)
         for side in (-1, 1)
     ]
-    seen += [value for _, value in axes.levels] + ([axes.band, -axes.band] if axes.band else [])
+    seen += [value for _, value in axes.reference_lines] + ([axes.band, -axes.band] if axes.band else [])
     low, high = min(seen), max(seen)
     if axes.from_zero:
         low = min(low, 0.0)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     low = low if axes.from_zero and low == 0 else low - margin
     room = max(_text_width(_end_text(line, axes)) for line in lines) if direct else 0
-    room = max([room, *(_text_width(name) for name, _ in axes.levels)]) if direct else 0
+    room = max([room, *(_text_width(name) for name, _ in axes.reference_lines)]) if direct else 0
     right = width - (min(room + 34, 0.36 * width) if direct else 20)
     frame = _Frame(width, height, 0, 10, right, height - 44, (0.0, last * 1.012), (low, high + margin))
-    return frame._replace(left=30 + max(_text_width(text) for _, text in _rows(frame, axes)))
+    return frame._replace(left=30 + max(_text_width(text) for _, text in _axis_rows(frame, axes)))
 
 
-def _rows(frame: _Frame, axes: Axes) -> list[tuple[float, str]]:
+def _axis_rows(frame: _Frame, axes: ChartAxes) -> list[tuple[float, str]]:
     """The ticks of the vertical axis."""
-    values = ticks(*frame.y, max(3, int((frame.bottom - frame.top) / 55)))
-    return [(value, number(value, _decimals(values), axes.signed and value != 0)) for value in values]
+    values = axis_ticks(*frame.y, max(3, int((frame.bottom - frame.top) / 55)))
+    return [(value, format_float(value, _decimals(values), axes.signed and value != 0)) for value in values]
 
 
 def _text_width(text: str) -> float:
@@ -212,18 +216,18 @@ def _decimals(places: Sequence[float]) -> int:
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
-def _grid(frame: _Frame, axes: Axes) -> str:
+def _grid(frame: _Frame, axes: ChartAxes) -> str:
     parts = []
-    for value, text in _rows(frame, axes):
+    for value, text in _axis_rows(frame, axes):
         y = frame.top + frame.py(value)
         parts.append(f'<path class="grid" d="M{frame.left:g} {y:.1f}H{frame.right:g}"/>')
         parts.append(
             f'<text class="tick" x="{frame.left - 7:g}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         )
-    columns = ticks(*frame.x, max(3, int((frame.right - frame.left) / 95)))
+    columns = axis_ticks(*frame.x, max(3, int((frame.right - frame.left) / 95)))
     for value in columns:
         x = frame.left + frame.px(value)
-        text = number(value, _decimals(columns))
+        text = format_float(value, _decimals(columns))
         parts.append(f'<path class="axis" d="M{x:.1f} {frame.bottom:g}v4"/>')
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{frame.bottom + 18:g}" text-anchor="middle">{text}</text>'
@@ -242,44 +246,46 @@ def _grid(frame: _Frame, axes: Axes) -> str:
     return "".join(parts)
 
 
-def _style(line: Line) -> str:
+def _style(line: ChartLine) -> str:
     return f"line c{line.colour % COLOURS} d{line.dash % len(DASHES)}"
 
 
-def _band(frame: _Frame, axes: Axes) -> str:
+def _band(frame: _Frame, axes: ChartAxes) -> str:
     if not axes.band:
         return ""
     top, bottom = frame.py(axes.band), frame.py(-axes.band)
     return f'<rect class="band" x="0" y="{top:.1f}" width="{frame.width}" height="{bottom - top:.1f}"/>'
 
 
-def _level(frame: _Frame, value: float) -> str:
+def _reference_line(frame: _Frame, value: float) -> str:
     return f'<path class="level" d="M0 {frame.py(value):.1f}H{frame.right - frame.left:g}"/>'
 
 
-def _stairs(frame: _Frame, axes: Axes) -> str:
-    if not axes.stairs:
+def _step_line(frame: _Frame, axes: ChartAxes) -> str:
+    if not axes.step_line:
         return ""
-    places = [(frame.px(x / axes.x_scale), frame.py(y)) for x, y in axes.stairs]
+    places = [(frame.px(x / axes.x_scale), frame.py(y)) for x, y in axes.step_line]
     path = "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
     start = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
     return f'<path class="level" d="{start}{path}H{frame.right - frame.left:g}"/>'
 
 
-def _curve(frame: _Frame, line: Line, axes: Axes) -> str:
+def _curve(frame: _Frame, line: ChartLine, axes: ChartAxes) -> str:
     points = [(frame.px(x), frame.py(y)) for x, y in zip(line.x, line.y, strict=True)]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     parts = [f'<path class="{_style(line)}" d="M{path}"/>']
-    for (x, _), y, spread in zip(points, line.y, line.spread or [0.0] * len(points), strict=True):
-        if spread:
+    for (x, _), y, half_height in zip(points, line.y, line.spread or [0.0] * len(points), strict=True):
+        if half_height:
             parts.append(
                 f'<path class="line c{line.colour % COLOURS}" '
-                f'd="M{x:.1f} {frame.py(y + spread):.1f}V{frame.py(y - spread):.1f}"/>'
+                f'd="M{x:.1f} {frame.py(y + half_height):.1f}V{frame.py(y - half_height):.1f}"/>'
             )
     radius = 4 if line.spread else 2.6
     if len(points) <= 60:
         for (x, y), at, value in zip(points, line.x, line.y, strict=True):
-            tip = f"{line.label}: {number(value, axes.decimals, axes.signed)} at {at:,.4g} {axes.x_label}"
+            tip = (
+                f"{line.label}: {format_float(value, axes.decimals, axes.signed)} at {at:,.4g} {axes.x_label}"
+            )
             parts.append(
                 f'<circle class="dot c{line.colour % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
                 f"<title>{escape(tip)}</title></circle>"
@@ -287,27 +293,27 @@ def _curve(frame: _Frame, line: Line, axes: Axes) -> str:
     return "".join(parts)
 
 
-def _end_text(line: Line, axes: Axes) -> str:
-    return f"{number(line.y[-1], axes.decimals, axes.signed)} {line.label}"
+def _end_text(line: ChartLine, axes: ChartAxes) -> str:
+    return f"{format_float(line.y[-1], axes.decimals, axes.signed)} {line.label}"
 
 
-def _end_labels(frame: _Frame, lines: Sequence[Line], axes: Axes) -> str:
+def _end_labels(frame: _Frame, lines: Sequence[ChartLine], axes: ChartAxes) -> str:
     """Values and names beside the ends of the curves, pushed apart, with a leader to each end."""
     ends = [(frame.left + frame.px(line.x[-1]), frame.top + frame.py(line.y[-1])) for line in lines]
-    ends += [(frame.right, frame.top + frame.py(value)) for _, value in axes.levels]
+    ends += [(frame.right, frame.top + frame.py(value)) for _, value in axes.reference_lines]
     ends = [(x, min(max(y, frame.top), frame.bottom)) for x, y in ends]
-    heights = spread([y for _, y in ends], 17, frame.top + 6, frame.bottom - 2)
+    heights = dodge_labels([y for _, y in ends], 17, frame.top + 6, frame.bottom - 2)
     most = int((frame.width - frame.right - 26) / 6.6)
     parts = []
     for i, ((x, y), height) in enumerate(zip(ends, heights, strict=True)):
         at = frame.right + 16
         if i < len(lines):
-            value = number(lines[i].y[-1], axes.decimals, axes.signed)
+            value = format_float(lines[i].y[-1], axes.decimals, axes.signed)
             name, style, whole = lines[i].label, f"c{lines[i].colour % COLOURS}", _end_text(lines[i], axes)
             room = most - len(value) - 1
             text = f'<tspan class="value">{value}</tspan> {escape(_short(name, room))}'
         else:
-            whole, style = axes.levels[i - len(lines)][0], "grey"
+            whole, style = axes.reference_lines[i - len(lines)][0], "grey"
             text = escape(_short(whole, most))
         parts.append(
             f'<path class="leader {style}" d="M{x + 4:.1f} {y:.1f}L{max(frame.right + 4, x + 4):.1f} {y:.1f}'
@@ -318,11 +324,11 @@ def _end_labels(frame: _Frame, lines: Sequence[Line], axes: Axes) -> str:
     return "".join(parts)
 
 
-def _level_names(frame: _Frame, axes: Axes) -> str:
+def _reference_line_names(frame: _Frame, axes: ChartAxes) -> str:
     if axes.signed:  # the level is zero, where the curves meet
         return ""
     parts = []
-    for name, value in axes.levels:
+    for name, value in axes.reference_lines:
         y = frame.top + frame.py(value) - 5
         text = escape(_short(name, int((frame.right - frame.left) / 7)))
         parts.append(

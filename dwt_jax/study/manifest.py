@@ -3,36 +3,36 @@
 from dataclasses import fields
 from pathlib import Path
 
-from dwt_jax.config_loader import construct, to_dict
+from dwt_jax.config_loader import build_dataclass, config_to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.runs.run_dir import read_json, write_json
-from dwt_jax.study.sweep import Grid, Job, Place, problems
+from dwt_jax.study.sweep import Job, JobRecord, Study, study_problems
 
-NAME = "grid.json"
-
-
-def write(grid: Grid, jobs: tuple[Job, ...], workdir: Path) -> None:
-    places = [{f.name: getattr(job, f.name) for f in fields(Place)} for job in jobs]
-    for place in places:
-        place["workdir"] = place["workdir"].relative_to(workdir).as_posix()
-    write_json(workdir / NAME, {"grid": to_dict(grid), "jobs": places})
+MANIFEST_NAME = "grid.json"
 
 
-def read(workdir: Path) -> tuple[Grid, tuple[Place, ...]]:
-    """What `write` wrote. Raises UserError for anything else."""
-    path = workdir / NAME
-    found = read_json(path)
+def write_manifest(study: Study, jobs: tuple[Job, ...], workdir: Path) -> None:
+    records = [{f.name: getattr(job, f.name) for f in fields(JobRecord)} for job in jobs]
+    for record in records:
+        record["workdir"] = record["workdir"].relative_to(workdir).as_posix()
+    write_json(workdir / MANIFEST_NAME, {"grid": config_to_dict(study), "jobs": records})
+
+
+def read_manifest(workdir: Path) -> tuple[Study, tuple[JobRecord, ...]]:
+    """What `write_manifest` wrote. Raises UserError for anything else."""
+    path = workdir / MANIFEST_NAME
+    manifest = read_json(path)
     try:
-        places = tuple(
-            Place(**{**job, "workdir": workdir / job["workdir"], "tasks": tuple(job["tasks"])})
-            for job in found["jobs"]
+        records = tuple(
+            JobRecord(**{**job, "workdir": workdir / job["workdir"], "tasks": tuple(job["tasks"])})
+            for job in manifest["jobs"]
         )
-        grid = construct(Grid, found["grid"])
+        study = build_dataclass(Study, manifest["grid"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: {error!r}, expected what dwt study wrote (run it again)") from None
-    for problem in problems(grid):
+    for problem in study_problems(study):
         raise UserError(f"{path}: {problem}")
-    strangers = {place.arm for place in places} - {arm.name for arm in grid.arms}
-    if strangers:
-        raise UserError(f"{path}: a run of arm {min(strangers)!r}, expected one of the grid's arms")
-    return grid, places
+    unknown_arms = {record.arm for record in records} - {arm.name for arm in study.arms}
+    if unknown_arms:
+        raise UserError(f"{path}: a run of arm {min(unknown_arms)!r}, expected one of the grid's arms")
+    return study, records

@@ -27,7 +27,7 @@ class PaperFigure(NamedTuple):
     lines: tuple[PaperLine, ...]
 
 
-TABLE_1 = {  # by arm: the teachers' own averages and those of the students
+PAPER_TABLE_1 = {  # by arm: the teachers' own averages and those of the students
     "table1.alone": PaperScore("student alone", 79.89),
     "table1.teacher4": PaperScore("weak teacher, 4 layers", 77.66),
     "table1.teacher2": PaperScore("very weak teacher, 2 layers", 66.45),
@@ -37,7 +37,7 @@ TABLE_1 = {  # by arm: the teachers' own averages and those of the students
     "table1.with1": PaperScore("with the extremely weak teacher", 77.13, -2.76),
 }
 
-FIGURES = (
+PAPER_FIGURES = (
     PaperFigure(
         "The paper's figure 3, weight of the soft loss (approximate)",
         "mnli",
@@ -72,4 +72,6 @@ FIGURES = (
     ),
 )
 
-ARMS = tuple(dict.fromkeys([*TABLE_1, *(line.arm for figure in FIGURES for line in figure.lines)]))
+PAPER_ARMS = tuple(
+    dict.fromkeys([*PAPER_TABLE_1, *(line.arm for figure in PAPER_FIGURES for line in figure.lines)])
+)

@@ -9,64 +9,64 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from dwt_jax.config_loader import flatten
+from dwt_jax.config_loader import flatten_dict
 from dwt_jax.errors import UserError
-from dwt_jax.runs.run_dir import MAY_CHANGE, load_model, read_json, write_json
+from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, load_model, read_json, write_json
 from dwt_jax.study.sweep import Job
 
-NAME = "source.json"
+PROVENANCE_FILE = "source.json"
 
 
-class Sources:
+class ProvenanceChecker:
     """Looks at finished jobs; models are read once."""
 
     def __init__(self, by_name: Mapping[str, Job]):
         self._by_name = by_name
         self._digests: dict[str, str] = {}
 
-    def look(self, job: Job) -> None:
+    def check(self, job: Job) -> None:
         """Raises UserError where `job` was made of something else. A source that is not done is not
         judged: it may yet become the one that was there."""
         needs = [self._by_name[name] for name in job.needs]
         if not all(need.is_done() for need in needs):
             return
         if job.kind != "train":
-            path = job.workdir / NAME
-            if path.exists() and read_json(path) != _record(needs[0]):
-                raise UserError(_another(job, f"run of {needs[0].name!r}"))
+            path = job.workdir / PROVENANCE_FILE
+            if path.exists() and read_json(path) != _run_fingerprint(needs[0]):
+                raise UserError(_changed_source_message(job, f"run of {needs[0].name!r}"))
             return
         record = read_json(job.workdir / "run.json") if (job.workdir / "config.json").exists() else {}
-        borrowed = {"teacher_digest": job.config.teacher.path, "init_digest": job.config.init.from_}
-        for key, model in borrowed.items():
-            mine = [need for need in needs if model and need.workdir == Path(model)]
-            if mine and record.get(key) and record[key] != self._digest(model):
-                raise UserError(_another(job, f"model than that of {mine[0].name!r}"))
+        model_paths = {"teacher_digest": job.config.teacher.path, "init_digest": job.config.init.from_}
+        for key, model in model_paths.items():
+            source_jobs = [need for need in needs if model and need.workdir == Path(model)]
+            if source_jobs and record.get(key) and record[key] != self._model_digest(model):
+                raise UserError(_changed_source_message(job, f"model than that of {source_jobs[0].name!r}"))
 
-    def _digest(self, path: str) -> str:
+    def _model_digest(self, path: str) -> str:
         """Of the model in a run's directory, as a run that borrows it writes it down."""
-        from dwt_jax.runs.pretrained import digest
+        from dwt_jax.runs.pretrained import params_digest
 
         if path not in self._digests:
-            self._digests[path] = digest(load_model(path).params)
+            self._digests[path] = params_digest(load_model(path).params)
         return self._digests[path]
 
-    def note(self, job: Job) -> None:
+    def record(self, job: Job) -> None:
         """Before a job begins: what it is made of. Of pre-training its own run.json tells that."""
-        if job.kind != "train" and not (job.workdir / NAME).exists():
+        if job.kind != "train" and not (job.workdir / PROVENANCE_FILE).exists():
             job.workdir.mkdir(parents=True, exist_ok=True)
-            write_json(job.workdir / NAME, _record(self._by_name[job.needs[0]]))
+            write_json(job.workdir / PROVENANCE_FILE, _run_fingerprint(self._by_name[job.needs[0]]))
 
 
-def _another(job: Job, what: str) -> str:
+def _changed_source_message(job: Job, source_description: str) -> str:
     return (
-        f"{job.workdir}: was made of another {what}, expected the one that is there now "
+        f"{job.workdir}: was made of another {source_description}, expected the one that is there now "
         "(remove it, and it is done again; or give the arm another name)"
     )
 
 
-def _record(run: Job) -> dict[str, str]:
+def _run_fingerprint(run: Job) -> dict[str, str]:
     """What decides the numbers of a pre-training run: done again with the same config, it is the same."""
-    config = flatten(read_json(run.workdir / "config.json"))
-    kept = {key: value for key, value in config.items() if not key.startswith(MAY_CHANGE)}
-    text = json.dumps([kept, read_json(run.workdir / "run.json")], sort_keys=True)
+    config = flatten_dict(read_json(run.workdir / "config.json"))
+    relevant = {key: value for key, value in config.items() if not key.startswith(RESUME_MUTABLE_KEYS)}
+    text = json.dumps([relevant, read_json(run.workdir / "run.json")], sort_keys=True)
     return {"run": run.name, "digest": hashlib.sha256(text.encode()).hexdigest()[:16]}

@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dwt_jax.config import Init
-from dwt_jax.config_loader import flatten, to_dict
+from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
-from dwt_jax.files import whole_file
-from dwt_jax.runs.metric_writer import measured, read, spent
-from dwt_jax.runs.run_dir import MAY_CHANGE, read_json
+from dwt_jax.files import atomic_write
+from dwt_jax.runs.metric_writer import read_jsonl, restore_nans, total_flops
+from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, read_json
 from dwt_jax.study import report_html, tables
 
-NOT_COMPUTED = (
-    *MAY_CHANGE,
+RESULT_NEUTRAL_KEYS = (
+    *RESUME_MUTABLE_KEYS,
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -34,23 +34,23 @@ NOT_COMPUTED = (
 )
 """Keys that do not change what a run computes: runs may differ in them and be equal."""
 
-TREATMENT = ("teacher.", "distill.")
+TREATMENT_KEYS = ("teacher.", "distill.")
 """What distinguishes a distilled student from the student alone, by intention."""
 
-MUST_MATCH = ("model.", "mask.", "train.steps", "run.data_digest", "held-out predictions")
+MUST_MATCH_KEYS = ("model.", "mask.", "train.steps", "run.data_digest", "held-out predictions")
 """Where two students differ in these, their losses cannot be compared at all."""
 
-AT_THE_START = ("model.weighted_norm", "model.gated_layers")
+GROWTH_KEYS = ("model.weighted_norm", "model.gated_layers")
 """Keys of the model that say how it was grown: in the end it is an ordinary one."""
 
 
-DOWNSTREAM = "downstream"
+DOWNSTREAM_DIR = "downstream"
 """The folder beside the runs that may hold their fine-tunings, each by the name of its run (`dwt finetune
 --workdir=downstream/NAME`)."""
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A finished run, as its directory describes it."""
 
     name: str  # of its directory, below the study's
@@ -86,22 +86,22 @@ class Run:
         """Everything that it was run with and on, by dotted key."""
         identity = {f"run.{key}": value for key, value in self.identity.items()}
         return {
-            **flatten({"init": to_dict(Init())}),  # runs that are older than it
-            **flatten(self.config),
+            **flatten_dict({"init": config_to_dict(Init())}),  # runs that are older than it
+            **flatten_dict(self.config),
             **identity,
             "held-out predictions": self.summary["held_out"].get("predictions"),
             "computed in": self.summary.get("compute", self.config["precision"]["compute"]),
         }
 
 
-class Noise(NamedTuple):
+class SeedNoise(NamedTuple):
     """How far apart runs end that differ by their seed alone."""
 
     value: float  # the largest difference between two of them, nats
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
 
 
-class Reach(NamedTuple):
+class TargetCrossing(NamedTuple):
     """Where a curve first comes down to a loss, interpolated between two evaluations."""
 
     steps: float
@@ -109,55 +109,59 @@ class Reach(NamedTuple):
     at_most: bool  # it was there at the first evaluation already
 
 
-class Comparison(NamedTuple):
+class BaselineComparison(NamedTuple):
     """A distilled student against the student alone."""
 
-    run: Run
+    run: RunRecord
     difference: float  # held-out loss minus that of the student alone: below 0 is better
     error: float | None  # standard error of the difference, paired by document
     verdict: str  # one of tables.VERDICTS
     why: str  # what decided, or what stands in the way
-    reach: Reach | None  # of the final loss of the student alone; None: never
+    reach: TargetCrossing | None  # of the final loss of the student alone; None: never
     unequal: tuple[str, ...]  # keys beside the teacher in which the two differ
 
 
 @dataclass(frozen=True)
-class Study:
+class RunComparisonStudy:
     workdir: Path
     title: str
     command: str
     seconds: float | None
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     unfinished: tuple[tuple[str, int], ...]  # (name, last logged step)
-    baseline: Run | None  # the student alone
-    noise: Noise | None
-    comparisons: tuple[Comparison, ...]
+    baseline: RunRecord | None  # the student alone
+    noise: SeedNoise | None
+    comparisons: tuple[BaselineComparison, ...]
     downstream: Mapping[str, Mapping[str, Any]]  # results.json of fine-tunings, by the run's name
 
 
-def write(workdir: Path, out: Path | None = None) -> Path:
+def write_report(workdir: Path, out: Path | None = None) -> Path:
     """Write report.html, and report.md and report.csv beside it. → the path of the HTML file
 
     `workdir`: its sub-directories (or theirs) are runs; an optional `study.json` in it says what
     is what, see docs/architecture.md. `out`: another name ending in .html, or a directory.
     Raises UserError if no run is finished.
     """
-    target = place(workdir, out)
-    study = gather(workdir)
-    renders = {".csv": tables.csv_text, ".md": tables.markdown, ".html": report_html.html}
-    write_all(target, {suffix: render(study) for suffix, render in renders.items()})
+    target = report_path(workdir, out)
+    study = collect_runs(workdir)
+    renders = {
+        ".csv": tables.report_csv,
+        ".md": tables.report_markdown,
+        ".html": report_html.render_report_html,
+    }
+    write_report_files(target, {suffix: render(study) for suffix, render in renders.items()})
     return target
 
 
-def write_all(target: Path, texts: Mapping[str, str]) -> None:
+def write_report_files(target: Path, texts: Mapping[str, str]) -> None:
     """Each beside `target`, with its own suffix: all are made before the first is written."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
-        with whole_file(target.with_suffix(suffix)) as partial:
+        with atomic_write(target.with_suffix(suffix)) as partial:
             partial.write_text(text, encoding="utf-8")
 
 
-def place(workdir: Path, out: Path | None) -> Path:
+def report_path(workdir: Path, out: Path | None) -> Path:
     """Of the HTML file. Raises UserError for another kind of file."""
     target = workdir / "report.html" if out is None else out
     if target.is_dir():
@@ -167,25 +171,25 @@ def place(workdir: Path, out: Path | None) -> Path:
     return target
 
 
-def gather(workdir: Path) -> Study:
+def collect_runs(workdir: Path) -> RunComparisonStudy:
     """Everything the report says, as data."""
-    directories = dict(_directories(workdir))
+    directories = dict(_run_directories(workdir))
     plan = read_json(workdir / "study.json") if (workdir / "study.json").exists() else {}
     if not isinstance(plan, dict):
         raise UserError(f"{workdir / 'study.json'}: {type(plan).__name__}, expected an object")
     found = {name: path for name, path in directories.items() if (path / "summary.json").exists()}
     if not found:
         raise UserError(f"{workdir}: no finished run below it, expected sub-directories with a summary.json")
-    runs = _with_roles([_read_run(name, path) for name, path in found.items()], plan)
+    runs = _assign_roles([_read_run(name, path) for name, path in found.items()], plan)
     planned = [str(entry.get("name")) for entry in plan.get("runs", [])]
-    places = {name: place for place, name in enumerate(planned)}
+    places = {name: rank for rank, name in enumerate(planned)}
     runs.sort(key=lambda run: (places.get(run.name, len(places)), run.role != "teacher", run.name))
     missing = [name for name in (*planned, *directories) if name not in found]
     unfinished = tuple((name, _last_step(directories.get(name))) for name in dict.fromkeys(missing))
     by_name = {run.name: run for run in runs}
-    baseline = by_name.get(str(plan["baseline"])) if plan.get("baseline") else _baseline(runs)
-    noise = _noise(runs, [by_name[name] for name in plan.get("noise_pair") or () if name in by_name])
-    return Study(
+    baseline = by_name.get(str(plan["baseline"])) if plan.get("baseline") else _find_baseline(runs)
+    noise = _seed_noise(runs, [by_name[name] for name in plan.get("noise_pair") or () if name in by_name])
+    return RunComparisonStudy(
         workdir=workdir,
         title=str(plan.get("title") or f"Runs in {workdir.resolve().name}"),
         command=str(plan.get("command") or ""),
@@ -194,16 +198,18 @@ def gather(workdir: Path) -> Study:
         unfinished=unfinished,
         baseline=baseline,
         noise=noise,
-        comparisons=tuple(compare(run, baseline, noise) for run in runs if baseline and run.distilled),
+        comparisons=tuple(
+            compare_to_baseline(run, baseline, noise) for run in runs if baseline and run.distilled
+        ),
         downstream={
             run.name: read_json(path)
             for run in runs
-            if (path := workdir / DOWNSTREAM / run.name / "results.json").exists()
+            if (path := workdir / DOWNSTREAM_DIR / run.name / "results.json").exists()
         },
     )
 
 
-def _directories(workdir: Path) -> Iterator[tuple[str, Path]]:
+def _run_directories(workdir: Path) -> Iterator[tuple[str, Path]]:
     """Run directories below `workdir`, at most two levels down, with their names.
 
     A run's own sub-directories are not searched: `model/` has a config.json too.
@@ -229,12 +235,12 @@ def _is_run(path: Path) -> bool:
     return (path / "run.json").exists()
 
 
-def _read_run(name: str, path: Path) -> Run:
+def _read_run(name: str, path: Path) -> RunRecord:
     summary = read_json(path / "summary.json")
-    last = summary["held_out"] = measured(summary["held_out"])
-    by_step = {record["step"]: record for record in read(path / "evaluations.jsonl")}
+    last = summary["held_out"] = restore_nans(summary["held_out"])
+    by_step = {record["step"]: record for record in read_jsonl(path / "evaluations.jsonl")}
     by_step.setdefault(summary["steps"], {**last, "step": summary["steps"]})
-    return Run(
+    return RunRecord(
         name=name,
         label=name,
         role="student",
@@ -243,13 +249,13 @@ def _read_run(name: str, path: Path) -> Run:
         config=read_json(path / "config.json"),
         identity=read_json(path / "run.json") if (path / "run.json").exists() else {},
         summary=summary,
-        metrics=read(path / "metrics.jsonl"),
+        metrics=read_jsonl(path / "metrics.jsonl"),
         evaluations=[by_step[step] for step in sorted(by_step)],
-        documents=read_documents(path / "documents.npz"),
+        documents=read_document_losses(path / "documents.npz"),
     )
 
 
-def read_documents(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def read_document_losses(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     if not path.exists():
         return None
     try:
@@ -260,27 +266,27 @@ def read_documents(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _last_step(path: Path | None) -> int:
-    records = read(path / "metrics.jsonl") if path else []
+    records = read_jsonl(path / "metrics.jsonl") if path else []
     return records[-1]["step"] if records else 0
 
 
-def _with_roles(runs: list[Run], plan: Mapping[str, Any]) -> list[Run]:
+def _assign_roles(runs: list[RunRecord], plan: Mapping[str, Any]) -> list[RunRecord]:
     """Labels and roles from the plan; else whoever is another run's teacher is a teacher."""
     entries = {str(entry.get("name")): entry for entry in plan.get("runs", [])}
     taught = [Path(run.teacher_path) for run in runs if run.teacher_path]
     done = []
     for run in runs:
         entry = entries.get(run.name, {})
-        is_teacher = run.name == plan.get("teacher") or any(leads_to(path, run) for path in taught)
+        is_teacher = run.name == plan.get("teacher") or any(refers_to_run(path, run) for path in taught)
         role = str(entry.get("role") or ("teacher" if is_teacher else "student"))
         path = run.teacher_path
-        teacher = next((other.name for other in runs if path and leads_to(Path(path), other)), path)
+        teacher = next((other.name for other in runs if path and refers_to_run(Path(path), other)), path)
         label = str(entry.get("label") or run.name)
         done.append(dataclasses.replace(run, label=label, role=role, teacher=teacher))
     return done
 
 
-def leads_to(path: Path, run: Run) -> bool:
+def refers_to_run(path: Path, run: RunRecord) -> bool:
     """Whether `path`, a teacher's, is this run's directory or its model.
 
     Paths are relative to where the run was started, and folders move: what counts, if the
@@ -294,7 +300,7 @@ def leads_to(path: Path, run: Run) -> bool:
     return path.parts[-len(mine) :] == mine
 
 
-def _baseline(runs: Sequence[Run]) -> Run | None:
+def _find_baseline(runs: Sequence[RunRecord]) -> RunRecord | None:
     """The student alone and from nothing: first by name, of a distilled student's size if there is one."""
     alone = sorted((run for run in runs if not run.teacher_path and not run.grown), key=lambda run: run.name)
     sizes = [run.config["model"] for run in runs if run.distilled]
@@ -303,15 +309,15 @@ def _baseline(runs: Sequence[Run]) -> Run | None:
     return next(iter(same_size or students), None)
 
 
-def unequal(a: Run, b: Run, apart_from: tuple[str, ...] = ()) -> tuple[str, ...]:
+def differing_settings(a: RunRecord, b: RunRecord, apart_from: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Keys of what `a` and `b` were run with that differ and matter."""
     ours, theirs = a.settings(), b.settings()
-    ignored = (*NOT_COMPUTED, *apart_from)
+    ignored = (*RESULT_NEUTRAL_KEYS, *apart_from)
     keys = [key for key in {**theirs, **ours} if not key.startswith(ignored)]
     return tuple(key for key in keys if ours.get(key) != theirs.get(key))
 
 
-def _noise(runs: Sequence[Run], pair: Sequence[Run]) -> Noise | None:
+def _seed_noise(runs: Sequence[RunRecord], pair: Sequence[RunRecord]) -> SeedNoise | None:
     """From the planned pair, or from the group of runs equal but for the seed that ends the
     farthest apart: rather too much noise than too little."""
     groups = [list(pair)] if len(pair) > 1 else []
@@ -319,32 +325,32 @@ def _noise(runs: Sequence[Run], pair: Sequence[Run]) -> Noise | None:
         left = [run for run in runs if run.role == "student"]
         while left:
             first = left[0]
-            same = [run for run in left if unequal(first, run) in ((), ("seed",))]
+            same = [run for run in left if differing_settings(first, run) in ((), ("seed",))]
             left = [run for run in left if run not in same]
             groups.append(same)
     found = [
-        Noise(max(run.loss for run in group) - min(run.loss for run in group), tuple(group))
+        SeedNoise(max(run.loss for run in group) - min(run.loss for run in group), tuple(group))
         for group in groups
         if len({run.config["seed"] for run in group}) > 1
         and all(math.isfinite(run.loss) for run in group)
-        and not _otherwise_unequal(group)
+        and not _differ_beyond_seed(group)
     ]
     return max(found, key=lambda noise: noise.value, default=None)
 
 
-def _otherwise_unequal(group: Sequence[Run]) -> bool:
-    return any(unequal(a, b, ("seed",)) for a, b in itertools.combinations(group, 2))
+def _differ_beyond_seed(group: Sequence[RunRecord]) -> bool:
+    return any(differing_settings(a, b, ("seed",)) for a, b in itertools.combinations(group, 2))
 
 
-def compare(run: Run, baseline: Run, noise: Noise | None) -> Comparison:
+def compare_to_baseline(run: RunRecord, baseline: RunRecord, noise: SeedNoise | None) -> BaselineComparison:
     """A distilled student against the student alone.
 
     A difference counts if it is larger than the noise and, where the losses are known by
     document, than twice its standard error.
     """
     difference = run.loss - baseline.loss
-    differing = unequal(run, baseline, (*TREATMENT, "run.teacher_digest"))
-    fatal = [key for key in differing if key.startswith(MUST_MATCH) and key not in AT_THE_START]
+    differing = differing_settings(run, baseline, (*TREATMENT_KEYS, "run.teacher_digest"))
+    fatal = [key for key in differing if key.startswith(MUST_MATCH_KEYS) and key not in GROWTH_KEYS]
     error = None if fatal else paired_error(run.documents, baseline.documents)
     verdict = "harmed" if difference > 0 else "helped"
     if fatal:
@@ -359,11 +365,11 @@ def compare(run: Run, baseline: Run, noise: Noise | None) -> Comparison:
         verdict, why = "undecided", f"more than the noise, {noise.value:.4f}, but within two standard errors"
     else:
         why = f"more than the noise, {noise.value:.4f}"
-    reached = None if fatal else reach(run.evaluations, baseline.loss)
-    return Comparison(run, difference, error, verdict, why, reached, differing)
+    reached = None if fatal else steps_to_target(run.evaluations, baseline.loss)
+    return BaselineComparison(run, difference, error, verdict, why, reached, differing)
 
 
-def reach(evaluations: Sequence[Mapping[str, Any]], loss: float) -> Reach | None:
+def steps_to_target(evaluations: Sequence[Mapping[str, Any]], loss: float) -> TargetCrossing | None:
     """Where the held-out loss first came down to `loss`; None: never."""
     before = None
     for record in evaluations:
@@ -371,9 +377,13 @@ def reach(evaluations: Sequence[Mapping[str, Any]], loss: float) -> Reach | None
             continue
         if record["held_out_loss"] <= loss:
             if before is None:
-                return Reach(record["step"], spent(record), at_most=True)
+                return TargetCrossing(record["step"], total_flops(record), at_most=True)
             share = (before["held_out_loss"] - loss) / (before["held_out_loss"] - record["held_out_loss"])
             steps = before["step"] + share * (record["step"] - before["step"])
-            return Reach(steps, spent(before) + share * (spent(record) - spent(before)), at_most=False)
+            return TargetCrossing(
+                steps,
+                total_flops(before) + share * (total_flops(record) - total_flops(before)),
+                at_most=False,
+            )
         before = record
     return None

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dwt_jax.runs.metric_writer import duration, spent
+from dwt_jax.runs.metric_writer import format_duration, total_flops
 from dwt_jax.study import charts, tables
-from dwt_jax.study.charts import Axes, Line
-from dwt_jax.study.tables import Table
+from dwt_jax.study.charts import ChartAxes, ChartLine
+from dwt_jax.study.tables import ReportTable
 
 if TYPE_CHECKING:  # report.py calls this file
-    from dwt_jax.study.report import Run, Study
+    from dwt_jax.study.report import RunComparisonStudy, RunRecord
 
 WIDE, SMALL, PANEL = (1000, 400), (360, 300), (340, 240)  # pixels of the drawings
 
@@ -68,14 +68,14 @@ pre{{max-height:none;white-space:pre-wrap}}}}
 """
 
 
-def html(study: "Study") -> str:
+def render_report_html(study: "RunComparisonStudy") -> str:
     """The whole page."""
     body = [_top(study), _curves(study), _training(study), _tables(study), _downstream(study)]
     body += [_equal(study), _configs(study)]
-    return document(study.title, body)
+    return html_document(study.title, body)
 
 
-def document(title: str, body: Sequence[str]) -> str:
+def html_document(title: str, body: Sequence[str]) -> str:
     """A page of these parts."""
     # The policy makes "nothing from elsewhere" something that the browser enforces.
     policy = "default-src 'none'; style-src 'unsafe-inline'"
@@ -89,11 +89,14 @@ def document(title: str, body: Sequence[str]) -> str:
     )
 
 
-def _top(study: "Study") -> str:
-    parts = [f"<h1>{escape(study.title)}</h1>", f'<p class="headline">{escape(tables.headline(study))}</p>']
+def _top(study: "RunComparisonStudy") -> str:
+    parts = [
+        f"<h1>{escape(study.title)}</h1>",
+        f'<p class="headline">{escape(tables.report_headline(study))}</p>',
+    ]
     styles = _styles(study)
     for comparison in study.comparisons:
-        said = "".join(f"<p>{escape(text)}</p>" for text in tables.findings(comparison, study))
+        said = "".join(f"<p>{escape(text)}</p>" for text in tables.comparison_findings(comparison, study))
         verdict = comparison.verdict
         parts.append(
             f'<section class="card c{styles[comparison.run.name][0]}"><h3>{escape(comparison.run.label)} '
@@ -102,14 +105,14 @@ def _top(study: "Study") -> str:
     if study.baseline is None:
         parts.append("<p>No finished run without a teacher to compare with.</p>")
     if study.comparisons:
-        parts.append(f"<p>{escape(tables.noise_words(study))}</p>")
+        parts.append(f"<p>{escape(tables.describe_noise(study))}</p>")
     if study.unfinished:
-        items = "; ".join(escape(text) for text in tables.unfinished_words(study))
+        items = "; ".join(escape(text) for text in tables.describe_unfinished(study))
         parts.append(f"<p><b>Not finished</b>, and not in this report: {items}.</p>")
     return "\n".join(parts)
 
 
-def _styles(study: "Study") -> dict[str, tuple[int, int]]:
+def _styles(study: "RunComparisonStudy") -> dict[str, tuple[int, int]]:
     """(colour, dash) of each student: ink for those alone, the baseline solid, a colour for
     each with a teacher, and other dashes when the colours are used up."""
     students = [run for run in study.runs if run.role == "student"]
@@ -122,43 +125,45 @@ def _styles(study: "Study") -> dict[str, tuple[int, int]]:
     return styles
 
 
-def _lines(study: "Study", points: Callable[["Run"], tuple[Sequence[float], Sequence[float]]]) -> list[Line]:
+def _lines(
+    study: "RunComparisonStudy", points: Callable[["RunRecord"], tuple[Sequence[float], Sequence[float]]]
+) -> list[ChartLine]:
     """A line for each student that has points; the student alone first, which is on top."""
     styles = _styles(study)
     students = [run for run in study.runs if run.role == "student"]
     students.sort(key=lambda run: run is not study.baseline)
-    lines = [Line(run.label, *points(run), *styles[run.name]) for run in students]
+    lines = [ChartLine(run.label, *points(run), *styles[run.name]) for run in students]
     return [line for line in lines if line.x]
 
 
-def figure(lines: list[Line], axes: Axes, caption: str) -> str:
+def html_figure(lines: list[ChartLine], axes: ChartAxes, caption: str) -> str:
     """Names beside the curves where there is room, in a legend on a phone."""
     if not lines:
         return ""
     return (
-        f'<figure class="both"><figcaption>{escape(caption)}</figcaption>{charts.legend(lines)}'
-        f"{charts.chart(lines, axes, *WIDE)}{charts.chart(lines, axes, *SMALL, direct=False)}</figure>"
+        f'<figure class="both"><figcaption>{escape(caption)}</figcaption>{charts.svg_legend(lines)}'
+        f"{charts.svg_chart(lines, axes, *WIDE)}{charts.svg_chart(lines, axes, *SMALL, direct=False)}</figure>"
     )
 
 
-def _levels(study: "Study") -> tuple[tuple[str, float], ...]:
+def _levels(study: "RunComparisonStudy") -> tuple[tuple[str, float], ...]:
     """The teachers' own losses, where they were measured on the same predictions."""
     base = study.baseline or next((run for run in study.runs if run.role == "student"), study.runs[0])
     same = ("mask.", "run.data_digest", "held-out predictions")
 
-    def measured(run: "Run") -> dict[str, Any]:
+    def measured(run: "RunRecord") -> dict[str, Any]:
         return {key: value for key, value in run.settings().items() if key.startswith(same)}
 
     teachers = [run for run in study.runs if run.role == "teacher" and measured(run) == measured(base)]
     return tuple((f"{run.loss:.3f} {run.label}", run.loss) for run in teachers if math.isfinite(run.loss))
 
 
-def _curves(study: "Study") -> str:
-    def loss(run: "Run") -> list[float]:
+def _curves(study: "RunComparisonStudy") -> str:
+    def loss(run: "RunRecord") -> list[float]:
         return [record["held_out_loss"] for record in run.evaluations]
 
-    def flops(run: "Run") -> list[float]:
-        return [spent(record) for record in run.evaluations]
+    def flops(run: "RunRecord") -> list[float]:
+        return [total_flops(record) for record in run.evaluations]
 
     by_steps = _lines(study, lambda run: ([record["step"] for record in run.evaluations], loss(run)))
     by_flops = _lines(study, lambda run: (flops(run), loss(run)))
@@ -167,16 +172,18 @@ def _curves(study: "Study") -> str:
     dashed = " The dashed line is the teacher's own loss." if levels else ""
     parts = [
         "<h2>Held-out loss</h2>",
-        figure(
+        html_figure(
             by_steps,
-            Axes("Held-out loss against steps", "steps", name, levels=levels, cut=True),
+            ChartAxes("Held-out loss against steps", "steps", name, reference_lines=levels, cut=True),
             f"By steps: the same data seen.{dashed} The learning rate falls until the last step, so a "
             "curve's end and another's middle are not two finished trainings.",
         ),
         _gap(study),
-        figure(
+        html_figure(
             by_flops,
-            Axes("Held-out loss against FLOPs", unit, name, x_scale=size, levels=levels, cut=True),
+            ChartAxes(
+                "Held-out loss against FLOPs", unit, name, x_scale=size, reference_lines=levels, cut=True
+            ),
             f"By FLOPs ({unit}): the student's forward and backward, and the teacher's forward as long as it "
             "takes part. The teacher's own training is not in this picture; it is in the table of costs.",
         ),
@@ -184,12 +191,12 @@ def _curves(study: "Study") -> str:
     return "\n".join(parts)
 
 
-def _gap(study: "Study") -> str:
+def _gap(study: "RunComparisonStudy") -> str:
     if study.baseline is None:
         return ""
     alone = {record["step"]: record["held_out_loss"] for record in study.baseline.evaluations}
 
-    def difference(run: "Run") -> tuple[list[float], list[float]]:
+    def difference(run: "RunRecord") -> tuple[list[float], list[float]]:
         both = (
             [] if run is study.baseline else [record for record in run.evaluations if record["step"] in alone]
         )
@@ -197,39 +204,39 @@ def _gap(study: "Study") -> str:
 
     lines = [line for line in _lines(study, difference) if len(line.x) > 1]
     band = study.noise.value if study.noise else 0.0
-    axes = Axes(
+    axes = ChartAxes(
         "Difference to the student alone against steps",
         "steps",
         "minus the student alone",
-        levels=((f"{study.baseline.label}", 0.0),),
+        reference_lines=((f"{study.baseline.label}", 0.0),),
         band=band,
         cut=True,
         signed=True,
         decimals=4,
     )
     said = " The grey band is the noise at the end of training." if band else ""
-    return figure(
+    return html_figure(
         lines,
         axes,
         f"The same as the difference to the student alone: below the dashed line is better.{said}",
     )
 
 
-def _training(study: "Study") -> str:
+def _training(study: "RunComparisonStudy") -> str:
     """Small pictures of what was minimised."""
 
-    def series(key: str, taught: bool) -> Callable[["Run"], tuple[list[float], list[float]]]:
-        def points(run: "Run") -> tuple[list[float], list[float]]:
+    def series(key: str, taught: bool) -> Callable[["RunRecord"], tuple[list[float], list[float]]]:
+        def points(run: "RunRecord") -> tuple[list[float], list[float]]:
             used = [
                 r
                 for r in run.metrics
                 if r.get(key) is not None and (not taught or r.get("teacher_hard_loss"))
             ]
-            return charts.thin([r["step"] for r in used], [r[key] for r in used])
+            return charts.downsample([r["step"] for r in used], [r[key] for r in used])
 
         return points
 
-    def weights(run: "Run") -> tuple[list[float], list[float]]:
+    def weights(run: "RunRecord") -> tuple[list[float], list[float]]:
         used = run.metrics if run.distilled else []
         return [r["step"] for r in used], [r["alpha_soft"] for r in used]
 
@@ -240,8 +247,8 @@ def _training(study: "Study") -> str:
     )
     drawn = []
     for title, unit, lines, cut in panels:
-        axes = Axes(f"{title} against steps", "steps", unit, cut=cut, from_zero=not cut)
-        picture = charts.chart(lines, axes, *PANEL, direct=False)
+        axes = ChartAxes(f"{title} against steps", "steps", unit, cut=cut, from_zero=not cut)
+        picture = charts.svg_chart(lines, axes, *PANEL, direct=False)
         if picture:
             drawn.append(f"<figure><figcaption>{escape(title)}</figcaption>{picture}</figure>")
     if not drawn:
@@ -250,11 +257,11 @@ def _training(study: "Study") -> str:
     return (
         "<h2>On the training batches</h2><p>From the logged steps, neighbours averaged. Hard: against the "
         "text; soft: how far the student is from the teacher (KL), only while the teacher takes part.</p>"
-        f'{charts.legend(everyone)}<div class="panels">{"".join(drawn)}</div>'
+        f'{charts.svg_legend(everyone)}<div class="panels">{"".join(drawn)}</div>'
     )
 
 
-def table_of(table: Table, highlight: str | None = None) -> str:
+def html_table(table: ReportTable, highlight: str | None = None) -> str:
     """`highlight`: the first cell of a row that stands out."""
 
     def cell(i: int, text: str) -> str:
@@ -274,14 +281,14 @@ def table_of(table: Table, highlight: str | None = None) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _tables(study: "Study") -> str:
+def _tables(study: "RunComparisonStudy") -> str:
     highlight = study.baseline.label if study.baseline else None
     return (
-        f"<h2>Results</h2>{table_of(tables.results_table(study), highlight)}"
+        f"<h2>Results</h2>{html_table(tables.run_results_table(study), highlight)}"
         '<p class="muted">Losses in nats for each masked token of the held-out documents, under '
         "masks that are the same for every run; s.e.: standard error over documents. Against alone: "
         "below 0 is better.</p>"
-        f"<h2>Costs</h2>{table_of(tables.costs_table(study), highlight)}"
+        f"<h2>Costs</h2>{html_table(tables.costs_table(study), highlight)}"
         '<p class="muted">FLOPs are counted from the shapes, matrix products only. The teacher\'s own '
         "training is paid once, however many students it teaches, and not at all if it exists already. "
         "Seconds are those of the process that finished the run; tokens/s is the median over the logged "
@@ -289,20 +296,20 @@ def _tables(study: "Study") -> str:
     )
 
 
-def _downstream(study: "Study") -> str:
+def _downstream(study: "RunComparisonStudy") -> str:
     if not study.downstream:
         return ""
     highlight = study.baseline.label if study.baseline else None
     return (
-        f"<h2>Fine-tuned</h2>{table_of(tables.downstream_table(study), highlight)}"
-        f'<p class="muted">{tables.DOWNSTREAM_WORDS}</p>'
+        f"<h2>Fine-tuned</h2>{html_table(tables.downstream_table(study), highlight)}"
+        f'<p class="muted">{tables.DOWNSTREAM_NOTE}</p>'
     )
 
 
-def _equal(study: "Study") -> str:
+def _equal(study: "RunComparisonStudy") -> str:
     parts = ["<h2>What was held equal</h2>"]
     if any(run.role == "student" for run in study.runs):
-        parts.append(table_of(tables.equal_table(study)))
+        parts.append(html_table(tables.controlled_settings_table(study)))
     parts.append(
         "<p>An equal seed means the same order of the data and masks and, in students that are not grown "
         "from another model, the same initial parameters, so that these differ by the objective "
@@ -311,14 +318,14 @@ def _equal(study: "Study") -> str:
         "Held-out loss is not the quality after fine-tuning.</p>"
     )
     made = []
-    for what, value in _made_with(study).items():
+    for what, value in _environment(study).items():
         made.append(f"<tr><th>{escape(what)}</th><td>{escape(value)}</td></tr>")
     parts.append(f'<h2>Made with</h2><div class="scroll"><table><tbody>{"".join(made)}</tbody></table></div>')
     return "\n".join(parts)
 
 
-def _made_with(study: "Study") -> dict[str, str]:
-    def each(of: Callable[["Run"], str]) -> str:
+def _environment(study: "RunComparisonStudy") -> dict[str, str]:
+    def each(of: Callable[["RunRecord"], str]) -> str:
         values: dict[str, list[str]] = {}
         for run in study.runs:
             values.setdefault(of(run), []).append(run.label)
@@ -326,7 +333,7 @@ def _made_with(study: "Study") -> dict[str, str]:
             return next(iter(values))
         return "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
 
-    made = {"command": study.command, "in all": duration(study.seconds) if study.seconds else ""}
+    made = {"command": study.command, "in all": format_duration(study.seconds) if study.seconds else ""}
     made["device"] = each(lambda run: run.summary.get("device", "unknown"))
     made["versions"] = each(
         lambda run: ", ".join(f"{k} {v}" for k, v in run.summary.get("versions", {}).items())
@@ -335,7 +342,7 @@ def _made_with(study: "Study") -> dict[str, str]:
     return {what: value for what, value in made.items() if value}
 
 
-def _configs(study: "Study") -> str:
+def _configs(study: "RunComparisonStudy") -> str:
     parts = ["<h2>Configs</h2>"]
     for run in study.runs:
         kind = "the student alone, with which the others are compared" if run is study.baseline else run.role
@@ -344,7 +351,7 @@ def _configs(study: "Study") -> str:
         )
         if study.baseline and run is not study.baseline:
             table = tables.differences_table(run, study.baseline)
-            parts.append(table_of(table) if table.rows else "<p>The same config.</p>")
+            parts.append(html_table(table) if table.rows else "<p>The same config.</p>")
         whole = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
         parts.append(f"<details><summary>the whole resolved config</summary><pre>{whole}</pre></details>")
     return "\n".join(parts)

@@ -12,20 +12,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dwt_jax.config import Config, Data
-from dwt_jax.config_loader import build, construct, flatten, to_dict
-from dwt_jax.config_loader import load as load_config
+from dwt_jax.config_loader import build_config, build_dataclass, config_to_dict, flatten_dict
+from dwt_jax.config_loader import load_config as load_config
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import config as finetuning
-from dwt_jax.runs.metric_writer import duration, read
-from dwt_jax.runs.run_dir import MAY_CHANGE, read_json, write_json
+from dwt_jax.runs.metric_writer import format_duration, read_jsonl
+from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, read_json, write_json
 from dwt_jax.study import manifest
-from dwt_jax.study.provenance import Sources
-from dwt_jax.study.sweep import END, Elsewhere, Grid, Job, anywhere, jobs_of, pairs
+from dwt_jax.study.provenance import ProvenanceChecker
+from dwt_jax.study.sweep import (
+    FINAL_STEP,
+    Job,
+    OutOfDomain,
+    Study,
+    parse_overrides,
+    resolve_config_path,
+    study_jobs,
+)
 
 if TYPE_CHECKING:
-    from dwt_jax.finetune.collate import Texts
+    from dwt_jax.finetune.collate import ExampleCache
 
-FILES_MAY_CHANGE = ("examples.path", "examples.train", "examples.dev", "examples.test")  # see finetune/run.py
+EXAMPLE_PATH_KEYS = (
+    "examples.path",
+    "examples.train",
+    "examples.dev",
+    "examples.test",
+)  # see finetune/run.py
 
 
 class Cost(NamedTuple):
@@ -33,199 +46,225 @@ class Cost(NamedTuple):
     seconds: float | None
 
 
-def run(grid: Grid, workdir: Path, index: int | None = None) -> bool:
+def run_study(study: Study, workdir: Path, index: int | None = None) -> bool:
     """Every job of `grid` that is not done, or that of `index` alone. → whether all are done now
 
     Raises UserError for a grid that cannot be and where a directory holds a run of another config, before
     anything is written; Stopped after a signal.
     """
-    from dwt_jax.finetune.collate import Texts
+    from dwt_jax.finetune.collate import ExampleCache
 
-    jobs = jobs_of(grid, workdir)
+    jobs = study_jobs(study, workdir)
     if index is not None and not 0 <= index < len(jobs):
         raise UserError(f"--index is {index}, expected from 0 to {len(jobs) - 1}")
     by_name = {job.name: job for job in jobs}
-    chosen = jobs if index is None else (jobs[index],)
+    selected_jobs = jobs if index is None else (jobs[index],)
     if index is not None:
-        missing = [name for name in chosen[0].needs if not by_name[name].is_done()]
-        if missing:
-            raise UserError(f"--index is {index}, {chosen[0].name}: expected finished first: {missing[0]}")
-    tasks, texts, sources = tasks_of(grid), Texts(), Sources(by_name)
+        unfinished = [name for name in selected_jobs[0].needs if not by_name[name].is_done()]
+        if unfinished:
+            raise UserError(
+                f"--index is {index}, {selected_jobs[0].name}: expected finished first: {unfinished[0]}"
+            )
+    tasks, example_cache, provenance = load_study_tasks(study), ExampleCache(), ProvenanceChecker(by_name)
     for job in jobs:
-        _refuse_another(job, tasks, grid.elsewhere)
-        sources.look(job)
-    _check_inputs([job for job in chosen if not job.is_done()], tasks, grid.elsewhere, texts)
+        _check_same_config(job, tasks, study.elsewhere)
+        provenance.check(job)
+    _check_inputs([job for job in selected_jobs if not job.is_done()], tasks, study.elsewhere, example_cache)
     workdir.mkdir(parents=True, exist_ok=True)
-    manifest.write(grid, jobs, workdir)
+    manifest.write_manifest(study, jobs, workdir)
     for number, job in enumerate(jobs):
-        if job in chosen:
-            sources.look(job)  # again: what it needs may only now have been made
-        if job in chosen and not job.is_done():
+        if job in selected_jobs:
+            provenance.check(job)  # again: what it needs may only now have been made
+        if job in selected_jobs and not job.is_done():
             print(f"study: {number + 1} of {len(jobs)}, {job.name}", flush=True)
-            sources.note(job)
-            _run(grid, job, by_name, tasks, texts)
+            provenance.record(job)
+            _run_job(study, job, by_name, tasks, example_cache)
     return all(job.is_done() for job in jobs)
 
 
 def _check_inputs(
-    jobs: Sequence[Job], tasks: Sequence[finetuning.FineTune], elsewhere: Elsewhere, texts: "Texts"
+    jobs: Sequence[Job],
+    tasks: Sequence[finetuning.FinetuneConfig],
+    out_of_domain: OutOfDomain,
+    example_cache: "ExampleCache",
 ) -> None:
     """What is missing for the last job is said before the first one begins, not hours later."""
-    from dwt_jax.data.prepare import key
+    from dwt_jax.data.prepare import data_cache_key
 
     kinds = {job.kind for job in jobs}
-    needed = {job.config.data for job in jobs if job.kind == "train"}
+    datasets = {job.config.data for job in jobs if job.kind == "train"}
     if "evaluate" in kinds:
-        needed.add(_elsewhere(elsewhere))
-    for data in needed:
+        datasets.add(_out_of_domain_data(out_of_domain))
+    for data in datasets:
         if not data.path:
-            key(data)  # raises UserError for a file that is not there
+            data_cache_key(data)  # raises UserError for a file that is not there
     if "finetune" in kinds:
         for task in tasks:
-            texts.read(task.examples)
+            example_cache.read(task.examples)
 
 
-def _refuse_another(job: Job, tasks: Sequence[finetuning.FineTune], elsewhere: Elsewhere) -> None:
+def _check_same_config(
+    job: Job, tasks: Sequence[finetuning.FinetuneConfig], out_of_domain: OutOfDomain
+) -> None:
     """What is done is not done again, so it must be what the grid asks for."""
     if job.kind == "train":
-        free = ["model.pad_token_id", *MAY_CHANGE]  # filled in by the run, and see there
-        free += [key for key, asked in _to_be_filled(job.config) if not asked]
-        free += ["data.sources", "data.tokenizer"] if job.config.data.path else []
-        _compare(job.workdir, build, job.config, free)
+        ignored_keys = ["model.pad_token_id", *RESUME_MUTABLE_KEYS]  # filled in by the run, and see there
+        ignored_keys += [key for key, config_value in _derived_values(job.config) if not config_value]
+        ignored_keys += ["data.sources", "data.tokenizer"] if job.config.data.path else []
+        _check_config_matches(job.workdir, build_config, job.config, ignored_keys)
     elif job.kind == "finetune":
         for task in tasks:
-            free = ["recipe.max_length", *FILES_MAY_CHANGE]  # cut to the model's positions by the run
-            _compare(job.workdir / task.examples.task, _fine_tune, task, free)
+            ignored_keys = [
+                "recipe.max_length",
+                *EXAMPLE_PATH_KEYS,
+            ]  # cut to the model's positions by the run
+            _check_config_matches(
+                job.workdir / task.examples.task, _construct_finetune_config, task, ignored_keys
+            )
     else:
-        _compare(job.workdir, _data, _elsewhere(elsewhere), ["path"])
+        _check_config_matches(job.workdir, _construct_data, _out_of_domain_data(out_of_domain), ["path"])
 
 
-def _data(raw: Mapping[str, Any]) -> Data:
-    return construct(Data, raw)
+def _construct_data(raw: Mapping[str, Any]) -> Data:
+    return build_dataclass(Data, raw)
 
 
-def _elsewhere(elsewhere: Elsewhere, tokenizer: str = "") -> Data:
+def _out_of_domain_data(out_of_domain: OutOfDomain, tokenizer: str = "") -> Data:
     """The rows of the other domain, for a run with the tokenizer in that directory."""
-    data = load_config(anywhere(elsewhere.config), pairs(elsewhere.set)).data
+    data = load_config(resolve_config_path(out_of_domain.config), parse_overrides(out_of_domain.set)).data
     if not tokenizer:
         return data
     return dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, path=tokenizer))
 
 
-def _to_be_filled(config: Config) -> tuple[tuple[str, int], ...]:
+def _derived_values(config: Config) -> tuple[tuple[str, int], ...]:
     return ("model.vocab_size", config.model.vocab_size), ("train.steps", config.train.steps)
 
 
-def _fine_tune(raw: Mapping[str, Any]) -> finetuning.FineTune:
-    return construct(finetuning.FineTune, raw)
+def _construct_finetune_config(raw: Mapping[str, Any]) -> finetuning.FinetuneConfig:
+    return build_dataclass(finetuning.FinetuneConfig, raw)
 
 
-def _compare(directory: Path, read: Callable[..., Any], config: Any, free: Sequence[str]) -> None:
+def _check_config_matches(
+    directory: Path, parse_config: Callable[..., Any], config: Any, ignored_keys: Sequence[str]
+) -> None:
     """Raises UserError where `directory` holds a config that differs in more than the keys `free`."""
     if not (directory / "config.json").exists():
         return
-    theirs = flatten(to_dict(read(read_json(directory / "config.json"))))
-    for key, asked in flatten(to_dict(config)).items():
-        if not key.startswith(tuple(free)) and theirs.get(key) != asked:
+    run_config = flatten_dict(config_to_dict(parse_config(read_json(directory / "config.json"))))
+    for key, study_value in flatten_dict(config_to_dict(config)).items():
+        if not key.startswith(tuple(ignored_keys)) and run_config.get(key) != study_value:
             raise UserError(
-                f"{directory}: {key} is {theirs.get(key)!r} there, {asked!r} in the study, expected the same "
+                f"{directory}: {key} is {run_config.get(key)!r} there, {study_value!r} in the study, expected the same "
                 "(give the arm another name, or the study another --workdir)"
             )
 
 
-def _run(
-    grid: Grid, job: Job, by_name: dict[str, Job], tasks: Sequence[finetuning.FineTune], texts: "Texts"
+def _run_job(
+    study: Study,
+    job: Job,
+    by_name: dict[str, Job],
+    tasks: Sequence[finetuning.FinetuneConfig],
+    example_cache: "ExampleCache",
 ) -> None:
     if job.kind == "train":
         from dwt_jax.train.loop import train
 
         train(job.config, job.workdir)
     elif job.kind == "finetune":
-        from dwt_jax.finetune.runner import finetune
+        from dwt_jax.finetune.runner import finetune_tasks
 
-        step = None if job.step == END else job.step
-        finetune(tasks, str(by_name[job.needs[0]].workdir), job.workdir, step, texts)
+        step = None if job.step == FINAL_STEP else job.step
+        finetune_tasks(tasks, str(by_name[job.needs[0]].workdir), job.workdir, step, example_cache)
     else:
-        _evaluate(grid, by_name[job.needs[0]], job.workdir)
+        _evaluate_out_of_domain(study, by_name[job.needs[0]], job.workdir)
 
 
-def _evaluate(grid: Grid, trained: Job, workdir: Path) -> None:
+def _evaluate_out_of_domain(study: Study, source_job: Job, workdir: Path) -> None:
     """config.json, documents.npz and last results.json of a finished run on text of another domain."""
-    from dwt_jax.data.prepare import prepared
+    from dwt_jax.data.prepare import get_prepared
     from dwt_jax.eval import likelihood
-    from dwt_jax.eval.evaluate_model import documents_of
+    from dwt_jax.eval.evaluate_model import model_document_losses
 
-    data = prepared(_elsewhere(grid.elsewhere, str(trained.workdir / "tokenizer")))
-    found = documents_of(str(trained.workdir), data)
+    data = get_prepared(_out_of_domain_data(study.elsewhere, str(source_job.workdir / "tokenizer")))
+    document_losses = model_document_losses(str(source_job.workdir), data)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", to_dict(_elsewhere(grid.elsewhere)))
-    likelihood.write(workdir / "documents.npz", found)
+    write_json(workdir / "config.json", config_to_dict(_out_of_domain_data(study.elsewhere)))
+    likelihood.write_document_losses(workdir / "documents.npz", document_losses)
     identity = {"data_digest": read_json(data / "index.json")["digest"]}
-    write_json(workdir / "results.json", {**likelihood.summarise(found), **identity})
+    write_json(workdir / "results.json", {**likelihood.summarize_losses(document_losses), **identity})
 
 
-def tasks_of(grid: Grid) -> list[finetuning.FineTune]:
+def load_study_tasks(study: Study) -> list[finetuning.FinetuneConfig]:
     """The fine-tuning configs of a grid, one a task."""
-    chosen = grid.finetuning
-    if not chosen.config:
+    finetuning_section = study.finetuning
+    if not finetuning_section.config:
         return []
-    return finetuning.load_tasks(anywhere(chosen.config), ",".join(chosen.tasks) or None, pairs(chosen.set))
-
-
-def plan(grid: Grid, workdir: Path, costs: bool) -> str:
-    """The jobs as a table, with what is done; with their costs, which takes jax and the data."""
-    jobs = jobs_of(grid, workdir)
-    rows = [("index", "job", "state", "needs", *(("FLOPs", "about") if costs else ()))]
-    found = _costs(grid, jobs) if costs else [None] * len(jobs)
-    for i, (job, cost) in enumerate(zip(jobs, found, strict=True)):
-        begun = "begun" if job.workdir.exists() else "–"
-        row = (str(i), job.name, "done" if job.is_done() else begun, ", ".join(job.needs) or "–")
-        rows.append((*row, *(_shown(cost) if cost else ())))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if costs:
-        left = [cost for job, cost in zip(jobs, found, strict=True) if cost and not job.is_done()]
-        known = [cost.seconds for cost in left if cost.seconds is not None]
-        unknown = f", and {len(left) - len(known)} of unknown length" if len(known) < len(left) else ""
-        lines += ["", f"{len(left)} left: about {duration(sum(known))}{unknown}"]
-    return "\n".join(lines)
-
-
-def _shown(cost: Cost) -> tuple[str, str]:
-    return (
-        "unknown" if cost.flops is None else f"{cost.flops:.3g}",
-        "unknown" if cost.seconds is None else duration(cost.seconds),
+    return finetuning.load_task_configs(
+        resolve_config_path(finetuning_section.config),
+        ",".join(finetuning_section.tasks) or None,
+        parse_overrides(finetuning_section.set),
     )
 
 
-Counted = tuple[finetuning.FineTune, int | None]  # and the number of its training examples
+def format_plan(study: Study, workdir: Path, costs: bool) -> str:
+    """The jobs as a table, with what is done; with their costs, which takes jax and the data."""
+    jobs = study_jobs(study, workdir)
+    rows = [("index", "job", "state", "needs", *(("FLOPs", "about") if costs else ()))]
+    estimates = _estimate_costs(study, jobs) if costs else [None] * len(jobs)
+    for i, (job, cost) in enumerate(zip(jobs, estimates, strict=True)):
+        state = "begun" if job.workdir.exists() else "–"
+        row = (str(i), job.name, "done" if job.is_done() else state, ", ".join(job.needs) or "–")
+        rows.append((*row, *(_format_cost(cost) if cost else ())))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if costs:
+        remaining = [cost for job, cost in zip(jobs, estimates, strict=True) if cost and not job.is_done()]
+        durations = [cost.seconds for cost in remaining if cost.seconds is not None]
+        unknown_suffix = (
+            f", and {len(remaining) - len(durations)} of unknown length"
+            if len(durations) < len(remaining)
+            else ""
+        )
+        lines += ["", f"{len(remaining)} left: about {format_duration(sum(durations))}{unknown_suffix}"]
+    return "\n".join(lines)
 
-ASSUMED = 0.4
+
+def _format_cost(cost: Cost) -> tuple[str, str]:
+    return (
+        "unknown" if cost.flops is None else f"{cost.flops:.3g}",
+        "unknown" if cost.seconds is None else format_duration(cost.seconds),
+    )
+
+
+TaskSize = tuple[finetuning.FinetuneConfig, int | None]  # and the number of its training examples
+
+ASSUMED_PEAK_SHARE = 0.4
 """The share of the peak that is assumed while no run is finished."""
 
 
-def _costs(grid: Grid, jobs: Sequence[Job]) -> list[Cost]:
+def _estimate_costs(study: Study, jobs: Sequence[Job]) -> list[Cost]:
     """FLOPs by formula; seconds at the rate of the finished runs, else at ASSUMED of the peak."""
     by_name = {job.name: job for job in jobs}
-    from dwt_jax.finetune.collate import Texts
+    from dwt_jax.finetune.collate import ExampleCache
 
-    tasks, texts = tasks_of(grid), Texts()
-    counts = [_count(task, texts) for task in tasks]
-    work = [_flops(list(zip(tasks, counts, strict=True)), job, by_name) for job in jobs]
-    rate = _rate(jobs)
-    return [Cost(flops, None if flops is None or rate is None else flops / rate) for flops in work]
+    tasks, example_cache = load_study_tasks(study), ExampleCache()
+    counts = [_count_train_examples(task, example_cache) for task in tasks]
+    flops_by_job = [_job_flops(list(zip(tasks, counts, strict=True)), job, by_name) for job in jobs]
+    rate = _flops_per_second(jobs)
+    return [Cost(flops, None if flops is None or rate is None else flops / rate) for flops in flops_by_job]
 
 
-def _flops(tasks: Sequence[Counted], job: Job, by_name: dict[str, Job]) -> float | None:
+def _job_flops(tasks: Sequence[TaskSize], job: Job, by_name: dict[str, Job]) -> float | None:
     if job.kind == "train":
         return _training_flops(job, by_name)
     return _finetuning_flops(tasks, job) if job.kind == "finetune" else None
 
 
-def _count(config: finetuning.FineTune, texts: "Texts") -> int | None:
+def _count_train_examples(config: finetuning.FinetuneConfig, example_cache: "ExampleCache") -> int | None:
     """Training examples; None where they are not at hand, which is no reason not to plan."""
     try:
-        return len(texts.read(config.examples).splits["train"])
+        return len(example_cache.read(config.examples).splits["train"])
     except UserError as error:
         print(f"{config.examples.task}: of unknown length: {error}", file=sys.stderr)
         return None
@@ -234,29 +273,29 @@ def _count(config: finetuning.FineTune, texts: "Texts") -> int | None:
 def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
     """Student and the teacher's forward, as if it took part in every step."""
     from dwt_jax.models import flops
-    from dwt_jax.objectives.masking import predictions_per_row
+    from dwt_jax.objectives.masking import max_predictions_per_seq
 
     config, train = job.config, job.config.train
     if not train.steps:
         return None
     length = config.data.sequence_length
-    shape = train.batch_size, length, predictions_per_row(config.mask, length)
-    total = flops.training_step(_sized(job), *shape)
+    shape = train.batch_size, length, max_predictions_per_seq(config.mask, length)
+    total = flops.training_step_flops(_model_with_vocab_size(job), *shape)
     if config.teacher.path:
         teacher = next((by_name[name] for name in job.needs if config.teacher.path.endswith(name)), None)
         if teacher is None:
             return None
-        total += flops.forward(_sized(teacher), *shape)
+        total += flops.forward_flops(_model_with_vocab_size(teacher), *shape)
     return total * train.steps
 
 
-def _sized(job: Job) -> Any:
+def _model_with_vocab_size(job: Job) -> Any:
     """Its model, with the vocabulary that its tokenizer is asked for where it is not known yet."""
     size = job.config.model.vocab_size or job.config.data.tokenizer.vocab_size
     return dataclasses.replace(job.config.model, vocab_size=size)
 
 
-def _finetuning_flops(tasks: Sequence[Counted], job: Job) -> float | None:
+def _finetuning_flops(tasks: Sequence[TaskSize], job: Job) -> float | None:
     """At most: every example at the full length."""
     from dwt_jax.models import flops
 
@@ -265,30 +304,32 @@ def _finetuning_flops(tasks: Sequence[Counted], job: Job) -> float | None:
         if count is None:
             return None
         recipe = config.recipe
-        one = 3 * flops.encoder(_sized(job), 1, recipe.max_length, wanted=1)
-        total += one * count * recipe.epochs * len(recipe.seeds)
+        flops_per_example = 3 * flops.encoder_flops(
+            _model_with_vocab_size(job), 1, recipe.max_length, output_positions=1
+        )
+        total += flops_per_example * count * recipe.epochs * len(recipe.seeds)
     return total
 
 
-def _rate(jobs: Sequence[Job]) -> float | None:
+def _flops_per_second(jobs: Sequence[Job]) -> float | None:
     """FLOP/s. Of finished runs, by the median of what their steps took: a run may have been stopped and
     gone on, and may have shared its machine for a while."""
-    work = seconds = 0.0
+    total_flops = seconds = 0.0
     for job in jobs:
         if job.kind == "train" and job.is_done():
-            records = read(job.workdir / "metrics.jsonl")
-            speeds = [one["tokens_per_second"] for one in records if one.get("tokens_per_second")]
+            records = read_jsonl(job.workdir / "metrics.jsonl")
+            speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second")]
             if speeds:
                 summary, config = read_json(job.workdir / "summary.json"), job.config
                 tokens = summary["steps"] * config.train.batch_size * config.data.sequence_length
-                work += summary["flops"]["total"]
+                total_flops += summary["flops"]["total"]
                 seconds += tokens / statistics.median(speeds)
     if seconds:
-        return work / seconds
+        return total_flops / seconds
     import jax
 
     from dwt_jax.models import flops
 
-    print(f"no run is finished yet: {ASSUMED:.0%} of the peak is assumed", file=sys.stderr)
-    peak = flops.peak_per_device("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    return None if peak is None else ASSUMED * peak * jax.device_count()
+    print(f"no run is finished yet: {ASSUMED_PEAK_SHARE:.0%} of the peak is assumed", file=sys.stderr)
+    peak = flops.peak_flops_per_device("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return None if peak is None else ASSUMED_PEAK_SHARE * peak * jax.device_count()

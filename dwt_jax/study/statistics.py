@@ -35,55 +35,57 @@ class Interval(NamedTuple):
         return int(min(self.low, self.t_low) > 0)
 
 
-class Documents(NamedTuple):
+class PairedDocuments(NamedTuple):
     """A run's held-out losses: sums and predictions by document, float64 [D]."""
 
     loss: np.ndarray
     predictions: np.ndarray
     text: str = ""  # the digest of the prepared data, where it is known
 
-    def same_text(self, other: "Documents") -> bool:
+    def same_text(self, other: "PairedDocuments") -> bool:
         return self.text == other.text and np.array_equal(self.predictions, other.predictions)
 
 
-def of_losses(ours: Sequence[Documents], theirs: Sequence[Documents]) -> Interval:
+def paired_loss_interval(
+    treatment: Sequence[PairedDocuments], baseline: Sequence[PairedDocuments]
+) -> Interval:
     """Difference of mean held-out losses, ours − theirs, run by run: nats.
 
     A replicate draws seeds and, for all of them together, documents: what is hard is hard in all runs.
     Raises ValueError where the documents of two runs are not the same.
     """
-    counts = ours[0].predictions
-    if not all(run.same_text(ours[0]) for run in (*ours, *theirs)):
+    counts = treatment[0].predictions
+    if not all(run.same_text(treatment[0]) for run in (*treatment, *baseline)):
         raise ValueError("runs with other held-out documents")
     rng = np.random.default_rng(0)
-    by_document = np.stack([a.loss - b.loss for a, b in zip(ours, theirs, strict=True)])  # [S, D]
+    by_document = np.stack([a.loss - b.loss for a, b in zip(treatment, baseline, strict=True)])  # [S, D]
     share = np.full(len(counts), 1 / len(counts))
-    found = np.empty((REPLICATES, len(by_document)))
-    for replicate in found:  # one at a time: there may be a hundred thousand documents
+    replicates_by_seed = np.empty((REPLICATES, len(by_document)))
+    for replicate in replicates_by_seed:  # one at a time: there may be a hundred thousand documents
         weights = rng.multinomial(len(counts), share)
         replicate[:] = by_document @ weights / (counts @ weights)
-    drawn = rng.integers(len(by_document), size=(REPLICATES, len(by_document)))
-    replicates = np.take_along_axis(found, drawn, axis=1).mean(1)
+    seed_draws = rng.integers(len(by_document), size=(REPLICATES, len(by_document)))
+    replicates = np.take_along_axis(replicates_by_seed, seed_draws, axis=1).mean(1)
     return _interval(by_document.sum(1) / counts.sum(), replicates)
 
 
-def of_scores(ours: np.ndarray, theirs: np.ndarray) -> Interval:
+def paired_score_interval(treatment: np.ndarray, baseline: np.ndarray) -> Interval:
     """Mean difference of scores [S, F], ours − theirs; F fine-tuning seeds, the same for every run.
 
     A replicate draws seeds and, within each, fine-tuning seeds.
     """
-    difference = np.asarray(ours, float) - np.asarray(theirs, float)
+    difference = np.asarray(treatment, float) - np.asarray(baseline, float)
     seeds, inner = difference.shape
     rng = np.random.default_rng(0)
-    drawn = rng.integers(seeds, size=(REPLICATES, seeds, 1))
-    within = rng.integers(inner, size=(REPLICATES, seeds, inner))
-    return _interval(difference.mean(1), difference[drawn, within].mean((1, 2)))
+    seed_draws = rng.integers(seeds, size=(REPLICATES, seeds, 1))
+    inner_draws = rng.integers(inner, size=(REPLICATES, seeds, inner))
+    return _interval(difference.mean(1), difference[seed_draws, inner_draws].mean((1, 2)))
 
 
 def _interval(by_seed: np.ndarray, replicates: np.ndarray) -> Interval:
     mean, seeds = float(by_seed.mean()), len(by_seed)
     low, high = (float(x) for x in np.percentile(replicates, [2.5, 97.5]))
-    half = np.inf
+    half_width = np.inf
     if seeds > 1:
-        half = float(_T95[min(seeds - 1, len(_T95)) - 1] * by_seed.std(ddof=1) / np.sqrt(seeds))
-    return Interval(mean, low, high, mean - half, mean + half, seeds)
+        half_width = float(_T95[min(seeds - 1, len(_T95)) - 1] * by_seed.std(ddof=1) / np.sqrt(seeds))
+    return Interval(mean, low, high, mean - half_width, mean + half_width, seeds)

@@ -9,41 +9,41 @@ import jax
 import numpy as np
 
 from dwt_jax.config import Config, Model
-from dwt_jax.config_loader import construct
+from dwt_jax.config_loader import build_dataclass
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.tokenizer import Vocabulary
-from dwt_jax.distributed.mesh import put, replicated, shardings
+from dwt_jax.distributed.mesh import infer_shardings, replicated_sharding, to_global
 from dwt_jax.errors import UserError
 from dwt_jax.models import bert
 from dwt_jax.models.bert import Params
 from dwt_jax.remap import apply
-from dwt_jax.remap.optimizer_state import known
-from dwt_jax.remap.plan import Plan, plan
-from dwt_jax.remap.report import Report, drift, report
-from dwt_jax.runs.metric_writer import total
-from dwt_jax.runs.pretrained import Borrowed, borrow
+from dwt_jax.remap.optimizer_state import copied_entry_mask
+from dwt_jax.remap.plan import Plan, plan_growth
+from dwt_jax.remap.report import RemapReport, logit_drift, remap_report
+from dwt_jax.runs.metric_writer import sum_or_none
+from dwt_jax.runs.pretrained import PretrainedModel, load_pretrained
 from dwt_jax.runs.run_dir import read_json
-from dwt_jax.train.step import scheduled
+from dwt_jax.train.step import schedule_names
 
 PROBE_ROWS = 8
 
 
-class Start(NamedTuple):
+class GrowthSource(NamedTuple):
     path: str
-    source: Borrowed
-    todo: Plan
+    source: PretrainedModel
+    plan: Plan
     # Of a run that was grown in the middle of another (growth.py): what that had behind it.
     step: int = 0
     student_flops: float = 0.0
     teacher_flops: float = 0.0
 
     @property
-    def learns(self) -> bool:
+    def uses_ligo(self) -> bool:
         """Whether the maps are learned (learn_maps.py), not given."""
-        return self.todo.method.name == "ligo"
+        return self.plan.method.name == "ligo"
 
 
-def start_of(config: Config, words: Vocabulary, workdir: Path) -> Start | None:
+def load_growth_source(config: Config, vocab: Vocabulary, workdir: Path) -> GrowthSource | None:
     """The source that `init` of a resolved config names, and how the student is made of it; None for
     a new model.
 
@@ -53,21 +53,21 @@ def start_of(config: Config, words: Vocabulary, workdir: Path) -> Start | None:
     if not init.method:
         return None
     if init.step:
-        return _recorded(config, workdir)
+        return _read_growth_record(config, workdir)
     key, path = ("init.from", init.from_) if init.from_ else ("teacher.path", config.teacher.path)
-    source = borrow(key, path, words, growing=True)
-    return Start(path, source, planned(config, source.model))
+    source = load_pretrained(key, path, vocab, allow_fewer_tokens=True)
+    return GrowthSource(path, source, plan_student_growth(config, source.model))
 
 
-def planned(config: Config, source: Model) -> Plan:
+def plan_student_growth(config: Config, source: Model) -> Plan:
     """From `source` to the student of a resolved config."""
     try:
-        return plan(config.init.method, source, config.model, jax.random.key(config.seed), config.init)
+        return plan_growth(config.init.method, source, config.model, jax.random.key(config.seed), config.init)
     except UserError as error:
         raise UserError(f"config: init.method: {error}") from None
 
 
-def _recorded(config: Config, workdir: Path) -> Start:
+def _read_growth_record(config: Config, workdir: Path) -> GrowthSource:
     """Of a run that was grown in the middle of another, whose checkpoint may be gone by now."""
     path = workdir / "init.json"
     if not path.exists() and (workdir / "config.json").exists():
@@ -76,15 +76,23 @@ def _recorded(config: Config, workdir: Path) -> Start:
         raise UserError(
             f"config: init.step is {config.init.step}, expected 0: dwt remap --run sets it in what it makes"
         )
-    found = read_json(path)
-    read = functools.partial(_field, path, found)
-    model = construct(Model, read("source", "object"))
-    source = Borrowed(bert.abstract(model), model, read("digest", "text"), read("training_flops", "known"))
-    todo, spent = planned(config, model), (read("student_flops", "number"), read("teacher_flops", "number"))
-    return Start(read("from", "text"), source, todo, config.init.step, *spent)
+    record = read_json(path)
+    read_field = functools.partial(_record_field, path, record)
+    model = build_dataclass(Model, read_field("source", "object"))
+    source = PretrainedModel(
+        bert.abstract_params(model),
+        model,
+        read_field("digest", "text"),
+        read_field("training_flops", "known"),
+    )
+    growth_plan, source_flops = (
+        plan_student_growth(config, model),
+        (read_field("student_flops", "number"), read_field("teacher_flops", "number")),
+    )
+    return GrowthSource(read_field("from", "text"), source, growth_plan, config.init.step, *source_flops)
 
 
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+_FIELD_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "object": ((dict,), "an object"),
     "text": ((str,), "a string"),
     "number": ((int, float), "a number"),
@@ -92,78 +100,86 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def _field(path: Path, found: dict[str, Any], key: str, kind: str) -> Any:
+def _record_field(path: Path, record: dict[str, Any], key: str, kind: str) -> Any:
     """An entry of `init.json`, of its kind."""
-    value, (types, wanted) = found.get(key, ...), _KINDS[kind]
+    value, (types, expected) = record.get(key, ...), _FIELD_TYPES[kind]
     if isinstance(value, bool) or not isinstance(value, types):
-        shown = "missing" if value is ... else repr(value)
-        raise UserError(f"{path}: {key} is {shown}, expected {wanted} as dwt remap --run wrote it")
+        actual = "missing" if value is ... else repr(value)
+        raise UserError(f"{path}: {key} is {actual}, expected {expected} as dwt remap --run wrote it")
     return value
 
 
-def learned_flops(workdir: Path) -> float | None:
+def ligo_training_flops(workdir: Path) -> float | None:
     """Of the learning of maps that `init.json` records; None where it does not say."""
     path = workdir / "init.json"
-    learned = read_json(path).get("learned") if path.exists() else None
-    found = learned.get("flops") if isinstance(learned, dict) else None
-    return found if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+    ligo_record = read_json(path).get("learned") if path.exists() else None
+    flops = ligo_record.get("flops") if isinstance(ligo_record, dict) else None
+    return flops if isinstance(flops, (int, float)) and not isinstance(flops, bool) else None
 
 
-def warming(config: Config, todo: Plan | None, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
-    """What a step that warms up new entries takes besides (see step.compiled)."""
-    if "rewarmed" not in scheduled(config) or todo is None:
+def new_param_warmup_args(
+    config: Config, growth_plan: Plan | None, mesh: jax.sharding.Mesh
+) -> tuple[Any, ...]:
+    """What a step that warms up new entries takes besides (see step.jit_train_step)."""
+    if "rewarmed" not in schedule_names(config) or growth_plan is None:
         return ()
-    return (put(known(todo), replicated(mesh)),)
+    return (to_global(copied_entry_mask(growth_plan), replicated_sharding(mesh)),)
 
 
-def grown(start: Start, mesh: jax.sharding.Mesh) -> Params:
+def init_from_source(growth: GrowthSource, mesh: jax.sharding.Mesh) -> Params:
     """The student's first parameters, laid out on the mesh as the role table says; nothing of them
     is ever whole on one device or on the host."""
-    placed = put(start.source.params, shardings(start.source.params, mesh))
-    build = lambda params: apply.apply(start.todo, params)  # noqa: E731
-    return jax.jit(build, out_shardings=shardings(jax.eval_shape(build, placed), mesh))(placed)
+    source_params = to_global(growth.source.params, infer_shardings(growth.source.params, mesh))
+    build = lambda params: apply.grow_params(growth.plan, params)  # noqa: E731
+    return jax.jit(build, out_shardings=infer_shardings(jax.eval_shape(build, source_params), mesh))(
+        source_params
+    )
 
 
-def told(start: Start, params: Params, probe: dict[str, np.ndarray] | None) -> Report:
+def growth_report(growth: GrowthSource, params: Params, probe: dict[str, np.ndarray] | None) -> RemapReport:
     """What the student (`params`, or their shapes where there is no probe) has from its source. With
     a `probe` ({tokens, segments} [B, L]), how far the logits moved on it."""
-    found = report(start.todo, start.source.params, params)
-    if start.learns:  # the shares are those of the maps that it begins with
-        found = dataclasses.replace(found, exact=False, lost=("ligo: the maps are learned",))
+    result = remap_report(growth.plan, growth.source.params, params)
+    if growth.uses_ligo:  # the shares are those of the maps that it begins with
+        result = dataclasses.replace(result, exact=False, lost=("ligo: the maps are learned",))
     if probe is None:
-        return found
-    source, target = start.todo.source, start.todo.target
+        return result
+    source, target = growth.plan.source, growth.plan.target
     length = min(source.max_length, target.max_length)
     probe = {
         "tokens": np.minimum(probe["tokens"], source.vocab_size - 1)[:, :length].astype(np.int32),
         "segments": probe["segments"][:, :length].astype(np.int32),
     }
-    return found.with_drift(drift(start.source.params, source, params, target, probe))
+    return result.with_drift(logit_drift(growth.source.params, source, params, target, probe))
 
 
-def probe_rows(rows: data_rows.Rows, seed: int) -> dict[str, np.ndarray]:
+def probe_rows(rows: data_rows.PackedDataset, seed: int) -> dict[str, np.ndarray]:
     """A few rows of a run's own data: the first that it trains on."""
-    return data_rows.batch(rows, seed, 0, PROBE_ROWS)
+    return data_rows.get_batch(rows, seed, 0, PROBE_ROWS)
 
 
-def sentence(start: Start, found: Report) -> str:
+def format_growth_line(growth: GrowthSource, result: RemapReport) -> str:
     """The report in one line."""
-    sizes = start.source.model
-    shares = ", ".join(f"{share:.0%} {kind}" for kind, share in found.shares().items())
-    kept = "computes what that did" if found.exact else f"another function ({found.lost[0]})"
-    moved = "; logits moved by {rms:.2g} of {spread:.2g} (rms)".format(**found.drift) if found.drift else ""
+    source_config = growth.source.model
+    shares = ", ".join(f"{share:.0%} {kind}" for kind, share in result.shares().items())
+    function_text = "computes what that did" if result.exact else f"another function ({result.lost[0]})"
+    drift_text = (
+        "; logits moved by {rms:.2g} of {spread:.2g} (rms)".format(**result.drift) if result.drift else ""
+    )
     return (
-        f"student grown from {start.path} ({sizes.num_hidden_layers} x {sizes.hidden_size}"
-        f"{f', step {start.step}' * bool(start.step)}) by {found.method}: {shares}; {kept}{moved}"
+        f"student grown from {growth.path} ({source_config.num_hidden_layers} x {source_config.hidden_size}"
+        f"{f', step {growth.step}' * bool(growth.step)}) by {result.method}: {shares}; {function_text}{drift_text}"
     )
 
 
-def training_flops(start: Start, workdir: Path, *teachers: Borrowed | None) -> float | None:
+def source_training_flops(
+    growth: GrowthSource, workdir: Path, *teachers: PretrainedModel | None
+) -> float | None:
     """What the source's own pre-training cost, None where it is not known; 0 where it is one of the
     teachers, whose own is charged already, and where nothing is taken from it. Learned maps are charged
     too."""
-    if start.todo.method.fresh:
+    if growth.plan.method.random_init:
         return 0.0
-    same = any(teacher is not None and teacher.digest == start.source.digest for teacher in teachers)
-    learned = learned_flops(workdir) if start.learns else 0.0
-    return total(0.0 if same else start.source.training_flops, learned)
+    is_teacher = any(teacher is not None and teacher.digest == growth.source.digest for teacher in teachers)
+    ligo_flops = ligo_training_flops(workdir) if growth.uses_ligo else 0.0
+    return sum_or_none(0.0 if is_teacher else growth.source.training_flops, ligo_flops)

@@ -13,57 +13,75 @@ from dwt_jax import __version__
 from dwt_jax.config import Config, Model
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.distributed import coordination
-from dwt_jax.distributed.mesh import own_rows, put, put_rows, replicated, whole
-from dwt_jax.distributed.shutdown import Failed, Stopped, Stopping, signals
-from dwt_jax.distributed.watchdog import watching
+from dwt_jax.distributed.mesh import (
+    local_row_indices,
+    make_global_batch,
+    replicated_sharding,
+    to_global,
+    to_host,
+)
+from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed, handle_signals
+from dwt_jax.distributed.watchdog import hang_watchdog
 from dwt_jax.eval import likelihood
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.models import bert, flops
 from dwt_jax.runs import run_dir as workdirs
 from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.checkpoint import Checkpoints
-from dwt_jax.runs.metric_writer import Rate, Recorder, amount, read, spent
+from dwt_jax.runs.metric_writer import MetricWriter, ThroughputMeter, format_count, read_jsonl, total_flops
 from dwt_jax.train import initialize as starts
-from dwt_jax.train.setup import Run, annealed, initial_or_restored, prepare_run
-from dwt_jax.train.step import SCHEDULED, compiled, scheduled
+from dwt_jax.train.setup import RunContext, effective_params, init_or_restore_state, setup_run
+from dwt_jax.train.step import BASE_SCHEDULES, jit_train_step, schedule_names
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
     """Pre-train what `config` says in `workdir`, or go on where it stopped. → summary.json
 
     Raises UserError before anything is written if the config does not fit the data, the
-    teacher, the devices or the run that is already there; Stopped after a signal; Failed
-    when losses stay non-finite.
+    teacher, the devices or the run that is already there; Preempted after a signal;
+    TrainingFailed when losses stay non-finite.
     """
-    with signals() as stopping, ExitStack() as held:
-        coordination.first(lambda: held.enter_context(workdirs.locked(workdir)) and None)
-        run = prepare_run(config, workdir)
-        if (finished := coordination.first(lambda: _finished(workdir))) is not None:
-            return finished
+    with handle_signals() as shutdown_flag, ExitStack() as stack:
+        coordination.run_on_main(lambda: stack.enter_context(workdirs.run_lock(workdir)) and None)
+        run = setup_run(config, workdir)
+        if (summary := coordination.run_on_main(lambda: _finished_summary(workdir))) is not None:
+            return summary
         checkpoints = Checkpoints(
-            workdirs.checkpoint_place(workdir, run.config), run.config.train.keep_checkpoints
+            workdirs.checkpoint_dir(workdir, run.config), run.config.train.keep_checkpoints
         )
-        state, start = initial_or_restored(run, checkpoints)
-        watch = held.enter_context(watching(run.config.train.watchdog))
-        recorder = Recorder(workdir, run.config.train, start, workdir.name, coordination.index() == 0)
+        state, start_step = init_or_restore_state(run, checkpoints)
+        heartbeat = stack.enter_context(hang_watchdog(run.config.train.watchdog))
+        metric_writer = MetricWriter(
+            workdir, run.config.train, start_step, workdir.name, coordination.process_index() == 0
+        )
         try:
-            announce(run, state, start, recorder)
-            began = time.perf_counter()
-            stopping.poll()
-            state, teacher_steps = take_steps(run, state, start, checkpoints, recorder, stopping, watch)
-            held_out = evaluate_at(
-                run, state["params"], run.config.train.steps, teacher_steps, recorder, stopping, watch
+            log_run_summary(run, state, start_step, metric_writer)
+            start_time = time.perf_counter()
+            shutdown_flag.arm()
+            state, teacher_steps = train_loop(
+                run, state, start_step, checkpoints, metric_writer, shutdown_flag, heartbeat
+            )
+            eval_metrics = evaluate(
+                run,
+                state["params"],
+                run.config.train.steps,
+                teacher_steps,
+                metric_writer,
+                shutdown_flag,
+                heartbeat,
             )
             checkpoints.save(run.config.train.steps, state)
             checkpoints.wait()
-            watch()
-            return finish(run, state, teacher_steps, held_out, time.perf_counter() - began)
+            heartbeat()
+            return export_and_summarize(
+                run, state, teacher_steps, eval_metrics, time.perf_counter() - start_time
+            )
         finally:
-            recorder.close()
+            metric_writer.close()
             checkpoints.close()
 
 
-def _finished(workdir: Path) -> dict[str, Any] | None:
+def _finished_summary(workdir: Path) -> dict[str, Any] | None:
     """The summary of a run that is whole."""
     if not (workdir / "summary.json").exists():
         return None
@@ -71,77 +89,90 @@ def _finished(workdir: Path) -> dict[str, Any] | None:
     return workdirs.read_json(workdir / "summary.json")
 
 
-def announce(run: Run, state: dict[str, Any], start: int, recorder: Recorder) -> None:
-    model, train, device = run.config.model, run.config.train, jax.devices()[0]
-    size = sum(x.size for x in jax.tree.leaves(bert.abstract(model)))
-    recorder.say(
-        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.numerics.compute}; "
-        f"student {model.num_hidden_layers} x {model.hidden_size}, {amount(size)} parameters; "
-        f"{train.steps} steps of {train.batch_size} x {run.config.data.sequence_length} tokens"
+def log_run_summary(
+    run: RunContext, state: dict[str, Any], start_step: int, metric_writer: MetricWriter
+) -> None:
+    model, train_config, device = run.config.model, run.config.train, jax.devices()[0]
+    num_params = sum(x.size for x in jax.tree.leaves(bert.abstract_params(model)))
+    metric_writer.log_message(
+        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.numerics.compute_dtype}; "
+        f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
+        f"{train_config.steps} steps of {train_config.batch_size} x {run.config.data.sequence_length} tokens"
     )
-    if run.start is not None:
-        announce_start(run, run.start, state["params"], start, recorder)
+    if run.growth is not None:
+        log_growth_source(run, run.growth, state["params"], start_step, metric_writer)
     if run.teacher is None:
-        recorder.say("no teacher: the masked-LM loss alone")
+        metric_writer.log_message("no teacher: the masked-LM loss alone")
     else:
-        recorder.say(
+        metric_writer.log_message(
             f"teacher {run.teacher.model.num_hidden_layers} x {run.teacher.model.hidden_size} from "
             f"{run.config.teacher.path}: +{run.teacher_flops / run.student_flops:.0%} FLOPs a step"
         )
-        if run.teacher_until == 0:
-            recorder.say("the teacher is never used: distill.alpha_soft is 0 throughout")
-        elif start >= teacher_until(run, state["behind"]["beaten_at"], start):
-            recorder.say("the teacher was switched off before: the rest costs no more than training alone")
-    if start:
-        recorder.say(f"resumed at step {start}")
+        if run.teacher_end_step == 0:
+            metric_writer.log_message("the teacher is never used: distill.alpha_soft is 0 throughout")
+        elif start_step >= get_teacher_end_step(run, state["behind"]["beaten_at"], start_step):
+            metric_writer.log_message(
+                "the teacher was switched off before: the rest costs no more than training alone"
+            )
+    if start_step:
+        metric_writer.log_message(f"resumed at step {start_step}")
 
 
-def announce_start(run: Run, begun: starts.Start, params: Any, step: int, recorder: Recorder) -> None:
+def log_growth_source(
+    run: RunContext, growth: starts.GrowthSource, params: Any, step: int, metric_writer: MetricWriter
+) -> None:
     """Say what the student is grown from; before its first step `init.json` tells all of it."""
     if step:
-        recorder.say(starts.sentence(begun, starts.told(begun, params, None)))
+        metric_writer.log_message(
+            starts.format_growth_line(growth, starts.growth_report(growth, params, None))
+        )
         return
-    params = params if coordination.alone() else whole(params)
+    params = params if coordination.is_single_process() else to_host(params)
 
-    def tell() -> None:
-        found = starts.told(begun, params, starts.probe_rows(run.rows, run.config.seed))
-        recorder.say(starts.sentence(begun, found))
+    def write_report() -> None:
+        report = starts.growth_report(growth, params, starts.probe_rows(run.rows, run.config.seed))
+        metric_writer.log_message(starts.format_growth_line(growth, report))
         path = run.workdir / "init.json"
-        learned = {"learned": workdirs.read_json(path)["learned"]} if begun.learns else {}
-        workdirs.write_json(path, {"from": begun.path, **learned, **found.to_dict()})
+        ligo_record = {"learned": workdirs.read_json(path)["learned"]} if growth.uses_ligo else {}
+        workdirs.write_json(path, {"from": growth.path, **ligo_record, **report.to_dict()})
 
-    coordination.first(tell)
+    coordination.run_on_main(write_report)
 
 
-def take_steps(
-    run: Run,
+def train_loop(
+    run: RunContext,
     state: dict[str, Any],
-    start: int,
+    start_step: int,
     checkpoints: Checkpoints,
-    recorder: Recorder,
-    stopping: Stopping,
-    watch: Callable[[], None],
+    metric_writer: MetricWriter,
+    shutdown_flag: ShutdownFlag,
+    heartbeat: Callable[[], None],
 ) -> tuple[dict[str, Any], int]:
     """All steps from `start` on. → the last state, the number of steps the teacher took part in.
 
     The metrics of a step are read while the next one runs. A checkpoint is written after the
     metrics and the evaluation of its step, so that a resumed run never lacks them.
     """
-    train, rate = run.config.train, Rate()
-    step_alone, step_taught = compiled(run.alone, run.mesh), compiled(run.spec, run.mesh)
-    peak = flops.peak_per_device(str(run.numerics.compute))
-    until = teacher_until(run, state["behind"]["beaten_at"], start)
-    teacher_params = teachers.on_mesh(run.teacher, run.mesh) if run.teacher and start < until else None
-    seed = put(np.uint32(run.config.seed), replicated(run.mesh))
-    warming = starts.warming(run.config, run.start.todo if run.start else None, run.mesh)
-    own = own_rows(run.mesh, train.batch_size)
-    batches = data_rows.batches(
+    train_config, throughput = run.config.train, ThroughputMeter()
+    no_teacher_step, distill_step = (
+        jit_train_step(run.no_teacher_config, run.mesh),
+        jit_train_step(run.step_config, run.mesh),
+    )
+    peak_flops = flops.peak_flops_per_device(str(run.numerics.compute_dtype))
+    teacher_end = get_teacher_end_step(run, state["behind"]["beaten_at"], start_step)
+    teacher_params = (
+        teachers.shard_params(run.teacher, run.mesh) if run.teacher and start_step < teacher_end else None
+    )
+    seed = to_global(np.uint32(run.config.seed), replicated_sharding(run.mesh))
+    warmup_args = starts.new_param_warmup_args(run.config, run.growth.plan if run.growth else None, run.mesh)
+    local_rows = local_row_indices(run.mesh, train_config.batch_size)
+    batches = data_rows.batch_iterator(
         run.rows,
         run.config.seed,
-        train.batch_size,
-        start,
-        train.steps,
-        slice(None) if coordination.alone() else own,
+        train_config.batch_size,
+        start_step,
+        train_config.steps,
+        slice(None) if coordination.is_single_process() else local_rows,
         run.config.data.prefetch,
     )
     pending: tuple[int, dict[str, Any]] | None = None
@@ -149,60 +180,87 @@ def take_steps(
     def flush() -> None:
         nonlocal pending
         if pending:
-            log(run, *pending, min(pending[0], until), rate, peak, recorder)
+            log_metrics(run, *pending, min(pending[0], teacher_end), throughput, peak_flops, metric_writer)
         pending = None
 
-    missed = start > 0 and due(start, train.evaluate_every, train.steps)  # stopped before its evaluation
-    if missed:
-        found = evaluate_at(run, state["params"], start, min(start, until), recorder, stopping, watch)
-        if found is None:
-            raise stopped_at(run, start)
+    eval_pending = start_step > 0 and is_due(
+        start_step, train_config.evaluate_every, train_config.steps
+    )  # stopped before its evaluation
+    if eval_pending:
+        eval_metrics = evaluate(
+            run,
+            state["params"],
+            start_step,
+            min(start_step, teacher_end),
+            metric_writer,
+            shutdown_flag,
+            heartbeat,
+        )
+        if eval_metrics is None:
+            raise preemption_error(run, start_step)
     with jax.transfer_guard("disallow"):
-        for step in range(start, train.steps):
-            if teacher_params is not None and step >= until:
-                recorder.say(f"step {step}: alpha_soft is 0 for good, the teacher is switched off")
+        for step in range(start_step, train_config.steps):
+            if teacher_params is not None and step >= teacher_end:
+                metric_writer.log_message(
+                    f"step {step}: alpha_soft is 0 for good, the teacher is switched off"
+                )
                 teacher_params = None
-            waited = time.perf_counter()
+            wait_start = time.perf_counter()
             batch = next(batches)
-            rate.wait += time.perf_counter() - waited
-            placed = put_rows(batch, own, run.mesh, train.batch_size)
-            knobs = put(run.knobs[step], replicated(run.mesh))
-            take = step_alone if teacher_params is None else step_taught
-            state, metrics = take(state, teacher_params, placed, knobs, seed, *warming)
+            throughput.wait += time.perf_counter() - wait_start
+            device_batch = make_global_batch(batch, local_rows, run.mesh, train_config.batch_size)
+            schedule_values = to_global(run.schedule_values[step], replicated_sharding(run.mesh))
+            train_step = no_teacher_step if teacher_params is None else distill_step
+            state, metrics = train_step(
+                state, teacher_params, device_batch, schedule_values, seed, *warmup_args
+            )
             flush()
-            watch()
-            rate.add(int((batch["segments"] > 0).sum() * train.batch_size / len(own)))
-            done = step + 1
-            if due(done, train.log_every, 0) or done == train.steps:
-                pending = done, metrics
-                if run.spec.until_beaten and teacher_params is not None:
-                    until = teacher_until(run, metrics["beaten_at"], done)
-            if due(done, train.evaluate_every, train.steps) and not stopping.is_set():
+            heartbeat()
+            throughput.add(int((batch["segments"] > 0).sum() * train_config.batch_size / len(local_rows)))
+            completed_steps = step + 1
+            if is_due(completed_steps, train_config.log_every, 0) or completed_steps == train_config.steps:
+                pending = completed_steps, metrics
+                if run.step_config.until_matched and teacher_params is not None:
+                    teacher_end = get_teacher_end_step(run, metrics["beaten_at"], completed_steps)
+            if (
+                is_due(completed_steps, train_config.evaluate_every, train_config.steps)
+                and not shutdown_flag.is_set()
+            ):
                 flush()
-                evaluate_at(run, state["params"], done, min(done, until), recorder, stopping, watch)
-                rate.restart()
-            if due(done, train.checkpoint_every, train.steps) or (stopping.is_set() and done < train.steps):
+                evaluate(
+                    run,
+                    state["params"],
+                    completed_steps,
+                    min(completed_steps, teacher_end),
+                    metric_writer,
+                    shutdown_flag,
+                    heartbeat,
+                )
+                throughput.restart()
+            if is_due(completed_steps, train_config.checkpoint_every, train_config.steps) or (
+                shutdown_flag.is_set() and completed_steps < train_config.steps
+            ):
                 flush()
-                checkpoints.save(done, state)
-                watch()
-            if stopping.is_set() and done < train.steps:
+                checkpoints.save(completed_steps, state)
+                heartbeat()
+            if shutdown_flag.is_set() and completed_steps < train_config.steps:
                 checkpoints.wait()
-                raise stopped_at(run, done)
+                raise preemption_error(run, completed_steps)
         flush()
-    return state, min(until, train.steps)
+    return state, min(teacher_end, train_config.steps)
 
 
-def stopped_at(run: Run, step: int) -> Stopped:
-    return Stopped(f"{run.workdir}: stopped at step {step}, saved; the same command goes on from there")
+def preemption_error(run: RunContext, step: int) -> Preempted:
+    return Preempted(f"{run.workdir}: stopped at step {step}, saved; the same command goes on from there")
 
 
-def due(step: int, every: int, last: int) -> bool:
+def is_due(step: int, every: int, last: int) -> bool:
     """Whether something that happens every so many steps happens after this one; the last
     step has its own ending."""
     return bool(every) and step % every == 0 and step != last
 
 
-def teacher_until(run: Run, beaten_at: jax.Array, step: int) -> int:
+def get_teacher_end_step(run: RunContext, teacher_matched_step: jax.Array, step: int) -> int:
     """The step from which the teacher is not needed, as known after `step` steps.
 
     `until_beaten` is acted upon only where metrics are logged, so that a resumed run
@@ -210,175 +268,187 @@ def teacher_until(run: Run, beaten_at: jax.Array, step: int) -> int:
     """
     if not run.teacher:
         return 0
-    beaten = int(jax.device_get(beaten_at))
-    if run.spec.until_beaten and beaten >= 0:
+    matched_step = int(jax.device_get(teacher_matched_step))
+    if run.step_config.until_matched and matched_step >= 0:
         every = run.config.train.log_every
-        switch = (beaten // every + 1) * every
-        return switch if switch <= step else run.teacher_until
-    return run.teacher_until
+        switch_step = (matched_step // every + 1) * every
+        return switch_step if switch_step <= step else run.teacher_end_step
+    return run.teacher_end_step
 
 
-def log(
-    run: Run,
+def log_metrics(
+    run: RunContext,
     step: int,
     metrics: dict[str, Any],
-    taught: int,
-    rate: Rate,
-    peak: float | None,
-    recorder: Recorder,
+    teacher_steps: int,
+    throughput: ThroughputMeter,
+    peak_flops: float | None,
+    metric_writer: MetricWriter,
 ):
-    """Write the metrics of a step. Raises Failed after too many non-finite ones in a row."""
-    train = run.config.train
+    """Write the metrics of a step. Raises TrainingFailed after too many non-finite ones in a row."""
+    train_config = run.config.train
     values = {key: value.item() for key, value in jax.device_get(metrics).items()}
-    knobs = dict(zip(scheduled(run.config), map(float, run.knobs[step - 1]), strict=True))
-    steps_per_second, tokens_per_second, waiting = rate.take()
-    with_teacher = taught == step
-    work = run.student_flops + (run.teacher_flops if with_teacher else 0)
+    schedule_values = dict(
+        zip(schedule_names(run.config), map(float, run.schedule_values[step - 1]), strict=True)
+    )
+    steps_per_second, tokens_per_second, data_wait = throughput.read_and_reset()
+    with_teacher = teacher_steps == step
+    step_flops = run.student_flops + (run.teacher_flops if with_teacher else 0)
     record = {
         "step": step,
         "loss": values["loss"],
         "hard_loss": values["hard_loss"],
-        **{key: values[key] if with_teacher else None for key in _OF_THE_TEACHER},
-        "alpha_hard": knobs["alpha_hard"],
+        **{key: values[key] if with_teacher else None for key in _TEACHER_METRICS},
+        "alpha_hard": schedule_values["alpha_hard"],
         "alpha_soft": values["alpha_soft"] if with_teacher else 0.0,
-        "temperature": knobs["temperature"],
-        "learning_rate": knobs["learning_rate"],
-        **{name: knobs[name] for name in scheduled(run.config)[len(SCHEDULED) :]},
+        "temperature": schedule_values["temperature"],
+        "learning_rate": schedule_values["learning_rate"],
+        **{name: schedule_values[name] for name in schedule_names(run.config)[len(BASE_SCHEDULES) :]},
         "grad_norm": values["grad_norm"],
         "skipped": values["skipped"],
         "tokens_per_second": tokens_per_second,
-        "mfu": steps_per_second * work / (peak * jax.device_count()) if peak else None,
-        "data_wait": waiting,
-        **ledger(run, step, taught),
+        "mfu": steps_per_second * step_flops / (peak_flops * jax.device_count()) if peak_flops else None,
+        "data_wait": data_wait,
+        **flops_so_far(run, step, teacher_steps),
     }
-    recorder.log(record, (train.steps - step) / steps_per_second if steps_per_second else 0.0)
-    if values["skipped_longest"] >= train.max_skipped:
-        raise Failed(
+    metric_writer.log_step(
+        record, (train_config.steps - step) / steps_per_second if steps_per_second else 0.0
+    )
+    if values["skipped_longest"] >= train_config.max_skipped:
+        raise TrainingFailed(
             f"{run.workdir}: the loss or gradient was not finite for {values['skipped_longest']} steps "
             f"in a row (now at step {step}); none of those updates was made, the checkpoints are intact"
         )
 
 
-_OF_THE_TEACHER = ("soft_loss", "soft_loss_at_1", "teacher_hard_loss", "selected_share")
+_TEACHER_METRICS = ("soft_loss", "soft_loss_at_1", "teacher_hard_loss", "selected_share")
 
 
-def ledger(run: Run, step: int, taught: int) -> dict[str, float]:
+def flops_so_far(run: RunContext, step: int, teacher_steps: int) -> dict[str, float]:
     """FLOPs up to `step`, of which the teacher took part in the first `taught`; those of a run that was
     grown into this one are among them."""
-    begun = run.start.step if run.start else 0
-    before = (run.start.student_flops, run.start.teacher_flops) if run.start else (0.0, 0.0)
+    source_steps = run.growth.step if run.growth else 0
+    source_flops = (run.growth.student_flops, run.growth.teacher_flops) if run.growth else (0.0, 0.0)
     return {
-        "student_flops": before[0] + (step - begun) * run.student_flops,
-        "teacher_flops": before[1] + max(0, taught - begun) * run.teacher_flops,
+        "student_flops": source_flops[0] + (step - source_steps) * run.student_flops,
+        "teacher_flops": source_flops[1] + max(0, teacher_steps - source_steps) * run.teacher_flops,
     }
 
 
-def evaluate_at(
-    run: Run,
+def evaluate(
+    run: RunContext,
     params: Any,
     step: int,
-    taught: int,
-    recorder: Recorder,
-    stopping: Stopping,
-    watch: Callable[[], None],
+    teacher_steps: int,
+    metric_writer: MetricWriter,
+    shutdown_flag: ShutdownFlag,
+    heartbeat: Callable[[], None],
 ) -> dict[str, float] | None:
     """Held-out loss after `step` steps, recorded; what was recorded before is not done again.
     None if a signal stopped it."""
     path = run.workdir / "evaluations.jsonl"
-    if record := coordination.first(
-        lambda: next((each for each in read(path) if each["step"] == step), None)
+    if record := coordination.run_on_main(
+        lambda: next((entry for entry in read_jsonl(path) if entry["step"] == step), None)
     ):
         return record
 
-    def stop() -> bool:
-        watch()
-        return stopping.is_set()
+    def should_stop() -> bool:
+        heartbeat()
+        return shutdown_flag.is_set()
 
-    documents = likelihood.by_document(
-        annealed(run, params, step),
+    document_losses = likelihood.losses_per_document(
+        effective_params(run, params, step),
         run.config.model,
         run.data,
         mesh=run.mesh,
         numerics=run.numerics,
-        stop=stop,
+        should_stop=should_stop,
     )
-    if documents is None:
+    if document_losses is None:
         return None
-    if step == run.config.train.steps and coordination.index() == 0:
-        likelihood.write(run.workdir / "documents.npz", documents)
-    record = {"step": step, **likelihood.summarise(documents), **ledger(run, step, taught)}
-    recorder.evaluation(record)
+    if step == run.config.train.steps and coordination.process_index() == 0:
+        likelihood.write_document_losses(run.workdir / "documents.npz", document_losses)
+    record = {
+        "step": step,
+        **likelihood.summarize_losses(document_losses),
+        **flops_so_far(run, step, teacher_steps),
+    }
+    metric_writer.log_evaluation(record)
     return record
 
 
-def finish(
-    run: Run, state: dict[str, Any], taught: int, held_out: dict[str, float] | None, seconds: float
+def export_and_summarize(
+    run: RunContext,
+    state: dict[str, Any],
+    teacher_steps: int,
+    eval_metrics: dict[str, float] | None,
+    seconds: float,
 ) -> dict[str, Any]:
     """Write `model/`, then `summary.json`: the sign that the run is whole."""
-    if held_out is None:
-        raise Stopped(
+    if eval_metrics is None:
+        raise Preempted(
             f"{run.workdir}: stopped in the last evaluation, saved; the same command goes on from there"
         )
     steps = run.config.train.steps
-    work = ledger(run, steps, taught)
+    total_work = flops_so_far(run, steps, teacher_steps)
     summary = {
         "steps": steps,
-        "held_out": held_out,
+        "held_out": eval_metrics,
         "skipped_updates": int(jax.device_get(state["skipped"]["total"])),
         "seconds_of_this_process": seconds,
         "flops": {
-            "student": work["student_flops"],
-            "teacher_forward": work["teacher_flops"],
-            "total": spent(work),
+            "student": total_work["student_flops"],
+            "teacher_forward": total_work["teacher_flops"],
+            "total": total_flops(total_work),
             "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
             **(
-                {"source_training": starts.training_flops(run.start, run.workdir, run.teacher)}
-                if run.start
+                {"source_training": starts.source_training_flops(run.growth, run.workdir, run.teacher)}
+                if run.growth
                 else {}
             ),
         },
-        "teacher_steps": max(0, taught - run.config.init.step),
-        "teacher": _sizes(run.teacher.model) if run.teacher else None,
-        **({"init": _start(run.start)} if run.start else {}),
+        "teacher_steps": max(0, teacher_steps - run.config.init.step),
+        "teacher": _model_sizes(run.teacher.model) if run.teacher else None,
+        **({"init": _init_summary(run.growth)} if run.growth else {}),
         "data": _data_sizes(run),
         "versions": {"dwt_jax": __version__, "jax": jax.__version__},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "compute": str(run.numerics.compute),  # what precision.compute=auto came to
+        "compute": str(run.numerics.compute_dtype),  # what precision.compute=auto came to
     }
-    params = whole(annealed(run, state["params"], steps))
+    params = to_host(effective_params(run, state["params"], steps))
 
-    def write() -> None:
-        checkpoint.save(
+    def save_model() -> None:
+        checkpoint.save_checkpoint(
             params,
             run.config.model,
             run.workdir / "tokenizer",
             run.workdir / "model",
-            card=model_card.of_run(run.config, ["mlm"], summary, steps),
+            card=model_card.run_card(run.config, ["mlm"], summary, steps),
         )
         workdirs.write_json(run.workdir / "summary.json", summary)
 
-    coordination.first(write, "process 0 to write the model")
+    coordination.run_on_main(save_model, "process 0 to write the model")
     return summary
 
 
-def _sizes(model: Model) -> dict[str, int]:
+def _model_sizes(model: Model) -> dict[str, int]:
     return {"num_hidden_layers": model.num_hidden_layers, "hidden_size": model.hidden_size}
 
 
-def _start(begun: starts.Start) -> dict[str, Any]:
-    amid = {"step": begun.step} if begun.step else {}
+def _init_summary(growth: starts.GrowthSource) -> dict[str, Any]:
+    step_entry = {"step": growth.step} if growth.step else {}
     return {
-        "method": begun.todo.method.name,
-        "exact": not (begun.todo.lost or begun.learns),
-        **amid,
-        **_sizes(begun.source.model),
+        "method": growth.plan.method.name,
+        "exact": not (growth.plan.lost or growth.uses_ligo),
+        **step_entry,
+        **_model_sizes(growth.source.model),
     }
 
 
-def _data_sizes(run: Run) -> dict[str, int]:
+def _data_sizes(run: RunContext) -> dict[str, int]:
     index = workdirs.read_json(run.data / "index.json")
     return {
-        f"{split}_{what}": index["splits"][split][what]
+        f"{split}_{unit}": index["splits"][split][unit]
         for split in ("train", "held_out")
-        for what in ("documents", "tokens")
+        for unit in ("documents", "tokens")
     }

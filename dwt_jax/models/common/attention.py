@@ -6,15 +6,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from dwt_jax.models.common.matmul import Numerics, at_least_fp32, dot, row_major, transposed
+from dwt_jax.models.common.matmul import Policy, at_least_fp32, batched_dot, row_major, swap_last_axes
 
-MASKED = -1e9  # finite, so that a row without a partner stays free of NaN; exp of it is 0 in fp32
+NEG_INF = -1e9  # finite, so that a row without a partner stays free of NaN; exp of it is 0 in fp32
 
 
-def attend(
-    parts: tuple[jax.Array, ...],
-    segments: tuple[jax.Array, jax.Array],
-    numerics: Numerics,
+def dot_product_attention(
+    projections: tuple[jax.Array, ...],
+    segment_ids: tuple[jax.Array, jax.Array],
+    numerics: Policy,
     keep: jax.Array | None = None,
     scale: float = 1.0,
 ) -> jax.Array:
@@ -25,49 +25,53 @@ def attend(
     int [B, L], 0 is padding. keep: bool [B, H, Q, L], the probabilities that dropout leaves, times
     `scale`, or None. Returns fp32 [B, Q, H, K]. Scores and softmax are fp32.
     """
-    same = segments[0][:, None, :, None] == segments[1][:, None, None, :]
-    return _attend(parts, same, keep, numerics, scale)
+    mask = segment_ids[0][:, None, :, None] == segment_ids[1][:, None, None, :]
+    return _attention(projections, mask, keep, numerics, scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attend(parts, same, keep, numerics: Numerics, scale: float):
-    return _forward(parts, same, keep, numerics, scale)[0]
+def _attention(projections, mask, keep, numerics: Policy, scale: float):
+    return _forward(projections, mask, keep, numerics, scale)[0]
 
 
-def _heads(x: jax.Array, numerics: Numerics) -> jax.Array:
+def _split_heads(x: jax.Array, numerics: Policy) -> jax.Array:
     """[B, L, N, H, K] → compute type [N, B, H, L, K]"""
-    return row_major(x.astype(numerics.compute).transpose(2, 0, 3, 1, 4), numerics)
+    return row_major(x.astype(numerics.compute_dtype).transpose(2, 0, 3, 1, 4), numerics)
 
 
-def _forward(parts, same, keep, numerics: Numerics, scale: float):
-    query, key, value = (one for part in parts for one in _heads(part, numerics))
-    scores = dot(query, key, (3, 3)) * query.shape[-1] ** -0.5
-    probabilities = jax.nn.softmax(jnp.where(same, scores, MASKED), axis=-1)
-    mixed = dot(_dropped(probabilities, keep, scale).astype(numerics.compute), value, (3, 2))
-    like = tuple(jnp.zeros(part.shape[2:3], part.dtype) for part in parts)
-    saved = query, key, value, probabilities.astype(numerics.compute), keep, like
-    return mixed.transpose(0, 2, 1, 3), saved
+def _forward(projections, mask, keep, numerics: Policy, scale: float):
+    query, key, value = (array for projection in projections for array in _split_heads(projection, numerics))
+    scores = batched_dot(query, key, (3, 3)) * query.shape[-1] ** -0.5
+    probabilities = jax.nn.softmax(jnp.where(mask, scores, NEG_INF), axis=-1)
+    context = batched_dot(
+        _apply_dropout(probabilities, keep, scale).astype(numerics.compute_dtype), value, (3, 2)
+    )
+    templates = tuple(jnp.zeros(projection.shape[2:3], projection.dtype) for projection in projections)
+    residuals = query, key, value, probabilities.astype(numerics.compute_dtype), keep, templates
+    return context.transpose(0, 2, 1, 3), residuals
 
 
-def _dropped(x, keep, scale: float):
+def _apply_dropout(x, keep, scale: float):
     return x if keep is None else jnp.where(keep, x * scale, 0)
 
 
-def _backward(numerics: Numerics, scale: float, saved, gradient):
+def _backward(numerics: Policy, scale: float, residuals, gradient):
     """Softmax backward: ds = p · (dp − Σ p·dp), here with the scores' factor K^−½."""
-    query, key, value, probabilities, keep, like = saved
-    gradient = _heads(gradient[:, :, None], numerics)[0]
+    query, key, value, probabilities, keep, templates = residuals
+    gradient = _split_heads(gradient[:, :, None], numerics)[0]
     p = probabilities.astype(at_least_fp32(probabilities))
-    kept = _dropped(p, keep, scale).astype(numerics.compute)
-    to_value = dot(transposed(kept, numerics), gradient, (3, 2))
-    to_p = _dropped(dot(gradient, value, (3, 3)), keep, scale)
-    to_scores = p * (to_p - (p * to_p).sum(-1, keepdims=True)) * query.shape[-1] ** -0.5
-    to_scores = to_scores.astype(numerics.compute)
-    to_query = dot(to_scores, key, (3, 2))
-    to_key = dot(transposed(to_scores, numerics), query, (3, 2))
-    each = iter((to_query, to_key, to_value))
-    to_parts = (jnp.stack([next(each) for _ in part]).astype(part.dtype) for part in like)  # [N, B, H, L, K]
-    return tuple(part.transpose(1, 3, 0, 2, 4) for part in to_parts), None, None
+    weights = _apply_dropout(p, keep, scale).astype(numerics.compute_dtype)
+    grad_value = batched_dot(swap_last_axes(weights, numerics), gradient, (3, 2))
+    grad_p = _apply_dropout(batched_dot(gradient, value, (3, 3)), keep, scale)
+    grad_scores = p * (grad_p - (p * grad_p).sum(-1, keepdims=True)) * query.shape[-1] ** -0.5
+    grad_scores = grad_scores.astype(numerics.compute_dtype)
+    grad_query = batched_dot(grad_scores, key, (3, 2))
+    grad_key = batched_dot(swap_last_axes(grad_scores, numerics), query, (3, 2))
+    grads = iter((grad_query, grad_key, grad_value))
+    grad_projections = (
+        jnp.stack([next(grads) for _ in projection]).astype(projection.dtype) for projection in templates
+    )  # [N, B, H, L, K]
+    return tuple(projection.transpose(1, 3, 0, 2, 4) for projection in grad_projections), None, None
 
 
-_attend.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)

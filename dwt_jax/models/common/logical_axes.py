@@ -13,19 +13,21 @@ import jax
 
 class Axis(NamedTuple):
     name: str  # layer, embed, head, head_dim, mlp, vocab, position, type, label
-    side: str  # in, out or ""
-    meets: str = ""  # what else a product sums this output with, where that has no side `in`: words, keys
+    fan: str  # in, out or ""
+    contracted_with: str = (
+        ""  # what else a product sums this output with, where that has no side `in`: words, keys
+    )
 
 
-def _axes(text: str) -> tuple[Axis, ...]:
+def _parse_axes(text: str) -> tuple[Axis, ...]:
     """'layer in:embed out:mlp out:head_dim>keys' → axes."""
 
-    def axis(word: str) -> Axis:
-        word, _, meets = word.partition(">")
-        side, _, name = word.rpartition(":")
-        return Axis(name, side, meets)
+    def parse_axis(item: str) -> Axis:
+        item, _, contracted_with = item.partition(">")
+        fan, _, name = item.rpartition(":")
+        return Axis(name, fan, contracted_with)
 
-    return tuple(axis(word) for word in text.split())
+    return tuple(parse_axis(item) for item in text.split())
 
 
 _NORM = {"scale": "out:embed", "bias": "out:embed", "weight": "in:embed"}  # it sums over weight·x
@@ -75,7 +77,7 @@ _TABLE: dict[str, Any] = {
 
 def _flatten(tree: Any, path: str = "", prefix: str = "") -> dict[str, tuple[Axis, ...]]:
     if isinstance(tree, str):
-        return {path: _axes(tree if "layer" in tree else prefix + tree)}
+        return {path: _parse_axes(tree if "layer" in tree else prefix + tree)}
     flat: dict[str, tuple[Axis, ...]] = {}
     for name, item in tree.items():
         layer = "layer " if path == "layers" else prefix
@@ -83,22 +85,22 @@ def _flatten(tree: Any, path: str = "", prefix: str = "") -> dict[str, tuple[Axi
     return flat
 
 
-ROLES: dict[str, tuple[Axis, ...]] = _flatten(_TABLE)
+PARAM_AXES: dict[str, tuple[Axis, ...]] = _flatten(_TABLE)
 """{'layers/mlp/input/kernel': (Axis('layer', ''), Axis('embed', 'in'), Axis('mlp', 'out')), …}"""
 
-STANDS_IN = {"mlm/decoder/embedding": "embeddings/word/embedding"}
+TIED_TO = {"mlm/decoder/embedding": "embeddings/word/embedding"}
 """The leaf that does the work of another where that is absent."""
 
-_ONES = ("scale", "weight", "gate")
+_INIT_TO_ONE = ("scale", "weight", "gate")
 
 
-def start(path: str) -> float:
+def init_value(path: str) -> float:
     """What a leaf that is no matrix starts at. An absent leaf counts as filled with it (0: a table
     that is not there adds nothing)."""
-    return 1.0 if path.rpartition("/")[2] in _ONES else 0.0
+    return 1.0 if path.rpartition("/")[2] in _INIT_TO_ONE else 0.0
 
 
-def annealed(path: str) -> bool:
+def is_gate(path: str) -> bool:
     """Whether the leaf is not trained but a function of the step that ends at 1 (annealing.py)."""
     return path.rpartition("/")[2] in ("weight", "gate")
 
@@ -108,22 +110,22 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
 
 
-def map_with_roles(function: Callable[..., Any], params: Any, *rest: Any) -> Any:
+def map_with_axes(function: Callable[..., Any], params: Any, *rest: Any) -> Any:
     """tree.map with the axes of the leaf as the first argument.
 
     Raises KeyError naming a leaf that the table does not know.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, *more: function(ROLES[path_name(path)], leaf, *more), params, *rest
+        lambda path, leaf, *more: function(PARAM_AXES[path_name(path)], leaf, *more), params, *rest
     )
 
 
 def is_matrix(axes: tuple[Axis, ...]) -> bool:
     """A leaf is a matrix when it has an `out` axis and an axis besides that and `layer`."""
-    others = [axis for axis in axes if axis.side != "out" and axis.name != "layer"]
-    return bool(others) and any(axis.side == "out" for axis in axes)
+    input_axes = [axis for axis in axes if axis.fan != "out" and axis.name != "layer"]
+    return bool(input_axes) and any(axis.fan == "out" for axis in axes)
 
 
 def decay_mask(params: Any) -> Any:
     """True for matrices and embedding tables, False for biases and norms."""
-    return map_with_roles(lambda axes, _: is_matrix(axes), params)
+    return map_with_axes(lambda axes, _: is_matrix(axes), params)
