@@ -24,21 +24,21 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "flax", "optax", "numpy")
-SMALL = ["--config.train.steps=24", "--config.train.evaluate_every=8", "--config.train.checkpoint_every=8"]
+SMALL = ["--config.train.steps=24", "--config.train.eval_every=8", "--config.train.save_every=8"]
 ACCUMULATED = [
-    "--config.train.accumulate=4",
+    "--config.train.gradient_accumulation_steps=4",
     "--config.model.hidden_dropout_prob=0.1",
     "--config.model.attention_probs_dropout_prob=0.1",
-    "--config.mask.whole_word=True",
-    "--config.distill.alpha_soft.kind=until_beaten",
+    "--config.mlm.whole_word=True",
+    "--config.distill.alpha_soft.kind=until_matched",
     "--config.distill.alpha_soft.value=4",
     "--config.distill.temperature.value=2",
     "--config.distill.divergence=jensen_shannon",
-    "--config.distill.selection=entropy",
-    "--config.distill.tile=3",
+    "--config.distill.token_selection=entropy",
+    "--config.distill.loss_chunk_rows=3",
 ]
 LARGER = ["--config.model.num_hidden_layers=4", "--config.model.gated_layers=True"]
-GROWN = ["--config.init.anneal=0.5", "--config.init.rewarm=0.3"]
+GROWN = ["--config.init.gate_warmup=0.5", "--config.init.new_param_warmup=0.3"]
 
 
 def dwt(*arguments: str) -> None:

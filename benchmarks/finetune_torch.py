@@ -67,7 +67,9 @@ def train(path, config, data, seed):
     )
     split, random = data.splits["train"], np.random.default_rng(seed)
     steps = recipe.epochs * -(-len(split) // recipe.batch_size)
-    schedule = get_linear_schedule_with_warmup(adam, round(optimizer.learning_rate.warmup * steps), steps)
+    schedule = get_linear_schedule_with_warmup(
+        adam, round(optimizer.learning_rate.warmup_fraction * steps), steps
+    )
     found = []
     for number in range(recipe.epochs):
         model.train()

@@ -48,10 +48,10 @@ def config(name: str):
     return build_config(
         {
             "model": sizes(name),
-            "mask": {"rate": 20 / 128},
+            "mlm": {"probability": 20 / 128},
             "train": {"steps": 1000, "batch_size": options.rows},
             "optimizer": {"clip_norm": 0.0},
-            "precision": {"compute": options.precision},
+            "precision": {"compute_dtype": options.precision},
         }
     )
 

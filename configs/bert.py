@@ -30,6 +30,6 @@ def get_config(run: str = "base") -> ConfigDict:
         "num_attention_heads": heads,
         "intermediate_size": 4 * width,
     }
-    config.data.update(mode="packed", keep_every=1)
+    config.data.update(row_mode="packed", sentence_stride=1)
     config.train.update(epochs=3, batch_size=512)
     return config

@@ -34,14 +34,14 @@ def get_config(run: str = "student") -> ConfigDict:
                 "hidden_dropout_prob": 0.0,  # less than one epoch: nothing to over-fit
                 "attention_probs_dropout_prob": 0.0,
             },
-            "data": {"tokenizer": {"vocab_size": 2048}, "sequence_length": 64, "held_out": 0.05},
+            "data": {"tokenizer": {"vocab_size": 2048}, "sequence_length": 64, "validation_fraction": 0.05},
             "train": {
                 "steps": steps,
                 "batch_size": 16,
                 "log_every": 60,
-                "evaluate_every": 180,
-                "checkpoint_every": 300,
+                "eval_every": 180,
+                "save_every": 300,
             },
-            "optimizer": {"learning_rate": {"kind": "linear", "value": 3e-3, "warmup": 0.05}},
+            "optimizer": {"learning_rate": {"kind": "linear", "value": 3e-3, "warmup_fraction": 0.05}},
         }
     )

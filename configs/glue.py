@@ -43,7 +43,7 @@ def get_config(task: str = "era") -> ConfigDict:
                 "seeds": [0, 1, 2],
                 "dropout": 0.1,
                 "optimizer": {
-                    "learning_rate": {"kind": "linear", "value": rate, "warmup": 0.1},
+                    "learning_rate": {"kind": "linear", "value": rate, "warmup_fraction": 0.1},
                     "weight_decay": 0.01,
                     "clip_norm": 1.0,
                     "eps": 1e-6,

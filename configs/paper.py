@@ -27,11 +27,11 @@ def get_config(run: str = "student") -> ConfigDict:
                 ],
                 "tokenizer": {"vocab_size": 30522},
                 "sequence_length": 128,
-                "mode": "sentence",
-                "keep_every": 4,
-                "held_out": 0.001,
+                "row_mode": "sentence",
+                "sentence_stride": 4,
+                "validation_fraction": 0.001,
             },
-            "train": {"epochs": 20, "batch_size": 128, "checkpoint_every": 5000, "log_every": 100},
-            "optimizer": {"learning_rate": {"kind": "linear", "value": 5e-4, "warmup": 0.05}},
+            "train": {"epochs": 20, "batch_size": 128, "save_every": 5000, "log_every": 100},
+            "optimizer": {"learning_rate": {"kind": "linear", "value": 5e-4, "warmup_fraction": 0.05}},
         }
     )

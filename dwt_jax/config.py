@@ -17,22 +17,24 @@ from dwt_jax.remap.methods import GrowthOptions, get_method
 class Schedule:
     """A number as a function of the step. Durations are shares of the run, from 0 to 1.
 
-    All kinds rise linearly from 0 to `value` over `warmup` first. Then
+    All kinds rise linearly from 0 to `value` over `warmup_fraction` first. Then
     - constant: `value`
-    - linear, cosine: fall from `value`, at `begin` (or the end of the warm-up, if later),
-      to `end` at `until`, and stay there
-    - warmup_stable_decay: the same as linear; says that `begin` is meant to be late
-    - steps: `value` before `begin`, `end` from there on (two stages)
-    - until_beaten (for `distill.alpha_soft` alone): `value` times how far the student's
+    - linear, cosine: fall from `value`, at `decay_start` (or the end of the warm-up, if later),
+      to `end` at `decay_end`, and stay there
+    - warmup_stable_decay: the same as linear; says that `decay_start` is meant to be late
+    - piecewise: `value` before `decay_start`, `end` from there on (two stages)
+    - until_matched (for `distill.alpha_soft` alone): `value` times how far the student's
       smoothed hard loss still lies above the teacher's (see objectives/schedules.py)
     """
 
-    kind: Literal["constant", "linear", "cosine", "warmup_stable_decay", "steps", "until_beaten"] = "constant"
+    kind: Literal["constant", "linear", "cosine", "warmup_stable_decay", "piecewise", "until_matched"] = (
+        "constant"
+    )
     value: float = 1.0
     end: float = 0.0
-    warmup: float = 0.0
-    begin: float = 0.0
-    until: float = 1.0
+    warmup_fraction: float = 0.0
+    decay_start: float = 0.0
+    decay_end: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -98,24 +100,26 @@ class Data:
     sources: tuple[Source, ...] = (Source(),)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     sequence_length: int = 128
-    mode: Literal["packed", "sentence"] = "packed"
-    held_out: float = 0.01  # share of the documents, chosen by a hash of their text
-    keep_every: int = 1  # keep one sentence of every n (the paper's corpus: 4)
+    row_mode: Literal["packed", "sentence"] = "packed"
+    validation_fraction: float = 0.01  # share of the documents, chosen by a hash of their text
+    sentence_stride: int = 1  # keep one sentence of every n (the paper's corpus: 4)
     prefetch: int = 2  # batches read ahead
 
 
 @dataclass(frozen=True)
-class Mask:
-    rate: float = 0.15  # of the tokens of a row are predicted
-    replace: float = 0.8  # of those become [MASK]
-    random: float = 0.1  # of those become a random token; the rest stay
+class Mlm:
+    probability: float = 0.15  # of the tokens of a row are predicted
+    mask_token_share: float = 0.8  # of those become [MASK]
+    random_token_share: float = 0.1  # of those become a random token; the rest stay
     whole_word: bool = False
 
 
 @dataclass(frozen=True)
 class Teacher:
     path: str = ""  # a model or run directory; empty: no teacher
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of its stored weights; auto: precision.compute
+    dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # of its stored weights; auto: precision.compute_dtype
+    )
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,11 @@ class Init(GrowthOptions):
     from_: str = ""  # in a config `from`: a model or run directory; empty: teacher.path
     # A model with gated_layers or weighted_norm computes with m₀ + (1 − m₀)·share, share rising
     # linearly from 0 to 1 over this share of the run; from there on it is an ordinary one.
-    anneal: float = 0.1
+    gate_warmup: float = 0.1
     # The updates of entries that are new, or further copies, rise from 0 over this share of the run.
-    rewarm: float = 0.0
+    new_param_warmup: float = 0.0
     # Grown in the middle of the run `from`, after so many of its steps, by `dwt remap --run`, which sets
-    # this; `anneal` and `rewarm` are then shares of the steps that are left. 0: before the first step.
+    # this; `gate_warmup` and `new_param_warmup` are then shares of the steps that are left. 0: before the first step.
     step: int = 0
     learning_steps: int = 100  # method=ligo: of the maps, before the first step
 
@@ -142,14 +146,16 @@ class Distill:
     alpha_hard: Schedule = field(default_factory=Schedule)
     alpha_soft: Schedule = field(default_factory=Schedule)
     temperature: Schedule = field(default_factory=Schedule)
-    squared_temperature: bool = False  # multiply the soft loss by t^2 (Hinton's form; the paper's has none)
+    scale_by_temperature_squared: bool = (
+        False  # multiply the soft loss by t^2 (Hinton's form; the paper's has none)
+    )
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
-    selection: Literal["all", "teacher_better", "entropy"] = "all"
-    entropy_share: float = 0.15  # selection=entropy: the share dropped, where the teacher is surest
-    tile: int = 0  # rows whose logits are held at once; 0: all
-    # until_beaten compares the student's loss, dropout included, with the teacher's without it
-    beaten_margin: float = 0.5  # nats above the teacher at which the weight is still whole
-    beaten_smoothing: float = 0.99  # decay of the running means
+    token_selection: Literal["all", "teacher_better", "entropy"] = "all"
+    drop_fraction: float = 0.15  # token_selection=entropy: the share dropped, where the teacher is surest
+    loss_chunk_rows: int = 0  # rows whose logits are held at once; 0: all
+    # until_matched compares the student's loss, dropout included, with the teacher's without it
+    match_margin: float = 0.5  # nats above the teacher at which the weight is still whole
+    gap_ema_decay: float = 0.99  # decay of the running means
 
 
 @dataclass(frozen=True)
@@ -157,21 +163,25 @@ class Train:
     steps: int = 0  # 0: from epochs
     epochs: float = 0.0
     batch_size: int = 128  # rows, over all devices and accumulated parts
-    accumulate: int = 1  # parts a batch is split into, one after the other
-    checkpoint_every: int = 1000
+    gradient_accumulation_steps: int = 1  # parts a batch is split into, one after the other
+    save_every: int = 1000
     keep_checkpoints: int = 3
     checkpoint_path: str = ""  # where they are kept: a directory or gs://…; empty: the work directory's
     log_every: int = 10
-    evaluate_every: int = 0  # 0: only at the end
+    eval_every: int = 0  # 0: only at the end
     watchdog: float = 1800.0  # seconds without a step that end the process; 0: off
-    max_skipped: int = 20  # non-finite steps in a row that stop the run, looked at where metrics are logged
+    max_consecutive_nonfinite: int = (
+        20  # non-finite steps in a row that stop the run, looked at where metrics are logged
+    )
     tensorboard: bool = True
-    wandb: str = ""  # project; empty: off
+    wandb_project: str = ""  # project; empty: off
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    learning_rate: Schedule = field(default_factory=lambda: Schedule(kind="linear", value=5e-4, warmup=0.05))
+    learning_rate: Schedule = field(
+        default_factory=lambda: Schedule(kind="linear", value=5e-4, warmup_fraction=0.05)
+    )
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -190,7 +200,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Precision:
-    compute: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 but on CPU
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 but on CPU
 
 
 @dataclass(frozen=True)
@@ -199,7 +209,7 @@ class Config:
     platform: Literal["any", "cpu", "gpu", "tpu"] = "any"  # fail when JAX found another
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
-    mask: Mask = field(default_factory=Mask)
+    mlm: Mlm = field(default_factory=Mlm)
     teacher: Teacher = field(default_factory=Teacher)
     init: Init = field(default_factory=Init)
     distill: Distill = field(default_factory=Distill)
@@ -278,11 +288,11 @@ def model_problems(model: Model) -> Iterator[str]:
 
 
 def _data_problems(config: Config):
-    data, mask = config.data, config.mask
+    data, mlm = config.data, config.mlm
     yield from _at_least(data, "data", 8, "sequence_length")
-    yield from _at_least(data, "data", 1, "keep_every", "prefetch")
-    if not 0 < data.held_out < 1:
-        yield f"data.held_out is {data.held_out}, expected a share above 0 and below 1"
+    yield from _at_least(data, "data", 1, "sentence_stride", "prefetch")
+    if not 0 < data.validation_fraction < 1:
+        yield f"data.validation_fraction is {data.validation_fraction}, expected a share above 0 and below 1"
     if not data.sources:
         yield "data.sources is empty, expected at least one source"
     for i, source in enumerate(data.sources):
@@ -295,13 +305,17 @@ def _data_problems(config: Config):
         yield from _at_least(data.tokenizer, "data.tokenizer", 100, "vocab_size")
     if data.tokenizer.sample_megabytes <= 0:
         yield f"data.tokenizer.sample_megabytes is {data.tokenizer.sample_megabytes}, expected more than 0"
-    if not 0 < mask.rate < 1:
-        yield f"mask.rate is {mask.rate}, expected a share above 0 and below 1"
-    if round(mask.rate * data.sequence_length) < 1:
-        yield f"mask.rate is {mask.rate}, expected at least one prediction in {data.sequence_length} tokens"
-    yield from _share(mask, "mask", "replace", "random")
-    if mask.replace + mask.random > 1 + 1e-9:
-        yield f"mask.replace + mask.random is {mask.replace + mask.random}, expected at most 1"
+    if not 0 < mlm.probability < 1:
+        yield f"mlm.probability is {mlm.probability}, expected a share above 0 and below 1"
+    if round(mlm.probability * data.sequence_length) < 1:
+        yield (
+            f"mlm.probability is {mlm.probability}, expected at least one prediction in "
+            f"{data.sequence_length} tokens"
+        )
+    yield from _share(mlm, "mlm", "mask_token_share", "random_token_share")
+    if mlm.mask_token_share + mlm.random_token_share > 1 + 1e-9:
+        total = mlm.mask_token_share + mlm.random_token_share
+        yield f"mlm.mask_token_share + mlm.random_token_share is {total}, expected at most 1"
 
 
 def _init_problems(config: Config):
@@ -322,22 +336,25 @@ def _init_problems(config: Config):
         yield f"init.{key.rstrip('_')} is set, expected init.method to say how (it is empty)"
     yield from _at_least(init, "init", 0, "noise", "step")
     yield from _at_least(init, "init", 1, "learning_steps")
-    yield from _share(init, "init", "anneal", "rewarm")
+    yield from _share(init, "init", "gate_warmup", "new_param_warmup")
     if init.step and config.train.steps and init.step >= config.train.steps:
         yield f"init.step is {init.step}, expected less than train.steps ({config.train.steps})"
 
 
 def _schedule_problems(schedule: Schedule, name: str):
     yield from _at_least(schedule, name, 0, "value", "end")
-    yield from _share(schedule, name, "warmup", "begin", "until")
+    yield from _share(schedule, name, "warmup_fraction", "decay_start", "decay_end")
     if schedule.kind in ("linear", "cosine", "warmup_stable_decay"):
-        begin = max(schedule.begin, schedule.warmup)
-        if schedule.until <= begin:
-            yield f"{name}.until is {schedule.until}, expected more than its begin or warmup ({begin})"
+        start = max(schedule.decay_start, schedule.warmup_fraction)
+        if schedule.decay_end <= start:
+            yield (
+                f"{name}.decay_end is {schedule.decay_end}, expected more than its decay_start or "
+                f"warmup_fraction ({start})"
+            )
 
 
 def _zero_in_the_end(schedule: Schedule) -> bool:
-    last = schedule.value if schedule.kind in ("constant", "until_beaten") else schedule.end
+    last = schedule.value if schedule.kind in ("constant", "until_matched") else schedule.end
     return last == 0
 
 
@@ -351,30 +368,30 @@ def _objective_problems(config: Config):
     if _zero_in_the_end(hard):
         if not config.teacher.path and hard.value == 0:
             yield "distill.alpha_hard is 0 and teacher.path is empty, expected something to learn from"
-        if _zero_in_the_end(distill.alpha_soft) or distill.alpha_soft.kind == "until_beaten":
+        if _zero_in_the_end(distill.alpha_soft) or distill.alpha_soft.kind == "until_matched":
             yield "distill.alpha_hard and distill.alpha_soft both end at 0, expected something to learn from"
     for key in ("alpha_hard", "alpha_soft", "temperature"):
         schedule = getattr(distill, key)
         yield from _schedule_problems(schedule, f"distill.{key}")
-        if schedule.kind == "until_beaten" and key != "alpha_soft":
-            yield f"distill.{key}.kind is 'until_beaten', expected that for distill.alpha_soft alone"
+        if schedule.kind == "until_matched" and key != "alpha_soft":
+            yield f"distill.{key}.kind is 'until_matched', expected that for distill.alpha_soft alone"
     temperature = distill.temperature
     lowest = temperature.value if temperature.kind == "constant" else min(temperature.value, temperature.end)
-    if lowest <= 0 or temperature.warmup > 0:
-        yield f"distill.temperature goes down to {0 if temperature.warmup else lowest}, expected more than 0"
-    yield from _share(distill, "distill", "entropy_share")
-    yield from _at_least(distill, "distill", 0, "tile")
-    if distill.beaten_margin <= 0:
-        yield f"distill.beaten_margin is {distill.beaten_margin}, expected more than 0"
-    if not 0 <= distill.beaten_smoothing < 1:
-        yield (f"distill.beaten_smoothing is {distill.beaten_smoothing}, expected at least 0 and less than 1")
+    if lowest <= 0 or temperature.warmup_fraction > 0:
+        yield f"distill.temperature goes down to {0 if temperature.warmup_fraction else lowest}, expected more than 0"
+    yield from _share(distill, "distill", "drop_fraction")
+    yield from _at_least(distill, "distill", 0, "loss_chunk_rows")
+    if distill.match_margin <= 0:
+        yield f"distill.match_margin is {distill.match_margin}, expected more than 0"
+    if not 0 <= distill.gap_ema_decay < 1:
+        yield (f"distill.gap_ema_decay is {distill.gap_ema_decay}, expected at least 0 and less than 1")
 
 
 def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
     """What cannot be so, each a line that begins with the key below `name`."""
     yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate")
-    if optimizer.learning_rate.kind == "until_beaten":
-        yield f"{name}.learning_rate.kind is 'until_beaten', expected that for distill.alpha_soft alone"
+    if optimizer.learning_rate.kind == "until_matched":
+        yield f"{name}.learning_rate.kind is 'until_matched', expected that for distill.alpha_soft alone"
     yield from _at_least(optimizer, name, 0, "weight_decay", "clip_norm")
     if optimizer.eps < 1e-30:  # 0/0 where a gradient is 0: rows of the vocabulary that never occur
         yield f"{name}.eps is {optimizer.eps}, expected more than 0 (at least 1e-30: it is in float32)"
@@ -385,7 +402,7 @@ def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
 
 def _training_problems(config: Config):
     train, mesh = config.train, config.mesh
-    yield from _at_least(train, "train", 0, "steps", "epochs", "evaluate_every", "watchdog")
+    yield from _at_least(train, "train", 0, "steps", "epochs", "eval_every", "watchdog")
     if not train.steps and not train.epochs:
         yield "train.steps is 0, expected at least 1 (or train.epochs above 0)"
     yield from _at_least(
@@ -393,21 +410,21 @@ def _training_problems(config: Config):
         "train",
         1,
         "batch_size",
-        "accumulate",
-        "checkpoint_every",
+        "gradient_accumulation_steps",
+        "save_every",
         "keep_checkpoints",
         "log_every",
-        "max_skipped",
+        "max_consecutive_nonfinite",
     )
     scheme = re.match(r"[a-z0-9]{2,}:/", train.checkpoint_path)
     if scheme and scheme[0] != "gs:/":
         yield f"train.checkpoint_path begins with {scheme[0]}, expected a directory or gs://…"
     elif train.checkpoint_path and not train.checkpoint_path.startswith(("/", "~", "gs://")):
         yield f"train.checkpoint_path is {train.checkpoint_path!r}, expected a whole path, from / or ~ on"
-    if train.batch_size % train.accumulate:
+    if train.batch_size % train.gradient_accumulation_steps:
         yield (
             f"train.batch_size is {train.batch_size}, expected a multiple of "
-            f"train.accumulate ({train.accumulate})"
+            f"train.gradient_accumulation_steps ({train.gradient_accumulation_steps})"
         )
     yield from optimizer_problems(config.optimizer, "optimizer")
     rate = max(config.optimizer.learning_rate.value, config.optimizer.learning_rate.end)
@@ -419,9 +436,9 @@ def _training_problems(config: Config):
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         yield f"mesh is {sizes}, expected sizes of at least 1, at most one of them -1"
     fixed = max(mesh.data, 1) * max(mesh.fsdp, 1)
-    rows = train.batch_size // max(train.accumulate, 1)
+    rows = train.batch_size // max(train.gradient_accumulation_steps, 1)
     if rows % fixed:
         yield (
-            f"train.batch_size / train.accumulate is {rows}, expected a multiple of the mesh's "
+            f"train.batch_size / train.gradient_accumulation_steps is {rows}, expected a multiple of the mesh's "
             f"data x fsdp ({fixed})"
         )

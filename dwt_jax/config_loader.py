@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from dwt_jax.config import Config, Model, check, model_problems
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.presets import PRESETS
+from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, renamed_key
 
 
 def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
@@ -193,6 +194,8 @@ def _merge_dicts(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> None:
     """Set a value by its dotted key; numbers index lists. Defaults are filled in on the way,
     so that one field of a default source can be changed."""
+    if dotted in RENAMED_KEYS:
+        raise UserError(f"config: '{dotted}' is now '{RENAMED_KEYS[dotted]}'")
     *parents, last = dotted.split(".")
     node: Any = tree
     kind: Any = root
@@ -256,6 +259,8 @@ def _build_value(kind: Any, value: Any, path: str) -> Any:
 
 
 def _unknown_key_error(path: str, key: str, valid_keys: Iterable[str]) -> UserError:
+    if new_key := renamed_key(path, tuple(valid_keys)):
+        return UserError(f"config: '{path}' is now '{new_key}'")
     prefix = path.removesuffix(key)
     return UserError(f"config: unknown key '{path}'{did_you_mean(key, valid_keys, prefix)}")
 
@@ -277,6 +282,8 @@ def parse_scalar(kind: Any, value: Any, path: str) -> Any:
     raw_value = str(value) if is_text else value
     if get_origin(kind) is Literal:
         if raw_value not in get_args(kind):
+            if (new_value := RENAMED_VALUES.get(str(raw_value))) in get_args(kind):
+                raise UserError(f"config: {path} is {raw_value!r}, which is now {new_value!r}")
             raise UserError(f"config: {path} is {raw_value!r}{did_you_mean(str(raw_value), get_args(kind))}")
         return raw_value
     if kind is str:

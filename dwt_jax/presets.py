@@ -9,28 +9,28 @@ PRESETS = {
         "alpha_hard": _constant_one,
         "alpha_soft": _constant_one,
         "temperature": _constant_one,
-        "squared_temperature": False,
+        "scale_by_temperature_squared": False,
     },
     # 1 : 4, the paper's "strong" teacher: faster at first, worse in the end.
     "paper_strong": {
         "alpha_hard": _constant_one,
         "alpha_soft": {"kind": "constant", "value": 4.0},
         "temperature": _constant_one,
-        "squared_temperature": False,
+        "scale_by_temperature_squared": False,
     },
     # 4 -> 1 over the run: the paper's advice, which it did not run.
     "paper_decay": {
         "alpha_hard": _constant_one,
         "alpha_soft": {"kind": "linear", "value": 4.0, "end": 1.0},
         "temperature": _constant_one,
-        "squared_temperature": False,
+        "scale_by_temperature_squared": False,
     },
     # (1 - alpha) CE + alpha t^2 KL, alpha from 1 to 0 at T_KI; here a quarter of the run, the
     # middle of the 18-28 % that it found best for weak teachers. Move `until` (of both) to change it.
     "knowledge_inheritance": {
-        "alpha_hard": {"kind": "linear", "value": 0.0, "end": 1.0, "until": 0.25},
-        "alpha_soft": {"kind": "linear", "value": 1.0, "end": 0.0, "until": 0.25},
+        "alpha_hard": {"kind": "linear", "value": 0.0, "end": 1.0, "decay_end": 0.25},
+        "alpha_soft": {"kind": "linear", "value": 1.0, "end": 0.0, "decay_end": 0.25},
         "temperature": {"kind": "constant", "value": 2.0},
-        "squared_temperature": True,
+        "scale_by_temperature_squared": True,
     },
 }

@@ -86,7 +86,7 @@ def write_task(folder, numbers=False, pairs=False, train=44, dev=20, seed=0):
 def config_of(examples, **recipe) -> FinetuneConfig:
     """Small, without dropout, a learning rate that moves small models."""
     usual = {"epochs": 2, "batch_size": 8, "max_length": 20, "buckets": 1, "dropout": 0.0, "seeds": [0]}
-    rate = {"learning_rate": {"kind": "linear", "value": 1e-2, "warmup": 0.2}, "eps": 1e-6}
+    rate = {"learning_rate": {"kind": "linear", "value": 1e-2, "warmup_fraction": 0.2}, "eps": 1e-6}
     return check_finetune_config(
         build_dataclass(
             FinetuneConfig, {"examples": examples, "recipe": {**usual, "optimizer": rate, **recipe}}

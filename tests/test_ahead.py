@@ -276,7 +276,7 @@ def test_the_real_step_is_compiled_and_its_arguments_are_known(config, here):
 
 @pytest.mark.slow
 def test_the_peak_is_that_of_the_type_that_is_computed_in(config, here):
-    goal = aheads.make_compile_target(load_config(config, {"precision.compute": "float32"}), "one:1")
+    goal = aheads.make_compile_target(load_config(config, {"precision.compute_dtype": "float32"}), "one:1")
     found = aheads.compile_step(goal, 8)
     assert found.seconds["compute"] == found.flops / 0.5e11
 
@@ -314,7 +314,7 @@ def test_what_does_not_fit_is_an_answer(config, here, monkeypatch, capsys):
 def test_the_largest_batch_is_found_within_a_sixteenth(limit, begin):
     class Goal:
         mesh = type("mesh", (), {"shape": {"data": 4, "fsdp": 2}})
-        spec = type("spec", (), {"accumulate": 1})
+        spec = type("spec", (), {"gradient_accumulation_steps": 1})
 
     class Found:
         compile_seconds = 0.0

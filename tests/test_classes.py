@@ -212,7 +212,7 @@ def test_links_lead_somewhere(tmp_path, monkeypatch):
 CARD = "---\nlicense: mit\nlanguage: [en]\ntags: [sentence-similarity]\n---\n# All of it\n\nWith modules.\n"
 
 
-@pytest.mark.parametrize("summary", ['{"held_out": 3}', '{"flops": {"student": 1}}'])
+@pytest.mark.parametrize("summary", ['{"validation_fraction": 3}', '{"flops": {"student": 1}}'])
 def test_a_run_whose_summary_is_damaged(summary, tmp_path, capsys):
     from dwt_jax.config import Config, Train
     from dwt_jax.config_loader import config_to_dict

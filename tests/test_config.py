@@ -55,7 +55,7 @@ def test_defaults_are_berts():
         ("model.hiden_size", "model.hidden_size"),
         ("distill.alpha_sotf.value", "distill.alpha_soft"),
         ("distill.alpha_soft.vlaue", "distill.alpha_soft.value"),
-        ("optimizer.learning_rate.warm_up", "optimizer.learning_rate.warmup"),
+        ("optimizer.learning_rate.warmup_fractions", "optimizer.learning_rate.warmup_fraction"),
         ("data.tokenizer.vocabsize", "data.tokenizer.vocab_size"),
     ],
 )
@@ -94,8 +94,8 @@ def test_did_you_mean():
         ("train.steps", {"value": 3}, "whole number"),
         ("train.steps", float("nan"), "whole number"),
         ("train.steps", float("inf"), "whole number"),
-        ("mask.rate", "half", "number"),
-        ("mask.rate", False, "number"),
+        ("mlm.probability", "half", "number"),
+        ("mlm.probability", False, "number"),
         ("optimizer.learning_rate.value", float("nan"), "number"),
         ("train.tensorboard", "yes", "true or false"),
         ("train.tensorboard", 1, "true or false"),
@@ -107,7 +107,7 @@ def test_did_you_mean():
         ("distill.preset", "paper_nromal", "did you mean 'paper_normal'?"),
         ("distill.preset", ["paper_normal"], "distill.preset"),
         ("distill.alpha_soft.kind", "lineal", "did you mean 'linear'?"),
-        ("data.mode", "pakced", "did you mean 'packed'?"),
+        ("data.row_mode", "pakced", "did you mean 'packed'?"),
         ("data.sources", "builtin", "list"),
         ("data.sources", {"kind": "text"}, "list"),
         ("data.sources", ["builtin"], "data.sources.0"),
@@ -134,8 +134,8 @@ def test_a_wrong_type_in_a_file(key, value, expected):
         ("train.steps.value", "3", "train.steps"),
         ("train.steps.value.deep", "3", "train.steps"),
         ("train", "3", "train.steps"),
-        ("mask.rate", "0,15", "number"),
-        ("mask.whole_word", "yes", "true or false"),
+        ("mlm.probability", "0,15", "number"),
+        ("mlm.whole_word", "yes", "true or false"),
         ("model.hidden_act", "tanh", "known: gelu, gelu_new, relu"),
         ("data.sources", "[{", "JSON"),
         ("data.sources", "3", "list"),
@@ -186,74 +186,77 @@ IMPOSSIBLE = [
     ({"model.initializer_range": 0}, "model.initializer_range"),
     ({"data.sequence_length": 513}, "model.max_position_embeddings"),
     ({"data.sequence_length": 7}, "data.sequence_length"),
-    ({"data.keep_every": 0}, "data.keep_every"),
+    ({"data.sentence_stride": 0}, "data.sentence_stride"),
     ({"data.prefetch": 0}, "data.prefetch"),
-    ({"data.held_out": 0}, "data.held_out"),
-    ({"data.held_out": 1}, "data.held_out"),
+    ({"data.validation_fraction": 0}, "data.validation_fraction"),
+    ({"data.validation_fraction": 1}, "data.validation_fraction"),
     ({"data.sources": "[]"}, "data.sources"),
     ({"data.sources.0.kind": "text"}, "data.sources.0.path"),
     ({"data.sources.0.weight": 0}, "data.sources.0.weight"),
     ({"data.sources.0.blank_lines": 0}, "data.sources.0.blank_lines"),
     ({"data.tokenizer.vocab_size": 99}, "data.tokenizer.vocab_size"),
     ({"data.tokenizer.sample_megabytes": 0}, "data.tokenizer.sample_megabytes"),
-    ({"mask.rate": 0}, "mask.rate"),
-    ({"mask.rate": 1}, "mask.rate"),
-    ({"mask.rate": 0.003}, "mask.rate"),  # 0.4 of a token
-    ({"mask.replace": -0.1}, "mask.replace"),
-    ({"mask.random": 1.1}, "mask.random"),
-    ({"mask.replace": 0.8, "mask.random": 0.3}, "mask.random"),
+    ({"mlm.probability": 0}, "mlm.probability"),
+    ({"mlm.probability": 1}, "mlm.probability"),
+    ({"mlm.probability": 0.003}, "mlm.probability"),  # 0.4 of a token
+    ({"mlm.mask_token_share": -0.1}, "mlm.mask_token_share"),
+    ({"mlm.random_token_share": 1.1}, "mlm.random_token_share"),
+    ({"mlm.mask_token_share": 0.8, "mlm.random_token_share": 0.3}, "mlm.random_token_share"),
     ({"init.method": "net2net", "teacher.path": ""}, "init.from"),
     ({"init.from": "x"}, "init.method"),
-    ({"init.anneal": 0.5}, "init.method"),
+    ({"init.gate_warmup": 0.5}, "init.method"),
     ({"init.method": "aki", "init.noise": -1}, "init.noise"),
-    ({"init.method": "aki", "init.anneal": 1.1}, "init.anneal"),
+    ({"init.method": "aki", "init.gate_warmup": 1.1}, "init.gate_warmup"),
     ({"init.method": "stack+ligo", "teacher.path": "x"}, "init.method"),
     ({"init.method": "ligo", "teacher.path": "x", "init.step": 1}, "init.method"),
     ({"init.method": "ligo", "teacher.path": "x", "init.learning_steps": 0}, "init.learning_steps"),
-    ({"init.method": "aki", "init.rewarm": 1.1}, "init.rewarm"),
+    ({"init.method": "aki", "init.new_param_warmup": 1.1}, "init.new_param_warmup"),
     ({"init.method": "aki", "teacher.path": "x", "train.steps": 9, "init.step": 9}, "init.step"),
     ({"distill.alpha_hard.value": -1}, "distill.alpha_hard.value"),
     ({"distill.alpha_soft.end": -1}, "distill.alpha_soft.end"),
-    ({"distill.alpha_soft.warmup": 1.5}, "distill.alpha_soft.warmup"),
-    ({"distill.alpha_soft.begin": -0.5}, "distill.alpha_soft.begin"),
-    ({"distill.alpha_soft.kind": "linear", "distill.alpha_soft.until": 0}, "distill.alpha_soft.until"),
+    ({"distill.alpha_soft.warmup_fraction": 1.5}, "distill.alpha_soft.warmup_fraction"),
+    ({"distill.alpha_soft.decay_start": -0.5}, "distill.alpha_soft.decay_start"),
+    (
+        {"distill.alpha_soft.kind": "linear", "distill.alpha_soft.decay_end": 0},
+        "distill.alpha_soft.decay_end",
+    ),
     (
         {
             "distill.alpha_soft.kind": "cosine",
-            "distill.alpha_soft.begin": 0.5,
-            "distill.alpha_soft.until": 0.5,
+            "distill.alpha_soft.decay_start": 0.5,
+            "distill.alpha_soft.decay_end": 0.5,
         },
-        "distill.alpha_soft.until",
+        "distill.alpha_soft.decay_end",
     ),
     (
         {
             "optimizer.learning_rate.kind": "warmup_stable_decay",
-            "optimizer.learning_rate.warmup": 0.5,
-            "optimizer.learning_rate.until": 0.4,
+            "optimizer.learning_rate.warmup_fraction": 0.5,
+            "optimizer.learning_rate.decay_end": 0.4,
         },
-        "optimizer.learning_rate.until",
+        "optimizer.learning_rate.decay_end",
     ),
-    ({"distill.alpha_hard.kind": "until_beaten"}, "distill.alpha_hard.kind"),
-    ({"distill.temperature.kind": "until_beaten"}, "distill.temperature.kind"),
-    ({"optimizer.learning_rate.kind": "until_beaten"}, "optimizer.learning_rate.kind"),
+    ({"distill.alpha_hard.kind": "until_matched"}, "distill.alpha_hard.kind"),
+    ({"distill.temperature.kind": "until_matched"}, "distill.temperature.kind"),
+    ({"optimizer.learning_rate.kind": "until_matched"}, "optimizer.learning_rate.kind"),
     ({"distill.temperature.value": 0}, "distill.temperature"),
     ({"distill.temperature.kind": "linear"}, "distill.temperature"),  # falls to the default end, 0
-    ({"distill.temperature.warmup": 0.1}, "distill.temperature"),  # rises from 0
-    ({"distill.entropy_share": 1.1}, "distill.entropy_share"),
-    ({"distill.tile": -1}, "distill.tile"),
-    ({"distill.beaten_margin": 0}, "distill.beaten_margin"),
-    ({"distill.beaten_smoothing": 1}, "distill.beaten_smoothing"),
+    ({"distill.temperature.warmup_fraction": 0.1}, "distill.temperature"),  # rises from 0
+    ({"distill.drop_fraction": 1.1}, "distill.drop_fraction"),
+    ({"distill.loss_chunk_rows": -1}, "distill.loss_chunk_rows"),
+    ({"distill.match_margin": 0}, "distill.match_margin"),
+    ({"distill.gap_ema_decay": 1}, "distill.gap_ema_decay"),
     ({"train.steps": 0}, "train.steps"),
     ({"train.steps": -1}, "train.steps"),
     ({"train.epochs": -1}, "train.epochs"),
-    ({"train.evaluate_every": -1}, "train.evaluate_every"),
+    ({"train.eval_every": -1}, "train.eval_every"),
     ({"train.batch_size": 0}, "train.batch_size"),
-    ({"train.accumulate": 0}, "train.accumulate"),
-    ({"train.accumulate": 3}, "train.accumulate"),
-    ({"train.checkpoint_every": 0}, "train.checkpoint_every"),
+    ({"train.gradient_accumulation_steps": 0}, "train.gradient_accumulation_steps"),
+    ({"train.gradient_accumulation_steps": 3}, "train.gradient_accumulation_steps"),
+    ({"train.save_every": 0}, "train.save_every"),
     ({"train.keep_checkpoints": 0}, "train.keep_checkpoints"),
     ({"train.log_every": 0}, "train.log_every"),
-    ({"train.max_skipped": 0}, "train.max_skipped"),
+    ({"train.max_consecutive_nonfinite": 0}, "train.max_consecutive_nonfinite"),
     ({"optimizer.weight_decay": -1}, "optimizer.weight_decay"),
     ({"optimizer.clip_norm": -1}, "optimizer.clip_norm"),
     ({"optimizer.eps": -1e-8}, "optimizer.eps"),
@@ -268,7 +271,10 @@ IMPOSSIBLE = [
     ({"mesh.fsdp": -2}, "mesh"),
     ({"mesh.fsdp": -1}, "mesh"),  # the second -1
     ({"mesh.data": 3}, "mesh"),
-    ({"mesh.data": 8, "train.batch_size": 32, "train.accumulate": 8}, "train.accumulate"),
+    (
+        {"mesh.data": 8, "train.batch_size": 32, "train.gradient_accumulation_steps": 8},
+        "train.gradient_accumulation_steps",
+    ),
 ]
 
 
@@ -304,7 +310,7 @@ def test_whole_numbers_may_be_written_in_any_way(text):
 
 def test_numbers_of_a_file_take_the_type_of_the_field():
     config = build_config(
-        {"train": {"steps": 1e3}, "mask": {"rate": 0.5}, "distill": {"alpha_hard": {"value": 4}}}
+        {"train": {"steps": 1e3}, "mlm": {"probability": 0.5}, "distill": {"alpha_hard": {"value": 4}}}
     )
     assert (config.train.steps, type(config.train.steps)) == (1000, int)
     assert (config.distill.alpha_hard.value, type(config.distill.alpha_hard.value)) == (4.0, float)
@@ -312,7 +318,7 @@ def test_numbers_of_a_file_take_the_type_of_the_field():
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("1", True), ("0", False)])
 def test_truth_on_the_command_line(text, value):
-    assert build_config(MINIMAL, {"mask.whole_word": text}).mask.whole_word is value
+    assert build_config(MINIMAL, {"mlm.whole_word": text}).mlm.whole_word is value
 
 
 def test_list_indices():
@@ -340,21 +346,21 @@ def test_precedence_defaults_preset_file_command_line():
     raw = with_("distill.preset", "knowledge_inheritance")
     preset = build_config(raw).distill
     assert preset.temperature.value == 2
-    assert preset.squared_temperature
-    assert preset.alpha_hard == Schedule(kind="linear", value=0, end=1, until=0.25)
+    assert preset.scale_by_temperature_squared
+    assert preset.alpha_hard == Schedule(kind="linear", value=0, end=1, decay_end=0.25)
 
     raw["distill"]["temperature"] = {"value": 3.0}
-    raw["distill"]["alpha_soft"] = {"until": 0.5}
+    raw["distill"]["alpha_soft"] = {"decay_end": 0.5}
     file = build_config(raw).distill
     assert file.temperature.value == 3
-    assert file.alpha_soft == Schedule(kind="linear", value=1, end=0, until=0.5)
+    assert file.alpha_soft == Schedule(kind="linear", value=1, end=0, decay_end=0.5)
     assert file.alpha_hard == preset.alpha_hard
 
     line = build_config(
-        raw, {"distill.temperature.value": "4", "distill.squared_temperature": "false"}
+        raw, {"distill.temperature.value": "4", "distill.scale_by_temperature_squared": "false"}
     ).distill
     assert line.temperature.value == 4
-    assert not line.squared_temperature
+    assert not line.scale_by_temperature_squared
     assert line.alpha_soft == file.alpha_soft
 
 
@@ -378,7 +384,7 @@ def test_the_papers_presets():
         found, distill = weights(name)
         assert found == numbers
         assert distill.temperature == Schedule(value=1.0)
-        assert not distill.squared_temperature  # the paper's formula has no t²
+        assert not distill.scale_by_temperature_squared  # the paper's formula has no t²
 
 
 settings_of_a_run = st.fixed_dictionaries(
@@ -387,8 +393,8 @@ settings_of_a_run = st.fixed_dictionaries(
         "seed": st.integers(0, 2**32 - 1),
         "train.batch_size": st.integers(1, 10**6),
         "model.layer_norm_eps": st.floats(1e-30, 1),
-        "mask.rate": st.floats(0.01, 0.99),
-        "mask.whole_word": st.booleans(),
+        "mlm.probability": st.floats(0.01, 0.99),
+        "mlm.whole_word": st.booleans(),
         "teacher.path": st.text("ab /é\"'", min_size=1, max_size=5),
         "distill.preset": st.sampled_from(["custom", "paper_decay", "knowledge_inheritance"]),
         "distill.alpha_soft.value": st.floats(0, 100),

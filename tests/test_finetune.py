@@ -298,7 +298,7 @@ def test_as_torch_trains_and_as_torch_loads_it(models, tmp_path, family, numbers
         {},
         run.data,
     )
-    (tmp_path / "w" / "model").rename(tmp_path / "begin")
+    (tmp_path / "w" / "model").rename(tmp_path / "decay_start")
     change = json.loads((tmp_path / "begin" / "config.json").read_text())
     for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
         if key in change:
@@ -308,7 +308,7 @@ def test_as_torch_trains_and_as_torch_loads_it(models, tmp_path, family, numbers
     runs.finetune_task(run, ShutdownFlag())
     one = outputs.read_seed_result(run.workdir, 0)
     np.testing.assert_allclose(
-        one.logits["dev"][-1], in_torch(run, tmp_path / "begin", 2), atol=2e-4, rtol=1e-3
+        one.logits["dev"][-1], in_torch(run, tmp_path / "decay_start", 2), atol=2e-4, rtol=1e-3
     )
 
     model = no_warning(run.workdir / "model")
@@ -352,12 +352,14 @@ def traced(config, model, workdir):
 def test_seeds_side_by_side_give_what_they_give_alone(models, task, tmp_path):
     """As long as batches have one length, which dropout depends on."""
     found = {}
-    for at_once in (1, 3):
-        config = config_of(task, dropout=0.1, seeds=[5, 6, 7], at_once=at_once)
+    for seeds_in_parallel in (1, 3):
+        config = config_of(task, dropout=0.1, seeds=[5, 6, 7], seeds_in_parallel=seeds_in_parallel)
         # The test file is predicted by one model.
-        expected = {"train": 1, "predict": min(at_once, 2)}
-        assert traced(config, models / "Bert", tmp_path / str(at_once)) == expected
-        found[at_once] = [outputs.read_seed_result(tmp_path / str(at_once), seed) for seed in (5, 6, 7)]
+        expected = {"train": 1, "predict": min(seeds_in_parallel, 2)}
+        assert traced(config, models / "Bert", tmp_path / str(seeds_in_parallel)) == expected
+        found[seeds_in_parallel] = [
+            outputs.read_seed_result(tmp_path / str(seeds_in_parallel), seed) for seed in (5, 6, 7)
+        ]
     for alone, together in zip(found[1], found[3], strict=True):
         np.testing.assert_allclose(alone.logits["dev"][-1], together.logits["dev"][-1], atol=5e-3)
     assert not np.allclose(found[1][0].logits["dev"][-1], found[1][1].logits["dev"][-1], atol=5e-3)
@@ -457,7 +459,7 @@ def test_a_signal_stops_between_steps_and_a_finished_run_is_not_repeated(
 
 def test_side_by_side_groups_are_done_whole(models, task, tmp_path, monkeypatch):
     """Killed between the files of one group: what ran together runs together again, to the bit."""
-    config = config_of(task, seeds=[0, 1, 2], at_once=3, dropout=0.1, buckets=2)
+    config = config_of(task, seeds=[0, 1, 2], seeds_in_parallel=3, dropout=0.1, buckets=2)
     expected = runs.finetune_task(run_of(config, models / "Bert", tmp_path / "a"), ShutdownFlag())
     with monkeypatch.context() as patch:
         killing(patch, outputs, "write_seed", 1)

@@ -131,10 +131,10 @@ def test_quirks(glue):
 
 
 def test_a_limit_is_drawn_once(glue):
-    limited = of(glue, "mnli", limit=2).splits
+    limited = of(glue, "mnli", max_train_examples=2).splits
     assert len(limited["train"]) == len(limited["train"].second) == 2
     assert len(limited["dev"]) == 3
-    again = of(glue, "mnli", limit=2).splits["train"]
+    again = of(glue, "mnli", max_train_examples=2).splits["train"]
     assert again.first == limited["train"].first
 
 
@@ -349,13 +349,13 @@ def test_sentences_are_spread_over_an_address():
         ({"examples.kind": "glue", "examples.task": "rte"}, "examples.path is empty"),
         ({"examples.metrics": '["pearson"]'}, "names 'pearson', expected metrics of classes"),
         ({"examples.metrics": '["acuracy"]'}, "names 'acuracy'; did you mean 'accuracy'"),
-        ({"examples.limit": "-1"}, "examples.limit is -1"),
+        ({"examples.max_train_examples": "-1"}, "examples.max_train_examples is -1"),
         ({"recipe.epochs": "0"}, "recipe.epochs is 0, expected at least 1"),
         ({"recipe.seeds": "[1, 1]"}, "recipe.seeds is [1, 1], expected different"),
         ({"recipe.seeds": "[]"}, "recipe.seeds is []"),
         ({"recipe.dropout": "1"}, "recipe.dropout is 1.0"),
         ({"recipe.optimizer.eps": "0"}, "recipe.optimizer.eps is 0.0"),
-        ({"recipe.optimizer.learning_rate.kind": "until_beaten"}, "expected that for distill.alpha_soft"),
+        ({"recipe.optimizer.learning_rate.kind": "until_matched"}, "expected that for distill.alpha_soft"),
         ({"recipe.batchsize": "3"}, "unknown key 'recipe.batchsize'; did you mean 'recipe.batch_size'"),
     ],
 )

@@ -43,7 +43,7 @@ def test_the_papers_numbers(tmp_path):
 
 
 def study(**more):
-    arm = {"config": "configs/demo.py:student", "set": ["train.steps=100", "train.checkpoint_every=10"]}
+    arm = {"config": "configs/demo.py:student", "set": ["train.steps=100", "train.save_every=10"]}
     return {
         "title": "t",
         "baseline": "alone",
@@ -108,7 +108,7 @@ def test_checkpoints_must_be_kept(tmp_path):
 )
 def test_shares_are_rounded_to_checkpoints(tmp_path, shares, found):
     made = study()
-    made["arms"][2] |= {"finetune_at": shares, "set": ["train.steps=100", "train.checkpoint_every=10"]}
+    made["arms"][2] |= {"finetune_at": shares, "set": ["train.steps=100", "train.save_every=10"]}
     made["arms"][2]["set"] += ["train.keep_checkpoints=10"]
     grid = load_study(written(tmp_path, made))
     config = load_config("configs/demo.py:student", parse_overrides(grid.arms[2].set))

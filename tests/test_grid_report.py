@@ -182,11 +182,11 @@ def test_names_are_text_in_markdown_too():
 @pytest.mark.parametrize("scale", ["cpu", "h200", "paper"])
 def test_until_beaten_says_at_what_distance_its_weight_falls(scale, tmp_path):
     grid = load_study(f"configs/study/soft_weight.py:{scale}")
-    config = next(job.config for job in study_jobs(grid, tmp_path) if job.arm == "until_beaten")
-    assert (config.distill.alpha_soft.kind, config.distill.alpha_soft.value) == ("until_beaten", 1)
-    said = f"alling to 0 over the last {config.distill.beaten_margin:g} nats to the teacher"
-    label = next(arm.label for arm in grid.arms if arm.name == "until_beaten")
-    texts = [claim.text for claim in grid.claims if claim.arm == "until_beaten"]
+    config = next(job.config for job in study_jobs(grid, tmp_path) if job.arm == "until_matched")
+    assert (config.distill.alpha_soft.kind, config.distill.alpha_soft.value) == ("until_matched", 1)
+    said = f"alling to 0 over the last {config.distill.match_margin:g} nats to the teacher"
+    label = next(arm.label for arm in grid.arms if arm.name == "until_matched")
+    texts = [claim.text for claim in grid.claims if claim.arm == "until_matched"]
     assert len(texts) == 2
     assert all(said in text for text in (label, *texts))
 

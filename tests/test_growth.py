@@ -72,7 +72,7 @@ def test_grown_to_its_own_size_it_is_the_uninterrupted_run(project, tmp_path):
 
 def test_a_wider_student_goes_on_where_the_small_one_was(project, tmp_path):
     """By the commands as a user has them, and resumed as any run."""
-    keys = [f"--config.{key}={value}" for key, value in {**WIDER, "init.rewarm": "0.5"}.items()]
+    keys = [f"--config.{key}={value}" for key, value in {**WIDER, "init.new_param_warmup": "0.5"}.items()]
     config, out = f"--config={project[0]}", tmp_path / "big"
     small = project[1] / "small"
     found = dwt(
@@ -140,7 +140,7 @@ def cut(project, folder, step):
 
 
 def test_gates_open_from_the_growth_on_and_a_grown_run_grows_again(project, tmp_path):
-    behind = {**WIDER, **DEEPER, "init.anneal": "0.5"}
+    behind = {**WIDER, **DEEPER, "init.gate_warmup": "0.5"}
     told = grow(project, tmp_path / "gated", "masked", behind, step=4)
     assert told.exact
     again = {**behind, "init.method": "masked", "init.from": "elsewhere"}
@@ -168,7 +168,7 @@ def test_another_stream_is_refused_and_nothing_is_left(project, tmp_path):
     for more, says in (
         (["--config.seed=1"], "config: seed is 1, expected 0 as in"),
         (["--config.train.batch_size=16"], "config: train.batch_size is 16, expected 8 as in"),
-        (["--config.mask.rate=0.3"], "config: mask.rate is 0.3, expected 0.15 as in"),
+        (["--config.mlm.probability=0.3"], "config: mlm.probability is 0.3, expected 0.15 as in"),
         (["--config.train.steps=8"], "config: init.step is 8, expected less than train.steps (8)"),
         (["--step=5"], "--step is 5, expected a checkpoint that"),
         (["--config.model.hidden_size=48"], "config: init.method: hyperclone: hidden_size 32 → 48"),
@@ -246,7 +246,7 @@ def test_a_damaged_record_is_told_before_training(project, once_grown, tmp_path,
 def once_grown(project, tmp_path_factory):
     """The small run, grown to its own size after 8 steps with a second warm-up."""
     out = tmp_path_factory.mktemp("once") / "run"
-    grow(project, out, "stack", {"init.rewarm": "0.25"})
+    grow(project, out, "stack", {"init.new_param_warmup": "0.25"})
     return out
 
 
@@ -255,8 +255,8 @@ def test_a_part_of_what_it_was_grown_by_is_enough(project, once_grown, tmp_path)
     shutil.copytree(once_grown, tmp_path / "run")
     train(load_config(project[0], {"init.method": "stack", "init.from": "x"}), tmp_path / "run")
     shutil.copytree(once_grown, tmp_path / "other")
-    other = {"init.method": "stack", "init.from": "x", "init.rewarm": "0.5"}
-    with pytest.raises(UserError, match=r"init\.rewarm is 0\.25 there, 0\.5 here$"):
+    other = {"init.method": "stack", "init.from": "x", "init.new_param_warmup": "0.5"}
+    with pytest.raises(UserError, match=r"init\.new_param_warmup is 0\.25 there, 0\.5 here$"):
         train(load_config(project[0], other), tmp_path / "other")
 
 
@@ -307,8 +307,8 @@ def test_a_checkpoint_that_lacks_a_file_is_passed_over_in_silence(project, tmp_p
 
 def test_new_entries_rise_from_nothing_alone(project, tmp_path):
     """One update at share 0: what is old moves as ever, what is new or a further copy stays."""
-    flat = {"optimizer.learning_rate.warmup": "0", "train.steps": "2", "init.rewarm": "1"}
-    overrides = grown(project, "hyperclone", WIDER, flat, {"train.checkpoint_every": "1"})
+    flat = {"optimizer.learning_rate.warmup_fraction": "0", "train.steps": "2", "init.new_param_warmup": "1"}
+    overrides = grown(project, "hyperclone", WIDER, flat, {"train.save_every": "1"})
     train(load_config(project[0], overrides), tmp_path / "run")
     assert [r["rewarmed"] for r in records(tmp_path / "run")] == [0.5]  # of the second step
     run = setup_run(load_config(project[0], overrides), tmp_path / "run")

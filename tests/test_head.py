@@ -50,14 +50,14 @@ def inputs():
     "options",
     [
         {},
-        {"squared_temperature": True, "divergence": "reverse_kl"},
-        {"divergence": "jensen_shannon", "selection": "teacher_better"},
-        {"selection": "entropy", "entropy_share": 0.4},
+        {"scale_by_temperature_squared": True, "divergence": "reverse_kl"},
+        {"divergence": "jensen_shannon", "token_selection": "teacher_better"},
+        {"token_selection": "entropy", "drop_fraction": 0.4},
     ],
 )
 def test_value_sums_and_gradient_are_those_of_autodiff(inputs, tile, options):
     student, teacher, labels, weights, knobs = inputs
-    distill = Distill(tile=tile, **options)
+    distill = Distill(loss_chunk_rows=tile, **options)
     static = LossConfig(distill, False, V, Policy())
 
     def ours(student):
@@ -93,7 +93,7 @@ def test_a_factor_outside_reaches_the_gradient_and_the_teacher_gets_none(inputs)
 
 def test_columns_of_padding_and_rows_without_predictions_get_no_gradient(inputs):
     student, teacher, labels, weights, knobs = inputs
-    static = LossConfig(Distill(tile=2), False, V, Policy())
+    static = LossConfig(Distill(loss_chunk_rows=2), False, V, Policy())
     gradient = jax.grad(lambda s: fused_lm_loss(s, teacher, labels, weights, knobs, static)[0])(student)
     assert not np.any(gradient.embedding[V:])
     assert not np.any(gradient.bias[V:])

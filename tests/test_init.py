@@ -62,7 +62,7 @@ def cut_after(whole, cut, step):
 def gated(project):
     """A run that grows in width and depth behind gates, with the small model as teacher too."""
     workdir = project[1] / "gated"
-    overrides = grown(project, "masked", WIDER, DEEPER, {"init.from": "", "init.anneal": "0.75"})
+    overrides = grown(project, "masked", WIDER, DEEPER, {"init.from": "", "init.gate_warmup": "0.75"})
     overrides |= {"teacher.path": str(project[1] / "small"), "distill.preset": "paper_normal"}
     train(load_config(project[0], overrides), workdir)
     return workdir, overrides
@@ -281,7 +281,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(project, tmp_path)
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("anneal", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("gate_warmup", [0.0, 0.1, 0.5, 1.0])
 def test_the_share_of_annealing_in_closed_form(anneal):
     for begin in (0, 40):
         found = gate_schedule(np.arange(101), 100, anneal, begin)

@@ -20,7 +20,7 @@ def pod(text):
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_the_jobset_that_is_applied(cloud, gpu):
-    awkward = [*TRAIN, '--config.train.wandb=a "b" \\ ${HOSTS} $HOME & #']
+    awkward = [*TRAIN, '--config.train.wandb_project=a "b" \\ ${HOSTS} $HOME & #']
     more = ["--gpu"] if gpu else []
     found = cloud.run("gke.sh", "apply", *GKE, *more, "--hosts=2", "--", *awkward)
     assert found.returncode == 0, found.stderr

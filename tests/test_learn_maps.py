@@ -43,7 +43,7 @@ def project(tmp_path_factory):
     """(folder with a trained tiny model in it, its config)"""
     folder = tmp_path_factory.mktemp("ligo")
     config = str(make_project(folder))
-    short = {"train.steps": "60", "train.evaluate_every": "0", "train.checkpoint_every": "60"}
+    short = {"train.steps": "60", "train.eval_every": "0", "train.save_every": "60"}
     train(load_config(config, overrides(SMALL, **short)), folder / "source")
     return folder, config
 
@@ -98,7 +98,7 @@ def test_the_losses_are_those_of_the_models(project, run, first):
             found = get_batch(rows, EVALUATION_SEED, i, 8)
             keys = row_keys(EVALUATION_SEED, i, jnp.arange(8))
             masked = apply_mlm_mask(
-                found["tokens"], found["segments"], keys, run.step_config.mask, run.step_config.tokens
+                found["tokens"], found["segments"], keys, run.step_config.mlm, run.step_config.tokens
             )
             model = run.step_config.model
             hidden = bert.encode(params, model, masked.tokens, jnp.asarray(found["segments"]))

@@ -137,7 +137,7 @@ def test_shellcheck_has_nothing_to_say():
 def test_it_trains_for_real(tmp_path):
     spec = prepared_project(tmp_path)
     words = ["bash", str(SCRIPT), "--processes=2", "--devices=2", "--", "train", f"--config={spec}"]
-    words += ["--config.train.steps=4", "--config.train.evaluate_every=0", f"--workdir={tmp_path / 'run'}"]
+    words += ["--config.train.steps=4", "--config.train.eval_every=0", f"--workdir={tmp_path / 'run'}"]
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     done = call(words, environment(PYTHON=sys.executable, XLA_FLAGS=flags))
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dwt_jax.config import Mask
+from dwt_jax.config import Mlm
 from dwt_jax.objectives.masking import MaskingVocab, apply_mlm_mask, max_predictions_per_seq, row_keys
 
 V, L = 60, 40
@@ -28,7 +28,7 @@ def masked_of(tokens, segments, keys, mask, vocabulary):
 keys_of = jax.jit(row_keys)
 
 
-def draw(tokens, segments, mask=Mask(), vocabulary=PLAIN, seed=0, step=0, rows=None):
+def draw(tokens, segments, mlm=Mlm(), vocabulary=PLAIN, seed=0, step=0, rows=None):
     rows = np.arange(len(tokens)) if rows is None else rows
     masked = masked_of(tokens, segments, keys_of(seed, step, rows), mask, vocabulary)
     return jax.tree.map(np.asarray, masked)
@@ -53,12 +53,17 @@ def rows_of(masked):
     return zip(masked.tokens, masked.positions, masked.labels, masked.weights, strict=True)
 
 
-@pytest.mark.parametrize("mask", [Mask(), Mask(rate=0.4, whole_word=True)], ids=str)
+@pytest.mark.parametrize("mask", [Mlm(), Mlm(probability=0.4, whole_word=True)], ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_what_holds_in_every_row(mask, seed):
     tokens, segments = make_rows(64, seed)
-    masked = draw(tokens, segments, mask, WORDS if mask.whole_word else PLAIN, seed=seed)
-    assert masked.positions.shape == masked.labels.shape == masked.weights.shape == (64, round(mask.rate * L))
+    masked = draw(tokens, segments, mask, WORDS if mlm.whole_word else PLAIN, seed=seed)
+    assert (
+        masked.positions.shape
+        == masked.labels.shape
+        == masked.weights.shape
+        == (64, round(mlm.probability * L))
+    )
     for row, (after, positions, labels, weights) in enumerate(rows_of(masked)):
         before = tokens[row]
         assert len(set(positions)) == len(positions)
@@ -72,8 +77,8 @@ def test_what_holds_in_every_row(mask, seed):
         unchosen = np.setdiff1d(np.arange(L), chosen)
         np.testing.assert_array_equal(after[unchosen], before[unchosen])
         candidates = ((segments[row] > 0) & ~np.isin(before, SPECIAL)).sum()
-        wanted = min(max(1, round(mask.rate * (segments[row] > 0).sum())), candidates)
-        if mask.whole_word:
+        wanted = min(max(1, round(mlm.probability * (segments[row] > 0).sum())), candidates)
+        if mlm.whole_word:
             assert len(chosen) <= wanted
         else:
             assert len(chosen) == wanted
@@ -82,7 +87,7 @@ def test_what_holds_in_every_row(mask, seed):
 @pytest.mark.parametrize(("length", "rate"), [(150, 0.07), (128, 0.15)])
 def test_a_full_row_has_exactly_its_share(length, rate):
     """0.07 · 150 is 10.500000000000002 in float64 and 10.5 in float32."""
-    mask = Mask(rate=rate)
+    mask = Mlm(probability=rate)
     tokens = np.full((1, length), 9)
     masked = masked_of(tokens, np.ones_like(tokens), row_keys(0, 0, np.arange(1)), mask, PLAIN)
     assert max_predictions_per_seq(mask, length) == round(rate * length)
@@ -95,7 +100,7 @@ def test_a_row_without_candidates_has_no_prediction():
     tokens[1, :2] = CLS, SEP
     tokens[2, :3] = CLS, 9, SEP
     segments = (tokens > 0).astype(np.int32)
-    for mask, vocabulary in ((Mask(), PLAIN), (Mask(rate=0.4, whole_word=True), WORDS)):
+    for mask, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
         masked = draw(tokens, segments, mask, vocabulary)
         np.testing.assert_array_equal(masked.weights.sum(1)[:4], [0, 0, 1, 0])
         assert masked.labels[2, 0] == 9
@@ -127,7 +132,7 @@ def test_eighty_ten_ten(many):
 @pytest.mark.parametrize(("replace", "random"), [(0.0, 1.0), (0.5, 0.5)])
 def test_other_shares(many, replace, random):
     tokens = many[0]
-    masked = draw(tokens, np.ones_like(tokens), Mask(replace=replace, random=random))
+    masked = draw(tokens, np.ones_like(tokens), Mlm(replace=replace, random=random))
     seen = np.take_along_axis(masked.tokens, masked.positions, 1)
     assert stats.binomtest(int((seen == MASK).sum()), seen.size, replace).pvalue > 1e-4
     changed = ((seen != MASK) & (seen != masked.labels)).sum()
@@ -136,7 +141,7 @@ def test_other_shares(many, replace, random):
 
 def test_random_replacements_are_uniform_over_ordinary_tokens(many):
     tokens = many[0]
-    masked = draw(tokens, np.ones_like(tokens), Mask(replace=0.0, random=1.0), seed=5)
+    masked = draw(tokens, np.ones_like(tokens), Mlm(replace=0.0, random=1.0), seed=5)
     counts = np.bincount(np.take_along_axis(masked.tokens, masked.positions, 1).ravel(), minlength=V)
     assert not counts[list(SPECIAL)].any()
     assert stats.chisquare(counts[5:]).pvalue > 1e-4
@@ -161,10 +166,10 @@ def test_whether_a_token_is_masked_does_not_depend_on_where_it_stands(many):
 
 def test_only_seed_step_and_row_matter():
     tokens, segments = make_rows(64)
-    for mask, vocabulary in ((Mask(), PLAIN), (Mask(rate=0.4, whole_word=True), WORDS)):
+    for mask, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
         whole = draw(tokens, segments, mask, vocabulary, seed=1, step=5)
         rows = np.random.default_rng(0).permutation(64)
-        for part in (rows, rows[:8])[: 1 if mask.whole_word else 2]:
+        for part in (rows, rows[:8])[: 1 if mlm.whole_word else 2]:
             some = draw(tokens[part], segments[part], mask, vocabulary, seed=1, step=5, rows=part)
             for a, b in zip(some, whole, strict=True):
                 np.testing.assert_array_equal(a, b[part])
@@ -204,7 +209,7 @@ def test_whole_words(rate):
     tokens, segments = make_rows(64, seed=11)
     # A continuation right after [CLS], or at a segment's beginning, starts a word of its own.
     tokens[:20, 1] = 45
-    masked = draw(tokens, segments, Mask(rate=rate, whole_word=True), WORDS)
+    masked = draw(tokens, segments, Mlm(probability=rate, whole_word=True), WORDS)
     broken = 0
     for row, (_, positions, _, weights) in enumerate(rows_of(masked)):
         chosen = set(positions[weights == 1].tolist())
@@ -226,7 +231,7 @@ def test_words_are_chosen_without_regard_to_place():
     row = [CLS, *(token for n in lengths for token in [9, 45, 46][:n]), SEP, PAD, PAD]
     tokens = np.tile(np.array(row, np.int32), (5000, 1))
     segments = (tokens != PAD).astype(np.int32)
-    masked = draw(tokens, segments, Mask(rate=0.5, whole_word=True), WORDS)
+    masked = draw(tokens, segments, Mlm(probability=0.5, whole_word=True), WORDS)
     counts = np.zeros(L, int)
     np.add.at(counts, masked.positions[masked.weights == 1], 1)
     starts = np.flatnonzero(np.array(row) == 9)
@@ -238,7 +243,7 @@ def test_words_are_chosen_without_regard_to_place():
 def test_no_continuations_means_single_tokens():
     vocabulary = MaskingVocab(V, MASK, SPECIAL, np.packbits(np.zeros(V, bool)).tobytes())
     tokens, segments = make_rows(64, seed=2)
-    masked = draw(tokens, segments, Mask(whole_word=True), vocabulary)
+    masked = draw(tokens, segments, Mlm(whole_word=True), vocabulary)
     for row in range(64):
         candidates = ((segments[row] > 0) & ~np.isin(tokens[row], SPECIAL)).sum()
         wanted = min(max(1, round(0.15 * (segments[row] > 0).sum())), candidates)

@@ -204,14 +204,14 @@ def test_the_last_layer_at_the_wanted_positions_alone(tiny, randomised, changes)
     def of(encoded):
         return jax.jit(jax.value_and_grad(lambda p: (encoded(p) * weights).sum()))(params)
 
-    def at_once(p):
+    def seeds_in_parallel(p):
         return models_bert.encode(p, model, tokens, segments, types, positions=positions)
 
     def afterwards(p):
         return gather_positions(models_bert.encode(p, model, tokens, segments, types), positions)
 
-    np.testing.assert_allclose(at_once(params), afterwards(params), atol=2e-6)
-    (value, found), (expected_value, expected) = of(at_once), of(afterwards)
+    np.testing.assert_allclose(seeds_in_parallel(params), afterwards(params), atol=2e-6)
+    (value, found), (expected_value, expected) = of(seeds_in_parallel), of(afterwards)
     assert float(value) == pytest.approx(float(expected_value), abs=1e-4)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True

@@ -189,7 +189,7 @@ def test_a_refused_run_claims_nothing(config, tmp_path):
 
 
 def test_a_grown_run_wants_a_place_without_checkpoints(config, tmp_path):
-    base = (config, "--config.train.steps=4", "--config.train.checkpoint_every=2")
+    base = (config, "--config.train.steps=4", "--config.train.save_every=2")
     assert dwt("train", *base, f"--workdir={tmp_path / 'a'}").returncode == 0
     grow = ("remap", *base, f"--run={tmp_path / 'a'}", "--step=2", "--method=stack")
     place = f"--config.train.checkpoint_path={tmp_path / 'place'}"

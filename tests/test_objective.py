@@ -119,7 +119,7 @@ def test_the_papers_formula_by_hand():
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("kind", DIVERGENCES)
 def test_value_and_gradient_are_torchs(logits, labels, weights, kind, squared):
-    distill, t, hard, soft = Distill(divergence=kind, squared_temperature=squared), 2.5, 0.7, 1.9
+    distill, t, hard, soft = Distill(divergence=kind, scale_by_temperature_squared=squared), 2.5, 0.7, 1.9
     count = weights.sum()
 
     def ours(student, teacher):
@@ -166,7 +166,7 @@ def test_squared_temperature_and_logged_losses(logits, labels, weights):
     )
     assert float(sums.predictions) == float(sums.num_selected) == 15
     plain = total_loss(sums, 0.0, 1.0, 3.0, 15, Distill())
-    squared = total_loss(sums, 0.0, 1.0, 3.0, 15, Distill(squared_temperature=True))
+    squared = total_loss(sums, 0.0, 1.0, 3.0, 15, Distill(scale_by_temperature_squared=True))
     np.testing.assert_allclose(plain, soft / 15, rtol=1e-5)
     np.testing.assert_allclose(squared, 9 * soft / 15, rtol=1e-5)
 
@@ -205,12 +205,12 @@ def naive_selection(student, teacher, labels, weights, distill):
             if not weights[b, i]:
                 continue
             p, q = softmax(np.float64(teacher[b, i])), softmax(np.float64(student[b, i]))
-            if distill.selection == "teacher_better":
+            if distill.token_selection == "teacher_better":
                 kept[b, i] = p[labels[b, i]] > q[labels[b, i]]
             else:
                 kept[b, i] = 1
                 sure.append((-(p * np.log(p)).sum(), i))
-        for _, i in sorted(sure)[: round(distill.entropy_share * weights[b].sum())]:
+        for _, i in sorted(sure)[: round(distill.drop_fraction * weights[b].sum())]:
             kept[b, i] = 0
     return kept
 
@@ -218,10 +218,10 @@ def naive_selection(student, teacher, labels, weights, distill):
 @pytest.mark.parametrize(
     "distill",
     [
-        Distill(selection="teacher_better"),
-        *(Distill(selection="entropy", entropy_share=share) for share in (0.0, 0.15, 0.5, 1.0)),
+        Distill(token_selection="teacher_better"),
+        *(Distill(token_selection="entropy", drop_fraction=share) for share in (0.0, 0.15, 0.5, 1.0)),
     ],
-    ids=lambda d: f"{d.selection}-{d.entropy_share}",
+    ids=lambda d: f"{d.token_selection}-{d.drop_fraction}",
 )
 def test_selection_is_the_naive_one(logits, labels, weights, distill):
     kept = token_weights(*logits, labels, weights, distill)
@@ -238,7 +238,7 @@ def test_selection_is_the_naive_one(logits, labels, weights, distill):
 def test_the_choice_does_not_leak_a_gradient(logits, labels, weights):
     for kind in ("teacher_better", "entropy"):
         gradient = jax.grad(
-            lambda s: token_weights(s, logits[1], labels, weights, Distill(selection=kind)).sum()
+            lambda s: token_weights(s, logits[1], labels, weights, Distill(token_selection=kind)).sum()
         )
         assert not np.any(gradient(logits[0]))
 
@@ -303,7 +303,11 @@ def heads(random, strict_ranks):
 )
 def test_the_head_is_autodiff_of_the_plain_objective(heads, labels, weights, tile, chosen, kind):
     distill = Distill(
-        tile=tile, selection=chosen, entropy_share=0.4, divergence=kind, squared_temperature=tile == 4
+        loss_chunk_rows=tile,
+        token_selection=chosen,
+        drop_fraction=0.4,
+        divergence=kind,
+        scale_by_temperature_squared=tile == 4,
     )
     (value, sums), (gradient, by_teacher) = heads.ours(labels, weights, distill, at_1=tile == 1)
     (expected, expected_sums), expected_gradient = heads.plain(labels, weights, distill, at_1=tile == 1)
@@ -319,7 +323,7 @@ def test_the_head_is_autodiff_of_the_plain_objective(heads, labels, weights, til
 
 def test_the_gradient_of_the_head_follows_what_comes_after_it(heads, labels, weights):
     """A factor on the loss, as the chain rule brings it, is a factor on the gradient."""
-    static = LossConfig(Distill(tile=4), False, V, Policy())
+    static = LossConfig(Distill(loss_chunk_rows=4), False, V, Policy())
     knobs = heads.knobs(weights)
 
     def chain(student):
@@ -332,7 +336,7 @@ def test_the_gradient_of_the_head_follows_what_comes_after_it(heads, labels, wei
 
 def test_without_a_teacher_the_head_is_torchs_cross_entropy(heads, labels, weights):
     student = heads.pair[0]
-    static = LossConfig(Distill(tile=4), True, V, Policy())
+    static = LossConfig(Distill(loss_chunk_rows=4), True, V, Policy())
     knobs = LossWeights(jnp.float32(1), jnp.float32(1), jnp.float32(1), jnp.float32(weights.sum()))
     (value, _), gradient = jax.jit(
         jax.value_and_grad(lambda s: fused_lm_loss(s, None, labels, weights, knobs, static), has_aux=True)
@@ -362,7 +366,7 @@ def test_tiles_hold_fewer_logits(heads, labels, weights):
     """The largest array with a vocabulary axis, forward and backward, is one tile's logits."""
 
     def largest(tile):
-        static = LossConfig(Distill(tile=tile), False, V, Policy())
+        static = LossConfig(Distill(loss_chunk_rows=tile), False, V, Policy())
         knobs = heads.knobs(weights)
         program = jax.make_jaxpr(
             jax.grad(lambda s: fused_lm_loss(s, heads.pair[1], labels, weights, knobs, static)[0])
@@ -392,7 +396,7 @@ def equations(jaxpr):
     ("kind", "chosen"), zip(DIVERGENCES, ["entropy", "teacher_better", "all"], strict=True)
 )
 def test_padding_of_the_vocabulary_does_not_matter(logits, labels, weights, kind, chosen):
-    distill = Distill(divergence=kind, selection=chosen, entropy_share=0.4)
+    distill = Distill(divergence=kind, token_selection=chosen, drop_fraction=0.4)
 
     def run(student, teacher):
         def value(student):

@@ -23,7 +23,7 @@ from dwt_jax.train.ligo_training import LigoConfig
 from dwt_jax.train.loop import train
 from dwt_jax.train.setup import setup_run
 
-FEW = {"train.steps": "6", "train.evaluate_every": "0", "train.checkpoint_every": "6"}
+FEW = {"train.steps": "6", "train.eval_every": "0", "train.save_every": "6"}
 WIDE = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 1, "intermediate_size": 96}
 
 
@@ -137,7 +137,7 @@ def test_mistakes(project, tmp_path, steps, methods, message):
 def test_its_beginnings_are_those_of_the_config(project):
     """The options of `init`, the second warm-up of what is new, learned maps too."""
     more = {"init.method": "random", "init.from": str(project[0] / "source"), "init.noise": "0.3"}
-    more |= {"init.split": "uneven", "init.rewarm": "1", "init.learning_steps": "2"}
+    more |= {"init.split": "uneven", "init.new_param_warmup": "1", "init.learning_steps": "2"}
     sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
     run, source = prepared(project, "options", sizes, **more)
     names, learning = ("net2net", "ligo"), LigoConfig(steps=2, validation_batches=1)

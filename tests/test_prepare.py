@@ -58,7 +58,9 @@ def corpus(texts, tmp_path) -> Source:
 
 
 def config(words: Path, *sources: Source, **changes) -> Data:
-    base = Data(sources=sources, tokenizer=Tokenizer(path=str(words)), sequence_length=32, held_out=0.2)
+    base = Data(
+        sources=sources, tokenizer=Tokenizer(path=str(words)), sequence_length=32, validation_fraction=0.2
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -157,7 +159,10 @@ def test_tokens_are_those_of_transformers(words, texts, corpus, tmp_path):
     from transformers import AutoTokenizer
 
     prepare_data(
-        config(words, corpus, mode="sentence", sequence_length=512), tmp_path / "out", workers=1, log=silent
+        config(words, corpus, row_mode="sentence", sequence_length=512),
+        tmp_path / "out",
+        workers=1,
+        log=silent,
     )
     theirs = AutoTokenizer.from_pretrained(str(tmp_path / "out" / "tokenizer"))
     sentences = [s for text in texts if share(text) >= 0.2 for s in split_sentences(text)]
@@ -170,7 +175,7 @@ def test_tokens_are_those_of_transformers(words, texts, corpus, tmp_path):
 
 
 def test_sentence_mode(words, texts, corpus, tmp_path):
-    prepare_data(config(words, corpus, mode="sentence"), tmp_path / "out", workers=1, log=silent)
+    prepare_data(config(words, corpus, row_mode="sentence"), tmp_path / "out", workers=1, log=silent)
     expected = []
     number = -1
     for text in texts:
@@ -187,7 +192,7 @@ def test_sentence_mode(words, texts, corpus, tmp_path):
 def test_keep_every(words, texts, corpus, tmp_path):
     """Of each document every n-th sentence, from a place that its text decides."""
     prepare_data(
-        config(words, corpus, keep_every=4, mode="sentence"), tmp_path / "out", workers=1, log=silent
+        config(words, corpus, sentence_stride=4, row_mode="sentence"), tmp_path / "out", workers=1, log=silent
     )
     expected = []
     for text in texts:
@@ -260,7 +265,7 @@ def test_split_depends_on_the_text_alone(words, texts, tmp_path):
         paths = [tmp_path / f"{name}{part}.jsonl" for part in range(2)]
         for path, half in zip(paths, (order[:25], order[25:]), strict=True):
             path.write_text("".join(json.dumps({"text": text}) + "\n" for text in half))
-        data = config(words, *(Source(kind="jsonl", path=str(path)) for path in paths), mode="sentence")
+        data = config(words, *(Source(kind="jsonl", path=str(path)) for path in paths), row_mode="sentence")
         prepare_data(data, tmp_path / name, workers=1, log=silent)
         tokens = [row[0] for row in stored(tmp_path / name, "held_out")]
         found.append(sorted(tokens))
@@ -276,7 +281,11 @@ def test_digest_is_of_the_content(words, corpus, tmp_path):
         prepare_data(config(words, elsewhere), tmp_path / "b", workers=1, log=silent)["digest"]
         == index["digest"]
     )
-    for name, changes in {"c": {"keep_every": 2}, "d": {"held_out": 0.3}, "e": {"mode": "sentence"}}.items():
+    for name, changes in {
+        "c": {"sentence_stride": 2},
+        "d": {"validation_fraction": 0.3},
+        "e": {"row_mode": "sentence"},
+    }.items():
         other = prepare_data(config(words, corpus, **changes), tmp_path / name, workers=1, log=silent)
         assert other["digest"] != index["digest"]
 
@@ -319,7 +328,9 @@ def test_tokenizer_is_trained_without_the_held_out_documents(tmp_path):
     source = Source(kind="text", path=str(tmp_path / "a.txt"), documents="lines")
     held = [line for line in lines if "ж" in line]
     assert held
-    data = Data(sources=(source,), tokenizer=Tokenizer(vocab_size=200), sequence_length=16, held_out=0.3)
+    data = Data(
+        sources=(source,), tokenizer=Tokenizer(vocab_size=200), sequence_length=16, validation_fraction=0.3
+    )
     prepare_data(data, tmp_path / "out", workers=1, log=silent)
     assert "ж" not in tokenizer.load_vocabulary(tmp_path / "out" / "tokenizer").tokens
 
@@ -329,7 +340,7 @@ def test_index(words, corpus, tmp_path):
     index = prepare_data(data, tmp_path / "out", workers=1, log=silent)
     assert index == json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["data"] == json.loads(json.dumps(dataclasses.asdict(data)))
-    assert (index["sequence_length"], index["mode"], index["dtype"]) == (32, "packed", "uint16")
+    assert (index["sequence_length"], index["row_mode"], index["dtype"]) == (32, "packed", "uint16")
     assert index["tokenizer"]["vocab_size"] == 1000
     assert index["tokenizer"]["digest"] == tokenizer.tokenizer_digest(words)
 
@@ -344,7 +355,7 @@ from dwt_jax.config import Data, Tokenizer, Source
 from dwt_jax.data.prepare import prepare_data
 if __name__ == "__main__":
     source = Source(kind="jsonl", path=sys.argv[3])
-    data = Data(tokenizer=Tokenizer(path=sys.argv[1]), sources=(source,), held_out=0.2)
+    data = Data(tokenizer=Tokenizer(path=sys.argv[1]), sources=(source,), validation_fraction=0.2)
     prepare_data(data, Path(sys.argv[2]), workers=int(sys.argv[4]))
 """
 
@@ -459,10 +470,10 @@ def test_ready_directory_is_left_alone(words, corpus, tmp_path):
     )
     assert (tmp_path / "out" / "index.json").stat().st_mtime_ns == before
     with pytest.raises(
-        UserError, match=r"other data.sequence_length and data.keep_every, expected a new dir"
+        UserError, match=r"other data.sequence_length and data.sentence_stride, expected a new dir"
     ):
         prepare_data(
-            dataclasses.replace(data, sequence_length=16, keep_every=2), tmp_path / "out", log=silent
+            dataclasses.replace(data, sequence_length=16, sentence_stride=2), tmp_path / "out", log=silent
         )
 
 
@@ -476,8 +487,10 @@ def test_other_things_in_the_directory(words, corpus, tmp_path):
 
 @pytest.mark.parametrize(("held_out", "split"), [(1e-9, "held_out"), (1 - 1e-9, "train")])
 def test_empty_splits(words, corpus, tmp_path, held_out, split):
-    with pytest.raises(UserError, match=rf"data.held_out is .* split '{split}', expected a "):
-        prepare_data(config(words, corpus, held_out=held_out), tmp_path / "out", workers=1, log=silent)
+    with pytest.raises(UserError, match=rf"data.validation_fraction is .* split '{split}', expected a "):
+        prepare_data(
+            config(words, corpus, validation_fraction=held_out), tmp_path / "out", workers=1, log=silent
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -494,7 +507,7 @@ def test_cache_is_used_and_renewed(words, corpus, tmp_path, monkeypatch):
     assert path.name.startswith("data-")
     assert lines
     assert get_prepared(dataclasses.replace(data, prefetch=7), log=pytest.fail) == path
-    assert get_prepared(dataclasses.replace(data, keep_every=2), log=silent) != path
+    assert get_prepared(dataclasses.replace(data, sentence_stride=2), log=silent) != path
     os.utime(corpus.path, ns=(1, 1))
     assert get_prepared(data, log=silent) != path
 
@@ -509,7 +522,7 @@ def test_data_path(words, corpus, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*tokenizer.BERT_SPECIAL_TOKENS, "a"]))
     for change, says in [
         ({"sequence_length": 64}, "data.sequence_length is 64, expected 32"),
-        ({"mode": "sentence"}, "data.mode is sentence, expected packed"),
+        ({"row_mode": "sentence"}, "data.row_mode is sentence, expected packed"),
         ({"tokenizer": Tokenizer(path=str(tmp_path / "vocab.txt"))}, "data.tokenizer.path is .*vocab.txt"),
         (
             {"path": str(tmp_path / "gone")},
@@ -550,7 +563,7 @@ from pathlib import Path
 from dwt_jax.config import Data, Tokenizer, Source
 from dwt_jax.data.prepare import prepare_data
 source = Source(kind="text", path=sys.argv[2])
-data = Data(tokenizer=Tokenizer(path=sys.argv[1]), sources=(source,), held_out=0.2, keep_every=10)
+data = Data(tokenizer=Tokenizer(path=sys.argv[1]), sources=(source,), validation_fraction=0.2, sentence_stride=10)
 prepare_data(data, Path(sys.argv[3]), workers=1, shard_bytes=1 << 18)  # a tenth of the tokens, quickly
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -275,7 +275,7 @@ def project(tmp_path_factory):
 
 def train(project, workdir: str, *more: str) -> list[str]:
     """Many steps at a small rate: a difference in rounding stays what it is."""
-    keys = {"steps": 100, "evaluate_every": 0, "log_every": 1, "checkpoint_every": 1000}
+    keys = {"steps": 100, "eval_every": 0, "log_every": 1, "save_every": 1000}
     settings = [f"--config.train.{key}={value}" for key, value in keys.items()]
     rate = "--config.optimizer.learning_rate.value=1e-5"
     return [

@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 SMALL = [
     "--config.train.epochs=0",
     "--config.train.steps=2",
-    "--config.train.checkpoint_every=1",
+    "--config.train.save_every=1",
     "--config.train.batch_size=8",
     "--config.model.hidden_size=32",
     "--config.model.num_attention_heads=2",
@@ -47,11 +47,19 @@ def test_commands_for_an_own_model_run(tmp_path):
         assert name == "dwt"
         extra = SMALL if verb in ("train", "remap") else []
         if verb == "finetune":
-            extra = ["--config.examples.limit=64", "--config.recipe.epochs=1", "--config.recipe.seeds=[0]"]
+            extra = [
+                "--config.examples.max_train_examples=64",
+                "--config.recipe.epochs=1",
+                "--config.recipe.seeds=[0]",
+            ]
         if verb == "prepare":
-            extra = ["--config.data.tokenizer.vocab_size=300", "--config.data.held_out=0.2"]
+            extra = ["--config.data.tokenizer.vocab_size=300", "--config.data.validation_fraction=0.2"]
         if verb == "train" or "--carry" in arguments:
-            extra = [*extra, "--config.data.tokenizer.vocab_size=300", "--config.data.held_out=0.2"]
+            extra = [
+                *extra,
+                "--config.data.tokenizer.vocab_size=300",
+                "--config.data.validation_fraction=0.2",
+            ]
         arguments = ["--step=1" if word == "--step=1000" else word for word in arguments]
         found = dwt(verb, *arguments, *extra, cwd=tmp_path)
         assert found.returncode == 0, f"{verb}: {found.stderr}"

@@ -102,7 +102,7 @@ def get_config():
             "sources": [{"kind": "text", "path": "CORPUS"}],
             "tokenizer": {"path": "MODEL"},
             "sequence_length": 64,
-            "held_out": 0.1,
+            "validation_fraction": 0.1,
         },
         "teacher": {"path": "MODEL"},
         "distill": {"preset": "paper_normal"},

@@ -38,7 +38,7 @@ def config_of(
         model=Model(vocab_size=4096, hidden_size=128, num_hidden_layers=layers, num_attention_heads=4),
         teacher=Teacher(teacher),
         distill=Distill(alpha_soft=alpha_soft) if teacher else Distill(),
-        train=Train(steps=more.pop("steps", STEPS), evaluate_every=EVERY),
+        train=Train(steps=more.pop("steps", STEPS), eval_every=EVERY),
         **more,
     )
 
@@ -326,10 +326,10 @@ def test_what_cannot_be_compared_is_not(tmp_path, other):
 def test_other_differences_are_stated(tmp_path):
     write_run(tmp_path / "alone", config_of(), curve(5.6))
     taught = config_of(teacher="t")
-    taught = dataclasses.replace(taught, data=dataclasses.replace(taught.data, keep_every=4))
+    taught = dataclasses.replace(taught, data=dataclasses.replace(taught.data, sentence_stride=4))
     write_run(tmp_path / "taught", taught, curve(5.5))
-    assert comparisons_of(tmp_path)["taught"].unequal == ("data.keep_every",)
-    assert "Not held equal: data.keep_every." in report.write_report(tmp_path).read_text()
+    assert comparisons_of(tmp_path)["taught"].unequal == ("data.sentence_stride",)
+    assert "Not held equal: data.sentence_stride." in report.write_report(tmp_path).read_text()
 
 
 def test_paired_error_equals_the_bootstrap():
@@ -561,12 +561,12 @@ def test_not_a_number_is_left_out_of_the_curves(tmp_path):
     [
         (Schedule(value=4.0), "4"),
         (DECAY, "4 → 1 linear"),
-        (Schedule("linear", 1.0, 0.0, until=0.25), "1 → 0 linear to 25 %"),
-        (Schedule("cosine", 2.0, 0.5, begin=0.1, until=0.8), "2 → 0.5 cosine from 10 % to 80 %"),
-        (Schedule("linear", 5e-4, warmup=0.05), "0.0005 → 0 linear, warm-up 5 %"),
-        (Schedule("steps", 4.0, 1.0, begin=0.5), "4, from 50 % on 1"),
-        (Schedule("until_beaten", 1.0), "1 until the teacher is beaten"),
-        (Schedule("warmup_stable_decay", 1.0, begin=0.9), "1 → 0 warmup-stable-decay from 90 %"),
+        (Schedule("linear", 1.0, 0.0, decay_end=0.25), "1 → 0 linear to 25 %"),
+        (Schedule("cosine", 2.0, 0.5, decay_start=0.1, decay_end=0.8), "2 → 0.5 cosine from 10 % to 80 %"),
+        (Schedule("linear", 5e-4, warmup_fraction=0.05), "0.0005 → 0 linear, warm-up 5 %"),
+        (Schedule("piecewise", 4.0, 1.0, decay_start=0.5), "4, from 50 % on 1"),
+        (Schedule("until_matched", 1.0), "1 until the teacher is beaten"),
+        (Schedule("warmup_stable_decay", 1.0, decay_start=0.9), "1 → 0 warmup-stable-decay from 90 %"),
     ],
 )
 def test_schedules_in_words(schedule, words):

@@ -21,14 +21,14 @@ STEPS = 200
 
 def closed_form(schedule, step, steps):
     """Straight from the docstring of Schedule, one step at a time, in Python floats."""
-    warmup = round(schedule.warmup * steps)
-    begin, until = max(round(schedule.begin * steps), warmup), round(schedule.until * steps)
+    warmup = round(schedule.warmup_fraction * steps)
+    begin, until = max(round(schedule.decay_start * steps), warmup), round(schedule.decay_end * steps)
     value, end = schedule.value, schedule.end
     if step < warmup:
         return value * step / warmup
-    if schedule.kind in ("constant", "until_beaten") or step < begin:
+    if schedule.kind in ("constant", "until_matched") or step < begin:
         return value
-    if schedule.kind == "steps":
+    if schedule.kind == "piecewise":
         return end
     done = min((step - begin) / max(until - begin, 1), 1.0)
     if schedule.kind == "cosine":
@@ -38,27 +38,29 @@ def closed_form(schedule, step, steps):
 
 SCHEDULES = [
     Schedule(),
-    Schedule(value=3.0, warmup=0.1),
-    Schedule(kind="until_beaten", value=2.0, warmup=0.05),
+    Schedule(value=3.0, warmup_fraction=0.1),
+    Schedule(kind="until_matched", value=2.0, warmup_fraction=0.05),
     *(
         Schedule(kind, value=value, end=end, **when)
         for kind in ("linear", "cosine", "warmup_stable_decay")
         for value, end in ((4.0, 1.0), (0.0, 1.0))
         for when in (
             {},
-            {"warmup": 0.1},
-            {"begin": 0.5, "until": 0.75},
-            {"warmup": 0.3, "begin": 0.2, "until": 0.9},
+            {"warmup_fraction": 0.1},
+            {"decay_start": 0.5, "decay_end": 0.75},
+            {"warmup_fraction": 0.3, "decay_start": 0.2, "decay_end": 0.9},
         )
     ),
-    Schedule("steps", value=4.0, end=1.0, begin=0.4),
-    Schedule("steps", value=4.0, end=1.0, begin=0.1, warmup=0.2),
-    Schedule("steps", value=4.0, end=1.0),
+    Schedule("piecewise", value=4.0, end=1.0, decay_start=0.4),
+    Schedule("piecewise", value=4.0, end=1.0, decay_start=0.1, warmup_fraction=0.2),
+    Schedule("piecewise", value=4.0, end=1.0),
 ]
 
 
 @pytest.mark.parametrize(
-    "schedule", SCHEDULES, ids=lambda s: f"{s.kind}-{s.value}-{s.warmup}-{s.begin}-{s.until}"
+    "schedule",
+    SCHEDULES,
+    ids=lambda s: f"{s.kind}-{s.value}-{s.warmup_fraction}-{s.decay_start}-{s.decay_end}",
 )
 def test_the_closed_form(schedule):
     found = schedules.schedule_values(schedule, STEPS)
@@ -78,7 +80,7 @@ values = st.floats(0, 10)
 
 
 @given(
-    st.sampled_from(["constant", "linear", "cosine", "steps", "until_beaten"]),
+    st.sampled_from(["constant", "linear", "cosine", "piecewise", "until_matched"]),
     values,
     values,
     shares,
@@ -115,15 +117,15 @@ def rates(make, value):
     ("schedule", "make"),
     [
         (
-            Schedule("linear", 5e-4, warmup=0.05),
+            Schedule("linear", 5e-4, warmup_fraction=0.05),
             lambda o: transformers.get_linear_schedule_with_warmup(o, STEPS // 20, STEPS),
         ),
         (
-            Schedule("cosine", 5e-4, warmup=0.05),
+            Schedule("cosine", 5e-4, warmup_fraction=0.05),
             lambda o: transformers.get_cosine_schedule_with_warmup(o, STEPS // 20, STEPS),
         ),
         (
-            Schedule("constant", 5e-4, warmup=0.1),
+            Schedule("constant", 5e-4, warmup_fraction=0.1),
             lambda o: transformers.get_constant_schedule_with_warmup(o, STEPS // 10),
         ),
         (
@@ -135,7 +137,7 @@ def rates(make, value):
             lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS, eta_min=0.1),
         ),
         (
-            Schedule("steps", 0.4, end=0.1, begin=0.25),
+            Schedule("piecewise", 0.4, end=0.1, decay_start=0.25),
             lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [STEPS // 4], gamma=0.25),
         ),
     ],
@@ -151,9 +153,9 @@ def test_as_torch_and_transformers_have_them(schedule, make):
 
 
 def test_a_step_may_be_an_array_or_traced():
-    one = schedules.build_schedule(Schedule("cosine", 2.0, warmup=0.1), STEPS)
+    one = schedules.build_schedule(Schedule("cosine", 2.0, warmup_fraction=0.1), STEPS)
     steps = np.array([0, 5, 20, 199])
-    table = schedules.schedule_values(Schedule("cosine", 2.0, warmup=0.1), STEPS)
+    table = schedules.schedule_values(Schedule("cosine", 2.0, warmup_fraction=0.1), STEPS)
     np.testing.assert_allclose(one(steps), table[steps], atol=1e-6)
     np.testing.assert_allclose(jax.jit(one)(20), table[20], atol=1e-6)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwt_jax.config import Config, Distill, Mask, Optimizer, Schedule, Train
+from dwt_jax.config import Config, Distill, Mlm, Optimizer, Schedule, Train
 from dwt_jax.config import Mesh as MeshSizes
 from dwt_jax.distributed.mesh import infer_shardings, make_mesh
 from dwt_jax.hf.checkpoint import to_hf_tensors
@@ -50,10 +50,12 @@ def one_device():
     return make_mesh(MeshSizes(), B)
 
 
-def spec(model, teacher=None, distill=Distill(), accumulate=1, soft=Schedule(), temperature=2.0):
+def spec(
+    model, teacher=None, distill=Distill(), gradient_accumulation_steps=1, soft=Schedule(), temperature=2.0
+):
     config = Config(
         model=model,
-        mask=Mask(rate=0.3),
+        mlm=Mlm(probability=0.3),
         distill=dataclasses.replace(distill, alpha_soft=soft, temperature=Schedule(value=temperature)),
         train=Train(accumulate=accumulate),
         optimizer=OPTIMIZER,
@@ -107,7 +109,7 @@ def masks(step):
     data = batch(step)
     keys = row_keys(SEED, step, np.arange(B))
     return jax.tree.map(
-        np.asarray, apply_mlm_mask(data["tokens"], data["segments"], keys, Mask(rate=0.3), TOKENS)
+        np.asarray, apply_mlm_mask(data["tokens"], data["segments"], keys, Mlm(probability=0.3), TOKENS)
     )
 
 
@@ -182,7 +184,9 @@ def test_three_steps_are_those_of_a_plain_torch_loop(tiny, teacher_model, params
 
 def test_accumulation_changes_nothing(tiny, teacher_model, params, teacher):
     whole, metrics = run(spec(tiny, teacher_model), params, teacher, 2)
-    parts, metrics_of_parts = run(spec(tiny, teacher_model, accumulate=4), params, teacher, 2)
+    parts, metrics_of_parts = run(
+        spec(tiny, teacher_model, gradient_accumulation_steps=4), params, teacher, 2
+    )
     assert_close(parts["params"], whole["params"], 1e-6)
     assert_close(metrics_of_parts, metrics, 2e-5)
 
@@ -312,12 +316,12 @@ def test_runs_that_differ_in_scheduled_numbers_share_a_program(tiny, teacher_mod
     assert spec(tiny, teacher_model, distill=Distill(preset="paper_strong")) == base
     for other in (
         spec(tiny, teacher_model, temperature=1.0),
-        spec(tiny, teacher_model, soft=Schedule("until_beaten")),
+        spec(tiny, teacher_model, soft=Schedule("until_matched")),
         spec(tiny, teacher_model, distill=Distill(divergence="reverse_kl")),
         spec(tiny),
     ):
         assert other != base
-    assert not spec(tiny, soft=Schedule("until_beaten")).until_matched  # nobody to beat
+    assert not spec(tiny, soft=Schedule("until_matched")).until_matched  # nobody to beat
 
 
 def test_without_weight_the_teacher_changes_nothing(tiny, teacher_model, params, teacher):
@@ -381,7 +385,7 @@ def behind_of(gap, weight, beaten_at=-1):
 
 
 def test_what_is_not_finite_is_no_part_of_the_running_gap(tiny, teacher_model):
-    made = spec(tiny, teacher_model, soft=Schedule("until_beaten"))
+    made = spec(tiny, teacher_model, soft=Schedule("until_matched"))
     sums = LossSums.zeros()._replace(hard=jnp.float32(jnp.nan), predictions=jnp.float32(5))
     before = behind_of(0.5, 0.9)
     assert steps._update_teacher_gap(before, sums, jnp.bool_(False), jnp.int32(7), made) == before
@@ -390,8 +394,8 @@ def test_what_is_not_finite_is_no_part_of_the_running_gap(tiny, teacher_model):
 def test_until_beaten_lowers_the_weight_and_stays_at_zero(tiny, teacher_model, params, teacher, randomised):
     """Fed with students that are worse and better than the teacher; the running mean by hand."""
     decay, margin, soft = 0.5, 4.0, 3.0
-    distill = Distill(beaten_smoothing=decay, beaten_margin=margin)
-    made = spec(tiny, teacher_model, distill, soft=Schedule("until_beaten", soft))
+    distill = Distill(gap_ema_decay=decay, match_margin=margin)
+    made = spec(tiny, teacher_model, distill, soft=Schedule("until_matched", soft))
     assert made.until_matched
     # Students that say "token 9" with a certainty that the batch (all 9) rewards or punishes.
     base = jax.tree.map(jnp.zeros_like, params)

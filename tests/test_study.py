@@ -19,7 +19,7 @@ from dwt_jax.study.sweep import load_study, study_jobs
 from dwt_jax.train import step as steps
 
 RECIPE = [
-    "examples.limit=64",
+    "examples.max_train_examples=64",
     "recipe.epochs=1",
     "recipe.max_length=16",
     "recipe.seeds=[0,1]",
@@ -32,7 +32,7 @@ def place(tmp_path_factory):
     """(spec of a study of two arms and two seeds, folder)"""
     folder = tmp_path_factory.mktemp("study")
     config = prepared_project(folder)
-    arm = {"config": config, "set": ["train.steps=4", "train.checkpoint_every=2", "train.evaluate_every=2"]}
+    arm = {"config": config, "set": ["train.steps=4", "train.save_every=2", "train.eval_every=2"]}
     found = {
         "title": "A small study",
         "baseline": "alone",
@@ -55,7 +55,7 @@ def place(tmp_path_factory):
             },
         ],
         "finetuning": {"config": "configs/glue.py", "tasks": ["era"], "set": RECIPE},
-        "elsewhere": {"config": config.partition(":")[0], "set": ["data.held_out=0.3"]},
+        "elsewhere": {"config": config.partition(":")[0], "set": ["data.validation_fraction=0.3"]},
         "claims": [
             {"text": "A teacher helps", "arm": "taught", "paper": "so it says"},
             {"text": "A teacher harms the era", "arm": "taught", "measure": "era", "expected": "worse"},
@@ -187,7 +187,7 @@ def test_a_grid_that_has_changed_is_refused_and_a_new_task_is_done(place, whole)
 
 def test_another_text_elsewhere_is_refused(place, whole):
     grid = load_study(place[0])
-    elsewhere = dataclasses.replace(grid.elsewhere, set=("data.held_out=0.2",))
+    elsewhere = dataclasses.replace(grid.elsewhere, set=("data.validation_fraction=0.2",))
     with pytest.raises(UserError, match=r"held_out is 0\.3 there, 0\.2 in the study"):
         runner.run_study(dataclasses.replace(grid, elsewhere=elsewhere), whole[0])
 

@@ -306,8 +306,8 @@ def test_until_beaten_ends_with_the_teacher_beaten_and_resumes_alike(project, tm
         train(load_config(spec, {"train.steps": "2", "model.num_hidden_layers": "1"}), bad)
     overrides = {
         "teacher.path": str(bad),
-        "distill.alpha_soft.kind": "until_beaten",
-        "distill.beaten_smoothing": "0.5",
+        "distill.alpha_soft.kind": "until_matched",
+        "distill.gap_ema_decay": "0.5",
         "train.steps": "24",
     }
     capsys.readouterr()
@@ -362,7 +362,7 @@ def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project,
 
     monkeypatch.setattr(loop, "jit_train_step", from_the_seventh_on)
     with pytest.raises(TrainingFailed, match="not finite for"):
-        train(load_config(project[0], {"train.max_skipped": "3"}), tmp_path / "run")
+        train(load_config(project[0], {"train.max_consecutive_nonfinite": "3"}), tmp_path / "run")
     newest = load_model(str(tmp_path / "run"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(newest.params))
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():

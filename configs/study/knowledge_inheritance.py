@@ -17,7 +17,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         shared.arm("alone", scale, label="student alone", finetune_at=[1.0]),
     ]
     for share in UNTIL:
-        until = [f"distill.{key}.until={share}" for key in ("alpha_hard", "alpha_soft")]
+        until = [f"distill.{key}.decay_end={share}" for key in ("alpha_hard", "alpha_soft")]
         arms.append(
             shared.arm(
                 f"until{round(100 * share)}",

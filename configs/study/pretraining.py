@@ -43,11 +43,11 @@ def get_config(run: str) -> ConfigDict:
                     "sources": [{"kind": "text", "path": "data/wikipedia-2015.txt.xz", "blank_lines": 2}],
                     "tokenizer": {"vocab_size": vocab_size},
                     "sequence_length": length,
-                    "held_out": 0.002,
+                    "validation_fraction": 0.002,
                 },
                 "train": {"steps": steps, "batch_size": batch_size, "log_every": 100},
-                "optimizer": {"learning_rate": {"kind": "linear", "value": rate, "warmup": 0.05}},
+                "optimizer": {"learning_rate": {"kind": "linear", "value": rate, "warmup_fraction": 0.05}},
             }
         )
-    config.train.update(checkpoint_every=steps // 10, evaluate_every=steps // 5, keep_checkpoints=11)
+    config.train.update(save_every=steps // 10, eval_every=steps // 5, keep_checkpoints=11)
     return config

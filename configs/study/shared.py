@@ -25,15 +25,20 @@ def arm(name: str, scale: str, run: str = "student", **more) -> dict:
 def study(scale: str, title: str, arms: list, claims: list) -> ConfigDict:
     if scale not in TASKS:
         raise ValueError(f"no scale {scale!r}, expected one of {', '.join(TASKS)}")
-    small = ["examples.limit=1500", "recipe.max_length=64", "recipe.epochs=2", "recipe.seeds=[0,1]"]
+    small = [
+        "examples.max_train_examples=1500",
+        "recipe.max_length=64",
+        "recipe.epochs=2",
+        "recipe.seeds=[0,1]",
+    ]
     small += ["recipe.batch_size=16", "recipe.optimizer.learning_rate.value=5e-4"]
     small += ["recipe.group_by_length=true"]
     glue = [] if scale == "paper" else ["examples.kind=glue", "examples.path=data/glue"]
     books = [
         "data.sources.0.path=data/books.txt.xz",
         "data.sources.0.documents=lines",
-        "data.keep_every=50",
-        "data.held_out=0.02",
+        "data.sentence_stride=50",
+        "data.validation_fraction=0.02",
     ]
     return ConfigDict(
         {

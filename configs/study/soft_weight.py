@@ -9,14 +9,14 @@ from dwt_jax.config import Distill
 from dwt_jax.config_loader import sibling_config
 
 # The student begins to lose its teacher before it has beaten it.
-UNTIL = f"falling to 0 over the last {Distill().beaten_margin} nats to the teacher"
+UNTIL = f"falling to 0 over the last {Distill().match_margin} nats to the teacher"
 SOFT = {  # label, what is set, the paper's arm
     "strong": ("1 : 4", ["distill.preset=paper_strong"], "figure3.strong"),
     "normal": ("1 : 1", ["distill.preset=paper_normal"], "figure3.normal"),
     "decay": ("1 : 4 falling to 1 : 1", ["distill.preset=paper_decay"], ""),
-    "until_beaten": (
+    "until_matched": (
         f"1 : 1 {UNTIL}",
-        ["distill.alpha_soft.kind=until_beaten", "distill.alpha_soft.value=1"],
+        ["distill.alpha_soft.kind=until_matched", "distill.alpha_soft.value=1"],
         "",
     ),
 }
@@ -69,7 +69,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         }
         for name, text in (
             ("decay", "Falling from 4 to 1"),
-            ("until_beaten", UNTIL.capitalize()),
+            ("until_matched", UNTIL.capitalize()),
         )
     ]
     return shared.study(scale, "Weight of the soft loss", arms, claims)

@@ -73,15 +73,17 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     """Raises UserError for an unknown topology, a mesh that does not fit it, compilers that are not
     installed, and a teacher whose sizes cannot be read."""
     chip, count = parse_topology(topology)
-    shape = mesh_shape(config.mesh, count, config.train.batch_size // config.train.accumulate)
+    shape = mesh_shape(
+        config.mesh, count, config.train.batch_size // config.train.gradient_accumulation_steps
+    )
     devices = np.asarray(_topology_devices(chip, topology, count, shape))
     mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     vocab_size = _vocabulary_size(config)
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model, init=Init())
     teacher = _load_teacher_config(config.teacher.path, vocab_size) if config.teacher.path else None
-    bits = bytes(-(-vocab_size // 8)) if config.mask.whole_word else b""
-    compute = config.precision.compute
+    bits = bytes(-(-vocab_size // 8)) if config.mlm.whole_word else b""
+    compute = config.precision.compute_dtype
     numerics = jnp.dtype("bfloat16" if compute == "auto" else compute)
     masking_vocab = MaskingVocab(
         vocab_size, 4, tuple(range(5)), bits
@@ -175,7 +177,7 @@ def compile_step(target: CompileTarget, rows: int) -> CompiledStep:
     memory["available"] = target.chip.memory
     collectives = hlo.find_collectives(hlo_text) if program else []
     spec, length = target.spec, target.config.data.sequence_length
-    shape = rows, length, max_predictions_per_seq(spec.mask, length)
+    shape = rows, length, max_predictions_per_seq(spec.mlm, length)
     step_flops = flops.training_step_flops(spec.model, *shape)
     step_flops += flops.forward_flops(spec.teacher, *shape) if spec.teacher else 0.0
     chips = target.mesh.size
@@ -264,7 +266,7 @@ def find_largest_batch(
 ) -> tuple[CompiledStep | None, CompiledStep]:
     """(the step of the most rows that fits, the next one, which does not), from `rows` on: doubled or
     halved, then bisected to whole rows a chip. None if not even one row a chip fits."""
-    unit = target.mesh.shape["data"] * target.mesh.shape["fsdp"] * target.spec.accumulate
+    unit = target.mesh.shape["data"] * target.mesh.shape["fsdp"] * target.spec.gradient_accumulation_steps
     largest_fit, smallest_overflow = None, None
     low, high, candidate = 0, 0, max(1, rows // unit)
     while not high or high - low > max(1, low // 16):

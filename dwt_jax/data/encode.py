@@ -26,9 +26,9 @@ class EncodeConfig(NamedTuple):
     tokenizer: str  # directory
     tokenizer_digest: str
     length: int
-    mode: Literal["packed", "sentence"]
-    keep_every: int
-    held_out: float
+    row_mode: Literal["packed", "sentence"]
+    sentence_stride: int
+    validation_fraction: float
 
 
 class EncodedChunk(NamedTuple):
@@ -64,10 +64,10 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
         document_sentences = split_sentences(text)
         if space:  # byte-level tokenizers see a word's beginning by the space before it
             document_sentences[1:] = [space + sentence for sentence in document_sentences[1:]]
-        if config.keep_every > 1:
+        if config.sentence_stride > 1:
             phase = int.from_bytes(text_fingerprint[8:16], "big")
             document_sentences = [
-                s for i, s in enumerate(document_sentences) if (i + phase) % config.keep_every == 0
+                s for i, s in enumerate(document_sentences) if (i + phase) % config.sentence_stride == 0
             ]
         sentences += document_sentences
         document_ids += [number] * len(document_sentences)
@@ -76,11 +76,11 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
     lengths = np.array([len(sentence) for sentence in ids], np.int64)
     tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
     all_sentences = Sentences(tokens, lengths, np.array(document_ids, np.int64))
-    pieces = (_split_long_sentences if config.mode == "packed" else _truncate_sentences)(
+    pieces = (_split_long_sentences if config.row_mode == "packed" else _truncate_sentences)(
         all_sentences, config.length - 2
     )
     held_out = np.array(
-        [is_held_out(text_fingerprint, config.held_out) for text_fingerprint in fingerprints], bool
+        [is_held_out(text_fingerprint, config.validation_fraction) for text_fingerprint in fingerprints], bool
     )
     return EncodedChunk(
         train=_select_sentences(pieces, ~held_out[pieces.documents]),

@@ -30,7 +30,7 @@ class RowFormat(NamedTuple):
     """What a row looks like."""
 
     length: int
-    mode: Literal["packed", "sentence"]
+    row_mode: Literal["packed", "sentence"]
     pad_id: int
     cls_id: int
     sep_id: int
@@ -65,11 +65,11 @@ def pack_sentences(sentences: Sentences, row_format: RowFormat, last: bool) -> t
     row_begins = (
         ends - sentences.lengths - 2
     )  # of a row whose first sentence this is, with its own [CLS] [SEP]
-    if row_format.mode == "packed":
+    if row_format.row_mode == "packed":
         next_row_start = np.searchsorted(ends, row_begins + row_format.length, side="right")
     else:
         next_row_start = np.arange(1, num_sentences + 1)
-    *chain, num_used = _follow_row_starts(next_row_start.tolist(), last or row_format.mode == "sentence")
+    *chain, num_used = _follow_row_starts(next_row_start.tolist(), last or row_format.row_mode == "sentence")
     row_starts = np.array(chain, np.int64)
     rows = np.repeat(np.arange(len(row_starts)), np.diff(row_starts, append=num_used))
     starts_segment = starts_segment[:num_used].copy()

@@ -97,7 +97,9 @@ def _matching_index(out: Path, data: Data) -> dict[str, Any] | None:
 def data_cache_key(data: Data) -> str:
     """16 hex digits of everything in the config that decides the rows, with name, size and
     time of the input files, none of which is read (but the tokenizer's)."""
-    fields = {name: getattr(data, name) for name in ("sequence_length", "mode", "held_out", "keep_every")}
+    fields = {
+        name: getattr(data, name) for name in ("sequence_length", "row_mode", "held_out", "sentence_stride")
+    }
     tokenizer = data.tokenizer
     fields["tokenizer"] = (
         tokenizers_.tokenizer_digest(tokenizer.path, tokenizer.lowercase)
@@ -126,16 +128,16 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
     _setup_tokenizer(data, out / "tokenizer", log)
     vocab = tokenizers_.load_vocabulary(out / "tokenizer")
     row_format = RowFormat(
-        data.sequence_length, data.mode, vocab.pad_id, vocab.cls_id, vocab.sep_id, token_dtype(len(vocab))
+        data.sequence_length, data.row_mode, vocab.pad_id, vocab.cls_id, vocab.sep_id, token_dtype(len(vocab))
     )
     tokenizer_digest = tokenizers_.tokenizer_digest(out / "tokenizer")
     encode_config = EncodeConfig(
         str(out / "tokenizer"),
         tokenizer_digest,
         data.sequence_length,
-        data.mode,
-        data.keep_every,
-        data.held_out,
+        data.row_mode,
+        data.sentence_stride,
+        data.validation_fraction,
     )
     for split in SPLITS:
         (out / split).mkdir()
@@ -151,7 +153,7 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
         "digest": _rows_digest(encode_config, sources),
         "key": data_cache_key(data),
         "sequence_length": data.sequence_length,
-        "mode": data.mode,
+        "row_mode": data.row_mode,
         "dtype": row_format.dtype.name,
         "data": dataclasses.asdict(data),
         "tokenizer": {
@@ -173,7 +175,7 @@ def _setup_tokenizer(data: Data, out: Path, log: Log) -> None:
         return tokenizers_.copy_tokenizer(tokenizer_config.path, out, tokenizer_config.lowercase)
 
     def in_training(text: str) -> bool:
-        return not is_held_out(document_fingerprint(text), data.held_out)
+        return not is_held_out(document_fingerprint(text), data.validation_fraction)
 
     log(f"prepare: training a WordPiece tokenizer on up to {tokenizer_config.sample_megabytes:g} MB of text")
     tokenizer = tokenizers_.train_tokenizer(
@@ -297,7 +299,7 @@ def _check_splits_nonempty(index: dict[str, Any], data: Data) -> None:
                 "a larger share (or more documents)" if split == "held_out" else "a smaller one or more text"
             )
             raise UserError(
-                f"data.held_out is {data.held_out:g}: none of the {count:,} documents read gave rows to the "
+                f"data.validation_fraction is {data.validation_fraction:g}: none of the {count:,} documents read gave rows to the "
                 f"split '{split}', expected {change}"
             )
 
@@ -332,10 +334,10 @@ def _check_matches_config(directory: Path, data: Data) -> None:
             f"data.path is {data.path}, which {actual}, expected prepared rows; "
             f"run dwt prepare --config=... --workdir={data.path}"
         )
-    for name in ("sequence_length", "mode"):
+    for name in ("sequence_length", "row_mode"):
         if index[name] != getattr(data, name):
             raise UserError(f"data.{name} is {getattr(data, name)}, expected {index[name]} as in {directory}")
-    for name in ("held_out", "keep_every"):
+    for name in ("held_out", "sentence_stride"):
         if index["data"][name] != getattr(data, name):
             actual = index["data"][name]
             raise UserError(f"data.{name} is {getattr(data, name)}, expected {actual} as in {directory}")

@@ -36,7 +36,7 @@ def mesh_shape(sizes: settings.Mesh, num_devices: int, microbatch_size: int) -> 
         )
     if microbatch_size % (shape[0] * shape[1]):
         raise UserError(
-            f"config: train.batch_size / train.accumulate is {microbatch_size}, expected a multiple of the "
+            f"config: train.batch_size / train.gradient_accumulation_steps is {microbatch_size}, expected a multiple of the "
             f"mesh's data x fsdp ({shape[0] * shape[1]})"
         )
     return shape

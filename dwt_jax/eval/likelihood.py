@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Mask, Model
+from dwt_jax.config import Mlm, Model
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import (
@@ -26,7 +26,7 @@ from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives.distillation import cross_entropy
 from dwt_jax.objectives.masking import EVALUATION_SEED, MaskingVocab, apply_mlm_mask, row_keys
 
-EVAL_MASK = Mask()  # whatever a run was trained with: 15 %, 80/10/10, single tokens
+EVAL_MASK = Mlm()  # whatever a run was trained with: 15 %, 80/10/10, single tokens
 
 
 class DocumentLosses(NamedTuple):

@@ -27,13 +27,13 @@ class Examples:
     train: str = ""
     dev: str = ""
     test: str = ""  # without labels; may be empty
-    first: str = "sentence"  # column of the text
-    second: str = ""  # column of the second text of a pair
+    text_column: str = "sentence"  # column of the text
+    text_pair_column: str = ""  # column of the second text of a pair
     label: str = "label"  # column
     labels: tuple[str, ...] = ()  # in the order of the outputs; empty: those in the training file, sorted
     regression: bool = False  # labels are numbers
     metrics: tuple[str, ...] = ()  # empty: the task's; files: accuracy, or pearson and spearman
-    limit: int = 0  # use so many training examples at most, drawn once and for all; 0: all
+    max_train_examples: int = 0  # use so many training examples at most, drawn once and for all; 0: all
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Recipe:
     group_by_length: bool = False  # batches of examples of like length: less padding, another order
     dropout: float = 0.1  # of hidden states, attention and what the classifier takes
     seeds: tuple[int, ...] = (0, 1, 2)  # of the new weights, the order and dropout
-    at_once: int = 0  # seeds trained side by side; 0: as many as fit, on CPU one
+    seeds_in_parallel: int = 0  # seeds trained side by side; 0: as many as fit, on CPU one
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
-            learning_rate=Schedule(kind="linear", value=2e-5, warmup=0.1), eps=1e-6
+            learning_rate=Schedule(kind="linear", value=2e-5, warmup_fraction=0.1), eps=1e-6
         )
     )
 
@@ -104,7 +104,13 @@ def _config_problems(config: FinetuneConfig) -> Iterator[str]:
     """What cannot be so, lazily, each a line that begins with the key."""
     yield from _example_problems(config.examples)
     recipe = config.recipe
-    minimums = {"epochs": 1, "batch_size": 1, "max_length": MIN_SEQUENCE_LENGTH, "buckets": 1, "at_once": 0}
+    minimums = {
+        "epochs": 1,
+        "batch_size": 1,
+        "max_length": MIN_SEQUENCE_LENGTH,
+        "buckets": 1,
+        "seeds_in_parallel": 0,
+    }
     for key, minimum in minimums.items():
         if getattr(recipe, key) < minimum:
             yield f"recipe.{key} is {getattr(recipe, key)}, expected at least {minimum}"
@@ -129,7 +135,7 @@ def _example_problems(examples: Examples) -> Iterator[str]:
     if examples.kind == "glue" and not examples.path:
         yield "examples.path is empty, expected the folder that holds GLUE's own (CoLA/, SST-2/, …)"
     if examples.kind == "files":
-        for key in ("train", "dev", "first", "label"):
+        for key in ("train", "dev", "text_column", "label"):
             if not getattr(examples, key):
                 yield f"examples.{key} is empty, expected one for kind 'files'"
         if examples.regression and examples.labels:
@@ -143,5 +149,5 @@ def _example_problems(examples: Examples) -> Iterator[str]:
         elif (METRIC_KINDS[metric] == "numbers") != is_regression:
             kind = "numbers" if is_regression else "classes"
             yield f"examples.metrics names {metric!r}, expected metrics of {kind}"
-    if examples.limit < 0:
-        yield f"examples.limit is {examples.limit}, expected at least 0"
+    if examples.max_train_examples < 0:
+        yield f"examples.max_train_examples is {examples.max_train_examples}, expected at least 0"

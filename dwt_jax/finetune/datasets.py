@@ -52,8 +52,8 @@ def read_examples(examples: Examples) -> TaskData:
         if not len(split):
             raise UserError(f"{examples.task}: no example in {name}, expected at least one")
     train = data.splits["train"]
-    if examples.limit and examples.limit < len(train):
-        subset = np.sort(np.random.default_rng(0).permutation(len(train))[: examples.limit])
+    if examples.max_train_examples and examples.max_train_examples < len(train):
+        subset = np.sort(np.random.default_rng(0).permutation(len(train))[: examples.max_train_examples])
         data.splits["train"] = _select_examples(train, subset)
     return data
 
@@ -181,7 +181,11 @@ def _make_split(
 
 
 def _read_files(examples: Examples) -> TaskData:
-    texts = (examples.first, examples.second) if examples.second else (examples.first,)
+    texts = (
+        (examples.text_column, examples.text_pair_column)
+        if examples.text_pair_column
+        else (examples.text_column,)
+    )
     labels = examples.labels
     if not labels and not examples.regression:
         labels = _collect_labels(Path(examples.train).expanduser(), examples.label)

@@ -152,8 +152,8 @@ def _steps_per_seed(context: FinetuneContext) -> int:
 def parallel_seeds(context: FinetuneContext) -> int:
     """How many seeds are trained at once. On CPU their products would share the cores: one."""
     recipe = context.config.recipe
-    if recipe.at_once:
-        return recipe.at_once
+    if recipe.seeds_in_parallel:
+        return recipe.seeds_in_parallel
     if jax.default_backend() == "cpu":
         return 1
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -32,7 +32,7 @@ from dwt_jax.train.step import init_train_state
 
 Moments = Literal["reset", "carry", "asymmetric"]
 
-DATA_STREAM_KEYS = ("seed", "data", "mask.", "train.batch_size")
+DATA_STREAM_KEYS = ("seed", "data", "mlm.", "train.batch_size")
 """Keys that say which batches come next, and how they are masked."""
 
 
@@ -138,7 +138,7 @@ def _source_model(
         config.model,
         _adam_state(state["opt_state"]),
     )
-    gate_value = gate_schedule(step, config.train.steps, config.init.anneal, config.init.step)
+    gate_value = gate_schedule(step, config.train.steps, config.init.gate_warmup, config.init.step)
     if has_gates(model) and gate_value == 1:
         params, model = fold_gates(params, model)
         adam = adam._replace(mu=drop_gates(adam.mu), nu=drop_gates(adam.nu))

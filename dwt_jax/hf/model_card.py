@@ -126,7 +126,7 @@ def classifier_card(model: Model, source: str, config: Any, results: Mapping[str
         f"`{source}` fine-tuned by dwt-jax on the task {config.examples.task} ({kind}): "
         f"{results['examples']['train']:,} examples, {recipe.epochs} epochs in batches of "
         f"{recipe.batch_size}, up to {recipe.max_length} tokens, AdamW at {learning_rate.value:g} ({learning_rate.kind}, "
-        f"warm-up {learning_rate.warmup:.0%}), weight decay {recipe.optimizer.weight_decay:g}, dropout "
+        f"warm-up {learning_rate.warmup_fraction:.0%}), weight decay {recipe.optimizer.weight_decay:g}, dropout "
         f"{recipe.dropout:g}.",
         "## Results\n"
         f"The best epoch ({best_record['best_epoch']}) of the best of {len(results['seeds'])} seeds "
@@ -221,8 +221,8 @@ def _training_section(config: Config, summary: Mapping[str, Any], step: int) -> 
         "## Training",
         f"* {step:,} of {train.steps:,} steps of {train.batch_size} rows of {data.sequence_length} tokens "
         f"({format_count(tokens)} positions), seed {config.seed}",
-        f"* data: {sources}; {config.mask.rate:.0%} of the tokens predicted",
-        f"* AdamW, learning rate {learning_rate.value:g} ({learning_rate.kind}, warm-up {learning_rate.warmup:.0%}), "
+        f"* data: {sources}; {config.mlm.probability:.0%} of the tokens predicted",
+        f"* AdamW, learning rate {learning_rate.value:g} ({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), "
         f"weight decay {config.optimizer.weight_decay:g}",
     ]
     if data_stats := summary.get("data"):
@@ -260,7 +260,7 @@ def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
             f"Distilled from a weak teacher ({teacher_name}) while pre-training: loss = α_h · hard + α_s · soft.",
             f"* preset {distill.preset}; α_h {_format_schedule(distill.alpha_hard)}; "
             f"α_s {_format_schedule(distill.alpha_soft)}; temperature {_format_schedule(distill.temperature)}",
-            f"* {distill.divergence}, positions: {distill.selection}"
+            f"* {distill.divergence}, positions: {distill.token_selection}"
             + (
                 f"; the teacher took part in {summary['teacher_steps']:,} steps"
                 if "teacher_steps" in summary
@@ -273,9 +273,9 @@ def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
 def _format_schedule(schedule: Schedule) -> str:
     if schedule.kind == "constant":
         return f"{schedule.value:g}"
-    if schedule.kind == "until_beaten":
+    if schedule.kind == "until_matched":
         return f"{schedule.value:g} until the student is as good as the teacher"
-    span = f"{schedule.kind}, from {schedule.begin:.0%} to {schedule.until:.0%} of the steps"
+    span = f"{schedule.kind}, from {schedule.decay_start:.0%} to {schedule.decay_end:.0%} of the steps"
     return f"{schedule.value:g} to {schedule.end:g} ({span})"
 
 

@@ -66,19 +66,19 @@ def token_weights(student, teacher, labels, weights, distill: Distill) -> jax.Ar
     """Which positions keep the soft loss, as 0 or 1: [B, P, V] twice, [B, P] twice → [B, P].
 
     teacher_better: the teacher gives the label more probability than the student does.
-    entropy: of each row's predictions, the share `entropy_share` where the teacher's
+    entropy: of each row's predictions, the share `drop_fraction` where the teacher's
     entropy is least is dropped; by row, so that the choice does not depend on batch,
     devices or tiles; a row of a few predictions may round to dropping none.
     """
-    if distill.selection == "all":
+    if distill.token_selection == "all":
         return weights
-    if distill.selection == "teacher_better":
+    if distill.token_selection == "teacher_better":
         teacher_better = cross_entropy(teacher, labels) < cross_entropy(student, labels)
         return weights * jax.lax.stop_gradient(teacher_better.astype(jnp.float32))
     log_p = jax.nn.log_softmax(teacher)
     entropy = jnp.where(weights > 0, -(jnp.exp(log_p) * log_p).sum(-1), jnp.inf)
     rank = jnp.argsort(jnp.argsort(entropy, axis=-1), axis=-1)
-    num_dropped = jnp.round(distill.entropy_share * weights.sum(-1, keepdims=True))
+    num_dropped = jnp.round(distill.drop_fraction * weights.sum(-1, keepdims=True))
     return weights * (rank >= num_dropped)
 
 
@@ -113,5 +113,5 @@ def total_loss(sums: LossSums, alpha_hard, alpha_soft, temperature, count, disti
     The soft loss too is divided by all predictions, not only by the selected ones: dropping
     positions lowers its share.
     """
-    soft_scale = temperature**2 if distill.squared_temperature else 1.0
+    soft_scale = temperature**2 if distill.scale_by_temperature_squared else 1.0
     return (alpha_hard * sums.hard + alpha_soft * soft_scale * sums.soft) / count

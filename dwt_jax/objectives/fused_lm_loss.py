@@ -3,7 +3,7 @@
 Logits are by far the largest arrays of a step: [B·P, V] in fp32, several times over in
 autodiff. Here the gradient by the logits is formed while they exist, and multiplied out at
 once into the gradients of features and word table; what is kept does not contain V·B·P. With
-`distill.tile` = n the logits of n rows exist at a time, at no cost in FLOPs.
+`distill.loss_chunk_rows` = n the logits of n rows exist at a time, at no cost in FLOPs.
 """
 
 import functools
@@ -72,7 +72,7 @@ def _fused_lm_loss(student, teacher, labels, weights, loss_weights, loss_config:
 
 def _forward(student: LMHead, teacher, labels, weights, loss_weights: LossWeights, loss_config: LossConfig):
     rows = labels.shape[0]
-    chunk_rows = min(loss_config.distill.tile or rows, rows)
+    chunk_rows = min(loss_config.distill.loss_chunk_rows or rows, rows)
     teacher_features = None if teacher is None else teacher.features
     inputs = (student.features, teacher_features, labels, weights)
     if chunk_rows == rows:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Mask
+from dwt_jax.config import Mlm
 from dwt_jax.data.tokenizer import Vocabulary
 
 EVALUATION_SEED = 20230518  # fixed: the same masks for every model that is ever compared
@@ -45,8 +45,8 @@ class MaskedBatch(NamedTuple):
     weights: jax.Array  # float32 [B, P], 1 for a prediction, 0 for a filler
 
 
-def max_predictions_per_seq(mask: Mask, length: int) -> int:
-    return max(1, round(mask.rate * length))
+def max_predictions_per_seq(mlm: Mlm, length: int) -> int:
+    return max(1, round(mlm.probability * length))
 
 
 def row_keys(seed: jax.Array | int, step: jax.Array | int, rows: jax.Array) -> jax.Array:
@@ -57,7 +57,7 @@ def row_keys(seed: jax.Array | int, step: jax.Array | int, rows: jax.Array) -> j
 
 
 def apply_mlm_mask(
-    tokens: jax.Array, segments: jax.Array, keys: jax.Array, mask: Mask, vocabulary: MaskingVocab
+    tokens: jax.Array, segments: jax.Array, keys: jax.Array, mlm: Mlm, vocabulary: MaskingVocab
 ) -> MaskedBatch:
     """Draw the predictions of each row.
 
@@ -67,22 +67,22 @@ def apply_mlm_mask(
     fit, so a row may stay below its number by less than a word.
     """
     tokens, segments = tokens.astype(jnp.int32), segments.astype(jnp.int32)
-    return jax.vmap(functools.partial(_mask_row, mask=mask, vocabulary=vocabulary))(tokens, segments, keys)
+    return jax.vmap(functools.partial(_mask_row, mlm=mlm, vocabulary=vocabulary))(tokens, segments, keys)
 
 
-def _mask_row(tokens, segments, key, mask: Mask, vocabulary: MaskingVocab) -> MaskedBatch:
+def _mask_row(tokens, segments, key, mlm: Mlm, vocabulary: MaskingVocab) -> MaskedBatch:
     length = tokens.shape[0]
-    max_predictions = max_predictions_per_seq(mask, length)
+    max_predictions = max_predictions_per_seq(mlm, length)
     choose_key, action_key, random_key = jax.random.split(key, 3)
     special = jnp.isin(tokens, jnp.array(vocabulary.special_ids, jnp.int32))
     candidate = (segments > 0) & ~special
     num_tokens = (segments > 0).sum()
     # A table, because rounding in fp32 is not Python's: at some rates a full row would lack one.
-    num_predictions = jnp.array([max_predictions_per_seq(mask, n) for n in range(length + 1)], jnp.int32)[
+    num_predictions = jnp.array([max_predictions_per_seq(mlm, n) for n in range(length + 1)], jnp.int32)[
         num_tokens
     ]
     uniform = jax.random.uniform(choose_key, (length,))
-    if mask.whole_word:
+    if mlm.whole_word:
         order, is_prediction = _choose_whole_words(
             tokens, segments, candidate, uniform, num_predictions, vocabulary
         )
@@ -96,8 +96,8 @@ def _mask_row(tokens, segments, key, mask: Mask, vocabulary: MaskingVocab) -> Ma
         jax.random.randint(random_key, (max_predictions,), 0, ordinary_ids.size)
     ]
     action = jax.random.uniform(action_key, (max_predictions,))
-    replacements = jnp.where(action < mask.replace + mask.random, random, labels)
-    replacements = jnp.where(action < mask.replace, vocabulary.mask_id, replacements)
+    replacements = jnp.where(action < mlm.mask_token_share + mlm.random_token_share, random, labels)
+    replacements = jnp.where(action < mlm.mask_token_share, vocabulary.mask_id, replacements)
     tokens = tokens.at[positions].set(jnp.where(is_prediction, replacements, labels), unique_indices=True)
     return MaskedBatch(tokens, positions, labels, is_prediction.astype(jnp.float32))
 

@@ -10,16 +10,16 @@ from dwt_jax.config import Schedule
 def build_schedule(schedule: Schedule, steps: int) -> optax.Schedule:
     """The schedule of a run of `steps` as an Optax one: step (an int or an array) → value.
 
-    Kinds: see `dwt_jax.config.Schedule`. `until_beaten` gives its upper bound; what is left
+    Kinds: see `dwt_jax.config.Schedule`. `until_matched` gives its upper bound; what is left
     of it depends on the losses and is decided in the step (`alpha_soft_scale`).
     """
     value, end = schedule.value, schedule.end
-    warmup_steps = round(schedule.warmup * steps)
-    decay_start = max(round(schedule.begin * steps), warmup_steps)
-    decay_steps = max(round(schedule.until * steps) - decay_start, 1)
-    if schedule.kind in ("constant", "until_beaten"):
+    warmup_steps = round(schedule.warmup_fraction * steps)
+    decay_start = max(round(schedule.decay_start * steps), warmup_steps)
+    decay_steps = max(round(schedule.decay_end * steps) - decay_start, 1)
+    if schedule.kind in ("constant", "until_matched"):
         main_schedule = optax.constant_schedule(value)
-    elif schedule.kind == "steps":
+    elif schedule.kind == "piecewise":
         main_schedule = optax.join_schedules(
             [optax.constant_schedule(value), optax.constant_schedule(end)], [decay_start]
         )
@@ -53,6 +53,6 @@ def first_all_zero(values: np.ndarray) -> int:
 
 
 def alpha_soft_scale(gap: jnp.ndarray, margin: float) -> jnp.ndarray:
-    """What `until_beaten` leaves of α_s: 1 while the student's smoothed hard loss lies at
+    """What `until_matched` leaves of α_s: 1 while the student's smoothed hard loss lies at
     least `margin` nats above the teacher's, 0 once it has come down to it, linear between."""
     return jnp.clip(gap / margin, 0.0, 1.0)

@@ -125,8 +125,8 @@ class MetricWriter:
         )
         if train.tensorboard:
             self._add_tensorboard(workdir, step)
-        if train.wandb:
-            self._add_wandb(train.wandb, workdir, name)
+        if train.wandb_project:
+            self._add_wandb(train.wandb_project, workdir, name)
         if sys.stderr.isatty():
             from tqdm import tqdm
 

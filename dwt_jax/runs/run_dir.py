@@ -30,7 +30,7 @@ RESUME_MUTABLE_KEYS = (
     "teacher.path",
     "init.from",
     "train.tensorboard",
-    "train.wandb",
+    "train.wandb_project",
     "train.watchdog",
 )
 """Keys that a resumed run may change: they do not change what is computed (data,
@@ -326,7 +326,7 @@ def _load_from_checkpoint(workdir: Path, step: int | None) -> LoadedModel:
     params, step = jax.device_get(state_and_step[0]["params"]), state_and_step[1]
     model = config.model
     if has_gates(model):  # the model that this step computes with
-        gate_value = gate_schedule(step, config.train.steps, config.init.anneal, config.init.step)
+        gate_value = gate_schedule(step, config.train.steps, config.init.gate_warmup, config.init.step)
         params = jax.device_get(open_gates(params, gate_value))
         if gate_value == 1:
             params, model = fold_gates(params, model)

@@ -86,7 +86,7 @@ def _finetune_demo_runs(workdir: Path, scale: float) -> None:
     overrides = {
         "recipe.seeds": "[0, 1]",
         "recipe.epochs": "2",
-        "examples.limit": str(max(64, round(4000 * scale))),
+        "examples.max_train_examples": str(max(64, round(4000 * scale))),
     }
     configs, example_cache = (
         [finetuning.load_finetune_config(f"{bundled_config_path('glue.py')}:era", overrides)],

@@ -27,17 +27,17 @@ from dwt_jax.study import report_html, tables
 RESULT_NEUTRAL_KEYS = (
     *RESUME_MUTABLE_KEYS,
     "train.log_every",
-    "train.checkpoint_every",
+    "train.save_every",
     "train.keep_checkpoints",
-    "train.evaluate_every",
-    "precision.compute",  # `computed in` is what it came to
+    "train.eval_every",
+    "precision.compute_dtype",  # `computed in` is what it came to
 )
 """Keys that do not change what a run computes: runs may differ in them and be equal."""
 
 TREATMENT_KEYS = ("teacher.", "distill.")
 """What distinguishes a distilled student from the student alone, by intention."""
 
-MUST_MATCH_KEYS = ("model.", "mask.", "train.steps", "run.data_digest", "held-out predictions")
+MUST_MATCH_KEYS = ("model.", "mlm.", "train.steps", "run.data_digest", "held-out predictions")
 """Where two students differ in these, their losses cannot be compared at all."""
 
 GROWTH_KEYS = ("model.weighted_norm", "model.gated_layers")
@@ -90,7 +90,7 @@ class RunRecord:
             **flatten_dict(self.config),
             **identity,
             "held-out predictions": self.summary["held_out"].get("predictions"),
-            "computed in": self.summary.get("compute", self.config["precision"]["compute"]),
+            "computed in": self.summary.get("compute", self.config["precision"]["compute_dtype"]),
         }
 
 

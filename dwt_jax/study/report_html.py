@@ -149,7 +149,7 @@ def html_figure(lines: list[ChartLine], axes: ChartAxes, caption: str) -> str:
 def _levels(study: "RunComparisonStudy") -> tuple[tuple[str, float], ...]:
     """The teachers' own losses, where they were measured on the same predictions."""
     base = study.baseline or next((run for run in study.runs if run.role == "student"), study.runs[0])
-    same = ("mask.", "run.data_digest", "held-out predictions")
+    same = ("mlm.", "run.data_digest", "held-out predictions")
 
     def measured(run: "RunRecord") -> dict[str, Any]:
         return {key: value for key, value in run.settings().items() if key.startswith(same)}

@@ -279,7 +279,7 @@ def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
     if not train.steps:
         return None
     length = config.data.sequence_length
-    shape = train.batch_size, length, max_predictions_per_seq(config.mask, length)
+    shape = train.batch_size, length, max_predictions_per_seq(config.mlm, length)
     total = flops.training_step_flops(_model_with_vocab_size(job), *shape)
     if config.teacher.path:
         teacher = next((by_name[name] for name in job.needs if config.teacher.path.endswith(name)), None)

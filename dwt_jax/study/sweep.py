@@ -221,7 +221,7 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
 def finetune_steps(arm: Arm, config: Config) -> dict[int, float]:
     """{step at which an arm is fine-tuned: the share that asked for it}, rising, END last. Raises
     UserError where the run does not keep that checkpoint, and for two shares of one."""
-    train, interval = config.train, config.train.checkpoint_every
+    train, interval = config.train, config.train.save_every
     shares: dict[int, float] = {}
     for share in sorted(arm.finetune_at):
         if share < 1 and not train.steps:

@@ -116,14 +116,15 @@ def describe_schedule(schedule: Mapping[str, Any]) -> str:
     """'4 → 1 linear', '2 → 0 cosine from 10 % to 80 %', '1, from 50 % on 0', …"""
     kind, value, end = schedule["kind"], f"{schedule['value']:g}", f"{schedule['end']:g}"
     warmup, begin, until = (
-        schedule.get(key, default) for key, default in (("warmup", 0), ("begin", 0), ("until", 1))
+        schedule.get(key, default)
+        for key, default in (("warmup_fraction", 0), ("decay_start", 0), ("decay_end", 1))
     )
     rise = f", warm-up {_format_percent(warmup)}" if warmup else ""
     if kind == "constant":
         return value + rise
-    if kind == "until_beaten":
+    if kind == "until_matched":
         return f"{value} until the teacher is beaten{rise}"
-    if kind == "steps":
+    if kind == "piecewise":
         return f"{value}, from {_format_percent(begin)} on {end}{rise}"
     name = kind.replace("_", "-")
     span = f" from {_format_percent(begin)}" if begin > warmup else ""
@@ -142,8 +143,8 @@ def describe_loss_weights(config: Mapping[str, Any]) -> str:
     ]
     temperature = describe_schedule(distill["temperature"])
     parts += [f"t {temperature}"] if temperature != "1" else []
-    parts += ["× t²"] if distill.get("squared_temperature") and temperature != "1" else []
-    for key, plain in (("divergence", "forward_kl"), ("selection", "all")):
+    parts += ["× t²"] if distill.get("scale_by_temperature_squared") and temperature != "1" else []
+    for key, plain in (("divergence", "forward_kl"), ("token_selection", "all")):
         parts += [distill[key].replace("_", " ")] if distill.get(key, plain) != plain else []
     return "; ".join(parts)
 
@@ -244,7 +245,7 @@ CONTROLLED_SETTINGS = {
     "rows a step": ("train.batch_size",),
     "tokens a row": ("data.sequence_length",),
     "student's size": ("model.",),
-    "masks": ("mask.",),
+    "masks": ("mlm.",),
     "optimizer and learning rate": ("optimizer.",),
     "compute type": ("computed in",),
     "device": ("device",),
@@ -258,7 +259,7 @@ def controlled_settings_table(study: "RunComparisonStudy") -> ReportTable:
     config = students[0].config
     values = {
         "student's size": _model_size(students[0]),
-        "masks": f"{_format_percent(config['mask']['rate'])} of the tokens",
+        "masks": f"{_format_percent(config['mlm']['probability'])} of the tokens",
         "optimizer and learning rate": describe_schedule(config["optimizer"]["learning_rate"]),
     }
     rows = []

@@ -204,7 +204,7 @@ def _ligo_step(
 
     key = jax.random.fold_in(jax.random.key(seed), step)
     loss_and_gradient = accumulate_gradients(
-        jax.value_and_grad(loss, has_aux=True), maps, batch, key, step_config.accumulate
+        jax.value_and_grad(loss, has_aux=True), maps, batch, key, step_config.gradient_accumulation_steps
     )
     updates, opt_state = chain.update(loss_and_gradient[1], opt_state, maps)
     return optax.apply_updates(maps, updates), opt_state
@@ -257,7 +257,7 @@ def ligo_step_flops(
 ) -> float:
     """Of one learning step: a training step of the target, the teacher, and growing it, forward
     and backward (by the customary rule that a backward pass is twice its forward pass)."""
-    shape = batch_size, length, max_predictions_per_seq(step_config.mask, length)
+    shape = batch_size, length, max_predictions_per_seq(step_config.mlm, length)
     teacher_flops = flops.forward_flops(step_config.teacher, *shape) if step_config.teacher else 0.0
-    growth_flops = 3 * step_config.accumulate * ligo.apply_maps_flops(params, plan)
+    growth_flops = 3 * step_config.gradient_accumulation_steps * ligo.apply_maps_flops(params, plan)
     return flops.training_step_flops(step_config.model, *shape) + teacher_flops + growth_flops

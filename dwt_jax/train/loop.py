@@ -184,7 +184,7 @@ def train_loop(
         pending = None
 
     eval_pending = start_step > 0 and is_due(
-        start_step, train_config.evaluate_every, train_config.steps
+        start_step, train_config.eval_every, train_config.steps
     )  # stopped before its evaluation
     if eval_pending:
         eval_metrics = evaluate(
@@ -223,7 +223,7 @@ def train_loop(
                 if run.step_config.until_matched and teacher_params is not None:
                     teacher_end = get_teacher_end_step(run, metrics["beaten_at"], completed_steps)
             if (
-                is_due(completed_steps, train_config.evaluate_every, train_config.steps)
+                is_due(completed_steps, train_config.eval_every, train_config.steps)
                 and not shutdown_flag.is_set()
             ):
                 flush()
@@ -237,7 +237,7 @@ def train_loop(
                     heartbeat,
                 )
                 throughput.restart()
-            if is_due(completed_steps, train_config.checkpoint_every, train_config.steps) or (
+            if is_due(completed_steps, train_config.save_every, train_config.steps) or (
                 shutdown_flag.is_set() and completed_steps < train_config.steps
             ):
                 flush()
@@ -263,7 +263,7 @@ def is_due(step: int, every: int, last: int) -> bool:
 def get_teacher_end_step(run: RunContext, teacher_matched_step: jax.Array, step: int) -> int:
     """The step from which the teacher is not needed, as known after `step` steps.
 
-    `until_beaten` is acted upon only where metrics are logged, so that a resumed run
+    `until_matched` is acted upon only where metrics are logged, so that a resumed run
     switches at the same step as one that was never stopped.
     """
     if not run.teacher:
@@ -314,7 +314,7 @@ def log_metrics(
     metric_writer.log_step(
         record, (train_config.steps - step) / steps_per_second if steps_per_second else 0.0
     )
-    if values["skipped_longest"] >= train_config.max_skipped:
+    if values["skipped_longest"] >= train_config.max_consecutive_nonfinite:
         raise TrainingFailed(
             f"{run.workdir}: the loss or gradient was not finite for {values['skipped_longest']} steps "
             f"in a row (now at step {step}); none of those updates was made, the checkpoints are intact"
@@ -413,7 +413,7 @@ def export_and_summarize(
         "data": _data_sizes(run),
         "versions": {"dwt_jax": __version__, "jax": jax.__version__},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "compute": str(run.numerics.compute_dtype),  # what precision.compute=auto came to
+        "compute": str(run.numerics.compute_dtype),  # what precision.compute_dtype=auto came to
     }
     params = to_host(effective_params(run, state["params"], steps))
 

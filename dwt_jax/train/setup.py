@@ -112,9 +112,9 @@ def _check_environment(config: Config, workdir: Path) -> Config:
             path and not is_resume and not Path(path).expanduser().is_dir()
         ):  # told before a corpus is prepared
             raise UserError(f"config: {key}: {path}: no such directory, expected a model or run directory")
-    if config.train.wandb and importlib.util.find_spec("wandb") is None:
+    if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UserError(
-            f"config: train.wandb is {config.train.wandb!r}, expected the package wandb installed"
+            f"config: train.wandb_project is {config.train.wandb_project!r}, expected the package wandb installed"
         )
     return config
 
@@ -138,7 +138,7 @@ def _build_run(
     vocab = load_vocabulary(data / "tokenizer")
     rows = data_rows.open_dataset(data, "train", [source.weight for source in config.data.sources])
     config = resolve_config(config, vocab, rows)
-    mesh = make_mesh(config.mesh, config.train.batch_size // config.train.accumulate)
+    mesh = make_mesh(config.mesh, config.train.batch_size // config.train.gradient_accumulation_steps)
     numerics = resolve_precision(config)
     teacher = None
     if config.teacher.path:
@@ -153,9 +153,9 @@ def _build_run(
     }
     schedule_values, masking_vocab = (
         schedule_table(config),
-        MaskingVocab.from_vocabulary(vocab, config.mask.whole_word),
+        MaskingVocab.from_vocabulary(vocab, config.mlm.whole_word),
     )
-    predictions = max_predictions_per_seq(config.mask, config.data.sequence_length)
+    predictions = max_predictions_per_seq(config.mlm, config.data.sequence_length)
     shape = (config.train.batch_size, config.data.sequence_length, predictions)
     run = RunContext(
         config=config,
@@ -207,7 +207,7 @@ def resolve_precision(config: Config) -> Policy:
     """bf16 where the hardware has it. On CPU only the operands of products are bf16: its
     kernels for everything else are slower in bf16 than in fp32."""
     cpu = jax.default_backend() == "cpu"
-    compute = config.precision.compute
+    compute = config.precision.compute_dtype
     if compute == "auto":
         compute = "float32" if cpu else "bfloat16"
     single_cpu = cpu and jax.device_count() == 1
@@ -285,6 +285,6 @@ def effective_params(run: RunContext, params: Any, step: int) -> Any:
     if not has_gates(run.config.model):
         return params
     init = run.config.init
-    gate_value = gate_schedule(step, run.config.train.steps, init.anneal, init.step)
+    gate_value = gate_schedule(step, run.config.train.steps, init.gate_warmup, init.step)
     device_gate = to_global(gate_value, replicated_sharding(run.mesh))
     return jax.jit(open_gates, out_shardings=infer_shardings(params, run.mesh))(params, device_gate)

@@ -2,7 +2,7 @@
 
 What is drawn at random comes from (seed, step), so the state is {params, opt_state, step}
 and two small records: how many updates were skipped, and how far the student still is
-behind its teacher (for `until_beaten`).
+behind its teacher (for `until_matched`).
 """
 
 import collections
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dwt_jax.config import Config, Distill, Mask, Model, Optimizer, Schedule
+from dwt_jax.config import Config, Distill, Mlm, Model, Optimizer, Schedule
 from dwt_jax.distributed.mesh import (
     batch_sharding,
     infer_shardings,
@@ -48,10 +48,10 @@ class StepConfig:
 
     model: Model
     teacher: Model | None
-    mask: Mask
+    mlm: Mlm
     distill: Distill
     optimizer: Optimizer
-    accumulate: int
+    gradient_accumulation_steps: int
     tokens: MaskingVocab
     numerics: Policy
     temperature_is_one: bool
@@ -67,7 +67,7 @@ def make_step_config(
     return StepConfig(
         model=config.model,
         teacher=teacher,
-        mask=config.mask,
+        mlm=config.mlm,
         distill=dataclasses.replace(
             distill,
             preset="",
@@ -76,11 +76,11 @@ def make_step_config(
             temperature=empty_schedule,
         ),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=empty_schedule),
-        accumulate=config.train.accumulate,
+        gradient_accumulation_steps=config.train.gradient_accumulation_steps,
         tokens=masking_vocab,
         numerics=numerics,
         temperature_is_one=temperature.kind == "constant" and temperature.value == 1,
-        until_matched=teacher is not None and distill.alpha_soft.kind == "until_beaten",
+        until_matched=teacher is not None and distill.alpha_soft.kind == "until_matched",
         schedule_names=schedule_names(config),
     )
 
@@ -100,13 +100,16 @@ def schedule_table(config: Config) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-_INIT_SHARE_KEYS = {"annealed": "anneal", "rewarmed": "rewarm"}  # keys of `init`: over which share of the run
+_INIT_SHARE_KEYS = {
+    "annealed": "gate_warmup",
+    "rewarmed": "new_param_warmup",
+}  # keys of `init`: over which share of the run
 
 
 def schedule_names(config: Config) -> tuple[str, ...]:
     """The names of the columns of `schedule_table`: those of every step; annealed, of the leaves that are
     no parameters; rewarmed, of the updates of what is new in a grown model."""
-    optional = {"annealed": has_gates(config.model), "rewarmed": config.init.rewarm > 0}
+    optional = {"annealed": has_gates(config.model), "rewarmed": config.init.new_param_warmup > 0}
     return (*BASE_SCHEDULES, *(name for name, enabled in optional.items() if enabled))
 
 
@@ -164,7 +167,7 @@ def _train_step(config: StepConfig, state, teacher_params, batch, schedule_value
 
     key = jax.random.fold_in(jax.random.key(seed), step)  # of dropout alone, see layers.keep_mask
     (value, sums), gradient = accumulate_gradients(
-        jax.value_and_grad(loss, has_aux=True), params, mlm_batch, key, config.accumulate
+        jax.value_and_grad(loss, has_aux=True), params, mlm_batch, key, config.gradient_accumulation_steps
     )
     grad_norm = optax.global_norm(gradient)
     # Known before the update, so that all of it is one pass over memory. An update is finite where these
@@ -204,7 +207,7 @@ def make_mlm_batch(
 
     keys: of the rows' masks. knobs: columns as in SCHEDULED, of which the first three are read.
     """
-    masked_rows = apply_mlm_mask(batch["tokens"], batch["segments"], keys, config.mask, config.tokens)
+    masked_rows = apply_mlm_mask(batch["tokens"], batch["segments"], keys, config.mlm, config.tokens)
     alpha_hard, alpha_soft, temperature = schedule_values[:3]
     num_predictions = jnp.maximum(masked_rows.weights.sum(), 1)
     return (masked_rows, batch["segments"]), LossWeights(alpha_hard, alpha_soft, temperature, num_predictions)
@@ -259,7 +262,7 @@ def accumulate_gradients(
 def _gap_scale(teacher_gap, distill: Distill):
     """What is left of α_s. Whole before the first loss is known, 0 for good once beaten."""
     mean = teacher_gap["gap"] / jnp.maximum(teacher_gap["weight"], 1e-30)
-    scale = jnp.where(teacher_gap["weight"] > 0, schedules.alpha_soft_scale(mean, distill.beaten_margin), 1.0)
+    scale = jnp.where(teacher_gap["weight"] > 0, schedules.alpha_soft_scale(mean, distill.match_margin), 1.0)
     return jnp.where(teacher_gap["beaten_at"] < 0, scale, 0.0)
 
 
@@ -267,7 +270,7 @@ def _update_teacher_gap(teacher_gap, sums: LossSums, finite, step, config: StepC
     """The running mean of (student − teacher) hard loss, and the step at which it reached 0."""
     if not config.until_matched:
         return teacher_gap
-    decay = config.distill.beaten_smoothing
+    decay = config.distill.gap_ema_decay
     loss_gap = decay * teacher_gap["gap"] + (1 - decay) * (sums.hard - sums.teacher_hard) / jnp.maximum(
         sums.predictions, 1
     )
