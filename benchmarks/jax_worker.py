@@ -28,7 +28,8 @@ from dwt_jax.distributed.mesh import batch_sharding, infer_shardings, make_mesh,
 from dwt_jax.models import bert  # noqa: E402
 from dwt_jax.objectives.masking import MaskingVocab  # noqa: E402
 from dwt_jax.train.setup import resolve_precision  # noqa: E402
-from dwt_jax.train.step import init_train_state, jit_train_step, make_step_config  # noqa: E402
+from dwt_jax.train.step import jit_train_step, make_step_config  # noqa: E402
+from dwt_jax.runs.state import init_train_state
 
 
 def sizes(name: str) -> dict[str, object]:

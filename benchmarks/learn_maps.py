@@ -23,7 +23,7 @@ from dwt_jax.config_loader import (
     load_config,
 )
 from dwt_jax.data.dataset import open_dataset  # noqa: E402
-from dwt_jax.runs.run_dir import load_model  # noqa: E402
+from dwt_jax.runs.load import load_model  # noqa: E402
 from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps  # noqa: E402
 from dwt_jax.train.setup import RunContext, setup_run  # noqa: E402
 

@@ -248,7 +248,7 @@ def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
     runtime_env.set_xla_env()
     from dwt_jax.eval.evaluate_model import evaluate_model
     from dwt_jax.files import json_text
-    from dwt_jax.runs.metric_writer import format_float, format_with_error
+    from dwt_jax.text_format import format_float, format_with_error
 
     found = evaluate_model(options.model, options.data, options.batch_size)
     if options.json:

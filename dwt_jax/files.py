@@ -129,3 +129,14 @@ def _process_exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    with atomic_write(path) as partial:
+        partial.write_text(json_text(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The object in a JSON file of ours; UserError for anything else."""
+    return read_json_object(path, "JSON that dwt wrote")

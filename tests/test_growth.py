@@ -20,7 +20,7 @@ from dwt_jax.growth import remap_run
 from dwt_jax.models.common.logical_axes import PARAM_AXES, path_name
 from dwt_jax.remap.optimizer_state import new_entry_mask
 from dwt_jax.runs.checkpoint import Checkpoints
-from dwt_jax.runs.run_dir import load_model
+from dwt_jax.runs.load import load_model
 from dwt_jax.train.loop import train
 from dwt_jax.train.setup import init_or_restore_state, setup_run
 

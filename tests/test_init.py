@@ -18,7 +18,7 @@ from dwt_jax.remap.apply import grow_params
 from dwt_jax.remap.gates import gate_schedule
 from dwt_jax.remap.methods import METHODS
 from dwt_jax.remap.plan import plan_growth
-from dwt_jax.runs.run_dir import load_model
+from dwt_jax.runs.load import load_model
 from dwt_jax.train import initialize as starts
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import train

@@ -22,7 +22,7 @@ from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives.masking import EVALUATION_SEED, apply_mlm_mask, row_keys
 from dwt_jax.remap import ligo
 from dwt_jax.runs import teacher as teachers
-from dwt_jax.runs.run_dir import load_model
+from dwt_jax.runs.load import load_model
 from dwt_jax.train.ligo_training import LigoConfig, ligo_loss_fn, make_mlm_batch, train_ligo_maps
 from dwt_jax.train.loop import train
 from dwt_jax.train.setup import setup_run

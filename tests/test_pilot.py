@@ -18,7 +18,7 @@ from dwt_jax.growth.pilot import InitResult, format_pilot_table, rank_results, r
 from dwt_jax.models import bert
 from dwt_jax.models.common.logical_axes import map_with_axes
 from dwt_jax.remap.apply import remap_params
-from dwt_jax.runs.run_dir import load_model
+from dwt_jax.runs.load import load_model
 from dwt_jax.train.ligo_training import LigoConfig
 from dwt_jax.train.loop import train
 from dwt_jax.train.setup import setup_run

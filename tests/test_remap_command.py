@@ -9,7 +9,7 @@ from torch_models import SMALL, torch_model
 
 from dwt_jax.__main__ import main
 from dwt_jax.data import tokenizer
-from dwt_jax.runs.run_dir import load_model
+from dwt_jax.runs.load import load_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -11,7 +11,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.hf.names import FAMILIES, LEAF_NAMES
 from dwt_jax.models import bert as models_bert
 from dwt_jax.models.common.logical_axes import PARAM_AXES, Axis, decay_mask, is_gate, map_with_axes, path_name
-from dwt_jax.train.step import init_train_state
+from dwt_jax.runs.state import init_train_state
 
 SMALL = Model(
     vocab_size=300, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40

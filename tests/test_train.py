@@ -18,7 +18,8 @@ from dwt_jax.config_loader import load_config
 from dwt_jax.distributed.shutdown import Preempted
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
-from dwt_jax.runs.run_dir import load_model, run_lock
+from dwt_jax.runs.run_dir import run_lock
+from dwt_jax.runs.load import load_model
 from dwt_jax.train import loop
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import TrainingFailed, train
@@ -108,7 +109,7 @@ def test_the_model_gives_the_same_logits_in_transformers(whole):
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     from dwt_jax.models import bert
-    from dwt_jax.runs.run_dir import load_model
+    from dwt_jax.runs.load import load_model
 
     model, info = AutoModelForMaskedLM.from_pretrained(whole / "model", output_loading_info=True)
     assert not info["missing_keys"]

@@ -32,7 +32,8 @@ from dwt_jax.hf.config import load_hf_config
 from dwt_jax.models import bert, flops
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives.masking import MaskingVocab, max_predictions_per_seq
-from dwt_jax.train.step import StepConfig, abstract_state, jit_train_step, make_step_config
+from dwt_jax.runs.state import abstract_state
+from dwt_jax.train.step import StepConfig, jit_train_step, make_step_config
 
 WHEELS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 EXTRAS = {"tpu": "requirements-tpu-compile.txt", "cuda": "requirements-gpu-compile.txt"}

@@ -1,30 +1,37 @@
 """One mesh with the axes (data, fsdp, tensor), and where every array lives on it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dwt_jax import config as settings
 from dwt_jax.errors import UserError
-from dwt_jax.models.common.logical_axes import PARAM_AXES, path_name
-from dwt_jax.models.common.matmul import Policy
+
+
+class MeshSizes(Protocol):
+    """Devices per mesh axis; one axis may be -1: whatever is left."""
+
+    @property
+    def data(self) -> int: ...
+    @property
+    def fsdp(self) -> int: ...
+    @property
+    def tensor(self) -> int: ...
+
 
 BATCH_AXES = ("data", "fsdp")
 """The mesh axes that a batch's rows are spread over."""
 
-_MESH_AXIS = {"embed": "fsdp", "head": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
-
-def make_mesh(sizes: settings.Mesh, microbatch_size: int) -> Mesh:
+def make_mesh(sizes: MeshSizes, microbatch_size: int) -> Mesh:
     """The mesh over all devices. `rows`: of one part of a batch, for the check that they divide."""
     shape = mesh_shape(sizes, jax.device_count(), microbatch_size)
     return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
-def mesh_shape(sizes: settings.Mesh, num_devices: int, microbatch_size: int) -> list[int]:
+def mesh_shape(sizes: MeshSizes, num_devices: int, microbatch_size: int) -> list[int]:
     """The sizes of the axes over `count` devices; a -1 is what is left. Raises UserError."""
     shape = [sizes.data, sizes.fsdp, sizes.tensor]
     fixed = int(np.prod([size for size in shape if size != -1]))
@@ -49,11 +56,6 @@ def replicated_sharding(mesh: Any) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays whose leading axis is the rows of a batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def policy_for_mesh(mesh: Mesh, numerics: Policy) -> Policy:
-    """`numerics` of a program on this mesh."""
-    return numerics._replace(batch_sharding=batch_sharding(mesh)) if mesh.size > 1 else numerics
 
 
 def to_global(tree: Any, sharding: Any) -> Any:
@@ -121,35 +123,3 @@ def split_microbatches(batch: Any, num_microbatches: int) -> Any:
         lambda x: x.reshape(x.shape[0] // num_microbatches, num_microbatches, *x.shape[1:]).swapaxes(0, 1),
         batch,
     )
-
-
-def infer_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A sharding for each leaf of a state: parameters, and whatever mirrors them (moments),
-    by their roles; everything else replicated.
-
-    A leaf belongs to a role when the end of its path and its rank agree.
-    """
-
-    def leaf_sharding(path: tuple[Any, ...], array: Any) -> NamedSharding:
-        parts = path_name(path).split("/")
-        for start in range(len(parts)):
-            axes = PARAM_AXES.get("/".join(parts[start:]))
-            if axes is not None and len(axes) == np.ndim(array):
-                return NamedSharding(mesh, _spec(axes, np.shape(array), mesh))
-        return replicated_sharding(mesh)
-
-    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
-
-
-def _spec(axes: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Each mesh axis once, and only where it divides the size."""
-    used: set[str] = set()
-    spec: list[str | None] = []
-    for axis, size in zip(axes, shape, strict=True):
-        name = _MESH_AXIS.get(axis.name)
-        if name and name not in used and size % mesh.shape[name] == 0:
-            used.add(name)
-            spec.append(name)
-        else:
-            spec.append(None)
-    return PartitionSpec(*spec)

@@ -8,10 +8,11 @@ import jax
 from dwt_jax.config import Mesh
 from dwt_jax.data.shards import read_dataset_index
 from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
-from dwt_jax.distributed.mesh import infer_shardings, make_mesh
+from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
-from dwt_jax.runs.run_dir import load_model
+from dwt_jax.models.common.sharding import infer_shardings
+from dwt_jax.runs.load import load_model
 
 
 def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:

@@ -13,16 +13,11 @@ import numpy as np
 from dwt_jax.config import Mlm, Model
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.tokenizer import load_vocabulary
-from dwt_jax.distributed.mesh import (
-    batch_sharding,
-    infer_shardings,
-    policy_for_mesh,
-    replicated_sharding,
-    to_global,
-)
+from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.files import atomic_write
 from dwt_jax.models import bert
 from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
 from dwt_jax.objectives.distillation import cross_entropy
 from dwt_jax.objectives.masking import EVALUATION_SEED, MaskingVocab, apply_mlm_mask, row_keys
 

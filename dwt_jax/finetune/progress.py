@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dwt_jax.runs.metric_writer import format_duration
+from dwt_jax.text_format import format_duration
 
 LOG_INTERVAL_SECONDS = 10.0
 

@@ -18,7 +18,7 @@ from dwt_jax.config import Config, Model
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_write
+from dwt_jax.files import atomic_write, read_json, write_json
 from dwt_jax.finetune import collate, metrics, outputs
 from dwt_jax.finetune.collate import EncodedExamples, ExampleCache
 from dwt_jax.finetune.config import MIN_SEQUENCE_LENGTH, FinetuneConfig, Recipe, read_finetune_config
@@ -37,6 +37,7 @@ from dwt_jax.models import bert
 from dwt_jax.objectives import schedules
 from dwt_jax.remap.gates import fold_gates
 from dwt_jax.runs import run_dir as workdirs
+from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.pretrained import params_digest
 from dwt_jax.train.setup import resolve_precision
 
@@ -48,7 +49,7 @@ class SourceModel(NamedTuple):
     """The model that is fine-tuned."""
 
     path: str
-    checkpoint: workdirs.LoadedModel
+    checkpoint: LoadedModel
     pad_id: int
     digest: str
 
@@ -70,7 +71,7 @@ class FinetuneContext:
 
 def load_source_model(path: str, step: int | None = None) -> SourceModel:
     """Raises UserError for what is no model, or one that lacks tokens of its tokenizer."""
-    checkpoint = workdirs.load_model(path, heads=None, step=step)
+    checkpoint = load_model(path, heads=None, step=step)
     params, model = fold_gates(checkpoint.params, checkpoint.model)
     vocab = load_vocabulary(checkpoint.tokenizer)
     if len(vocab) > model.vocab_size:
@@ -127,7 +128,7 @@ def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict
     """
     if (context.workdir / "results.json").exists():
         print(f"{context.workdir}: already finished", flush=True)
-        return workdirs.read_json(context.workdir / "results.json")
+        return read_json(context.workdir / "results.json")
     recipe, group_size = context.config.recipe, parallel_seeds(context)
     groups = [recipe.seeds[i : i + group_size] for i in range(0, len(recipe.seeds), group_size)]
     remaining_groups = [group for group in groups if not all(_is_done(context, seed) for seed in group)]
@@ -291,7 +292,7 @@ def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dic
     with atomic_write(context.workdir / "model" / "README.md") as partial:
         name = Path(context.source.path).absolute().name
         partial.write_text(model_card.classifier_card(context.source.checkpoint.model, name, config, summary))
-    workdirs.write_json(context.workdir / "results.json", summary)
+    write_json(context.workdir / "results.json", summary)
     print(
         f"{context.workdir}: model of seed {summary['model_of_seed']} in {context.workdir / 'model'}",
         flush=True,

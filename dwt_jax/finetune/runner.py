@@ -10,12 +10,13 @@ import numpy as np
 
 from dwt_jax.distributed.shutdown import handle_signals
 from dwt_jax.errors import UserError
+from dwt_jax.files import read_json, write_json
 from dwt_jax.finetune import run as runs
 from dwt_jax.finetune.collate import ExampleCache
 from dwt_jax.finetune.config import FinetuneConfig
 from dwt_jax.finetune.outputs import mean_std
 from dwt_jax.finetune.tasks import AVERAGE_DEFINITION, SCORE_DEFINITION, format_percent
-from dwt_jax.runs.run_dir import read_json, run_lock, write_json
+from dwt_jax.runs.run_dir import run_lock
 
 
 def finetune_tasks(

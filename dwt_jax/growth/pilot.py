@@ -23,20 +23,22 @@ import numpy as np
 from dwt_jax.config import Config, Model
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.tokenizer import load_vocabulary
-from dwt_jax.distributed.mesh import batch_sharding, infer_shardings, replicated_sharding
+from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
 from dwt_jax.eval.paired import paired_error
 from dwt_jax.models import bert
+from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.methods import METHODS, get_method
 from dwt_jax.remap.plan import plan_growth
 from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.pretrained import load_pretrained, params_digest
+from dwt_jax.runs.state import abstract_state, init_train_state
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.ligo_training import LigoConfig, LigoResult, train_ligo_maps
 from dwt_jax.train.setup import RunContext, effective_params, setup_run
-from dwt_jax.train.step import abstract_state, init_train_state, jit_train_step
+from dwt_jax.train.step import jit_train_step
 
 BASELINE, LIGO = "random", "ligo"
 

@@ -18,7 +18,7 @@ from dwt_jax.remap.gates import has_gates
 from dwt_jax.remap.methods import GrowthOptions
 from dwt_jax.remap.report import RemapReport
 from dwt_jax.runs.export import check_tokenizer
-from dwt_jax.runs.run_dir import LoadedModel, load_model
+from dwt_jax.runs.load import LoadedModel, load_model
 
 PROBE_SHAPE = (8, 64)  # rows and tokens, of random ids, on which the drift of the logits is measured
 

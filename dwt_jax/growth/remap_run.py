@@ -16,19 +16,19 @@ import optax
 from dwt_jax.config import Config, Model
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir, commit_dir, resolve_output_dir
+from dwt_jax.files import atomic_dir, commit_dir, read_json, resolve_output_dir, write_json
 from dwt_jax.remap.apply import grow_params
 from dwt_jax.remap.gates import drop_gates, fold_gates, gate_schedule, has_gates
 from dwt_jax.remap.optimizer_state import grow_opt_state
 from dwt_jax.remap.report import RemapReport
 from dwt_jax.runs.checkpoint import Checkpoints
-from dwt_jax.runs.metric_writer import sum_or_none
+from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.runs.pretrained import PretrainedModel, params_digest
-from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, checkpoint_dir, read_json, read_run_config, write_json
+from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, checkpoint_dir, read_run_config
+from dwt_jax.runs.state import init_train_state
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.loop import flops_so_far, get_teacher_end_step
 from dwt_jax.train.setup import RunContext, effective_params, setup_run, sharded_abstract_state
-from dwt_jax.train.step import init_train_state
 
 Moments = Literal["reset", "carry", "asymmetric"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dwt_jax.config import Config, Model, Schedule
 from dwt_jax.hf.names import FAMILIES, architecture_name
-from dwt_jax.runs.metric_writer import format_count, format_float, format_with_error
+from dwt_jax.text_format import format_count, format_float, format_with_error
 
 _PIPELINE_TAGS = {"mlm": "fill-mask", "classifier": "text-classification"}
 _AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "classifier": "AutoModelForSequenceClassification"}

@@ -5,30 +5,8 @@ everything that is not a matrix product is left out, as is customary for MFU
 (Chowdhery et al. 2022, appendix B).
 """
 
-import os
-import time
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-
 from dwt_jax.config import Model
-from dwt_jax.errors import UserError
 from dwt_jax.models.common.layers import padded_vocab_size
-
-# Dense bf16 peak of one chip in FLOP/s, by the start of its jax device_kind (makers' data sheets).
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def forward_flops(model: Model, rows: int, length: int, predictions: int) -> float:
@@ -53,35 +31,3 @@ def encoder_flops(model: Model, rows: int, length: int, output_positions: int) -
 def training_step_flops(model: Model, rows: int, length: int, predictions: int) -> float:
     """Forward and backward pass of the student alone."""
     return 3 * forward_flops(model, rows, length, predictions)
-
-
-def peak_flops_per_device(dtype: str) -> float | None:
-    """Peak FLOP/s of one device of the default backend, None where it is not known.
-
-    On CPU it is measured with one large product and shared among the simulated devices.
-    """
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return _measure_peak_flops(dtype) / jax.local_device_count()
-    matches = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
-    return PEAK_FLOPS[max(matches, key=len)] * (0.5 if dtype == "float32" else 1.0) if matches else None
-
-
-def _measure_peak_flops(dtype: str, size: int = 1024) -> float:
-    if "DWT_PEAK_FLOPS" in os.environ:  # a run on a busy machine may say what it knows
-        try:
-            return float(os.environ["DWT_PEAK_FLOPS"])
-        except ValueError:
-            text = os.environ["DWT_PEAK_FLOPS"]
-            raise UserError(
-                f"DWT_PEAK_FLOPS is {text!r}, expected FLOP/s of one process, e.g. 3e11"
-            ) from None
-    a: Any = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32).astype(dtype) * 1e-3)
-    product(a).block_until_ready()
-    best_seconds = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        product(a).block_until_ready()
-        best_seconds = min(best_seconds, time.perf_counter() - start)
-    return 2 * size**3 / best_seconds

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.config import Model
-from dwt_jax.distributed.mesh import infer_shardings
 from dwt_jax.models import bert
 from dwt_jax.models.common.layers import normal_init
 from dwt_jax.models.common.logical_axes import PARAM_AXES, TIED_TO, Axis, init_value, is_matrix, path_name
+from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.remap.methods import GrowthOptions, Method
 from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth, splits_share
 from dwt_jax.remap.report import RemapReport, logit_drift, remap_report

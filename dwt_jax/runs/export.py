@@ -6,13 +6,14 @@ from typing import Any
 
 from dwt_jax.data.tokenizer import has_tokenizer, load_vocabulary
 from dwt_jax.errors import UserError
-from dwt_jax.files import resolve_output_dir
+from dwt_jax.files import read_json, resolve_output_dir
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.hf.config import CLASSIFIER_KEYS
 from dwt_jax.hf.names import FAMILIES, architecture_name
 from dwt_jax.models.bert import HEADS
-from dwt_jax.runs.metric_writer import read_jsonl, restore_nans
-from dwt_jax.runs.run_dir import LoadedModel, load_model, read_json, read_run_config
+from dwt_jax.runs.load import LoadedModel, load_model
+from dwt_jax.runs.metrics_file import read_jsonl, restore_nans
+from dwt_jax.runs.run_dir import read_run_config
 
 
 def export_model(path: str, step: int | None, out: Path, dtype: str, encoder_only: bool) -> str:

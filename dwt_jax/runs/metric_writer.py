@@ -2,107 +2,19 @@
 bar for whoever watches."""
 
 import hashlib
-import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
 from dwt_jax.config import Train
 from dwt_jax.distributed import coordination
-from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_write, json_text
-
-
-def format_duration(seconds: float) -> str:
-    """'1:02:03' or '2:03'"""
-    minutes, seconds = divmod(int(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def format_count(count: float) -> str:
-    """'67.0M', '412k'"""
-    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
-
-
-def format_step(record: dict[str, Any], steps: int, eta: float) -> str:
-    """One logged step for a person."""
-    parts = [
-        f"step {record['step']}/{steps}",
-        f"loss {record['loss']:.4f}",
-        f"hard {record['hard_loss']:.4f}",
-    ]
-    if record["teacher_hard_loss"] is not None:
-        parts += [
-            f"soft {record['soft_loss']:.4f}",
-            f"teacher {record['teacher_hard_loss']:.4f}",
-            f"alpha {record['alpha_hard']:.2g}:{record['alpha_soft']:.2g}",
-            f"t {record['temperature']:.2g}",
-        ]
-    parts += [f"lr {record['learning_rate']:.2e}", f"{record['tokens_per_second']:,.0f} tokens/s"]
-    if record["mfu"] is not None:
-        parts.append(f"MFU {record['mfu']:.0%}")
-    if record["skipped"]:
-        parts.append(f"skipped {record['skipped']}")
-    return "  ".join([*parts, f"ETA {format_duration(eta)}"])
-
-
-def restore_nans(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record from a JSON file, where null stands for what was not finite: NaN again."""
-    suffixes = ("loss", "error", "perplexity", "norm")
-    return {
-        key: math.nan if value is None and key.endswith(suffixes) else value for key, value in record.items()
-    }
-
-
-def format_float(value: float, decimals: int, signed: bool = False) -> str:
-    """With thousands separated, and a real minus sign; '–' for what is not finite."""
-    if not math.isfinite(value):
-        return "–"
-    return f"{round(value, decimals) + 0.0:{'+' if signed else ''},.{decimals}f}".replace("-", "−")
-
-
-def format_with_error(value: float, error: float) -> str:
-    """'5.7792 ± 0.0140'; of one document the error is not known."""
-    return f"{format_float(value, 4)} ± {error:.4f}" if math.isfinite(error) else format_float(value, 4)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; [] if there is none."""
-    if not path.exists():
-        return []
-    records = []
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError):  # torn by a kill: the next resume drops it
-            break
-        if not isinstance(record, dict) or "step" not in record:
-            raise UserError(f"{path}: holds {text[:60]!r}, expected records that dwt wrote")
-        records.append(restore_nans(record))
-    return records
-
-
-def truncate_after(path: Path, step: int) -> None:
-    """Drop the records after `step` (and a torn last line) of a file that is to be appended to."""
-    lines = [json_text(record) + "\n" for record in read_jsonl(path) if record["step"] <= step]
-    with atomic_write(path) as partial:
-        partial.write_text("".join(lines))
-
-
-def total_flops(record: Mapping[str, Any]) -> float:
-    """FLOPs up to a record's step, the teacher's forward charged."""
-    return record["student_flops"] + record["teacher_flops"]
-
-
-def sum_or_none(*parts: float | None) -> float | None:
-    """Their sum, None where one of them is not known."""
-    values = [value for value in parts if value is not None]
-    return sum(values) if len(values) == len(parts) else None
+from dwt_jax.files import json_text
+from dwt_jax.runs.metrics_file import truncate_after
+from dwt_jax.text_format import format_step, format_with_error
 
 
 class MetricWriter:

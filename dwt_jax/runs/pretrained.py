@@ -11,10 +11,11 @@ import numpy as np
 from dwt_jax.config import Model
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.errors import UserError
+from dwt_jax.files import read_json
 from dwt_jax.models.common.layers import padded_vocab_size
 from dwt_jax.models.common.logical_axes import Axis, map_with_axes
-from dwt_jax.runs.metric_writer import sum_or_none
-from dwt_jax.runs.run_dir import load_model, read_json
+from dwt_jax.runs.load import load_model
+from dwt_jax.runs.metrics_file import sum_or_none
 
 
 class PretrainedModel(NamedTuple):

@@ -9,18 +9,17 @@ import json
 import logging
 import re
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dwt_jax.config import Config, Model
+from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
 from dwt_jax.data.tokenizer import copy_tokenizer_files
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir, atomic_write, json_text, read_json_object
+from dwt_jax.files import atomic_dir, read_json, write_json
 
 RESUME_MUTABLE_KEYS = (
     "mesh.",
@@ -35,30 +34,6 @@ RESUME_MUTABLE_KEYS = (
 )
 """Keys that a resumed run may change: they do not change what is computed (data,
 teacher and the source of init are compared by their digests, wherever they lie)."""
-
-
-class LoadedModel(NamedTuple):
-    """A model for whatever wants one."""
-
-    params: Any  # host fp32 arrays
-    model: Model
-    tokenizer: Path
-    labels: tuple[str, ...] = ()  # of a classifier
-    dtype: str = "float32"  # that its weights are stored in
-    step: int | None = None  # of the checkpoint it was taken from
-    passthrough: Mapping[str, Any] = {}  # of its config.json, see convert.configuration.KEPT
-    ignored: tuple[str, ...] = ()  # tensors that were left out
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    with atomic_write(path) as partial:
-        partial.write_text(json_text(value, indent=2) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The object in a JSON file of ours; UserError for anything else."""
-    return read_json_object(path, "JSON that dwt wrote")
 
 
 class RunKind(NamedTuple):
@@ -235,99 +210,3 @@ def wait_for_file(path: Path) -> None:
 def read_run_config(workdir: Path) -> Config:
     """The resolved config of a run."""
     return build_config(read_json(workdir / "config.json"))
-
-
-def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | None = None) -> LoadedModel:
-    """The model of a Hugging Face directory, or of a run: its `model/`, or while that has no
-    weights its newest checkpoint; or the checkpoint of `step`.
-
-    heads: those that must be there; others are left out. None: all that are there. Raises
-    UserError for anything else.
-    """
-    from dwt_jax.hf.checkpoint import load_checkpoint
-    from dwt_jax.hf.tensor_files import has_weights
-
-    directory = Path(path).expanduser()
-    if not directory.is_dir():
-        raise UserError(f"{path}: no such directory, expected a model or run directory")
-    is_pretraining_run = (directory / "run.json").exists()
-    is_run = is_pretraining_run or (directory / "model").is_dir()
-    if step is not None and not is_pretraining_run:
-        raise UserError(f"--step: {path} is no run with checkpoints, expected one for --step={step}")
-    if step is None and not has_weights(directory) and has_weights(directory / "model"):
-        directory = directory / "model"
-    if step is None and has_weights(directory):
-        checkpoint = load_checkpoint(directory)
-        if checkpoint.ignored:
-            print(
-                f"{directory}: left out, no part of the models here: {', '.join(checkpoint.ignored)}",
-                file=sys.stderr,
-            )
-        result = LoadedModel(
-            checkpoint.params,
-            checkpoint.model,
-            directory,
-            checkpoint.labels,
-            checkpoint.dtype,
-            passthrough=checkpoint.passthrough,
-            ignored=checkpoint.ignored,
-        )
-    elif is_run and (directory / "config.json").exists():
-        result = _load_from_checkpoint(directory, step)
-    else:
-        raise UserError(
-            f"{path}: neither weights (model.safetensors, pytorch_model.bin) nor a run's checkpoints, "
-            "expected a model or run directory"
-        )
-    if heads is None:
-        return result
-    if missing_heads := [head for head in heads if head not in result.params]:
-        available_heads = [head for head in result.params if head not in ("embeddings", "layers")]
-        raise UserError(
-            f"{path}: a model without {_HEAD_NAMES[missing_heads[0]]} (it has "
-            f"{', '.join(_HEAD_NAMES[head] for head in available_heads) or 'no head'}), expected one with it"
-        )
-    params = {name: result.params[name] for name in ("embeddings", "layers", *heads)}
-    return result._replace(params=params)
-
-
-_HEAD_NAMES = {
-    "mlm": "a masked-LM head",
-    "pooler": "a pooler",
-    "next_sentence": "a next-sentence head",
-    "classifier": "a classifier",
-}
-
-
-def _load_from_checkpoint(workdir: Path, step: int | None) -> LoadedModel:
-    import jax
-
-    from dwt_jax.remap.gates import fold_gates, gate_schedule, has_gates, open_gates
-    from dwt_jax.runs.checkpoint import Checkpoints
-    from dwt_jax.train.step import abstract_state
-
-    config = read_run_config(workdir)
-    local_sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    state = abstract_state(config.model, config.optimizer)
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=local_sharding), state)
-    directory = checkpoint_dir(workdir, config)
-    with wrap_storage_errors(directory):
-        checkpoints = Checkpoints(directory, config.train.keep_checkpoints, read_only=True)
-    try:
-        saved_steps = checkpoints.steps()
-        if step is not None and step not in saved_steps:
-            steps_text = ", ".join(map(str, saved_steps)) or "none"
-            raise UserError(f"--step is {step}, expected a checkpoint that {workdir} keeps: {steps_text}")
-        state_and_step = checkpoints.restore(target, lambda text: print(text, file=sys.stderr), step)
-    finally:
-        checkpoints.close()
-    if state_and_step is None:
-        raise UserError(f"{workdir}: a run without a checkpoint yet, expected one to take the model from")
-    params, step = jax.device_get(state_and_step[0]["params"]), state_and_step[1]
-    model = config.model
-    if has_gates(model):  # the model that this step computes with
-        gate_value = gate_schedule(step, config.train.steps, config.init.gate_warmup, config.init.step)
-        params = jax.device_get(open_gates(params, gate_value))
-        if gate_value == 1:
-            params, model = fold_gates(params, model)
-    return LoadedModel(params, model, workdir / "tokenizer", step=step)

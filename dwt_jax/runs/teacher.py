@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.data.tokenizer import Vocabulary
-from dwt_jax.distributed.mesh import infer_shardings, to_global
+from dwt_jax.distributed.mesh import to_global
 from dwt_jax.errors import UserError
+from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.runs.pretrained import PretrainedModel, load_pretrained
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from dwt_jax.runs.metric_writer import format_float
+from dwt_jax.text_format import format_float
 
 COLOURS = 7  # --c0 is the ink of the student alone, the others are for whom it is compared with
 DASHES = ("none", "2 5", "9 4")

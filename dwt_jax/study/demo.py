@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from dwt_jax.config import Config
 from dwt_jax.config_loader import bundled_config_path, load_config
+from dwt_jax.files import write_json
 from dwt_jax.finetune import config as finetuning
 from dwt_jax.finetune.collate import ExampleCache
 from dwt_jax.finetune.runner import finetune_tasks
-from dwt_jax.runs.metric_writer import format_duration
-from dwt_jax.runs.run_dir import write_json
 from dwt_jax.study import report
+from dwt_jax.text_format import format_duration
 from dwt_jax.train.loop import train
 
 

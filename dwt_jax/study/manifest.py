@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dwt_jax.config_loader import build_dataclass, config_to_dict
 from dwt_jax.errors import UserError
-from dwt_jax.runs.run_dir import read_json, write_json
+from dwt_jax.files import read_json, write_json
 from dwt_jax.study.sweep import Job, JobRecord, Study, study_problems
 
 MANIFEST_NAME = "grid.json"

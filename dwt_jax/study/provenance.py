@@ -11,7 +11,9 @@ from pathlib import Path
 
 from dwt_jax.config_loader import flatten_dict
 from dwt_jax.errors import UserError
-from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, load_model, read_json, write_json
+from dwt_jax.files import read_json, write_json
+from dwt_jax.runs.load import load_model
+from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
 from dwt_jax.study.sweep import Job
 
 PROVENANCE_FILE = "source.json"

@@ -19,9 +19,9 @@ from dwt_jax.config import Init
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
-from dwt_jax.files import atomic_write
-from dwt_jax.runs.metric_writer import read_jsonl, restore_nans, total_flops
-from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, read_json
+from dwt_jax.files import atomic_write, read_json
+from dwt_jax.runs.metrics_file import read_jsonl, restore_nans, total_flops
+from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
 from dwt_jax.study import report_html, tables
 
 RESULT_NEUTRAL_KEYS = (

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dwt_jax.runs.metric_writer import format_duration, total_flops
+from dwt_jax.runs.metrics_file import total_flops
 from dwt_jax.study import charts, tables
 from dwt_jax.study.charts import ChartAxes, ChartLine
 from dwt_jax.study.tables import ReportTable
+from dwt_jax.text_format import format_duration
 
 if TYPE_CHECKING:  # report.py calls this file
     from dwt_jax.study.report import RunComparisonStudy, RunRecord

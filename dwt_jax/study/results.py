@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dwt_jax.errors import UserError
-from dwt_jax.runs.metric_writer import read_jsonl, total_flops
-from dwt_jax.runs.run_dir import read_json
+from dwt_jax.files import read_json
+from dwt_jax.runs.metrics_file import read_jsonl, total_flops
 from dwt_jax.study import manifest
 from dwt_jax.study.report import TargetCrossing, read_document_losses, steps_to_target
 from dwt_jax.study.statistics import Interval, PairedDocuments, paired_loss_interval, paired_score_interval

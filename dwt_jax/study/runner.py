@@ -15,9 +15,11 @@ from dwt_jax.config import Config, Data
 from dwt_jax.config_loader import build_config, build_dataclass, config_to_dict, flatten_dict
 from dwt_jax.config_loader import load_config as load_config
 from dwt_jax.errors import UserError
+from dwt_jax.files import read_json, write_json
 from dwt_jax.finetune import config as finetuning
-from dwt_jax.runs.metric_writer import format_duration, read_jsonl
-from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, read_json, write_json
+from dwt_jax.runs.metrics_file import read_jsonl
+from dwt_jax.runs.peak_flops import peak_flops_per_device
+from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
 from dwt_jax.study import manifest
 from dwt_jax.study.provenance import ProvenanceChecker
 from dwt_jax.study.sweep import (
@@ -29,6 +31,7 @@ from dwt_jax.study.sweep import (
     resolve_config_path,
     study_jobs,
 )
+from dwt_jax.text_format import format_duration
 
 if TYPE_CHECKING:
     from dwt_jax.finetune.collate import ExampleCache
@@ -328,8 +331,6 @@ def _flops_per_second(jobs: Sequence[Job]) -> float | None:
         return total_flops / seconds
     import jax
 
-    from dwt_jax.models import flops
-
     print(f"no run is finished yet: {ASSUMED_PEAK_SHARE:.0%} of the peak is assumed", file=sys.stderr)
-    peak = flops.peak_flops_per_device("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    peak = peak_flops_per_device("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return None if peak is None else ASSUMED_PEAK_SHARE * peak * jax.device_count()

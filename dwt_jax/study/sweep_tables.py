@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dwt_jax.runs.metric_writer import format_float
 from dwt_jax.study.paper_results import PAPER_TABLE_1
 from dwt_jax.study.report import TargetCrossing
 from dwt_jax.study.results import (
@@ -26,6 +25,7 @@ from dwt_jax.study.results import (
 from dwt_jax.study.statistics import Interval
 from dwt_jax.study.sweep import FINAL_STEP
 from dwt_jax.study.tables import ReportTable, escape_markdown, markdown_table
+from dwt_jax.text_format import format_float
 
 METHOD_NOTE = (
     "± is the standard deviation over seeds. Intervals are of the difference to the arm that is named, "

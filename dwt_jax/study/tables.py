@@ -10,8 +10,9 @@ import numpy as np
 
 from dwt_jax.config_loader import flatten_dict
 from dwt_jax.finetune.tasks import format_percent
-from dwt_jax.runs.metric_writer import format_float, format_with_error, sum_or_none
+from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.study import charts
+from dwt_jax.text_format import format_float, format_with_error
 
 if TYPE_CHECKING:  # report.py calls this file
     from dwt_jax.study.report import BaselineComparison, RunComparisonStudy, RunRecord

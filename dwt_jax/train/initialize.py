@@ -12,17 +12,18 @@ from dwt_jax.config import Config, Model
 from dwt_jax.config_loader import build_dataclass
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.tokenizer import Vocabulary
-from dwt_jax.distributed.mesh import infer_shardings, replicated_sharding, to_global
+from dwt_jax.distributed.mesh import replicated_sharding, to_global
 from dwt_jax.errors import UserError
+from dwt_jax.files import read_json
 from dwt_jax.models import bert
 from dwt_jax.models.bert import Params
+from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.remap import apply
 from dwt_jax.remap.optimizer_state import copied_entry_mask
 from dwt_jax.remap.plan import Plan, plan_growth
 from dwt_jax.remap.report import RemapReport, logit_drift, remap_report
-from dwt_jax.runs.metric_writer import sum_or_none
+from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.runs.pretrained import PretrainedModel, load_pretrained
-from dwt_jax.runs.run_dir import read_json
 from dwt_jax.train.step import schedule_names
 
 PROBE_ROWS = 8

@@ -20,29 +20,18 @@ import optax
 
 from dwt_jax.config import Model
 from dwt_jax.data import dataset as data_rows
-from dwt_jax.distributed.mesh import (
-    batch_sharding,
-    infer_shardings,
-    policy_for_mesh,
-    replicated_sharding,
-    to_global,
-)
+from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.errors import UserError
 from dwt_jax.models import bert, flops
+from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
 from dwt_jax.objectives.fused_lm_loss import LossWeights
 from dwt_jax.objectives.masking import EVALUATION_SEED, max_predictions_per_seq, row_keys
 from dwt_jax.remap import ligo
 from dwt_jax.remap.methods import GrowthOptions
 from dwt_jax.remap.optimizer_state import copied_entry_mask
 from dwt_jax.remap.plan import Plan
-from dwt_jax.train.step import (
-    StepConfig,
-    abstract_state,
-    accumulate_gradients,
-    jit_train_step,
-    loss_fn,
-    make_mlm_batch,
-)
+from dwt_jax.runs.state import abstract_state
+from dwt_jax.train.step import StepConfig, accumulate_gradients, jit_train_step, loss_fn, make_mlm_batch
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,16 @@ from dwt_jax.distributed.mesh import (
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed, handle_signals
 from dwt_jax.distributed.watchdog import hang_watchdog
 from dwt_jax.eval import likelihood
+from dwt_jax.files import read_json, write_json
 from dwt_jax.hf import checkpoint, model_card
-from dwt_jax.models import bert, flops
+from dwt_jax.models import bert
 from dwt_jax.runs import run_dir as workdirs
 from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.checkpoint import Checkpoints
-from dwt_jax.runs.metric_writer import MetricWriter, ThroughputMeter, format_count, read_jsonl, total_flops
+from dwt_jax.runs.metric_writer import MetricWriter, ThroughputMeter
+from dwt_jax.runs.metrics_file import read_jsonl, total_flops
+from dwt_jax.runs.peak_flops import peak_flops_per_device
+from dwt_jax.text_format import format_count
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.setup import RunContext, effective_params, init_or_restore_state, setup_run
 from dwt_jax.train.step import BASE_SCHEDULES, jit_train_step, schedule_names
@@ -86,7 +90,7 @@ def _finished_summary(workdir: Path) -> dict[str, Any] | None:
     if not (workdir / "summary.json").exists():
         return None
     print(f"{workdir}: already finished", flush=True)
-    return workdirs.read_json(workdir / "summary.json")
+    return read_json(workdir / "summary.json")
 
 
 def log_run_summary(
@@ -133,8 +137,8 @@ def log_growth_source(
         report = starts.growth_report(growth, params, starts.probe_rows(run.rows, run.config.seed))
         metric_writer.log_message(starts.format_growth_line(growth, report))
         path = run.workdir / "init.json"
-        ligo_record = {"learned": workdirs.read_json(path)["learned"]} if growth.uses_ligo else {}
-        workdirs.write_json(path, {"from": growth.path, **ligo_record, **report.to_dict()})
+        ligo_record = {"learned": read_json(path)["learned"]} if growth.uses_ligo else {}
+        write_json(path, {"from": growth.path, **ligo_record, **report.to_dict()})
 
     coordination.run_on_main(write_report)
 
@@ -158,7 +162,7 @@ def train_loop(
         jit_train_step(run.no_teacher_config, run.mesh),
         jit_train_step(run.step_config, run.mesh),
     )
-    peak_flops = flops.peak_flops_per_device(str(run.numerics.compute_dtype))
+    peak_flops = peak_flops_per_device(str(run.numerics.compute_dtype))
     teacher_end = get_teacher_end_step(run, state["behind"]["beaten_at"], start_step)
     teacher_params = (
         teachers.shard_params(run.teacher, run.mesh) if run.teacher and start_step < teacher_end else None
@@ -425,7 +429,7 @@ def export_and_summarize(
             run.workdir / "model",
             card=model_card.run_card(run.config, ["mlm"], summary, steps),
         )
-        workdirs.write_json(run.workdir / "summary.json", summary)
+        write_json(run.workdir / "summary.json", summary)
 
     coordination.run_on_main(save_model, "process 0 to write the model")
     return summary
@@ -446,7 +450,7 @@ def _init_summary(growth: starts.GrowthSource) -> dict[str, Any]:
 
 
 def _data_sizes(run: RunContext) -> dict[str, int]:
-    index = workdirs.read_json(run.data / "index.json")
+    index = read_json(run.data / "index.json")
     return {
         f"{split}_{unit}": index["splits"][split][unit]
         for split in ("train", "held_out")

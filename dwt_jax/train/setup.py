@@ -19,10 +19,12 @@ from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.prepare import get_prepared, recorded_config
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.distributed import coordination
-from dwt_jax.distributed.mesh import infer_shardings, make_mesh, replicated_sharding, to_global
+from dwt_jax.distributed.mesh import make_mesh, replicated_sharding, to_global
 from dwt_jax.errors import UserError
+from dwt_jax.files import read_json, write_json
 from dwt_jax.models import bert, flops
 from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.objectives import schedules
 from dwt_jax.objectives.masking import MaskingVocab, max_predictions_per_seq
 from dwt_jax.remap.gates import gate_schedule, has_gates, open_gates
@@ -30,16 +32,10 @@ from dwt_jax.runs import run_dir as workdirs
 from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.pretrained import PretrainedModel
+from dwt_jax.runs.state import abstract_state, init_train_state
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps
-from dwt_jax.train.step import (
-    BASE_SCHEDULES,
-    StepConfig,
-    abstract_state,
-    init_train_state,
-    make_step_config,
-    schedule_table,
-)
+from dwt_jax.train.step import BASE_SCHEDULES, StepConfig, make_step_config, schedule_table
 
 _PATH_KEYS = ("data.path", "data.sources", "data.tokenizer", "teacher.path", "init.from")
 STATE_FORMAT = 1  # raise it when the tree of the training state changes
@@ -147,7 +143,7 @@ def _build_run(
     growth = load_source(config, vocab, workdir)
     identity = {
         "state_format": STATE_FORMAT,
-        "data_digest": workdirs.read_json(data / "index.json")["digest"],
+        "data_digest": read_json(data / "index.json")["digest"],
         "teacher_digest": teacher.digest if teacher else "",
         **({"init_digest": growth.source.digest} if growth else {}),
     }
@@ -254,7 +250,7 @@ def _init_with_ligo(run: RunContext) -> Any:
         options=run.config.init,
     )
     path = run.workdir / "init.json"
-    coordination.run_on_main(lambda: workdirs.write_json(path, {"learned": dataclasses.asdict(record)}))
+    coordination.run_on_main(lambda: write_json(path, {"learned": dataclasses.asdict(record)}))
     return params
 
 

@@ -17,15 +17,10 @@ import numpy as np
 import optax
 
 from dwt_jax.config import Config, Distill, Mlm, Model, Optimizer, Schedule
-from dwt_jax.distributed.mesh import (
-    batch_sharding,
-    infer_shardings,
-    policy_for_mesh,
-    replicated_sharding,
-    split_microbatches,
-)
+from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, split_microbatches
 from dwt_jax.models import bert
 from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
 from dwt_jax.objectives import schedules
 from dwt_jax.objectives.distillation import LossSums
 from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, LossWeights, fused_lm_loss
@@ -33,6 +28,7 @@ from dwt_jax.objectives.masking import MaskedBatch, MaskingVocab, apply_mlm_mask
 from dwt_jax.remap.gates import gate_schedule, has_gates, open_gates
 from dwt_jax.remap.optimizer_state import new_entry_mask, scale_new_updates
 from dwt_jax.runs import optimizer as optimizers
+from dwt_jax.runs.state import abstract_state
 
 BASE_SCHEDULES = ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
 """The scheduled numbers of every step; see `schedule_names` for the others."""
@@ -111,22 +107,6 @@ def schedule_names(config: Config) -> tuple[str, ...]:
     no parameters; rewarmed, of the updates of what is new in a grown model."""
     optional = {"annealed": has_gates(config.model), "rewarmed": config.init.new_param_warmup > 0}
     return (*BASE_SCHEDULES, *(name for name, enabled in optional.items() if enabled))
-
-
-def init_train_state(params: bert.Params, optimizer: Optimizer) -> dict[str, Any]:
-    zero = jnp.zeros((), jnp.int32)
-    return {
-        "params": params,
-        "opt_state": optimizers.make_optimizer(optimizer).init(params),
-        "step": zero,
-        "skipped": {"total": zero, "in_row": zero, "longest": zero},
-        "behind": {"gap": jnp.float32(0), "weight": jnp.float32(0), "beaten_at": jnp.full((), -1, jnp.int32)},
-    }
-
-
-def abstract_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
-    """Shapes and types of the state, no memory."""
-    return jax.eval_shape(lambda: init_train_state(bert.init_params(model, jax.random.key(0)), optimizer))
 
 
 @functools.cache

@@ -1,0 +1,50 @@
+"""Where the arrays of a model live on a mesh, by the logical axes of each parameter."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding
+from dwt_jax.models.common.logical_axes import PARAM_AXES, path_name
+from dwt_jax.models.common.matmul import Policy
+
+_MESH_AXIS = {"embed": "fsdp", "head": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+
+def policy_for_mesh(mesh: Mesh, numerics: Policy) -> Policy:
+    """`numerics` of a program on this mesh."""
+    return numerics._replace(batch_sharding=batch_sharding(mesh)) if mesh.size > 1 else numerics
+
+
+def infer_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A sharding for each leaf of a state: parameters, and whatever mirrors them (moments),
+    by their roles; everything else replicated.
+
+    A leaf belongs to a role when the end of its path and its rank agree.
+    """
+
+    def leaf_sharding(path: tuple[Any, ...], array: Any) -> NamedSharding:
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            axes = PARAM_AXES.get("/".join(parts[start:]))
+            if axes is not None and len(axes) == np.ndim(array):
+                return NamedSharding(mesh, _spec(axes, np.shape(array), mesh))
+        return replicated_sharding(mesh)
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def _spec(axes: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Each mesh axis once, and only where it divides the size."""
+    used: set[str] = set()
+    spec: list[str | None] = []
+    for axis, size in zip(axes, shape, strict=True):
+        name = _MESH_AXIS.get(axis.name)
+        if name and name not in used and size % mesh.shape[name] == 0:
+            used.add(name)
+            spec.append(name)
+        else:
+            spec.append(None)
+    return PartitionSpec(*spec)

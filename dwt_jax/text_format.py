@@ -1,0 +1,50 @@
+"""Numbers, durations and log lines as text."""
+
+import math
+from typing import Any
+
+
+def format_duration(seconds: float) -> str:
+    """'1:02:03' or '2:03'"""
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def format_count(count: float) -> str:
+    """'67.0M', '412k'"""
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
+
+
+def format_step(record: dict[str, Any], steps: int, eta: float) -> str:
+    """One logged step for a person."""
+    parts = [
+        f"step {record['step']}/{steps}",
+        f"loss {record['loss']:.4f}",
+        f"hard {record['hard_loss']:.4f}",
+    ]
+    if record["teacher_hard_loss"] is not None:
+        parts += [
+            f"soft {record['soft_loss']:.4f}",
+            f"teacher {record['teacher_hard_loss']:.4f}",
+            f"alpha {record['alpha_hard']:.2g}:{record['alpha_soft']:.2g}",
+            f"t {record['temperature']:.2g}",
+        ]
+    parts += [f"lr {record['learning_rate']:.2e}", f"{record['tokens_per_second']:,.0f} tokens/s"]
+    if record["mfu"] is not None:
+        parts.append(f"MFU {record['mfu']:.0%}")
+    if record["skipped"]:
+        parts.append(f"skipped {record['skipped']}")
+    return "  ".join([*parts, f"ETA {format_duration(eta)}"])
+
+
+def format_float(value: float, decimals: int, signed: bool = False) -> str:
+    """With thousands separated, and a real minus sign; '–' for what is not finite."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{round(value, decimals) + 0.0:{'+' if signed else ''},.{decimals}f}".replace("-", "−")
+
+
+def format_with_error(value: float, error: float) -> str:
+    """'5.7792 ± 0.0140'; of one document the error is not known."""
+    return f"{format_float(value, 4)} ± {error:.4f}" if math.isfinite(error) else format_float(value, 4)
