@@ -58,9 +58,9 @@ def config(name: str):
 
 
 student, teacher = config(options.student), config(options.teacher).model
-numerics = resolve_precision(student)
+policy = resolve_precision(student)
 mesh = make_mesh(Mesh(), options.rows)
-spec = make_step_config(student, teacher, MaskingVocab(30522, 103, (0, 100, 101, 102, 103)), numerics)
+spec = make_step_config(student, teacher, MaskingVocab(30522, 103, (0, 100, 101, 102, 103)), policy)
 fresh = jax.eval_shape(
     lambda: init_train_state(bert.init_params(student.model, jax.random.key(0)), student.optimizer)
 )
@@ -69,7 +69,7 @@ state = jax.jit(
     out_shardings=infer_shardings(fresh, mesh),
 )()
 teacher_params = bert.init_params(teacher, jax.random.key(1))
-teacher_params = jax.tree.map(lambda x: x.astype(numerics.compute_dtype), teacher_params)
+teacher_params = jax.tree.map(lambda x: x.astype(policy.compute_dtype), teacher_params)
 teacher_params = jax.device_put(teacher_params, infer_shardings(teacher_params, mesh))
 random = np.random.default_rng(0)
 tokens = random.integers(1000, 30000, (options.rows, 128)).astype(np.uint16)

@@ -73,9 +73,9 @@ def drawn(seed: int = 0) -> bert.Params:
 
 @functools.partial(jax.jit, static_argnums=1)
 def logits(params: bert.Params, model: Model, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    numerics = Policy(np.dtype("float64"), np.dtype("float64"))
-    hidden = bert.encode(params, model, tokens, segments, numerics=numerics)
-    return bert.mlm_logits(params, model, hidden, numerics=numerics)
+    policy = Policy(np.dtype("float64"), np.dtype("float64"))
+    hidden = bert.encode(params, model, tokens, segments, policy=policy)
+    return bert.mlm_logits(params, model, hidden, policy=policy)
 
 
 def text() -> tuple[np.ndarray, np.ndarray]:

@@ -85,11 +85,11 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     teacher = _load_teacher_config(config.teacher.path, vocab_size) if config.teacher.path else None
     bits = bytes(-(-vocab_size // 8)) if config.mlm.whole_word else b""
     compute = config.precision.compute_dtype
-    numerics = jnp.dtype("bfloat16" if compute == "auto" else compute)
+    policy = jnp.dtype("bfloat16" if compute == "auto" else compute)
     masking_vocab = MaskingVocab(
         vocab_size, 4, tuple(range(5)), bits
     )  # which ids are special changes constants alone
-    spec = make_step_config(config, teacher, masking_vocab, Policy(numerics, numerics, False))
+    spec = make_step_config(config, teacher, masking_vocab, Policy(policy, policy, False))
     return CompileTarget(topology, chip, mesh, config, spec, vocab_size <= 2**16)
 
 
@@ -156,7 +156,7 @@ def lower_step(target: CompileTarget, rows: int) -> Any:
     teacher = None
     if spec.teacher:
         dtype_name = target.config.teacher.dtype
-        dtype = spec.numerics.compute_dtype if dtype_name == "auto" else jnp.dtype(dtype_name)
+        dtype = spec.policy.compute_dtype if dtype_name == "auto" else jnp.dtype(dtype_name)
         teacher = jax.tree.map(lambda x: struct(x.shape, dtype), bert.abstract_params(spec.teacher))
     state = abstract_state(spec.model, spec.optimizer)
     schedule_values, seed = struct((len(spec.schedule_names),), jnp.float32), struct((), jnp.uint32)
@@ -184,7 +184,7 @@ def compile_step(target: CompileTarget, rows: int) -> CompiledStep:
     chips = target.mesh.size
     bytes_sent = sum(each.bytes_sent(chips) for each in collectives)
     peak = target.chip.flops * (
-        0.5 if spec.numerics.compute_dtype == jnp.float32 else 1
+        0.5 if spec.policy.compute_dtype == jnp.float32 else 1
     )  # as flops.peak_per_device
     bounds = {"compute": step_flops / chips / peak}
     if program:

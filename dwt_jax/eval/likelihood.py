@@ -34,11 +34,11 @@ class DocumentLosses(NamedTuple):
 
 
 @functools.cache
-def _jit_score(model: Model, masking_vocab: MaskingVocab, numerics: Policy, mesh: jax.sharding.Mesh) -> Any:
-    replicated_layout, row_sharding, numerics = (
+def _jit_score(model: Model, masking_vocab: MaskingVocab, policy: Policy, mesh: jax.sharding.Mesh) -> Any:
+    replicated_layout, row_sharding, policy = (
         replicated_sharding(mesh),
         batch_sharding(mesh),
-        policy_for_mesh(mesh, numerics),
+        policy_for_mesh(mesh, policy),
     )
 
     def score(params, batch, row_numbers):
@@ -50,9 +50,9 @@ def _jit_score(model: Model, masking_vocab: MaskingVocab, numerics: Policy, mesh
             masked_rows.tokens,
             batch["segments"],
             positions=masked_rows.positions,
-            numerics=numerics,
+            policy=policy,
         )
-        logits = bert.mlm_logits(params, model, hidden, numerics=numerics)
+        logits = bert.mlm_logits(params, model, hidden, policy=policy)
         loss = cross_entropy(logits, masked_rows.labels)
         label = jnp.take_along_axis(logits, masked_rows.labels[..., None], axis=-1)
         # How many other tokens the model does not put below the label: ties and NaN count against it.
@@ -71,7 +71,7 @@ def losses_per_document(
     *,
     mesh: jax.sharding.Mesh,
     batch_size: int = 64,
-    numerics: Policy = Policy(),
+    policy: Policy = Policy(),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> DocumentLosses | None:
     """Sums for each held-out document of a prepared directory; None if `stop` said so.
@@ -81,7 +81,7 @@ def losses_per_document(
     """
     rows = data_rows.open_dataset(data, "held_out")
     masking_vocab = MaskingVocab.from_vocabulary(load_vocabulary(data / "tokenizer"), EVAL_MASK.whole_word)
-    score = _jit_score(model, masking_vocab, numerics, mesh)
+    score = _jit_score(model, masking_vocab, policy, mesh)
     row_count = data_rows.num_rows(rows)
     documents = data_rows.first_document_ids(rows)
     num_row_shards = mesh.shape["data"] * mesh.shape["fsdp"]

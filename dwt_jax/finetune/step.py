@@ -29,16 +29,16 @@ class FinetuneStepConfig:
     labels: int  # outputs; 1 with numbers
     regression: bool
     optimizer: Optimizer  # but for its learning rate, see spec_of
-    numerics: Policy
+    policy: Policy
 
 
 def finetune_step_config(
-    model: Model, dropout: float, labels: int, regression: bool, optimizer: Optimizer, numerics: Policy
+    model: Model, dropout: float, labels: int, regression: bool, optimizer: Optimizer, policy: Policy
 ) -> FinetuneStepConfig:
     """The learning rate is an argument of the step: tasks that differ in it share a compilation."""
     model = dataclasses.replace(model, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     return FinetuneStepConfig(
-        model, labels, regression, dataclasses.replace(optimizer, learning_rate=Schedule()), numerics
+        model, labels, regression, dataclasses.replace(optimizer, learning_rate=Schedule()), policy
     )
 
 
@@ -94,10 +94,10 @@ def finetune_logits(
         batch.token_type_ids,
         positions=jnp.zeros((len(batch.tokens), 1), jnp.int32),  # the pooler's
         key=encoder_key,
-        numerics=step_config.numerics,
+        policy=step_config.policy,
     )
     return bert.classifier_logits(
-        params, step_config.model, hidden, key=classifier_key, numerics=step_config.numerics
+        params, step_config.model, hidden, key=classifier_key, policy=step_config.policy
     )
 
 

@@ -204,7 +204,7 @@ def _document_losses(run: RunContext, params: Any, step: int) -> likelihood.Docu
     """Of the model after `step` steps of the run."""
     params = effective_params(run, params, step)
     document_losses = likelihood.losses_per_document(
-        params, run.config.model, run.data, mesh=run.mesh, numerics=run.numerics
+        params, run.config.model, run.data, mesh=run.mesh, policy=run.policy
     )
     assert document_losses is not None  # nothing stops it
     return document_losses

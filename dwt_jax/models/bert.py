@@ -89,7 +89,7 @@ def encode(
     *,
     positions: jax.Array | None = None,
     key: jax.Array | None = None,
-    numerics: Policy = Policy(),
+    policy: Policy = Policy(),
 ) -> jax.Array:
     """Last hidden states [B, L, D], or those at the positions `at`, int [B, Q] → [B, Q, D].
 
@@ -102,28 +102,28 @@ def encode(
     token_type_ids = jnp.zeros_like(segment_ids) if token_type_ids is None else token_type_ids
     dropout_keys = (None, None) if key is None else tuple(jax.random.split(key))
     # Looked up in whole tables: in slices of channels XLA would send what was found, and its gradient.
-    tables = jax.tree.map(lambda leaf: replicate(leaf, numerics), params["embeddings"])
+    tables = jax.tree.map(lambda leaf: replicate(leaf, policy), params["embeddings"])
     embeddings = _merge_module("embeddings", config, tables)
     x = embeddings(
         tokens.astype(jnp.int32),
         positions_in_segments(segment_ids),
         token_type_ids,
         dropout_keys[0],
-        numerics,
+        policy,
     )
-    x = constrain_batch(x, numerics)
+    x = constrain_batch(x, policy)
 
     def layer(x, inputs, positions=None):
         layer_params, layer_key = inputs
         layer_keys = (None,) * 3 if key is None else tuple(jax.random.split(layer_key, 3))
         return constrain_batch(
-            _merge_module("layer", config, layer_params)(x, segment_ids, layer_keys, numerics, positions),
-            numerics,
+            _merge_module("layer", config, layer_params)(x, segment_ids, layer_keys, policy, positions),
+            policy,
         ), None
 
     layer_keys = None if key is None else jax.random.split(dropout_keys[1], config.num_hidden_layers)
     # XLA's loop on CPU copies what it keeps of every layer: unrolled it is a tenth faster.
-    unroll = min(config.num_hidden_layers, 12) if numerics.single_cpu_layout else 1
+    unroll = min(config.num_hidden_layers, 12) if policy.single_cpu_layout else 1
     inputs = params["layers"], layer_keys
     if positions is None:
         return jax.lax.scan(layer, x, inputs, unroll=unroll)[0]
@@ -132,14 +132,14 @@ def encode(
 
 
 def mlm_transform(
-    params: Params, config: Model, hidden: jax.Array, *, numerics: Policy = Policy()
+    params: Params, config: Model, hidden: jax.Array, *, policy: Policy = Policy()
 ) -> jax.Array:
     """[..., D] → [..., D]: what the decoder of the MLM head multiplies with the word table."""
-    return _merge_module("mlm", config, params["mlm"])(hidden, numerics)
+    return _merge_module("mlm", config, params["mlm"])(hidden, policy)
 
 
 def lm_logits(
-    features: jax.Array, embedding: jax.Array, bias: jax.Array, vocab_size: int, numerics: Policy
+    features: jax.Array, embedding: jax.Array, bias: jax.Array, vocab_size: int, policy: Policy
 ) -> jax.Array:
     """[N, D], the decoder's table [V, D] and bias [V] → fp32 logits [N, V], columns of the padded
     vocabulary at about PADDING_LOGIT."""
@@ -147,7 +147,7 @@ def lm_logits(
         jnp.arange(bias.shape[0]) < vocab_size, bias, PADDING_LOGIT
     )  # not a pass over all logits
     return (
-        batched_dot(features.astype(numerics.compute_dtype), embedding.astype(numerics.compute_dtype), (1, 1))
+        batched_dot(features.astype(policy.compute_dtype), embedding.astype(policy.compute_dtype), (1, 1))
         + bias
     )
 
@@ -158,19 +158,19 @@ def output_embedding(params: Params) -> jax.Array:
     return (params["embeddings"]["word"] if decoder is None else decoder)["embedding"]
 
 
-def mlm_logits(params: Params, config: Model, hidden: jax.Array, *, numerics: Policy = Policy()) -> jax.Array:
+def mlm_logits(params: Params, config: Model, hidden: jax.Array, *, policy: Policy = Policy()) -> jax.Array:
     """[..., D] → fp32 [..., V]."""
-    features = mlm_transform(params, config, hidden, numerics=numerics)
+    features = mlm_transform(params, config, hidden, policy=policy)
     flat = features.reshape(-1, features.shape[-1])
-    logits = lm_logits(flat, output_embedding(params), params["mlm"]["bias"], config.vocab_size, numerics)
+    logits = lm_logits(flat, output_embedding(params), params["mlm"]["bias"], config.vocab_size, policy)
     return logits.reshape(*hidden.shape[:-1], -1)
 
 
 def pooler_output(
-    params: Params, config: Model, hidden: jax.Array, *, numerics: Policy = Policy()
+    params: Params, config: Model, hidden: jax.Array, *, policy: Policy = Policy()
 ) -> jax.Array:
     """[B, L, D] → [B, D]: the first token through the pooler. DistilBERT's has a ReLU, the others tanh."""
-    features = _merge_module("pooler", config, params["pooler"])(hidden[:, 0], numerics)
+    features = _merge_module("pooler", config, params["pooler"])(hidden[:, 0], policy)
     return jax.nn.relu(features) if config.model_type == "distilbert" else jnp.tanh(features)
 
 
@@ -180,7 +180,7 @@ def classifier_logits(
     hidden: jax.Array,
     *,
     key: jax.Array | None = None,
-    numerics: Policy = Policy(),
+    policy: Policy = Policy(),
 ) -> jax.Array:
     """[B, L, D] → fp32 [B, labels]. With a `key`, dropout as transformers has it: of what the pooler
     gives, and in a RoBERTa of what it takes too."""
@@ -188,5 +188,5 @@ def classifier_logits(
     rate = config.hidden_dropout_prob
     if config.model_type == "roberta":
         hidden = dropout(hidden[:, :1], rate, input_key)
-    features = dropout(pooler_output(params, config, hidden, numerics=numerics), rate, output_key)
-    return _merge_module("classifier", config, params["classifier"])(features, numerics).astype(jnp.float32)
+    features = dropout(pooler_output(params, config, hidden, policy=policy), rate, output_key)
+    return _merge_module("classifier", config, params["classifier"])(features, policy).astype(jnp.float32)

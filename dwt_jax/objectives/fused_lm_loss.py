@@ -44,7 +44,7 @@ class LossConfig(NamedTuple):
     distill: Distill
     temperature_is_one: bool
     vocab_size: int
-    numerics: Policy
+    policy: Policy
 
 
 def fused_lm_loss(
@@ -104,11 +104,11 @@ def _chunk_loss_and_grad(
     """((loss, sums), gradient by the student's head) of some rows."""
     features, teacher_features, labels, weights = chunk
     shape = (*labels.shape, -1)
-    numerics = loss_config.numerics
+    policy = loss_config.policy
 
     def logits(head: LMHead, features):
         flat = features.reshape(-1, features.shape[-1])
-        return lm_logits(flat, head.embedding, head.bias, loss_config.vocab_size, numerics)
+        return lm_logits(flat, head.embedding, head.bias, loss_config.vocab_size, policy)
 
     teacher_logits = None if teacher is None else logits(teacher, teacher_features).reshape(shape)
 
@@ -125,12 +125,12 @@ def _chunk_loss_and_grad(
         return total_loss(sums, *loss_weights, loss_config.distill), sums
 
     value, grad_logits = jax.value_and_grad(loss_from_logits, has_aux=True)(logits(student, features))
-    operand = grad_logits.astype(numerics.compute_dtype)
-    flat = features.reshape(-1, features.shape[-1]).astype(numerics.compute_dtype)
-    grad_features = batched_dot(operand, student.embedding.astype(numerics.compute_dtype), (1, 0)).reshape(
+    operand = grad_logits.astype(policy.compute_dtype)
+    flat = features.reshape(-1, features.shape[-1]).astype(policy.compute_dtype)
+    grad_features = batched_dot(operand, student.embedding.astype(policy.compute_dtype), (1, 0)).reshape(
         features.shape
     )
-    grad_embedding = batched_dot(swap_last_axes(operand, numerics), flat, (1, 0))
+    grad_embedding = batched_dot(swap_last_axes(operand, policy), flat, (1, 0))
     grad_bias = grad_logits.sum(0)
     return value, LMHead(grad_features.astype(features.dtype), grad_embedding, grad_bias)
 

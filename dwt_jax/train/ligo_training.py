@@ -88,7 +88,7 @@ def train_ligo_maps(
     """
     if settings.steps < 1:
         raise UserError(f"ligo: steps is {settings.steps}, expected at least 1")
-    step_config = dataclasses.replace(step_config, numerics=policy_for_mesh(mesh, step_config.numerics))
+    step_config = dataclasses.replace(step_config, policy=policy_for_mesh(mesh, step_config.policy))
     maps, plan = ligo.init_maps(params, source, step_config.model, key, settings.noise, options)
     params = to_global(params, infer_shardings(params, mesh))
     maps = to_global(maps, replicated_sharding(mesh))

@@ -99,7 +99,7 @@ def log_run_summary(
     model, train_config, device = run.config.model, run.config.train, jax.devices()[0]
     num_params = sum(x.size for x in jax.tree.leaves(bert.abstract_params(model)))
     metric_writer.log_message(
-        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.numerics.compute_dtype}; "
+        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.policy.compute_dtype}; "
         f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
         f"{train_config.steps} steps of {train_config.batch_size} x {run.config.data.sequence_length} tokens"
     )
@@ -162,7 +162,7 @@ def train_loop(
         jit_train_step(run.no_teacher_config, run.mesh),
         jit_train_step(run.step_config, run.mesh),
     )
-    peak_flops = peak_flops_per_device(str(run.numerics.compute_dtype))
+    peak_flops = peak_flops_per_device(str(run.policy.compute_dtype))
     teacher_end = get_teacher_end_step(run, state["behind"]["beaten_at"], start_step)
     teacher_params = (
         teachers.shard_params(run.teacher, run.mesh) if run.teacher and start_step < teacher_end else None
@@ -365,7 +365,7 @@ def evaluate(
         run.config.model,
         run.data,
         mesh=run.mesh,
-        numerics=run.numerics,
+        policy=run.policy,
         should_stop=should_stop,
     )
     if document_losses is None:
@@ -417,7 +417,7 @@ def export_and_summarize(
         "data": _data_sizes(run),
         "versions": {"dwt_jax": __version__, "jax": jax.__version__},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "compute": str(run.numerics.compute_dtype),  # what precision.compute_dtype=auto came to
+        "compute": str(run.policy.compute_dtype),  # what precision.compute_dtype=auto came to
     }
     params = to_host(effective_params(run, state["params"], steps))
 

@@ -50,7 +50,7 @@ class RunContext:
     data: Path
     rows: data_rows.PackedDataset
     mesh: jax.sharding.Mesh
-    numerics: Policy
+    policy: Policy
     teacher: PretrainedModel | None
     growth: starts.GrowthSource | None  # what the student is grown from; None: a new model
     no_teacher_config: StepConfig  # of the step without the teacher
@@ -135,10 +135,10 @@ def _build_run(
     rows = data_rows.open_dataset(data, "train", [source.weight for source in config.data.sources])
     config = resolve_config(config, vocab, rows)
     mesh = make_mesh(config.mesh, config.train.batch_size // config.train.gradient_accumulation_steps)
-    numerics = resolve_precision(config)
+    policy = resolve_precision(config)
     teacher = None
     if config.teacher.path:
-        dtype = numerics.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
+        dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
         teacher = teachers.load_teacher(config.teacher.path, vocab, config.data.sequence_length, dtype)
     growth = load_source(config, vocab, workdir)
     identity = {
@@ -159,11 +159,11 @@ def _build_run(
         data=data,
         rows=rows,
         mesh=mesh,
-        numerics=numerics,
+        policy=policy,
         teacher=teacher,
         growth=growth,
-        no_teacher_config=make_step_config(config, None, masking_vocab, numerics),
-        step_config=make_step_config(config, teacher.model if teacher else None, masking_vocab, numerics),
+        no_teacher_config=make_step_config(config, None, masking_vocab, policy),
+        step_config=make_step_config(config, teacher.model if teacher else None, masking_vocab, policy),
         schedule_values=schedule_values,
         teacher_end_step=schedules.first_all_zero(schedule_values[:, BASE_SCHEDULES.index("alpha_soft")])
         if teacher

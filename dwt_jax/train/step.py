@@ -49,14 +49,14 @@ class StepConfig:
     optimizer: Optimizer
     gradient_accumulation_steps: int
     tokens: MaskingVocab
-    numerics: Policy
+    policy: Policy
     temperature_is_one: bool
     until_matched: bool
     schedule_names: tuple[str, ...] = BASE_SCHEDULES  # of the knobs
 
 
 def make_step_config(
-    config: Config, teacher: Model | None, masking_vocab: MaskingVocab, numerics: Policy
+    config: Config, teacher: Model | None, masking_vocab: MaskingVocab, policy: Policy
 ) -> StepConfig:
     empty_schedule = Schedule()
     temperature, distill = config.distill.temperature, config.distill
@@ -74,7 +74,7 @@ def make_step_config(
         optimizer=dataclasses.replace(config.optimizer, learning_rate=empty_schedule),
         gradient_accumulation_steps=config.train.gradient_accumulation_steps,
         tokens=masking_vocab,
-        numerics=numerics,
+        policy=policy,
         temperature_is_one=temperature.kind == "constant" and temperature.value == 1,
         until_matched=teacher is not None and distill.alpha_soft.kind == "until_matched",
         schedule_names=schedule_names(config),
@@ -119,7 +119,7 @@ def jit_train_step(config: StepConfig, mesh: jax.sharding.Mesh) -> Any:
     `optimizer_state.copied_entry_mask` says of a grown model, where its new entries are warmed up (`rewarmed`).
     """
     layout = infer_shardings(abstract_state(config.model, config.optimizer), mesh)
-    config = dataclasses.replace(config, numerics=policy_for_mesh(mesh, config.numerics))
+    config = dataclasses.replace(config, policy=policy_for_mesh(mesh, config.policy))
     teacher_layout = infer_shardings(bert.abstract_params(config.teacher), mesh) if config.teacher else None
     replicated_layout = replicated_sharding(mesh)
     return jax.jit(
@@ -208,14 +208,14 @@ def loss_fn(
             segments,
             positions=masked_rows.positions,
             key=key,
-            numerics=config.numerics,
+            policy=config.policy,
         )
-        return LMHead.from_params(bert.mlm_transform(params, model, hidden, numerics=config.numerics), params)
+        return LMHead.from_params(bert.mlm_transform(params, model, hidden, policy=config.policy), params)
 
     teacher = apply_head(config.teacher, teacher_params, None) if config.teacher else None
     student = apply_head(config.model, params, key if use_dropout else None)
     loss_config = LossConfig(
-        config.distill, config.temperature_is_one, config.model.vocab_size, config.numerics
+        config.distill, config.temperature_is_one, config.model.vocab_size, config.policy
     )
     return fused_lm_loss(student, teacher, masked_rows.labels, masked_rows.weights, loss_weights, loss_config)
 

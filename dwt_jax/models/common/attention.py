@@ -14,7 +14,7 @@ NEG_INF = -1e9  # finite, so that a row without a partner stays free of NaN; exp
 def dot_product_attention(
     projections: tuple[jax.Array, ...],
     segment_ids: tuple[jax.Array, jax.Array],
-    numerics: Policy,
+    policy: Policy,
     keep: jax.Array | None = None,
     scale: float = 1.0,
 ) -> jax.Array:
@@ -26,28 +26,28 @@ def dot_product_attention(
     `scale`, or None. Returns fp32 [B, Q, H, K]. Scores and softmax are fp32.
     """
     mask = segment_ids[0][:, None, :, None] == segment_ids[1][:, None, None, :]
-    return _attention(projections, mask, keep, numerics, scale)
+    return _attention(projections, mask, keep, policy, scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attention(projections, mask, keep, numerics: Policy, scale: float):
-    return _forward(projections, mask, keep, numerics, scale)[0]
+def _attention(projections, mask, keep, policy: Policy, scale: float):
+    return _forward(projections, mask, keep, policy, scale)[0]
 
 
-def _split_heads(x: jax.Array, numerics: Policy) -> jax.Array:
+def _split_heads(x: jax.Array, policy: Policy) -> jax.Array:
     """[B, L, N, H, K] → compute type [N, B, H, L, K]"""
-    return row_major(x.astype(numerics.compute_dtype).transpose(2, 0, 3, 1, 4), numerics)
+    return row_major(x.astype(policy.compute_dtype).transpose(2, 0, 3, 1, 4), policy)
 
 
-def _forward(projections, mask, keep, numerics: Policy, scale: float):
-    query, key, value = (array for projection in projections for array in _split_heads(projection, numerics))
+def _forward(projections, mask, keep, policy: Policy, scale: float):
+    query, key, value = (array for projection in projections for array in _split_heads(projection, policy))
     scores = batched_dot(query, key, (3, 3)) * query.shape[-1] ** -0.5
     probabilities = jax.nn.softmax(jnp.where(mask, scores, NEG_INF), axis=-1)
     context = batched_dot(
-        _apply_dropout(probabilities, keep, scale).astype(numerics.compute_dtype), value, (3, 2)
+        _apply_dropout(probabilities, keep, scale).astype(policy.compute_dtype), value, (3, 2)
     )
     templates = tuple(jnp.zeros(projection.shape[2:3], projection.dtype) for projection in projections)
-    residuals = query, key, value, probabilities.astype(numerics.compute_dtype), keep, templates
+    residuals = query, key, value, probabilities.astype(policy.compute_dtype), keep, templates
     return context.transpose(0, 2, 1, 3), residuals
 
 
@@ -55,18 +55,18 @@ def _apply_dropout(x, keep, scale: float):
     return x if keep is None else jnp.where(keep, x * scale, 0)
 
 
-def _backward(numerics: Policy, scale: float, residuals, gradient):
+def _backward(policy: Policy, scale: float, residuals, gradient):
     """Softmax backward: ds = p · (dp − Σ p·dp), here with the scores' factor K^−½."""
     query, key, value, probabilities, keep, templates = residuals
-    gradient = _split_heads(gradient[:, :, None], numerics)[0]
+    gradient = _split_heads(gradient[:, :, None], policy)[0]
     p = probabilities.astype(at_least_fp32(probabilities))
-    weights = _apply_dropout(p, keep, scale).astype(numerics.compute_dtype)
-    grad_value = batched_dot(swap_last_axes(weights, numerics), gradient, (3, 2))
+    weights = _apply_dropout(p, keep, scale).astype(policy.compute_dtype)
+    grad_value = batched_dot(swap_last_axes(weights, policy), gradient, (3, 2))
     grad_p = _apply_dropout(batched_dot(gradient, value, (3, 3)), keep, scale)
     grad_scores = p * (grad_p - (p * grad_p).sum(-1, keepdims=True)) * query.shape[-1] ** -0.5
-    grad_scores = grad_scores.astype(numerics.compute_dtype)
+    grad_scores = grad_scores.astype(policy.compute_dtype)
     grad_query = batched_dot(grad_scores, key, (3, 2))
-    grad_key = batched_dot(swap_last_axes(grad_scores, numerics), query, (3, 2))
+    grad_key = batched_dot(swap_last_axes(grad_scores, policy), query, (3, 2))
     grads = iter((grad_query, grad_key, grad_value))
     grad_projections = (
         jnp.stack([next(grads) for _ in projection]).astype(projection.dtype) for projection in templates

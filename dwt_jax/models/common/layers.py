@@ -92,12 +92,12 @@ class LayerNorm(nnx.Module):
         weight = jax.lax.stop_gradient(self.weight[...])
         return (x * weight).sum(-1, keepdims=True) / weight.sum()
 
-    def __call__(self, x: jax.Array, numerics: Policy) -> jax.Array:
+    def __call__(self, x: jax.Array, policy: Policy) -> jax.Array:
         x = x.astype(at_least_fp32(x))
         centered = x - self.mean(x)
         variance = self.mean(jnp.square(centered))
         return (centered * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]).astype(
-            numerics.activation_dtype
+            policy.activation_dtype
         )
 
 
@@ -109,9 +109,9 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
         self.num_input_axes = len(inputs)
 
-    def __call__(self, x: jax.Array, numerics: Policy) -> jax.Array:
-        return (linear(x, self.kernel[...], numerics, self.num_input_axes) + self.bias[...]).astype(
-            numerics.activation_dtype
+    def __call__(self, x: jax.Array, policy: Policy) -> jax.Array:
+        return (linear(x, self.kernel[...], policy, self.num_input_axes) + self.bias[...]).astype(
+            policy.activation_dtype
         )
 
 
@@ -140,12 +140,12 @@ class Embeddings(nnx.Module):
         self.dropout_rate = config.hidden_dropout_prob
         self.offset, self.has_token_types = config.position_offset, config.type_vocab_size > 0
 
-    def __call__(self, tokens, positions, token_type_ids, key, numerics: Policy) -> jax.Array:
+    def __call__(self, tokens, positions, token_type_ids, key, policy: Policy) -> jax.Array:
         """Three times int [B, L] → [B, L, D]."""
         x = self.word(tokens) + self.position(positions + self.offset)
         if self.has_token_types:
             x = x + self.type(token_type_ids)
-        return dropout(self.norm(x, numerics), self.dropout_rate, key)
+        return dropout(self.norm(x, policy), self.dropout_rate, key)
 
 
 class Attention(nnx.Module):
@@ -160,7 +160,7 @@ class Attention(nnx.Module):
         self.dropout_rate = config.hidden_dropout_prob
         self.attention_dropout_rate = config.attention_probs_dropout_prob
 
-    def __call__(self, x, segment_ids, dropout_keys, numerics: Policy, positions=None) -> jax.Array:
+    def __call__(self, x, segment_ids, dropout_keys, policy: Policy, positions=None) -> jax.Array:
         """[B, L, D] → [B, L, D], or [B, Q, D] at the positions `at` alone, int [B, Q]."""
         query_inputs, query_segment_ids = x, segment_ids
         groups: tuple[tuple[jax.Array, tuple[Dense, ...]], ...] = ((x, (self.query, self.key, self.value)),)
@@ -170,23 +170,23 @@ class Attention(nnx.Module):
                 jnp.take_along_axis(segment_ids, positions, axis=1),
             )
             groups = (query_inputs, (self.query,)), (x, (self.key, self.value))
-        projections = tuple(_fused_projection(inputs, layers, numerics) for inputs, layers in groups)
+        projections = tuple(_fused_projection(inputs, layers, policy) for inputs, layers in groups)
         batch_size, length, heads = x.shape[0], x.shape[1], projections[0].shape[3]
         keep = dropout_mask(
             dropout_keys[0], self.attention_dropout_rate, (batch_size, heads, query_inputs.shape[1], length)
         )
         scale = 65536 / keep_threshold(self.attention_dropout_rate)
-        context = dot_product_attention(projections, (query_segment_ids, segment_ids), numerics, keep, scale)
+        context = dot_product_attention(projections, (query_segment_ids, segment_ids), policy, keep, scale)
         return self.norm(
-            query_inputs + dropout(self.output(context, numerics), self.dropout_rate, dropout_keys[1]),
-            numerics,
+            query_inputs + dropout(self.output(context, policy), self.dropout_rate, dropout_keys[1]),
+            policy,
         )
 
 
-def _fused_projection(x: jax.Array, layers: tuple[Dense, ...], numerics: Policy) -> jax.Array:
+def _fused_projection(x: jax.Array, layers: tuple[Dense, ...], policy: Policy) -> jax.Array:
     """What several Dense of one shape make of x, by one product: [B, L, D] → [B, L, N, H, K]."""
     kernel = jnp.stack([layer.kernel[...] for layer in layers], axis=1)
-    return linear(x, kernel, numerics) + jnp.stack([layer.bias[...] for layer in layers])
+    return linear(x, kernel, policy) + jnp.stack([layer.bias[...] for layer in layers])
 
 
 class Mlp(nnx.Module):
@@ -197,9 +197,9 @@ class Mlp(nnx.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout_rate = config.hidden_dropout_prob
 
-    def __call__(self, x, key, numerics: Policy) -> jax.Array:
-        inner = self.activation(self.input(x, numerics))
-        return self.norm(x + dropout(self.output(inner, numerics), self.dropout_rate, key), numerics)
+    def __call__(self, x, key, policy: Policy) -> jax.Array:
+        inner = self.activation(self.input(x, policy))
+        return self.norm(x + dropout(self.output(inner, policy), self.dropout_rate, key), policy)
 
 
 class EncoderLayer(nnx.Module):
@@ -213,15 +213,15 @@ class EncoderLayer(nnx.Module):
         if self.gated:
             self.gate = nnx.Param(jnp.ones(()))
 
-    def __call__(self, x, segment_ids, dropout_keys, numerics: Policy, positions=None) -> jax.Array:
+    def __call__(self, x, segment_ids, dropout_keys, policy: Policy, positions=None) -> jax.Array:
         y = self.mlp(
-            self.attention(x, segment_ids, dropout_keys[:2], numerics, positions), dropout_keys[2], numerics
+            self.attention(x, segment_ids, dropout_keys[:2], policy, positions), dropout_keys[2], policy
         )
         if not self.gated:
             return y
         gate = jax.lax.stop_gradient(self.gate[...])
         return (gate * y + (1 - gate) * (x if positions is None else gather_positions(x, positions))).astype(
-            numerics.activation_dtype
+            policy.activation_dtype
         )
 
 
@@ -238,6 +238,6 @@ class MlmHead(nnx.Module):
             self.decoder = Embed(padded_vocab_size(config.vocab_size), config, rngs)
         self.activation = ACTIVATIONS["gelu" if config.model_type == "roberta" else config.hidden_act]
 
-    def __call__(self, x: jax.Array, numerics: Policy) -> jax.Array:
+    def __call__(self, x: jax.Array, policy: Policy) -> jax.Array:
         """[..., D] → [..., D], ready for the product with the word table."""
-        return self.norm(self.activation(self.transform(x, numerics)), numerics)
+        return self.norm(self.activation(self.transform(x, policy)), policy)

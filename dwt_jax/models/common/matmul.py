@@ -29,42 +29,40 @@ def at_least_fp32(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def constrain_batch(x: jax.Array, numerics: Policy) -> jax.Array:
+def constrain_batch(x: jax.Array, policy: Policy) -> jax.Array:
     """x, its leading axis where the rows of the batch are.
 
     XLA does not see by itself that this is meant where weights are spread over the same devices (fsdp):
     it multiplies slices of channels and adds up activations of all rows, instead of gathering the
     weights (held by tests/test_collectives.py).
     """
-    return (
-        x if numerics.batch_sharding is None else jax.lax.with_sharding_constraint(x, numerics.batch_sharding)
-    )
+    return x if policy.batch_sharding is None else jax.lax.with_sharding_constraint(x, policy.batch_sharding)
 
 
-def replicate(x: jax.Array, numerics: Policy) -> jax.Array:
+def replicate(x: jax.Array, policy: Policy) -> jax.Array:
     """x, a weight, on every device."""
-    if numerics.batch_sharding is None:
+    if policy.batch_sharding is None:
         return x
-    sharding = jax.sharding.NamedSharding(numerics.batch_sharding.mesh, jax.sharding.PartitionSpec())
+    sharding = jax.sharding.NamedSharding(policy.batch_sharding.mesh, jax.sharding.PartitionSpec())
     return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def row_major(x: jax.Array, numerics: Policy) -> jax.Array:
+def row_major(x: jax.Array, policy: Policy) -> jax.Array:
     """x, on one CPU device really written in this order of axes.
 
     XLA turns a transpose into a mere change of layout, and a bf16 product that contracts over
     anything but its left operand's last axis in memory is then converted to fp32, at half the
     speed. (Several devices: the constraint costs an all-gather on jax 0.10.)
     """
-    if not numerics.single_cpu_layout:
+    if not policy.single_cpu_layout:
         return x
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
-def swap_last_axes(x: jax.Array, numerics: Policy) -> jax.Array:
+def swap_last_axes(x: jax.Array, policy: Policy) -> jax.Array:
     """x with its last two axes swapped, as a left operand. fp32 kernels take any layout."""
     result = jnp.swapaxes(x, -1, -2)
-    return row_major(result, numerics) if numerics.compute_dtype != jnp.float32 else result
+    return row_major(result, policy) if policy.compute_dtype != jnp.float32 else result
 
 
 def batched_dot(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -75,13 +73,13 @@ def batched_dot(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, kernel: jax.Array, numerics: Policy) -> jax.Array:
+def matmul(x: jax.Array, kernel: jax.Array, policy: Policy) -> jax.Array:
     """[M, I] · [I, O] → fp32 [M, O]."""
-    return batched_dot(x.astype(numerics.compute_dtype), kernel.astype(numerics.compute_dtype), (1, 0))
+    return batched_dot(x.astype(policy.compute_dtype), kernel.astype(policy.compute_dtype), (1, 0))
 
 
-def _matmul_forward(x, kernel, numerics: Policy):
-    x_, kernel_ = x.astype(numerics.compute_dtype), kernel.astype(numerics.compute_dtype)
+def _matmul_forward(x, kernel, policy: Policy):
+    x_, kernel_ = x.astype(policy.compute_dtype), kernel.astype(policy.compute_dtype)
     return batched_dot(x_, kernel_, (1, 0)), (
         x_,
         kernel_,
@@ -90,21 +88,21 @@ def _matmul_forward(x, kernel, numerics: Policy):
     )
 
 
-def _matmul_backward(numerics: Policy, residuals, gradient):
+def _matmul_backward(policy: Policy, residuals, gradient):
     x, kernel, like_x, like_kernel = residuals
-    gradient = gradient.astype(numerics.compute_dtype)
+    gradient = gradient.astype(policy.compute_dtype)
     grad_x = batched_dot(gradient, kernel, (1, 1)).astype(like_x.dtype)
-    grad_kernel = batched_dot(swap_last_axes(x, numerics), gradient, (1, 0)).astype(like_kernel.dtype)
+    grad_kernel = batched_dot(swap_last_axes(x, policy), gradient, (1, 0)).astype(like_kernel.dtype)
     return grad_x, grad_kernel
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def linear(x: jax.Array, kernel: jax.Array, numerics: Policy, num_input_axes: int = 1) -> jax.Array:
+def linear(x: jax.Array, kernel: jax.Array, policy: Policy, num_input_axes: int = 1) -> jax.Array:
     """x [..., I…] · kernel [I…, O…] → fp32 [..., O…], over the last `contract` axes of x."""
     batch_shape, output_shape = x.shape[: x.ndim - num_input_axes], kernel.shape[num_input_axes:]
     input_shape = x.shape[x.ndim - num_input_axes :]
     size = functools.reduce(lambda a, b: a * b, input_shape)
-    product = matmul(x.reshape(-1, size), kernel.reshape(size, -1), numerics)
+    product = matmul(x.reshape(-1, size), kernel.reshape(size, -1), policy)
     return product.reshape(*batch_shape, *output_shape)

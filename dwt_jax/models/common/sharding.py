@@ -13,9 +13,9 @@ from dwt_jax.models.common.matmul import Policy
 _MESH_AXIS = {"embed": "fsdp", "head": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 
-def policy_for_mesh(mesh: Mesh, numerics: Policy) -> Policy:
-    """`numerics` of a program on this mesh."""
-    return numerics._replace(batch_sharding=batch_sharding(mesh)) if mesh.size > 1 else numerics
+def policy_for_mesh(mesh: Mesh, policy: Policy) -> Policy:
+    """`policy` of a program on this mesh."""
+    return policy._replace(batch_sharding=batch_sharding(mesh)) if mesh.size > 1 else policy
 
 
 def infer_shardings(tree: Any, mesh: Mesh) -> Any:
