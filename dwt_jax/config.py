@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from dwt_jax.errors import UserError
+from dwt_jax.models import default_model_config
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.methods import GrowthOptions, get_method
 
 
@@ -35,41 +37,6 @@ class Schedule:
     warmup_fraction: float = 0.0
     decay_start: float = 0.0
     decay_end: float = 1.0
-
-
-@dataclass(frozen=True)
-class Model:
-    """Sizes of an encoder of the BERT family, under Hugging Face's names."""
-
-    model_type: Literal["bert", "distilbert", "roberta"] = "bert"
-    vocab_size: int = 0  # 0: the tokenizer's
-    hidden_size: int = 768
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2  # distilbert: 0
-    hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    initializer_range: float = 0.02
-    pad_token_id: int = 0
-    tie_word_embeddings: bool = True  # the decoder of the MLM head is the word table
-    # What a remapped model may need in order to compute what the small one did (see remap/). In a new
-    # model all of it stands at 1: an ordinary model, only slower.
-    weighted_norm: bool = False  # every channel has a weight in the mean and variance of the norms
-    gated_layers: bool = False  # a layer is μ·layer(x) + (1−μ)·x
-
-    @property
-    def position_offset(self) -> int:
-        """Rows of the position table before the first position: RoBERTa counts from its padding id."""
-        return self.pad_token_id + 1 if self.model_type == "roberta" else 0
-
-    @property
-    def max_length(self) -> int:
-        """The longest row of tokens that there are positions for."""
-        return self.max_position_embeddings - self.position_offset
 
 
 @dataclass(frozen=True)
@@ -207,7 +174,7 @@ class Precision:
 class Config:
     seed: int = 0
     platform: Literal["any", "cpu", "gpu", "tpu"] = "any"  # fail when JAX found another
-    model: Model = field(default_factory=Model)
+    model: ModelConfig = field(default_factory=default_model_config)
     data: Data = field(default_factory=Data)
     mlm: Mlm = field(default_factory=Mlm)
     teacher: Teacher = field(default_factory=Teacher)
@@ -230,7 +197,7 @@ def _problems(config: Config):
     """Lazily, in the order in which a reader would meet them."""
     if not 0 <= config.seed < 2**32:
         yield f"seed is {config.seed}, expected at least 0 and less than 2**32"
-    for problem in model_problems(config.model):
+    for problem in config.model.problems():
         yield f"model.{problem}"
     if config.data.sequence_length > config.model.max_length:
         yield (
@@ -253,38 +220,6 @@ def _share(group: object, prefix: str, *keys: str):
     for key in keys:
         if not 0 <= getattr(group, key) <= 1:
             yield f"{prefix}.{key} is {getattr(group, key)}, expected a share from 0 to 1"
-
-
-def model_problems(model: Model) -> Iterator[str]:
-    """What cannot be so in a model's sizes, each a line that begins with the field's name."""
-    positive = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    for low, keys in ((1, positive), (0, ("type_vocab_size", "vocab_size", "pad_token_id"))):
-        for key in keys:
-            if getattr(model, key) < low:
-                yield f"{key} is {getattr(model, key)}, expected at least {low}"
-    if model.vocab_size and model.pad_token_id >= model.vocab_size:
-        yield f"pad_token_id is {model.pad_token_id}, expected less than vocab_size ({model.vocab_size})"
-    if model.max_length < 1:
-        yield (
-            f"max_position_embeddings is {model.max_position_embeddings}, expected at least "
-            f"{model.position_offset + 1}"
-        )
-    if model.hidden_size % model.num_attention_heads:
-        yield (
-            f"hidden_size is {model.hidden_size}, expected a multiple of "
-            f"num_attention_heads ({model.num_attention_heads})"
-        )
-    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if not 0 <= getattr(model, key) <= 0.99:
-            yield f"{key} is {getattr(model, key)}, expected from 0 to 0.99"
-    for key in ("layer_norm_eps", "initializer_range"):
-        if getattr(model, key) <= 0:
-            yield f"{key} is {getattr(model, key)}, expected more than 0"
-    if (model.type_vocab_size == 0) != (model.model_type == "distilbert"):
-        expected = "0, a DistilBERT has none" if model.type_vocab_size else "at least 1"
-        yield f"type_vocab_size is {model.type_vocab_size}, expected {expected}"
-    if model.model_type == "distilbert" and model.layer_norm_eps != 1e-12:
-        yield f"layer_norm_eps is {model.layer_norm_eps}, expected 1e-12: a DistilBERT has no other"
 
 
 def _data_problems(config: Config):

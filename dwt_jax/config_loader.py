@@ -17,8 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dwt_jax.config import Config, Model, check, model_problems
+from dwt_jax.config import Config, check
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, family
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.presets import PRESETS
 from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, renamed_key
 
@@ -32,10 +34,10 @@ def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config
     return build_config(read_config_file(spec), overrides)
 
 
-def load_model_config(spec: str, overrides: Mapping[str, str] | None = None) -> Model:
+def load_model_config(spec: str, overrides: Mapping[str, str] | None = None) -> ModelConfig:
     """The `model` of a config, the only part that is checked: for what needs its sizes alone."""
     model = _build_unchecked(read_config_file(spec), overrides).model
-    for problem in model_problems(model):
+    for problem in model.problems():
         raise UserError(f"config: model.{problem}")
     return model
 
@@ -237,6 +239,8 @@ def _field_types(kind: Any, path: str) -> dict[str, Any]:
 
 def _build_value(kind: Any, value: Any, path: str) -> Any:
     """`value` as an instance of the dataclass, tuple, Literal or plain type `kind`."""
+    if kind is ModelConfig and isinstance(value, Mapping):
+        kind = _model_config_type(value, path)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             keys = ", ".join(f"{path}.{name}" for name in _field_types(kind, path))
@@ -256,6 +260,14 @@ def _build_value(kind: Any, value: Any, path: str) -> Any:
             raise UserError(f"config: {path} is {value!r}, expected a list")
         return tuple(_build_value(get_args(kind)[0], item, f"{path}.{i}") for i, item in enumerate(value))
     return parse_scalar(kind, value, path)
+
+
+def _model_config_type(tree: Mapping[str, Any], path: str) -> type[ModelConfig]:
+    """The Config of the family that `model_type` names."""
+    model_type = str(tree.get("model_type", DEFAULT_MODEL_TYPE))
+    if model_type not in FAMILIES:
+        raise UserError(f"config: {path}.model_type is {model_type!r}{did_you_mean(model_type, FAMILIES)}")
+    return family(model_type).Config
 
 
 def _unknown_key_error(path: str, key: str, valid_keys: Iterable[str]) -> UserError:

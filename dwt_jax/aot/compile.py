@@ -23,14 +23,15 @@ from dwt_jax import config_loader
 from dwt_jax.aot import hlo
 from dwt_jax.aot.accelerators import TOPOLOGY_EXAMPLES, Chip, parse_topology
 from dwt_jax.aot.gpu_targets import gpu_target_config
-from dwt_jax.config import Config, Init, Model
+from dwt_jax.config import Config, Init
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import mesh_shape
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json_object
 from dwt_jax.hf.config import load_hf_config
-from dwt_jax.models import bert, flops
+from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives.masking import MaskingVocab, max_predictions_per_seq
 from dwt_jax.runs.state import abstract_state
 from dwt_jax.train.step import StepConfig, jit_train_step, make_step_config
@@ -126,7 +127,7 @@ def _vocabulary_size(config: Config) -> int:
     return len(load_vocabulary(tokenizer.path).tokens) if tokenizer.path else tokenizer.vocab_size
 
 
-def _load_teacher_config(path: str, vocab_size: int) -> Model:
+def _load_teacher_config(path: str, vocab_size: int) -> ModelConfig:
     """Sizes of the teacher in `path`: a run, a model directory or, here alone, the config of a run."""
     file = Path(path).expanduser() / "config.json"
     if file.exists():
@@ -157,7 +158,9 @@ def lower_step(target: CompileTarget, rows: int) -> Any:
     if spec.teacher:
         dtype_name = target.config.teacher.dtype
         dtype = spec.policy.compute_dtype if dtype_name == "auto" else jnp.dtype(dtype_name)
-        teacher = jax.tree.map(lambda x: struct(x.shape, dtype), bert.abstract_params(spec.teacher))
+        teacher = jax.tree.map(
+            lambda x: struct(x.shape, dtype), family(spec.teacher).abstract_params(spec.teacher)
+        )
     state = abstract_state(spec.model, spec.optimizer)
     schedule_values, seed = struct((len(spec.schedule_names),), jnp.float32), struct((), jnp.uint32)
     traced = jit_train_step(spec, target.mesh).trace(state, teacher, batch, schedule_values, seed)
@@ -258,7 +261,7 @@ def _sum_by_kind(collectives: list[hlo.Collective], chips: int) -> list[dict[str
     ]
 
 
-def _describe_model(model: Model) -> str:
+def _describe_model(model: ModelConfig) -> str:
     return f"{model.num_hidden_layers} x {model.hidden_size}"
 
 

@@ -46,7 +46,9 @@ def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likeli
             f"{loaded_model.model.max_length} positions"
         )
     mesh = make_mesh(Mesh(), jax.device_count())
-    params = jax.device_put(loaded_model.params, infer_shardings(loaded_model.params, mesh))
+    params = jax.device_put(
+        loaded_model.params, infer_shardings(loaded_model.params, loaded_model.model, mesh)
+    )
     document_losses = likelihood.losses_per_document(
         params, loaded_model.model, data, mesh=mesh, batch_size=batch_size
     )

@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Mlm, Model
+from dwt_jax.config import Mlm
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.files import atomic_write
-from dwt_jax.models import bert
+from dwt_jax.models import family
+from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives.distillation import cross_entropy
 from dwt_jax.objectives.masking import EVALUATION_SEED, MaskingVocab, apply_mlm_mask, row_keys
 
@@ -34,7 +36,9 @@ class DocumentLosses(NamedTuple):
 
 
 @functools.cache
-def _jit_score(model: Model, masking_vocab: MaskingVocab, policy: Policy, mesh: jax.sharding.Mesh) -> Any:
+def _jit_score(
+    model: ModelConfig, masking_vocab: MaskingVocab, policy: Policy, mesh: jax.sharding.Mesh
+) -> Any:
     replicated_layout, row_sharding, policy = (
         replicated_sharding(mesh),
         batch_sharding(mesh),
@@ -44,7 +48,7 @@ def _jit_score(model: Model, masking_vocab: MaskingVocab, policy: Policy, mesh: 
     def score(params, batch, row_numbers):
         keys = row_keys(EVALUATION_SEED, 0, row_numbers)
         masked_rows = apply_mlm_mask(batch["tokens"], batch["segments"], keys, EVAL_MASK, masking_vocab)
-        hidden = bert.encode(
+        hidden = family(model).encode(
             params,
             model,
             masked_rows.tokens,
@@ -52,7 +56,7 @@ def _jit_score(model: Model, masking_vocab: MaskingVocab, policy: Policy, mesh: 
             positions=masked_rows.positions,
             policy=policy,
         )
-        logits = bert.mlm_logits(params, model, hidden, policy=policy)
+        logits = lm_head_logits(params, model, hidden, policy=policy)
         loss = cross_entropy(logits, masked_rows.labels)
         label = jnp.take_along_axis(logits, masked_rows.labels[..., None], axis=-1)
         # How many other tokens the model does not put below the label: ties and NaN count against it.
@@ -60,13 +64,13 @@ def _jit_score(model: Model, masking_vocab: MaskingVocab, policy: Policy, mesh: 
         segment = jnp.take_along_axis(batch["segments"].astype(jnp.int32), masked_rows.positions, axis=1)
         return loss, label_rank, masked_rows.weights, segment
 
-    layout = infer_shardings(bert.abstract_params(model), mesh)
+    layout = infer_shardings(family(model).abstract_params(model), model, mesh)
     return jax.jit(score, in_shardings=(layout, row_sharding, row_sharding), out_shardings=replicated_layout)
 
 
 def losses_per_document(
     params: Any,
-    model: Model,
+    model: ModelConfig,
     data: Path,
     *,
     mesh: jax.sharding.Mesh,

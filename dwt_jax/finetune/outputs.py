@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dwt_jax.config import Model
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_write
 from dwt_jax.finetune.datasets import ExampleSplit, TaskData
 from dwt_jax.finetune.tasks import SCORE_DEFINITION
 from dwt_jax.hf import checkpoint
+from dwt_jax.models.protocol import ModelConfig
 
 
 class SeedResult(NamedTuple):
@@ -103,7 +103,7 @@ def best_seed(seed_results: Sequence[SeedResult]) -> SeedResult:
 
 
 def write_model(
-    workdir: Path, params: Any, model: Model, passthrough: Mapping[str, Any], data: TaskData
+    workdir: Path, params: Any, model: ModelConfig, passthrough: Mapping[str, Any], data: TaskData
 ) -> None:
     """model/, without its card: not all seeds are done."""
     problem_type = "single_label_classification" if data.labels else "regression"

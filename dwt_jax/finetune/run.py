@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dwt_jax.config import Config, Model
+from dwt_jax.config import Config
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
@@ -33,7 +33,8 @@ from dwt_jax.finetune.step import (
     jit_predict,
 )
 from dwt_jax.hf import checkpoint, model_card
-from dwt_jax.models import bert
+from dwt_jax.models import family
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import schedules
 from dwt_jax.remap.gates import fold_gates
 from dwt_jax.runs import run_dir as workdirs
@@ -161,11 +162,11 @@ def parallel_seeds(context: FinetuneContext) -> int:
     return seeds_that_fit(memory, context.step_config.model, recipe) if memory else len(recipe.seeds)
 
 
-def seeds_that_fit(memory: int, model: Model, recipe: Recipe) -> int:
+def seeds_that_fit(memory: int, model: ModelConfig, recipe: Recipe) -> int:
     """How many seeds fit into `memory` bytes, by a rough count on the safe side: parameters, gradient,
     two moments and an update in fp32, and what the backward pass of the longest batch keeps."""
     heads = ("pooler", "classifier")
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(bert.abstract_params(model, heads)))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(family(model).abstract_params(model, heads)))
     batch_size, length = recipe.batch_size, recipe.max_length
     tokens = batch_size * length * (16 * model.hidden_size + 4 * model.intermediate_size)
     scores = 4 * batch_size * model.num_attention_heads * length**2

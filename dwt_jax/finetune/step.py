@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dwt_jax.config import Model, Optimizer, Schedule
+from dwt_jax.config import Optimizer, Schedule
 from dwt_jax.finetune.collate import ExampleBatch
-from dwt_jax.models import bert
+from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.runs import optimizer as optimizers
 
 FINETUNE_TRACE_COUNTS: collections.Counter[str] = collections.Counter()
@@ -25,7 +26,7 @@ FINETUNE_TRACE_COUNTS: collections.Counter[str] = collections.Counter()
 class FinetuneStepConfig:
     """All that a compiled step depends on, but for the shape of its batch."""
 
-    model: Model  # with the dropout of the recipe
+    model: ModelConfig  # with the dropout of the recipe
     labels: int  # outputs; 1 with numbers
     regression: bool
     optimizer: Optimizer  # but for its learning rate, see spec_of
@@ -33,12 +34,15 @@ class FinetuneStepConfig:
 
 
 def finetune_step_config(
-    model: Model, dropout: float, labels: int, regression: bool, optimizer: Optimizer, policy: Policy
+    model: ModelConfig, dropout: float, labels: int, regression: bool, optimizer: Optimizer, policy: Policy
 ) -> FinetuneStepConfig:
     """The learning rate is an argument of the step: tasks that differ in it share a compilation."""
-    model = dataclasses.replace(model, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     return FinetuneStepConfig(
-        model, labels, regression, dataclasses.replace(optimizer, learning_rate=Schedule()), policy
+        model.with_dropout(dropout),
+        labels,
+        regression,
+        dataclasses.replace(optimizer, learning_rate=Schedule()),
+        policy,
     )
 
 
@@ -52,21 +56,20 @@ def init_finetune_state(step_config: FinetuneStepConfig, params: Any, seeds: jax
     """The state of every seed: the encoder of `params` and a new classifier, behind a pooler that is
     new where transformers would make a new one. seeds: uint32 [S].
 
-    That is: a BERT's pooler and a DistilBERT's pre_classifier stay where `params` has them. A
-    RoBERTa's stays only where it is a classifier's; its encoder's pooler is not what a classifier has.
+    Which parts of `params` a classifier keeps is a fact of the family, see `Family`.
     """
-    pretrained_keys = ["embeddings", "layers"]
-    if "pooler" in params and (step_config.model.model_type != "roberta" or "classifier" in params):
-        pretrained_keys.append("pooler")
+    pretrained_keys = family(step_config.model).pretrained_classifier_parts(step_config.model, tuple(params))
 
     def init_seed(seed: jax.Array) -> dict[str, Any]:
-        new = bert.init_params(
+        new = family(step_config.model).init_params(
             step_config.model, jax.random.key(seed), ("pooler", "classifier"), step_config.labels
         )
         seed_params = {**new, **{name: params[name] for name in pretrained_keys}}
         return {
             "params": seed_params,
-            "opt_state": optimizers.make_optimizer(step_config.optimizer).init(seed_params),
+            "opt_state": optimizers.make_optimizer(step_config.optimizer, step_config.model).init(
+                seed_params
+            ),
         }
 
     return jax.vmap(init_seed)(seeds)
@@ -86,7 +89,7 @@ def finetune_logits(
 ) -> jax.Array:
     """fp32 [B, labels]; dropout where there is a key."""
     encoder_key, classifier_key = (None, None) if key is None else jax.random.split(key)
-    hidden = bert.encode(
+    hidden = family(step_config.model).encode(
         params,
         step_config.model,
         batch.tokens,
@@ -96,7 +99,7 @@ def finetune_logits(
         key=encoder_key,
         policy=step_config.policy,
     )
-    return bert.classifier_logits(
+    return family(step_config.model).classifier_logits(
         params, step_config.model, hidden, key=classifier_key, policy=step_config.policy
     )
 
@@ -127,7 +130,7 @@ def jit_finetune_step(step_config: FinetuneStepConfig) -> Any:
         loss, grads = jax.value_and_grad(
             lambda params: finetune_loss(step_config, finetune_logits(step_config, params, batch, key), batch)
         )(state["params"])
-        update, opt_state = optimizers.make_optimizer(step_config.optimizer).update(
+        update, opt_state = optimizers.make_optimizer(step_config.optimizer, step_config.model).update(
             grads, state["opt_state"], state["params"]
         )
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state["params"], update)

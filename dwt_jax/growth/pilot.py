@@ -20,15 +20,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from dwt_jax.config import Config, Model
+from dwt_jax.config import Config
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
 from dwt_jax.eval.paired import paired_error
-from dwt_jax.models import bert
 from dwt_jax.models.common.sharding import infer_shardings
+from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.methods import METHODS, get_method
 from dwt_jax.remap.plan import plan_growth
@@ -65,8 +65,8 @@ class InitResult:
 
 def run_pilot(
     run: RunContext,
-    params: bert.Params,
-    source: Model,
+    params: Params,
+    source: ModelConfig,
     steps: int,
     methods: Sequence[str] = (),
     *,
@@ -144,7 +144,7 @@ def rank_results(results: Sequence[InitResult]) -> list[InitResult]:
 
 
 def _init_with(
-    run: RunContext, params: Any, source: Model, name: str, ligo_config: LigoConfig, teacher_params: Any
+    run: RunContext, params: Any, source: ModelConfig, name: str, ligo_config: LigoConfig, teacher_params: Any
 ) -> tuple[Any, InitResult]:
     """(parameters on the mesh, the trial so far)"""
     key = jax.random.key(run.config.seed)
@@ -152,9 +152,9 @@ def _init_with(
         grown_params, report = remap_params(
             params, source, run.config.model, name, key, options=run.config.init
         )
-        return jax.device_put(grown_params, infer_shardings(grown_params, run.mesh)), InitResult(
-            name, exact=report.exact
-        )
+        return jax.device_put(
+            grown_params, infer_shardings(grown_params, run.config.model, run.mesh)
+        ), InitResult(name, exact=report.exact)
     grown_params, record = train_ligo_maps(
         params,
         source,
@@ -178,9 +178,11 @@ def _train_briefly(
 ) -> Any:
     """The parameters after the run's first `steps` steps from `params`. warming: as of initialize.new_param_warmup_args."""
     config = run.config
-    layout = infer_shardings(abstract_state(config.model, config.optimizer), run.mesh)
+    layout = infer_shardings(abstract_state(config.model, config.optimizer), config.model, run.mesh)
     # Through jit: the step's own memory, since it is donated.
-    state = jax.jit(lambda params: init_train_state(params, config.optimizer), out_shardings=layout)(params)
+    state = jax.jit(
+        lambda params: init_train_state(params, config.model, config.optimizer), out_shardings=layout
+    )(params)
     seed = jax.device_put(np.uint32(config.seed), replicated_sharding(run.mesh))
     no_teacher_step, distill_step = (
         jit_train_step(run.no_teacher_config, run.mesh),

@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dwt_jax.config import Model
 from dwt_jax.errors import UserError
 from dwt_jax.files import resolve_output_dir
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.hf.config import CLASSIFIER_KEYS
-from dwt_jax.models.bert import HEADS
+from dwt_jax.models import family
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap import apply
 from dwt_jax.remap.gates import has_gates
 from dwt_jax.remap.methods import GrowthOptions
@@ -25,7 +25,7 @@ PROBE_SHAPE = (8, 64)  # rows and tokens, of random ids, on which the drift of t
 
 def remap_model(
     path: str,
-    target: Model,
+    target: ModelConfig,
     method: str,
     out: Path,
     options: GrowthOptions,
@@ -70,7 +70,7 @@ def remap_model(
     target_params, report = apply.remap_params(
         loaded_model.params, source, target, method, jax.random.key(seed), options=options, probe=probe
     )
-    heads = [head for head in HEADS if head in target_params]
+    heads = [head for head in family(target).HEADS if head in target_params]
     checkpoint.save_checkpoint(
         target_params,
         target,
@@ -90,12 +90,14 @@ def remap_model(
     return report
 
 
-def _convert_family(loaded_model: LoadedModel, family: str) -> LoadedModel:
+def _convert_family(loaded_model: LoadedModel, model_type: str) -> LoadedModel:
     """What means the same in every family; the rest is named."""
-    dropped_heads = [head for head in HEADS if head in loaded_model.params and head != "mlm"]
+    dropped_heads = [
+        head for head in family(loaded_model.model).HEADS if head in loaded_model.params and head != "mlm"
+    ]
     if dropped_heads:
         print(
-            f"left out, a {family} computes it otherwise than a {loaded_model.model.model_type}: {', '.join(dropped_heads)}",
+            f"left out, a {model_type} computes it otherwise than a {loaded_model.model.model_type}: {', '.join(dropped_heads)}",
             file=sys.stderr,
         )
     params = {name: part for name, part in loaded_model.params.items() if name not in dropped_heads}

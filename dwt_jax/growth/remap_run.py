@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dwt_jax.config import Config, Model
+from dwt_jax.config import Config
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir, read_json, resolve_output_dir, write_json
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.apply import grow_params
 from dwt_jax.remap.gates import drop_gates, fold_gates, gate_schedule, has_gates
 from dwt_jax.remap.optimizer_state import grow_opt_state
@@ -129,7 +130,7 @@ def _restore_source_run(
 
 def _source_model(
     source_run: RunContext, state: dict[str, Any], step: int
-) -> tuple[Any, Model, optax.ScaleByAdamState]:
+) -> tuple[Any, ModelConfig, optax.ScaleByAdamState]:
     """Parameters, model and moments after `step` steps; without gates and weights of norms where those
     are open by then."""
     config = source_run.config
@@ -159,7 +160,7 @@ def _grow_state(
     """The state of the larger student, laid out on the mesh."""
 
     def build(params: Any, adam: optax.ScaleByAdamState) -> dict[str, Any]:
-        state = init_train_state(grow_params(growth.plan, params), run.config.optimizer)
+        state = init_train_state(grow_params(growth.plan, params), run.config.model, run.config.optimizer)
         grown_adam = grow_opt_state(growth.plan, adam, moments)
         opt_state = jax.tree.map(
             lambda node: grown_adam if _is_adam(node) else node, state["opt_state"], is_leaf=_is_adam

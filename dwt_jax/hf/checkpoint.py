@@ -1,4 +1,4 @@
-"""A model directory in Hugging Face's layout ↔ (params, Model), on top of two tables.
+"""A model directory in Hugging Face's layout ↔ (params, ModelConfig), on top of two tables.
 
 tables.py pairs the names; the role table says how a leaf is stored there: a kernel is
 [out, in] with heads flattened, a layer axis is one tensor a layer, the padding of the
@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from dwt_jax.config import Model
 from dwt_jax.data.tokenizer import copy_tokenizer_files
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir
 from dwt_jax.hf.config import load_hf_config, to_hf_config
-from dwt_jax.hf.names import BUFFERS, FAMILIES, Family, canonical_tensor_name
 from dwt_jax.hf.tensor_files import Weights, open_weights
-from dwt_jax.models.bert import HEADS, Params, abstract_params
-from dwt_jax.models.common.logical_axes import PARAM_AXES, is_gate, path_name
+from dwt_jax.models import family
+from dwt_jax.models.common.hf_names import HFNames
+from dwt_jax.models.common.logical_axes import Axes, is_gate, path_name
+from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap.gates import fold_gates
 
 DTYPES = {
@@ -40,7 +40,7 @@ class HFCheckpoint(NamedTuple):
     """What a model directory holds."""
 
     params: Params  # host fp32 arrays: embeddings, layers and whatever heads there are
-    model: Model
+    model: ModelConfig
     labels: tuple[str, ...] = ()  # of the classifier, by its outputs; () without one
     dtype: str = "float32"  # that all weights are stored in; float32 where they are mixed
     ignored: tuple[str, ...] = ()  # tensors of heads that are not known here
@@ -52,34 +52,31 @@ class HFCheckpoint(NamedTuple):
 # Arrays
 
 
-def to_hf_tensors(params: Params, model: Model, dtype: str = "float32") -> dict[str, np.ndarray]:
+def to_hf_tensors(params: Params, model: ModelConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
     """The tensors of the architecture that holds these parameters, by name."""
     import jax
 
-    family, is_classifier = FAMILIES[model.model_type], "classifier" in params
-    bare = not any(head in params for head in HEADS if head != "pooler")
-    bias_aliases = {target: name for name, target in family.aliases.items() if name.endswith("decoder.bias")}
+    names, param_axes = family(model).HF_NAMES[model.model_type], family(model).param_axes(model)
+    is_classifier = "classifier" in params
+    bare = not any(head in params for head in family(model).HEADS if head != "pooler")
+    bias_aliases = {target: name for name, target in names.aliases.items() if name.endswith("decoder.bias")}
     tensors: dict[str, np.ndarray] = {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
         path, array = path_name(key_path), np.asarray(leaf)
-        name = family.tensor_name(path, is_classifier)
-        name = name.removeprefix(family.prefix) if bare else name
-        if PARAM_AXES[path][0].name == "layer":
+        name = names.tensor_name(path, is_classifier)
+        name = name.removeprefix(names.prefix) if bare else name
+        axes = param_axes[path]
+        if axes[0].name == "layer":
             for i, layer_array in enumerate(array):
-                tensors[name.format(layer=i)] = _to_tensor(layer_array, path, model, dtype)
+                tensors[name.format(layer=i)] = _to_tensor(layer_array, axes[1:], model, dtype)
             continue
-        tensors[name] = _to_tensor(array, path, model, dtype)
+        tensors[name] = _to_tensor(array, axes, model, dtype)
         if name in bias_aliases and not model.tie_word_embeddings:  # there the decoder has a bias of its own
             tensors[bias_aliases[name]] = tensors[name]
     return tensors
 
 
-def _non_layer_axes(path: str) -> list[Any]:
-    return [axis for axis in PARAM_AXES[path] if axis.name != "layer"]
-
-
-def _to_tensor(array: np.ndarray, path: str, model: Model, dtype: str) -> np.ndarray:
-    axes = _non_layer_axes(path)
+def _to_tensor(array: np.ndarray, axes: Axes, model: ModelConfig, dtype: str) -> np.ndarray:
     if axes[0].name == "vocab":
         array = array[: model.vocab_size]
     elif any(axis.fan == "in" for axis in axes):
@@ -91,17 +88,16 @@ def _to_tensor(array: np.ndarray, path: str, model: Model, dtype: str) -> np.nda
         return np.ascontiguousarray(array, DTYPES[dtype])
 
 
-def _from_tensor(tensor: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse, in fp32; `shape` without the layer axis."""
+def _from_tensor(tensor: np.ndarray, axes: Axes, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse, in fp32; `axes` and `shape` without the layer axis."""
     with np.errstate(over="ignore"):  # of float64; `from_hf_tensors` complains of what does not fit
-        axes, tensor = _non_layer_axes(path), tensor.astype(np.float32)
+        tensor = tensor.astype(np.float32)
     if axes[0].name == "vocab":
         return np.pad(tensor, [(0, shape[0] - len(tensor))] + [(0, 0)] * (tensor.ndim - 1))
     return (tensor.T if any(axis.fan == "in" for axis in axes) else tensor).reshape(shape)
 
 
-def _tensor_shape(shape: tuple[int, ...], path: str, model: Model) -> tuple[int, ...]:
-    axes = _non_layer_axes(path)
+def _tensor_shape(shape: tuple[int, ...], axes: Axes, model: ModelConfig) -> tuple[int, ...]:
     if axes[0].name == "vocab":
         return (model.vocab_size, *shape[1:])
     sizes_by_fan = {
@@ -114,7 +110,7 @@ def _tensor_shape(shape: tuple[int, ...], path: str, model: Model) -> tuple[int,
 
 def from_hf_tensors(
     tensors: Weights,
-    model: Model,
+    model: ModelConfig,
     location: str,
     labels: Sequence[str] = (),
     architectures: Sequence[str] = (),
@@ -126,25 +122,25 @@ def from_hf_tensors(
     """
     import jax
 
-    family = FAMILIES[model.model_type]
+    names, param_axes = family(model).HF_NAMES[model.model_type], family(model).param_axes(model)
     _require_plausible(tensors, model, location)
-    file_names, problems = _canonical_names(tensors, family)
-    model = dataclasses.replace(model, tie_word_embeddings=_is_tied(tensors, file_names, model, family))
-    heads = _detect_heads(file_names, family, architectures)
+    file_names, problems = _canonical_names(tensors, names)
+    model = dataclasses.replace(model, tie_word_embeddings=_is_tied(tensors, file_names, model, names))
+    heads = _detect_heads(file_names, model, architectures)
     is_classifier = "classifier" in heads
-    outputs = family.tensor_name("classifier/bias", is_classifier)
+    outputs = names.tensor_name("classifier/bias", is_classifier)
     count = int(np.prod(tensors.shape(file_names[outputs]))) if outputs in file_names else max(len(labels), 1)
     dtypes: set[str] = set()
     used_names: set[str] = set()
 
     def leaf(path: tuple[Any, ...], abstract_leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path_name(path)
-        layered = PARAM_AXES[name][0].name == "layer"
-        shape = abstract_leaf.shape[1:] if layered else abstract_leaf.shape
-        expected = _tensor_shape(shape, name, model)
+        layered, axes = param_axes[name][0].name == "layer", param_axes[name]
+        shape, axes = (abstract_leaf.shape[1:], axes[1:]) if layered else (abstract_leaf.shape, axes)
+        expected = _tensor_shape(shape, axes, model)
         arrays = []
         for i in range(abstract_leaf.shape[0] if layered else 1):
-            tensor_name = family.tensor_name(name, is_classifier).format(layer=i)
+            tensor_name = names.tensor_name(name, is_classifier).format(layer=i)
             used_names.add(tensor_name)
             if tensor_name not in file_names:
                 problems.append(f"missing {tensor_name} {list(expected)}")
@@ -157,41 +153,41 @@ def from_hf_tensors(
                 problems.append(f"{key} holds {kind}, expected floats")
             elif not problems:
                 dtypes.add(kind)
-                arrays.append(_from_tensor(tensors[key], name, shape))
+                arrays.append(_from_tensor(tensors[key], axes, shape))
                 if not np.isfinite(arrays[-1]).all():
                     problems.append(f"{key} holds numbers that are not finite, expected finite ones")
         if problems:
             return np.zeros(())
         return np.stack(arrays) if layered else arrays[0]
 
-    params = jax.tree_util.tree_map_with_path(leaf, abstract_params(model, heads, count))
+    params = jax.tree_util.tree_map_with_path(leaf, family(model).abstract_params(model, heads, count))
     unused = sorted(set(file_names) - used_names)
     unused_pooler = (
-        tuple(family.tensor_name(f"pooler/{leaf}") for leaf in ("kernel", "bias")) if is_classifier else ()
+        tuple(names.tensor_name(f"pooler/{leaf}") for leaf in ("kernel", "bias")) if is_classifier else ()
     )
     problems += [
         f"unexpected {file_names[name]}"
         for name in unused
-        if name.startswith(family.prefix) and name not in unused_pooler  # a RoBERTa that classifies has two
+        if name.startswith(names.prefix) and name not in unused_pooler  # some classifiers have two
     ]
     if problems:
         raise UserError(f"{location}: {'; '.join(problems)}")
-    names = tuple(labels) or tuple(f"LABEL_{i}" for i in range(count))
-    if "classifier" in heads and len(names) != count:
+    labels = tuple(labels) or tuple(f"LABEL_{i}" for i in range(count))
+    if "classifier" in heads and len(labels) != count:
         raise UserError(
-            f"{location}: {outputs} has {count} outputs, expected {len(names)} as config.json's id2label"
+            f"{location}: {outputs} has {count} outputs, expected {len(labels)} as config.json's id2label"
         )
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     return HFCheckpoint(
         params=params,
         model=model,
-        labels=names if "classifier" in heads else (),
+        labels=labels if "classifier" in heads else (),
         dtype=dtype if dtype in DTYPES else "float32",
         ignored=tuple(file_names[name] for name in unused),
     )
 
 
-def _require_plausible(tensors: Weights, model: Model, location: str) -> None:
+def _require_plausible(tensors: Weights, model: ModelConfig, location: str) -> None:
     """No size beyond what the file could hold: the rest would be as long as the config says."""
     num_elements = sum(math.prod(tensors.shape(name)) for name in tensors)
     for field in dataclasses.fields(model):
@@ -204,29 +200,29 @@ def _require_plausible(tensors: Weights, model: Model, location: str) -> None:
         )
 
 
-def _canonical_names(tensors: Weights, family: Family) -> tuple[dict[str, str], list[str]]:
+def _canonical_names(tensors: Weights, names: HFNames) -> tuple[dict[str, str], list[str]]:
     """({name in the table: name in the file}, complaints about tensors that are there twice)"""
     file_names: dict[str, str] = {}
     problems = []
     for key in tensors:
-        name = canonical_tensor_name(key, family)
-        if name.endswith(BUFFERS):
+        name = names.canonical_tensor_name(key)
+        if name.endswith(names.buffers):
             continue
         if name in file_names:
             problems.append(f"{file_names[name]} and {key} are the same tensor")
         file_names[name] = key
-    for alias, name in family.aliases.items():  # of the two biases transformers uses the decoder's
+    for alias, name in names.aliases.items():  # of the two biases transformers uses the decoder's
         if alias in file_names:
             file_names[name] = file_names.pop(alias)
     return file_names, problems
 
 
-def _is_tied(tensors: Weights, file_names: dict[str, str], model: Model, family: Family) -> bool:
+def _is_tied(tensors: Weights, file_names: dict[str, str], model: ModelConfig, names: HFNames) -> bool:
     """Whether the decoder is the word table, as transformers decides it: it is not where the file
     has both and they differ, whatever config.json says. A spare copy is dropped from `stored`."""
     word, decoder = (
-        family.tensor_name("embeddings/word/embedding"),
-        family.tensor_name("mlm/decoder/embedding"),
+        names.tensor_name("embeddings/word/embedding"),
+        names.tensor_name("mlm/decoder/embedding"),
     )
     if decoder not in file_names or not model.tie_word_embeddings:
         return model.tie_word_embeddings
@@ -241,31 +237,32 @@ def _is_tied(tensors: Weights, file_names: dict[str, str], model: Model, family:
 
 
 def _detect_heads(
-    file_names: Mapping[str, str], family: Family, architectures: Sequence[str]
+    file_names: Mapping[str, str], model: ModelConfig, architectures: Sequence[str]
 ) -> tuple[str, ...]:
     """The heads of which the file has a tensor.
 
     A classifier is one of sequences only: behind a pooler, and not of tokens or choices, whose
     classes call theirs the same.
     """
+    names = family(model).HF_NAMES[model.model_type]
 
     def has_head(head: str, is_classifier: bool) -> bool:
         paths = [
             path
-            for path in PARAM_AXES
-            if path.split("/")[0] == head and path.rpartition("/")[0] in family.modules and not is_gate(path)
+            for path in family(model).param_axes(model)
+            if path.split("/")[0] == head and path.rpartition("/")[0] in names.modules and not is_gate(path)
         ]
-        return any(family.tensor_name(path, is_classifier) in file_names for path in paths)
+        return any(names.tensor_name(path, is_classifier) in file_names for path in paths)
 
     is_sequence_model = not any(
         name.endswith(("ForTokenClassification", "ForMultipleChoice")) for name in architectures
     )
     is_classifier = is_sequence_model and has_head("classifier", True) and has_head("pooler", True)
     heads = []
-    for head in HEADS:
+    for head in family(model).HEADS:
         if head == "classifier" and not is_classifier:
             continue
-        if head == "pooler" and not is_classifier and not family.has_pooler:
+        if head == "pooler" and not is_classifier and not names.has_pooler:
             continue
         if has_head(head, is_classifier):
             heads.append(head)
@@ -276,7 +273,7 @@ def _detect_heads(
 
 
 def load_checkpoint(path: Path) -> HFCheckpoint:
-    """What a model directory holds: BERT, DistilBERT or RoBERTa, with any of HEADS.
+    """What a model directory of a registered family holds, with any of its HEADS.
 
     Raises UserError, in one line, for whatever is damaged, unsupported or incomplete.
     """
@@ -290,7 +287,7 @@ def load_checkpoint(path: Path) -> HFCheckpoint:
 
 def save_checkpoint(
     params: Params,
-    model: Model,
+    model: ModelConfig,
     tokenizer: Path,
     out: Path,
     *,
@@ -310,7 +307,7 @@ def save_checkpoint(
     from safetensors.numpy import save_file
 
     params, model = fold_gates(params, model)
-    heads = [head for head in HEADS if head in params]
+    heads = [head for head in family(model).HEADS if head in params]
     tensors = to_hf_tensors(params, model, dtype)
     if dtype == "float16":
         _require_finite(tensors, out)

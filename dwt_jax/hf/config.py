@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from dwt_jax.config import Model, model_problems
 from dwt_jax.config_loader import parse_scalar
 from dwt_jax.data.hf_tokenizer import GENERIC_TOKENIZER
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import is_file_or_raise, read_json_object
-from dwt_jax.hf.names import FAMILIES, REQUIRED_VALUES, architecture_name
+from dwt_jax.models import FAMILIES, family
+from dwt_jax.models.protocol import ModelConfig
 
 CLASSIFIER_KEYS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
 PASSTHROUGH_KEYS = (*CLASSIFIER_KEYS, "bos_token_id", "eos_token_id", "tokenizer_class")
@@ -19,21 +19,21 @@ PASSTHROUGH_KEYS = (*CLASSIFIER_KEYS, "bos_token_id", "eos_token_id", "tokenizer
 class HFConfig(NamedTuple):
     """What a `config.json` says."""
 
-    model: Model
+    model: ModelConfig
     labels: tuple[str, ...]
-    architectures: tuple[str, ...]  # 'BertForMaskedLM', …; () where it does not say
+    architectures: tuple[str, ...]  # names of its classes; () where it does not say
     passthrough: dict[str, Any]
 
 
 def to_hf_config(
-    model: Model, heads: Sequence[str] = ("mlm",), labels: Sequence[str] = (), dtype: str = "float32"
+    model: ModelConfig, heads: Sequence[str] = ("mlm",), labels: Sequence[str] = (), dtype: str = "float32"
 ) -> dict[str, Any]:
     """What `config.json` of the directory says."""
-    family = FAMILIES[model.model_type]
+    names = family(model).HF_NAMES[model.model_type]
     config: dict[str, Any] = {
-        "architectures": [architecture_name(family, heads)],
+        "architectures": [names.architecture_name(heads)],
         "model_type": model.model_type,
-        **{key: getattr(model, field) for field, key in family.config_keys.items()},
+        **{key: getattr(model, field) for field, key in names.config_keys.items()},
         "dtype": dtype,
     }
     if labels:
@@ -55,7 +55,7 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     if not isinstance(kind, str) or kind not in FAMILIES:
         hint = did_you_mean(str(kind), FAMILIES) if kind else f", expected one of {', '.join(FAMILIES)}"
         raise UserError(f"{config_path}: model_type is {kind!r}{hint}")
-    for key, allowed in REQUIRED_VALUES.items():
+    for key, allowed in family(kind).HF_NAMES[kind].required_values.items():
         if config.get(key) is not None and config[key] not in allowed:
             expected = f"{allowed[0]!r}" if allowed else "none: quantised weights are not read"
             raise UserError(f"{config_path}: {key} is {config[key]!r}, expected {expected}")
@@ -77,27 +77,32 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     )
 
 
-def _parse_model(config: Mapping[str, Any], kind: str, config_path: Path) -> Model:
-    family, hints = FAMILIES[kind], get_type_hints(Model)
-    values = {field: config[key] for field, key in family.config_keys.items() if key in config}
+def _parse_model(config: Mapping[str, Any], kind: str, config_path: Path) -> ModelConfig:
+    config_type, names = family(kind).Config, family(kind).HF_NAMES[kind]
+    hints = get_type_hints(config_type)
+    values = {field: config[key] for field, key in names.config_keys.items() if key in config}
     if values.get("pad_token_id", 0) is None:
         del values["pad_token_id"]
     try:
         values = {
-            field: parse_scalar(hints[field], value, family.config_keys[field])
+            field: parse_scalar(hints[field], value, names.config_keys[field])
             for field, value in values.items()
         }
     except UserError as error:
         raise UserError(f"{config_path}: {str(error).removeprefix('config: ')}") from None
-    model = Model(**{"model_type": kind, **family.defaults, **values})
-    for problem in model_problems(model):
+    model = config_type(**{"model_type": kind, **names.defaults, **values})
+    for problem in model.problems():
         raise UserError(f"{config_path}: {problem}")
     return model
 
 
 def _guess_family(tensor_names: Sequence[str]) -> str | None:
     return next(
-        (kind for kind, family in FAMILIES.items() if any(n.startswith(family.prefix) for n in tensor_names)),
+        (
+            kind
+            for kind in FAMILIES
+            if any(name.startswith(family(kind).HF_NAMES[kind].prefix) for name in tensor_names)
+        ),
         None,
     )
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dwt_jax.config import Config, Model, Schedule
-from dwt_jax.hf.names import FAMILIES, architecture_name
+from dwt_jax.config import Config, Schedule
+from dwt_jax.models import family
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.text_format import format_count, format_float, format_with_error
 
 _PIPELINE_TAGS = {"mlm": "fill-mask", "classifier": "text-classification"}
@@ -37,7 +38,7 @@ def run_card(config: Config, heads: Sequence[str], summary: Mapping[str, Any], s
 
 
 def directory_card(
-    model: Model, heads: Sequence[str], source: str, source_card: str = "", *, tokenizer: bool = True
+    model: ModelConfig, heads: Sequence[str], source: str, source_card: str = "", *, tokenizer: bool = True
 ) -> str:
     """The card of a model that came from elsewhere, with no card or with one that tells of parts that
     are left out here (`theirs`): its licence and text are handed on."""
@@ -74,7 +75,7 @@ def existing_card(directory: Path) -> str:
 
 
 def grown_card(
-    model: Model,
+    model: ModelConfig,
     heads: Sequence[str],
     source: str,
     method: str,
@@ -101,7 +102,7 @@ def grown_card(
     )
 
 
-def classifier_card(model: Model, source: str, config: Any, results: Mapping[str, Any]) -> str:
+def classifier_card(model: ModelConfig, source: str, config: Any, results: Mapping[str, Any]) -> str:
     """The card of a fine-tuned model. config: a finetune.config.FineTune; results: its results.json."""
     heads, name = ("pooler", "classifier"), f"{_model_title(model)}, {config.examples.task}"
     recipe, learning_rate = config.recipe, config.recipe.optimizer.learning_rate
@@ -167,12 +168,12 @@ def _split_front_matter(card: str) -> tuple[Mapping[str, Any], str]:
     return (metadata if isinstance(metadata, dict) else {}), text.strip()
 
 
-def _model_title(model: Model) -> str:
-    return f"{FAMILIES[model.model_type].name} {model.num_hidden_layers} x {model.hidden_size}"
+def _model_title(model: ModelConfig) -> str:
+    return f"{family(model).HF_NAMES[model.model_type].class_prefix} {model.num_hidden_layers} x {model.hidden_size}"
 
 
 def _front_matter(
-    model: Model,
+    model: ModelConfig,
     heads: Sequence[str],
     tags: list[str],
     name: str,
@@ -204,9 +205,9 @@ def _front_matter(
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
 
 
-def _model_section(model: Model, heads: Sequence[str]) -> str:
+def _model_section(model: ModelConfig, heads: Sequence[str]) -> str:
     return (
-        f"`{architecture_name(FAMILIES[model.model_type], heads)}`: {model.num_hidden_layers} layers, hidden size "
+        f"`{family(model).HF_NAMES[model.model_type].architecture_name(heads)}`: {model.num_hidden_layers} layers, hidden size "
         f"{model.hidden_size}, {model.num_attention_heads} heads, intermediate size "
         f"{model.intermediate_size}, {model.vocab_size:,} tokens, rows of up to {model.max_length} tokens."
     )

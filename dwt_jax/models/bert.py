@@ -1,32 +1,182 @@
-"""The encoder as pure functions of (params, batch): the only way in for everybody else.
+"""BERT, RoBERTa and DistilBERT: post-norm encoders with learned positions.
 
-`params` is a nested dict of arrays. Those below `layers` carry a leading layer axis and are
-run by a scan (unrolled on one CPU device), so that compile time is flat in depth and depth
-remapping is indexing.
-Letters of shapes: see layers.py.
+One architecture under three names (Devlin et al. 2019, Liu et al. 2019, Sanh et al. 2019), which differ
+in token types, the numbering of positions, the pooler and Hugging Face's names. `params` is a nested
+dict of arrays. Those below `layers` carry a leading layer axis and are run by a scan (unrolled on one
+CPU device), so that compile time is flat in depth and depth remapping is indexing.
+
+Letters of shapes: B rows, L tokens a row, Q output positions, D hidden_size, H heads, K size of a head,
+F intermediate_size, N layers, V padded vocabulary.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dwt_jax.config import Model
-from dwt_jax.models.common.layers import Dense, Embeddings, EncoderLayer, MlmHead, dropout
-from dwt_jax.models.common.matmul import Policy, batched_dot, constrain_batch, replicate
+from dwt_jax.models.bert_names import HF_NAMES as HF_NAMES
+from dwt_jax.models.common.layers import Dense, dropout, padded_vocab_size
+from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_axes
+from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
+from dwt_jax.models.common.post_norm import Embeddings, EncoderLayer, MlmHead
+from dwt_jax.models.protocol import ModelConfig, Params
 
-Params = dict[str, Any]
-
-PADDING_LOGIT = -1e9  # of vocabulary columns that no token owns; finite: 0 · (−∞ − −∞) would be NaN
-
+OBJECTIVE = "mlm"
+ROW_FORMAT = "cls_sep"
 HEADS = ("mlm", "pooler", "next_sentence", "classifier")
 """What may stand beside `embeddings` and `layers` in the parameters; pre-training has `mlm` alone."""
 
 
-def _build_module(name: str, config: Model, num_labels: int, rngs: nnx.Rngs) -> nnx.Module:
+@dataclass(frozen=True)
+class Config(ModelConfig):
+    """Sizes of a BERT, RoBERTa or DistilBERT encoder, under Hugging Face's names."""
+
+    model_type: Literal["bert", "distilbert", "roberta"] = "bert"
+    type_vocab_size: int = 2  # distilbert: 0
+    hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+
+    @property
+    def position_offset(self) -> int:
+        """Rows of the position table before the first position: RoBERTa counts from its padding id."""
+        return self.pad_token_id + 1 if self.model_type == "roberta" else 0
+
+    @property
+    def max_length(self) -> int:
+        """Maximum sequence length."""
+        return self.max_position_embeddings - self.position_offset
+
+    @property
+    def uses_dropout(self) -> bool:
+        """Whether a training step draws dropout masks."""
+        return self.hidden_dropout_prob > 0 or self.attention_probs_dropout_prob > 0
+
+    def with_dropout(self, rate: float) -> Self:
+        """Return the config with this rate wherever the family has dropout, for fine-tuning."""
+        return dataclasses.replace(self, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
+
+    @property
+    def head_act(self) -> str:
+        """Activation of the masked-LM head: RoBERTa's is always the exact GELU."""
+        return "gelu" if self.model_type == "roberta" else self.hidden_act
+
+    def problems(self) -> Iterator[str]:
+        """Yield one line for each field that cannot be so, beginning with the field's name."""
+        yield from super().problems()
+        if self.type_vocab_size < 0:
+            yield f"type_vocab_size is {self.type_vocab_size}, expected at least 0"
+        if self.max_length < 1:
+            yield (
+                f"max_position_embeddings is {self.max_position_embeddings}, expected at least "
+                f"{self.position_offset + 1}"
+            )
+        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, key) <= 0.99:
+                yield f"{key} is {getattr(self, key)}, expected from 0 to 0.99"
+        if self.layer_norm_eps <= 0:
+            yield f"layer_norm_eps is {self.layer_norm_eps}, expected more than 0"
+        if (self.type_vocab_size == 0) != (self.model_type == "distilbert"):
+            expected = "0, a DistilBERT has none" if self.type_vocab_size else "at least 1"
+            yield f"type_vocab_size is {self.type_vocab_size}, expected {expected}"
+        if self.model_type == "distilbert" and self.layer_norm_eps != 1e-12:
+            yield f"layer_norm_eps is {self.layer_norm_eps}, expected 1e-12: a DistilBERT has no other"
+
+
+_NORM = {"scale": "out:embed", "bias": "out:embed", "weight": "in:embed"}  # it sums over weight·x
+_LAST_NORM = {**_NORM, "scale": "out:embed>words", "bias": "out:embed>words"}  # before a tied decoder
+
+
+_HEADS = dense_axes("in:embed", "out:head out:head_dim")
+_QUERY = dense_axes("in:embed", "out:head out:head_dim>keys")
+
+_AXIS_TEXTS: dict[str, Any] = {
+    "embeddings": {
+        "word": {"embedding": "vocab out:embed"},
+        "position": {"embedding": "position out:embed"},
+        "type": {"embedding": "type out:embed"},
+        "norm": _NORM,
+    },
+    "layers": {
+        "attention": {
+            "query": _QUERY,
+            "key": _HEADS,
+            "value": _HEADS,
+            "output": dense_axes("in:head in:head_dim", "out:embed"),
+            "norm": _NORM,
+        },
+        "mlp": {
+            "input": dense_axes("in:embed", "out:mlp"),
+            "output": dense_axes("in:mlp", "out:embed"),
+            "norm": _NORM,
+        },
+        "gate": "in:layer",  # the sum over copies of a layer is the layer
+    },
+    "mlm": {
+        "transform": dense_axes("in:embed", "out:embed"),
+        "norm": _LAST_NORM,
+        "bias": "vocab",
+        "decoder": {"embedding": "out:vocab in:embed"},  # where it is not the word table
+    },
+    "pooler": dense_axes("in:embed", "out:embed"),
+    "next_sentence": dense_axes("in:embed", "out:label"),
+    "classifier": dense_axes("in:embed", "out:label"),
+}
+
+PARAM_AXES = flatten_axes(_AXIS_TEXTS)
+TIED_TO = {"mlm/decoder/embedding": "embeddings/word/embedding"}
+"""The leaf that is used where another is absent."""
+
+
+def param_axes(config: ModelConfig) -> ParamAxes:
+    """Return the logical axes of every leaf, by its path."""
+    return PARAM_AXES
+
+
+# Growth: what remapping has to know.
+
+FUNCTION_FIELDS = ("hidden_act", "layer_norm_eps", "model_type")
+SIZE_KEYS = {
+    "layer": "num_hidden_layers",
+    "embed": "hidden_size",
+    "head": "num_attention_heads",
+    "head_dim": "hidden_size / num_attention_heads",
+    "mlp": "intermediate_size",
+    "vocab": "vocab_size",
+    "position": "max_position_embeddings",
+    "type": "type_vocab_size",
+}
+
+
+def axis_sizes(config: Config) -> dict[str, int]:
+    """Return the size of the arrays along each logical axis."""
+    return {
+        "layer": config.num_hidden_layers,
+        "embed": config.hidden_size,
+        "head": config.num_attention_heads,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "mlp": config.intermediate_size,
+        "vocab": padded_vocab_size(config.vocab_size),
+        "position": config.max_position_embeddings,
+        "type": config.type_vocab_size,
+    }
+
+
+def position_rows(config: Config) -> tuple[int, int]:
+    """Return (rows before the first position, rows in all) of the position table."""
+    return config.position_offset, config.max_position_embeddings
+
+
+# The model.
+
+
+def _build_module(name: str, config: Config, num_labels: int, rngs: nnx.Rngs) -> nnx.Module:
     if name in ("embeddings", "layer", "mlm"):
         return {"embeddings": Embeddings, "layer": EncoderLayer, "mlm": MlmHead}[name](config, rngs)
     outputs = {"pooler": config.hidden_size, "next_sentence": 2, "classifier": num_labels}[name]
@@ -34,17 +184,17 @@ def _build_module(name: str, config: Model, num_labels: int, rngs: nnx.Rngs) -> 
 
 
 @functools.cache
-def _graphdef(name: str, config: Model) -> Any:
+def _graphdef(name: str, config: Config) -> Any:
     """The structure of a module without its arrays."""
     return nnx.graphdef(nnx.eval_shape(lambda: _build_module(name, config, 1, nnx.Rngs(0))))
 
 
-def _merge_module(name: str, config: Model, params: Params) -> Any:
+def _merge_module(name: str, config: Config, params: Params) -> Any:
     return nnx.merge(_graphdef(name, config), params)
 
 
 def init_params(
-    config: Model, key: jax.Array, heads: Sequence[str] = ("mlm",), num_labels: int = 1
+    config: Config, key: jax.Array, heads: Sequence[str] = ("mlm",), num_labels: int = 1
 ) -> Params:
     """Fresh fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1.
 
@@ -67,7 +217,7 @@ def init_params(
     }
 
 
-def abstract_params(config: Model, heads: Sequence[str] = ("mlm",), num_labels: int = 1) -> Params:
+def abstract_params(config: Config, heads: Sequence[str] = ("mlm",), num_labels: int = 1) -> Params:
     """Shapes and types of the parameters, no memory."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), heads, num_labels))
 
@@ -82,7 +232,7 @@ def positions_in_segments(segment_ids: jax.Array) -> jax.Array:
 
 def encode(
     params: Params,
-    config: Model,
+    config: Config,
     tokens: jax.Array,
     segment_ids: jax.Array,
     token_type_ids: jax.Array | None = None,
@@ -131,43 +281,20 @@ def encode(
     return layer(x, jax.tree.map(lambda leaf: leaf[-1], inputs), positions)[0]
 
 
-def mlm_transform(
-    params: Params, config: Model, hidden: jax.Array, *, policy: Policy = Policy()
-) -> jax.Array:
+def lm_features(params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()) -> jax.Array:
     """[..., D] → [..., D]: what the decoder of the MLM head multiplies with the word table."""
     return _merge_module("mlm", config, params["mlm"])(hidden, policy)
 
 
-def lm_logits(
-    features: jax.Array, embedding: jax.Array, bias: jax.Array, vocab_size: int, policy: Policy
-) -> jax.Array:
-    """[N, D], the decoder's table [V, D] and bias [V] → fp32 logits [N, V], columns of the padded
-    vocabulary at about PADDING_LOGIT."""
-    bias = jnp.where(
-        jnp.arange(bias.shape[0]) < vocab_size, bias, PADDING_LOGIT
-    )  # not a pass over all logits
-    return (
-        batched_dot(features.astype(policy.compute_dtype), embedding.astype(policy.compute_dtype), (1, 1))
-        + bias
-    )
-
-
-def output_embedding(params: Params) -> jax.Array:
-    """[V, D]: what the features of the MLM head are multiplied with."""
+def output_embedding(params: Params) -> tuple[jax.Array, jax.Array]:
+    """Return the output embedding [V, D] and bias [V] of the LM head."""
     decoder = params["mlm"].get("decoder")
-    return (params["embeddings"]["word"] if decoder is None else decoder)["embedding"]
-
-
-def mlm_logits(params: Params, config: Model, hidden: jax.Array, *, policy: Policy = Policy()) -> jax.Array:
-    """[..., D] → fp32 [..., V]."""
-    features = mlm_transform(params, config, hidden, policy=policy)
-    flat = features.reshape(-1, features.shape[-1])
-    logits = lm_logits(flat, output_embedding(params), params["mlm"]["bias"], config.vocab_size, policy)
-    return logits.reshape(*hidden.shape[:-1], -1)
+    embedding = (params["embeddings"]["word"] if decoder is None else decoder)["embedding"]
+    return embedding, params["mlm"]["bias"]
 
 
 def pooler_output(
-    params: Params, config: Model, hidden: jax.Array, *, policy: Policy = Policy()
+    params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()
 ) -> jax.Array:
     """[B, L, D] → [B, D]: the first token through the pooler. DistilBERT's has a ReLU, the others tanh."""
     features = _merge_module("pooler", config, params["pooler"])(hidden[:, 0], policy)
@@ -176,7 +303,7 @@ def pooler_output(
 
 def classifier_logits(
     params: Params,
-    config: Model,
+    config: Config,
     hidden: jax.Array,
     *,
     key: jax.Array | None = None,
@@ -190,3 +317,32 @@ def classifier_logits(
         hidden = dropout(hidden[:, :1], rate, input_key)
     features = dropout(pooler_output(params, config, hidden, policy=policy), rate, output_key)
     return _merge_module("classifier", config, params["classifier"])(features, policy).astype(jnp.float32)
+
+
+def pretrained_classifier_parts(config: Config, parts: Sequence[str]) -> tuple[str, ...]:
+    """Return which of a model's `parts` a new classifier keeps, as transformers does.
+
+    BERT's pooler and DistilBERT's pre_classifier are kept. RoBERTa's is kept only where it is a
+    classifier's: the pooler of its encoder is not what a classifier has.
+    """
+    keeps_pooler = "pooler" in parts and (config.model_type != "roberta" or "classifier" in parts)
+    return ("embeddings", "layers", "pooler") if keeps_pooler else ("embeddings", "layers")
+
+
+def forward_flops(config: Config, rows: int, length: int, predictions: int) -> float:
+    """One forward pass over `rows` of `length` tokens, the head at `predictions` positions a row.
+
+    Per token and layer: query, key, value, output 8D², MLP 4DF, scores and mixing 4LD. Of these the
+    last layer has key and value alone, 4D², per token, and the rest per prediction (functional.encode).
+    Per prediction: transform 2D², decoder 2DV (V padded: that is what is computed).
+    """
+    per_prediction = 2 * config.hidden_size**2 + 2 * config.hidden_size * padded_vocab_size(config.vocab_size)
+    return encoder_flops(config, rows, length, predictions) + float(rows * predictions * per_prediction)
+
+
+def encoder_flops(config: Config, rows: int, length: int, output_positions: int) -> float:
+    """One forward pass up to the last hidden states at `wanted` positions a row."""
+    width, inner = config.hidden_size, config.intermediate_size
+    key_value, rest = 4 * width**2, 4 * width**2 + 4 * width * inner + 4 * length * width
+    per_token = (config.num_hidden_layers - 1) * (key_value + rest) + key_value
+    return float(rows * (length * per_token + output_positions * rest))

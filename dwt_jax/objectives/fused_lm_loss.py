@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from dwt_jax.config import Distill
 from dwt_jax.distributed.mesh import split_microbatches
-from dwt_jax.models.bert import Params, lm_logits, output_embedding
+from dwt_jax.models import family
+from dwt_jax.models.common.lm_head import lm_logits
 from dwt_jax.models.common.matmul import Policy, batched_dot, swap_last_axes
+from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.objectives.distillation import LossSums, loss_sums, total_loss
 
 
@@ -27,8 +29,8 @@ class LMHead(NamedTuple):
     bias: jax.Array
 
     @classmethod
-    def from_params(cls, features: jax.Array, params: Params) -> "LMHead":
-        return cls(features, output_embedding(params), params["mlm"]["bias"])
+    def from_params(cls, features: jax.Array, params: Params, model: ModelConfig) -> "LMHead":
+        return cls(features, *family(model).output_embedding(params))
 
 
 class LossWeights(NamedTuple):

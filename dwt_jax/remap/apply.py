@@ -21,23 +21,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Model
-from dwt_jax.models import bert
+from dwt_jax.models import family
 from dwt_jax.models.common.layers import normal_init
-from dwt_jax.models.common.logical_axes import PARAM_AXES, TIED_TO, Axis, init_value, is_matrix, path_name
+from dwt_jax.models.common.logical_axes import Axis, init_value, is_matrix, path_name
 from dwt_jax.models.common.sharding import infer_shardings
+from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap.methods import GrowthOptions, Method
 from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth, splits_share
 from dwt_jax.remap.report import RemapReport, logit_drift, remap_report
 from dwt_jax.remap.width_maps import COPIED, DUPLICATE, NEW, AxisMap, to_numpy_if_concrete
 
-Params = bert.Params
-
 
 def remap_params(
     params: Params,
-    source: Model,
-    target: Model,
+    source: ModelConfig,
+    target: ModelConfig,
     method: str | Method,
     key: jax.Array,
     *,
@@ -73,7 +71,7 @@ def grow_params(growth_plan: Plan, tree: Params, order: int = 0, zero_duplicates
 
         def leaf(path: tuple[Any, ...], _: Any) -> Any:
             name = path_name(path)
-            x = source_leaves.get(name, source_leaves.get(TIED_TO.get(name, "")))
+            x = source_leaves.get(name, source_leaves.get(growth_plan.tied_to.get(name, "")))
             return _grow_leaf(
                 growth_plan,
                 name,
@@ -87,13 +85,13 @@ def grow_params(growth_plan: Plan, tree: Params, order: int = 0, zero_duplicates
     mesh = _mesh_of(tree)
     if mesh is None:
         return build(tree)
-    layout = infer_shardings(jax.eval_shape(build, tree), mesh)
+    layout = infer_shardings(jax.eval_shape(build, tree), growth_plan.target, mesh)
     return jax.jit(build, out_shardings=layout)(tree)
 
 
-def target_structure(tree: Params, target: Model) -> Params:
+def target_structure(tree: Params, target: ModelConfig) -> Params:
     """A tree with the target's leaves (what they hold does not matter): the parts that `tree` has."""
-    target_params = bert.abstract_params(target)
+    target_params = family(target).abstract_params(target)
     return {part: target_params.get(part, tree[part]) for part in tree}
 
 
@@ -111,13 +109,13 @@ def _mesh_of(tree: Params) -> jax.sharding.Mesh | None:
 
 def _absent_leaf(growth_plan: Plan, name: str, reference: Any, order: int) -> Any:
     """A leaf that the source lacks, as what it counts as."""
-    shape = tuple(axis_sizes(growth_plan.source)[axis.name] for axis in PARAM_AXES[name])
+    shape = tuple(axis_sizes(growth_plan.source)[axis.name] for axis in growth_plan.param_axes[name])
     xp = np if isinstance(reference, np.ndarray) else jnp
     return xp.full(shape, 0.0 if order else init_value(name), reference.dtype)
 
 
 def _grow_leaf(growth_plan: Plan, name: str, x: Any, order: int, zero_duplicates: bool) -> Any:
-    axes = PARAM_AXES[name]
+    axes = growth_plan.param_axes[name]
     maps = [growth_plan.maps.get(axis.name) for axis in axes]
     values = [part for m in maps if m for part in (m.index, m.split)]
     xp = np if all(isinstance(part, np.ndarray) for part in (x, *values)) else jnp
@@ -224,11 +222,11 @@ def _add_noise(
 
 
 def _init_leaf(growth_plan: Plan, name: str, shape: tuple[int, ...], dtype: Any, order: int, xp: Any) -> Any:
-    """As in a new model (bert.init_params): matrices at random, everything else where it starts."""
+    """As in a new model (init_params of its family): matrices at random, everything else where it starts."""
     path = name.partition(" ")[0]
     if order:
         return xp.zeros(shape, dtype)
-    if not is_matrix(PARAM_AXES[path]):
+    if not is_matrix(growth_plan.param_axes[path]):
         return xp.full(shape, init_value(path), dtype)
     values = normal_init(_leaf_key(growth_plan, name), shape, growth_plan.target)
     return (to_numpy_if_concrete(values) if xp is np else values).astype(dtype)

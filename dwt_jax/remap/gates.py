@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from dwt_jax.config import Model
 from dwt_jax.errors import UserError
 from dwt_jax.models.common.logical_axes import is_gate, path_name
+from dwt_jax.models.protocol import ModelConfig
 
 
-def has_gates(model: Model) -> bool:
+def has_gates(model: ModelConfig) -> bool:
     return model.weighted_norm or model.gated_layers
 
 
@@ -43,7 +43,7 @@ def gate_schedule(step: Any, steps: int, warmup: float, start: int = 0) -> Any:
     return np.clip((np.asarray(step) - start) / length, 0, 1).astype(np.float32)
 
 
-def fold_gates(params: Any, model: Model) -> tuple[Any, Model]:
+def fold_gates(params: Any, model: ModelConfig) -> tuple[Any, ModelConfig]:
     """The same model without annealed leaves, which must all be 1: what can be exported.
 
     Raises UserError naming the first leaf that is not there yet.
@@ -55,7 +55,7 @@ def fold_gates(params: Any, model: Model) -> tuple[Any, Model]:
             low, high = np.min(leaf), np.max(leaf)
             raise UserError(
                 f"model: {path_name(path)} is from {low:.3g} to {high:.3g}, expected 1 throughout: weighted "
-                "norms and gated layers are no part of a BERT and must be annealed away before an export"
+                "norms and gated layers are no part of the exported model and must be annealed away before an export"
             )
     return drop_gates(params), dataclasses.replace(model, weighted_norm=False, gated_layers=False)
 

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Model
-from dwt_jax.models.common.logical_axes import PARAM_AXES, TIED_TO, Axis, is_gate, path_name
+from dwt_jax.models.common.logical_axes import Axis, is_gate, path_name
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap import apply
 from dwt_jax.remap.methods import GrowthOptions
 from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth, splits_share
@@ -34,8 +34,8 @@ RESIDUAL = ""
 
 def init_maps(
     params: Any,
-    source: Model,
-    target: Model,
+    source: ModelConfig,
+    target: ModelConfig,
     key: jax.Array,
     noise: float = 0.01,
     options: GrowthOptions = GrowthOptions(),
@@ -72,7 +72,7 @@ def apply_maps(maps: Maps, params: Any, growth_plan: Plan) -> Any:
 
     def leaf(path: tuple[Any, ...], x: Any, default: Any) -> Any:
         name = path_name(path)
-        if not _is_learned(name, sources):
+        if not _is_learned(growth_plan, name, sources):
             return default
         return _contract(maps, name, jnp.asarray(x), default.shape, growth_plan)
 
@@ -84,9 +84,9 @@ def apply_maps(maps: Maps, params: Any, growth_plan: Plan) -> Any:
 _LEARNED_AXES = ("layer", "embed", "head", "head_dim", "mlp")
 
 
-def _is_learned(name: str, sources: set[str]) -> bool:
+def _is_learned(growth_plan: Plan, name: str, sources: set[str]) -> bool:
     """Whether a leaf is made by the maps, where the source has the leaves `sources`."""
-    return not is_gate(name) and (name in sources or name in TIED_TO)
+    return not is_gate(name) and (name in sources or name in growth_plan.tied_to)
 
 
 def _map_key(growth_plan: Plan, name: str, axis: Axis) -> tuple[str, str] | None:
@@ -99,7 +99,7 @@ def _map_key(growth_plan: Plan, name: str, axis: Axis) -> tuple[str, str] | None
 
 def _initial_matrices(growth_plan: Plan, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
     """(module, axis, matrix) for the axes of a leaf."""
-    axes = PARAM_AXES[name]
+    axes = growth_plan.param_axes[name]
     for dim, axis in enumerate(axes):
         map_key = _map_key(growth_plan, name, axis)
         if map_key:
@@ -122,7 +122,7 @@ def _to_matrix(growth_plan: Plan, axis: Axis) -> np.ndarray:
 
 def _contract(maps: Maps, name: str, x: jax.Array, shape: tuple[int, ...], growth_plan: Plan) -> jax.Array:
     """x contracted with a matrix along every learned axis, to `shape`."""
-    for dim, axis in enumerate(PARAM_AXES[name]):
+    for dim, axis in enumerate(growth_plan.param_axes[name]):
         map_key = _map_key(growth_plan, name, axis)
         if map_key is None:
             continue
@@ -143,9 +143,9 @@ def apply_maps_flops(params: Any, growth_plan: Plan) -> float:
     total = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(apply.target_structure(params, growth_plan.target)):
         name = path_name(path)
-        if not _is_learned(name, sources):
+        if not _is_learned(growth_plan, name, sources):
             continue
-        axes = PARAM_AXES[name]
+        axes = growth_plan.param_axes[name]
         shape = [
             (old if axis.name in _LEARNED_AXES else new).get(axis.name, size)
             for axis, size in zip(axes, leaf.shape, strict=True)

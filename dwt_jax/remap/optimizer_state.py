@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.models.common.logical_axes import Axis, map_with_axes
+from dwt_jax.models.common.logical_axes import Axis, ParamAxes, map_with_axes
 from dwt_jax.remap.apply import grow_params
 from dwt_jax.remap.plan import Plan, axis_sizes
 from dwt_jax.remap.width_maps import COPIED
@@ -63,7 +63,7 @@ def copied_entry_mask(plan: Plan) -> dict[str, np.ndarray]:
     return {axis: m.kind == COPIED for axis, m in plan.maps.items()}
 
 
-def new_entry_mask(copied_masks: dict[str, Any], params: Any) -> Any:
+def new_entry_mask(copied_masks: dict[str, Any], params: Any, param_axes: ParamAxes) -> Any:
     """A tree like the target's `params`: bool arrays that broadcast to its leaves, True where an entry
     is a further copy or new. old: from `copied_entry_mask`."""
 
@@ -75,7 +75,7 @@ def new_entry_mask(copied_masks: dict[str, Any], params: Any) -> Any:
                 mask = mask | ~copied_masks[axis.name].reshape(shape)
         return mask
 
-    return map_with_axes(leaf, params)
+    return map_with_axes(leaf, param_axes, params)
 
 
 def scale_new_updates(updates: Any, new_mask: Any, share: Any) -> Any:

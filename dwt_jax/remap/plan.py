@@ -1,15 +1,16 @@
 """From a method and two models to the maps of all axes: what is refused, what is promised."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from dwt_jax.config import Model
 from dwt_jax.errors import UserError
+from dwt_jax.models import family
 from dwt_jax.models.common.layers import padded_vocab_size
-from dwt_jax.models.common.logical_axes import Axis
+from dwt_jax.models.common.logical_axes import Axis, ParamAxes
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap import depth_maps, width_maps
 from dwt_jax.remap.methods import GrowthOptions, Method, get_method
 from dwt_jax.remap.width_maps import COPIED, DUPLICATE, NEW, AxisMap
@@ -17,39 +18,35 @@ from dwt_jax.remap.width_maps import COPIED, DUPLICATE, NEW, AxisMap
 WIDTH_AXES = ("embed", "head", "head_dim", "mlp")
 PER_LAYER_AXES = ("head", "mlp")  # their maps are free in every layer, the residual stream has one
 
-SIZE_KEYS = {
-    "layer": "num_hidden_layers",
-    "embed": "hidden_size",
-    "head": "num_attention_heads",
-    "head_dim": "hidden_size / num_attention_heads",
-    "mlp": "intermediate_size",
-    "vocab": "vocab_size",
-    "position": "max_position_embeddings",
-    "type": "type_vocab_size",
-}
-"""What the config calls the size of an axis."""
-
-_FUNCTION_KEYS = ("hidden_act", "layer_norm_eps", "model_type")  # else it is another function
-
 
 class Plan(NamedTuple):
     """All that the engine needs to know; the same for parameters and moments."""
 
     method: Method
     options: GrowthOptions
-    source: Model
-    target: Model
+    source: ModelConfig
+    target: ModelConfig
     maps: dict[str, AxisMap]  # of the axes that change
     tied: bool  # the decoder is the word table
     query_scale: float  # by which the queries grow, because scores are divided by √head size
     key: jax.Array
     lost: tuple[str, ...]  # why the target does not compute what the source does; empty: it does
 
+    @property
+    def param_axes(self) -> ParamAxes:
+        """The logical axes of every leaf of the target."""
+        return family(self.target).param_axes(self.target)
+
+    @property
+    def tied_to(self) -> Mapping[str, str]:
+        """Leaf → the leaf that is used where it is absent."""
+        return family(self.target).TIED_TO
+
 
 def plan_growth(
     method: str | Method,
-    source: Model,
-    target: Model,
+    source: ModelConfig,
+    target: ModelConfig,
     key: jax.Array,
     options: GrowthOptions = GrowthOptions(),
 ) -> Plan:
@@ -91,31 +88,22 @@ def splits_share(growth_plan: Plan, axis: Axis) -> bool:
     )
 
 
-def axis_sizes(model: Model) -> dict[str, int]:
-    """How many entries the arrays have along each axis of the role table."""
-    return {
-        "layer": model.num_hidden_layers,
-        "embed": model.hidden_size,
-        "head": model.num_attention_heads,
-        "head_dim": model.hidden_size // model.num_attention_heads,
-        "mlp": model.intermediate_size,
-        "vocab": padded_vocab_size(model.vocab_size),
-        "position": model.max_position_embeddings,
-        "type": model.type_vocab_size,
-    }
+def axis_sizes(model: ModelConfig) -> dict[str, int]:
+    """Return how many entries the arrays have along each logical axis."""
+    return family(model).axis_sizes(model)
 
 
-def _config_sizes(model: Model) -> dict[str, int]:
+def _config_sizes(model: ModelConfig) -> dict[str, int]:
     return {**axis_sizes(model), "vocab": model.vocab_size}
 
 
-def _changed_axes(source: Model, target: Model) -> Iterator[tuple[str, int, int]]:
+def _changed_axes(source: ModelConfig, target: ModelConfig) -> Iterator[tuple[str, int, int]]:
     """(axis, old size, new size) of those that differ."""
     old, new = _config_sizes(source), _config_sizes(target)
-    return ((axis, old[axis], new[axis]) for axis in SIZE_KEYS if old[axis] != new[axis])
+    return ((axis, old[axis], new[axis]) for axis in family(source).SIZE_KEYS if old[axis] != new[axis])
 
 
-def _unsupported(method: Method, source: Model, target: Model) -> Iterator[str]:
+def _unsupported(method: Method, source: ModelConfig, target: ModelConfig) -> Iterator[str]:
     """What this method cannot do at all."""
     for name, model in (("the source's ", source), ("", target)):
         if model.vocab_size < 1:
@@ -125,6 +113,9 @@ def _unsupported(method: Method, source: Model, target: Model) -> Iterator[str]:
                 f"{name}hidden_size is {model.hidden_size}, expected a multiple of num_attention_heads "
                 f"({model.num_attention_heads})"
             )
+    if family(source) is not family(target):
+        yield f"model_type {source.model_type} → {target.model_type}, expected a family that shares its layers"
+        return
     if method.random_init:
         return
     for flag in ("weighted_norm", "gated_layers"):
@@ -133,7 +124,7 @@ def _unsupported(method: Method, source: Model, target: Model) -> Iterator[str]:
     if target.tie_word_embeddings and not source.tie_word_embeddings:
         yield "tie_word_embeddings false → true, expected false: two tables do not fit into one"
     for axis, old, new in _changed_axes(source, target):
-        change = f"{SIZE_KEYS[axis]} {old} → {new}"
+        change = f"{family(source).SIZE_KEYS[axis]} {old} → {new}"
         if axis == "layer" and method.depth == "same":
             yield f"{change}, expected {old} (or a depth map before it, as in stack+{method.name})"
         if axis in WIDTH_AXES and method.width == "same":
@@ -143,14 +134,14 @@ def _unsupported(method: Method, source: Model, target: Model) -> Iterator[str]:
 
 
 def _reasons_not_preserving(
-    method: Method, source: Model, target: Model, options: GrowthOptions
+    method: Method, source: ModelConfig, target: ModelConfig, options: GrowthOptions
 ) -> Iterator[str]:
     """Why the target's logits, over the positions, tokens and types that the source has, are not
     the source's."""
     if method.random_init:
         yield f"{method.name}: nothing is taken from the source"
         return
-    for field in _FUNCTION_KEYS:
+    for field in family(source).FUNCTION_FIELDS:
         old, new = getattr(source, field), getattr(target, field)
         if old != new:
             yield f"{field} {old} → {new}, expected {old}"
@@ -158,7 +149,7 @@ def _reasons_not_preserving(
         yield f"noise {options.noise:g}, expected 0"
     grows = False
     for axis, old, new in _changed_axes(source, target):
-        change = f"{SIZE_KEYS[axis]} {old} → {new}"
+        change = f"{family(source).SIZE_KEYS[axis]} {old} → {new}"
         if new < old:
             yield f"{change}, expected at least {old}"
             continue
@@ -175,7 +166,7 @@ def _reasons_not_preserving(
 
 
 def _axis_maps(
-    method: Method, source: Model, target: Model, key: jax.Array, options: GrowthOptions
+    method: Method, source: ModelConfig, target: ModelConfig, key: jax.Array, options: GrowthOptions
 ) -> dict[str, AxisMap]:
     maps = {}
     for i, (axis, old, new) in enumerate(_changed_axes(source, target)):
@@ -189,7 +180,7 @@ def _axis_maps(
         elif axis in WIDTH_AXES:
             layers = target.num_hidden_layers if axis in PER_LAYER_AXES else 0
             maps[axis] = _width_map(method, options.split or method.split, axis_key, old, new, layers)
-    if _position_rows(source) != _position_rows(target):
+    if family(source).position_rows(source) != family(target).position_rows(target):
         maps["position"] = _position_map(source, target, options.new_positions)
     return maps
 
@@ -218,7 +209,7 @@ def _layer_map(sources: list[int], old: int) -> AxisMap:
     return AxisMap(old, np.maximum(index, 0), (kind == COPIED).astype(float), kind)
 
 
-def _vocab_map(source: Model, target: Model, fill: str) -> AxisMap:
+def _vocab_map(source: ModelConfig, target: ModelConfig, fill: str) -> AxisMap:
     entries = np.arange(padded_vocab_size(target.vocab_size))
     inside = entries < min(source.vocab_size, target.vocab_size)
     kind = np.where(inside, COPIED, NEW).astype(np.int8)
@@ -226,15 +217,13 @@ def _vocab_map(source: Model, target: Model, fill: str) -> AxisMap:
     return AxisMap(old, np.where(inside, entries, 0), inside.astype(float), kind, fill, target.vocab_size)
 
 
-def _position_rows(model: Model) -> tuple[int, int]:
-    """(rows before the first position, rows in all)"""
-    return model.position_offset, model.max_position_embeddings
-
-
-def _position_map(source: Model, target: Model, fill: str) -> AxisMap:
+def _position_map(source: ModelConfig, target: ModelConfig, fill: str) -> AxisMap:
     """Position p of the target from position p of the source, and so on from its beginning where
     `fill` is tiled. Rows before the first position stay in place."""
-    (offset, rows), (target_offset, target_rows) = _position_rows(source), _position_rows(target)
+    (offset, rows), (target_offset, target_rows) = (
+        family(source).position_rows(source),
+        family(target).position_rows(target),
+    )
     entries = np.arange(target_rows)
     positions = entries - target_offset
     inside = np.where(positions < 0, entries < offset, positions < rows - offset)

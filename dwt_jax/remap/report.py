@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Model
-from dwt_jax.models import bert, flops
-from dwt_jax.models.common.logical_axes import PARAM_AXES, TIED_TO, Axis, path_name
+from dwt_jax.models import family, flops
+from dwt_jax.models.common.lm_head import lm_head_logits
+from dwt_jax.models.common.logical_axes import Axis, path_name
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.plan import Plan, splits_share
 from dwt_jax.remap.width_maps import COPIED, NEW, AxisMap
 
@@ -132,18 +133,18 @@ def remap_report(plan: Plan, params: Any, target_params: Any) -> RemapReport:
     )
 
 
-def _unpadded_size(axis: Axis, size: int, model: Model) -> int:
+def _unpadded_size(axis: Axis, size: int, model: ModelConfig) -> int:
     """How many of the entries are no padding."""
     return model.vocab_size if axis.name == "vocab" else size
 
 
-def _count_entries(leaves: Any, model: Model) -> int:
+def _count_entries(leaves: Any, model: ModelConfig) -> int:
     return sum(
         int(
             np.prod(
                 [
                     _unpadded_size(axis, size, model)
-                    for axis, size in zip(PARAM_AXES[name], leaf.shape, strict=True)
+                    for axis, size in zip(family(model).param_axes(model)[name], leaf.shape, strict=True)
                 ]
             )
         )
@@ -153,7 +154,7 @@ def _count_entries(leaves: Any, model: Model) -> int:
 
 def _leaf_report(plan: Plan, name: str, source: tuple[int, ...], target: tuple[int, ...]) -> LeafReport:
     """Entries are counted an axis at a time, for every layer where its map is its own."""
-    axes = PARAM_AXES[name]
+    axes = plan.param_axes[name]
     total = copied = sourced = np.ones(1, np.int64)  # [1], or [N] from the first axis with a map a layer on
     origins = []
     for axis, size in zip(axes, target, strict=True):
@@ -178,8 +179,8 @@ def _leaf_report(plan: Plan, name: str, source: tuple[int, ...], target: tuple[i
         return LeafReport(name, source, target, 0, 0, int(total.sum()), "new")
     num_copied, num_sourced = int(copied.sum()), int(sourced.sum())
     if not source:  # another leaf stands in for it, or it is as in a model that needs none
-        origins.insert(0, TIED_TO.get(name, "not in the source"))
-        num_copied, num_sourced = 0, num_sourced if name in TIED_TO else 0
+        origins.insert(0, plan.tied_to.get(name, "not in the source"))
+        num_copied, num_sourced = 0, num_sourced if name in plan.tied_to else 0
     return LeafReport(
         name,
         source,
@@ -213,7 +214,7 @@ def _describe_axis(axis: Axis, m: AxisMap, old: int, new: int, scaled: bool) -> 
 
 
 def logit_drift(
-    params: Any, source: Model, target_params: Any, target: Model, probe: dict[str, Any]
+    params: Any, source: ModelConfig, target_params: Any, target: ModelConfig, probe: dict[str, Any]
 ) -> dict[str, float]:
     """How far the MLM logits have moved on `probe` ({tokens, segments} int [B, L]), over the tokens
     that both know, where there is text: the largest and the root mean square difference, and
@@ -230,14 +231,14 @@ def logit_drift(
     }
 
 
-def _mlm_logits(params: Any, model: Model, probe: dict[str, Any]) -> jax.Array:
+def _mlm_logits(params: Any, model: ModelConfig, probe: dict[str, Any]) -> jax.Array:
     def run(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-        return bert.mlm_logits(params, model, bert.encode(params, model, tokens, segments))
+        return lm_head_logits(params, model, family(model).encode(params, model, tokens, segments))
 
     return jax.jit(run)(params, probe["tokens"], probe["segments"])
 
 
-def probe_batch(model: Model, key: jax.Array, rows: int = 8, length: int = 64) -> dict[str, jax.Array]:
+def probe_batch(model: ModelConfig, key: jax.Array, rows: int = 8, length: int = 64) -> dict[str, jax.Array]:
     """Random tokens, where no text is at hand: a batch for `logit_drift`."""
     length = min(length, model.max_length)
     tokens = jax.random.randint(key, (rows, length), 0, model.vocab_size)

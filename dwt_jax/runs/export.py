@@ -9,8 +9,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, resolve_output_dir
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.hf.config import CLASSIFIER_KEYS
-from dwt_jax.hf.names import FAMILIES, architecture_name
-from dwt_jax.models.bert import HEADS
+from dwt_jax.models import family
 from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.metrics_file import read_jsonl, restore_nans
 from dwt_jax.runs.run_dir import read_run_config
@@ -25,10 +24,10 @@ def export_model(path: str, step: int | None, out: Path, dtype: str, encoder_onl
     """
     out = resolve_output_dir(out)
     loaded_model = load_model(path, heads=None, step=step)
-    family = FAMILIES[loaded_model.model.model_type]
+    names = family(loaded_model.model).HF_NAMES[loaded_model.model.model_type]
     if encoder_only:
-        keep_pooler = family.has_pooler and not (
-            "classifier" in loaded_model.params and "pooler" in family.classifier_modules
+        keep_pooler = names.has_pooler and not (
+            "classifier" in loaded_model.params and "pooler" in names.classifier_modules
         )
         parts = ["embeddings", "layers", *(["pooler"] if keep_pooler else [])]
         excluded = tuple(name for name in loaded_model.params if name not in parts)
@@ -51,7 +50,9 @@ def export_model(path: str, step: int | None, out: Path, dtype: str, encoder_onl
         passthrough=loaded_model.passthrough,
         card=_build_card(Path(path).expanduser(), loaded_model),
     )
-    return architecture_name(family, [head for head in HEADS if head in loaded_model.params])
+    return names.architecture_name(
+        [head for head in family(loaded_model.model).HEADS if head in loaded_model.params]
+    )
 
 
 def check_tokenizer(loaded_model: LoadedModel) -> None:
@@ -74,7 +75,7 @@ def check_tokenizer(loaded_model: LoadedModel) -> None:
 
 def _build_card(path: Path, loaded_model: LoadedModel) -> str:
     """A run's own; of a directory its own too, as long as the model is what it describes."""
-    heads = [head for head in HEADS if head in loaded_model.params]
+    heads = [head for head in family(loaded_model.model).HEADS if head in loaded_model.params]
     workdir = path.parent if path.name == "model" else path
     if (workdir / "run.json").exists():
         config = read_run_config(workdir)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dwt_jax.config import Model
 from dwt_jax.errors import UserError
 from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.hf.tensor_files import has_weights
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.gates import fold_gates, gate_schedule, has_gates, open_gates
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.run_dir import checkpoint_dir, read_run_config, wrap_storage_errors
@@ -21,7 +21,7 @@ class LoadedModel(NamedTuple):
     """A model for whatever wants one."""
 
     params: Any  # host fp32 arrays
-    model: Model
+    model: ModelConfig
     tokenizer: Path
     labels: tuple[str, ...] = ()  # of a classifier
     dtype: str = "float32"  # that its weights are stored in

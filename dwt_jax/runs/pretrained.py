@@ -8,19 +8,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dwt_jax.config import Model
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json
+from dwt_jax.models import family
 from dwt_jax.models.common.layers import padded_vocab_size
 from dwt_jax.models.common.logical_axes import Axis, map_with_axes
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.runs.load import load_model
 from dwt_jax.runs.metrics_file import sum_or_none
 
 
 class PretrainedModel(NamedTuple):
     params: Any  # host fp32 arrays
-    model: Model
+    model: ModelConfig
     digest: str  # of its parameters
     training_flops: float | None  # what its own pre-training cost, where it says so
 
@@ -58,14 +59,16 @@ def params_digest(params: Any) -> str:
     return hasher.hexdigest()[:16]
 
 
-def _truncate_vocabulary(params: Any, model: Model, vocab_size: int) -> tuple[Any, Model]:
+def _truncate_vocabulary(params: Any, model: ModelConfig, vocab_size: int) -> tuple[Any, ModelConfig]:
     """Without the rows that no token owns: many checkpoints pad their tables."""
     rows = padded_vocab_size(vocab_size)
 
     def truncate(axes: tuple[Axis, ...], leaf: np.ndarray) -> np.ndarray:
         return leaf[:rows] if axes[0].name == "vocab" else leaf
 
-    return map_with_axes(truncate, params), dataclasses.replace(model, vocab_size=vocab_size)
+    return map_with_axes(truncate, family(model).param_axes(model), params), dataclasses.replace(
+        model, vocab_size=vocab_size
+    )
 
 
 def _check_vocabulary(

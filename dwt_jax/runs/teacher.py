@@ -32,4 +32,4 @@ def load_teacher(
 
 def shard_params(teacher: PretrainedModel, mesh: jax.sharding.Mesh) -> Any:
     """Its parameters on the devices, laid out like a student's."""
-    return to_global(teacher.params, infer_shardings(teacher.params, mesh))
+    return to_global(teacher.params, infer_shardings(teacher.params, teacher.model, mesh))

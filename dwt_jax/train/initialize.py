@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dwt_jax.config import Config, Model
+from dwt_jax.config import Config
 from dwt_jax.config_loader import build_dataclass
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.tokenizer import Vocabulary
 from dwt_jax.distributed.mesh import replicated_sharding, to_global
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json
-from dwt_jax.models import bert
-from dwt_jax.models.bert import Params
+from dwt_jax.models import family
 from dwt_jax.models.common.sharding import infer_shardings
+from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap import apply
 from dwt_jax.remap.optimizer_state import copied_entry_mask
 from dwt_jax.remap.plan import Plan, plan_growth
@@ -60,7 +60,7 @@ def load_growth_source(config: Config, vocab: Vocabulary, workdir: Path) -> Grow
     return GrowthSource(path, source, plan_student_growth(config, source.model))
 
 
-def plan_student_growth(config: Config, source: Model) -> Plan:
+def plan_student_growth(config: Config, source: ModelConfig) -> Plan:
     """From `source` to the student of a resolved config."""
     try:
         return plan_growth(config.init.method, source, config.model, jax.random.key(config.seed), config.init)
@@ -79,9 +79,9 @@ def _read_growth_record(config: Config, workdir: Path) -> GrowthSource:
         )
     record = read_json(path)
     read_field = functools.partial(_record_field, path, record)
-    model = build_dataclass(Model, read_field("source", "object"))
+    model = build_dataclass(ModelConfig, read_field("source", "object"))
     source = PretrainedModel(
-        bert.abstract_params(model),
+        family(model).abstract_params(model),
         model,
         read_field("digest", "text"),
         read_field("training_flops", "known"),
@@ -130,11 +130,13 @@ def new_param_warmup_args(
 def init_from_source(growth: GrowthSource, mesh: jax.sharding.Mesh) -> Params:
     """The student's first parameters, laid out on the mesh as the role table says; nothing of them
     is ever whole on one device or on the host."""
-    source_params = to_global(growth.source.params, infer_shardings(growth.source.params, mesh))
-    build = lambda params: apply.grow_params(growth.plan, params)  # noqa: E731
-    return jax.jit(build, out_shardings=infer_shardings(jax.eval_shape(build, source_params), mesh))(
-        source_params
+    source_params = to_global(
+        growth.source.params, infer_shardings(growth.source.params, growth.source.model, mesh)
     )
+    build = lambda params: apply.grow_params(growth.plan, params)  # noqa: E731
+    return jax.jit(
+        build, out_shardings=infer_shardings(jax.eval_shape(build, source_params), growth.plan.target, mesh)
+    )(source_params)
 
 
 def growth_report(growth: GrowthSource, params: Params, probe: dict[str, np.ndarray] | None) -> RemapReport:

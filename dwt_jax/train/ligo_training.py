@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dwt_jax.config import Model
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.errors import UserError
-from dwt_jax.models import bert, flops
+from dwt_jax.models import family, flops
 from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
+from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.objectives.fused_lm_loss import LossWeights
 from dwt_jax.objectives.masking import EVALUATION_SEED, max_predictions_per_seq, row_keys
 from dwt_jax.remap import ligo
@@ -61,8 +61,8 @@ class LigoResult:
 
 
 def train_ligo_maps(
-    params: bert.Params,
-    source: Model,
+    params: Params,
+    source: ModelConfig,
     step_config: StepConfig,
     key: jax.Array,
     rows: data_rows.PackedDataset,
@@ -75,7 +75,7 @@ def train_ligo_maps(
     teacher_params: Any = None,
     settings: LigoConfig = LigoConfig(),
     options: GrowthOptions = GrowthOptions(),
-) -> tuple[bert.Params, LigoResult]:
+) -> tuple[Params, LigoResult]:
     """Parameters of spec.model from `params` of `source` by learned maps, laid out on `mesh` by the
     role table, and a record of the learning.
 
@@ -90,7 +90,7 @@ def train_ligo_maps(
         raise UserError(f"ligo: steps is {settings.steps}, expected at least 1")
     step_config = dataclasses.replace(step_config, policy=policy_for_mesh(mesh, step_config.policy))
     maps, plan = ligo.init_maps(params, source, step_config.model, key, settings.noise, options)
-    params = to_global(params, infer_shardings(params, mesh))
+    params = to_global(params, infer_shardings(params, source, mesh))
     maps = to_global(maps, replicated_sharding(mesh))
     schedule_values = schedule_values[np.minimum(np.arange(settings.steps), len(schedule_values) - 1)]
     inputs = params, teacher_params
@@ -132,7 +132,9 @@ def train_ligo_maps(
         peak_bytes=planned_bytes(step),
         training_bytes=_training_step_bytes(step_config, plan, mesh, inputs, first_batch, schedule_values[0]),
     )
-    layout = infer_shardings(bert.abstract_params(step_config.model), mesh)
+    layout = infer_shardings(
+        family(step_config.model).abstract_params(step_config.model), step_config.model, mesh
+    )
     grow_params = jax.jit(lambda maps, params: ligo.apply_maps(maps, params, plan), out_shardings=layout)
     return grow_params(state[0], params), record
 
@@ -176,7 +178,9 @@ def ligo_loss_fn(
     """(loss, sums) of the model that `maps` grow, on one part of a batch, (Masked, segments)."""
     params, teacher_params = inputs
     grown_params = ligo.apply_maps(maps, params, plan)
-    grown_params = jax.lax.with_sharding_constraint(grown_params, infer_shardings(grown_params, mesh))
+    grown_params = jax.lax.with_sharding_constraint(
+        grown_params, infer_shardings(grown_params, step_config.model, mesh)
+    )
     return loss_fn(step_config, grown_params, teacher_params, microbatch, loss_weights, key)
 
 
@@ -242,7 +246,7 @@ def _training_step_bytes(step_config: StepConfig, plan: Plan, mesh, inputs, batc
 
 
 def ligo_step_flops(
-    step_config: StepConfig, plan: Plan, params: bert.Params, batch_size: int, length: int
+    step_config: StepConfig, plan: Plan, params: Params, batch_size: int, length: int
 ) -> float:
     """Of one learning step: a training step of the target, the teacher, and growing it, forward
     and backward (by the customary rule that a backward pass is twice its forward pass)."""

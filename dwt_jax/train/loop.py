@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dwt_jax import __version__
-from dwt_jax.config import Config, Model
+from dwt_jax.config import Config
 from dwt_jax.data import dataset as data_rows
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import (
@@ -25,7 +25,8 @@ from dwt_jax.distributed.watchdog import hang_watchdog
 from dwt_jax.eval import likelihood
 from dwt_jax.files import read_json, write_json
 from dwt_jax.hf import checkpoint, model_card
-from dwt_jax.models import bert
+from dwt_jax.models import family
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.runs import run_dir as workdirs
 from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.checkpoint import Checkpoints
@@ -97,7 +98,7 @@ def log_run_summary(
     run: RunContext, state: dict[str, Any], start_step: int, metric_writer: MetricWriter
 ) -> None:
     model, train_config, device = run.config.model, run.config.train, jax.devices()[0]
-    num_params = sum(x.size for x in jax.tree.leaves(bert.abstract_params(model)))
+    num_params = sum(x.size for x in jax.tree.leaves(family(model).abstract_params(model)))
     metric_writer.log_message(
         f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.policy.compute_dtype}; "
         f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
@@ -435,7 +436,7 @@ def export_and_summarize(
     return summary
 
 
-def _model_sizes(model: Model) -> dict[str, int]:
+def _model_sizes(model: ModelConfig) -> dict[str, int]:
     return {"num_hidden_layers": model.num_hidden_layers, "hidden_size": model.hidden_size}
 
 

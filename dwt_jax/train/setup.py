@@ -22,7 +22,7 @@ from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import make_mesh, replicated_sharding, to_global
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, write_json
-from dwt_jax.models import bert, flops
+from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.objectives import schedules
@@ -222,10 +222,14 @@ def init_run_state(run: RunContext, layout: Any) -> dict[str, Any]:
         params = (
             _init_with_ligo(run) if run.growth.uses_ligo else starts.init_from_source(run.growth, run.mesh)
         )
-        return jax.jit(lambda params: init_train_state(params, optimizer), out_shardings=layout)(params)
+        return jax.jit(lambda params: init_train_state(params, model, optimizer), out_shardings=layout)(
+            params
+        )
 
     def new() -> dict[str, Any]:
-        return init_train_state(bert.init_params(model, jax.random.key(run.config.seed)), optimizer)
+        return init_train_state(
+            family(model).init_params(model, jax.random.key(run.config.seed)), model, optimizer
+        )
 
     return jax.jit(new, out_shardings=layout)()
 
@@ -260,7 +264,7 @@ def sharded_abstract_state(run: RunContext) -> dict[str, Any]:
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         abstract,
-        infer_shardings(abstract, run.mesh),
+        infer_shardings(abstract, run.config.model, run.mesh),
     )
 
 
@@ -283,4 +287,6 @@ def effective_params(run: RunContext, params: Any, step: int) -> Any:
     init = run.config.init
     gate_value = gate_schedule(step, run.config.train.steps, init.gate_warmup, init.step)
     device_gate = to_global(gate_value, replicated_sharding(run.mesh))
-    return jax.jit(open_gates, out_shardings=infer_shardings(params, run.mesh))(params, device_gate)
+    return jax.jit(open_gates, out_shardings=infer_shardings(params, run.config.model, run.mesh))(
+        params, device_gate
+    )

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dwt_jax.config import Config, Distill, Mlm, Model, Optimizer, Schedule
+from dwt_jax.config import Config, Distill, Mlm, Optimizer, Schedule
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, split_microbatches
-from dwt_jax.models import bert
+from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import schedules
 from dwt_jax.objectives.distillation import LossSums
 from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, LossWeights, fused_lm_loss
@@ -42,8 +43,8 @@ class StepConfig:
     """All that a compiled step depends on. Runs that agree in it share one compilation:
     seeds and scheduled values are arguments, not constants."""
 
-    model: Model
-    teacher: Model | None
+    model: ModelConfig
+    teacher: ModelConfig | None
     mlm: Mlm
     distill: Distill
     optimizer: Optimizer
@@ -56,7 +57,7 @@ class StepConfig:
 
 
 def make_step_config(
-    config: Config, teacher: Model | None, masking_vocab: MaskingVocab, policy: Policy
+    config: Config, teacher: ModelConfig | None, masking_vocab: MaskingVocab, policy: Policy
 ) -> StepConfig:
     empty_schedule = Schedule()
     temperature, distill = config.distill.temperature, config.distill
@@ -118,9 +119,13 @@ def jit_train_step(config: StepConfig, mesh: jax.sharding.Mesh) -> Any:
     segments} [B, L]. knobs: float32, columns as in spec.columns. seed: uint32. old: what
     `optimizer_state.copied_entry_mask` says of a grown model, where its new entries are warmed up (`rewarmed`).
     """
-    layout = infer_shardings(abstract_state(config.model, config.optimizer), mesh)
+    layout = infer_shardings(abstract_state(config.model, config.optimizer), config.model, mesh)
     config = dataclasses.replace(config, policy=policy_for_mesh(mesh, config.policy))
-    teacher_layout = infer_shardings(bert.abstract_params(config.teacher), mesh) if config.teacher else None
+    teacher_layout = (
+        infer_shardings(family(config.teacher).abstract_params(config.teacher), config.teacher, mesh)
+        if config.teacher
+        else None
+    )
     replicated_layout = replicated_sharding(mesh)
     return jax.jit(
         functools.partial(_train_step, config),
@@ -153,11 +158,15 @@ def _train_step(config: StepConfig, state, teacher_params, batch, schedule_value
     # Known before the update, so that all of it is one pass over memory. An update is finite where these
     # are: config.py bounds the learning rate, β₁, β₂, ε and the decay. That it is sensible, nobody promises.
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizers.make_optimizer(config.optimizer).update(
+    updates, opt_state = optimizers.make_optimizer(config.optimizer, config.model).update(
         gradient, state["opt_state"], params
     )
     if "rewarmed" in value_by_name:
-        updates = scale_new_updates(updates, new_entry_mask(old, params), value_by_name["rewarmed"])
+        updates = scale_new_updates(
+            updates,
+            new_entry_mask(old, params, family(config.model).param_axes(config.model)),
+            value_by_name["rewarmed"],
+        )
     new_params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
     next_params_and_opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (new_params, opt_state), (params, state["opt_state"])
@@ -198,10 +207,10 @@ def loss_fn(
 ) -> tuple[jax.Array, LossSums]:
     """Objective and sums of one part of a batch, (Masked, segments [B, L])."""
     masked_rows, segments = microbatch
-    use_dropout = config.model.hidden_dropout_prob > 0 or config.model.attention_probs_dropout_prob > 0
+    use_dropout = config.model.uses_dropout
 
-    def apply_head(model: Model, params, key) -> LMHead:
-        hidden = bert.encode(
+    def apply_head(model: ModelConfig, params, key) -> LMHead:
+        hidden = family(model).encode(
             params,
             model,
             masked_rows.tokens,
@@ -210,7 +219,9 @@ def loss_fn(
             key=key,
             policy=config.policy,
         )
-        return LMHead.from_params(bert.mlm_transform(params, model, hidden, policy=config.policy), params)
+        return LMHead.from_params(
+            family(model).lm_features(params, model, hidden, policy=config.policy), params, model
+        )
 
     teacher = apply_head(config.teacher, teacher_params, None) if config.teacher else None
     student = apply_head(config.model, params, key if use_dropout else None)

@@ -7,8 +7,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding
-from dwt_jax.models.common.logical_axes import PARAM_AXES, path_name
+from dwt_jax.models import family
+from dwt_jax.models.common.logical_axes import path_name
 from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.protocol import ModelConfig
 
 _MESH_AXIS = {"embed": "fsdp", "head": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
@@ -18,17 +20,19 @@ def policy_for_mesh(mesh: Mesh, policy: Policy) -> Policy:
     return policy._replace(batch_sharding=batch_sharding(mesh)) if mesh.size > 1 else policy
 
 
-def infer_shardings(tree: Any, mesh: Mesh) -> Any:
+def infer_shardings(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
     """A sharding for each leaf of a state: parameters, and whatever mirrors them (moments),
     by their roles; everything else replicated.
 
     A leaf belongs to a role when the end of its path and its rank agree.
     """
 
+    param_axes = family(config).param_axes(config)
+
     def leaf_sharding(path: tuple[Any, ...], array: Any) -> NamedSharding:
         parts = path_name(path).split("/")
         for start in range(len(parts)):
-            axes = PARAM_AXES.get("/".join(parts[start:]))
+            axes = param_axes.get("/".join(parts[start:]))
             if axes is not None and len(axes) == np.ndim(array):
                 return NamedSharding(mesh, _spec(axes, np.shape(array), mesh))
         return replicated_sharding(mesh)

@@ -1,48 +1,17 @@
-"""What Hugging Face calls things: one table a family, read in both directions.
+"""Hugging Face's names of BERT, RoBERTa and DistilBERT: tensors and config keys."""
 
-A module's path here stands beside its name there; what becomes of an array on the way
-(transposed, heads flattened, one tensor a layer) follows from its roles, see huggingface.py.
-"""
-
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+from dwt_jax.models.common.hf_names import HFNames, encoder_names
 
-
-@dataclass(frozen=True)
-class Family:
-    """The names of one `model_type`. `{layer}` stands for the number of a layer."""
-
-    name: str  # of its classes: Bert in BertForMaskedLM
-    prefix: str  # of the encoder's tensors; a bare encoder is saved without it
-    bare_prefixes: tuple[str, ...]  # how the encoder's tensors begin where the prefix is left out
-    modules: Mapping[str, str]
-    classifier_modules: Mapping[str, str]  # what is called otherwise in a ForSequenceClassification
-    aliases: Mapping[str, str]  # older or second names → the names used above
-    config_keys: Mapping[str, str]  # fields of Model ↔ keys of config.json
-    defaults: Mapping[str, Any]  # what a key left out of config.json means, by fields of Model
-
-    def tensor_name(self, path: str, is_classifier: bool = False) -> str:
-        """'layers/mlp/input/kernel' → 'bert.encoder.layer.{layer}.intermediate.dense.weight'"""
-        module, _, leaf = path.rpartition("/")
-        classifier_name = self.classifier_modules.get(module) if is_classifier else None
-        return f"{classifier_name or self.modules[module]}.{LEAF_NAMES[leaf]}"
-
-    @property
-    def has_pooler(self) -> bool:
-        """Whether a pooler is part of the encoder. Elsewhere it is the classifier's."""
-        return self.modules["pooler"].startswith(self.prefix)
-
-
-def _encoder(prefix: str, layer: str, names: Mapping[str, str]) -> dict[str, str]:
-    """Full names: what begins with layers/ lies below `layer`."""
-    return {
-        path: prefix + (f"{layer}.{{layer}}.{name}" if path.startswith("layers/") else name)
-        for path, name in names.items()
-    }
-
+_REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "position_embedding_type": ("absolute",),
+    "pruned_heads": ({}, []),
+    "quantization_config": (),
+}
+_BUFFERS = (".position_ids", ".token_type_ids")
 
 _BERT_ENCODER = {
     "embeddings/word": "embeddings.word_embeddings",
@@ -94,15 +63,15 @@ _BERT_FIELDS = {
     )
 }
 
-_BASE_DEFAULTS = {"vocab_size": 30522, "num_hidden_layers": 12}  # where the defaults of Model are others
+_BASE_DEFAULTS = {"vocab_size": 30522, "num_hidden_layers": 12}  # where the defaults of Config are others
 
-FAMILIES = {
-    "bert": Family(
-        name="Bert",
+HF_NAMES = {
+    "bert": HFNames(
+        class_prefix="Bert",
         prefix="bert.",
         bare_prefixes=("embeddings.", "encoder.", "pooler."),
         modules={
-            **_encoder("bert.", "encoder.layer", _BERT_ENCODER),
+            **encoder_names("bert.", "encoder.layer", _BERT_ENCODER),
             "mlm/transform": "cls.predictions.transform.dense",
             "mlm/norm": "cls.predictions.transform.LayerNorm",
             "mlm/decoder": "cls.predictions.decoder",
@@ -114,13 +83,15 @@ FAMILIES = {
         aliases={"cls.predictions.decoder.bias": "cls.predictions.bias"},
         config_keys=_BERT_FIELDS,
         defaults=_BASE_DEFAULTS,
+        required_values=_REQUIRED_VALUES,
+        buffers=_BUFFERS,
     ),
-    "roberta": Family(
-        name="Roberta",
+    "roberta": HFNames(
+        class_prefix="Roberta",
         prefix="roberta.",
         bare_prefixes=("embeddings.", "encoder.", "pooler."),
         modules={
-            **_encoder("roberta.", "encoder.layer", _BERT_ENCODER),
+            **encoder_names("roberta.", "encoder.layer", _BERT_ENCODER),
             "mlm/transform": "lm_head.dense",
             "mlm/norm": "lm_head.layer_norm",
             "mlm/decoder": "lm_head.decoder",
@@ -131,13 +102,15 @@ FAMILIES = {
         aliases={"lm_head.decoder.bias": "lm_head.bias", "lm_head.weight": "lm_head.decoder.weight"},
         config_keys=_BERT_FIELDS,
         defaults={**_BASE_DEFAULTS, "vocab_size": 50265, "pad_token_id": 1},
+        required_values=_REQUIRED_VALUES,
+        buffers=_BUFFERS,
     ),
-    "distilbert": Family(
-        name="DistilBert",
+    "distilbert": HFNames(
+        class_prefix="DistilBert",
         prefix="distilbert.",
         bare_prefixes=("embeddings.", "transformer."),
         modules={
-            **_encoder("distilbert.", "transformer.layer", _DISTILBERT_ENCODER),
+            **encoder_names("distilbert.", "transformer.layer", _DISTILBERT_ENCODER),
             "mlm/transform": "vocab_transform",
             "mlm/norm": "vocab_layer_norm",
             "mlm/decoder": "vocab_projector",
@@ -167,40 +140,7 @@ FAMILIES = {
             "attention_probs_dropout_prob": "attention_dropout",
         },
         defaults={"vocab_size": 30522, "type_vocab_size": 0, "layer_norm_eps": 1e-12},
+        required_values=_REQUIRED_VALUES,
+        buffers=_BUFFERS,
     ),
 }
-
-REQUIRED_VALUES = {
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "position_embedding_type": ("absolute",),
-    "pruned_heads": ({}, []),
-    "quantization_config": (),
-}
-"""Keys of config.json and the values they may have (or null): others are models of another kind."""
-
-BUFFERS = (".position_ids", ".token_type_ids")
-"""Endings of tensors that older versions saved and that hold no weights."""
-
-
-def canonical_tensor_name(name: str, family: Family) -> str:
-    """The name that the table knows, of a tensor as some version of transformers saved it: with
-    the prefix, `gamma` and `beta` of a norm as `weight` and `bias`."""
-    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    if name.startswith(family.bare_prefixes):
-        name = family.prefix + name
-    return name
-
-
-def architecture_name(family: Family, heads: Iterable[str]) -> str:
-    """The class of transformers that holds these heads, e.g. 'BertForMaskedLM'."""
-    heads = set(heads)
-    if "classifier" in heads:
-        return f"{family.name}ForSequenceClassification"
-    if {"mlm", "next_sentence"} <= heads:
-        return f"{family.name}ForPreTraining"
-    if "mlm" in heads:
-        return f"{family.name}ForMaskedLM"
-    return f"{family.name}ForNextSentencePrediction" if "next_sentence" in heads else f"{family.name}Model"

@@ -1,0 +1,70 @@
+"""Hugging Face's names of a model's tensors and config keys, read in both directions.
+
+The path of a module here stands beside its name there. What becomes of an array on the way
+(transposed, heads flattened, one tensor a layer) follows from its logical axes, see hf/checkpoint.py.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+
+
+@dataclass(frozen=True)
+class HFNames:
+    """The names of one `model_type`. `{layer}` stands for the number of a layer."""
+
+    class_prefix: str  # what the names of its classes begin with: Xyz in XyzForMaskedLM
+    prefix: str  # of the encoder's tensors; a bare encoder is saved without it
+    bare_prefixes: tuple[str, ...]  # how the encoder's tensors begin where the prefix is left out
+    modules: Mapping[str, str]
+    classifier_modules: Mapping[str, str]  # modules with another name in a ForSequenceClassification
+    aliases: Mapping[str, str]  # older or second names → the names used above
+    config_keys: Mapping[str, str]  # fields of the family's Config ↔ keys of config.json
+    defaults: Mapping[str, Any]  # what a key left out of config.json means, by fields of Config
+    required_values: Mapping[
+        str, tuple[Any, ...]
+    ]  # keys of config.json and the values they may have (or null)
+    buffers: tuple[str, ...] = ()  # endings of tensors that older versions saved and that hold no weights
+
+    def tensor_name(self, path: str, is_classifier: bool = False) -> str:
+        """Return the tensor's name of a leaf: 'layers/mlp/input/kernel' → '….layer.{layer}.….weight'."""
+        module, _, leaf = path.rpartition("/")
+        classifier_name = self.classifier_modules.get(module) if is_classifier else None
+        return f"{classifier_name or self.modules[module]}.{LEAF_NAMES[leaf]}"
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether a pooler is part of the encoder. Elsewhere it is the classifier's."""
+        return self.modules["pooler"].startswith(self.prefix)
+
+    def canonical_tensor_name(self, name: str) -> str:
+        """Return the table's name of a tensor as some version of transformers saved it.
+
+        It has the prefix, and `gamma` and `beta` of a norm are `weight` and `bias`.
+        """
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        return self.prefix + name if name.startswith(self.bare_prefixes) else name
+
+    def architecture_name(self, heads: Iterable[str]) -> str:
+        """Return the class of transformers that holds these heads, e.g. 'XyzForMaskedLM'."""
+        heads = set(heads)
+        if "classifier" in heads:
+            return f"{self.class_prefix}ForSequenceClassification"
+        if {"mlm", "next_sentence"} <= heads:
+            return f"{self.class_prefix}ForPreTraining"
+        if "mlm" in heads:
+            return f"{self.class_prefix}ForMaskedLM"
+        ending = "ForNextSentencePrediction" if "next_sentence" in heads else "Model"
+        return f"{self.class_prefix}{ending}"
+
+
+def encoder_names(prefix: str, layer: str, names: Mapping[str, str]) -> dict[str, str]:
+    """Return full names: those of paths that begin with layers/ lie below `layer`."""
+    return {
+        path: prefix + (f"{layer}.{{layer}}.{name}" if path.startswith("layers/") else name)
+        for path, name in names.items()
+    }

@@ -1,0 +1,34 @@
+"""Logits of the LM head, for every family."""
+
+import jax
+import jax.numpy as jnp
+
+from dwt_jax.models import family
+from dwt_jax.models.common.matmul import Policy, batched_dot
+from dwt_jax.models.protocol import ModelConfig, Params
+
+PADDING_LOGIT = -1e9  # of vocabulary columns that no token owns; finite: 0 · (−∞ − −∞) would be NaN
+
+
+def lm_logits(
+    features: jax.Array, embedding: jax.Array, bias: jax.Array, vocab_size: int, policy: Policy
+) -> jax.Array:
+    """[N, D], the decoder's table [V, D] and bias [V] → fp32 logits [N, V], columns of the padded
+    vocabulary at about PADDING_LOGIT."""
+    bias = jnp.where(
+        jnp.arange(bias.shape[0]) < vocab_size, bias, PADDING_LOGIT
+    )  # not a pass over all logits
+    return (
+        batched_dot(features.astype(policy.compute_dtype), embedding.astype(policy.compute_dtype), (1, 1))
+        + bias
+    )
+
+
+def lm_head_logits(
+    params: Params, config: ModelConfig, hidden: jax.Array, *, policy: Policy = Policy()
+) -> jax.Array:
+    """Return fp32 logits [..., V] of hidden states [..., D]."""
+    features = family(config).lm_features(params, config, hidden, policy=policy)
+    flat = features.reshape(-1, features.shape[-1])
+    logits = lm_logits(flat, *family(config).output_embedding(params), config.vocab_size, policy)
+    return logits.reshape(*hidden.shape[:-1], -1)

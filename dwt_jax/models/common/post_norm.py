@@ -1,0 +1,140 @@
+"""Blocks of a post-norm encoder as Flax NNX modules (Vaswani et al. 2017, Devlin et al. 2019).
+
+Letters of shapes: see models/bert.py. Kernels are [in, out].
+"""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dwt_jax.models.common.attention import dot_product_attention
+from dwt_jax.models.common.layers import (
+    ACTIVATIONS,
+    Dense,
+    Embed,
+    LayerNorm,
+    dropout,
+    dropout_mask,
+    gather_positions,
+    keep_threshold,
+    padded_vocab_size,
+)
+from dwt_jax.models.common.matmul import Policy, linear
+
+if TYPE_CHECKING:
+    from dwt_jax.models.bert import Config
+
+
+class Embeddings(nnx.Module):
+    def __init__(self, config: "Config", rngs: nnx.Rngs):
+        self.word = Embed(padded_vocab_size(config.vocab_size), config, rngs)
+        self.position = Embed(config.max_position_embeddings, config, rngs)
+        if config.type_vocab_size:
+            self.type = Embed(config.type_vocab_size, config, rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, config.weighted_norm)
+        self.dropout_rate = config.hidden_dropout_prob
+        self.offset, self.has_token_types = config.position_offset, config.type_vocab_size > 0
+
+    def __call__(self, tokens, positions, token_type_ids, key, policy: Policy) -> jax.Array:
+        """Three times int [B, L] → [B, L, D]."""
+        x = self.word(tokens) + self.position(positions + self.offset)
+        if self.has_token_types:
+            x = x + self.type(token_type_ids)
+        return dropout(self.norm(x, policy), self.dropout_rate, key)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: "Config", rngs: nnx.Rngs):
+        heads = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+        width = (config.hidden_size,)
+        self.query = Dense(width, heads, config, rngs)
+        self.key = Dense(width, heads, config, rngs)
+        self.value = Dense(width, heads, config, rngs)
+        self.output = Dense(heads, width, config, rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, config.weighted_norm)
+        self.dropout_rate = config.hidden_dropout_prob
+        self.attention_dropout_rate = config.attention_probs_dropout_prob
+
+    def __call__(self, x, segment_ids, dropout_keys, policy: Policy, positions=None) -> jax.Array:
+        """[B, L, D] → [B, L, D], or [B, Q, D] at the positions `at` alone, int [B, Q]."""
+        query_inputs, query_segment_ids = x, segment_ids
+        groups: tuple[tuple[jax.Array, tuple[Dense, ...]], ...] = ((x, (self.query, self.key, self.value)),)
+        if positions is not None:
+            query_inputs, query_segment_ids = (
+                gather_positions(x, positions),
+                jnp.take_along_axis(segment_ids, positions, axis=1),
+            )
+            groups = (query_inputs, (self.query,)), (x, (self.key, self.value))
+        projections = tuple(_fused_projection(inputs, layers, policy) for inputs, layers in groups)
+        batch_size, length, heads = x.shape[0], x.shape[1], projections[0].shape[3]
+        keep = dropout_mask(
+            dropout_keys[0], self.attention_dropout_rate, (batch_size, heads, query_inputs.shape[1], length)
+        )
+        scale = 65536 / keep_threshold(self.attention_dropout_rate)
+        context = dot_product_attention(projections, (query_segment_ids, segment_ids), policy, keep, scale)
+        return self.norm(
+            query_inputs + dropout(self.output(context, policy), self.dropout_rate, dropout_keys[1]),
+            policy,
+        )
+
+
+def _fused_projection(x: jax.Array, layers: tuple[Dense, ...], policy: Policy) -> jax.Array:
+    """What several Dense of one shape make of x, by one product: [B, L, D] → [B, L, N, H, K]."""
+    kernel = jnp.stack([layer.kernel[...] for layer in layers], axis=1)
+    return linear(x, kernel, policy) + jnp.stack([layer.bias[...] for layer in layers])
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: "Config", rngs: nnx.Rngs):
+        self.input = Dense((config.hidden_size,), (config.intermediate_size,), config, rngs)
+        self.output = Dense((config.intermediate_size,), (config.hidden_size,), config, rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, config.weighted_norm)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.dropout_rate = config.hidden_dropout_prob
+
+    def __call__(self, x, key, policy: Policy) -> jax.Array:
+        inner = self.activation(self.input(x, policy))
+        return self.norm(x + dropout(self.output(inner, policy), self.dropout_rate, key), policy)
+
+
+class EncoderLayer(nnx.Module):
+    """One post-LN encoder layer: [B, L, D] → [B, L, D], or [B, Q, D] at the positions `at` alone. With
+    config.gated_layers a share of it only, which is not trained (annealing.py)."""
+
+    def __init__(self, config: "Config", rngs: nnx.Rngs):
+        self.attention = Attention(config, rngs)
+        self.mlp = Mlp(config, rngs)
+        self.gated = config.gated_layers
+        if self.gated:
+            self.gate = nnx.Param(jnp.ones(()))
+
+    def __call__(self, x, segment_ids, dropout_keys, policy: Policy, positions=None) -> jax.Array:
+        y = self.mlp(
+            self.attention(x, segment_ids, dropout_keys[:2], policy, positions), dropout_keys[2], policy
+        )
+        if not self.gated:
+            return y
+        gate = jax.lax.stop_gradient(self.gate[...])
+        return (gate * y + (1 - gate) * (x if positions is None else gather_positions(x, positions))).astype(
+            policy.activation_dtype
+        )
+
+
+class MlmHead(nnx.Module):
+    """Transform, norm and the bias of the decoder; the decoder itself is the word table, or one
+    of its own."""
+
+    def __init__(self, config: "Config", rngs: nnx.Rngs):
+        width = (config.hidden_size,)
+        self.transform = Dense(width, width, config, rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, config.weighted_norm)
+        self.bias = nnx.Param(jnp.zeros((padded_vocab_size(config.vocab_size),)))
+        if not config.tie_word_embeddings:
+            self.decoder = Embed(padded_vocab_size(config.vocab_size), config, rngs)
+        self.activation = ACTIVATIONS[config.head_act]
+
+    def __call__(self, x: jax.Array, policy: Policy) -> jax.Array:
+        """[..., D] → [..., D], ready for the product with the word table."""
+        return self.norm(self.activation(self.transform(x, policy)), policy)
