@@ -98,7 +98,8 @@ def data_cache_key(data: Data) -> str:
     """16 hex digits of everything in the config that decides the rows, with name, size and
     time of the input files, none of which is read (but the tokenizer's)."""
     fields = {
-        name: getattr(data, name) for name in ("sequence_length", "row_mode", "held_out", "sentence_stride")
+        name: getattr(data, name)
+        for name in ("sequence_length", "row_mode", "validation_fraction", "sentence_stride")
     }
     tokenizer = data.tokenizer
     fields["tokenizer"] = (
@@ -337,7 +338,7 @@ def _check_matches_config(directory: Path, data: Data) -> None:
     for name in ("sequence_length", "row_mode"):
         if index[name] != getattr(data, name):
             raise UserError(f"data.{name} is {getattr(data, name)}, expected {index[name]} as in {directory}")
-    for name in ("held_out", "sentence_stride"):
+    for name in ("validation_fraction", "sentence_stride"):
         if index["data"][name] != getattr(data, name):
             actual = index["data"][name]
             raise UserError(f"data.{name} is {getattr(data, name)}, expected {actual} as in {directory}")
