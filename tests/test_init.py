@@ -282,11 +282,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(project, tmp_path)
 
 
 @pytest.mark.parametrize("gate_warmup", [0.0, 0.1, 0.5, 1.0])
-def test_the_share_of_annealing_in_closed_form(anneal):
+def test_the_share_of_annealing_in_closed_form(gate_warmup):
     for begin in (0, 40):
-        found = gate_schedule(np.arange(101), 100, anneal, begin)
+        found = gate_schedule(np.arange(101), 100, gate_warmup, begin)
         expected = [
-            min(max((s - begin) / (anneal * (100 - begin)), 0.0), 1.0) if anneal else 1.0 for s in range(101)
+            min(max((s - begin) / (gate_warmup * (100 - begin)), 0.0), 1.0) if gate_warmup else 1.0 for s in range(101)
         ]
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         assert found.dtype == np.float32

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("strict_ranks")
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def masked_of(tokens, segments, keys, mask, vocabulary):
-    return apply_mlm_mask(tokens, segments, keys, mask, vocabulary)
+def masked_of(tokens, segments, keys, mlm, vocabulary):
+    return apply_mlm_mask(tokens, segments, keys, mlm, vocabulary)
 
 
 keys_of = jax.jit(row_keys)
@@ -30,7 +30,7 @@ keys_of = jax.jit(row_keys)
 
 def draw(tokens, segments, mlm=Mlm(), vocabulary=PLAIN, seed=0, step=0, rows=None):
     rows = np.arange(len(tokens)) if rows is None else rows
-    masked = masked_of(tokens, segments, keys_of(seed, step, rows), mask, vocabulary)
+    masked = masked_of(tokens, segments, keys_of(seed, step, rows), mlm, vocabulary)
     return jax.tree.map(np.asarray, masked)
 
 
@@ -53,11 +53,11 @@ def rows_of(masked):
     return zip(masked.tokens, masked.positions, masked.labels, masked.weights, strict=True)
 
 
-@pytest.mark.parametrize("mask", [Mlm(), Mlm(probability=0.4, whole_word=True)], ids=str)
+@pytest.mark.parametrize("mlm", [Mlm(), Mlm(probability=0.4, whole_word=True)], ids=str)
 @pytest.mark.parametrize("seed", range(4))
-def test_what_holds_in_every_row(mask, seed):
+def test_what_holds_in_every_row(mlm, seed):
     tokens, segments = make_rows(64, seed)
-    masked = draw(tokens, segments, mask, WORDS if mlm.whole_word else PLAIN, seed=seed)
+    masked = draw(tokens, segments, mlm, WORDS if mlm.whole_word else PLAIN, seed=seed)
     assert (
         masked.positions.shape
         == masked.labels.shape
@@ -87,10 +87,10 @@ def test_what_holds_in_every_row(mask, seed):
 @pytest.mark.parametrize(("length", "rate"), [(150, 0.07), (128, 0.15)])
 def test_a_full_row_has_exactly_its_share(length, rate):
     """0.07 · 150 is 10.500000000000002 in float64 and 10.5 in float32."""
-    mask = Mlm(probability=rate)
+    mlm = Mlm(probability=rate)
     tokens = np.full((1, length), 9)
-    masked = masked_of(tokens, np.ones_like(tokens), row_keys(0, 0, np.arange(1)), mask, PLAIN)
-    assert max_predictions_per_seq(mask, length) == round(rate * length)
+    masked = masked_of(tokens, np.ones_like(tokens), row_keys(0, 0, np.arange(1)), mlm, PLAIN)
+    assert max_predictions_per_seq(mlm, length) == round(rate * length)
     assert masked.weights.shape == (1, round(rate * length))
     assert masked.weights.all()
 
@@ -100,8 +100,8 @@ def test_a_row_without_candidates_has_no_prediction():
     tokens[1, :2] = CLS, SEP
     tokens[2, :3] = CLS, 9, SEP
     segments = (tokens > 0).astype(np.int32)
-    for mask, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
-        masked = draw(tokens, segments, mask, vocabulary)
+    for mlm, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
+        masked = draw(tokens, segments, mlm, vocabulary)
         np.testing.assert_array_equal(masked.weights.sum(1)[:4], [0, 0, 1, 0])
         assert masked.labels[2, 0] == 9
         np.testing.assert_array_equal(masked.tokens[:2], tokens[:2])
@@ -166,15 +166,15 @@ def test_whether_a_token_is_masked_does_not_depend_on_where_it_stands(many):
 
 def test_only_seed_step_and_row_matter():
     tokens, segments = make_rows(64)
-    for mask, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
-        whole = draw(tokens, segments, mask, vocabulary, seed=1, step=5)
+    for mlm, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
+        whole = draw(tokens, segments, mlm, vocabulary, seed=1, step=5)
         rows = np.random.default_rng(0).permutation(64)
         for part in (rows, rows[:8])[: 1 if mlm.whole_word else 2]:
-            some = draw(tokens[part], segments[part], mask, vocabulary, seed=1, step=5, rows=part)
+            some = draw(tokens[part], segments[part], mlm, vocabulary, seed=1, step=5, rows=part)
             for a, b in zip(some, whole, strict=True):
                 np.testing.assert_array_equal(a, b[part])
         for other in ({"seed": 2, "step": 5}, {"seed": 1, "step": 6}):
-            moved = draw(tokens, segments, mask, vocabulary, **other)
+            moved = draw(tokens, segments, mlm, vocabulary, **other)
             assert (moved.positions != whole.positions).any(1).mean() > 0.8
 
 

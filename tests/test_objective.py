@@ -238,7 +238,7 @@ def test_selection_is_the_naive_one(logits, labels, weights, distill):
 def test_the_choice_does_not_leak_a_gradient(logits, labels, weights):
     for kind in ("teacher_better", "entropy"):
         gradient = jax.grad(
-            lambda s: token_weights(s, logits[1], labels, weights, Distill(token_selection=kind)).sum()
+            lambda s, kind=kind: token_weights(s, logits[1], labels, weights, Distill(token_selection=kind)).sum()
         )
         assert not np.any(gradient(logits[0]))
 

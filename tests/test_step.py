@@ -57,7 +57,7 @@ def spec(
         model=model,
         mlm=Mlm(probability=0.3),
         distill=dataclasses.replace(distill, alpha_soft=soft, temperature=Schedule(value=temperature)),
-        train=Train(accumulate=accumulate),
+        train=Train(gradient_accumulation_steps=gradient_accumulation_steps),
         optimizer=OPTIMIZER,
     )
     return steps.make_step_config(config, teacher, TOKENS, Policy())

@@ -152,7 +152,7 @@ from dwt_jax.hf import tensor_files
 path = pathlib.Path({str(tmp_path)!r})
 for read, name in ((tensor_files._read_safetensors, "a.safetensors"), (tensor_files._read_pickle, "b.bin"),
                    (tensor_files._read_pickle, "c.bin")):
-    assert weights.Weights(path, read(path / name))["x"].tolist() == [1, 1]
+    assert tensor_files.Weights(path, read(path / name))["x"].tolist() == [1, 1]
 assert not {{"torch", "jax", "transformers"}} & set(sys.modules)
 """
     root = str(Path(dwt_jax.__file__).parents[1])
