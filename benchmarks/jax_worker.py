@@ -24,12 +24,13 @@ import numpy as np  # noqa: E402
 
 from dwt_jax.config import Mesh  # noqa: E402
 from dwt_jax.config_loader import build_config  # noqa: E402
-from dwt_jax.distributed.mesh import batch_sharding, infer_shardings, make_mesh, replicated_sharding  # noqa: E402
+from dwt_jax.distributed.mesh import batch_sharding, make_mesh, replicated_sharding  # noqa: E402
 from dwt_jax.models import bert  # noqa: E402
+from dwt_jax.models.common.sharding import infer_shardings  # noqa: E402
 from dwt_jax.objectives.masking import MaskingVocab  # noqa: E402
+from dwt_jax.runs.state import init_train_state  # noqa: E402
 from dwt_jax.train.setup import resolve_precision  # noqa: E402
 from dwt_jax.train.step import jit_train_step, make_step_config  # noqa: E402
-from dwt_jax.runs.state import init_train_state
 
 
 def sizes(name: str) -> dict[str, object]:
@@ -62,15 +63,19 @@ policy = resolve_precision(student)
 mesh = make_mesh(Mesh(), options.rows)
 spec = make_step_config(student, teacher, MaskingVocab(30522, 103, (0, 100, 101, 102, 103)), policy)
 fresh = jax.eval_shape(
-    lambda: init_train_state(bert.init_params(student.model, jax.random.key(0)), student.optimizer)
+    lambda: init_train_state(
+        bert.init_params(student.model, jax.random.key(0)), student.model, student.optimizer
+    )
 )
 state = jax.jit(
-    lambda: init_train_state(bert.init_params(student.model, jax.random.key(0)), student.optimizer),
-    out_shardings=infer_shardings(fresh, mesh),
+    lambda: init_train_state(
+        bert.init_params(student.model, jax.random.key(0)), student.model, student.optimizer
+    ),
+    out_shardings=infer_shardings(fresh, student.model, mesh),
 )()
 teacher_params = bert.init_params(teacher, jax.random.key(1))
 teacher_params = jax.tree.map(lambda x: x.astype(policy.compute_dtype), teacher_params)
-teacher_params = jax.device_put(teacher_params, infer_shardings(teacher_params, mesh))
+teacher_params = jax.device_put(teacher_params, infer_shardings(teacher_params, teacher, mesh))
 random = np.random.default_rng(0)
 tokens = random.integers(1000, 30000, (options.rows, 128)).astype(np.uint16)
 segments = (1 + (np.arange(128)[None] >= random.integers(40, 100, (options.rows, 1)))).astype(np.uint8)

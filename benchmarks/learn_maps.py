@@ -18,10 +18,7 @@ runtime_env.set_xla_env()
 import jax  # noqa: E402
 
 from dwt_jax.config import Config  # noqa: E402
-from dwt_jax.config_loader import (
-    bundled_config_path,
-    load_config,
-)
+from dwt_jax.config_loader import bundled_config_path, load_config  # noqa: E402
 from dwt_jax.data.dataset import open_dataset  # noqa: E402
 from dwt_jax.runs.load import load_model  # noqa: E402
 from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps  # noqa: E402

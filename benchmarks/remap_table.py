@@ -18,10 +18,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from dwt_jax.config import Model
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_write
 from dwt_jax.models import bert
+from dwt_jax.models.bert import Config as BertConfig
+from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.methods import METHODS
@@ -29,7 +30,7 @@ from dwt_jax.remap.methods import METHODS
 DOCS = Path(__file__).parent.parent / "docs" / "remapping.md"
 BEGIN, END = "<!-- begin: benchmarks/remap_table.py -->", "<!-- end -->"
 
-SOURCE = Model(
+SOURCE = BertConfig(
     vocab_size=300,
     hidden_size=64,
     num_hidden_layers=4,
@@ -72,10 +73,10 @@ def drawn(seed: int = 0) -> bert.Params:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def logits(params: bert.Params, model: Model, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+def logits(params: bert.Params, model: BertConfig, tokens: jax.Array, segments: jax.Array) -> jax.Array:
     policy = Policy(np.dtype("float64"), np.dtype("float64"))
     hidden = bert.encode(params, model, tokens, segments, policy=policy)
-    return bert.mlm_logits(params, model, hidden, policy=policy)
+    return lm_head_logits(params, model, hidden, policy=policy)
 
 
 def text() -> tuple[np.ndarray, np.ndarray]:

@@ -17,19 +17,20 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # else it is that of the process th
 
 from dwt_jax import runtime_env
 
-runtime_env.set_xla_env()  # as the command line does: a run here and one in a process of its own must agree bitwise
+# As the command line does: a run in this process and one in a subprocess must agree bitwise.
+runtime_env.set_xla_env()
 
 import json
-from pathlib import Path
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
 
-from dwt_jax.config import Model
+pytest.register_assert_rewrite("helpers")
 
-GOLDEN = Path(__file__).parent / "golden"
+from dwt_jax.models.bert import Config as BertConfig
+from helpers.paths import GOLDEN
 
 hypothesis.settings.register_profile(
     "dwt", deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
@@ -84,8 +85,8 @@ def _same(found, stored, rtol, where):
 
 @pytest.fixture
 def cloud(tmp_path):
-    """Programs in the place of gcloud, kubectl and the like (clouds.py)."""
-    from clouds import Cloud
+    """Programs in the place of gcloud, kubectl and the like (helpers/clouds.py)."""
+    from helpers.clouds import Cloud
 
     return Cloud(tmp_path)
 
@@ -100,7 +101,7 @@ def strict_ranks():
 @pytest.fixture(scope="session")
 def tiny():
     """The model that tests share, so that it compiles once. The vocabulary is padded to 256."""
-    return Model(
+    return BertConfig(
         vocab_size=119,
         hidden_size=32,
         num_hidden_layers=2,

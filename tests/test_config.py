@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +10,10 @@ from ml_collections import ConfigDict
 from dwt_jax.config import Config, Schedule, Source, check
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict, load_config, read_config_file
 from dwt_jax.errors import UserError, did_you_mean
+from helpers.paths import ROOT
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-PRETRAINING = [path for path in CONFIGS if path.stem != "glue"]  # of fine-tuning: test_finetune_examples.py
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+PRETRAINING = [path for path in CONFIGS if path.stem != "glue"]  # of fine-tuning: finetune/test_datasets.py
 MINIMAL = {"train": {"steps": 1}, "teacher": {"path": "somewhere"}}
 
 

@@ -4,12 +4,12 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from runs import dwt, write_corpus
 
-ROOT = Path(__file__).parent.parent
+from helpers.paths import ROOT
+from helpers.runs import dwt, write_corpus
+
 README = (ROOT / "README.md").read_text()
 
 SMALL = [

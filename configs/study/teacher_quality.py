@@ -8,8 +8,8 @@ Scales paper, h200 and cpu: see pretraining.py and docs/studies.md.
 from ml_collections import ConfigDict
 
 from dwt_jax.config_loader import sibling_config
-from dwt_jax.text_format import format_float
 from dwt_jax.study.paper_results import PAPER_TABLE_1
+from dwt_jax.text_format import format_float
 
 WEAK = {4: "weak", 2: "very weak", 1: "extremely weak"}
 ALONE = PAPER_TABLE_1["table1.alone"].average

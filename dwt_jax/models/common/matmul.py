@@ -34,7 +34,7 @@ def constrain_batch(x: jax.Array, policy: Policy) -> jax.Array:
 
     XLA does not see by itself that this is meant where weights are spread over the same devices (fsdp):
     it multiplies slices of channels and adds up activations of all rows, instead of gathering the
-    weights (held by tests/test_collectives.py).
+    weights (held by tests/aot/test_collectives.py).
     """
     return x if policy.batch_sharding is None else jax.lax.with_sharding_constraint(x, policy.batch_sharding)
 

@@ -1,0 +1,337 @@
+"""Labelled texts: GLUE's files and their quirks, TFDS, files with named columns, the built-in tasks."""
+
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+
+from dwt_jax.config_loader import build_dataclass, bundled_config_path, config_to_dict
+from dwt_jax.errors import UserError
+from dwt_jax.finetune import config, datasets
+from dwt_jax.finetune.config import Examples, FinetuneConfig, Recipe
+from dwt_jax.finetune.datasets import read_examples
+from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS
+from helpers.glue import GLUE_FILES
+
+LABELS = {
+    "cola": [1, 0],
+    "sst2": [0, 1],
+    "mrpc": [1, 0],
+    "stsb": [5.0, 3.8],
+    "qqp": [1, 0],
+    "mnli": [1, 0, 2],
+    "qnli": [0, 1],
+    "rte": [1, 0],
+    "wnli": [0, 1],
+}
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("glue")
+    for name, files in GLUE_FILES.items():
+        (folder / name).mkdir()
+        for file, text in files.items():
+            (folder / name / file).write_bytes(text.encode())
+    return folder
+
+
+def of(glue, task, **options):
+    return read_examples(Examples(kind="glue", task=task, path=str(glue), **options))
+
+
+@pytest.mark.parametrize("task", GLUE_TASKS)
+def test_glues_own_files(glue, task, capsys):
+    data = of(glue, task)
+    train = data.splits["train"]
+    np.testing.assert_allclose(train.labels, LABELS[task], rtol=1e-6)
+    assert train.labels.dtype == (np.float32 if task == "stsb" else np.int32)
+    assert (train.second is None) == (task in ("cola", "sst2"))
+    assert len(train.first) == len(train.ids) == len(LABELS[task])
+    assert data.metrics == GLUE_TASKS[task].metrics
+    assert len(data.class_names) in (0, len(data.labels))
+    said = capsys.readouterr().err
+    assert said.count("too few columns") == (2 if task == "qqp" else 0)
+
+
+def test_quirks(glue):
+    assert of(glue, "cola").splits["train"].first[0] == "Our \"friends won't buy it."
+    assert of(glue, "mrpc").splits["train"].second == ['He said: "No".', "B."]
+    qqp = of(glue, "qqp").splits
+    assert qqp["train"].first == ["How?", "Why?"]
+    assert qqp["test"].ids == ["0", "1", "2"]  # every line wants a prediction
+    assert qqp["test"].second == ["Two?", "", "Y?"]
+    mnli = of(glue, "mnli")
+    assert mnli.splits["dev"].first[0] != mnli.splits["dev_mismatched"].first[0]
+    assert mnli.submissions == {
+        "test": "MNLI-m.tsv",
+        "test_mismatched": "MNLI-mm.tsv",
+        "test_diagnostic": "AX.tsv",
+    }
+    cola = of(glue, "cola").splits["test"]
+    assert (cola.labels, cola.ids, cola.first[1]) == (None, ["0", "1"], "The car honked.")
+    assert "test" not in of(glue, "rte").splits
+
+
+def test_a_limit_is_drawn_once(glue):
+    limited = of(glue, "mnli", max_train_examples=2).splits
+    assert len(limited["train"]) == len(limited["train"].second) == 2
+    assert len(limited["dev"]) == 3
+    again = of(glue, "mnli", max_train_examples=2).splits["train"]
+    assert again.first == limited["train"].first
+
+
+def test_official_counts():
+    """Of the real files, where they are at hand."""
+    import os
+    from pathlib import Path
+
+    folder = os.environ.get("DWT_GLUE", "")
+    if not folder:
+        pytest.skip("DWT_GLUE is not set")
+    counts = {"CoLA": (8551, 1043), "SST-2": (67349, 872), "MRPC": (3668, 408), "STS-B": (5749, 1500)}
+    counts |= {"RTE": (2490, 277), "WNLI": (635, 71)}
+    for task, where in GLUE_TASKS.items():
+        if (Path(folder) / where.folder / "train.tsv").exists():
+            splits = of(folder, task).splits
+            assert (len(splits["train"]), len(splits["dev"])) == counts[where.folder]
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "text", "says"),
+    [
+        (
+            "RTE",
+            "dev.tsv",
+            "index\tsentence1\tlabel\n0\tA\tentailment\n",
+            "no column 'sentence2'; did you mean",
+        ),
+        (
+            "RTE",
+            "dev.tsv",
+            "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tentails\n",
+            "line 2: label 'entails'; did",
+        ),
+        ("RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n", "rte: no example in dev, expected"),
+        ("RTE", "train.tsv", None, "train.tsv: no such file, expected rte as GLUE has it"),
+        ("STS-B", "dev.tsv", "sentence1\tsentence2\tscore\nA\tB\tnan\n", "label 'nan', expected a number"),
+        ("STS-B", "dev.tsv", "sentence1\tsentence2\tscore\nA\tB\t1e39\n", "a number that float32 holds"),
+    ],
+)
+def test_mistakes_in_files(tmp_path, task, file, text, says):
+    (tmp_path / task).mkdir()
+    for name, content in GLUE_FILES[task].items():
+        (tmp_path / task / name).write_text(content)
+    if text is None:
+        (tmp_path / task / file).unlink()
+    else:
+        (tmp_path / task / file).write_text(text)
+    with pytest.raises(UserError) as caught:
+        of(tmp_path, {"RTE": "rte", "STS-B": "stsb"}[task])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_twice_in_a_header_is_refused(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("sentence\tsentence\tlabel\nA\tB\tyes\nC\tD\tno\n")
+    options = {"kind": "files", "task": "mine", "train": str(path), "dev": str(path)}
+    with pytest.raises(UserError, match="column 'sentence' twice in its first line"):
+        read_examples(Examples(**options))
+    path.write_text("sentence\t\tlabel\t\nA\t\tyes\t\nC\t\tno\t\n")  # columns without a name may be many
+    assert read_examples(Examples(**options)).splits["dev"].first == ["A", "C"]
+
+
+def test_an_empty_line_of_a_test_file_is_an_example_where_it_has_one_column(tmp_path):
+    """Predictions are matched by their place where there are no names."""
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\nA\tyes\n\nC\tno\n")
+    (tmp_path / "test.tsv").write_text("sentence\nA\n\nC\n")
+    train = str(tmp_path / "train.tsv")
+    splits = read_examples(
+        Examples(kind="files", task="mine", train=train, dev=train, test=str(tmp_path / "test.tsv"))
+    ).splits
+    assert splits["test"].first == ["A", "", "C"]
+    assert splits["test"].ids == ["0", "1", "2"]
+    assert splits["train"].first == ["A", "C"]
+
+
+@pytest.fixture(scope="module")
+def tfds_glue(tmp_path_factory):
+    """glue/rte and glue/stsb in TFDS's own format, built on the spot with the features they have there."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+
+    class Glue(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("2.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("rte", "stsb")]  # noqa: RUF012
+
+        def _info(self):
+            words = tfds.features.ClassLabel(names=["entailment", "not_entailment"])
+            label = np.float32 if self.builder_config.name == "stsb" else words
+            text = tfds.features.Text()
+            features = {"sentence1": text, "sentence2": text, "label": label, "idx": np.int32}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {name: self._generate_examples(name) for name in ("train", "validation", "test")}
+
+        def _generate_examples(self, name):
+            stsb = self.builder_config.name == "stsb"
+            for i in range(6):
+                label = i / 2 if stsb else -1 if name == "test" else i % 2
+                yield i, {"sentence1": f"Café {name} {i}", "sentence2": "B.", "label": label, "idx": i}
+
+    for name in ("rte", "stsb"):
+        Glue(config=name, data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_tfds(tfds_glue):
+    data = read_examples(Examples(kind="tfds", task="rte", path=str(tfds_glue)))
+    assert set(data.splits) == {"train", "dev", "test"}
+    for split in ("train", "dev"):
+        found = data.splits[split]
+        assert [int(i) % 2 for i in found.ids] == found.labels.tolist()
+        assert sorted(found.ids) == list("012345")
+    assert data.splits["dev"].first[0].startswith("Café validation ")
+    assert data.splits["test"].labels is None
+    assert data.submissions == {"test": "RTE.tsv"}
+    numbers = read_examples(Examples(kind="tfds", task="stsb", path=str(tfds_glue))).splits["train"]
+    assert numbers.labels.dtype == np.float32
+    assert sorted(numbers.labels) == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    with pytest.raises(UserError, match="tfds 'glue/wnli', split 'train'"):
+        read_examples(Examples(kind="tfds", task="wnli", path=str(tfds_glue)))
+
+
+def test_files_of_ones_own(tmp_path):
+    rows = [
+        {"id": f"r{i}", "q": f"half a pair \ud83d{i}", "a": "b", "class": ["no", "yes"][i % 2]}
+        for i in range(4)
+    ]
+    train = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(train.encode()))
+    (tmp_path / "dev.tsv").write_text("a\tclass\tq\n1\tyes\t2\n")
+    (tmp_path / "test.tsv").write_text("index\ta\tq\n9\t1\t2\n")
+    options = {
+        "kind": "files",
+        "task": "mine",
+        "train": str(tmp_path / "train.jsonl.gz"),
+        "dev": str(tmp_path / "dev.tsv"),
+        "first": "q",
+        "second": "a",
+        "label": "class",
+    }
+    data = read_examples(Examples(**options, test=str(tmp_path / "test.tsv")))
+    assert data.labels == ("no", "yes")
+    assert data.splits["train"].labels.tolist() == [0, 1, 0, 1]
+    assert data.splits["train"].first[1] == "half a pair \ufffd1"
+    assert data.splits["train"].ids == ["r0", "r1", "r2", "r3"]
+    assert (data.splits["dev"].first, data.splits["dev"].second) == (["2"], ["1"])
+    assert data.splits["test"].ids == ["9"]
+    assert data.metrics == ("accuracy",)
+    assert read_examples(Examples(**options, labels=("yes", "no"))).splits["train"].labels.tolist() == [
+        1,
+        0,
+        1,
+        0,
+    ]
+    with pytest.raises(UserError, match="line 1: label 'no', expected a number"):
+        read_examples(Examples(**options, regression=True))
+    with pytest.raises(UserError, match="no column 'clas'; did you mean 'class'"):
+        read_examples(Examples(**{**options, "label": "clas"}))
+    with pytest.raises(UserError, match="1 labels in column 'a', expected from 2"):
+        read_examples(Examples(**{**options, "label": "a"}))
+
+
+@pytest.mark.parametrize("task", BUILTIN_TASKS)
+def test_the_builtin_tasks_do_not_leak(task):
+    data = read_examples(Examples(task=task))
+    train, dev = data.splits["train"], data.splits["dev"]
+    speeches = [{name.rpartition("-")[0] for name in split.ids} for split in (train, dev)]
+    assert not speeches[0] & speeches[1]
+    plain = [{re.sub(r"\W+", " ", text.lower()).strip() for text in split.first} for split in (train, dev)]
+    assert not plain[0] & plain[1]
+    assert len(train) > 6000
+    assert len(dev) > 1500
+    for split in (train, dev):
+        assert set(split.labels) == set(range(len(BUILTIN_TASKS[task])))
+        share = np.bincount(split.labels) / len(split)
+        assert share.min() > 0.5 / len(BUILTIN_TASKS[task])
+        for name, label in zip(split.ids[::50], split.labels[::50], strict=True):
+            if task == "era":
+                low, high = map(int, BUILTIN_TASKS[task][label].split("-"))
+                assert low <= int(name[:4]) <= high
+    if task == "party":
+        known = dict(zip([name.rpartition("-")[0] for name in train.ids], train.labels, strict=True))
+        assert known["1862-Abraham-Lincoln"] == 1 or "1862-Abraham-Lincoln" not in known
+        assert {label for name, label in known.items() if "Roosevelt" in name} == {0, 1}
+
+
+def test_sentences_are_spread_over_an_address():
+    sentences = [f"This is sentence number {i} of an address that has many." for i in range(119)]
+    address = {"text": "\n".join(sentences), "year": 1900, "name": "A B"}
+    found = [sentence for sentence, _ in datasets._sample_sentences(address)]
+    assert len(found) == datasets.MAX_SENTENCES
+    assert (found[0], found[-1]) == (sentences[0], sentences[-1])
+    gaps = np.diff([int(re.findall(r"\d+", sentence)[0]) for sentence in found])
+    assert set(gaps) <= {1, 2, 3}
+
+
+# The config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"examples.task": "rta"}, "examples.task is 'rta'; did you mean"),
+        ({"examples.kind": "glu"}, "examples.kind is 'glu'; did you mean 'glue'"),
+        ({"examples.task": "../x", "examples.kind": "files"}, "expected the name of a folder"),
+        ({"examples.task": "results.json", "examples.kind": "files"}, "expected another name"),
+        ({"examples.kind": "files", "examples.task": "x"}, "examples.train is empty"),
+        ({"examples.kind": "glue", "examples.task": "rte"}, "examples.path is empty"),
+        ({"examples.metrics": '["pearson"]'}, "names 'pearson', expected metrics of classes"),
+        ({"examples.metrics": '["acuracy"]'}, "names 'acuracy'; did you mean 'accuracy'"),
+        ({"examples.max_train_examples": "-1"}, "examples.max_train_examples is -1"),
+        ({"recipe.epochs": "0"}, "recipe.epochs is 0, expected at least 1"),
+        ({"recipe.seeds": "[1, 1]"}, "recipe.seeds is [1, 1], expected different"),
+        ({"recipe.seeds": "[]"}, "recipe.seeds is []"),
+        ({"recipe.dropout": "1"}, "recipe.dropout is 1.0"),
+        ({"recipe.optimizer.eps": "0"}, "recipe.optimizer.eps is 0.0"),
+        ({"recipe.optimizer.learning_rate.kind": "until_matched"}, "expected that for distill.alpha_soft"),
+        ({"recipe.batchsize": "3"}, "unknown key 'recipe.batchsize'; did you mean 'recipe.batch_size'"),
+    ],
+)
+def test_impossible_settings(overrides, says):
+    with pytest.raises(UserError) as caught:
+        config.load_finetune_config(str(bundled_config_path("glue.py")), overrides)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_for_every_task():
+    path = str(bundled_config_path("glue.py"))
+    assert [one.examples.task for one in config.load_task_configs(path, ",".join(GLUE_TASKS), {})] == list(
+        GLUE_TASKS
+    )
+    assert config.load_finetune_config(path) == config.load_finetune_config(f"{path}:era")
+    for task in (*GLUE_TASKS, *BUILTIN_TASKS):
+        found = config.load_finetune_config(f"{path}:{task}")
+        assert config.check_finetune_config(build_dataclass(FinetuneConfig, config_to_dict(found))) == found
+    text = bundled_config_path("glue.py").read_text()
+    assert len(text.splitlines()) <= 60
+    assert text.startswith('"""')
+    for tasks, says in (("rte,rte", "expected each task once"), ("rta", "no task 'rta'")):
+        with pytest.raises(UserError, match=says):
+            config.load_task_configs(path, tasks, {})
+    with pytest.raises(UserError, match="has an argument already"):
+        config.load_task_configs(f"{path}:era", "rte", {})
+
+
+def test_lengths():
+    assert Recipe(max_length=128, buckets=4).lengths() == (32, 64, 96, 128)
+    assert Recipe(max_length=50, buckets=3).lengths() == (17, 34, 50)
+    assert Recipe(max_length=8, buckets=20).lengths() == tuple(range(1, 9))
+    assert config.check_finetune_config(FinetuneConfig()) == FinetuneConfig()

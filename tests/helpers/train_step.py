@@ -1,0 +1,94 @@
+"""The training step on a small batch: its config, its inputs, several steps, the losses on a mesh."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dwt_jax.config import Config, Distill, Mlm, Optimizer, Schedule, Train
+from dwt_jax.config import Mesh as MeshSizes
+from dwt_jax.distributed.mesh import make_mesh
+from dwt_jax.models import bert
+from dwt_jax.models.bert import Config as BertConfig
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.common.sharding import infer_shardings
+from dwt_jax.objectives.masking import MaskingVocab
+from dwt_jax.runs.state import init_train_state
+from dwt_jax.train import step as steps
+
+B, L = 8, 16
+TOKENS = MaskingVocab(119, 4, (0, 1, 2, 3, 4))
+# eps is large: the gradient of a key's bias is zero but for rounding, and Adam would blow it up.
+OPTIMIZER = Optimizer(eps=1e-3, weight_decay=0.1, clip_norm=1.0)
+SEED = 17
+
+
+@functools.cache
+def one_device():
+    return make_mesh(MeshSizes(), B)
+
+
+def spec(
+    model, teacher=None, distill=Distill(), gradient_accumulation_steps=1, soft=Schedule(), temperature=2.0
+):
+    config = Config(
+        model=model,
+        mlm=Mlm(probability=0.3),
+        distill=dataclasses.replace(distill, alpha_soft=soft, temperature=Schedule(value=temperature)),
+        train=Train(gradient_accumulation_steps=gradient_accumulation_steps),
+        optimizer=OPTIMIZER,
+    )
+    return steps.make_step_config(config, teacher, TOKENS, Policy())
+
+
+def place(tree, mesh):
+    """A copy on the mesh that may be donated."""
+    layout = infer_shardings(tree, BertConfig(), mesh)
+    return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=layout)(tree)
+
+
+def start(params, mesh=None):
+    return place(init_train_state(params, BertConfig(), OPTIMIZER), mesh or one_device())
+
+
+def batch(step=0):
+    """Rows of one or two documents, some of them short."""
+    random = np.random.default_rng(step)
+    lengths = np.array([16, 16, 16, 16, 12, 9, 5, 2])
+    index = np.arange(L)
+    segments = np.where(index < lengths[:, None], np.where(index < 6, 1, 2), 0).astype(np.int32)
+    tokens = np.where(segments > 0, random.integers(5, 119, (B, L)), 0).astype(np.int32)
+    tokens[:, 0] = 2
+    return {"tokens": tokens, "segments": segments}
+
+
+def knobs(hard=1.0, soft=1.0, temperature=2.0, rate=1e-2):
+    return np.array([hard, soft, temperature, rate], np.float32)
+
+
+def run(spec, params, teacher, count, knobs=knobs(), seed=SEED, mesh=None, state=None):
+    """(last state, metrics of each step as floats)"""
+    mesh = mesh or one_device()
+    step = steps.jit_train_step(spec, mesh)
+    state = start(params, mesh) if state is None else state
+    every = []
+    for i in range(count):
+        state, metrics = step(state, teacher, batch(i), knobs, np.uint32(seed))
+        every.append({name: value.item() for name, value in metrics.items()})
+    return state, every
+
+
+def losses_on(model, meshes):
+    """[[loss, hard, soft, gradient norm] of five steps] for each mesh; runs in a process of its own."""
+    student = BertConfig(**{**model, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
+    small = dataclasses.replace(student, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    params = bert.init_params(student, jax.random.key(0))
+    teacher = bert.init_params(small, jax.random.key(1))
+    found = []
+    for sizes in meshes:
+        mesh = make_mesh(MeshSizes(*sizes), B)
+        _, metrics = run(spec(student, small), params, place(teacher, mesh), 5, mesh=mesh)
+        found.append([[m["loss"], m["hard_loss"], m["soft_loss"], m["grad_norm"]] for m in metrics])
+    return found

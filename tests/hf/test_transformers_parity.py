@@ -1,0 +1,249 @@
+"""The bridge against transformers in torch: every architecture, random small sizes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dwt_jax.errors import UserError
+from dwt_jax.hf import checkpoint
+from dwt_jax.hf.tensor_files import open_weights
+from dwt_jax.models import bert
+from dwt_jax.models.bert import HF_NAMES
+from dwt_jax.models.common.lm_head import lm_head_logits
+from helpers.torch_models import CLASSES, SMALL, L, batch, torch_model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+sizes = st.fixed_dictionaries(
+    {
+        "layers": st.integers(1, 3),
+        "heads": st.integers(1, 3),
+        "head_size": st.sampled_from([2, 4]),
+        "mlp": st.sampled_from([5, 16]),
+        "vocab": st.sampled_from([17, 256, 257]),
+        "types": st.integers(1, 3),
+        "act": st.sampled_from(["gelu", "gelu_new", "relu"]),
+        "eps": st.sampled_from([1e-12, 1e-5, 0.1]),
+        "tied": st.booleans(),
+        "labels": st.integers(1, 4),
+    }
+)
+
+
+def here(found, tokens, segments, types):
+    """What our functions give for every head that is there."""
+    params, model = found.params, found.model
+    hidden = bert.encode(params, model, tokens, segments, types)
+    outputs = {"hidden": hidden}
+    if "mlm" in params:
+        outputs["mlm"] = lm_head_logits(params, model, hidden)[..., : model.vocab_size]
+    if "classifier" in params:
+        outputs["classes"] = bert.classifier_logits(params, model, hidden)
+    elif "pooler" in params:
+        outputs["pooled"] = bert.pooler_output(params, model, hidden)
+    if "next_sentence" in params:
+        kernel, bias = (params["next_sentence"][name] for name in ("kernel", "bias"))
+        outputs["next"] = outputs["pooled"] @ kernel + bias
+    return {name: np.asarray(x) for name, x in outputs.items()}
+
+
+def there(model, tokens, segments, types):
+    inputs = {"input_ids": torch.tensor(tokens).long(), "attention_mask": torch.tensor(segments).long()}
+    if "DistilBert" not in type(model).__name__:
+        inputs["token_type_ids"] = torch.tensor(types).long()
+    with torch.no_grad():
+        out = model(**inputs, output_hidden_states=True)
+        outputs = {"hidden": out.hidden_states[-1]}
+        kind = type(model).__name__
+        if kind.endswith("ForMaskedLM"):
+            outputs["mlm"] = out.logits
+        elif kind.endswith("ForPreTraining"):
+            outputs |= {"mlm": out.prediction_logits, "next": out.seq_relationship_logits}
+            outputs["pooled"] = model.bert(**inputs).pooler_output
+        elif kind.endswith("ForSequenceClassification"):
+            outputs["classes"] = out.logits
+        elif "pooler_output" in out:
+            outputs["pooled"] = out.pooler_output
+    return {name: x.numpy() for name, x in outputs.items()}
+
+
+def same_tensors(a, b, family, unused=()):
+    """Bitwise, under the names of the table; returns the names that only one has."""
+    left, right = ({family.canonical_tensor_name(name): x[name] for name in x} for x in (a, b))
+    for name in left.keys() & right.keys():
+        if name not in unused:
+            assert left[name].dtype == right[name].dtype, name
+            assert left[name].shape == right[name].shape, name
+            assert left[name].tobytes() == right[name].tobytes(), name
+    return left.keys() ^ right.keys()
+
+
+def check(name, size, path, dtype="float32"):
+    theirs = torch_model(name, size)
+    theirs.to(getattr(torch, dtype)).save_pretrained(path / "theirs")
+    theirs = theirs.float()
+    found = checkpoint.load_checkpoint(path / "theirs")
+    assert found.dtype == dtype
+    assert not found.ignored
+    inputs = batch(found.model)
+    ours, expected = here(found, *inputs), there(theirs, *inputs)
+    assert set(ours) == set(expected)
+    real = inputs[1] > 0
+    for key, x in expected.items():
+        a, b = (ours[key][real], x[real]) if key in ("hidden", "mlm") else (ours[key], x)
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=0, err_msg=key)
+    save_again(found, path)
+    family = HF_NAMES[found.model.model_type]
+    unused = () if size["tied"] else {target for name, target in family.aliases.items() if "bias" in name}
+    assert not same_tensors(open_weights(path / "theirs"), open_weights(path / "ours"), family, unused)
+    report = type(theirs).from_pretrained(path / "ours", output_loading_info=True)[1]
+    assert not any(report.values()), report
+
+
+def save_again(found, path):
+    (path / "empty").mkdir(exist_ok=True)
+    checkpoint.save_checkpoint(
+        found.params, found.model, path / "empty", path / "ours", dtype=found.dtype, labels=found.labels
+    )
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_class_in_every_type(name, dtype, tmp_path):
+    check(name, SMALL, tmp_path, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSES)
+@settings(max_examples=5)
+@given(size=sizes)
+def test_any_size(name, size, tmp_path_factory):
+    check(name, size, tmp_path_factory.mktemp("any"))
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM"])
+def test_an_untied_decoder(name, tmp_path):
+    check(name, {**SMALL, "tied": False, "act": "relu"}, tmp_path)
+
+
+def old_style(name, tensors):
+    """The tensors of a BertForMaskedLM as other versions wrote them."""
+    if name == "gamma and beta":
+        return {
+            k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+            for k, v in tensors.items()
+        }
+    if name == "position_ids":
+        return {**tensors, "bert.embeddings.position_ids": torch.arange(L + 4)[None]}
+    if name == "both of a tied pair":
+        decoder = {
+            "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].clone(),
+            "cls.predictions.decoder.bias": tensors["cls.predictions.bias"].clone(),
+        }
+        return {**tensors, **decoder}
+    if name == "the decoder alone":
+        tensors = dict(tensors)
+        word = tensors.pop("bert.embeddings.word_embeddings.weight")
+        return {**tensors, "cls.predictions.decoder.weight": word}
+    assert name == "no prefix"
+    return {k.removeprefix("bert."): v for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["gamma and beta", "position_ids", "both of a tied pair", "the decoder alone", "no prefix"]
+)
+@pytest.mark.parametrize("binary", [False, True], ids=["safetensors", "bin"])
+def test_names_of_other_versions(name, binary, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    torch_model("BertForMaskedLM", SMALL).save_pretrained(tmp_path)
+    expected = checkpoint.load_checkpoint(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = old_style(name, load_file(file))
+    file.unlink()
+    if binary:
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(tensors, file)
+    found = checkpoint.load_checkpoint(tmp_path)
+    assert found.model == expected.model
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_a_pair_that_differs_is_not_tied(tmp_path):
+    """transformers does the same, and warns."""
+    from safetensors.torch import load_file, save_file
+
+    torch_model("BertForMaskedLM", SMALL).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    word = tensors["bert.embeddings.word_embeddings.weight"]
+    tensors["cls.predictions.decoder.weight"] = word + 1
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = checkpoint.load_checkpoint(tmp_path)
+    assert not found.model.tie_word_embeddings
+    inputs = batch(found.model)
+    theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path).eval()
+    ours, expected = here(found, *inputs), there(theirs, *inputs)
+    np.testing.assert_allclose(ours["mlm"][inputs[1] > 0], expected["mlm"][inputs[1] > 0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"is_decoder": True}, "is_decoder is True, expected False"),
+        ({"add_cross_attention": True}, "add_cross_attention is True"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is "),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads is "),
+        ({"num_attention_heads": 3}, "hidden_size is 8, expected a multiple of num_attention_heads"),
+        ({"num_hidden_layers": 1}, r"unexpected bert\.encoder\.layer\.1\."),
+        ({"num_hidden_layers": 3}, r"missing bert\.encoder\.layer\.2\..*\[8, 8\]"),
+        ({"num_hidden_layers": 10**9}, "too few for a num_hidden_layers of 1000000000"),
+        ({"num_hidden_layers": 10**5}, "too few for num_hidden_layers of 100000"),
+        ({"hidden_size": 10**15}, "too few for a hidden_size"),
+        ({"vocab_size": 10**20}, "too few for a vocab_size"),
+        ({"vocab_size": 40}, r"word_embeddings\.weight is \[41, 8\], expected \[40, 8\]"),
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_is_named(change, says, tmp_path):
+    torch_model("BertForMaskedLM", SMALL).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(UserError, match=says) as caught:
+        checkpoint.load_checkpoint(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_before_model_types(tmp_path):
+    torch_model("BertForPreTraining", SMALL).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    expected = checkpoint.load_checkpoint(tmp_path).model
+    del config["model_type"], config["architectures"], config["tie_word_embeddings"]
+    file.write_text(json.dumps(config))
+    assert checkpoint.load_checkpoint(tmp_path).model == expected
+
+
+def test_heads_of_others_are_left_out_and_named(tmp_path):
+    torch_model("BertModel", SMALL).save_pretrained(tmp_path)
+    from safetensors.torch import load_file, save_file
+
+    tensors = {**load_file(tmp_path / "model.safetensors"), "qa_outputs.weight": torch.zeros(2, 8)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert checkpoint.load_checkpoint(tmp_path).ignored == ("qa_outputs.weight",)
+
+
+def test_a_number_too_large_for_float16(tmp_path):
+    torch_model("BertModel", SMALL).save_pretrained(tmp_path / "theirs")
+    found = checkpoint.load_checkpoint(tmp_path / "theirs")
+    found.params["pooler"]["bias"] = np.full(8, 1e5, np.float32)
+    with pytest.raises(UserError, match=r"pooler\.dense\.bias does not fit float16"):
+        save_again(found._replace(dtype="float16"), tmp_path)

@@ -1,0 +1,263 @@
+"""A naive, one-token-at-a-time reading of what masking promises, and statistics over many rows."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from dwt_jax.config import Mlm
+from dwt_jax.objectives.masking import MaskingVocab, apply_mlm_mask, max_predictions_per_seq, row_keys
+
+V, L = 60, 40
+PAD, UNK, CLS, SEP, MASK = SPECIAL = (0, 1, 2, 3, 4)
+CONTINUES = np.arange(V) >= 40  # tokens 40 to 59 go on with a word
+PLAIN = MaskingVocab(V, MASK, SPECIAL)
+WORDS = MaskingVocab(V, MASK, SPECIAL, np.packbits(CONTINUES).tobytes())
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def masked_of(tokens, segments, keys, mlm, vocabulary):
+    return apply_mlm_mask(tokens, segments, keys, mlm, vocabulary)
+
+
+keys_of = jax.jit(row_keys)
+
+
+def draw(tokens, segments, mlm=Mlm(), vocabulary=PLAIN, seed=0, step=0, rows=None):
+    rows = np.arange(len(tokens)) if rows is None else rows
+    masked = masked_of(tokens, segments, keys_of(seed, step, rows), mlm, vocabulary)
+    return jax.tree.map(np.asarray, masked)
+
+
+def make_rows(rows, seed=0, full=False):
+    """Rows of one to three documents [CLS] … [SEP], then padding."""
+    random = np.random.default_rng(seed)
+    tokens, segments = np.zeros((2, rows, L), np.int32)
+    for row in range(rows):
+        end = L if full else int(random.integers(3, L + 1))
+        cuts = sorted({0, end, *random.integers(0, end, random.integers(0, 3)).tolist()})
+        for segment, (a, b) in enumerate(itertools.pairwise(cuts), 1):
+            tokens[row, a:b] = random.integers(5, V, b - a)
+            tokens[row, a] = CLS
+            tokens[row, b - 1] = SEP
+            segments[row, a:b] = segment
+    return tokens, segments
+
+
+def rows_of(masked):
+    return zip(masked.tokens, masked.positions, masked.labels, masked.weights, strict=True)
+
+
+@pytest.mark.parametrize("mlm", [Mlm(), Mlm(probability=0.4, whole_word=True)], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_holds_in_every_row(mlm, seed):
+    tokens, segments = make_rows(64, seed)
+    masked = draw(tokens, segments, mlm, WORDS if mlm.whole_word else PLAIN, seed=seed)
+    assert (
+        masked.positions.shape
+        == masked.labels.shape
+        == masked.weights.shape
+        == (64, round(mlm.probability * L))
+    )
+    for row, (after, positions, labels, weights) in enumerate(rows_of(masked)):
+        before = tokens[row]
+        assert len(set(positions)) == len(positions)
+        assert ((positions >= 0) & (positions < L)).all()
+        assert set(weights) <= {0, 1}
+        chosen = positions[weights == 1]
+        assert (np.sort(weights)[::-1] == weights).all()  # fillers last
+        np.testing.assert_array_equal(labels, before[positions])
+        assert not np.isin(before[chosen], SPECIAL).any()
+        assert (segments[row][chosen] > 0).all()
+        unchosen = np.setdiff1d(np.arange(L), chosen)
+        np.testing.assert_array_equal(after[unchosen], before[unchosen])
+        candidates = ((segments[row] > 0) & ~np.isin(before, SPECIAL)).sum()
+        wanted = min(max(1, round(mlm.probability * (segments[row] > 0).sum())), candidates)
+        if mlm.whole_word:
+            assert len(chosen) <= wanted
+        else:
+            assert len(chosen) == wanted
+
+
+@pytest.mark.parametrize(("length", "rate"), [(150, 0.07), (128, 0.15)])
+def test_a_full_row_has_exactly_its_share(length, rate):
+    """0.07 · 150 is 10.500000000000002 in float64 and 10.5 in float32."""
+    mlm = Mlm(probability=rate)
+    tokens = np.full((1, length), 9)
+    masked = masked_of(tokens, np.ones_like(tokens), row_keys(0, 0, np.arange(1)), mlm, PLAIN)
+    assert max_predictions_per_seq(mlm, length) == round(rate * length)
+    assert masked.weights.shape == (1, round(rate * length))
+    assert masked.weights.all()
+
+
+def test_a_row_without_candidates_has_no_prediction():
+    tokens = np.zeros((64, L), np.int32)
+    tokens[1, :2] = CLS, SEP
+    tokens[2, :3] = CLS, 9, SEP
+    segments = (tokens > 0).astype(np.int32)
+    for mlm, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
+        masked = draw(tokens, segments, mlm, vocabulary)
+        np.testing.assert_array_equal(masked.weights.sum(1)[:4], [0, 0, 1, 0])
+        assert masked.labels[2, 0] == 9
+        np.testing.assert_array_equal(masked.tokens[:2], tokens[:2])
+
+
+@pytest.fixture(scope="module")
+def many():
+    """(tokens, masked) of 6000 full rows with specials in front and at the end."""
+    random = np.random.default_rng(7)
+    tokens = random.integers(5, V, (6000, L)).astype(np.int32)
+    tokens[:, 0], tokens[:, -1] = CLS, SEP
+    return tokens, draw(tokens, np.ones_like(tokens), seed=3)
+
+
+def test_eighty_ten_ten(many):
+    masked = many[1]
+    seen = np.take_along_axis(masked.tokens, masked.positions, 1)
+    n = seen.size
+    assert masked.weights.all()
+    for share, found in (
+        (0.8, seen == MASK),
+        (0.1 * (V - 6) / (V - 5), (seen != MASK) & (seen != masked.labels)),
+        (0.1 + 0.1 / (V - 5), seen == masked.labels),  # kept, or replaced by itself
+    ):
+        assert stats.binomtest(int(found.sum()), n, share).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("replace", "random"), [(0.0, 1.0), (0.5, 0.5)])
+def test_other_shares(many, replace, random):
+    tokens = many[0]
+    masked = draw(tokens, np.ones_like(tokens), Mlm(mask_token_share=replace, random_token_share=random))
+    seen = np.take_along_axis(masked.tokens, masked.positions, 1)
+    assert stats.binomtest(int((seen == MASK).sum()), seen.size, replace).pvalue > 1e-4
+    changed = ((seen != MASK) & (seen != masked.labels)).sum()
+    assert stats.binomtest(int(changed), seen.size, random * (V - 6) / (V - 5)).pvalue > 1e-4
+
+
+def test_random_replacements_are_uniform_over_ordinary_tokens(many):
+    tokens = many[0]
+    masked = draw(tokens, np.ones_like(tokens), Mlm(replace=0.0, random=1.0), seed=5)
+    counts = np.bincount(np.take_along_axis(masked.tokens, masked.positions, 1).ravel(), minlength=V)
+    assert not counts[list(SPECIAL)].any()
+    assert stats.chisquare(counts[5:]).pvalue > 1e-4
+
+
+def test_positions_are_uniform(many):
+    counts = np.bincount(many[1].positions.ravel(), minlength=L)
+    assert counts[0] == counts[-1] == 0
+    # Without replacement in a row the counts vary less than independent ones: the test is a safe bound.
+    assert stats.chisquare(counts[1:-1]).pvalue > 1e-4
+    # Nor do the positions come in any order within a row (a tile or a share of them is fair too).
+    assert stats.chisquare(np.bincount(many[1].positions[:, 0], minlength=L)[1:-1]).pvalue > 1e-4
+
+
+def test_whether_a_token_is_masked_does_not_depend_on_where_it_stands(many):
+    """Action and position are drawn with keys of their own."""
+    seen = np.take_along_axis(many[1].tokens, many[1].positions, 1)
+    left = many[1].positions < L // 2
+    table = [[(seen[side] == MASK).sum(), (seen[side] != MASK).sum()] for side in (left, ~left)]
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+def test_only_seed_step_and_row_matter():
+    tokens, segments = make_rows(64)
+    for mlm, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
+        whole = draw(tokens, segments, mlm, vocabulary, seed=1, step=5)
+        rows = np.random.default_rng(0).permutation(64)
+        for part in (rows, rows[:8])[: 1 if mlm.whole_word else 2]:
+            some = draw(tokens[part], segments[part], mlm, vocabulary, seed=1, step=5, rows=part)
+            for a, b in zip(some, whole, strict=True):
+                np.testing.assert_array_equal(a, b[part])
+        for other in ({"seed": 2, "step": 5}, {"seed": 1, "step": 6}):
+            moved = draw(tokens, segments, mlm, vocabulary, **other)
+            assert (moved.positions != whole.positions).any(1).mean() > 0.8
+
+
+def test_rows_that_are_alike_are_masked_differently():
+    tokens = np.full((64, L), 9, np.int32)
+    masked = draw(tokens, np.ones_like(tokens))
+    assert len({tuple(sorted(positions)) for positions in masked.positions}) == 64
+
+
+def test_the_same_masks_for_ever(golden):
+    """A run that is resumed with another version of jax, or of this, must not see other masks."""
+    tokens, segments = make_rows(64)
+    golden("masks.json", [x[:3].tolist() for x in draw(tokens, segments, seed=20230518, step=7)])
+
+
+def words_of(tokens, segments):
+    """Lists of positions, the naive way: a continuation joins the token before it."""
+    words = []
+    for i, token in enumerate(tokens):
+        if segments[i] == 0 or token in SPECIAL:
+            continue
+        joins = CONTINUES[token] and words and words[-1][-1] == i - 1 and segments[i] == segments[i - 1]
+        if joins:
+            words[-1].append(i)
+        else:
+            words.append([i])
+    return words
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.4])
+def test_whole_words(rate):
+    tokens, segments = make_rows(64, seed=11)
+    # A continuation right after [CLS], or at a segment's beginning, starts a word of its own.
+    tokens[:20, 1] = 45
+    masked = draw(tokens, segments, Mlm(probability=rate, whole_word=True), WORDS)
+    broken = 0
+    for row, (_, positions, _, weights) in enumerate(rows_of(masked)):
+        chosen = set(positions[weights == 1].tolist())
+        words = words_of(tokens[row], segments[row])
+        taken = [word for word in words if chosen & set(word)]
+        assert chosen == {i for word in taken for i in word}
+        wanted = max(1, round(rate * (segments[row] > 0).sum()))
+        skipped = [len(word) for word in words if not chosen & set(word)]
+        assert len(chosen) <= wanted
+        if skipped:  # each of them would have been one too many
+            assert wanted - len(chosen) < min(skipped)
+        broken += wanted != len(chosen)
+    assert broken < 32
+
+
+def test_words_are_chosen_without_regard_to_place():
+    """Words of one to three tokens, all as likely as each other where there is room."""
+    lengths = [1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]  # 36 tokens
+    row = [CLS, *(token for n in lengths for token in [9, 45, 46][:n]), SEP, PAD, PAD]
+    tokens = np.tile(np.array(row, np.int32), (5000, 1))
+    segments = (tokens != PAD).astype(np.int32)
+    masked = draw(tokens, segments, Mlm(probability=0.5, whole_word=True), WORDS)
+    counts = np.zeros(L, int)
+    np.add.at(counts, masked.positions[masked.weights == 1], 1)
+    starts = np.flatnonzero(np.array(row) == 9)
+    for size in (1, 2, 3):
+        same = counts[starts[np.array(lengths) == size]]
+        assert stats.chisquare(same).pvalue > 1e-4
+
+
+def test_no_continuations_means_single_tokens():
+    vocabulary = MaskingVocab(V, MASK, SPECIAL, np.packbits(np.zeros(V, bool)).tobytes())
+    tokens, segments = make_rows(64, seed=2)
+    masked = draw(tokens, segments, Mlm(whole_word=True), vocabulary)
+    for row in range(64):
+        candidates = ((segments[row] > 0) & ~np.isin(tokens[row], SPECIAL)).sum()
+        wanted = min(max(1, round(0.15 * (segments[row] > 0).sum())), candidates)
+        assert masked.weights[row].sum() == wanted
+
+
+def test_tokens_of_a_vocabulary():
+    from dwt_jax.data.tokenizer import Vocabulary
+
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "c")
+    continuation = np.array([word.startswith("##") for word in words])
+    vocabulary = Vocabulary(words, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), continuation)
+    tokens = MaskingVocab.from_vocabulary(vocabulary, whole_word=True)
+    assert tokens[:3] == (8, 4, (0, 1, 2, 3, 4))
+    np.testing.assert_array_equal(tokens.continuation(), continuation)
+    assert hash(tokens) == hash(MaskingVocab.from_vocabulary(vocabulary, whole_word=True))
+    assert MaskingVocab.from_vocabulary(vocabulary, whole_word=False).continuations == b""

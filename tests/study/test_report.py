@@ -1,0 +1,563 @@
+"""The report, on run directories made up here."""
+
+import csv
+import dataclasses
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dwt_jax.config import Config, Distill, Schedule, Teacher, Train
+from dwt_jax.config_loader import config_to_dict
+from dwt_jax.errors import UserError
+from dwt_jax.eval.paired import paired_error
+from dwt_jax.models.bert import Config as BertConfig
+from dwt_jax.study import charts, report, tables
+from helpers.html_page import Page
+
+STEPS, EVERY = 1000, 100
+STUDENT, TEACHER_FORWARD = 2.4e10, 1.9e9  # FLOPs a step
+DECAY = Schedule("linear", 4.0, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Teachers' paths are relative: not to a demo that was made in the project's folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def config_of(
+    seed: int = 0, teacher: str = "", alpha_soft: Schedule = Schedule(), layers: int = 4, **more
+) -> Config:
+    return Config(
+        seed=seed,
+        model=BertConfig(vocab_size=4096, hidden_size=128, num_hidden_layers=layers, num_attention_heads=4),
+        teacher=Teacher(teacher),
+        distill=Distill(alpha_soft=alpha_soft) if teacher else Distill(),
+        train=Train(steps=more.pop("steps", STEPS), eval_every=EVERY),
+        **more,
+    )
+
+
+def write_run(path: Path, config: Config, losses: list[float], documents=None, digest: str = "d1") -> Path:
+    """A finished run whose held-out loss at equal intervals was `losses`."""
+    path.mkdir(parents=True)
+    steps, taught = config.train.steps, bool(config.teacher.path)
+    student, teacher = STUDENT * config.model.num_hidden_layers / 4, TEACHER_FORWARD * taught
+
+    def ledger(step: int) -> dict:
+        return {"student_flops": step * student, "teacher_flops": step * teacher}
+
+    at = [round(steps * (i + 1) / len(losses)) for i in range(len(losses))]
+    evaluations = [
+        {
+            "step": step,
+            "held_out_loss": loss,
+            "standard_error": 0.0213,
+            "perplexity": math.exp(loss),
+            "top1_accuracy": 0.1234,
+            "top5_accuracy": 0.2345,
+            "predictions": 5000,
+            "documents": 40,
+            **ledger(step),
+        }
+        for step, loss in zip(at, losses, strict=True)
+    ]
+    noise = np.random.default_rng(len(path.name))
+    metrics = []
+    for step in range(50, steps + 1, 50):
+        share = step / steps
+        soft = config.distill.alpha_soft
+        weight = soft.value + (soft.end - soft.value) * share if soft.kind == "linear" else soft.value
+        hard = float(np.interp(step, [0, *at], [8.3, *losses]) + noise.normal(0, 0.05))
+        metrics.append(
+            {
+                "step": step,
+                "hard_loss": hard,
+                "soft_loss_at_1": 1.2 - 0.5 * share if taught else 0.0,
+                "teacher_hard_loss": 6.0 if taught else 0.0,
+                "alpha_soft": weight if taught else 0.0,
+                "tokens_per_second": 40000.0 + step,
+                **ledger(step),
+            }
+        )
+    (path / "config.json").write_text(json.dumps(config_to_dict(config)))
+    (path / "run.json").write_text(
+        json.dumps({"data_digest": digest, "teacher_digest": "t" if taught else ""})
+    )
+    for name, records in (("metrics", metrics), ("evaluations", evaluations)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if documents is not None:
+        np.savez(path / "documents.npz", loss=documents[0], count=documents[1])
+    summary = {
+        "steps": steps,
+        "held_out": evaluations[-1],
+        "skipped_updates": 3,
+        "seconds_of_this_process": 61.5,
+        "flops": {
+            "student": steps * student,
+            "teacher_forward": steps * teacher,
+            "total": steps * (student + teacher),
+            "teacher_training": 6e12 if taught else 0.0,
+        },
+        "teacher_steps": steps * taught,
+        "versions": {"dwt_jax": "0.1.0", "jax": "0.10.2"},
+        "device": "1 x cpu",
+    }
+    (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def curve(last: float, speed: float = 3.0, points: int = 10) -> list[float]:
+    """A falling loss that ends at `last`."""
+    x = np.arange(1, points + 1) / points
+    return [float(v) for v in last + 2.3 * (np.exp(-speed * x) - math.exp(-speed))]
+
+
+def documents(loss: float, seed: int, count: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Per-document sums whose mean is about `loss`; hard documents are hard for every model."""
+    shared, own = np.random.default_rng(0), np.random.default_rng(seed)
+    n = shared.integers(20, 300, count).astype(float)
+    hardness = shared.normal(0, 0.5, count)
+    return (loss + hardness + own.normal(0, 0.03, count)) * n, n
+
+
+RUNS = {
+    "alone": (config_of(), curve(5.60)),
+    "alone-seed1": (config_of(seed=1), curve(5.612)),
+    "normal": (config_of(teacher="demo/teacher"), curve(5.55, 3.4)),
+    "strong": (config_of(teacher="demo/teacher", alpha_soft=Schedule(value=4.0)), curve(5.64, 4.4)),
+    "decay": (config_of(teacher="demo/teacher", alpha_soft=DECAY), curve(5.594, 4.2)),
+}
+LABELS = {
+    "teacher": "weak teacher",
+    "alone": "student alone",
+    "alone-seed1": "student alone, another seed",
+    "normal": "with the teacher, 1 : 1",
+    "strong": "with the teacher, 1 : 4",
+    "decay": "with the teacher, 1 : 4 falling to 1 : 1",
+}
+
+
+def make_study(workdir: Path, plan: bool = True) -> Path:
+    teacher = config_of(layers=1)
+    write_run(workdir / "teacher", teacher, curve(6.05), documents(6.05, 9))
+    for seed, (name, (config, losses)) in enumerate(RUNS.items()):
+        write_run(workdir / name, config, losses, documents(losses[-1], seed + 1))
+    if plan:
+        write_plan(workdir)
+    return workdir
+
+
+def write_plan(workdir: Path, **changes) -> None:
+    plan = {
+        "title": "A weak teacher on the State of the Union",
+        "teacher": "teacher",
+        "baseline": "alone",
+        "noise_pair": ["alone", "alone-seed1"],
+        "runs": [
+            {"name": name, "label": label, "role": "teacher" if name == "teacher" else "student"}
+            for name, label in LABELS.items()
+        ],
+        "command": "dwt demo --workdir=demo",
+        "seconds": 372.0,
+    }
+    (workdir / "study.json").write_text(json.dumps({**plan, **changes}))
+
+
+def rows_of(path: Path) -> dict[str, dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row["run"]: row for row in csv.DictReader(file)}
+
+
+def comparisons_of(workdir: Path) -> dict[str, report.BaselineComparison]:
+    return {comparison.run.name: comparison for comparison in report.collect_runs(workdir).comparisons}
+
+
+def test_numbers_equal_the_files(tmp_path):
+    path = report.write_report(make_study(tmp_path))
+    assert path == tmp_path / "report.html"
+    results = {row[0]: row for row in Page(path.read_text()).tables[0][1:]}
+    rows = rows_of(tmp_path / "report.csv")
+    assert set(rows) == set(LABELS)
+    for name, label in LABELS.items():
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        loss = summary["held_out"]["held_out_loss"]
+        assert results[label][5] == f"{loss:.4f} ± 0.0213"
+        assert results[label][8] == f"{math.exp(loss):,.2f}"
+        assert results[label][9:11] == ["12.34 %", "23.45 %"]
+        assert float(rows[name]["held_out_loss"]) == loss
+        assert float(rows[name]["total_flops"]) == summary["flops"]["total"]
+        assert float(rows[name]["seconds"]) == 61.5
+        assert int(rows[name]["skipped_updates"]) == 3
+    assert results[LABELS["decay"]][3] == "hard 1; soft 4 → 1 linear"
+    assert float(rows["normal"]["relative_cost"]) == pytest.approx((STUDENT + TEACHER_FORWARD) / STUDENT)
+    assert float(rows["normal"]["tokens_per_second"]) == 40525
+    costs = {row[0]: row for row in Page(path.read_text()).tables[1][1:]}
+    assert costs[LABELS["normal"]][1:8] == ["24.00", "1.90", "25.90", "108 %", "6.00", "31.90", "133 %"]
+
+
+def test_markdown_csv_and_html_agree(tmp_path):
+    report.write_report(make_study(tmp_path))
+    markdown = (tmp_path / "report.md").read_text()
+    table = [line for line in markdown.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+    results = Page((tmp_path / "report.html").read_text().replace("\xa0", " ")).tables[0]
+    assert cells[0] == results[0]
+    assert cells[2 : 2 + len(RUNS) + 1] == results[1:]
+    for name, row in rows_of(tmp_path / "report.csv").items():
+        verdict = next(line for line in results if line[0] == LABELS[name])[7]
+        assert verdict == (row["verdict"] or "–")
+
+
+def test_helped_harmed_undecided(tmp_path):
+    found = comparisons_of(make_study(tmp_path))
+    assert {name: c.verdict for name, c in found.items()} == {
+        "normal": "helped",
+        "strong": "harmed",
+        "decay": "undecided",
+    }
+    assert found["normal"].difference == pytest.approx(-0.05)
+    assert report.collect_runs(tmp_path).noise.value == pytest.approx(0.012)
+    page = report.write_report(tmp_path).read_text()
+    assert "Of 3 students with a teacher: 1 helped, 1 harmed, 1 undecided." in page
+    assert "That is two seeds, a rough measure" in page
+
+
+def test_of_several_noises_the_largest_counts(tmp_path):
+    make_study(tmp_path, plan=False)
+    write_run(tmp_path / "normal-seed1", config_of(seed=1, teacher="demo/teacher"), curve(5.581))
+    noise = report.collect_runs(tmp_path).noise
+    assert noise.value == pytest.approx(0.031)
+    assert {run.name for run in noise.runs} == {"normal", "normal-seed1"}
+
+
+@pytest.mark.parametrize("scatter", [0, 1])
+def test_undecided_within_two_standard_errors_though_beyond_the_noise(tmp_path, scatter):
+    write_run(tmp_path / "alone", config_of(), curve(5.6), documents(5.6, 1))
+    write_run(tmp_path / "alone-again", config_of(seed=1), curve(5.601))
+    loss, count = documents(5.59, 2)
+    scattered = loss + count * np.random.default_rng(3).normal(0, scatter, len(count))
+    write_run(tmp_path / "taught", config_of(teacher="elsewhere"), curve(5.59), (scattered, count))
+    comparison = comparisons_of(tmp_path)["taught"]
+    assert abs(comparison.difference) < 2 * comparison.error
+    assert (abs(comparison.difference) > comparison.error) == (scatter == 0)  # both sides of one error
+    assert comparison.verdict == "undecided"
+    (tmp_path / "taught" / "documents.npz").unlink()
+    assert comparisons_of(tmp_path)["taught"].verdict == "helped"
+
+
+def test_without_seeds_nothing_is_decided(tmp_path):
+    write_run(tmp_path / "alone", config_of(), curve(5.6))
+    write_run(tmp_path / "taught", config_of(teacher="elsewhere"), curve(5.0))
+    assert comparisons_of(tmp_path)["taught"].verdict == "undecided"
+    assert report.collect_runs(tmp_path).noise is None
+
+
+def test_a_planned_pair_that_differs_in_more_than_the_seed_is_no_noise(tmp_path):
+    make_study(tmp_path)
+    write_plan(tmp_path, noise_pair=["alone", "normal"])
+    assert report.collect_runs(tmp_path).noise is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"config": config_of(teacher="t", steps=500)},
+        {"config": config_of(teacher="t", layers=2)},
+        {"config": config_of(teacher="t"), "digest": "d2"},
+    ],
+    ids=["steps", "model", "data"],
+)
+def test_what_cannot_be_compared_is_not(tmp_path, other):
+    write_run(tmp_path / "alone", config_of(), curve(5.6))
+    write_run(tmp_path / "alone-again", config_of(seed=1), curve(5.601))
+    write_run(tmp_path / "taught", losses=curve(5.0), **other)
+    comparison = comparisons_of(tmp_path)["taught"]
+    assert comparison.verdict == "not comparable"
+    assert "cannot be compared" in report.write_report(tmp_path).read_text()
+
+
+def test_other_differences_are_stated(tmp_path):
+    write_run(tmp_path / "alone", config_of(), curve(5.6))
+    taught = config_of(teacher="t")
+    taught = dataclasses.replace(taught, data=dataclasses.replace(taught.data, sentence_stride=4))
+    write_run(tmp_path / "taught", taught, curve(5.5))
+    assert comparisons_of(tmp_path)["taught"].unequal == ("data.sentence_stride",)
+    assert "Not held equal: data.sentence_stride." in report.write_report(tmp_path).read_text()
+
+
+def test_paired_error_equals_the_bootstrap():
+    rng = np.random.default_rng(5)
+    a, b = documents(5.5, 11, 400), documents(5.6, 12, 400)
+    draws = rng.integers(0, 400, (4000, 400))
+    means = [loss[draws].sum(1) / count[draws].sum(1) for loss, count in (a, b)]
+    error = paired_error(a, b)
+    assert error == pytest.approx(np.std(means[0] - means[1]), rel=0.05)
+    unpaired = math.hypot(np.std(means[0]), np.std(means[1]))
+    assert error < unpaired / 5  # hard documents are hard for both
+
+
+def test_paired_error_by_hand():
+    """Three documents of equal length: the ordinary paired standard error of the means."""
+    count = np.full(3, 10.0)
+    a, b = np.array([50.0, 60.0, 70.0]), np.array([51.0, 63.0, 69.0])  # differences -.1, -.3, +.1 a token
+    assert paired_error((a, count), (b, count)) == pytest.approx(0.2 / math.sqrt(3))
+    assert paired_error((a, count), (b, np.array([10.0, 10.0, 11.0]))) is None
+    assert paired_error((a[:1], count[:1]), (b[:1], count[:1])) is None
+    assert paired_error(None, (b, count)) is None
+
+
+def records(*points: tuple[float, float]) -> list[dict[str, float]]:
+    return [
+        {"step": s, "held_out_loss": y, "student_flops": 10 * s, "teacher_flops": 2 * s} for s, y in points
+    ]
+
+
+def test_steps_to_reach():
+    falling = records((100, 7.0), (200, 6.0), (300, 5.5))
+    assert report.steps_to_target(falling, 6.25) == (175, 175 * 12, False)
+    assert report.steps_to_target(falling, 5.5) == (300, 3600, False)
+    assert report.steps_to_target(falling, 7.5) == (100, 1200, True)
+    assert report.steps_to_target(falling, 5.4) is None
+    assert report.steps_to_target([], 5.4) is None
+    rising = records((100, 6.0), (200, 5.0), (300, 5.6), (400, 4.9))  # the first time counts
+    assert report.steps_to_target(rising, 5.5).steps == 150
+
+
+def test_reach_is_charged_with_the_teacher(tmp_path):
+    report.write_report(make_study(tmp_path))
+    row = rows_of(tmp_path / "report.csv")["normal"]
+    x, y = np.arange(1, 11) * 100.0, np.array(RUNS["normal"][1])
+    steps = np.interp(-5.6, -y, x)
+    assert float(row["steps_to_reach_alone"]) == pytest.approx(steps)
+    assert float(row["flops_to_reach_alone"]) == pytest.approx(steps * (STUDENT + TEACHER_FORWARD))
+    assert float(row["with_teacher_training"]) == pytest.approx(steps * (STUDENT + TEACHER_FORWARD) + 6e12)
+    assert rows_of(tmp_path / "report.csv")["strong"]["steps_to_reach_alone"] == ""
+    assert "It never reached the final loss of the student alone." in (tmp_path / "report.html").read_text()
+
+
+def test_unknown_training_cost_of_the_teacher(tmp_path):
+    make_study(tmp_path)
+    summary = json.loads((tmp_path / "normal" / "summary.json").read_text())
+    summary["flops"]["teacher_training"] = None
+    (tmp_path / "normal" / "summary.json").write_text(json.dumps(summary))
+    assert "own training cost is unknown" in report.write_report(tmp_path).read_text()
+    assert rows_of(tmp_path / "report.csv")["normal"]["with_teacher_training"] == ""
+
+
+def test_fine_tunings_beside_the_runs_are_told(tmp_path):
+    """By the name of their run, in its place; those of runs that are not there, and none at all, are not."""
+    study = make_study(tmp_path)
+    assert "Fine-tuned" not in report.write_report(study).read_text()
+    scores = {"normal": [0.5, 0.6], "teacher": [0.25], "stranger": [0.9]}
+    for name, found in scores.items():
+        deviation = statistics.stdev(found) if len(found) > 1 else None
+        last = {"mean": statistics.mean(found), "standard_deviation": deviation, "by_seed": found}
+        best = {**last, "mean": last["mean"] + 0.1}
+        folder = tmp_path / report.DOWNSTREAM_DIR / name
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"tasks": {"era": {"last": last, "best": best}}}))
+    page = report.write_report(study).read_text()
+    text = (tmp_path / "report.md").read_text()
+    rows = [line for line in text.split("## Fine-tuned")[1].splitlines() if "| era |" in line]
+    assert rows == [
+        f"| {LABELS['teacher']} | era | 25.00 | 35.00 | 1 |",
+        f"| {LABELS['normal']} | era | 55.00 ± 7.07 | 65.00 ± 7.07 | 2 |",
+    ]
+    assert "55.00 ± 7.07" in page
+    assert "90.00" not in page
+
+
+def test_what_auto_came_to_is_compared(tmp_path):
+    make_study(tmp_path)
+    path = tmp_path / "normal" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "compute": "bfloat16"}))
+    [found] = [one for one in report.collect_runs(tmp_path).comparisons if one.run.name == "normal"]
+    assert found.unequal == ("computed in",)
+    text = report.write_report(tmp_path).with_suffix(".md").read_text()
+    assert "| compute type | differs | computed in = " in text
+    assert f"bfloat16 ({LABELS['normal']})" in text
+
+
+def test_without_a_plan_roles_are_found(tmp_path):
+    study = report.collect_runs(make_study(tmp_path / "demo", plan=False))
+    assert {run.name: run.role for run in study.runs if run.role == "teacher"} == {"teacher": "teacher"}
+    assert study.baseline.name == "alone"
+    assert {run.name for run in study.noise.runs} == {"alone", "alone-seed1"}
+    assert {run.teacher for run in study.runs if run.distilled} == {"teacher"}
+    assert {c.run.name: c.verdict for c in study.comparisons}["normal"] == "helped"
+    assert study.title == "Runs in demo"
+
+
+def test_runs_one_level_further_down(tmp_path):
+    write_run(tmp_path / "grid" / "a", config_of(), curve(5.6))
+    write_run(tmp_path / "grid" / "b", config_of(teacher="runs/grid/a"), curve(5.5))
+    (tmp_path / "grid" / "a" / "model").mkdir()
+    (tmp_path / "grid" / "a" / "model" / "config.json").write_text("{}")
+    study = report.collect_runs(tmp_path)
+    assert [run.name for run in study.runs] == ["grid/a", "grid/b"]
+    assert study.runs[0].role == "teacher"
+
+
+def test_unfinished_runs_are_listed(tmp_path):
+    make_study(tmp_path)
+    (tmp_path / "decay" / "summary.json").unlink()
+    plan = json.loads((tmp_path / "study.json").read_text())
+    write_plan(tmp_path, runs=[*plan["runs"], {"name": "planned", "label": "planned", "role": "student"}])
+    study = report.collect_runs(tmp_path)
+    assert study.unfinished == (("decay", 1000), ("planned", 0))
+    page = report.write_report(tmp_path).read_text()
+    assert "decay (step 1,000); planned (no step logged)" in page
+    assert "decay" not in rows_of(tmp_path / "report.csv")
+
+
+def test_no_finished_run_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="no finished run"):
+        report.write_report(tmp_path)
+    with pytest.raises(UserError, match="no such directory"):
+        report.write_report(tmp_path / "nowhere")
+    run = write_run(tmp_path / "runs" / "a", config_of(), curve(5.6))
+    with pytest.raises(UserError, match="is itself a run"):
+        report.write_report(run)
+    with pytest.raises(UserError, match=r"ends in \.html"):
+        report.write_report(tmp_path / "runs", tmp_path / "report.md")
+    (run / "summary.json").unlink()
+    with pytest.raises(UserError, match="no finished run"):
+        report.write_report(tmp_path / "runs")
+
+
+def test_missing_files(tmp_path):
+    """A run that is only its config and its summary can be reported."""
+    make_study(tmp_path)
+    for name in LABELS:
+        for file in ("metrics.jsonl", "evaluations.jsonl", "documents.npz", "run.json"):
+            (tmp_path / name / file).unlink()
+    page = Page(report.write_report(tmp_path).read_text())
+    assert len(page.tables[0]) == len(LABELS) + 1
+    study = report.collect_runs(tmp_path)
+    assert all(len(run.evaluations) == 1 for run in study.runs)
+    assert comparisons_of(tmp_path)["normal"].reach.at_most
+    (tmp_path / "normal" / "documents.npz").write_text("not an archive")
+    with pytest.raises(UserError, match=r"documents\.npz"):
+        report.write_report(tmp_path)
+
+
+def test_out_elsewhere_and_nothing_left_over(tmp_path):
+    make_study(tmp_path / "runs")
+    path = report.write_report(tmp_path / "runs", tmp_path / "paper" / "first.html")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["first.csv", "first.html", "first.md"]
+    (tmp_path / "there").mkdir()
+    assert report.write_report(tmp_path / "runs", tmp_path / "there") == tmp_path / "there" / "report.html"
+
+
+def test_names_are_text_and_nothing_else(tmp_path):
+    evil = "<script>alert(1)</script>\"'&|`x`"
+    make_study(tmp_path)
+    plan = json.loads((tmp_path / "study.json").read_text())
+    runs = [{**run, "label": run["name"] + evil} for run in plan["runs"]]
+    write_plan(tmp_path, runs=runs, title=evil, command=evil)
+    path = report.write_report(tmp_path)
+    page = Page(path.read_text())
+    assert "script" not in page.tags
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert any(evil in text for text in page.texts)
+    markdown = (tmp_path / "report.md").read_text()
+    assert "<script" not in markdown
+    table = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table[: len(LABELS) + 2]}) == 1
+
+
+def test_html_stands_alone(tmp_path):
+    text = report.write_report(make_study(tmp_path)).read_text()
+    page = Page(text)
+    assert "://" not in text
+    assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "nan" not in re.sub(r"<[^>]*style.*?</style>", "", text.lower(), flags=re.S).split("<details>")[0]
+    assert page.tags.count("figure") == 6
+    for name in RUNS:
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert any(one.strip().startswith("{") and json.loads(one) == config for one in page.texts)
+
+
+def test_a_run_that_ended_at_no_number_is_not_compared(tmp_path):
+    make_study(tmp_path)
+
+    def spoil(name):  # null is what stands for it in the files
+        path = tmp_path / name / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["held_out"] |= dict.fromkeys(("held_out_loss", "standard_error", "perplexity"))
+        path.write_text(json.dumps(summary))
+        found = report.collect_runs(tmp_path)
+        assert "nan" not in report.write_report(tmp_path).with_suffix(".md").read_text()
+        return {one.run.name: one for one in found.comparisons}, found.noise
+
+    found, noise = spoil("normal")
+    assert noise is not None
+    assert (found["normal"].verdict, found["strong"].verdict) == ("not comparable", "harmed")
+    assert found["normal"].why == "one of them is not a number"
+    found, noise = spoil("alone-seed1")
+    assert noise is None
+    assert found["strong"].verdict == "undecided"
+
+
+def test_not_a_number_is_left_out_of_the_curves(tmp_path):
+    make_study(tmp_path)
+    path = tmp_path / "normal" / "evaluations.jsonl"
+    path.write_text(re.sub(r'"held_out_loss": [\d.]+', '"held_out_loss": null', path.read_text(), count=1))
+    page = Page(report.write_report(tmp_path).read_text())
+    assert "nan" not in " ".join(value or "" for _, value in page.attributes)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (Schedule(value=4.0), "4"),
+        (DECAY, "4 → 1 linear"),
+        (Schedule("linear", 1.0, 0.0, decay_end=0.25), "1 → 0 linear to 25 %"),
+        (Schedule("cosine", 2.0, 0.5, decay_start=0.1, decay_end=0.8), "2 → 0.5 cosine from 10 % to 80 %"),
+        (Schedule("linear", 5e-4, warmup_fraction=0.05), "0.0005 → 0 linear, warm-up 5 %"),
+        (Schedule("piecewise", 4.0, 1.0, decay_start=0.5), "4, from 50 % on 1"),
+        (Schedule("until_matched", 1.0), "1 until the teacher is beaten"),
+        (Schedule("warmup_stable_decay", 1.0, decay_start=0.9), "1 → 0 warmup-stable-decay from 90 %"),
+    ],
+)
+def test_schedules_in_words(schedule, words):
+    assert tables.describe_schedule(dataclasses.asdict(schedule)) == words
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1012.0), (5.47, 6.83), (-0.221, 0.052), (0.0, 26.2), (1e-4, 3e-4)]
+)
+def test_ticks_are_round_inside_and_even(low, high):
+    found = charts.axis_ticks(low, high, 5)
+    assert 3 <= len(found) <= 11
+    assert low <= found[0] + 1e-9
+    assert found[-1] <= high + 1e-9
+    step = found[1] - found[0]
+    assert np.allclose(np.diff(found), step)
+    assert round(step / 10 ** math.floor(math.log10(step) + 1e-9), 6) in (1, 2, 5)
+
+
+def test_labels_do_not_overlap():
+    placed = charts.dodge_labels([100, 101, 102, 40, 300], 17, 10, 300)
+    assert min(np.diff(sorted(placed))) >= 17 - 1e-9
+    assert np.argsort(placed).tolist() == [3, 0, 1, 2, 4]
+    assert placed[3] == 40
+    assert max(placed) <= 300
+
+
+def test_units_and_thinning():
+    assert charts.flop_unit(2.59e13) == (1e12, "TFLOPs")
+    assert charts.flop_unit(5e15)[1] == "PFLOPs"
+    x, y = charts.downsample(list(range(1000)), [2.0 * i for i in range(1000)], 100)
+    assert len(x) == 100
+    assert np.allclose(np.array(y), 2 * np.array(x))
+    assert charts.svg_chart([], charts.ChartAxes("", "", ""), 100, 100) == ""

@@ -1,0 +1,385 @@
+"""Whole runs: what is left behind, and that no interruption changes it."""
+
+import itertools
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dwt_jax.config_loader import load_config
+from dwt_jax.distributed.shutdown import Preempted
+from dwt_jax.errors import UserError
+from dwt_jax.eval import likelihood
+from dwt_jax.models.common.lm_head import lm_head_logits
+from dwt_jax.runs.load import load_model
+from dwt_jax.runs.run_dir import run_lock
+from dwt_jax.train import loop
+from dwt_jax.train import step as steps
+from dwt_jax.train.loop import TrainingFailed, train
+from helpers.run_records import assert_same_run, records
+from helpers.runs import dwt, prepared_project, start
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """(config:rows, folder): a tiny corpus, prepared, and a trained teacher."""
+    folder = tmp_path_factory.mktemp("project")
+    spec = prepared_project(folder)
+    train(load_config(spec, {"train.steps": "30", "model.num_hidden_layers": "1"}), folder / "teacher")
+    return spec, folder
+
+
+def taught(project, **overrides: str) -> dict[str, str]:
+    keys = {key.replace("__", "."): value for key, value in overrides.items()}
+    return {"teacher.path": str(project[1] / "teacher"), "distill.preset": "paper_decay", **keys}
+
+
+def options(spec: str, overrides: dict[str, str], workdir: Path) -> list[str]:
+    extra = [f"--config.{key}={value}" for key, value in overrides.items()]
+    return ["train", f"--config={spec}", *extra, f"--workdir={workdir}"]
+
+
+@pytest.fixture(scope="module")
+def whole(project):
+    """An uninterrupted run with a teacher."""
+    workdir = project[1] / "whole"
+    train(load_config(project[0], taught(project)), workdir)
+    return workdir
+
+
+def test_a_run_leaves_what_the_design_says(whole):
+    names = {path.name for path in whole.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "config.json", "run.json", "tokenizer", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "model",
+        "documents.npz", "summary.json",
+    }  # fmt: skip
+    last = records(whole)[-1]
+    assert last["step"] == 12
+    keys = "loss hard_loss soft_loss soft_loss_at_1 teacher_hard_loss alpha_hard alpha_soft temperature"
+    keys += " learning_rate grad_norm tokens_per_second mfu data_wait"
+    assert set(keys.split()) <= last.keys()
+    assert last["teacher_hard_loss"] > 0
+    assert last["soft_loss"] > 0
+    assert [record["step"] for record in records(whole, "evaluations.jsonl")] == [4, 8, 12]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["flops"]["total"] == summary["flops"]["student"] + summary["flops"]["teacher_forward"]
+    assert summary["flops"]["teacher_training"] > 0  # known: the teacher is a run of ours
+    assert summary["teacher_steps"] == 12
+
+
+def test_the_student_learns_and_loss_is_the_weighted_sum(project, whole):
+    found = records(whole)
+    assert found[-1]["hard_loss"] < found[0]["hard_loss"]
+    for record in found:
+        expected = record["alpha_hard"] * record["hard_loss"] + record["alpha_soft"] * record["soft_loss"]
+        assert record["loss"] == pytest.approx(expected, rel=1e-5)
+        assert record["soft_loss"] == pytest.approx(record["soft_loss_at_1"], rel=1e-5)  # t = 1 here
+
+
+def test_the_model_gives_the_same_logits_in_transformers(whole):
+    torch = pytest.importorskip("torch")
+    import jax.numpy as jnp
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    from dwt_jax.models import bert
+    from dwt_jax.runs.load import load_model
+
+    model, info = AutoModelForMaskedLM.from_pretrained(whole / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(whole / "model")
+    batch = tokenizer("The old [MASK] sees the green cat.", return_tensors="pt")
+    assert tokenizer.mask_token_id in batch["input_ids"]
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits.numpy()
+    loaded = load_model(str(whole))
+    tokens = jnp.asarray(batch["input_ids"].numpy())
+    hidden = bert.encode(loaded.params, loaded.model, tokens, jnp.ones_like(tokens))
+    found = lm_head_logits(loaded.params, loaded.model, hidden)[..., : loaded.model.vocab_size]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def kill_at_random(arguments: list[str], rng: random.Random) -> bool:
+    """Start the run, kill -9 it at a moment that may lie anywhere; whether steps had been taken."""
+    process = start(*arguments)
+    wanted = rng.choice([0, *rng.sample(range(1, 25), 4)])  # logged lines to wait for; 0: any moment
+    seen = 0
+    if wanted == 0:
+        time.sleep(rng.uniform(1, 6))
+    else:
+        for line in process.stdout:
+            seen += "tokens/s" in line
+            if seen == wanted:
+                time.sleep(rng.uniform(0, 0.2))
+                break
+    process.kill()
+    process.wait()
+    return seen > 0
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_equals_uninterrupted(project, tmp_path, kills):
+    overrides = taught(project, train__steps="120", train__checkpoint_every="3", train__evaluate_every="40")
+    train(load_config(project[0], overrides), tmp_path / "whole")
+    arguments = options(project[0], overrides, tmp_path / "killed")
+    rng = random.Random(kills)
+    amid_steps = [kill_at_random(arguments, rng) for _ in range(kills)]
+    assert any(amid_steps)
+    last = dwt(*arguments)
+    assert last.returncode == 0, last.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_killed_between_any_two_checkpoints_equals_uninterrupted(project, whole, tmp_path):
+    """The same without chance: a run cut off right after each of its checkpoints."""
+    for step in (4, 8):
+        cut = tmp_path / f"cut{step}"
+        shutil.copytree(whole, cut)
+        shutil.rmtree(cut / "model")
+        (cut / "summary.json").unlink()
+        for later in (cut / "checkpoints").iterdir():
+            if later.name.isdigit() and int(later.name) > step:
+                shutil.rmtree(later)
+        with open(cut / "metrics.jsonl", "a") as file:
+            file.write('{"step": 12, "los')  # a line torn by the kill
+        train(load_config(project[0], taught(project)), cut)
+        assert_same_run(whole, cut)
+
+
+def test_an_evaluation_that_is_stopped_twice_is_made_up_for(project, whole, tmp_path, monkeypatch):
+    """Stopped after step 4 and before its evaluation, resumed, stopped in that evaluation."""
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    (cut / "summary.json").unlink()
+    (cut / "evaluations.jsonl").write_text("")
+    for later in (cut / "checkpoints").iterdir():
+        if later.name.isdigit() and int(later.name) > 4:
+            shutil.rmtree(later)
+    config = load_config(project[0], taught(project))
+    with monkeypatch.context() as patched:
+        patched.setattr(likelihood, "losses_per_document", lambda *_, **__: None)
+        with pytest.raises(Preempted, match="stopped at step 4"):
+            train(config, cut)
+    train(config, cut)
+    assert_same_run(whole, cut)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(project, tmp_path, number):
+    overrides = taught(project, train__steps="400", train__evaluate_every="0")
+    arguments = options(project[0], overrides, tmp_path / "stopped")
+    process = start(*arguments)
+    for line in process.stdout:
+        if "step 10/" in line:
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 75, rest
+    assert "the same command goes on" in rest
+    saved = max(int(p.name) for p in (tmp_path / "stopped" / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved < 400
+    again = dwt(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert f"resumed at step {saved}" in again.stdout
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(project, whole, tmp_path, capsys):
+    cut = tmp_path / "damaged"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    (cut / "summary.json").unlink()
+    data = max((cut / "checkpoints" / "12").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    data.write_bytes(content)
+    train(load_config(project[0], taught(project)), cut)
+    printed = capsys.readouterr().out
+    assert "checkpoint 12 is damaged" in printed
+    assert "resumed at step 8" in printed
+    assert_same_run(whole, cut)
+
+
+def test_another_config_in_the_same_directory_is_refused_with_the_keys(project, whole):
+    with pytest.raises(UserError, match=r"optimizer\.weight_decay is 0\.01 there, 0\.1 here") as error:
+        train(load_config(project[0], taught(project, optimizer__weight_decay="0.1")), whole)
+    assert "\n" not in str(error.value)
+    assert "train.steps" not in str(error.value)
+
+
+def test_a_finished_run_is_not_repeated(project, whole, capsys):
+    before = (whole / "summary.json").read_text()
+    train(load_config(project[0], taught(project)), whole)
+    assert "already finished" in capsys.readouterr().out
+    assert (whole / "summary.json").read_text() == before
+
+
+def test_a_claim_that_was_cut_short_is_taken_up(project, tmp_path):
+    """Killed after the tokenizer was there, before config.json was."""
+    shutil.copytree(project[1] / "rows" / "tokenizer", tmp_path / "run" / "tokenizer")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    train(load_config(project[0], {"train.steps": "1"}), tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_two_processes_do_not_train_in_one_directory(project, tmp_path):
+    with (
+        run_lock(tmp_path / "run"),
+        pytest.raises(UserError, match="another process trains here"),
+    ):
+        train(load_config(project[0]), tmp_path / "run")
+
+
+def test_a_moved_teacher_is_the_same_teacher(project, whole, tmp_path, capsys):
+    shutil.copytree(project[1] / "teacher" / "model", tmp_path / "elsewhere")
+    train(load_config(project[0], {**taught(project), "teacher.path": str(tmp_path / "elsewhere")}), whole)
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_tensorboard_files_are_written(project, tmp_path):
+    train(load_config(project[0], {"train.steps": "2", "train.tensorboard": "true"}), tmp_path / "run")
+    assert [*(tmp_path / "run" / "tensorboard").glob("events.*")]
+
+
+def test_a_folder_with_other_files_is_refused(project, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds files but no run"):
+        train(load_config(project[0]), tmp_path)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_with_the_first_difference(project, tmp_path):
+    shutil.copytree(project[1] / "teacher" / "model", tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    old = next(token for token, i in vocabulary.items() if i == 17)
+    vocabulary["zebra"] = vocabulary.pop(old)
+    path.write_text(json.dumps(content))
+    (tmp_path / "other" / "vocab.txt").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=rf"token 17 is 'zebra', expected '{old}'"):
+        train(load_config(project[0], {"teacher.path": str(tmp_path / "other")}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_teacher_is_switched_off_once_its_weight_is_zero_for_good(project, tmp_path, capsys):
+    overrides = taught(project, distill__preset="knowledge_inheritance", train__steps="16")
+    summary = train(load_config(project[0], overrides), tmp_path / "ki")
+    assert "step 4: alpha_soft is 0 for good, the teacher is switched off" in capsys.readouterr().out
+    assert summary["teacher_steps"] == 4
+    found = records(tmp_path / "ki")
+    assert [bool(r["teacher_hard_loss"]) for r in found] == [True, True, *[False] * 6]
+    assert found[-1]["teacher_flops"] == found[1]["teacher_flops"] > 0
+
+
+def test_until_beaten_ends_with_the_teacher_beaten_and_resumes_alike(project, tmp_path, capsys):
+    """A teacher of two steps is beaten soon."""
+    spec, folder = project
+    bad = folder / "bad"
+    if not bad.exists():
+        train(load_config(spec, {"train.steps": "2", "model.num_hidden_layers": "1"}), bad)
+    overrides = {
+        "teacher.path": str(bad),
+        "distill.alpha_soft.kind": "until_matched",
+        "distill.gap_ema_decay": "0.5",
+        "train.steps": "24",
+    }
+    capsys.readouterr()
+    summary = train(load_config(spec, overrides), tmp_path / "whole")
+    assert "the teacher is switched off" in capsys.readouterr().out
+    switch = summary["teacher_steps"]
+    assert 0 < switch < 24
+    assert switch % 2 == 0
+    for step in (switch - switch % 4, 20):
+        cut = tmp_path / f"cut{step}"
+        shutil.copytree(tmp_path / "whole", cut)
+        shutil.rmtree(cut / "model")
+        (cut / "summary.json").unlink()
+        for later in (cut / "checkpoints").iterdir():
+            if later.name.isdigit() and int(later.name) > step:
+                shutil.rmtree(later)
+        train(load_config(spec, overrides), cut)
+        assert_same_run(tmp_path / "whole", cut)
+
+
+def test_runs_that_differ_in_weights_and_seed_share_one_compilation(project, tmp_path):
+    steps.TRACE_COUNTS.clear()
+    steps.jit_train_step.cache_clear()
+    for i, preset in enumerate(("paper_normal", "paper_strong", "paper_decay")):
+        overrides = taught(project, distill__preset=preset, seed=str(i), train__steps="4")
+        train(load_config(project[0], overrides), tmp_path / preset)
+    assert steps.TRACE_COUNTS == {"teacher": 1}
+
+
+def test_a_silent_transfer_in_the_loop_is_an_error(project, tmp_path, monkeypatch):
+    real = loop.jit_train_step
+
+    def careless(spec, mesh):
+        step = real(spec, mesh)
+        return lambda state, teacher, batch, _, seed: step(
+            state, teacher, batch, np.ones(4, np.float32), seed
+        )
+
+    monkeypatch.setattr(loop, "jit_train_step", careless)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(load_config(project[0], {"train.steps": "2"}), tmp_path / "run")
+
+
+def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project, tmp_path, monkeypatch):
+    real, spoil = loop.jit_train_step, jax.jit(lambda knobs: knobs * np.nan)
+
+    def from_the_seventh_on(spec, mesh):
+        step, count = real(spec, mesh), itertools.count(1)
+        return lambda state, teacher, batch, knobs, seed: step(
+            state, teacher, batch, spoil(knobs) if next(count) > 6 else knobs, seed
+        )
+
+    monkeypatch.setattr(loop, "jit_train_step", from_the_seventh_on)
+    with pytest.raises(TrainingFailed, match="not finite for"):
+        train(load_config(project[0], {"train.max_consecutive_nonfinite": "3"}), tmp_path / "run")
+    newest = load_model(str(tmp_path / "run"))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(newest.params))
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_run_killed_after_its_last_evaluation_ends_though_a_number_there_is_null(project, whole, tmp_path):
+    """One held-out document has no standard error, a diverged run no perplexity: null in the file."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "model")
+    path = run / "evaluations.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[-1] |= {"standard_error": None, "perplexity": None}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert dwt(*options(project[0], taught(project), run)).returncode == 0
+    held_out = json.loads((run / "summary.json").read_text())["held_out"]
+    assert held_out["standard_error"] is held_out["perplexity"] is None
+    assert f"| loss (nats) | {held_out['held_out_loss']:.4f} |" in (run / "model" / "README.md").read_text()
+
+
+def test_a_teacher_that_is_not_there_is_told_before_the_data_are_prepared(project, tmp_path):
+    overrides = {"teacher.path": str(tmp_path / "techer"), "data.path": ""}
+    with pytest.raises(UserError, match=r"teacher\.path: .*techer: no such directory"):
+        train(load_config(project[0], overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_run_leaves_no_lock_in_a_folder_of_others(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with run_lock(tmp_path):
+        pass
+    assert [child.name for child in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_epochs_become_steps(project, tmp_path):
+    index = json.loads((project[1] / "rows" / "index.json").read_text())
+    summary = train(load_config(project[0], {"train.steps": "0", "train.epochs": "1"}), tmp_path / "run")
+    assert summary["steps"] == -(-index["splits"]["train"]["rows"] // 8)
