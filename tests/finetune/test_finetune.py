@@ -681,7 +681,7 @@ def test_killed_and_stopped_from_outside(models, task, tmp_path):
     folder = tmp_path / "stopped"
     for seed, number, status in ((0, signal.SIGKILL, -9), (1, signal.SIGTERM, 75)):
         process = start(*arguments, f"--workdir={folder}")
-        while not (folder / "mine" / "seeds" / f"{seed}.npz").exists() and process.arm() is None:
+        while not (folder / "mine" / "seeds" / f"{seed}.npz").exists() and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(number)
         process.communicate()

@@ -21,7 +21,7 @@ from dwt_jax.remap.plan import plan_growth
 from dwt_jax.runs import optimizer as optimizers
 
 assert jax.device_count() == 8
-small = BertConfig(vocab_size=60, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, 
+small = BertConfig(vocab_size=60, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
                    intermediate_size=12, max_position_embeddings=12)
 large = dataclasses.replace(small, hidden_size=16, num_attention_heads=4, num_hidden_layers=3,
                             vocab_size=300, intermediate_size=20, weighted_norm=True, gated_layers=True)
