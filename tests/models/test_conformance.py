@@ -1,0 +1,253 @@
+"""What every registered family must do: a new family is tested by being registered.
+
+Nothing here names a family. What is special about one is tested in a file of its own.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from dwt_jax import models
+from dwt_jax.hf.checkpoint import from_hf_tensors, to_hf_tensors
+from dwt_jax.hf.config import load_hf_config, to_hf_config
+from dwt_jax.models import FAMILIES, family, flops
+from dwt_jax.models.common.lm_head import lm_head_logits
+from dwt_jax.models.common.logical_axes import init_value, is_gate, is_matrix, path_name
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.common.sharding import infer_shardings
+from dwt_jax.models.protocol import Family, ModelConfig
+from dwt_jax.remap.apply import remap_params
+from helpers.jaxprs import count_flops
+from helpers.paths import ROOT
+
+ROWS, LENGTH, PREDICTIONS = 2, 12, 3
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 20,
+    "pad_token_id": 1,
+}
+
+
+def small(model_type: str, **sizes: object) -> ModelConfig:
+    """A small config of the family; without dropout."""
+    defaults = family(model_type).HF_NAMES[model_type].defaults
+    config = family(model_type).Config(**{**defaults, "model_type": model_type, **SIZES, **sizes})
+    return config.with_dropout(0.0)
+
+
+def random_params(config: ModelConfig, heads=None, seed=0):
+    """Parameters with no zero bias and no scale of one, so that a leaf in the wrong place shows."""
+    random = np.random.default_rng(seed)
+
+    def leaf(path, like):
+        x = 0.2 * random.normal(size=like.shape)
+        return (1 + x if init_value(path_name(path)) else x).astype(np.float32)
+
+    abstract = family(config).abstract_params(config, *([heads] if heads else []))
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def batch(config: ModelConfig):
+    """Tokens and segment ids [B, L], the second row with two documents and padding."""
+    tokens = np.random.default_rng(1).integers(5, config.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+    segments = np.ones((ROWS, LENGTH), np.int32)
+    segments[1, 5:] = 2
+    segments[1, 9:] = 0
+    return tokens, segments
+
+
+def logits(params, config, tokens, segments, dtype=np.float32):
+    """[B, L, vocab_size], computed in `dtype`."""
+    policy = Policy(np.dtype(dtype), np.dtype(dtype))
+    with jax.enable_x64(dtype == np.float64):
+        params = jax.tree.map(lambda x: np.asarray(x, dtype), params)
+        hidden = family(config).encode(params, config, tokens, segments, policy=policy)
+        return np.asarray(lm_head_logits(params, config, hidden, policy=policy))[..., : config.vocab_size]
+
+
+def leaves(tree):
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def config(request) -> ModelConfig:
+    return small(request.param)
+
+
+def test_the_module_defines_what_the_protocol_asks(config):
+    module = family(config)
+    for name in Family.__annotations__:
+        assert hasattr(module, name), name
+    for name, function in inspect.getmembers(Family, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        expected = list(inspect.signature(function).parameters)[1:]  # without self
+        assert list(inspect.signature(getattr(module, name)).parameters) == expected, name
+
+
+def test_the_config_is_checked(config):
+    assert list(config.problems()) == []
+    assert list(dataclasses.replace(config, hidden_size=15).problems())
+    assert not config.uses_dropout
+    assert models.family(config.model_type) is family(config)
+
+
+def test_axes_cover_every_leaf_with_its_shape(config):
+    axes, sizes = family(config).param_axes(config), family(config).axis_sizes(config)
+    found = leaves(family(config).abstract_params(config, family(config).HEADS[:1]))
+    for name, leaf in found.items():
+        assert len(axes[name]) == len(leaf.shape), name
+        assert leaf.shape == tuple(sizes[axis.name] for axis in axes[name]), name
+    gates = {name for name in axes if is_gate(name)}
+    untied = dataclasses.replace(config, tie_word_embeddings=False)
+    everything = leaves(family(config).abstract_params(untied, family(config).HEADS))
+    optional = set(axes) - gates - set(everything)
+    # What is in no model of this config has an axis of size 0 in it, such as token types.
+    assert all(0 in [sizes.get(axis.name, 1) for axis in axes[name]] for name in optional)
+    assert set(everything) <= set(axes)
+
+
+def test_sizes_have_a_config_key(config):
+    assert set(family(config).axis_sizes(config)) == set(family(config).SIZE_KEYS)
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert set(family(config).FUNCTION_FIELDS) <= fields
+
+
+def test_shardings_on_eight_devices(config):
+    mesh = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    params = family(config).abstract_params(config)
+    sharded = 0
+    for name, sharding in leaves(infer_shardings(params, config, mesh)).items():
+        used = [axis for axis in sharding.spec if axis is not None]
+        assert len(used) == len(set(used)), name
+        assert "data" not in used
+        for size, axis in zip(leaves(params)[name].shape, sharding.spec, strict=False):
+            assert axis is None or size % mesh.shape[axis] == 0, name
+        sharded += bool(used)
+    assert sharded > len(leaves(params)) / 2
+
+
+def test_initialisation(config):
+    params = leaves(family(config).init_params(config, jax.random.key(0)))
+    axes = family(config).param_axes(config)
+    for name, leaf in params.items():
+        assert leaf.dtype == np.float32, name
+        if is_matrix(axes[name]):
+            assert np.std(leaf) == pytest.approx(config.initializer_range, rel=0.25), name
+        else:
+            np.testing.assert_array_equal(leaf, init_value(name), err_msg=name)
+
+
+class Tensors(dict):
+    """Arrays by name, as `from_hf_tensors` reads them from a file."""
+
+    def shape(self, name):
+        return self[name].shape
+
+    def dtype(self, name):
+        return self[name].dtype
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_round_trip_to_hugging_face_is_bit_for_bit(config, tied, tmp_path):
+    model = dataclasses.replace(config, tie_word_embeddings=tied)
+    params, axes = random_params(model), family(model).param_axes(model)
+    checkpoint = from_hf_tensors(Tensors(to_hf_tensors(params, model)), model, "memory")
+    assert checkpoint.model == model
+    assert leaves(checkpoint.params).keys() == leaves(params).keys()
+    for name, expected in leaves(params).items():
+        if axes[name][0].name == "vocab":  # its padding is not stored
+            expected = expected.copy()
+            expected[model.vocab_size :] = 0
+        np.testing.assert_array_equal(leaves(checkpoint.params)[name], expected, err_msg=name)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf_config(model)))
+    assert load_hf_config(tmp_path).model == model
+
+
+def test_logits_equal_transformers(config):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    values = to_hf_config(config)
+    hf_config = transformers.AutoConfig.for_model(
+        **{key: value for key, value in values.items() if key not in ("architectures", "dtype")}
+    )
+    twin = getattr(transformers, values["architectures"][0])(hf_config).eval()
+    params = random_params(config)
+    tensors = {name: torch.tensor(array) for name, array in to_hf_tensors(params, config).items()}
+    missing, unexpected = twin.load_state_dict(tensors, strict=False)
+    tied = set(dict(twin.named_parameters()))  # parameters of their own: nothing else may be missing
+    assert not unexpected
+    assert not set(missing) & tied
+    tokens = batch(config)[0]
+    with torch.no_grad():
+        expected = twin(input_ids=torch.tensor(tokens), attention_mask=torch.ones(tokens.shape)).logits
+    found = logits(params, config, tokens, np.ones_like(tokens))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_packed_rows_equal_single_documents(config):
+    params, (tokens, segments) = random_params(config), batch(config)
+    packed = logits(params, config, tokens, segments)
+    for row, start, end in ((0, 0, LENGTH), (1, 0, 5), (1, 5, 9)):
+        alone = logits(params, config, tokens[row : row + 1, start:end], np.ones((1, end - start), np.int32))
+        np.testing.assert_allclose(packed[row, start:end], alone[0], atol=2e-5)
+
+
+def test_output_positions_equal_all_positions(config):
+    params, (tokens, segments) = random_params(config), batch(config)
+    positions = np.array([[0, 3, 7], [1, 5, 8]], np.int32)
+    hidden = np.asarray(family(config).encode(params, config, tokens, segments))
+    some = family(config).encode(params, config, tokens, segments, positions=positions)
+    np.testing.assert_allclose(some, np.take_along_axis(hidden, positions[..., None], axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_flops_equal_a_count_of_the_program(config, num_layers):
+    model = dataclasses.replace(config, num_hidden_layers=num_layers)
+    tokens = np.ones((ROWS, LENGTH), np.int32)
+    positions = np.zeros((ROWS, PREDICTIONS), np.int32)
+
+    def read(params):
+        hidden = family(model).encode(params, model, tokens, tokens, positions=positions)
+        return lm_head_logits(params, model, hidden)
+
+    program = jax.make_jaxpr(read)(family(model).abstract_params(model))
+    assert flops.forward_flops(model, ROWS, LENGTH, PREDICTIONS) == count_flops(program.jaxpr)
+
+
+def test_growth_by_whole_factors_keeps_the_function(config):
+    params = jax.tree.map(lambda x: x.astype(np.float64), random_params(config))
+    target = dataclasses.replace(
+        config, hidden_size=32, num_attention_heads=4, intermediate_size=40, max_position_embeddings=24
+    )
+    tokens, segments = batch(config)
+    grown, report = remap_params(params, config, target, "hyperclone", jax.random.key(0))
+    assert report.exact
+    assert {name: leaf.shape for name, leaf in leaves(grown).items()} == {
+        name: leaf.shape for name, leaf in leaves(family(target).abstract_params(target)).items()
+    }
+    before = logits(params, config, tokens, segments, np.float64)
+    after = logits(grown, target, tokens, segments, np.float64)
+    np.testing.assert_allclose(after, before, atol=1e-9)
+
+
+def test_no_family_is_named_outside_models():
+    names = "|".join(FAMILIES)
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sorted((ROOT / "dwt_jax").rglob("*.py"))
+        if "models" not in path.relative_to(ROOT).parts
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(names, line, re.IGNORECASE)
+    ]
+    assert found == []
