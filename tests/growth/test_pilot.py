@@ -14,8 +14,8 @@ from dwt_jax.eval import likelihood
 from dwt_jax.growth import pilot as pilots
 from dwt_jax.growth.pilot import InitResult, format_pilot_table, rank_results, run_pilot
 from dwt_jax.models import bert
-from dwt_jax.models.common.logical_axes import map_with_axes
 from dwt_jax.models.bert import PARAM_AXES
+from dwt_jax.models.common.logical_axes import map_with_axes
 from dwt_jax.remap.apply import remap_params
 from dwt_jax.runs.load import load_model
 from dwt_jax.train.ligo_training import LigoConfig

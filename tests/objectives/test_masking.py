@@ -141,7 +141,7 @@ def test_other_shares(many, replace, random):
 
 def test_random_replacements_are_uniform_over_ordinary_tokens(many):
     tokens = many[0]
-    masked = draw(tokens, np.ones_like(tokens), Mlm(replace=0.0, random=1.0), seed=5)
+    masked = draw(tokens, np.ones_like(tokens), Mlm(mask_token_share=0.0, random_token_share=1.0), seed=5)
     counts = np.bincount(np.take_along_axis(masked.tokens, masked.positions, 1).ravel(), minlength=V)
     assert not counts[list(SPECIAL)].any()
     assert stats.chisquare(counts[5:]).pvalue > 1e-4
