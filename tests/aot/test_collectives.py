@@ -31,7 +31,8 @@ state = abstract_state(config.model, config.optimizer)
 
 def held(tree, mesh):
     "bytes of a tree on one device"
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(infer_shardings(tree, config.model, mesh)), strict=True)
+    shardings = jax.tree.leaves(infer_shardings(tree, config.model, mesh))
+    pairs = zip(jax.tree.leaves(tree), shardings, strict=True)
     return sum(int(np.prod(where.shard_shape(x.shape))) * x.dtype.itemsize for x, where in pairs)
 
 data, fsdp = (make_mesh(Mesh(*sizes), 32) for sizes in ((8, 1, 1), (1, 8, 1)))

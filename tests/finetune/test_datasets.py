@@ -220,8 +220,8 @@ def test_files_of_ones_own(tmp_path):
         "task": "mine",
         "train": str(tmp_path / "train.jsonl.gz"),
         "dev": str(tmp_path / "dev.tsv"),
-        "first": "q",
-        "second": "a",
+        "text_column": "q",
+        "text_pair_column": "a",
         "label": "class",
     }
     data = read_examples(Examples(**options, test=str(tmp_path / "test.tsv")))

@@ -109,7 +109,7 @@ def test_a_wider_student_goes_on_where_the_small_one_was(project, tmp_path):
     told = json.loads((out / "init.json").read_text())
     assert told["from"] == str(small)
     cut_after(out, tmp_path / "cut", 8)
-    mine = growth_overrides(project, "net2net", WIDER, init__rewarm="0.5")
+    mine = growth_overrides(project, "net2net", WIDER, init__new_param_warmup="0.5")
     train(load_config(project[0], mine), tmp_path / "cut")
     assert_same_run(out, tmp_path / "cut", begin=8)
 

@@ -78,7 +78,7 @@ def write_task(folder, numbers=False, pairs=False, train=44, dev=20, seed=0):
         "kind": "files",
         "task": folder.name,
         **paths,
-        "second": "other" if pairs else "",
+        "text_pair_column": "other" if pairs else "",
         "regression": numbers,
     }
 

@@ -186,7 +186,7 @@ def test_learned_maps_begin_a_run(project, tmp_path, capsys):
 def test_learned_maps_and_a_second_warm_up(project, tmp_path):
     """Of what the first maps call new; by the plan that the config's options give."""
     overrides = growth_overrides(
-        project, "ligo", WIDER, init__learning_steps="2", init__rewarm="0.5", train__steps="4"
+        project, "ligo", WIDER, init__learning_steps="2", init__new_param_warmup="0.5", train__steps="4"
     )
     train(load_config(project[0], overrides), tmp_path)
     assert [r["rewarmed"] for r in records(tmp_path)] == [0.5, 1]  # of the steps 2 and 4
@@ -284,7 +284,7 @@ def test_the_share_of_annealing_in_closed_form(gate_warmup):
 def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
     """The same parameters, each part where it belongs, as on one device."""
     overrides = growth_overrides(
-        project, "masked", WIDER, DEEPER, STILL, train__steps="1", init__rewarm="0.5"
+        project, "masked", WIDER, DEEPER, STILL, train__steps="1", init__new_param_warmup="0.5"
     )
     keys = [f"--config.{key}={value}" for key, value in overrides.items()]
     many = dwt(

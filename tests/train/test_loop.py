@@ -126,7 +126,7 @@ def kill_at_random(arguments: list[str], rng: random.Random) -> bool:
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_equals_uninterrupted(project, tmp_path, kills):
-    overrides = taught(project, train__steps="120", train__checkpoint_every="3", train__evaluate_every="40")
+    overrides = taught(project, train__steps="120", train__save_every="3", train__eval_every="40")
     train(load_config(project[0], overrides), tmp_path / "whole")
     arguments = options(project[0], overrides, tmp_path / "killed")
     rng = random.Random(kills)
@@ -174,7 +174,7 @@ def test_an_evaluation_that_is_stopped_twice_is_made_up_for(project, whole, tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(project, tmp_path, number):
-    overrides = taught(project, train__steps="400", train__evaluate_every="0")
+    overrides = taught(project, train__steps="400", train__eval_every="0")
     arguments = options(project[0], overrides, tmp_path / "stopped")
     process = start(*arguments)
     for line in process.stdout:
