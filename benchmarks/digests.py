@@ -59,7 +59,7 @@ def run_all(workdir: Path) -> None:
         out = workdir / f"grown-{method}"
         if not out.exists():
             growth = [f"--run={workdir / 'small'}", "--step=8", f"--method={method}", f"--moments={moments}"]
-            dwt("remap", config, f"--out={out}", *growth, *SMALL, *LARGER, *GROWN)
+            dwt("remap-run", config, f"--out={out}", *growth, *SMALL, *LARGER, *GROWN)
         dwt("train", config, f"--workdir={out}", *SMALL, *LARGER)
 
 

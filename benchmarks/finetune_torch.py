@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
-from dwt_jax.__main__ import _split_overrides
+from dwt_jax.cli.arguments import split_overrides
 from dwt_jax.finetune.config import load_task_configs
 from dwt_jax.finetune.datasets import read_examples
 from dwt_jax.finetune.metrics import compute_metrics
@@ -102,7 +102,7 @@ def train(path, config, data, seed):
 
 
 def main():
-    plain, overrides = _split_overrides(sys.argv[1:])
+    plain, overrides = split_overrides(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", required=True)

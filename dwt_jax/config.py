@@ -101,8 +101,8 @@ class Init(GrowthOptions):
     gate_warmup: float = 0.1
     # The updates of entries that are new, or further copies, rise from 0 over this share of the run.
     new_param_warmup: float = 0.0
-    # Grown in the middle of the run `from`, after so many of its steps, by `dwt remap --run`, which sets
-    # this; `gate_warmup` and `new_param_warmup` are then shares of the steps that are left. 0: before the first step.
+    # Step of the run `from` at which `dwt remap-run`, which sets this, grew it; `gate_warmup` and
+    # `new_param_warmup` are then shares of the remaining steps. 0: grown before the first step.
     step: int = 0
     learning_steps: int = 100  # method=ligo: of the maps, before the first step
 

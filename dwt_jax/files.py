@@ -35,7 +35,7 @@ def resolve_output_dir(out: Path) -> Path:
     except RuntimeError:
         raise UserError(f"--out: {out} is a link to itself, expected a new or empty directory") from None
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"--out: {path} holds something, expected a new or empty directory")
+        raise UserError(f"--out: {path} is not empty; expected a new or empty directory")
     for parent in path.parents:
         if (parent / "run.json").exists():
             raise UserError(f"--out: {path} lies in the run {parent}, expected a place outside of it")

@@ -43,26 +43,27 @@ def test_commands_for_an_own_model_run(tmp_path):
     assert grow, "the README lost its remapping"
     tune = re.search(r"```\n(dwt finetune.*?)```", README, re.DOTALL)
     assert tune, "the README lost its fine-tuning"
-    for name, verb, *arguments in commands(block.group(1) + export.group(1) + grow.group(1) + tune.group(1)):
+    blocks = block.group(1) + export.group(1) + grow.group(1) + tune.group(1)
+    for name, command, *arguments in commands(blocks):
         assert name == "dwt"
-        extra = SMALL if verb in ("train", "remap") else []
-        if verb == "finetune":
+        extra = SMALL if command in ("train", "remap", "remap-run") else []
+        if command == "finetune":
             extra = [
                 "--config.examples.max_train_examples=64",
                 "--config.recipe.epochs=1",
                 "--config.recipe.seeds=[0]",
             ]
-        if verb == "prepare":
+        if command == "prepare":
             extra = ["--config.data.tokenizer.vocab_size=300", "--config.data.validation_fraction=0.2"]
-        if verb == "train" or "--carry" in arguments:
+        if command == "train" or "--carry" in arguments:
             extra = [
                 *extra,
                 "--config.data.tokenizer.vocab_size=300",
                 "--config.data.validation_fraction=0.2",
             ]
         arguments = ["--step=1" if word == "--step=1000" else word for word in arguments]
-        found = dwt(verb, *arguments, *extra, cwd=tmp_path)
-        assert found.returncode == 0, f"{verb}: {found.stderr}"
+        found = dwt(command, *arguments, *extra, cwd=tmp_path)
+        assert found.returncode == 0, f"{command}: {found.stderr}"
     assert (tmp_path / "student" / "model.safetensors").exists()
     assert (tmp_path / "grown" / "model.safetensors").exists()
     assert (tmp_path / "runs" / "larger" / "model" / "model.safetensors").exists()

@@ -12,7 +12,6 @@ OTHER_FOLDERS = {
     "golden",
     "launch",  # the scripts of launch/
     "multidevice",
-    "cli",  # dwt_jax/__main__.py
 }
 MODULES = sorted(path.relative_to(TESTS) for path in TESTS.rglob("*.py"))
 

@@ -1,4 +1,4 @@
-"""The pilot: every way to begin, trained for the first steps of the run, ranked by held-out loss.
+"""Compare initialisations: train each for the first steps of the run and rank by held-out loss.
 
 The loss of a remapped model before training predicts its loss after it badly, that after one
 or two hundredths of the steps predicts it well (Du et al. 2024, arXiv 2405.15319, for stacking).
@@ -73,16 +73,26 @@ def run_pilot(
     ligo_config: LigoConfig = LigoConfig(),
     log: Callable[[str], None] = lambda text: None,
 ) -> list[InitResult]:
-    """Each method's first `steps` steps of `run` from `params` (host arrays) of `source`, the best
-    first, then those that were refused.
+    """Train each method for the first `steps` steps of a run and rank them.
 
-    methods: names as in methods.get_method; none: all there are. The baseline, a model at random, is tried
-    in any case. Options (split, noise, …) are those of the config's `init`; the maps of `ligo` are
-    learned as `learning` says. say: is told how far it is.
-    Raises UserError for an unknown method and for a number of steps that the run does not have.
+    Args:
+      run: the run of the larger model; its config's `init` has the options (split, noise, …).
+      params: parameters to grow, host arrays.
+      source: config of the model of `params`.
+      steps: training steps of each method, at most those of the run.
+      methods: names as in methods.get_method. Default: all. Random initialisation, the baseline, is
+        always included.
+      ligo_config: how `ligo` learns its growth operator.
+      log: called with messages about the progress.
+
+    Returns:
+      One result per method, the lowest held-out loss first, refused methods last.
+
+    Raises:
+      UserError: an unknown method, or a number of steps out of range.
     """
     if not 1 <= steps <= run.config.train.steps:
-        raise UserError(f"--pilot is {steps}, expected from 1 to train.steps ({run.config.train.steps})")
+        raise UserError(f"--steps is {steps}, expected from 1 to train.steps ({run.config.train.steps})")
     for name in methods:
         get_method(name)
     names = [BASELINE, *(name for name in methods or METHODS if name != BASELINE)]
@@ -102,7 +112,7 @@ def run_pilot(
         fingerprint = params_digest(grown_params)
         if fingerprint in method_of_digest:
             results.append(InitResult(name, same_as=method_of_digest[fingerprint], exact=result.exact))
-            log(f"  the same parameters as {method_of_digest[fingerprint]}")
+            log(f"  same parameters as {method_of_digest[fingerprint]}")
             continue
         method_of_digest[fingerprint] = name
         seconds = time.perf_counter() - start_time
@@ -176,7 +186,10 @@ def _init_with(
 def _train_briefly(
     run: RunContext, params: Any, steps: int, teacher_params: Any, warmup_args: tuple[Any, ...]
 ) -> Any:
-    """The parameters after the run's first `steps` steps from `params`. warming: as of initialize.new_param_warmup_args."""
+    """The parameters after the run's first `steps` steps from `params`.
+
+    warmup_args: as of initialize.new_param_warmup_args.
+    """
     config = run.config
     layout = infer_shardings(abstract_state(config.model, config.optimizer), config.model, run.mesh)
     # Through jit: the step's own memory, since it is donated.
@@ -240,14 +253,14 @@ def _pilot_flops(run: RunContext, steps: int) -> float:
 def format_pilot_table(results: Sequence[InitResult], steps: int) -> str:
     """Text for a terminal."""
     rows: list[tuple[str, ...]] = [
-        ("", "method", f"loss at {steps}", "± s.e.", "against random", "at first", "FLOPs", "seconds")
+        ("", "method", f"loss at {steps}", "± s.e.", "vs. random", "initial loss", "FLOPs", "seconds")
     ]
     rank = 0
     for result in results:
         if result.refused:
             rows.append(("–", result.method, f"refused: {result.refused.partition(': ')[2]}", *[""] * 5))
         elif result.same_as:
-            rows.append(("", result.method, f"as {result.same_as}", *[""] * 5))
+            rows.append(("", result.method, f"same as {result.same_as}", *[""] * 5))
         else:
             rank += 1
             rows.append((str(rank), result.method, *_table_cells(result)))
@@ -259,8 +272,9 @@ def format_pilot_table(results: Sequence[InitResult], steps: int) -> str:
         if result.learned:
             record = result.learned
             lines.append(
-                f"{result.method}: maps learned in {record.steps} steps and {record.flops:.3g} FLOPs (counted "
-                f"above), objective {record.loss_before:.4f} → {record.loss_after:.4f}"
+                f"{result.method}: growth operator learned in {record.steps} steps and "
+                f"{record.flops:.3g} FLOPs (included above), "
+                f"objective {record.loss_before:.4f} → {record.loss_after:.4f}"
             )
     return "\n".join(lines)
 
@@ -288,11 +302,20 @@ def print_pilot_ranking(
     as_json: bool = False,
     step: int | None = None,
 ) -> None:
-    """`dwt remap --pilot`: the model in `model` (a run, at the checkpoint of `step` if given, or a model
-    directory) to config's, printed. How far it is goes to stderr. Leaves nothing behind but prepared
-    data in the cache.
+    """Train every method for a few steps and print the ranking (`dwt pilot`). Progress goes to stderr.
 
-    Raises UserError for whatever training with `config` would, and for another vocabulary.
+    Nothing is written but prepared data in the cache.
+
+    Args:
+      model: run directory or model directory to grow.
+      config: config of the larger run.
+      steps: training steps of each method.
+      methods: names as in methods.get_method. Default: all.
+      as_json: whether to print JSON instead of a table.
+      step: checkpoint of a run to read. Default: the latest.
+
+    Raises:
+      UserError: whatever is wrong with training `config`, and a different vocabulary.
     """
     ligo_config = LigoConfig(steps=config.init.learning_steps)
     with tempfile.TemporaryDirectory(prefix="dwt-pilot-") as folder:
@@ -310,4 +333,4 @@ def print_pilot_ranking(
     print(format_pilot_table(results, steps))
     warmup_end = int(np.argmax(run.schedule_values[:, 3]))
     if steps <= warmup_end:
-        print(f"The learning rate still rises: its warm-up ends at step {warmup_end}. Take more steps.")
+        print(f"The learning rate is still warming up, until step {warmup_end}: use more steps.")

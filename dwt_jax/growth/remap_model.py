@@ -1,4 +1,4 @@
-"""`dwt remap`: a model directory as a larger (or smaller) one."""
+"""Grow a model directory to a larger configuration (`dwt remap`)."""
 
 import dataclasses
 import sys
@@ -32,22 +32,37 @@ def remap_model(
     seed: int,
     step: int | None = None,
 ) -> RemapReport:
-    """Write the model in `path`, a run (at the checkpoint of `step`, if given) or model directory, grown
-    to `target`, to the new directory `out`. Its heads come with it; to another family, which
-    computes them otherwise, the masked-LM head alone.
+    """Write a larger copy of a model to a new directory.
 
-    A vocab_size of 0 is the source's. Raises UserError, before anything is written, for what the
-    method cannot do, for fewer tokens than the tokenizer has, and for gates and weights of norms: those
-    open in training (init.method).
+    The heads are grown too; to another model type, which computes the others differently, only the
+    masked-LM head.
+
+    Args:
+      path: run directory or model directory.
+      target: config of the larger model. A vocab_size of 0 is that of the source.
+      method: growth method, as in remap.methods.get_method.
+      out: new model directory.
+      options: options of the method.
+      seed: random seed.
+      step: checkpoint of a run to read. None: the latest.
+
+    Returns:
+      The report of the growth, with the drift of the logits on random tokens.
+
+    Raises:
+      UserError: sizes that the method does not support, a vocabulary smaller than the tokenizer's, or a
+        target with gates or weighted norms, which exist in runs only. Nothing is written then.
     """
     out = resolve_output_dir(out)
     if has_gates(target):
         key = "gated_layers" if target.gated_layers else "weighted_norm"
         raise UserError(
-            f"config: model.{key} is True, expected False: it is annealed away in training (init.method)"
+            f"config: model.{key} is True, expected False: gates exist in runs only (init.method)"
         )
     if method.split("+")[-1] == "ligo":
-        raise UserError("--method: ligo learns its maps from data, expected another (see dwt remap --pilot)")
+        raise UserError(
+            "--method: ligo learns its maps from data, expected another method (or init.method=ligo)"
+        )
     loaded_model = load_model(path, heads=None, step=step)
     source = loaded_model.model
     if target.model_type != source.model_type:
@@ -97,7 +112,8 @@ def _convert_family(loaded_model: LoadedModel, model_type: str) -> LoadedModel:
     ]
     if dropped_heads:
         print(
-            f"left out, a {model_type} computes it otherwise than a {loaded_model.model.model_type}: {', '.join(dropped_heads)}",
+            f"omitted, {model_type} computes these heads differently from {loaded_model.model.model_type}: "
+            f"{', '.join(dropped_heads)}",
             file=sys.stderr,
         )
     params = {name: part for name, part in loaded_model.params.items() if name not in dropped_heads}

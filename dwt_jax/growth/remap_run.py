@@ -38,12 +38,21 @@ DATA_STREAM_KEYS = ("seed", "data", "mlm.", "train.batch_size")
 
 
 def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments: Moments) -> RemapReport:
-    """Write the run `out`, whose next step is the one after `step` (of a kept checkpoint; None: the
-    newest) of the run `run_path`, grown to config's `model` by config's `init`.
+    """Write a run that continues another one with a larger model (`dwt remap-run`).
 
-    moments: what becomes of the optimiser's, see remap.moments.remap_state. Raises UserError, and
-    leaves nothing (but run.json in a train.checkpoint_path), for another seed, data, masks or batch
-    size, for a `train.steps` that lies behind, and for what the method cannot do.
+    Args:
+      run_path: directory of the run to grow.
+      config: config of the larger run; its `init` has the method and its options.
+      out: directory of the new run.
+      step: checkpoint of the run to grow; the next step of the new run follows it. None: the latest.
+      moments: what becomes of the optimizer's moments, see remap.optimizer_state.grow_opt_state.
+
+    Returns:
+      The report of the growth.
+
+    Raises:
+      UserError: a different seed, data, masking or batch size, `train.steps` not above `step`, or sizes
+        that the method does not support. Nothing is written then (but run.json in a train.checkpoint_path).
     """
     out = resolve_output_dir(out)
     source_run, source_state, step = _restore_source_run(Path(run_path).expanduser(), config, step)
@@ -96,7 +105,7 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
         }
         write_json(partial / "init.json", {**record, **report.to_dict()})
         if not commit_dir(partial, out):
-            raise UserError(f"--out: {out} holds something, expected a new or empty directory")
+            raise UserError(f"--out: {out} is not empty; expected a new or empty directory")
     return report
 
 

@@ -72,11 +72,9 @@ def _read_growth_record(config: Config, workdir: Path) -> GrowthSource:
     """Of a run that was grown in the middle of another, whose checkpoint may be gone by now."""
     path = workdir / "init.json"
     if not path.exists() and (workdir / "config.json").exists():
-        raise UserError(f"{path}: missing, expected the record that dwt remap --run left there")
+        raise UserError(f"{path}: missing, expected the record that dwt remap-run wrote")
     if not path.exists():
-        raise UserError(
-            f"config: init.step is {config.init.step}, expected 0: dwt remap --run sets it in what it makes"
-        )
+        raise UserError(f"config: init.step is {config.init.step}, expected 0: only dwt remap-run sets it")
     record = read_json(path)
     read_field = functools.partial(_record_field, path, record)
     model = build_dataclass(ModelConfig, read_field("source", "object"))
@@ -106,7 +104,7 @@ def _record_field(path: Path, record: dict[str, Any], key: str, kind: str) -> An
     value, (types, expected) = record.get(key, ...), _FIELD_TYPES[kind]
     if isinstance(value, bool) or not isinstance(value, types):
         actual = "missing" if value is ... else repr(value)
-        raise UserError(f"{path}: {key} is {actual}, expected {expected} as dwt remap --run wrote it")
+        raise UserError(f"{path}: {key} is {actual}, expected {expected} as dwt remap-run wrote it")
     return value
 
 

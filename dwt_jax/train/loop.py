@@ -107,18 +107,16 @@ def log_run_summary(
     if run.growth is not None:
         log_growth_source(run, run.growth, state["params"], start_step, metric_writer)
     if run.teacher is None:
-        metric_writer.log_message("no teacher: the masked-LM loss alone")
+        metric_writer.log_message("no teacher: training on the masked-LM loss only")
     else:
         metric_writer.log_message(
             f"teacher {run.teacher.model.num_hidden_layers} x {run.teacher.model.hidden_size} from "
-            f"{run.config.teacher.path}: +{run.teacher_flops / run.student_flops:.0%} FLOPs a step"
+            f"{run.config.teacher.path}: +{run.teacher_flops / run.student_flops:.0%} FLOPs per step"
         )
         if run.teacher_end_step == 0:
-            metric_writer.log_message("the teacher is never used: distill.alpha_soft is 0 throughout")
+            metric_writer.log_message("the teacher is not used: distill.alpha_soft is 0 at every step")
         elif start_step >= get_teacher_end_step(run, state["behind"]["beaten_at"], start_step):
-            metric_writer.log_message(
-                "the teacher was switched off before: the rest costs no more than training alone"
-            )
+            metric_writer.log_message("the teacher is no longer used: alpha_soft is 0 from here on")
     if start_step:
         metric_writer.log_message(f"resumed at step {start_step}")
 
@@ -207,7 +205,7 @@ def train_loop(
         for step in range(start_step, train_config.steps):
             if teacher_params is not None and step >= teacher_end:
                 metric_writer.log_message(
-                    f"step {step}: alpha_soft is 0 for good, the teacher is switched off"
+                    f"step {step}: alpha_soft is 0 from here on; continuing without the teacher"
                 )
                 teacher_params = None
             wait_start = time.perf_counter()
@@ -256,7 +254,9 @@ def train_loop(
 
 
 def preemption_error(run: RunContext, step: int) -> Preempted:
-    return Preempted(f"{run.workdir}: stopped at step {step}, saved; the same command goes on from there")
+    return Preempted(
+        f"{run.workdir}: stopped at step {step}; checkpoint saved. Rerun the same command to resume."
+    )
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -321,8 +321,8 @@ def log_metrics(
     )
     if values["skipped_longest"] >= train_config.max_consecutive_nonfinite:
         raise TrainingFailed(
-            f"{run.workdir}: the loss or gradient was not finite for {values['skipped_longest']} steps "
-            f"in a row (now at step {step}); none of those updates was made, the checkpoints are intact"
+            f"{run.workdir}: loss or gradient not finite for {values['skipped_longest']} consecutive steps "
+            f"(up to step {step}); those updates were skipped and the checkpoints are intact"
         )
 
 
@@ -392,7 +392,8 @@ def export_and_summarize(
     """Write `model/`, then `summary.json`: the sign that the run is whole."""
     if eval_metrics is None:
         raise Preempted(
-            f"{run.workdir}: stopped in the last evaluation, saved; the same command goes on from there"
+            f"{run.workdir}: stopped in the final evaluation; checkpoint saved. "
+            "Rerun the same command to resume."
         )
     steps = run.config.train.steps
     total_work = flops_so_far(run, steps, teacher_steps)

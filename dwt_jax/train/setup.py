@@ -175,8 +175,10 @@ def _build_run(
 
 
 def _inherit_growth_config(config: Config, saved_init: Init) -> Config:
-    """With the `init` of the run that is there, where `dwt remap --run` made it: the config need not say
-    again what that was told. What it does say stands, and is compared."""
+    """Fill `init` from the existing run if it was created by `dwt remap-run`.
+
+    Values given in the config take precedence and must match.
+    """
     if not saved_init.step:
         return config
     overrides = {f.name: getattr(config.init, f.name) for f in dataclasses.fields(Init)}
@@ -216,8 +218,8 @@ def init_run_state(run: RunContext, layout: Any) -> dict[str, Any]:
     if run.growth is not None:
         if run.growth.step:
             raise UserError(
-                f"{run.workdir}: without the checkpoint of step {run.growth.step} that dwt remap --run made, "
-                "expected one to begin with: grow the run anew, to another --out"
+                f"{run.workdir}: no checkpoint, expected that of step {run.growth.step} that dwt remap-run wrote: "
+                "run dwt remap-run again, with a new --out"
             )
         params = (
             _init_with_ligo(run) if run.growth.uses_ligo else starts.init_from_source(run.growth, run.mesh)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwt_jax import runtime_env
-from dwt_jax.__main__ import main
+from dwt_jax.cli import main
 from dwt_jax.aot import accelerators, hlo, report
 from dwt_jax.aot import compile as aheads
 from dwt_jax.aot.gpu_targets import gpu_target_config

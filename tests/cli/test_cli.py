@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line: help, exit statuses, renamed flags, config overrides."""
 
 import json
 import subprocess
@@ -7,28 +7,54 @@ from pathlib import Path
 
 import pytest
 
-from dwt_jax.__main__ import COMMANDS
+from dwt_jax.cli import COMMANDS, main
+from dwt_jax.cli.exit_status import exit_status
 from helpers.paths import ROOT
 from helpers.runs import dwt, environment, make_project
 
 
-@pytest.mark.parametrize("verb", ["", *COMMANDS])
-def test_help_answers_at_once(verb):
-    """Under a second, because nothing heavy is imported."""
-    arguments = [verb, "--help"] if verb else ["--help"]
-    code = f"import sys; from dwt_jax.__main__ import main\ntry: main({arguments!r})\n"
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_neither_jax_nor_other_heavy_packages(command):
+    arguments = [command, "--help"] if command else ["--help"]
+    code = f"import sys; from dwt_jax.cli import main\ntry: main({arguments!r})\n"
     code += "except SystemExit as e: code = e.code\n"
     code += "heavy = {'jax', 'flax', 'optax', 'orbax', 'transformers', 'tensorflow_datasets', 'numpy'}\n"
     code += "sys.exit(code or sorted(heavy & set(sys.modules)) or 0)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert found.returncode == 0, found.stderr
-    assert "usage: dwt" in found.stdout
+    assert f"usage: dwt {command}".rstrip() in found.stdout
+
+
+def test_help_lists_every_command_with_its_help_text(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listing = " ".join(capsys.readouterr().out.split())
+    for name, command in COMMANDS.items():
+        assert f"{name} {command.__doc__.splitlines()[0]}" in listing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "new_name"),
+    [
+        (["--run", "runs/small"], "remap --run is now dwt remap-run --run=runs/small"),
+        (["--run=a b", "--carry"], "remap --run is now dwt remap-run --run=a b"),
+        (["--model=x", "--carry"], "remap --carry is now dwt remap-run --carry"),
+        (["--moments", "asymmetric"], "remap --moments is now dwt remap-run --moments=asymmetric"),
+        (["--pilot=20", "--model=x"], "remap --pilot is now dwt pilot --steps=20"),
+        (["--pilot", "20"], "remap --pilot is now dwt pilot --steps=20"),
+        (["--pilot", "--model=x"], "remap --pilot is now dwt pilot --steps=N"),
+    ],
+)
+def test_renamed_flag_is_one_line_with_its_new_name(arguments, new_name, capsys):
+    assert main(["remap", *arguments]) == 2
+    assert capsys.readouterr().err == f"dwt: {new_name}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trian"], "did you mean 'train'?"),
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["remap_run"], "did you mean 'remap-run'?"),
         (["train", "--workdir=x"], "--config"),
         (["train", "--config=nowhere.py", "--workdir=x"], "no file 'nowhere.py'"),
         (["train", "--config=configs/demo.py:tutor", "--workdir=x"], "expected one of teacher, student"),
@@ -42,9 +68,18 @@ def test_help_answers_at_once(verb):
         (["evaluate", "--model=nowhere", "--data=nowhere"], "nowhere"),
         (["report", "--workdir=nowhere"], "nowhere"),
         (["evaluate", "--config.seed=3", "--model=a", "--data=b"], "takes no config"),
+        (["prepare", "--config=configs/demo.py", "--workdir="], "--workdir is empty, expected a path"),
+        (
+            ["prepare", "--config=configs/demo.py", "--workdir=x", "--workers=-1"],
+            "--workers is -1, expected at least 0",
+        ),
+        (
+            ["remap", "--model=a", "--config=b", "--method=c", "--out=x", "--seed=4294967296"],
+            "--seed is 4294967296, expected at most 4294967295",
+        ),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments, says, tmp_path):
+def test_user_error_is_one_line_and_status_2(arguments, says, tmp_path):
     found = dwt(*arguments, cwd=ROOT)
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1
@@ -71,12 +106,31 @@ def test_prepare_and_evaluate(tmp_path):
     assert summary["held_out"]["held_out_loss"] == pytest.approx(first["held_out_loss"], rel=1e-5)
 
 
-def test_verbs_and_the_installed_script_are_the_same(tmp_path):
+def test_installed_script_is_the_module():
     script = Path(sys.executable).parent / "dwt"
     if not script.exists():
         pytest.skip("the package is not installed here")
     found = subprocess.run([script, "--version"], capture_output=True, text=True)
     assert found.stdout == dwt("--version").stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError("[Errno 28] No space left on device"), 1, "dwt: no space left on device"),
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), 2, "dwt: x.txt: No such file"),
+        (KeyboardInterrupt(), 130, "dwt: interrupted"),
+    ],
+    ids=["disk-full", "file", "ctrl-c"],
+)
+def test_exit_status_of_failures_reported_in_one_line(error, status, message, capsys):
+    def fail():
+        raise error
+
+    assert exit_status(fail) == status
+    output = capsys.readouterr().err
+    assert output.startswith(message)
+    assert output.count("\n") == 1
 
 
 def test_no_torch_in_the_package():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dwt_jax.__main__ import main
+from dwt_jax.cli import main
 from dwt_jax.distributed import initialize
 from dwt_jax.distributed.initialize import (
     COORDINATOR_ADDRESS_ENV,
@@ -147,7 +147,7 @@ def test_a_limit_is_a_positive_number_of_seconds(monkeypatch, value):
         initialize.env_seconds(initialize.START_TIMEOUT_ENV, 300)
 
 
-def test_other_verbs_are_for_one_process(say, capsys):
+def test_other_commands_run_in_one_process(say, capsys):
     say(**{COORDINATOR_ADDRESS_ENV: "localhost:1", NUM_PROCESSES_ENV: "2", PROCESS_ID_ENV: "0"})
     assert main(["evaluate", "--model=x", "--data=y"]) == 2
     assert "JAX_NUM_PROCESSES: 2, expected 1: 'dwt evaluate' runs in one process" in capsys.readouterr().err

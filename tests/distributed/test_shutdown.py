@@ -30,7 +30,7 @@ def test_a_signal_before_there_is_anything_to_save_is_kept_until_then():
 
 EARLY = """
 import signal, sys
-sys.modules["jax"] = None  # the verb must hear a signal before this fails
+sys.modules["jax"] = None  # the command must hear a signal before this fails
 from dwt_jax import config_loader
 
 def load(*_):
@@ -40,7 +40,8 @@ def load(*_):
         pass
 
 config_loader.load_config = load
-from dwt_jax.__main__ import main, EXIT_RESUMABLE
+from dwt_jax.cli import main
+from dwt_jax.cli.exit_status import EXIT_RESUMABLE
 from dwt_jax.distributed.shutdown import Preempted
 try:
     main(["train", "--config=x.py", "--workdir=x"])

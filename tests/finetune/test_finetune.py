@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dwt_jax.__main__ import main
+from dwt_jax.cli import main
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import collate, outputs, runner
@@ -524,10 +524,10 @@ def test_constant_predictions_count_as_zero_with_a_warning(models, task, tmp_pat
     assert found["best"]["standard_deviation"] is None
 
 
-# The verb
+# The command
 
 
-def test_the_verb_on_glues_own_files(models, tmp_path, capsys):
+def test_the_command_on_glues_own_files(models, tmp_path, capsys):
     for name, files in GLUE_FILES.items():
         (tmp_path / "glue" / name).mkdir(parents=True)
         for file, text in files.items():

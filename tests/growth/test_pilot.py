@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dwt_jax.__main__ import main
+from dwt_jax.cli import main
 from dwt_jax.config_loader import load_config
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
@@ -126,8 +126,8 @@ def test_a_loss_that_is_no_number_comes_after_those_that_are():
 @pytest.mark.parametrize(
     ("steps", "methods", "message"),
     [
-        (7, (), r"--pilot is 7, expected from 1 to train.steps \(6\)"),
-        (0, (), "--pilot is 0, expected from 1"),
+        (7, (), r"--steps is 7, expected from 1 to train.steps \(6\)"),
+        (0, (), "--steps is 0, expected from 1"),
         (2, ["netnet"], "did you mean 'net2net'"),
     ],
 )
@@ -171,19 +171,19 @@ def test_the_command_takes_a_checkpoint_and_the_flags(project, capsys, tmp_path)
     keys = [
         f"--config.{key}={value}" for key, value in model_overrides({"num_hidden_layers": 1}, **FEW).items()
     ]
-    command = ["remap", f"--model={folder / 'source'}", f"--config={config}", "--pilot=1", "--json", *keys]
+    command = ["pilot", f"--model={folder / 'source'}", f"--config={config}", "--steps=1", "--json", *keys]
     assert main([*command, "--step=6", "--noise=0.5", "--config.init.learning_steps=1"]) == 0
     trials = {trial["method"]: trial for trial in json.loads(capsys.readouterr().out)}
     assert trials["ligo"]["learned"]["steps"] == 1
     assert trials["hyperclone"]["refused"] == "hyperclone: noise 0.5, expected 0"
     for more, says in (
         (["--step=5"], "--step is 5, expected a checkpoint that"),
-        (["--seed=1"], "--seed is 1, expected none with --pilot"),
+        (["--steps=0"], "--steps is 0, expected at least 1"),
         (
             ["--noise=1", "--config.init.noise=2"],
             "--config.init.noise is '2', expected '1.0'",
         ),
-        (["--carry"], "--moments is carry, expected --run"),
+        (["--carry"], "pilot: unrecognized arguments: --carry"),
     ):
         assert main([*command, *more]) == 2
         assert says in capsys.readouterr().err

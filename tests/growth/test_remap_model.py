@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from dwt_jax.__main__ import main
+from dwt_jax.cli import main
 from dwt_jax.data import tokenizer
 from dwt_jax.runs.load import load_model
 from helpers.torch_models import SMALL, torch_model
@@ -99,17 +99,16 @@ def test_a_table_and_a_method_that_is_not_exact(place, capsys):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--method=hyperclone"], "--method and --out are needed"),
+        (["--method=hyperclone"], "remap: the following arguments are required: --out"),
         (["--method=hyperclon", "--out=OUT"], "did you mean 'hyperclone'"),
         (["--method=hyperclone", "--out=OUT", "--config.model.hidden_size=20"], "hidden_size"),
         (["--method=stack", "--out=OUT", "--config.model.gated_layers=true"], "model.gated_layers is True"),
         (["--method=ligo", "--out=OUT"], "learns its maps"),
         (["--method=stack", "--out=OUT", "--noise=-1"], "--noise is -1.0, expected at least 0"),
-        (["--pilot=0"], "--pilot is 0"),
-        (["--pilot=2", "--method=stack"], "no --method"),
         (["--method=hyperclone", "--out=OUT", "--config.model.vocab_size=12"], "at least its tokenizer's 15"),
         (["--method=hyperclone", "--out=OUT", "--step=3"], "--step: .* is no run with checkpoints"),
-        (["--pilot=3"], "vocabulary|token"),
+        (["--method=stack", "--out=OUT", "--seed=-1"], "--seed is -1, expected at least 0"),
+        (["--method=stack", "--out=OUT", "--config.init.step=1"], "init.step is '1', expected --step"),
     ],
     ids=str,
 )
@@ -134,7 +133,7 @@ def test_another_family_gets_the_masked_lm_head_alone(name, left, place, capsys)
     sizes = ["--config.model.model_type=distilbert", "--config.model.type_vocab_size=0"]
     assert remap(place, "--method=fna", f"--out={place / 'wide'}", *sizes) == 0
     said = capsys.readouterr()
-    assert f"left out, a distilbert computes it otherwise than a bert: {left}" in said.err
+    assert f"omitted, distilbert computes these heads differently from bert: {left}" in said.err
     assert "model_type bert → distilbert" in said.out
     kind = transformers.DistilBertForMaskedLM if "PreTraining" in name else transformers.DistilBertModel
     wide, report = kind.from_pretrained(place / "wide", output_loading_info=True)
@@ -156,4 +155,4 @@ def test_the_licence_is_handed_on(place):
 def test_a_place_that_is_taken(place, capsys):
     saved("BertForMaskedLM", place / "small")
     assert remap(place, "--method=hyperclone", f"--out={place / 'small'}") == 2
-    assert "holds something" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err

@@ -77,11 +77,18 @@ def test_a_wider_student_goes_on_where_the_small_one_was(project, tmp_path):
     config, out = f"--config={project[0]}", tmp_path / "big"
     small = project[1] / "small"
     found = dwt(
-        "remap", f"--run={small}", "--step=8", "--carry", "--method=net2net", f"--out={out}", config, *keys
+        "remap-run",
+        f"--run={small}",
+        "--step=8",
+        "--carry",
+        "--method=net2net",
+        f"--out={out}",
+        config,
+        *keys,
     )
     assert found.returncode == 0, found.stderr
     assert "kept exactly" in found.stdout
-    command = found.stderr.split("goes on with: dwt ")[1].split()
+    command = found.stderr.split("continue with: dwt ")[1].split()
     assert [p.name for p in (out / "checkpoints").iterdir() if p.name.isdigit()] == ["8"]
     there, new = (
         dwt("evaluate", f"--model={m}", f"--data={project[1] / 'rows'}", "--json") for m in (small, out)
@@ -173,13 +180,17 @@ def test_another_stream_is_refused_and_nothing_is_left(project, tmp_path):
         (["--config.train.steps=8"], "config: init.step is 8, expected less than train.steps (8)"),
         (["--step=5"], "--step is 5, expected a checkpoint that"),
         (["--config.model.hidden_size=48"], "config: init.method: hyperclone: hidden_size 32 → 48"),
-        (["--seed=1"], "--seed is 1, expected none with --run"),
-        (["--pilot=3"], "--pilot is 3, expected at least 1, with --model"),
-        (["--model=x"], "not allowed with argument --run"),
+        (["--seed=1"], "remap-run: unrecognized arguments: --seed=1"),
+        (["--model=x"], "remap-run: unrecognized arguments: --model=x"),
     ):
         run = [small, *([] if any(m.startswith("--step") for m in more) else ["--step=8"])]
         found = dwt(
-            "remap", *run, "--method=hyperclone", f"--config={project[0]}", f"--out={tmp_path / 'out'}", *more
+            "remap-run",
+            *run,
+            "--method=hyperclone",
+            f"--config={project[0]}",
+            f"--out={tmp_path / 'out'}",
+            *more,
         )
         assert found.returncode == 2, (more, found.stdout)
         assert says in found.stderr, (says, found.stderr)
@@ -201,18 +212,12 @@ def test_remap_takes_a_kept_checkpoint_of_a_run(project, tmp_path):
 def test_what_is_no_run_and_what_was_not_grown(project, tmp_path):
     with pytest.raises(UserError, match="is no run with checkpoints"):
         grow(project, tmp_path / "out", "stack", run=project[1] / "small" / "model")
-    found = dwt(
-        "remap", f"--model={project[1] / 'small'}", "--carry", "--method=stack", f"--out={tmp_path / 'out'}",
-        f"--config={project[0]}",
-    )  # fmt: skip
-    assert found.returncode == 2
-    assert "--moments is carry, expected --run: a model directory has no moments" in found.stderr
-    with pytest.raises(UserError, match=r"init\.step is 4, expected 0: dwt remap --run sets it"):
+    with pytest.raises(UserError, match=r"init\.step is 4, expected 0: only dwt remap-run sets it"):
         train(load_config(project[0], growth_overrides(project, "stack", init__step="4")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     grow(project, tmp_path / "gone", "stack")
     shutil.rmtree(tmp_path / "gone" / "checkpoints")
-    with pytest.raises(UserError, match="without the checkpoint of step 8 that dwt remap --run made"):
+    with pytest.raises(UserError, match="no checkpoint, expected that of step 8 that dwt remap-run wrote"):
         train(load_config(project[0]), tmp_path / "gone")
     grow(project, tmp_path / "mine", "stack")
     with pytest.raises(UserError, match=r"init\.method is 'stack' there, 'middle' here"):
@@ -222,13 +227,13 @@ def test_what_is_no_run_and_what_was_not_grown(project, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"source": 7}, "source is 7, expected an object as dwt remap --run wrote it"),
+        ({"source": 7}, "source is 7, expected an object as dwt remap-run wrote it"),
         ({"digest": None}, "digest is None, expected a string"),
         ({"training_flops": "many"}, "training_flops is 'many', expected a number or null"),
         ({"student_flops": True}, "student_flops is True, expected a number"),
         ({"from": ...}, "from is missing, expected a string"),
         ({"source": {"hidden_sise": 1}}, "hidden_sise"),
-        (None, "init.json: missing, expected the record that dwt remap --run left there"),
+        (None, "init.json: missing, expected the record that dwt remap-run wrote"),
     ],
 )
 def test_a_damaged_record_is_told_before_training(project, once_grown, tmp_path, change, says):
@@ -271,14 +276,14 @@ def test_flags_that_contradict_and_places_inside_a_run(project, tmp_path):
         (["--out", str(small / "checkpoints" / "grown")], f"lies in the run {small}, expected a place"),
     ):
         out = [] if "--out" in more else [f"--out={tmp_path / 'out'}"]
-        found = dwt("remap", *command, *out, *more)
+        found = dwt("remap-run", *command, *out, *more)
         assert found.returncode == 2, found.stdout
         assert says in found.stderr
         assert not list(tmp_path.iterdir())
     out = tmp_path / "with a blank"
-    found = dwt("remap", *command, "--step=8", f"--out={out}")
+    found = dwt("remap-run", *command, "--step=8", f"--out={out}")
     assert found.returncode == 0, found.stderr
-    said = found.stderr.splitlines()[-1].partition("goes on with: ")[2]
+    said = found.stderr.splitlines()[-1].partition("continue with: ")[2]
     again = dwt(*shlex.split(said)[1:])
     assert again.returncode == 0, again.stderr
 
@@ -303,7 +308,7 @@ def test_a_checkpoint_that_lacks_a_file_is_passed_over_in_silence(project, tmp_p
     for file in (tmp_path / "small" / "checkpoints" / "12" / "default" / "d").iterdir():
         file.unlink()
     out = f"--out={tmp_path / 'out'}"
-    found = dwt("remap", f"--run={tmp_path / 'small'}", "--method=stack", out, f"--config={project[0]}")
+    found = dwt("remap-run", f"--run={tmp_path / 'small'}", "--method=stack", out, f"--config={project[0]}")
     assert found.returncode == 0, found.stderr
     assert "checkpoint 12 is damaged, trying the one before" in found.stdout
     assert found.stderr.count("\n") == 1  # how it goes on

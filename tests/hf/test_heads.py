@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dwt_jax.__main__ import main
+from dwt_jax.cli import main
 from dwt_jax.data import tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.hf import checkpoint

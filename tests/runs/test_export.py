@@ -100,7 +100,7 @@ def test_a_place_that_is_taken(project, tmp_path):
     found = dwt("export", f"--model={project / 'run'}", f"--out={tmp_path}")
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1
-    assert "holds something" in found.stderr
+    assert "is not empty" in found.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 

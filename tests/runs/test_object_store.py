@@ -191,7 +191,7 @@ def test_a_refused_run_claims_nothing(config, tmp_path):
 def test_a_grown_run_wants_a_place_without_checkpoints(config, tmp_path):
     base = (config, "--config.train.steps=4", "--config.train.save_every=2")
     assert dwt("train", *base, f"--workdir={tmp_path / 'a'}").returncode == 0
-    grow = ("remap", *base, f"--run={tmp_path / 'a'}", "--step=2", "--method=stack")
+    grow = ("remap-run", *base, f"--run={tmp_path / 'a'}", "--step=2", "--method=stack")
     place = f"--config.train.checkpoint_path={tmp_path / 'place'}"
     deeper = "--config.model.num_hidden_layers=3"
     first = dwt(*grow, place, deeper, "--carry", f"--out={tmp_path / 'grown'}")

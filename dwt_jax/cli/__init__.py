@@ -1,0 +1,135 @@
+"""The command line: one module a command. Imports of jax and the like happen inside `run` of a command."""
+
+import argparse
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from dwt_jax import __version__
+from dwt_jax.cli import compile as compile_step
+from dwt_jax.cli import demo, evaluate, export, finetune, pilot, prepare, remap, remap_run, report, study
+from dwt_jax.cli import train as train_run
+from dwt_jax.cli.arguments import split_overrides
+from dwt_jax.cli.exit_status import EXIT_USER_ERROR, exit_status
+from dwt_jax.errors import UserError, did_you_mean
+
+
+class Command(Protocol):
+    """What a module of this package defines. Its docstring is its help text."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
+        """Declare the flags of the command."""
+
+    def run(self, options: argparse.Namespace, overrides: dict[str, str], /) -> int | None:
+        """Run the command with its flags and config overrides. None is exit status 0."""
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": demo,
+    "prepare": prepare,
+    "train": train_run,
+    "evaluate": evaluate,
+    "export": export,
+    "remap": remap,
+    "remap-run": remap_run,
+    "pilot": pilot,
+    "compile": compile_step,
+    "finetune": finetune,
+    "study": study,
+    "report": report,
+}
+
+SINGLE_PROCESS = frozenset({*COMMANDS} - {"train"})
+"""Commands that run in one process only."""
+
+RENAMED_FLAGS = {
+    ("remap", "--run"): ("remap-run --run", "RUN"),
+    ("remap", "--moments"): ("remap-run --moments", "MOMENTS"),
+    ("remap", "--carry"): ("remap-run --carry", ""),
+    ("remap", "--pilot"): ("pilot --steps", "N"),
+}
+"""(command, flag) as of an earlier version → (command and flag now, placeholder of its value)."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that reports errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        command = "".join(f"{word}: " for word in self.prog.split()[1:2])
+        message = re.sub(r"^argument (--\S+): is ", r"\1 is ", message)
+        raise UserError(f"{command}{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+      arguments: the command line without the program's name. Default: that of this process.
+
+    Returns:
+      The exit status: 0 success; 2 user error; 75 stopped by a signal after saving a checkpoint; 1 any other
+      failure that is reported in one line.
+    """
+
+    def run() -> int | None:
+        options, overrides = parse_arguments(sys.argv[1:] if arguments is None else list(arguments))
+        if options.command in SINGLE_PROCESS:
+            from dwt_jax.distributed import initialize
+
+            initialize.require_single_process(options.command)
+        return COMMANDS[options.command].run(options, overrides)
+
+    return exit_status(run)
+
+
+def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parse a command line into flags and config overrides.
+
+    Raises:
+      UserError: unknown commands and flags, wrong values, overrides of a command without config.
+    """
+    parser = _build_parser()
+    flags, overrides = split_overrides(arguments)
+    if not flags:
+        parser.print_help()
+        raise SystemExit(EXIT_USER_ERROR)
+    if not flags[0].startswith("-") and flags[0] not in COMMANDS:
+        raise UserError(f"unknown command {flags[0]!r}{did_you_mean(flags[0], COMMANDS)}")
+    _check_renamed_flags(flags)
+    options = parser.parse_args(flags)
+    if overrides and not hasattr(options, "config"):
+        raise UserError(f"--config.{next(iter(overrides))}: 'dwt {options.command}' takes no config")
+    return options, overrides
+
+
+def _check_renamed_flags(flags: Sequence[str]) -> None:
+    """Raise UserError with the new name of the first flag that was renamed."""
+    command = flags[0]
+    for argument, following in itertools.pairwise([*flags[1:], ""]):
+        flag, equals, value = argument.partition("=")
+        if (command, flag) not in RENAMED_FLAGS:
+            continue
+        new_flag, placeholder = RENAMED_FLAGS[command, flag]
+        if placeholder:
+            value = value if equals else following
+            new_flag += f"={placeholder if not value or value.startswith('--') else value}"
+        raise UserError(f"{command} {flag} is now dwt {new_flag}")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dwt",
+        description="Distillation from Weak Teacher: pre-train an encoder with the help of a smaller one.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dwt-jax {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, command in COMMANDS.items():
+        text = command.__doc__ or ""
+        subparser = subparsers.add_parser(
+            name, help=text.partition("\n")[0], description=text, allow_abbrev=False
+        )
+        command.add_arguments(subparser)
+    return parser

@@ -1,0 +1,65 @@
+"""Exit statuses of the command line, and which exception ends with which."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from dwt_jax.errors import ReportedElsewhere, UserError
+
+EXIT_OK, EXIT_FAILURE, EXIT_USER_ERROR, EXIT_RESUMABLE, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+
+
+def exit_status(run: Callable[[], int | None]) -> int:
+    """Call `run` and return its exit status; report user errors and known failures in one line on stderr."""
+    try:
+        return int(run() or EXIT_OK)
+    except ReportedElsewhere:
+        return EXIT_USER_ERROR
+    except UserError as error:
+        print(f"dwt: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # `dwt … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        print("dwt: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if _is_disk_full(error):
+            print("dwt: no space left on device; completed files are kept", file=sys.stderr)
+            return EXIT_FAILURE
+        if not isinstance(error, OSError) or error.filename is None:
+            raise
+        print(f"dwt: {error.filename}: {error.strerror}, expected an accessible path", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error or one of its causes is a full disk, for which each library has its own exception."""
+    while error is not None:
+        text = str(error)
+        if "No space left on device" in text or ("requested and" in text and text.endswith(" written")):
+            return True  # NumPy's message is the second
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def training_exit_status(run: Callable[[], Any]) -> int | None:
+    """Call `run`, which trains, and return the exit status if it ends early, None if it completes."""
+    from dwt_jax.distributed.coordination import PeerExited, process_index
+    from dwt_jax.distributed.shutdown import Preempted, TrainingFailed
+
+    try:
+        run()
+    except Preempted as preemption:
+        print(f"dwt: {preemption}", file=sys.stderr)
+        return EXIT_RESUMABLE
+    except TrainingFailed as failure:  # raised in all processes
+        if process_index() == 0:
+            print(f"dwt: {failure}", file=sys.stderr)
+        return EXIT_FAILURE
+    except PeerExited as peer_exit:
+        print(f"dwt: {peer_exit}", file=sys.stderr)
+        return peer_exit.status or EXIT_FAILURE
+    return None
