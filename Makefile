@@ -26,6 +26,7 @@ lint: dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
+	$(RUN) tools/lint_names.py
 
 format: dev
 	$(VENV)/bin/ruff check --fix .
