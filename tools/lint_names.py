@@ -23,8 +23,6 @@ UNCHECKED: tuple[str, ...] = (
     "dwt_jax/__main__.py",
     "dwt_jax/aot/",
     "dwt_jax/cli/",
-    "dwt_jax/config.py",
-    "dwt_jax/config_loader.py",
     "dwt_jax/data/",
     "dwt_jax/distributed/",
     "dwt_jax/eval/",
