@@ -367,7 +367,7 @@ def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
 
 
 def _training_problems(config: Config) -> Iterator[str]:
-    train, mesh = config.train, config.mesh
+    train = config.train
     yield from _check_minimum(train, "train", 0, "steps", "epochs", "eval_every", "watchdog")
     if not train.steps and not train.epochs:
         yield "train.steps is 0, expected at least 1 (or train.epochs above 0)"
@@ -387,17 +387,22 @@ def _training_problems(config: Config) -> Iterator[str]:
         yield f"train.checkpoint_path begins with {scheme[0]}, expected a directory or gs://…"
     elif train.checkpoint_path and not train.checkpoint_path.startswith(("/", "~", "gs://")):
         yield f"train.checkpoint_path is {train.checkpoint_path!r}, expected a whole path, from / or ~ on"
-    if train.batch_size % train.gradient_accumulation_steps:
-        yield (
-            f"train.batch_size is {train.batch_size}, expected a multiple of "
-            f"train.gradient_accumulation_steps ({train.gradient_accumulation_steps})"
-        )
     yield from optimizer_problems(config.optimizer, "optimizer")
     rate = max(config.optimizer.learning_rate.value, config.optimizer.learning_rate.end)
     if rate > 1e6:  # the step relies on updates that cannot overflow
         yield f"optimizer.learning_rate goes up to {rate}, expected at most 1e6"
     elif rate * (decay := config.optimizer.weight_decay) > 1:
         yield f"optimizer.weight_decay is {decay}, expected at most 1 / optimizer.learning_rate ({rate})"
+    yield from _batch_problems(config)
+
+
+def _batch_problems(config: Config) -> Iterator[str]:
+    train, mesh = config.train, config.mesh
+    if train.batch_size % train.gradient_accumulation_steps:
+        yield (
+            f"train.batch_size is {train.batch_size}, expected a multiple of "
+            f"train.gradient_accumulation_steps ({train.gradient_accumulation_steps})"
+        )
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         yield f"mesh is {sizes}, expected sizes of at least 1, at most one of them -1"
