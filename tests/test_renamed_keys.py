@@ -1,6 +1,8 @@
 """Config keys of earlier versions: every one leads to a key of today."""
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -10,6 +12,9 @@ from dwt_jax.config_loader import build_dataclass, config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.finetune.config import FinetuneConfig
 from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, SCHEDULE_KEYS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "launch").glob("*"))]
 
 
 def dotted_keys(config):
@@ -66,3 +71,13 @@ def test_old_kind_of_a_schedule_is_rejected_with_the_new_one(old, new):
     assert old not in kinds
     with pytest.raises(UserError, match=f"'{old}', which is now '{new}'"):
         build_dataclass(Config, nested("distill.alpha_soft.kind", old))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documentation_has_existing_keys_only(page):
+    text = page.read_text()
+    for key in re.findall(r"--config\.([a-z][\w.]*\w)", text):
+        assert re.sub(r"\.\d+", ".0", key) in KEYS, key
+    for old in RENAMED_KEYS:
+        if "." in old:  # not the word mask
+            assert not re.search(rf"[`\s]{re.escape(old)}[`=\s]", text), old
