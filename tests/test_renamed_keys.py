@@ -81,3 +81,11 @@ def test_documentation_has_existing_keys_only(page):
     for old in RENAMED_KEYS:
         if "." in old:  # not the word mask
             assert not re.search(rf"[`\s]{re.escape(old)}[`=\s]", text), old
+
+
+def test_changelog_lists_every_renamed_key():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    for old, new in {**RENAMED_KEYS, **SCHEDULE_KEYS}.items():
+        assert f"| `{old}` | `{new}` |" in changelog
+    for old, new in RENAMED_VALUES.items():
+        assert f"| `kind={old}` | `kind={new}` |" in changelog
