@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "tools" / "lint_names.py"
+from helpers.paths import ROOT
+
+TOOL = ROOT / "tools" / "lint_names.py"
 spec = importlib.util.spec_from_file_location("lint_names", TOOL)
 lint_names = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lint_names)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -12,8 +11,8 @@ from dwt_jax.config_loader import build_dataclass, config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.finetune.config import FinetuneConfig
 from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, SCHEDULE_KEYS
+from helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "launch").glob("*"))]
 
 

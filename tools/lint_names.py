@@ -25,7 +25,6 @@ UNCHECKED: tuple[str, ...] = (
     "dwt_jax/cli/",
     "dwt_jax/data/",
     "dwt_jax/distributed/",
-    "dwt_jax/eval/",
     "dwt_jax/files.py",
     "dwt_jax/finetune/",
     "dwt_jax/growth/",
