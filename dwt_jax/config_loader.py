@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dwt_jax.config import Config, check
 from dwt_jax.errors import UserError, did_you_mean
-from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, family
+from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, model_config_type
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.presets import PRESETS
 from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, renamed_key
@@ -301,7 +301,7 @@ def _model_config_type(tree: Mapping[str, Any], path: str) -> type[ModelConfig]:
     model_type = str(tree.get("model_type", DEFAULT_MODEL_TYPE))
     if model_type not in FAMILIES:
         raise UserError(f"config: {path}.model_type is {model_type!r}{did_you_mean(model_type, FAMILIES)}")
-    return family(model_type).Config
+    return model_config_type(model_type)
 
 
 def _unknown_key_error(path: str, key: str, valid_keys: Iterable[str]) -> UserError:
