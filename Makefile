@@ -25,6 +25,8 @@ lint: dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+	$(RUN) tools/lint_names.py
 
 format: dev
 	$(VENV)/bin/ruff check --fix .

@@ -1,7 +1,7 @@
-"""Every setting there is, as frozen dataclasses, and what must hold between them.
+"""All settings of a pre-training run as frozen dataclasses, and the checks of their values.
 
-How a config file becomes a `Config` is in config_file.py. No jax here: `dwt --help` and
-every complaint about a config answer at once.
+config_loader.py turns a config file and a command line into a `Config`. This module does not import
+jax, so that `dwt --help` and error messages about a config appear at once.
 """
 
 import re
@@ -17,16 +17,17 @@ from dwt_jax.remap.methods import GrowthOptions, get_method
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number as a function of the step. Durations are shares of the run, from 0 to 1.
+    """A number as a function of the step, with times as fractions of the run from 0 to 1.
 
-    All kinds rise linearly from 0 to `value` over `warmup_fraction` first. Then
-    - constant: `value`
-    - linear, cosine: fall from `value`, at `decay_start` (or the end of the warm-up, if later),
-      to `end` at `decay_end`, and stay there
-    - warmup_stable_decay: the same as linear; says that `decay_start` is meant to be late
-    - piecewise: `value` before `decay_start`, `end` from there on (two stages)
-    - until_matched (for `distill.alpha_soft` alone): `value` times how far the student's
-      smoothed hard loss still lies above the teacher's (see objectives/schedules.py)
+    Every kind first rises linearly from 0 to `value` over `warmup_fraction`. After that:
+
+    - constant: stays at `value`.
+    - linear, cosine: changes from `value` at `decay_start` (or the end of the warmup, if later) to
+      `end` at `decay_end`, and stays at `end`.
+    - warmup_stable_decay: the same as linear; the name says that `decay_start` is late.
+    - piecewise: `value` before `decay_start`, `end` from there on (two stages).
+    - until_matched (only for `distill.alpha_soft`): `value` times a factor that falls from 1 to 0 as
+      the student's smoothed hard loss approaches the teacher's (see objectives/schedules.py).
     """
 
     kind: Literal["constant", "linear", "cosine", "warmup_stable_decay", "piecewise", "until_matched"] = (
@@ -41,124 +42,138 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Source:
-    """Where text comes from. See docs/data.md."""
+    """A source of text documents. See docs/data.md."""
 
     kind: Literal["builtin", "text", "jsonl", "tfds"] = "builtin"
     path: str = ""  # text, jsonl: a glob; tfds: name/config:version
-    documents: Literal["file", "blank_lines", "lines"] = "blank_lines"  # text: what ends a document
-    blank_lines: int = 1  # with documents=blank_lines: how many empty lines in a row end one
-    field: str = "text"  # jsonl, tfds: where the text is
+    documents: Literal["file", "blank_lines", "lines"] = "blank_lines"  # text: separator of documents
+    blank_lines: int = 1  # documents=blank_lines: consecutive empty lines that end a document
+    field: str = "text"  # jsonl, tfds: the field that holds the text
     split: str = "train"  # tfds
-    data_dir: str = ""  # tfds; empty: TFDS's own default
-    weight: float = 1.0  # how often its rows are seen in one epoch of the mixture
+    data_dir: str = ""  # tfds; empty: TFDS's default
+    weight: float = 1.0  # how often its rows are repeated in one epoch of the mixture
 
 
 @dataclass(frozen=True)
 class Tokenizer:
+    """An existing tokenizer, or the settings of a WordPiece tokenizer to train."""
+
     path: str = ""  # a Hugging Face tokenizer directory or a vocab.txt; empty: train WordPiece
     vocab_size: int = 30522
     lowercase: bool = True
-    sample_megabytes: float = 100.0  # how much text the training reads
+    sample_megabytes: float = 100.0  # amount of text to train the tokenizer on
 
 
 @dataclass(frozen=True)
 class Data:
-    path: str = ""  # prepared rows; empty: prepared on first use into the cache
+    """The training and validation text, and the rows of tokens made of it."""
+
+    path: str = ""  # prepared rows; empty: they are prepared on first use, in the cache
     sources: tuple[Source, ...] = (Source(),)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     sequence_length: int = 128
     row_mode: Literal["packed", "sentence"] = "packed"
-    validation_fraction: float = 0.01  # share of the documents, chosen by a hash of their text
+    validation_fraction: float = 0.01  # fraction of the documents, selected by a hash of their text
     sentence_stride: int = 1  # keep one sentence of every n (the paper's corpus: 4)
     prefetch: int = 2  # batches read ahead
 
 
 @dataclass(frozen=True)
 class Mlm:
-    probability: float = 0.15  # of the tokens of a row are predicted
-    mask_token_share: float = 0.8  # of those become [MASK]
-    random_token_share: float = 0.1  # of those become a random token; the rest stay
-    whole_word: bool = False
+    """Masked language modelling: which tokens are predicted, and what replaces them in the input."""
+
+    probability: float = 0.15  # fraction of a row's tokens that are predicted
+    mask_token_share: float = 0.8  # fraction of those replaced by [MASK]
+    random_token_share: float = 0.1  # fraction of those replaced by a random token; the rest stay
+    whole_word: bool = False  # mask all tokens of a word or none
 
 
 @dataclass(frozen=True)
 class Teacher:
+    """The frozen model that the student is distilled from."""
+
     path: str = ""  # a model or run directory; empty: no teacher
-    dtype: Literal["auto", "float32", "bfloat16"] = (
-        "auto"  # of its stored weights; auto: precision.compute_dtype
-    )
+    # Dtype in which its weights are stored on the devices; auto: precision.compute_dtype.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 @dataclass(frozen=True)
 class Init(GrowthOptions):
-    """What the student starts from: a smaller model, grown to its size (remap/). split, noise,
-    new_tokens, new_positions: see `GrowthOptions`."""
+    """Initialisation of the student from a smaller model, grown to the student's size (see remap/).
 
-    method: str = ""  # a name of remap/methods.py, or 'depth+method'; empty: a new model
-    from_: str = ""  # in a config `from`: a model or run directory; empty: teacher.path
-    # A model with gated_layers or weighted_norm computes with m₀ + (1 − m₀)·share, share rising
-    # linearly from 0 to 1 over this share of the run; from there on it is an ordinary one.
+    `split`, `noise`, `new_tokens` and `new_positions` are those of `GrowthOptions`.
+    """
+
+    method: str = ""  # a method of remap/methods.py, or 'depth+method'; empty: a new model
+    from_: str = ""  # the key `from` of a config: a model or run directory; empty: teacher.path
+    # A gate m of a model with gated_layers or weighted_norm has the effective value m + (1 − m)·s, where
+    # s rises linearly from 0 to 1 over this fraction of the run. After that all gates are 1.
     gate_warmup: float = 0.1
-    # The updates of entries that are new, or further copies, rise from 0 over this share of the run.
+    # Updates of new entries and of duplicates are scaled by a factor that rises from 0 to 1 over this
+    # fraction of the run.
     new_param_warmup: float = 0.0
     # Step of the run `from` at which `dwt remap-run`, which sets this, grew it; `gate_warmup` and
     # `new_param_warmup` are then shares of the remaining steps. 0: grown before the first step.
     step: int = 0
-    learning_steps: int = 100  # method=ligo: of the maps, before the first step
+    learning_steps: int = 100  # method=ligo: training steps of the growth operator
 
 
 @dataclass(frozen=True)
 class Distill:
-    preset: str = "custom"
+    """The distillation objective L = alpha_hard·H + alpha_soft·S (see objectives/distillation.py)."""
+
+    preset: str = "custom"  # a preset of presets.py, whose values the config may override
     alpha_hard: Schedule = field(default_factory=Schedule)
     alpha_soft: Schedule = field(default_factory=Schedule)
     temperature: Schedule = field(default_factory=Schedule)
-    scale_by_temperature_squared: bool = (
-        False  # multiply the soft loss by t^2 (Hinton's form; the paper's has none)
-    )
+    # Multiply the soft loss by t² as in Hinton et al. 2015; the paper does not.
+    scale_by_temperature_squared: bool = False
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     token_selection: Literal["all", "teacher_better", "entropy"] = "all"
-    drop_fraction: float = 0.15  # token_selection=entropy: the share dropped, where the teacher is surest
-    loss_chunk_rows: int = 0  # rows whose logits are held at once; 0: all
-    # until_matched compares the student's loss, dropout included, with the teacher's without it
-    match_margin: float = 0.5  # nats above the teacher at which the weight is still whole
-    gap_ema_decay: float = 0.99  # decay of the running means
+    drop_fraction: float = 0.15  # token_selection=entropy: fraction dropped, lowest teacher entropy first
+    loss_chunk_rows: int = 0  # rows whose logits are in memory at once; 0: all
+    # until_matched compares the student's loss, computed with dropout, with the teacher's without.
+    match_margin: float = 0.5  # nats above the teacher's loss down to which the weight is `value`
+    gap_ema_decay: float = 0.99  # decay of the moving average of that difference
 
 
 @dataclass(frozen=True)
 class Train:
+    """Length of the run, batch size, checkpoints, logging and evaluation."""
+
     steps: int = 0  # 0: from epochs
     epochs: float = 0.0
-    batch_size: int = 128  # rows, over all devices and accumulated parts
-    gradient_accumulation_steps: int = 1  # parts a batch is split into, one after the other
+    batch_size: int = 128  # rows per step, over all devices and microbatches
+    gradient_accumulation_steps: int = 1  # microbatches per step
     save_every: int = 1000
     keep_checkpoints: int = 3
-    checkpoint_path: str = ""  # where they are kept: a directory or gs://…; empty: the work directory's
+    checkpoint_path: str = ""  # a directory or gs://…; empty: checkpoints/ in the work directory
     log_every: int = 10
     eval_every: int = 0  # 0: only at the end
-    watchdog: float = 1800.0  # seconds without a step that end the process; 0: off
-    max_consecutive_nonfinite: int = (
-        20  # non-finite steps in a row that stop the run, looked at where metrics are logged
-    )
+    watchdog: float = 1800.0  # seconds without a step after which the process ends; 0: off
+    # The run stops after this many consecutive non-finite steps; checked when metrics are logged.
+    max_consecutive_nonfinite: int = 20
     tensorboard: bool = True
-    wandb_project: str = ""  # project; empty: off
+    wandb_project: str = ""  # empty: off
 
 
 @dataclass(frozen=True)
 class Optimizer:
+    """AdamW with global-norm clipping."""
+
     learning_rate: Schedule = field(
         default_factory=lambda: Schedule(kind="linear", value=5e-4, warmup_fraction=0.05)
     )
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    weight_decay: float = 0.01  # on matrices only
+    weight_decay: float = 0.01  # of matrices only
     clip_norm: float = 1.0  # 0: off
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices per axis; one axis may be -1: whatever is left."""
+    """Devices per mesh axis; one axis may be -1, which stands for all remaining devices."""
 
     data: int = -1
     fsdp: int = 1
@@ -167,13 +182,17 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Precision:
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 but on CPU
+    """Dtype of compute and activations; parameters and optimizer state are float32."""
+
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
 
 
 @dataclass(frozen=True)
 class Config:
+    """All settings of a pre-training run."""
+
     seed: int = 0
-    platform: Literal["any", "cpu", "gpu", "tpu"] = "any"  # fail when JAX found another
+    platform: Literal["any", "cpu", "gpu", "tpu"] = "any"  # fail if JAX runs on another
     model: ModelConfig = field(default_factory=default_model_config)
     data: Data = field(default_factory=Data)
     mlm: Mlm = field(default_factory=Mlm)
@@ -187,14 +206,18 @@ class Config:
 
 
 def check(config: Config) -> Config:
-    """`config` itself. Raises UserError naming the key, what was found, what was expected."""
+    """Return `config` if its values are valid, alone and in combination.
+
+    Raises:
+        UserError: the first problem, with the key, its value and what was expected.
+    """
     for problem in _problems(config):
         raise UserError(f"config: {problem}")
     return config
 
 
-def _problems(config: Config):
-    """Lazily, in the order in which a reader would meet them."""
+def _problems(config: Config) -> Iterator[str]:
+    """Yield one line for each problem, in the order of the sections."""
     if not 0 <= config.seed < 2**32:
         yield f"seed is {config.seed}, expected at least 0 and less than 2**32"
     for problem in config.model.problems():
@@ -210,22 +233,22 @@ def _problems(config: Config):
     yield from _training_problems(config)
 
 
-def _at_least(group: object, prefix: str, low: float, *keys: str):
+def _check_minimum(group: object, prefix: str, minimum: float, *keys: str) -> Iterator[str]:
     for key in keys:
-        if getattr(group, key) < low:
-            yield f"{prefix}.{key} is {getattr(group, key)}, expected at least {low}"
+        if getattr(group, key) < minimum:
+            yield f"{prefix}.{key} is {getattr(group, key)}, expected at least {minimum}"
 
 
-def _share(group: object, prefix: str, *keys: str):
+def _check_fraction(group: object, prefix: str, *keys: str) -> Iterator[str]:
     for key in keys:
         if not 0 <= getattr(group, key) <= 1:
             yield f"{prefix}.{key} is {getattr(group, key)}, expected a share from 0 to 1"
 
 
-def _data_problems(config: Config):
+def _data_problems(config: Config) -> Iterator[str]:
     data, mlm = config.data, config.mlm
-    yield from _at_least(data, "data", 8, "sequence_length")
-    yield from _at_least(data, "data", 1, "sentence_stride", "prefetch")
+    yield from _check_minimum(data, "data", 8, "sequence_length")
+    yield from _check_minimum(data, "data", 1, "sentence_stride", "prefetch")
     if not 0 < data.validation_fraction < 1:
         yield f"data.validation_fraction is {data.validation_fraction}, expected a share above 0 and below 1"
     if not data.sources:
@@ -235,9 +258,9 @@ def _data_problems(config: Config):
             yield f"data.sources.{i}.path is empty, expected a path for kind '{source.kind}'"
         if source.weight <= 0:
             yield f"data.sources.{i}.weight is {source.weight}, expected more than 0"
-        yield from _at_least(source, f"data.sources.{i}", 1, "blank_lines")
+        yield from _check_minimum(source, f"data.sources.{i}", 1, "blank_lines")
     if not data.tokenizer.path:
-        yield from _at_least(data.tokenizer, "data.tokenizer", 100, "vocab_size")
+        yield from _check_minimum(data.tokenizer, "data.tokenizer", 100, "vocab_size")
     if data.tokenizer.sample_megabytes <= 0:
         yield f"data.tokenizer.sample_megabytes is {data.tokenizer.sample_megabytes}, expected more than 0"
     if not 0 < mlm.probability < 1:
@@ -247,13 +270,13 @@ def _data_problems(config: Config):
             f"mlm.probability is {mlm.probability}, expected at least one prediction in "
             f"{data.sequence_length} tokens"
         )
-    yield from _share(mlm, "mlm", "mask_token_share", "random_token_share")
+    yield from _check_fraction(mlm, "mlm", "mask_token_share", "random_token_share")
     if mlm.mask_token_share + mlm.random_token_share > 1 + 1e-9:
         total = mlm.mask_token_share + mlm.random_token_share
         yield f"mlm.mask_token_share + mlm.random_token_share is {total}, expected at most 1"
 
 
-def _init_problems(config: Config):
+def _init_problems(config: Config) -> Iterator[str]:
     init = config.init
     if init.method:
         try:
@@ -261,24 +284,24 @@ def _init_problems(config: Config):
         except UserError as error:
             yield f"init.{error}"
         if init.method.endswith("+ligo"):
-            yield f"init.method is {init.method!r}, expected 'ligo': it learns the map of the layers too"
+            yield f"init.method is {init.method!r}, expected 'ligo': it learns the depth map too"
         if init.method == "ligo" and init.step:
-            yield "init.method is 'ligo', expected another: in the middle of a run nothing is learned"
+            yield "init.method is 'ligo', expected another: LiGO cannot grow a run at init.step"
         if not (init.from_ or config.teacher.path):
             yield f"init.method is {init.method!r}, expected init.from or teacher.path to name a model"
     elif init != Init():
         key = next(f.name for f in fields(init) if getattr(init, f.name) != f.default)
         yield f"init.{key.rstrip('_')} is set, expected init.method to say how (it is empty)"
-    yield from _at_least(init, "init", 0, "noise", "step")
-    yield from _at_least(init, "init", 1, "learning_steps")
-    yield from _share(init, "init", "gate_warmup", "new_param_warmup")
+    yield from _check_minimum(init, "init", 0, "noise", "step")
+    yield from _check_minimum(init, "init", 1, "learning_steps")
+    yield from _check_fraction(init, "init", "gate_warmup", "new_param_warmup")
     if init.step and config.train.steps and init.step >= config.train.steps:
         yield f"init.step is {init.step}, expected less than train.steps ({config.train.steps})"
 
 
-def _schedule_problems(schedule: Schedule, name: str):
-    yield from _at_least(schedule, name, 0, "value", "end")
-    yield from _share(schedule, name, "warmup_fraction", "decay_start", "decay_end")
+def _schedule_problems(schedule: Schedule, name: str) -> Iterator[str]:
+    yield from _check_minimum(schedule, name, 0, "value", "end")
+    yield from _check_fraction(schedule, name, "warmup_fraction", "decay_start", "decay_end")
     if schedule.kind in ("linear", "cosine", "warmup_stable_decay"):
         start = max(schedule.decay_start, schedule.warmup_fraction)
         if schedule.decay_end <= start:
@@ -288,59 +311,67 @@ def _schedule_problems(schedule: Schedule, name: str):
             )
 
 
-def _zero_in_the_end(schedule: Schedule) -> bool:
+def _ends_at_zero(schedule: Schedule) -> bool:
     last = schedule.value if schedule.kind in ("constant", "until_matched") else schedule.end
     return last == 0
 
 
-def _objective_problems(config: Config):
+def _objective_problems(config: Config) -> Iterator[str]:
     distill = config.distill
     if distill.preset != "custom" and not config.teacher.path:
         yield f"distill.preset is {distill.preset!r}, expected teacher.path to name a teacher (it is empty)"
     hard = distill.alpha_hard
     if not config.teacher.path and distill.alpha_soft != Schedule():
         yield "distill.alpha_soft is set, expected teacher.path to name a teacher (it is empty)"
-    if _zero_in_the_end(hard):
+    nonzero_weight = "a non-zero loss weight at the end of training"
+    if _ends_at_zero(hard):
         if not config.teacher.path and hard.value == 0:
-            yield "distill.alpha_hard is 0 and teacher.path is empty, expected something to learn from"
-        if _zero_in_the_end(distill.alpha_soft) or distill.alpha_soft.kind == "until_matched":
-            yield "distill.alpha_hard and distill.alpha_soft both end at 0, expected something to learn from"
+            yield f"distill.alpha_hard is 0 and teacher.path is empty, expected {nonzero_weight}"
+        if _ends_at_zero(distill.alpha_soft) or distill.alpha_soft.kind == "until_matched":
+            yield f"distill.alpha_hard and distill.alpha_soft both end at 0, expected {nonzero_weight}"
     for key in ("alpha_hard", "alpha_soft", "temperature"):
         schedule = getattr(distill, key)
         yield from _schedule_problems(schedule, f"distill.{key}")
         if schedule.kind == "until_matched" and key != "alpha_soft":
-            yield f"distill.{key}.kind is 'until_matched', expected that for distill.alpha_soft alone"
+            yield f"distill.{key}.kind is 'until_matched', expected that for distill.alpha_soft only"
     temperature = distill.temperature
     lowest = temperature.value if temperature.kind == "constant" else min(temperature.value, temperature.end)
-    if lowest <= 0 or temperature.warmup_fraction > 0:
-        yield f"distill.temperature goes down to {0 if temperature.warmup_fraction else lowest}, expected more than 0"
-    yield from _share(distill, "distill", "drop_fraction")
-    yield from _at_least(distill, "distill", 0, "loss_chunk_rows")
+    if temperature.warmup_fraction > 0:
+        lowest = 0
+    if lowest <= 0:
+        yield f"distill.temperature goes down to {lowest}, expected more than 0"
+    yield from _check_fraction(distill, "distill", "drop_fraction")
+    yield from _check_minimum(distill, "distill", 0, "loss_chunk_rows")
     if distill.match_margin <= 0:
         yield f"distill.match_margin is {distill.match_margin}, expected more than 0"
     if not 0 <= distill.gap_ema_decay < 1:
-        yield (f"distill.gap_ema_decay is {distill.gap_ema_decay}, expected at least 0 and less than 1")
+        yield f"distill.gap_ema_decay is {distill.gap_ema_decay}, expected at least 0 and less than 1"
 
 
 def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
-    """What cannot be so, each a line that begins with the key below `name`."""
+    """Yield one line for each problem of an optimizer.
+
+    Args:
+        optimizer: the section to check.
+        name: its dotted key, with which each line begins.
+    """
     yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate")
     if optimizer.learning_rate.kind == "until_matched":
-        yield f"{name}.learning_rate.kind is 'until_matched', expected that for distill.alpha_soft alone"
-    yield from _at_least(optimizer, name, 0, "weight_decay", "clip_norm")
-    if optimizer.eps < 1e-30:  # 0/0 where a gradient is 0: rows of the vocabulary that never occur
+        yield f"{name}.learning_rate.kind is 'until_matched', expected that for distill.alpha_soft only"
+    yield from _check_minimum(optimizer, name, 0, "weight_decay", "clip_norm")
+    if optimizer.eps < 1e-30:  # else 0/0 where a gradient is 0: embeddings of tokens that never occur
         yield f"{name}.eps is {optimizer.eps}, expected more than 0 (at least 1e-30: it is in float32)"
     for key in ("b1", "b2"):
         if not 0 <= getattr(optimizer, key) <= 1 - 2**-24:
             yield f"{name}.{key} is {getattr(optimizer, key)}, expected at least 0 and, as a float32, below 1"
 
 
-def _training_problems(config: Config):
-    train, mesh = config.train, config.mesh
-    yield from _at_least(train, "train", 0, "steps", "epochs", "eval_every", "watchdog")
+def _training_problems(config: Config) -> Iterator[str]:
+    train = config.train
+    yield from _check_minimum(train, "train", 0, "steps", "epochs", "eval_every", "watchdog")
     if not train.steps and not train.epochs:
         yield "train.steps is 0, expected at least 1 (or train.epochs above 0)"
-    yield from _at_least(
+    yield from _check_minimum(
         train,
         "train",
         1,
@@ -356,24 +387,29 @@ def _training_problems(config: Config):
         yield f"train.checkpoint_path begins with {scheme[0]}, expected a directory or gs://…"
     elif train.checkpoint_path and not train.checkpoint_path.startswith(("/", "~", "gs://")):
         yield f"train.checkpoint_path is {train.checkpoint_path!r}, expected a whole path, from / or ~ on"
-    if train.batch_size % train.gradient_accumulation_steps:
-        yield (
-            f"train.batch_size is {train.batch_size}, expected a multiple of "
-            f"train.gradient_accumulation_steps ({train.gradient_accumulation_steps})"
-        )
     yield from optimizer_problems(config.optimizer, "optimizer")
     rate = max(config.optimizer.learning_rate.value, config.optimizer.learning_rate.end)
     if rate > 1e6:  # the step relies on updates that cannot overflow
         yield f"optimizer.learning_rate goes up to {rate}, expected at most 1e6"
     elif rate * (decay := config.optimizer.weight_decay) > 1:
         yield f"optimizer.weight_decay is {decay}, expected at most 1 / optimizer.learning_rate ({rate})"
+    yield from _batch_problems(config)
+
+
+def _batch_problems(config: Config) -> Iterator[str]:
+    train, mesh = config.train, config.mesh
+    if train.batch_size % train.gradient_accumulation_steps:
+        yield (
+            f"train.batch_size is {train.batch_size}, expected a multiple of "
+            f"train.gradient_accumulation_steps ({train.gradient_accumulation_steps})"
+        )
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         yield f"mesh is {sizes}, expected sizes of at least 1, at most one of them -1"
-    fixed = max(mesh.data, 1) * max(mesh.fsdp, 1)
-    rows = train.batch_size // max(train.gradient_accumulation_steps, 1)
-    if rows % fixed:
+    num_shards = max(mesh.data, 1) * max(mesh.fsdp, 1)
+    microbatch_size = train.batch_size // max(train.gradient_accumulation_steps, 1)
+    if microbatch_size % num_shards:
         yield (
-            f"train.batch_size / train.gradient_accumulation_steps is {rows}, expected a multiple of the mesh's "
-            f"data x fsdp ({fixed})"
+            f"train.batch_size / train.gradient_accumulation_steps is {microbatch_size}, expected a "
+            f"multiple of the mesh's data x fsdp ({num_shards})"
         )

@@ -1,8 +1,8 @@
-"""From a config file and a command line to a checked `Config`, and back to JSON.
+"""Load a checked `Config` from a config file and command-line overrides, and convert it to JSON.
 
-A config file is Python with `get_config(arg)` that returns an `ml_collections.ConfigDict`
-(or a dict). It says only what differs from the defaults in config.py. What wins, from
-weakest: the defaults, a `distill.preset`, the file, `--config.key=value` on the command line.
+A config file is Python with a function `get_config(arg)` that returns an `ml_collections.ConfigDict`
+or a dict of the values that differ from the defaults in config.py. Precedence, from lowest to highest:
+the defaults, a `distill.preset`, the file, `--config.key=value` on the command line.
 """
 
 import dataclasses
@@ -19,23 +19,31 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dwt_jax.config import Config, check
 from dwt_jax.errors import UserError, did_you_mean
-from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, family
+from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, model_config_type
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.presets import PRESETS
 from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, renamed_key
 
 
 def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
-    """The config of `path[:arg]`, with `overrides` ({'train.steps': '1e3', …}) on top.
+    """Load the config of a file.
 
-    Raises UserError for a missing or broken file, an unknown key (with the nearest known
-    one), a value of the wrong type and settings that cannot go together.
+    Args:
+        spec: `path` or `path:arg`, of a file with `get_config(arg)`.
+        overrides: values by dotted key, as text: `{"train.steps": "1e3"}`.
+
+    Raises:
+        UserError: the file is missing or broken, a key is unknown (the message suggests the nearest
+            one), a value has the wrong type, or settings cannot be combined.
     """
     return build_config(read_config_file(spec), overrides)
 
 
 def load_model_config(spec: str, overrides: Mapping[str, str] | None = None) -> ModelConfig:
-    """The `model` of a config, the only part that is checked: for what needs its sizes alone."""
+    """Load the `model` section of a config file, the only section that is checked.
+
+    Args and errors are those of `load_config`.
+    """
     model = _build_unchecked(read_config_file(spec), overrides).model
     for problem in model.problems():
         raise UserError(f"config: model.{problem}")
@@ -43,7 +51,11 @@ def load_model_config(spec: str, overrides: Mapping[str, str] | None = None) -> 
 
 
 def build_config(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:
-    """A checked Config from nested mappings, in the order of precedence given above."""
+    """Build a checked `Config` from nested mappings and overrides (see `load_config`).
+
+    Raises:
+        UserError: as `load_config`.
+    """
     return check(_build_unchecked(raw, overrides))
 
 
@@ -63,8 +75,16 @@ def _build_unchecked(raw: Mapping[str, Any], overrides: Mapping[str, str] | None
 
 
 def build_dataclass(kind: Any, raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Any:
-    """The dataclass `kind` from nested mappings with `overrides` on top. Raises UserError for unknown
-    keys and wrong types."""
+    """Build a dataclass from nested mappings.
+
+    Args:
+        kind: the dataclass. Its fields may be dataclasses, tuples, Literals and plain types.
+        raw: values by field name; missing fields have their defaults.
+        overrides: values by dotted key, as text, which take precedence.
+
+    Raises:
+        UserError: a key is unknown or a value has the wrong type.
+    """
     tree = _merge_dicts({}, _to_builtin(raw))
     for key, text in (overrides or {}).items():
         _set_by_path(kind, tree, key, text)
@@ -72,17 +92,17 @@ def build_dataclass(kind: Any, raw: Mapping[str, Any], overrides: Mapping[str, s
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """Nested dicts, lists and plain values: what `config.json` holds; `build_config` reads it back."""
+    """Convert a config to nested dicts, lists and plain values for JSON. Inverse of `build_config`."""
     return json.loads(json.dumps(dataclasses.asdict(config, dict_factory=_strip_keyword_suffix)))
 
 
 def _strip_keyword_suffix(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A field whose key is a word of Python's has a `_` at its end: `from_` is the key `from`."""
+    """Remove the `_` from fields whose key is a Python keyword: `from_` is the key `from`."""
     return {name.removesuffix("_"): value for name, value in fields}
 
 
 def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'model.hidden_size': 128, 'data.sources.0.kind': 'builtin', …}"""
+    """Return the leaves by dotted key: `{"model.hidden_size": 128, "data.sources.0.kind": "builtin"}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, list):
@@ -95,14 +115,21 @@ def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def bundled_config_path(name: str) -> Path:
-    """A file of configs/: inside the package where it is installed, beside it in a clone."""
+    """Return the path of a file of configs/, which is in the package or, in a clone, next to it."""
     package = Path(__file__).parent
     installed_path = package / "configs" / name
     return installed_path if installed_path.exists() else package.parent / "configs" / name
 
 
 def read_config_file(spec: str) -> Mapping[str, Any]:
-    """What `get_config` of `path[:arg]` returns."""
+    """Run a config file and return the result of its `get_config`.
+
+    Args:
+        spec: `path` or `path:arg`.
+
+    Raises:
+        UserError: the file is missing, fails, or returns no mapping.
+    """
     name, _, arg = spec.partition(":")
     path = Path(name)
     if not path.is_file():
@@ -127,7 +154,12 @@ def read_config_file(spec: str) -> Mapping[str, Any]:
 
 
 def sibling_config(file: str, name: str) -> ModuleType:
-    """For config files: the module NAME.py in the folder of `file`, the one that asks."""
+    """Load the module NAME.py from the directory of a config file, for use in that config file.
+
+    Args:
+        file: `__file__` of the config file.
+        name: name of the module, without `.py`.
+    """
     return _load_module(Path(file).parent / f"{name}.py")
 
 
@@ -138,7 +170,7 @@ def _load_module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     loader = spec.loader
-    # Without bytecode: Python knows that by the second of a file's time, and would take an edit for the old.
+    # Without bytecode: Python compares modification times in seconds and would miss an edit within one.
     previous, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         _call_user_code(lambda: loader.exec_module(module), f"{path} fails to load")
@@ -148,7 +180,7 @@ def _load_module(path: Path) -> ModuleType:
 
 
 def _required_parameter(function: Callable[..., Any]) -> str:
-    """The name of the first parameter that has no default; '' if there is none."""
+    """Return the name of the first parameter without a default, or ''."""
     parameters = inspect.signature(function).parameters.values()
     return next(
         (p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD), ""
@@ -156,7 +188,7 @@ def _required_parameter(function: Callable[..., Any]) -> str:
 
 
 def _call_user_code(call: Callable[[], Any], context: str) -> Any:
-    """The user's own code: whatever it raises is told in one line."""
+    """Call code of the user's config file; any exception becomes a one-line UserError."""
     try:
         return call()
     except UserError:
@@ -167,7 +199,7 @@ def _call_user_code(call: Callable[[], Any], context: str) -> Any:
 
 
 def _to_builtin(value: Any) -> Any:
-    """ConfigDicts, tuples and the like as dicts and lists."""
+    """Convert ConfigDicts and sequences to dicts and lists."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):
@@ -194,8 +226,10 @@ def _merge_dicts(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 
 
 def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> None:
-    """Set a value by its dotted key; numbers index lists. Defaults are filled in on the way,
-    so that one field of a default source can be changed."""
+    """Set a value by its dotted key, in which numbers index lists.
+
+    Defaults of lists are inserted first, so that one field of a default entry can be changed.
+    """
     if dotted in RENAMED_KEYS:
         raise UserError(f"config: '{dotted}' is now '{RENAMED_KEYS[dotted]}'")
     *parents, last = dotted.split(".")
@@ -224,7 +258,7 @@ def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> Non
 
 
 class _CommandLineText(str):
-    """A value typed on the command line: to be read as whatever type the field has."""
+    """A value from the command line, which is parsed as the type of its field."""
 
 
 def _is_tuple_type(kind: Any) -> bool:
@@ -238,7 +272,7 @@ def _field_types(kind: Any, path: str) -> dict[str, Any]:
 
 
 def _build_value(kind: Any, value: Any, path: str) -> Any:
-    """`value` as an instance of the dataclass, tuple, Literal or plain type `kind`."""
+    """Convert `value` to the dataclass, tuple, Literal or plain type `kind`."""
     if kind is ModelConfig and isinstance(value, Mapping):
         kind = _model_config_type(value, path)
     if dataclasses.is_dataclass(kind):
@@ -263,11 +297,11 @@ def _build_value(kind: Any, value: Any, path: str) -> Any:
 
 
 def _model_config_type(tree: Mapping[str, Any], path: str) -> type[ModelConfig]:
-    """The Config of the family that `model_type` names."""
+    """Return the Config of the family of `model_type`."""
     model_type = str(tree.get("model_type", DEFAULT_MODEL_TYPE))
     if model_type not in FAMILIES:
         raise UserError(f"config: {path}.model_type is {model_type!r}{did_you_mean(model_type, FAMILIES)}")
-    return family(model_type).Config
+    return model_config_type(model_type)
 
 
 def _unknown_key_error(path: str, key: str, valid_keys: Iterable[str]) -> UserError:
@@ -289,7 +323,16 @@ def _parse_json(text: str, path: str) -> Any:
 
 
 def parse_scalar(kind: Any, value: Any, path: str) -> Any:
-    """`value` as a Literal or plain type `kind`; UserError naming `path` where it is none."""
+    """Convert a value to a plain type.
+
+    Args:
+        kind: int, float, bool, str or a Literal of strings.
+        value: a Python value, or text from the command line.
+        path: dotted key, for the error message.
+
+    Raises:
+        UserError: the value is not of that type.
+    """
     is_text = isinstance(value, _CommandLineText)
     raw_value = str(value) if is_text else value
     if get_origin(kind) is Literal:
@@ -315,7 +358,7 @@ def parse_scalar(kind: Any, value: Any, path: str) -> Any:
 
 
 def _parse_number(value: Any) -> int | float | None:
-    """None for what is not a finite number. Whole numbers stay exact ('1e3' is one too)."""
+    """Return the number, or None if it is not finite. Integers stay exact; '1e3' is one too."""
     try:
         return int(value) if not isinstance(value, float) else _finite_or_none(value)
     except ValueError:

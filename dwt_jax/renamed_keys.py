@@ -1,4 +1,4 @@
-"""Config keys of earlier versions. Old configs are refused with the new name of the key."""
+"""Config keys of earlier versions. A config with one is rejected with a message that has the new key."""
 
 from collections.abc import Container
 
@@ -29,22 +29,24 @@ RENAMED_KEYS = {
     "examples.second": "examples.text_pair_column",
     "examples.limit": "examples.max_train_examples",
 }
-"""Keys of earlier versions and what they are called now."""
+"""New key by the old key. `recipe.` and `examples.` are sections of a fine-tuning config."""
 
-_SCHEDULE_KEYS = {"warmup": "warmup_fraction", "begin": "decay_start", "until": "decay_end"}
+SCHEDULE_KEYS = {"warmup": "warmup_fraction", "begin": "decay_start", "until": "decay_end"}
+"""New field of a `Schedule` by the old field."""
+
 RENAMED_VALUES = {"steps": "piecewise", "until_beaten": "until_matched"}
-"""Values of a schedule's `kind`."""
+"""New value of a `Schedule`'s `kind` by the old value."""
 
 
 def renamed_key(path: str, valid_keys: Container[str]) -> str | None:
-    """Return the new name of a config key of an earlier version, or None.
+    """Return the new key for a key of an earlier version, or None.
 
     Args:
         path: the dotted key, such as `train.accumulate`.
         valid_keys: the keys of the section that `path` is in; empty if unknown.
     """
     parent, _, name = path.rpartition(".")
-    new_name = _SCHEDULE_KEYS.get(name, "")
+    new_name = SCHEDULE_KEYS.get(name, "")
     if path in RENAMED_KEYS:
         return RENAMED_KEYS[path]
     return f"{parent}.{new_name}" if new_name in valid_keys else None

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -505,3 +507,14 @@ def test_the_configs_of_the_repository(path):
     assert path.read_text().startswith('"""')
     with pytest.raises(UserError):
         load_config(str(path) + ":text", {"model.hiden_size": "1"})
+
+
+@pytest.mark.parametrize("function", ["build_config", "load_model_config"])
+def test_loading_a_config_does_not_import_jax(function, tmp_path):
+    """jax reads its settings from the environment when it is imported; the commands make them later."""
+    path = tmp_path / "config.py"
+    path.write_text("def get_config(): return {'train': {'steps': 1}}")
+    argument = repr({"train": {"steps": 1}}) if function == "build_config" else repr(str(path))
+    code = f"import sys; from dwt_jax import config_loader; config_loader.{function}({argument}); "
+    code += "sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

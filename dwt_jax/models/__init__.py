@@ -13,7 +13,10 @@ FAMILIES = {
     "distilbert": "dwt_jax.models.bert",
     "roberta": "dwt_jax.models.bert",
 }
-"""`model_type`, as in Hugging Face's config.json, and the module of its family."""
+"""`model_type`, as in Hugging Face's config.json, and the module of its family.
+
+The family's `Config` is in a module of that name with `_config` at its end, which does not import jax.
+"""
 
 DEFAULT_MODEL_TYPE = "bert"
 
@@ -31,6 +34,19 @@ def family(model: ModelConfig | str) -> Family:
     return cast(Family, importlib.import_module(FAMILIES[model_type]))
 
 
+def model_config_type(model_type: str) -> type[ModelConfig]:
+    """Return the `Config` of the family of a `model_type`, without importing jax.
+
+    jax reads its settings from the environment when it is imported. `runtime_env.set_xla_env` runs after
+    the config is loaded and before that.
+
+    Raises:
+        KeyError: the `model_type` is not registered.
+    """
+    module = importlib.import_module(f"{FAMILIES[model_type]}_config")
+    return cast(type[ModelConfig], module.Config)
+
+
 def default_model_config() -> ModelConfig:
     """Return the config of DEFAULT_MODEL_TYPE with its default sizes."""
-    return family(DEFAULT_MODEL_TYPE).Config()
+    return model_config_type(DEFAULT_MODEL_TYPE)()
