@@ -110,8 +110,8 @@ def describe_noise(study: "RunComparisonStudy") -> str:
     return (
         f"Noise: {names} differ only in their seed and end {study.noise.value:.4f} nats apart. This is "
         f"from {_spell_number(num_seeds)} seeds, {precision}. A verdict is helped or harmed only if the "
-        "difference is larger than the noise and, if the losses by document are known, than twice its paired standard "
-        "error."
+        "difference is larger than the noise and, if the losses by document are known, than twice its paired "
+        "standard error."
     )
 
 
