@@ -24,9 +24,9 @@ from dwt_jax.finetune.metrics import compute_metrics
 def batches(data, split, order, size, tokenizer, lengths):
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        texts = [[split.first[i] for i in rows]]
-        if split.second is not None:
-            texts.append([split.second[i] for i in rows])
+        texts = [[split.texts[i] for i in rows]]
+        if split.text_pairs is not None:
+            texts.append([split.text_pairs[i] for i in rows])
         batch = tokenizer(*texts, truncation=True, max_length=lengths[-1], return_tensors="pt", padding=True)
         length = next(n for n in lengths if n >= batch["input_ids"].shape[1])
         batch = tokenizer.pad(batch, padding="max_length", max_length=length, return_tensors="pt")
@@ -36,7 +36,7 @@ def batches(data, split, order, size, tokenizer, lengths):
 
 def evaluate(model, data, split, size, tokenizer, lengths):
     model.eval()
-    order = np.argsort([len(text) for text in split.first])
+    order = np.argsort([len(text) for text in split.texts])
     logits = np.zeros((len(split), len(data.labels) or 1), np.float32)
     with torch.no_grad():
         for rows, batch, _ in batches(data, split, order, size, tokenizer, lengths):

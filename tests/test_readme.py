@@ -80,7 +80,7 @@ def test_the_demo_ends_with_a_report(tmp_path):
     assert found.returncode == 0, found.stderr
     page = (tmp_path / "demo" / "report.html").read_text()
     assert len(page) > 10_000
-    assert page.count("<td>era</td>") == 3  # teacher, student alone and with it, fine-tuned
+    assert page.count("<td>era</td>") == 3  # fine-tuned: teacher, baseline and distilled student
 
 
 def test_the_two_commands_exist():

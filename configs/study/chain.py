@@ -1,4 +1,4 @@
-"""A chain of generations: 1 layer teaches 2, which teaches 4, which teaches 6; against one hop.
+"""A chain of teachers of 1, 2 and 4 layers for a student of 6, compared with a 1-layer teacher.
 
 dwt study --config=configs/study/chain.py:cpu --workdir=studies/chain
 """
@@ -10,20 +10,36 @@ from dwt_jax.config_loader import sibling_config
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     shared = sibling_config(__file__, "shared")
-    taught = ["distill.preset=paper_decay"]
+    decay = ["distill.preset=paper_decay"]
     arms = [
         shared.arm("first", scale, "teacher1", label="1 layer"),
-        shared.arm("second", scale, "teacher2", label="2 layers, taught by 1", teacher="first", set=taught),
-        shared.arm("third", scale, "teacher4", label="4 layers, taught by 2", teacher="second", set=taught),
-        shared.arm("alone", scale, label="student alone", finetune_at=[1.0]),
-        shared.arm("hop", scale, label="taught by 1", teacher="first", set=taught, finetune_at=[1.0]),
         shared.arm(
-            "chain", scale, label="taught by 1 → 2 → 4", teacher="third", set=taught, finetune_at=[1.0]
+            "second", scale, "teacher2", label="2 layers, 1-layer teacher", teacher="first", set=decay
+        ),
+        shared.arm(
+            "third", scale, "teacher4", label="4 layers, 2-layer teacher", teacher="second", set=decay
+        ),
+        shared.arm("alone", scale, label="baseline (no teacher)", finetune_at=[1.0]),
+        shared.arm(
+            "hop",
+            scale,
+            label="6 layers, 1-layer teacher",
+            teacher="first",
+            set=decay,
+            finetune_at=[1.0],
+        ),
+        shared.arm(
+            "chain",
+            scale,
+            label="6 layers, teachers of 1 → 2 → 4 layers",
+            teacher="third",
+            set=decay,
+            finetune_at=[1.0],
         ),
     ]
     claims = [
         {
-            "text": "A chain of generations ends better than one big hop",
+            "text": "A chain of generations ends with a lower held-out loss than one hop",
             "arm": "chain",
             "against": "hop",
             "measure": "held_out_loss",

@@ -1,9 +1,10 @@
-"""The pre-training runs of the studies, SCALE-RUN: scale paper, h200 or cpu; run student, teacher4,
-teacher2 or teacher1 (their layers).
+"""Pre-training runs of the studies, by SCALE-RUN.
 
-paper: configs/paper.py for 20 epochs of its 30M sentences, a checkpoint every second epoch.
+Scales are paper, h200 and cpu; runs are student, teacher4, teacher2 and teacher1 (number of layers).
+
+paper: configs/paper.py for 20 epochs of its 30M sentences, with a checkpoint every second epoch.
 h200, cpu: Wikipedia in data/wikipedia-2015.txt.xz (articles separated by two empty lines), packed
-rows. cpu is made for hours on two cores, h200 for minutes on one GPU.
+rows. cpu takes hours on two cores, h200 minutes on one GPU.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ SCALES = {  # hidden size, vocabulary, length, batch, steps, learning rate
     "h200": (512, 16384, 128, 256, 8000, 5e-4),
     "cpu": (64, 4096, 64, 32, 2400, 2e-3),
 }
-# Of a small model that sees less than one epoch; see configs/demo.py.
+# For a small model that is trained for less than one epoch; see configs/demo.py.
 SMALL = {"initializer_range": 0.05, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -28,7 +29,7 @@ def get_config(run: str) -> ConfigDict:
         steps = 30_000_000 * 20 // 128
         config.train = {**config.train, "epochs": 0, "steps": steps}
     else:
-        hidden_size, vocab_size, length, batch_size, steps, rate = SCALES[scale]
+        hidden_size, vocab_size, length, batch_size, steps, learning_rate = SCALES[scale]
         config = ConfigDict(
             {
                 "model": {
@@ -46,7 +47,9 @@ def get_config(run: str) -> ConfigDict:
                     "validation_fraction": 0.002,
                 },
                 "train": {"steps": steps, "batch_size": batch_size, "log_every": 100},
-                "optimizer": {"learning_rate": {"kind": "linear", "value": rate, "warmup_fraction": 0.05}},
+                "optimizer": {
+                    "learning_rate": {"kind": "linear", "value": learning_rate, "warmup_fraction": 0.05}
+                },
             }
         )
     config.train.update(save_every=steps // 10, eval_every=steps // 5, keep_checkpoints=11)

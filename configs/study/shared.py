@@ -1,4 +1,6 @@
-"""What the studies share: seeds, tasks, text of another domain, claims. Not a config itself."""
+"""Settings that the studies share: seeds, tasks, out-of-domain text. Not a config itself."""
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -8,21 +10,23 @@ TASKS = {
     "h200": ["cola", "sst2", "mrpc", "stsb", "rte"],
     "cpu": ["cola", "sst2", "mrpc", "stsb", "rte"],
 }
-ALONG = {  # shares of the steps: fine-tuned there
+FINETUNE_AT = {  # shares of the steps after which students are fine-tuned
     "paper": [0.1, 0.3, 0.5, 0.7, 0.9, 1.0],
     "h200": [0.1, 0.3, 0.5, 0.7, 1.0],
     "cpu": [0.3, 1.0],
 }
 
 
-def arm(name: str, scale: str, run: str = "student", **more) -> dict:
-    students = {} if run.startswith("teacher") else {"seeds": SEEDS}
+def arm(name: str, scale: str, run: str = "student", **fields: Any) -> dict[str, Any]:
+    """Return an arm of a study. `fields`: further fields of `dwt_jax.study.sweep.Arm`."""
+    seeds = {} if run.startswith("teacher") else {"seeds": SEEDS}
     role = "teacher" if run.startswith("teacher") else "student"
     config = f"configs/study/pretraining.py:{scale}-{run}"
-    return {"name": name, "config": config, "role": role, **students, **more}
+    return {"name": name, "config": config, "role": role, **seeds, **fields}
 
 
-def study(scale: str, title: str, arms: list, claims: list) -> ConfigDict:
+def study(scale: str, title: str, arms: list[Any], claims: list[Any]) -> ConfigDict:
+    """Return the config of a study."""
     if scale not in TASKS:
         raise ValueError(f"no scale {scale!r}, expected one of {', '.join(TASKS)}")
     small = [

@@ -1,4 +1,4 @@
-"""The paper's second study: how much of the soft loss, fine-tuned along the way (its figure 3).
+"""The paper's second study (figure 3): the weight of the soft loss, with fine-tuned checkpoints.
 
 dwt study --config=configs/study/soft_weight.py:cpu --workdir=studies/soft_weight
 """
@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 from dwt_jax.config import Distill
 from dwt_jax.config_loader import sibling_config
 
-# The student begins to lose its teacher before it has beaten it.
-UNTIL = f"falling to 0 over the last {Distill().match_margin} nats to the teacher"
-SOFT = {  # label, what is set, the paper's arm
+# The weight falls before the student has matched the teacher.
+UNTIL_MATCHED = f"falling to 0 over the last {Distill().match_margin} nats to the teacher"
+SOFT = {  # arm: label, overrides, the paper's arm
     "strong": ("1 : 4", ["distill.preset=paper_strong"], "figure3.strong"),
     "normal": ("1 : 1", ["distill.preset=paper_normal"], "figure3.normal"),
     "decay": ("1 : 4 falling to 1 : 1", ["distill.preset=paper_decay"], ""),
     "until_matched": (
-        f"1 : 1 {UNTIL}",
+        f"1 : 1 {UNTIL_MATCHED}",
         ["distill.alpha_soft.kind=until_matched", "distill.alpha_soft.value=1"],
         "",
     ),
@@ -24,28 +24,28 @@ SOFT = {  # label, what is set, the paper's arm
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     shared = sibling_config(__file__, "shared")
-    along = {"finetune_at": shared.ALONG[scale]}
+    fields = {"finetune_at": shared.FINETUNE_AT[scale]}
     arms = [
-        shared.arm("teacher4", scale, "teacher4", label="teacher of 4"),
-        shared.arm("alone", scale, label="student alone", **along),
+        shared.arm("teacher4", scale, "teacher4", label="4-layer teacher"),
+        shared.arm("alone", scale, label="baseline (no teacher)", **fields),
         *(
-            shared.arm(name, scale, label=label, teacher="teacher4", set=how, paper=paper, **along)
-            for name, (label, how, paper) in SOFT.items()
+            shared.arm(name, scale, label=label, teacher="teacher4", set=overrides, paper=paper, **fields)
+            for name, (label, overrides, paper) in SOFT.items()
         ),
     ]
-    first, last = shared.ALONG[scale][0], shared.ALONG[scale][-1]
+    first, last = shared.FINETUNE_AT[scale][0], shared.FINETUNE_AT[scale][-1]
     claims = [
         {
-            "text": f"Strong weighting is {word} than normal {when}",
+            "text": f"Strong weighting is {expected} than normal {phase}",
             "arm": "strong",
             "against": "normal",
             "measure": "average",
-            "at": at,
-            "expected": word,
+            "at": share,
+            "expected": expected,
             "paper": f"MNLI {numbers}, read off figure 3",
         }
-        for word, when, at, numbers in (
-            ("better", "early on", first, "≈79.5 against ≈78.0 at epoch 2"),
+        for expected, phase, share, numbers in (
+            ("better", "early in training", first, "≈79.5 against ≈78.0 at epoch 2"),
             ("worse", "at the end", last, "≈79.0 against ≈79.3 at epoch 18"),
         )
     ]
@@ -54,7 +54,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
             "text": f"{SOFT[name][0]} ends with a lower held-out loss than 1 : 1",
             "arm": name,
             "against": "normal",
-            "paper": "not measured there",
+            "paper": "not measured",
         }
         for name in SOFT
         if name != "normal"
@@ -69,7 +69,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         }
         for name, text in (
             ("decay", "Falling from 4 to 1"),
-            ("until_matched", UNTIL.capitalize()),
+            ("until_matched", UNTIL_MATCHED.capitalize()),
         )
     ]
     return shared.study(scale, "Weight of the soft loss", arms, claims)

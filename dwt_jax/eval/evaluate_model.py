@@ -1,4 +1,4 @@
-"""`dwt evaluate`: a model directory on a prepared directory."""
+"""Evaluate a model on the held-out documents of a prepared directory (`dwt evaluate`)."""
 
 import sys
 from pathlib import Path
@@ -16,12 +16,24 @@ from dwt_jax.runs.load import load_model
 
 
 def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
-    """Held-out loss, perplexity and accuracies (see `likelihood.summarize_losses`) of the model in `path`."""
+    """Compute held-out loss, perplexity and accuracies.
+
+    Args:
+        path: a run's directory or a model in Hugging Face's layout.
+        data: a directory that `dwt prepare` wrote.
+        batch_size: rows per batch; does not change the result.
+
+    Returns:
+        As `likelihood.summarize_losses`.
+
+    Raises:
+        UserError: if data and model disagree in vocabulary or length.
+    """
     return likelihood.summarize_losses(model_document_losses(path, data, batch_size))
 
 
 def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likelihood.DocumentLosses:
-    """The same by held-out document. Raises UserError if data and model disagree in vocabulary or length."""
+    """Compute the losses of each held-out document. Arguments and errors as `evaluate_model`."""
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
     data = data.expanduser()
@@ -33,11 +45,14 @@ def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likeli
     if vocab.tokens != load_vocabulary(data / "tokenizer").tokens:
         raise UserError(f"--data: {data} has another vocabulary than {path}, expected the same")
     if tokenizer_digest(loaded_model.tokenizer) != tokenizer_digest(data / "tokenizer"):
-        print(f"{path} takes text apart otherwise than {data} was (lower-casing, say)", file=sys.stderr)
+        print(
+            f"{path} and {data} have equal vocabularies but different tokenizers (e.g. lower-casing)",
+            file=sys.stderr,
+        )
     if loaded_model.model.vocab_size < len(vocab):
         raise UserError(
-            f"--model: {path} has vocab_size {loaded_model.model.vocab_size}, expected at least its tokenizer's "
-            f"{len(vocab)}"
+            f"--model: {path} has vocab_size {loaded_model.model.vocab_size}, "
+            f"expected at least its tokenizer's {len(vocab)}"
         )
     length = index["sequence_length"]
     if length > loaded_model.model.max_length:
@@ -52,5 +67,5 @@ def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likeli
     document_losses = likelihood.losses_per_document(
         params, loaded_model.model, data, mesh=mesh, batch_size=batch_size
     )
-    assert document_losses is not None  # nothing stops it
+    assert document_losses is not None  # should_stop is never true
     return document_losses

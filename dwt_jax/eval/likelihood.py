@@ -1,4 +1,4 @@
-"""Held-out masked-LM loss and accuracy, under masks that are the same for every model."""
+"""Held-out masked-LM loss and accuracy, with the same masks for every model."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.config import Mlm
-from dwt_jax.data import dataset as data_rows
+from dwt_jax.data.dataset import first_document_ids, num_rows, open_dataset, read_rows
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.files import atomic_write
@@ -23,29 +23,32 @@ from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives.distillation import cross_entropy
 from dwt_jax.objectives.masking import EVALUATION_SEED, MaskingVocab, apply_mlm_mask, row_keys
 
-EVAL_MASK = Mlm()  # whatever a run was trained with: 15 %, 80/10/10, single tokens
+EVAL_MASK = Mlm()  # 15 %, 80/10/10, single tokens, independent of the training config
 
 
 class DocumentLosses(NamedTuple):
-    """Sums by held-out document, float64 [documents]."""
+    """Sums over the predictions of each held-out document, float64 [documents]."""
 
-    loss: np.ndarray  # of −log p(label)
-    top1: np.ndarray  # predictions whose label was the most probable token
-    top5: np.ndarray
-    predictions: np.ndarray  # how many
+    loss: np.ndarray  # −log p(label), nats
+    top1: np.ndarray  # predictions whose label is the most probable token
+    top5: np.ndarray  # predictions whose label is among the five most probable tokens
+    predictions: np.ndarray  # number of predictions
 
 
 @functools.cache
 def _jit_score(
     model: ModelConfig, masking_vocab: MaskingVocab, policy: Policy, mesh: jax.sharding.Mesh
 ) -> Any:
+    """Return the jitted (params, batch, row numbers [B]) → loss, label rank, weight, segment, each [B, P]."""
     replicated_layout, row_sharding, policy = (
         replicated_sharding(mesh),
         batch_sharding(mesh),
         policy_for_mesh(mesh, policy),
     )
 
-    def score(params, batch, row_numbers):
+    def score(
+        params: Any, batch: dict[str, jax.Array], row_numbers: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         keys = row_keys(EVALUATION_SEED, 0, row_numbers)
         masked_rows = apply_mlm_mask(batch["tokens"], batch["segments"], keys, EVAL_MASK, masking_vocab)
         hidden = family(model).encode(
@@ -59,7 +62,7 @@ def _jit_score(
         logits = lm_head_logits(params, model, hidden, policy=policy)
         loss = cross_entropy(logits, masked_rows.labels)
         label = jnp.take_along_axis(logits, masked_rows.labels[..., None], axis=-1)
-        # How many other tokens the model does not put below the label: ties and NaN count against it.
+        # Number of other tokens that do not have a smaller logit: ties and NaN count against the label.
         label_rank = (~(logits < label)).sum(-1) - 1
         segment = jnp.take_along_axis(batch["segments"].astype(jnp.int32), masked_rows.positions, axis=1)
         return loss, label_rank, masked_rows.weights, segment
@@ -78,32 +81,44 @@ def losses_per_document(
     policy: Policy = Policy(),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> DocumentLosses | None:
-    """Sums for each held-out document of a prepared directory; None if `stop` said so.
+    """Compute the masked-LM losses of each held-out document.
 
-    Masks come from a fixed seed and the row's number: the same for every model, batch size
-    and mesh.
+    Masks depend only on a fixed seed and the row's number, so they are the same for every model, batch
+    size and mesh.
+
+    Args:
+        params: placed on the mesh.
+        model: config of the model.
+        data: a prepared directory.
+        mesh: devices.
+        batch_size: rows per batch, rounded up to a multiple of the mesh's batch shards.
+        policy: dtypes.
+        should_stop: checked before each batch.
+
+    Returns:
+        The sums of each document, or None once `should_stop` returns True.
     """
-    rows = data_rows.open_dataset(data, "held_out")
+    dataset = open_dataset(data, "held_out")
     masking_vocab = MaskingVocab.from_vocabulary(load_vocabulary(data / "tokenizer"), EVAL_MASK.whole_word)
     score = _jit_score(model, masking_vocab, policy, mesh)
-    row_count = data_rows.num_rows(rows)
-    documents = data_rows.first_document_ids(rows)
+    row_count = num_rows(dataset)
+    documents = first_document_ids(dataset)
     num_row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = -(-min(batch_size, row_count) // num_row_shards) * num_row_shards
-    parts = []
+    values_by_batch = []
     for start in range(0, row_count, batch_size):
         if should_stop():
             return None
         row_numbers = np.arange(start, start + batch_size, dtype=np.int32)
         in_range = row_numbers < row_count
-        batch = data_rows.read_rows(rows, np.minimum(row_numbers, row_count - 1).astype(np.int64))
+        batch = read_rows(dataset, np.minimum(row_numbers, row_count - 1).astype(np.int64))
         batch["segments"] = np.where(in_range[:, None], batch["segments"], 0).astype(batch["segments"].dtype)
         device_batch = to_global((batch, row_numbers), batch_sharding(mesh))
         outputs = jax.device_get(score(params, *device_batch))
         loss, label_rank, weights, segment = (x.astype(np.float64) for x in outputs)
         document = documents[np.minimum(row_numbers, row_count - 1)][:, None] + segment - 1
         is_prediction = weights > 0
-        parts.append(
+        values_by_batch.append(
             np.stack(
                 [
                     document[is_prediction],
@@ -113,16 +128,17 @@ def losses_per_document(
                 ]
             )
         )
-    document, loss, top1, top5 = np.concatenate(parts, axis=1)
+    document, loss, top1, top5 = np.concatenate(values_by_batch, axis=1)
     _, index = np.unique(document, return_inverse=True)
     return DocumentLosses(*(np.bincount(index, values) for values in (loss, top1, top5, np.ones_like(loss))))
 
 
 def summarize_losses(document_losses: DocumentLosses) -> dict[str, float]:
-    """Mean loss in nats with its standard error over documents, perplexity, accuracies.
+    """Compute mean loss in nats with its standard error, perplexity and accuracies.
 
-    The mean is a ratio of sums, so its error is that of a ratio estimator over clusters:
-    √(n/(n−1) · Σ (S_d − m·n_d)²) / Σ n_d, which counts a document as one observation.
+    The mean m is a ratio of sums over documents, of losses S_d and of predictions n_d. Its standard
+    error is that of a ratio estimator over clusters, with a document as one observation:
+    √(n/(n−1) · Σ (S_d − m·n_d)²) / Σ n_d.
     """
     count, n = document_losses.predictions.sum(), len(document_losses.loss)
     mean = document_losses.loss.sum() / count
@@ -142,6 +158,6 @@ def summarize_losses(document_losses: DocumentLosses) -> dict[str, float]:
 
 
 def write_document_losses(path: Path, document_losses: DocumentLosses) -> None:
-    """For paired comparisons of runs: arrays `loss` and `count` by document."""
+    """Write the arrays `loss` and `count` [documents], for paired comparisons of runs."""
     with atomic_write(path) as partial, open(partial, "wb") as file:
         np.savez(file, loss=document_losses.loss, count=document_losses.predictions)

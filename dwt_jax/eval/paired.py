@@ -1,4 +1,4 @@
-"""Two models on the same held-out documents. No jax here: `dwt report` answers at once."""
+"""Paired comparison of two models. Does not import jax, so that `dwt report` starts quickly."""
 
 import numpy as np
 
@@ -6,12 +6,18 @@ import numpy as np
 def paired_error(
     a: tuple[np.ndarray, np.ndarray] | None, b: tuple[np.ndarray, np.ndarray] | None
 ) -> float | None:
-    """Standard error of the difference of two mean losses over the same held-out documents.
+    """Compute the standard error of the difference of two mean losses on the same held-out documents.
 
-    A mean loss is a ratio of sums, Σ S_d / Σ n_d. Its linearised residuals
-    r_d = (S_d − m·n_d) / mean(n), subtracted document by document, give
-    std(r_a − r_b) / √documents: what the two models share, easy and hard documents, cancels.
-    None if the documents are unknown, not the same, or fewer than two.
+    A mean loss is a ratio of sums, m = Σ S_d / Σ n_d, with linearised residuals
+    r_d = (S_d − m·n_d) / mean(n). The standard error is std(r_a − r_b) / √documents, in which the
+    difficulty of the documents, common to both models, cancels.
+
+    Args:
+        a: sums of the loss and numbers of predictions by document, [D] each; None if unknown.
+        b: the same of the other model.
+
+    Returns:
+        The standard error in nats, or None if the documents are unknown, differ, or are fewer than two.
     """
     if a is None or b is None or len(a[0]) < 2 or not np.array_equal(a[1], b[1]):
         return None

@@ -1,4 +1,4 @@
-"""Examples as token ids, in batches padded to one of a few lengths."""
+"""Tokenize labelled examples and collate them into batches padded to one of a few lengths."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,42 +10,52 @@ from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.finetune.config import Examples
 from dwt_jax.finetune.datasets import ExampleSplit, TaskData, read_examples
 
-TOKENIZER_BATCH_SIZE = 10_000  # texts that the tokenizer holds
+TOKENIZER_BATCH_SIZE = 10_000  # texts per call of the tokenizer
 
 
 class EncodedExamples(NamedTuple):
-    """Token ids of all examples, one after the other."""
+    """Token ids of N examples, concatenated. Example i is `tokens[offsets[i]:offsets[i + 1]]`."""
 
-    tokens: np.ndarray  # int32
-    token_type_ids: np.ndarray  # int32, 1 in the second text of a pair (where the tokenizer says so)
+    tokens: np.ndarray  # int32 [total tokens]
+    token_type_ids: (
+        np.ndarray
+    )  # int32 [total tokens]; 1 in the second text of a pair, if the tokenizer sets it
     offsets: np.ndarray  # int64 [N + 1]
-    labels: np.ndarray  # int32 or float32 [N]; zeros where there are none
+    labels: np.ndarray  # int32 (classes) or float32 (numbers) [N]; zeros for an unlabelled split
 
     @property
     def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 [N]."""
         return np.diff(self.offsets)
 
-    def __len__(self) -> int:  # of examples
+    def __len__(self) -> int:
+        """Number of examples, unlike a plain NamedTuple's number of fields."""
         return len(self.labels)
 
 
 class ExampleBatch(NamedTuple):
-    """Arrays of shape [..., B, L] and [..., B]; rows that fill up a batch have weight 0."""
+    """A padded batch. Leading axes [...] are the seeds that are trained in parallel, if any."""
 
-    tokens: Any
-    segment_ids: Any  # 1 where there is a token
-    token_type_ids: Any
-    labels: Any
-    weights: Any  # float32
+    tokens: Any  # int32 [..., B, L]
+    segment_ids: Any  # int32 [..., B, L]; 1 for tokens, 0 for padding
+    token_type_ids: Any  # int32 [..., B, L]
+    labels: Any  # int32 or float32 [..., B]
+    weights: Any  # float32 [..., B]; 0 for rows that only fill up the batch
 
 
 def encode_examples(split: ExampleSplit, tokenizer: Path, max_length: int) -> EncodedExamples:
-    """As the tokenizer frames its texts (`[CLS] a [SEP] b [SEP]`), the longer of a pair cut first."""
+    """Tokenize a split with the tokenizer's own special tokens (`[CLS] a [SEP] b [SEP]`).
+
+    Args:
+        split: the texts and, if any, the labels.
+        tokenizer: directory of the tokenizer.
+        max_length: maximum tokens of an example; in a pair the longer text is truncated first.
+    """
     hf_tokenizer = load_hf_tokenizer(tokenizer)
     hf_tokenizer.enable_truncation(max_length, strategy="longest_first")
-    texts: list[Any] = split.first
-    if split.second is not None:
-        texts = list(zip(split.first, split.second, strict=True))
+    texts: list[Any] = split.texts
+    if split.text_pairs is not None:
+        texts = list(zip(split.texts, split.text_pairs, strict=True))
     ids: list[np.ndarray] = []
     token_type_ids: list[np.ndarray] = []
     for start in range(0, len(texts), TOKENIZER_BATCH_SIZE):
@@ -58,20 +68,24 @@ def encode_examples(split: ExampleSplit, tokenizer: Path, max_length: int) -> En
 
 
 class ExampleCache:
-    """Examples that this process has read and encoded: once, for however many models."""
+    """Cache of the examples that this process has read and tokenized, shared between models."""
 
     def __init__(self) -> None:
         self._data: dict[Examples, TaskData] = {}
         self._encoded: dict[tuple[Examples, str, int], dict[str, EncodedExamples]] = {}
 
     def read(self, examples: Examples) -> TaskData:
-        """Raises UserError as datasets.read_examples does."""
+        """Return the splits of `examples`. Raises UserError as `datasets.read_examples` does."""
         if examples not in self._data:
             self._data[examples] = read_examples(examples)
         return self._data[examples]
 
     def encode(self, examples: Examples, tokenizer: Path, max_length: int) -> dict[str, EncodedExamples]:
-        """Every split; models with equal tokenizers share them, wherever those lie."""
+        """Return every split tokenized, by split name.
+
+        Models whose tokenizers are equal share the result, even from different directories.
+        Arguments and errors are those of `encode_examples` and `read`.
+        """
         key = examples, load_hf_tokenizer(tokenizer).to_str(), max_length
         if key not in self._encoded:
             splits = self.read(examples).splits.items()
@@ -84,7 +98,14 @@ class ExampleCache:
 def collate_examples(
     encoded: EncodedExamples, rows: np.ndarray, lengths: Sequence[int], pad_id: int
 ) -> ExampleBatch:
-    """The examples `rows` (int [..., B], −1: none) in the smallest of `lengths` that holds the longest."""
+    """Pad examples to the smallest bucket that holds the longest of them.
+
+    Args:
+        encoded: the split.
+        rows: indices of the examples, int [..., B]; −1 for rows without an example.
+        lengths: the buckets in tokens, increasing; the last one holds every example.
+        pad_id: token id of the padding.
+    """
     valid = rows >= 0
     index = np.maximum(rows, 0)
     row_lengths = np.where(valid, encoded.lengths[index], 0)
@@ -101,7 +122,7 @@ def collate_examples(
     )
 
 
-SORT_WINDOW_BATCHES = 32  # batches that examples are sorted within
+SORT_WINDOW_BATCHES = 32  # batches per window in which group_by_length sorts examples
 
 
 def epoch_batch_indices(
@@ -111,11 +132,19 @@ def epoch_batch_indices(
     epoch_index: int,
     lengths: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Rows of the batches of an epoch, int [S, B]: every seed has an order of its own. −1 fills up.
+    """Yield the example indices of each batch of an epoch, int [S, B], shuffled per seed.
 
-    lengths [count]: batches are of examples of like length. The order is cut into windows, each is
-    sorted and cut into batches, and these are dealt in an order that all seeds share, so that seeds
-    side by side have their long ones together.
+    The last batch is filled up with −1. With `lengths`, batches group examples of similar length:
+    each seed's order is cut into windows, every window is sorted by length and cut into batches, and
+    the batches are permuted. All seeds share that permutation, so that seeds trained in parallel have
+    their long batches in the same step.
+
+    Args:
+        num_examples: N.
+        batch_size: B.
+        seeds: the S seeds; each has its own order.
+        epoch_index: counts from 0.
+        lengths: tokens of each example, [N]; None for a plain shuffle.
     """
     steps = -(-num_examples // batch_size)
     order = np.full((len(seeds), steps * batch_size), -1)
@@ -135,7 +164,10 @@ def epoch_batch_indices(
 
 
 def eval_batch_indices(encoded: EncodedExamples, batch_size: int) -> Iterator[np.ndarray]:
-    """Rows of batches for evaluation, int [B], the shortest examples first."""
+    """Yield the example indices of each evaluation batch, int [B], shortest examples first.
+
+    The last batch is filled up with −1.
+    """
     order = np.argsort(encoded.lengths, kind="stable")
     padded = np.full(-(-len(order) // batch_size) * batch_size, -1)
     padded[: len(order)] = order

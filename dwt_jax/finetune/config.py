@@ -1,4 +1,4 @@
-"""Every setting of a fine-tuning, as frozen dataclasses, and what must hold between them. No jax here."""
+"""Config of a fine-tuning as frozen dataclasses, and its validation. Does not import jax."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,39 +13,41 @@ from dwt_jax.files import read_json_object
 from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS, METRIC_KINDS
 
 RESERVED_NAMES = ("config.json", "results.json", "submission")
-MIN_SEQUENCE_LENGTH = 8  # tokens: room for what frames a pair, and a text
+MIN_SEQUENCE_LENGTH = 8  # tokens: special tokens of a pair, and some text
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Where labelled texts come from. See docs/finetuning.md."""
+    """Source of the labelled texts. See docs/finetuning.md."""
 
     kind: Literal["builtin", "glue", "tfds", "files"] = "builtin"
-    task: str = "era"  # builtin: era or party; glue, tfds: one of GLUE's nine; files: a name for it
-    path: str = ""  # glue: the folder that holds CoLA/, SST-2/, …; tfds: data_dir (empty: TFDS's own)
+    task: str = "era"  # builtin: era or party; glue, tfds: one of GLUE's nine tasks; files: any name
+    path: str = ""  # glue: the folder that contains CoLA/, SST-2/, …; tfds: data_dir (empty: TFDS's default)
     # kind=files: .tsv with a header, or .jsonl; possibly .gz, .bz2, .xz, .zst
     train: str = ""
     dev: str = ""
-    test: str = ""  # without labels; may be empty
-    text_column: str = "sentence"  # column of the text
-    text_pair_column: str = ""  # column of the second text of a pair
-    label: str = "label"  # column
-    labels: tuple[str, ...] = ()  # in the order of the outputs; empty: those in the training file, sorted
+    test: str = ""  # without labels; empty: no test split
+    text_column: str = "sentence"
+    text_pair_column: str = ""  # column of the second text of a pair; empty: single texts
+    label: str = "label"  # column of the label
+    labels: tuple[str, ...] = ()  # classes in output order; empty: those of the training file, sorted
     regression: bool = False  # labels are numbers
     metrics: tuple[str, ...] = ()  # empty: the task's; files: accuracy, or pearson and spearman
-    max_train_examples: int = 0  # use so many training examples at most, drawn once and for all; 0: all
+    max_train_examples: int = 0  # random subset of the training split, the same for every seed; 0: all
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """Hyperparameters of a fine-tuning."""
+
     epochs: int = 3
     batch_size: int = 32
-    max_length: int = 128  # tokens of an example, the model's positions at most; what is longer is cut
-    buckets: int = 4  # lengths that batches are padded to: so many equal steps up to max_length
-    group_by_length: bool = False  # batches of examples of like length: less padding, another order
-    dropout: float = 0.1  # of hidden states, attention and what the classifier takes
-    seeds: tuple[int, ...] = (0, 1, 2)  # of the new weights, the order and dropout
-    seeds_in_parallel: int = 0  # seeds trained side by side; 0: as many as fit, on CPU one
+    max_length: int = 128  # tokens of an example, at most the model's positions; longer ones are truncated
+    buckets: int = 4  # number of padded lengths, in equal steps up to max_length
+    group_by_length: bool = False  # batch examples of similar length: less padding, another order
+    dropout: float = 0.1  # of hidden states, attention probabilities and the classifier's input
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the new weights, the order of the examples and dropout
+    seeds_in_parallel: int = 0  # seeds trained at once (vmap); 0: as many as fit in memory, on CPU one
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
             learning_rate=Schedule(kind="linear", value=2e-5, warmup_fraction=0.1), eps=1e-6
@@ -53,26 +55,42 @@ class Recipe:
     )
 
     def lengths(self) -> tuple[int, ...]:
-        """What batches are padded to, rising."""
+        """Return the lengths that batches are padded to, in tokens, increasing."""
         return tuple(sorted({-(-self.max_length * i // self.buckets) for i in range(1, self.buckets + 1)}))
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
+    """Config of `dwt finetune` for one task."""
+
     examples: Examples = field(default_factory=Examples)
     recipe: Recipe = field(default_factory=Recipe)
     precision: Precision = field(default_factory=Precision)
 
 
 def load_finetune_config(spec: str, overrides: Mapping[str, str] | None = None) -> FinetuneConfig:
-    """The config of `path[:arg]` with `overrides` on top. Raises UserError as config_loader.load_config does."""
+    """Load and check a fine-tuning config.
+
+    Args:
+        spec: the config file as `path[:argument]`.
+        overrides: {dotted key: value} of the command line.
+
+    Raises:
+        UserError: as `config_loader.load_config` does.
+    """
     return check_finetune_config(build_dataclass(FinetuneConfig, read_config_file(spec), overrides))
 
 
 def load_task_configs(spec: str, tasks: str | None, overrides: Mapping[str, str]) -> list[FinetuneConfig]:
-    """One config a task: the file's for that argument. None: the file's own.
+    """Load one config per task.
 
-    Raises UserError as `load_finetune_config` does, and for a task twice.
+    Args:
+        spec: the config file; without an argument if `tasks` is given.
+        tasks: comma-separated arguments of the file; None for the file's default.
+        overrides: {dotted key: value} of the command line, for every task.
+
+    Raises:
+        UserError: as `load_finetune_config` does, and for a repeated task.
     """
     if tasks is None:
         return [load_finetune_config(spec, overrides)]
@@ -87,21 +105,21 @@ def load_task_configs(spec: str, tasks: str | None, overrides: Mapping[str, str]
 
 
 def read_finetune_config(workdir: Path) -> FinetuneConfig:
-    """The config that a work directory holds."""
+    """Read the resolved config of a fine-tuning directory."""
     return check_finetune_config(
         build_dataclass(FinetuneConfig, read_json_object(workdir / "config.json", "JSON that dwt wrote"))
     )
 
 
 def check_finetune_config(config: Any) -> FinetuneConfig:
-    """`config` itself. Raises UserError naming the key, what was found, what was expected."""
+    """Return `config` if it is valid. Raises UserError with key, value and expectation."""
     for problem in _config_problems(config):
         raise UserError(f"config: {problem}")
     return config
 
 
 def _config_problems(config: FinetuneConfig) -> Iterator[str]:
-    """What cannot be so, lazily, each a line that begins with the key."""
+    """Yield one line per invalid value, each starting with its key."""
     yield from _example_problems(config.examples)
     recipe = config.recipe
     minimums = {
@@ -131,9 +149,9 @@ def _example_problems(examples: Examples) -> Iterator[str]:
     if not re.fullmatch(r"\w[\w.-]*", examples.task):
         yield f"examples.task is {examples.task!r}, expected the name of a folder"
     if examples.task in RESERVED_NAMES:
-        yield f"examples.task is {examples.task!r}, expected another name: dwt writes that beside the tasks"
+        yield f"examples.task is {examples.task!r}, expected another name: that one is reserved"
     if examples.kind == "glue" and not examples.path:
-        yield "examples.path is empty, expected the folder that holds GLUE's own (CoLA/, SST-2/, …)"
+        yield "examples.path is empty, expected the folder that contains CoLA/, SST-2/, …"
     if examples.kind == "files":
         for key in ("train", "dev", "text_column", "label"):
             if not getattr(examples, key):

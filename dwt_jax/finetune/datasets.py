@@ -1,4 +1,4 @@
-"""Labelled texts: GLUE's own files, GLUE in TFDS, files with named columns, and the built-in corpus."""
+"""Readers of labelled texts: GLUE's TSV files, GLUE in TFDS, TSV or JSON lines, the built-in corpus."""
 
 import json
 import re
@@ -11,36 +11,41 @@ import numpy as np
 
 from dwt_jax.config import Source
 from dwt_jax.data.sentence_splitter import split_sentences
-from dwt_jax.data.sources import BUILTIN_CORPUS as ADDRESSES
-from dwt_jax.data.sources import document_fingerprint, open_tfds, read_lines
+from dwt_jax.data.sources import BUILTIN_CORPUS, document_fingerprint, open_tfds, read_lines
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.finetune.config import Examples
 from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS
 
 
 class ExampleSplit(NamedTuple):
-    first: list[str]
-    second: list[str] | None  # of pairs
-    labels: np.ndarray | None  # int32 classes or float32 numbers [N]; None in a test file
-    ids: list[str]  # as submissions name the examples
+    """A split of N examples: single texts or pairs."""
+
+    texts: list[str]
+    text_pairs: list[str] | None  # the second text of each pair; None for single texts
+    labels: np.ndarray | None  # int32 classes or float32 numbers [N]; None for a test split
+    ids: list[str]  # of the examples in submissions
 
     def __len__(self) -> int:
-        return len(self.first)
+        """Number of examples, unlike a plain NamedTuple's number of fields."""
+        return len(self.texts)
 
 
 class TaskData(NamedTuple):
+    """All splits of a task and how it is scored."""
+
     splits: dict[str, ExampleSplit]
-    labels: tuple[str, ...]  # the classes as files write them; () for numbers
+    labels: tuple[str, ...]  # the classes as written in the files; () for a regression
     metrics: tuple[str, ...]
-    class_names: tuple[str, ...] = ()  # of the classes in the model; () where `labels` will do
-    submissions: Mapping[str, str] = {}  # {split: file name}, of GLUE's tests
-    bounds: tuple[float, float] | None = None  # of numbers in a submission
+    class_names: tuple[str, ...] = ()  # readable names of the classes for the model; () to use `labels`
+    submissions: Mapping[str, str] = {}  # {test split: name of its submission file}, of GLUE
+    bounds: tuple[float, float] | None = None  # range of a regression's values in a submission
 
 
 def read_examples(examples: Examples) -> TaskData:
-    """All splits that are there: train, dev, perhaps dev_…, test, test_…
+    """Read all available splits of a task: train, dev, and optionally dev_…, test, test_…
 
-    Raises UserError naming file, line and column.
+    Raises:
+        UserError: with file, line and column, for a missing file, column, text or label.
     """
     if examples.kind == "builtin":
         data = _read_builtin(examples.task)
@@ -63,45 +68,51 @@ def _select_examples(split: ExampleSplit, indices: np.ndarray) -> ExampleSplit:
         return None if values is None else [values[i] for i in indices]
 
     labels = None if split.labels is None else split.labels[indices]
-    return ExampleSplit(select(split.first), select(split.second), labels, select(split.ids))
+    return ExampleSplit(select(split.texts), select(split.text_pairs), labels, select(split.ids))
 
 
 # Files
 
 
-RowIterator = Iterator[tuple[str, dict[str, Any]]]  # (where it stands, its columns) of each example
+RowIterator = Iterator[tuple[str, dict[str, Any]]]  # (file and line, columns) of each example
 
 
 def _read_rows(path: Path, is_test: bool) -> RowIterator:
-    """Lines of a TSV with a header or of JSON lines."""
+    """Yield the rows of a TSV file with a header, or of JSON lines."""
     if ".jsonl" not in path.suffixes and ".json" not in path.suffixes:
         yield from _read_tsv(path, is_test)
         return
-    for number, line in enumerate(read_lines(path), 1):
+    for line_number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: {error}, expected a JSON object") from None
+            raise UserError(f"{path}, line {line_number}: {error}, expected a JSON object") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: a JSON {type(row).__name__}, expected an object")
-        yield f"{path}, line {number}", row
+            raise UserError(f"{path}, line {line_number}: a JSON {type(row).__name__}, expected an object")
+        yield f"{path}, line {line_number}", row
 
 
 def _read_tsv(path: Path, is_test: bool, columns: Mapping[str, int] | None = None) -> RowIterator:
-    """GLUE's format: tabs divide, and nothing is quoted. columns: where there is no header.
+    """Yield the rows of a TSV file in GLUE's format: split at tabs, without quoting.
 
-    A few lines of QQP lack columns: they are left out, as everyone does, and counted on stderr. In a
-    test file every line is an example that a prediction is wanted for: there they are empty texts, and
-    an empty line is one too where there is a single column.
+    A few lines of QQP lack columns. They are skipped, as is usual, and counted on stderr. In a test
+    file every line needs a prediction: missing columns are empty texts, and so is an empty line if
+    there is only one column.
 
-    Raises UserError for a header that has a name twice: nobody could say which is meant.
+    Args:
+        path: the file.
+        is_test: whether it is a test file.
+        columns: {name: index} for a file without a header.
+
+    Raises:
+        UserError: for a header with a repeated name, which is ambiguous.
     """
     num_short, header = 0, columns or {}
-    for number, line in enumerate(read_lines(path), 1):
+    for line_number, line in enumerate(read_lines(path), 1):
         cells = line.split("\t")
-        if columns is None and number == 1:
+        if columns is None and line_number == 1:
             header = {name: column for column, name in enumerate(cells)}
             if duplicate := next((name for name in header if name and cells.count(name) > 1), ""):
                 raise UserError(
@@ -113,7 +124,7 @@ def _read_tsv(path: Path, is_test: bool, columns: Mapping[str, int] | None = Non
             if is_test:
                 row = {name: row.get(name, "") for name in header}
             if len(row) == len(header):
-                yield f"{path}, line {number}", row
+                yield f"{path}, line {line_number}", row
     if num_short:
         print(
             f"{path}: {num_short} lines with too few columns, {_SHORT_LINE_HANDLING[is_test]}",
@@ -121,7 +132,7 @@ def _read_tsv(path: Path, is_test: bool, columns: Mapping[str, int] | None = Non
         )
 
 
-_SHORT_LINE_HANDLING = {True: "taken as empty", False: "left out"}
+_SHORT_LINE_HANDLING = {True: "missing texts are empty", False: "skipped"}
 
 
 def _get_column(row: Mapping[str, Any], name: str, location: str) -> Any:
@@ -134,7 +145,7 @@ def _get_text(row: Mapping[str, Any], name: str, location: str) -> str:
     value = _get_column(row, name, location)
     if not isinstance(value, str):
         raise UserError(f"{location}: column '{name}' is {value!r}, expected text")
-    # JSON may spell half of a surrogate pair, which no UTF-8 can hold.
+    # JSON can escape half of a surrogate pair, which UTF-8 cannot encode.
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -142,7 +153,7 @@ MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def _parse_label(raw_label: Any, labels: Sequence[str], location: str) -> float:
-    """The number of a class; where there are none, the number itself."""
+    """Return the index of a class or, without classes, the label as a number."""
     if labels:
         if str(raw_label) not in labels:
             raise UserError(f"{location}: label {str(raw_label)!r}{did_you_mean(str(raw_label), labels)}")
@@ -157,35 +168,31 @@ def _parse_label(raw_label: Any, labels: Sequence[str], location: str) -> float:
 
 
 def _make_split(
-    rows: RowIterator, texts: Sequence[str], label_column: str, labels: Sequence[str]
+    rows: RowIterator, text_columns: Sequence[str], label_column: str, labels: Sequence[str]
 ) -> ExampleSplit:
-    """label: its column; '' where there is none."""
-    first: list[str] = []
-    second: list[str] = []
+    """Collect rows in a split. `label_column` is '' for an unlabelled split."""
+    texts: list[str] = []
+    text_pairs: list[str] = []
     label_values: list[float] = []
     ids: list[str] = []
     for location, row in rows:
-        first.append(_get_text(row, texts[0], location))
-        if len(texts) > 1:
-            second.append(_get_text(row, texts[1], location))
+        texts.append(_get_text(row, text_columns[0], location))
+        if len(text_columns) > 1:
+            text_pairs.append(_get_text(row, text_columns[1], location))
         if label_column:
             label_values.append(_parse_label(_get_column(row, label_column, location), labels, location))
         ids.append(str(row.get("index", row.get("id", row.get("idx", len(ids))))))
     dtype = np.int32 if labels else np.float32
     return ExampleSplit(
-        first,
-        second if len(texts) > 1 else None,
+        texts,
+        text_pairs if len(text_columns) > 1 else None,
         np.array(label_values, dtype) if label_column else None,
         ids,
     )
 
 
 def _read_files(examples: Examples) -> TaskData:
-    texts = (
-        (examples.text_column, examples.text_pair_column)
-        if examples.text_pair_column
-        else (examples.text_column,)
-    )
+    text_columns = tuple(filter(None, (examples.text_column, examples.text_pair_column)))
     labels = examples.labels
     if not labels and not examples.regression:
         labels = _collect_labels(Path(examples.train).expanduser(), examples.label)
@@ -194,7 +201,7 @@ def _read_files(examples: Examples) -> TaskData:
         if path := getattr(examples, name):
             is_test = name == "test"
             rows = _read_rows(Path(path).expanduser(), is_test)
-            splits[name] = _make_split(rows, texts, "" if is_test else examples.label, labels)
+            splits[name] = _make_split(rows, text_columns, "" if is_test else examples.label, labels)
     default_metrics = ("pearson", "spearman") if examples.regression else ("accuracy",)
     return TaskData(splits, labels, examples.metrics or default_metrics)
 
@@ -203,7 +210,7 @@ MAX_LABELS = 1000
 
 
 def _collect_labels(path: Path, column: str) -> tuple[str, ...]:
-    """Those of a training file, sorted."""
+    """Return the distinct labels of a training file, sorted."""
     labels = set()
     for location, row in _read_rows(path, is_test=False):
         if (value := _get_column(row, column, location)) is None:
@@ -239,12 +246,12 @@ def _read_glue(examples: Examples) -> TaskData:
 
 
 def _read_glue_split(path: Path, name: str, is_test: bool) -> ExampleSplit | None:
-    """A split of GLUE's own files; None for a test file that is not there."""
+    """Read a split from GLUE's TSV files; None for a missing test file."""
     task = GLUE_TASKS[name]
     if not path.exists():
         if is_test:
             return None
-        raise UserError(f"{path}: no such file, expected {name} as GLUE has it")
+        raise UserError(f"{path}: no such file, expected GLUE's file of {name}")
     columns = None if is_test else task.headerless_columns or None  # CoLA's test file has a header
     return _make_split(
         _read_tsv(path, is_test, columns), task.text_columns, "" if is_test else task.label, task.labels
@@ -270,7 +277,7 @@ def _read_tfds_split(examples: Examples, split_spec: str, is_test: bool) -> Exam
             }
             yield f"tfds '{name}', {split}, example {index}", record
 
-    # Classes are numbers there, in the order of task.labels.
+    # TFDS stores class indices, in the order of task.labels.
     class_numbers = tuple(map(str, range(len(task.labels))))
     return _make_split(
         iter_rows(), task.tfds_text_columns or task.text_columns, "" if is_test else "label", class_numbers
@@ -279,51 +286,51 @@ def _read_tfds_split(examples: Examples, split_spec: str, is_test: bool) -> Exam
 
 # The built-in corpus
 
-MAX_SENTENCES = 60  # of an address at most, spread over it
+MAX_SENTENCES = 60  # per address, evenly spaced
 SENTENCE_WORD_COUNTS = range(8, 61)
-DEV_FRACTION = 0.2  # share of each class's addresses: none is in both splits
+DEV_FRACTION = 0.2  # of each class's addresses; no address is in both splits
 
 
 def _read_builtin(task: str) -> TaskData:
     by_class: list[list[dict[str, Any]]] = [[] for _ in BUILTIN_TASKS[task]]
-    for line in read_lines(ADDRESSES):
+    for line in read_lines(BUILTIN_CORPUS):
         address = json.loads(line)
         if (label := _class_of_address(address, task)) is not None:
             by_class[label].append(address)
-    parts: dict[str, list[tuple[str, int, str]]] = {"train": [], "dev": []}
+    rows_by_split: dict[str, list[tuple[str, int, str]]] = {"train": [], "dev": []}  # sentence, class, id
     for label, addresses in enumerate(by_class):
         addresses.sort(key=lambda address: document_fingerprint(address["text"]))
         num_dev = round(DEV_FRACTION * len(addresses))
         for i, address in enumerate(addresses):
-            parts["dev" if i < num_dev else "train"] += [(s, label, n) for s, n in _sample_sentences(address)]
-    dev_sentences = {
-        _normalize_sentence(sentence) for sentence, _, _ in parts["dev"]
-    }  # Presidents have their phrases
-    parts["train"] = [row for row in parts["train"] if _normalize_sentence(row[0]) not in dev_sentences]
-    splits = {
-        name: ExampleSplit(
-            [s for s, _, _ in rows], None, np.array([k for _, k, _ in rows], np.int32), [i for *_, i in rows]
-        )
-        for name, rows in parts.items()
-    }
+            rows = rows_by_split["dev" if i < num_dev else "train"]
+            rows += [(sentence, label, name) for sentence, name in _sample_sentences(address)]
+    # Presidents repeat stock phrases.
+    dev_sentences = {_normalize_sentence(row[0]) for row in rows_by_split["dev"]}
+    rows_by_split["train"] = [
+        row for row in rows_by_split["train"] if _normalize_sentence(row[0]) not in dev_sentences
+    ]
+    splits = {}
+    for split_name, rows in rows_by_split.items():
+        labels = np.array([label for _, label, _ in rows], np.int32)
+        splits[split_name] = ExampleSplit([row[0] for row in rows], None, labels, [row[2] for row in rows])
     return TaskData(splits, BUILTIN_TASKS[task], ("accuracy",))
 
 
 def _sample_sentences(address: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(sentence, name) of some of the sentences of an address."""
+    """Yield (sentence, id) of evenly spaced sentences of an address."""
     sentences = [s for s in split_sentences(address["text"]) if len(s.split()) in SENTENCE_WORD_COUNTS]
     indices = np.linspace(0, len(sentences) - 1, min(MAX_SENTENCES, len(sentences))).round().astype(int)
-    for number, index in enumerate(indices):
-        yield sentences[index], f"{address['year']}-{address['name'].replace(' ', '-')}-{number}"
+    for i, index in enumerate(indices):
+        yield sentences[index], f"{address['year']}-{address['name'].replace(' ', '-')}-{i}"
 
 
 def _normalize_sentence(sentence: str) -> str:
-    """Without punctuation and capitals: what counts as the same sentence."""
+    """Lower-case a sentence and drop its punctuation, to compare it with others."""
     return " ".join(re.findall(r"\w+", sentence.lower()))
 
 
 def _class_of_address(address: Mapping[str, Any], task: str) -> int | None:
-    """None: not in this task."""
+    """Return the class of an address, None if it is not part of the task."""
     if task == "era":
         ends = [int(label.split("-")[1]) for label in BUILTIN_TASKS["era"]]
         return next(i for i, end in enumerate(ends) if address["year"] <= end)

@@ -1,8 +1,8 @@
-"""GLUE's metrics of predictions against labels, all of them better the higher they are.
+"""GLUE's metrics. For all of them higher is better.
 
-Where one is 0/0 (constant predictions, a class that never occurs) it counts as 0. For F1 and
-Matthews' coefficient that is what scikit-learn gives, which GLUE scores with; for the correlations
-scipy gives NaN, which would spoil every mean that it enters.
+A metric that is 0/0 (constant predictions, a class that never occurs) counts as 0. For F1 and
+Matthews' coefficient this is scikit-learn's convention, which GLUE uses. For the correlations scipy
+returns NaN, which would make every mean over seeds and tasks NaN.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,15 @@ import numpy as np
 def compute_metrics(
     metrics: Sequence[str], predictions: np.ndarray, labels: np.ndarray
 ) -> tuple[dict[str, float], list[str]]:
-    """({metric: value, 'score': their mean}, the metrics that are 0/0).
+    """Compute metrics and their mean.
 
-    metrics: names of tasks.METRIC_KINDS. predictions, labels: [N], classes from 0 on or numbers; N ≥ 1.
+    Args:
+        metrics: names in `tasks.METRIC_KINDS`.
+        predictions: [N], class indices or numbers, N ≥ 1.
+        labels: [N], the same.
+
+    Returns:
+        ({metric: value, "score": mean of the metrics}, names of the metrics that are 0/0).
     """
     if len(predictions) != len(labels) or not len(labels):
         raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
@@ -28,18 +34,23 @@ def compute_metrics(
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of predictions [N] that equal the labels [N]."""
     return float((predictions == labels).mean())
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """Of class 1: 2·TP / (2·TP + FP + FN)."""
+    """Return the F1 score of class 1, 2·TP / (2·TP + FP + FN), or None if it is 0/0."""
     predicted_positive, label_positive = predictions == 1, labels == 1
     total = predicted_positive.sum() + label_positive.sum()
     return float(2 * (predicted_positive & label_positive).sum() / total) if total else None
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """(c·n − Σ p_k·t_k) / √((n² − Σ p_k²)(n² − Σ t_k²)), of any number of classes (Gorodkin 2004)."""
+    """Return Matthews' correlation coefficient for any number of classes, or None if it is 0/0.
+
+    (c·n − Σ p_k·t_k) / √((n² − Σ p_k²)(n² − Σ t_k²)), where c of n predictions are correct and class k
+    is predicted p_k times and occurs t_k times (Gorodkin 2004).
+    """
     n, classes = len(labels), np.union1d(predictions, labels)
     prediction_counts = np.array([(predictions == k).sum() for k in classes], float)
     label_counts = np.array([(labels == k).sum() for k in classes], float)
@@ -54,7 +65,7 @@ def matthews(predictions: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """Σ a·b / √(Σ a² · Σ b²), a and b being what lies above the means."""
+    """Return Pearson's correlation coefficient, or None if it is undefined or a prediction not finite."""
     if not (np.isfinite(predictions).all() and np.ptp(predictions) and np.ptp(labels)):
         return None
     a, b = (_center_and_normalize(np.asarray(x, np.float64)) for x in (predictions, labels))
@@ -62,14 +73,14 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def _center_and_normalize(x: np.ndarray) -> np.ndarray:
-    """Of length 1; without squares that overflow or vanish."""
+    """Subtract the mean and scale to norm 1. Dividing by the maximum first avoids over- and underflow."""
     x = x - x.mean()
     x = x / np.abs(x).max()
     return x / np.sqrt(x @ x)
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """Pearson's of the ranks, ties sharing the mean of theirs."""
+    """Return Spearman's rank correlation, with average ranks for ties; None as for `pearson`."""
     if not np.isfinite(predictions).all():
         return None
     return pearson(_ranks(predictions), _ranks(labels))

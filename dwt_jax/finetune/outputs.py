@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves behind: seeds/, model/, predictions/, submission/ and results.json."""
+"""Output files of a fine-tuning: seeds/, model/, predictions/, submission/ and results.json."""
 
 import dataclasses
 import json
@@ -19,25 +19,33 @@ from dwt_jax.models.protocol import ModelConfig
 
 
 class SeedResult(NamedTuple):
-    """What one seed gave."""
+    """Metrics and dev logits of one seed."""
 
     seed: int
-    history: list[dict[str, Any]]  # an epoch each: epoch, train_loss, dev {split: {metric: value, score}}
-    logits: dict[str, list[np.ndarray]]  # of the dev splits [N, labels], after every epoch
+    history: list[dict[str, Any]]  # one per epoch: epoch, train_loss, dev {split: {metric: value, score}}
+    logits: dict[str, list[np.ndarray]]  # {dev split: one array [N, labels] per epoch}
 
     def scores(self) -> list[float]:
-        """By epoch: the mean of the dev splits' scores (MNLI has two)."""
+        """Return the score of each epoch: the mean over the dev splits (MNLI has two)."""
         return [
             float(np.mean([split["score"] for split in record["dev"].values()])) for record in self.history
         ]
 
     def best_epoch(self) -> int:
-        """The index of the best epoch, the earliest of equals."""
+        """Return the index of the epoch with the highest score, the earliest in a tie."""
         return int(np.argmax(self.scores()))
 
 
 def predictions_from_logits(logits: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """[N, labels] → the predictions [N]."""
+    """Convert logits to predictions.
+
+    Args:
+        logits: [N, labels].
+        labels: the classes; empty for a regression.
+
+    Returns:
+        Class indices, or the numbers of a regression, [N].
+    """
     return logits.argmax(-1) if labels else logits[:, 0]
 
 
@@ -45,11 +53,12 @@ def predictions_from_logits(logits: np.ndarray, labels: Sequence[str]) -> np.nda
 
 
 def seed_path(workdir: Path, seed: int) -> Path:
+    """Return the path of a seed's results; the file exists once the seed is done."""
     return workdir / "seeds" / f"{seed}.npz"
 
 
 def write_seed_result(workdir: Path, result: SeedResult) -> None:
-    """seeds/N.npz: history as JSON, logits [epochs, N, labels] of every dev split."""
+    """Write seeds/SEED.npz: history as JSON, logits [epochs, N, labels] of every dev split."""
     path = seed_path(workdir, result.seed)
     path.parent.mkdir(exist_ok=True)
     with atomic_write(path) as partial, open(partial, "wb") as file:
@@ -58,7 +67,7 @@ def write_seed_result(workdir: Path, result: SeedResult) -> None:
 
 
 def read_seed_result(workdir: Path, seed: int) -> SeedResult | None:
-    """None if it is not done. Raises UserError for a file that is damaged."""
+    """Read the results of a seed, None if it is not done. Raises UserError for a damaged file."""
     path = seed_path(workdir, seed)
     if not path.exists():
         return None
@@ -70,42 +79,58 @@ def read_seed_result(workdir: Path, seed: int) -> SeedResult | None:
             )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path}: {error}, expected what dwt wrote (remove it, and the seed is done again)"
+            f"{path}: {error}, expected a file that dwt wrote (remove it to run the seed again)"
         ) from None
 
 
 class BestModel:
-    """The parameters of the best epoch of all seeds so far, for model/. Of equals the first of
-    `seeds` wins, and of its epochs the earliest: whatever order they are seen in."""
+    """Keeps the parameters of the best epoch of all seeds so far.
+
+    In a tie the first of `seeds` wins, and of its epochs the earliest, in whatever order they arrive.
+    Seeds that are done already take part with their scores.
+    """
 
     def __init__(self, workdir: Path, seeds: Sequence[int]):
         self._seed_rank = {seed: -i for i, seed in enumerate(seeds)}
         previous = [result for seed in seeds if (result := read_seed_result(workdir, seed))]
-        self._key = max(
-            (self._key_of(result, result.best_epoch()) for result in previous), default=(-np.inf, 0, 0)
+        self._best_key = max(
+            (self._sort_key(result, result.best_epoch()) for result in previous), default=(-np.inf, 0, 0)
         )
-        self.params: Any = None  # on the host; None: nothing was better than what was done before
+        self.params: Any = None  # on the host; None if no epoch was better than the seeds done before
 
-    def _key_of(self, result: SeedResult, epoch: int) -> tuple[float, int, int]:
+    def _sort_key(self, result: SeedResult, epoch: int) -> tuple[float, int, int]:
         return result.scores()[epoch], self._seed_rank[result.seed], -epoch
 
     def update(self, seed_results: Sequence[SeedResult], params: Any) -> None:
-        """After an epoch of the seeds `found`. params: [S, …]."""
-        keys = [self._key_of(result, len(result.history) - 1) for result in seed_results]
-        if (key := max(keys)) > self._key:
-            i, self._key = keys.index(key), key
+        """Take the parameters of a seed if its last epoch is the best so far.
+
+        Args:
+            seed_results: the S seeds that were trained, each with its last epoch in the history.
+            params: their parameters, leaves [S, …].
+        """
+        keys = [self._sort_key(result, len(result.history) - 1) for result in seed_results]
+        if (key := max(keys)) > self._best_key:
+            i, self._best_key = keys.index(key), key
             self.params = jax.device_get(jax.tree.map(lambda x: x[i], params))
 
 
 def best_seed(seed_results: Sequence[SeedResult]) -> SeedResult:
-    """The seed whose best epoch is in model/."""
+    """Return the seed whose best epoch is in model/."""
     return max(seed_results, key=lambda result: max(result.scores()))
 
 
 def write_model(
     workdir: Path, params: Any, model: ModelConfig, passthrough: Mapping[str, Any], data: TaskData
 ) -> None:
-    """model/, without its card: not all seeds are done."""
+    """Write model/ without its card, which needs the results of all seeds.
+
+    Args:
+        workdir: the directory of the fine-tuning.
+        params: parameters of one seed.
+        model: config of the model that was fine-tuned.
+        passthrough: keys of its config.json that dwt does not interpret.
+        data: the task's data, for the names of the classes.
+    """
     problem_type = "single_label_classification" if data.labels else "regression"
     checkpoint.save_checkpoint(
         params,
@@ -117,11 +142,11 @@ def write_model(
     )
 
 
-# Figures
+# Summary
 
 
 def summarize_seeds(task: str, data: TaskData, seed_results: Sequence[SeedResult]) -> dict[str, Any]:
-    """results.json: the best and the last epoch of every seed, never one without the other."""
+    """Return the content of results.json, with both the best and the last epoch of every seed."""
     best = [result.history[result.best_epoch()]["dev"] for result in seed_results]
     last = [result.history[-1]["dev"] for result in seed_results]
     return {
@@ -140,13 +165,13 @@ def summarize_seeds(task: str, data: TaskData, seed_results: Sequence[SeedResult
 
 
 def mean_std(scores: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation over seeds (null for a single one), and the scores themselves."""
+    """Return mean, sample standard deviation (None for a single seed) and the scores by seed."""
     std = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
     return {"mean": float(np.mean(scores)), "standard_deviation": std, "by_seed": list(scores)}
 
 
 def _mean_by_metric(dev_records: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """{split: {metric: its mean over seeds}}"""
+    """Return {split: {metric: mean over seeds}}."""
     return {
         split: {
             metric: float(np.mean([record[split][metric] for record in dev_records])) for metric in values
@@ -159,7 +184,7 @@ def _mean_by_metric(dev_records: Sequence[Mapping[str, Mapping[str, float]]]) ->
 
 
 def write_dev_predictions(workdir: Path, data: TaskData, seed_results: Sequence[SeedResult]) -> None:
-    """predictions/SPLIT-seedN.tsv: index, prediction and label after the seed's best epoch."""
+    """Write predictions/SPLIT-seedN.tsv: index, prediction and label after each seed's best epoch."""
     for result in seed_results:
         for name, logits in result.logits.items():
             split = data.splits[name]
@@ -180,8 +205,19 @@ def write_dev_predictions(workdir: Path, data: TaskData, seed_results: Sequence[
 def write_test_predictions(
     workdir: Path, task: str, name: str, split: ExampleSplit, data: TaskData, logits: np.ndarray
 ) -> None:
-    """submission/FILE.tsv, as GLUE's server wants it: in the order of the test file, whose examples TFDS
-    has shuffled. Files of one's own keep their order."""
+    """Write submission/FILE.tsv in the format of GLUE's server.
+
+    GLUE's examples are sorted by index, since TFDS has shuffled the test files. Those of other files
+    keep their order.
+
+    Args:
+        workdir: the directory of the fine-tuning.
+        task: the task's name, which is the file's name outside GLUE.
+        name: the name of the split.
+        split: its examples.
+        data: the task's data.
+        logits: [N, labels].
+    """
     predictions = predictions_from_logits(logits, data.labels)
     if data.bounds:
         predictions = np.clip(predictions, *data.bounds)
@@ -200,7 +236,7 @@ _SEPARATORS_TO_SPACES = str.maketrans("\t\n\r", "   ")
 
 
 def _write_tsv(path: Path, header: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
-    """Tabs and ends of lines within a cell (JSON may hold them) become spaces."""
+    """Write a TSV file. Tabs and line breaks in a cell (possible in JSON input) become spaces."""
     path.parent.mkdir(exist_ok=True)
     rows = ([cell.translate(_SEPARATORS_TO_SPACES) for cell in row] for row in zip(*columns, strict=True))
     lines = ["\t".join(row) + "\n" for row in (header, *rows)]

@@ -1,4 +1,4 @@
-"""How far a fine-tuning is: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of a fine-tuning: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ LOG_INTERVAL_SECONDS = 10.0
 
 
 class FinetuneProgress:
-    """Counts steps. The loss is read from the device only where it is shown."""
+    """Counts and reports steps. The loss is copied to the host only when it is printed."""
 
     def __init__(self, name: str, steps: int):
         self._name, self._steps, self._step, self._examples = name, steps, 0, 0
@@ -31,7 +31,12 @@ class FinetuneProgress:
             self._bar.close()
 
     def advance(self, loss: Any, examples: int) -> None:
-        """After a step. loss: [S], on the device; examples: of the batch, all seeds."""
+        """Count a step.
+
+        Args:
+            loss: the S losses, on the device.
+            examples: examples in the batch, over all seeds.
+        """
         self._step, self._examples = self._step + 1, self._examples + examples
         now = time.perf_counter()
         if now - self._last_log_time < (LOG_INTERVAL_SECONDS if self._bar is None else 0.5):
@@ -46,7 +51,7 @@ class FinetuneProgress:
         print(f"{self._name}: step {self._step}/{self._steps}  {status}  ETA {eta}", flush=True)
 
     def log(self, text: str) -> None:
-        """A line for whoever watches, above the bar if there is one."""
+        """Print a line, above the bar if one is shown."""
         if self._bar is None:
             print(f"{self._name}: {text}", flush=True)
         else:

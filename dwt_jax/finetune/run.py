@@ -1,8 +1,7 @@
-"""Fine-tuning on one task, all its seeds, in a work directory that the same command goes on in.
+"""Fine-tuning on one task with all its seeds, in a directory that the same command resumes.
 
-Seeds that are trained side by side are one piece of work: done and written, or done anew. What
-they give depends on the config, the model and the data alone, so a run that was killed ends as one
-that was not.
+Seeds trained in parallel are saved together; an interrupted group restarts. Results depend only on
+config, model and data, so an interrupted run ends with the same numbers as an uninterrupted one.
 """
 
 import dataclasses
@@ -32,31 +31,34 @@ from dwt_jax.finetune.step import (
     jit_init_finetune_state,
     jit_predict,
 )
-from dwt_jax.hf import checkpoint, model_card
+from dwt_jax.hf import model_card
+from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import schedules
 from dwt_jax.remap.gates import fold_gates
-from dwt_jax.runs import run_dir as workdirs
+from dwt_jax.runs import run_dir
 from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.pretrained import params_digest
 from dwt_jax.train.setup import resolve_precision
 
 FINETUNE_MUTABLE_KEYS = ("examples.path", "examples.train", "examples.dev", "examples.test")
-"""Keys that a resumed run may change: the data is compared by its digest, wherever it lies."""
+"""Keys that a resumed run may change. The data is compared by its digest instead of its path."""
 
 
 class SourceModel(NamedTuple):
-    """The model that is fine-tuned."""
+    """The pretrained model."""
 
-    path: str
+    path: str  # as given on the command line
     checkpoint: LoadedModel
-    pad_id: int
-    digest: str
+    pad_id: int  # token id of the padding
+    digest: str  # of the parameters
 
 
 @dataclass(frozen=True)
 class FinetuneContext:
+    """A prepared fine-tuning: resolved config, model and tokenized data."""
+
     config: FinetuneConfig
     workdir: Path
     source: SourceModel
@@ -66,12 +68,20 @@ class FinetuneContext:
 
     @property
     def eval_splits(self) -> list[str]:
-        """Splits that are scored after every epoch."""
+        """Names of the splits that are evaluated after every epoch."""
         return [name for name in self.encoded if name.startswith("dev")]
 
 
 def load_source_model(path: str, step: int | None = None) -> SourceModel:
-    """Raises UserError for what is no model, or one that lacks tokens of its tokenizer."""
+    """Load the model to fine-tune, with its gates folded into the weights.
+
+    Args:
+        path: a run's directory or a model in Hugging Face's layout.
+        step: of a run, the step of the checkpoint; None for the finished model.
+
+    Raises:
+        UserError: if `path` is not a model, or its embedding is smaller than the tokenizer's vocabulary.
+    """
     checkpoint = load_model(path, heads=None, step=step)
     params, model = fold_gates(checkpoint.params, checkpoint.model)
     vocab = load_vocabulary(checkpoint.tokenizer)
@@ -88,9 +98,16 @@ def load_source_model(path: str, step: int | None = None) -> SourceModel:
 def prepare_finetuning(
     config: FinetuneConfig, source: SourceModel, workdir: Path, example_cache: ExampleCache | None = None
 ) -> FinetuneContext:
-    """Everything that can be wrong is found here; the first thing written is the claim.
+    """Check everything and initialize the directory. Nothing is written if a check fails.
 
-    texts: what was read before, for other models.
+    Args:
+        config: of the task; max_length is reduced to the model's positions.
+        source: the model.
+        workdir: the directory of this task.
+        example_cache: examples that were read for other models.
+
+    Raises:
+        UserError: for a model or data that cannot be used, or a directory of another run.
     """
     example_cache = example_cache or ExampleCache()
     positions = source.checkpoint.model.max_length
@@ -99,7 +116,9 @@ def prepare_finetuning(
             f"--model: {source.path} has {positions} positions, expected at least {MIN_SEQUENCE_LENGTH}"
         )
     if config.recipe.max_length > positions:
-        print(f"{config.examples.task}: {source.path} has {positions} positions, longer examples are cut")
+        print(
+            f"{config.examples.task}: {source.path} has {positions} positions, longer examples are truncated"
+        )
         recipe = dataclasses.replace(config.recipe, max_length=positions)
         config = dataclasses.replace(config, recipe=recipe)
     data = example_cache.read(config.examples)
@@ -109,8 +128,8 @@ def prepare_finetuning(
         "model_digest": source.digest,
         "data_digest": params_digest([*encoded.values(), *name_arrays]),
     }
-    run_kind = workdirs.RunKind("finetune.json", read_finetune_config, FINETUNE_MUTABLE_KEYS)
-    workdirs.init_run_dir(workdir, config, source.checkpoint.tokenizer, identity, run_kind)
+    run_kind = run_dir.RunKind("finetune.json", read_finetune_config, FINETUNE_MUTABLE_KEYS)
+    run_dir.init_run_dir(workdir, config, source.checkpoint.tokenizer, identity, run_kind)
     step_config = finetune_step_config(
         source.checkpoint.model,
         config.recipe.dropout,
@@ -123,9 +142,14 @@ def prepare_finetuning(
 
 
 def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict[str, Any]:
-    """All seeds that are not done yet. → results.json
+    """Train all seeds that are not done yet and write the results.
 
-    Raises Preempted after a signal, TrainingFailed for a loss that is not finite.
+    Returns:
+        The content of results.json.
+
+    Raises:
+        Preempted: after a signal.
+        TrainingFailed: for a loss that is not finite.
     """
     if (context.workdir / "results.json").exists():
         print(f"{context.workdir}: already finished", flush=True)
@@ -146,13 +170,12 @@ def _is_done(context: FinetuneContext, seed: int) -> bool:
 
 
 def _steps_per_seed(context: FinetuneContext) -> int:
-    """Of one seed."""
     recipe = context.config.recipe
     return recipe.epochs * -(-len(context.encoded["train"]) // recipe.batch_size)
 
 
 def parallel_seeds(context: FinetuneContext) -> int:
-    """How many seeds are trained at once. On CPU their products would share the cores: one."""
+    """Return the number of seeds to train at once: one on CPU, where they would compete for the cores."""
     recipe = context.config.recipe
     if recipe.seeds_in_parallel:
         return recipe.seeds_in_parallel
@@ -163,8 +186,16 @@ def parallel_seeds(context: FinetuneContext) -> int:
 
 
 def seeds_that_fit(memory: int, model: ModelConfig, recipe: Recipe) -> int:
-    """How many seeds fit into `memory` bytes, by a rough count on the safe side: parameters, gradient,
-    two moments and an update in fp32, and what the backward pass of the longest batch keeps."""
+    """Estimate, conservatively, how many seeds can be trained at once.
+
+    Counts parameters, gradients, two moments and an update in fp32, and the activations of the
+    longest batch that the backward pass needs.
+
+    Args:
+        memory: of the device, in bytes.
+        model: config of the model.
+        recipe: gives batch size, maximum length and number of seeds.
+    """
     heads = ("pooler", "classifier")
     num_params = sum(leaf.size for leaf in jax.tree.leaves(family(model).abstract_params(model, heads)))
     batch_size, length = recipe.batch_size, recipe.max_length
@@ -177,7 +208,7 @@ def seeds_that_fit(memory: int, model: ModelConfig, recipe: Recipe) -> int:
 def _train_seeds(
     context: FinetuneContext, seeds: Sequence[int], shutdown_flag: ShutdownFlag, progress: FinetuneProgress
 ) -> None:
-    """All epochs of `seeds`, side by side; then the best model so far, and last their files."""
+    """Train `seeds` in parallel for all epochs, then write the best model so far and their results."""
     recipe, train = context.config.recipe, context.encoded["train"]
     seed_array = np.array(seeds, np.uint32)
     state = jit_init_finetune_state(context.step_config)(context.source.checkpoint.params, seed_array)
@@ -218,7 +249,7 @@ def _train_seeds(
 def _check_shutdown(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> None:
     if shutdown_flag.is_set():
         raise Preempted(
-            f"{context.workdir}: stopped, seeds that are done are saved; run the same command again"
+            f"{context.workdir}: stopped; finished seeds are saved. Rerun the same command to resume."
         )
 
 
@@ -229,7 +260,7 @@ def _evaluate_epoch(
     losses: np.ndarray,
     seed_results: Sequence[SeedResult],
 ) -> None:
-    """Score the dev splits: a record in every history. logits: [S, N, labels] by split."""
+    """Score the dev splits and append a record to each history. logits: {split: [S, N, labels]}."""
     for i, result in enumerate(seed_results):
         if not (np.isfinite(losses[i]) and all(np.isfinite(values[i]).all() for values in logits.values())):
             raise TrainingFailed(
@@ -253,8 +284,20 @@ def _evaluate_epoch(
 def predict_split(
     context: FinetuneContext, params: Any, name: str, shutdown_flag: ShutdownFlag
 ) -> np.ndarray:
-    """fp32 [S, N, labels] of the split `name`. params: [S, …]. A batch is read while the next one
-    runs, and no more are under way: on CPU they would run at once, each with its memory."""
+    """Compute the logits of a split.
+
+    One batch runs while the logits of the previous one are copied to the host. No more are dispatched
+    ahead: on CPU they would run concurrently, each with its own memory.
+
+    Args:
+        context: the fine-tuning.
+        params: leaves [S, …].
+        name: of the split.
+        shutdown_flag: raises Preempted once it is set.
+
+    Returns:
+        fp32 [S, N, labels].
+    """
     encoded, recipe = context.encoded[name], context.config.recipe
     logits = np.zeros((len(jax.tree.leaves(params)[0]), len(encoded), context.step_config.labels), np.float32)
     pending: list[tuple[np.ndarray, Any]] = []
@@ -275,7 +318,7 @@ def predict_split(
 
 
 def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict[str, Any]:
-    """Predictions, the card, and last results.json: the sign that all is done."""
+    """Write predictions, model card and, last, results.json, which marks the task as done."""
     config, task = context.config, context.config.examples.task
     seed_results = [
         result for seed in config.recipe.seeds if (result := outputs.read_seed_result(context.workdir, seed))
@@ -283,7 +326,7 @@ def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dic
     outputs.write_dev_predictions(context.workdir, context.data, seed_results)
     test_splits = [name for name in context.encoded if name.startswith("test")]
     if test_splits:
-        params = jax.tree.map(lambda x: x[None], checkpoint.load_checkpoint(context.workdir / "model").params)
+        params = jax.tree.map(lambda x: x[None], load_checkpoint(context.workdir / "model").params)
         for name in test_splits:
             logits = predict_split(context, params, name, shutdown_flag)[0]
             outputs.write_test_predictions(

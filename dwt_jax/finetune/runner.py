@@ -1,4 +1,4 @@
-"""`dwt finetune`: one model on some tasks, and the table of what came of it."""
+"""Fine-tune one model on several tasks (`dwt finetune`) and tabulate the results."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,21 +26,34 @@ def finetune_tasks(
     step: int | None = None,
     example_cache: ExampleCache | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune the model in `model` (of a run, at the checkpoint of `step`, if given) on every task, each
-    in a folder of `workdir`; texts: what was read before, for other models. → results.json
+    """Fine-tune a model on every task, each in a folder of `workdir`.
 
-    Tasks that were done there before with the same model are in the results too. What is wrong with any task
-    is found before the first one begins. Raises UserError for that, Preempted after a signal, TrainingFailed for a
-    loss that is not finite.
+    All tasks are checked before the first one starts. The results include tasks that an earlier
+    command ran in the same directory with the same model.
+
+    Args:
+        configs: one per task.
+        model: a run's directory or a model in Hugging Face's layout.
+        workdir: the directory of all tasks.
+        step: of a run, the step of the checkpoint; None for the finished model.
+        example_cache: examples that were read for other models.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        UserError: for a config, model or data that cannot be used.
+        Preempted: after a signal.
+        TrainingFailed: for a loss that is not finite.
     """
     if (workdir / "config.json").exists():
-        raise UserError(f"{workdir}: is a run itself, expected a directory for the folders of the tasks")
+        raise UserError(f"{workdir}: is itself a run, expected a directory for the folders of the tasks")
     source = runs.load_source_model(model, step)
     with handle_signals() as shutdown_flag, ExitStack() as stack:
         if not workdir.exists():
             stack.callback(_remove_empty, workdir)
         contexts, example_cache = [], example_cache or ExampleCache()
-        for config in configs:  # before the first claim: nothing is left of a command that was refused
+        for config in configs:  # before any directory is initialized, so that a refused command leaves none
             example_cache.read(config.examples)
         for config in configs:
             folder = workdir / config.examples.task
@@ -58,13 +71,13 @@ def finetune_tasks(
 
 
 def _remove_empty(folder: Path) -> None:
-    """Nothing is left of a command that was refused."""
+    """Remove the directory if a refused command has left it empty."""
     with suppress(OSError):
         folder.rmdir()
 
 
 def _previous_results(workdir: Path, model_digest: str, current_results: Mapping[str, Any]) -> dict[str, Any]:
-    """Results of other commands' tasks in the same folder, of the same model."""
+    """Read the results of tasks that earlier commands ran in this directory with the same model."""
     previous = {}
     for path in sorted(workdir.glob("*/results.json")):
         record = path.parent / "finetune.json"
@@ -78,9 +91,13 @@ def _previous_results(workdir: Path, model_digest: str, current_results: Mapping
 
 
 def summarize_tasks(results_by_task: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The tasks' results without their histories, and the average over tasks.
+    """Combine the tasks' results, without their histories, and average over tasks.
 
-    Its spread is that of the seeds' own averages, where all tasks have the same seeds.
+    The standard deviation of the average is over the averages of each seed. It is None if the tasks
+    have different seeds.
+
+    Args:
+        results_by_task: {task: content of its results.json}.
     """
     tasks = {
         name: {key: result[key] for key in ("metrics", "best", "last", "model_of_seed", "examples")}
@@ -99,7 +116,7 @@ def summarize_tasks(results_by_task: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 
 def _copy_submission_files(workdir: Path, tasks: Sequence[str]) -> None:
-    """All tasks' files for GLUE's server in one folder."""
+    """Collect the tasks' files for GLUE's server in one folder."""
     for task in tasks:
         for file in sorted((workdir / task / "submission").glob("*.tsv")):
             (workdir / "submission").mkdir(exist_ok=True)
@@ -107,7 +124,10 @@ def _copy_submission_files(workdir: Path, tasks: Sequence[str]) -> None:
 
 
 def format_finetune_table(summary: Mapping[str, Any]) -> str:
-    """For a person, in hundredths: a row a task, one a metric where it has several, and the average."""
+    """Format the results as a text table in percent.
+
+    One row per task, one per metric of each dev split, and one for the average over tasks.
+    """
     rows = [("task", "", "best epoch", "last epoch", "seeds")]
     for name, result in summary["tasks"].items():
         rows.append(
@@ -132,7 +152,7 @@ def format_finetune_table(summary: Mapping[str, Any]) -> str:
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    lines += ["", f"score of a task: {summary['score']}; ± standard deviation over seeds"]
+    lines += ["", f"in %; score of a task: {summary['score']}; ± standard deviation over seeds"]
     if len(summary["tasks"]) > 1:
         lines.append(f"average over {', '.join(average['of'])}: {average['definition']}")
     return "\n".join(lines)

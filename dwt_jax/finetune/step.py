@@ -1,4 +1,4 @@
-"""Training and prediction of several seeds side by side: everything has a leading axis of seeds [S]."""
+"""Training step and prediction for several seeds in parallel; every array has a leading seed axis [S]."""
 
 import collections
 import dataclasses
@@ -19,24 +19,36 @@ from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.runs import optimizer as optimizers
 
 FINETUNE_TRACE_COUNTS: collections.Counter[str] = collections.Counter()
-"""How often `train` and `predict` were traced: once a length of batches, which a test holds them to."""
+"""Number of traces of the training and prediction steps: one per padded length, which a test checks."""
 
 
 @dataclass(frozen=True)
 class FinetuneStepConfig:
-    """All that a compiled step depends on, but for the shape of its batch."""
+    """Everything that a compiled step depends on, except the shape of its batch."""
 
-    model: ModelConfig  # with the dropout of the recipe
-    labels: int  # outputs; 1 with numbers
+    model: ModelConfig  # with the recipe's dropout
+    labels: int  # outputs; 1 for a regression
     regression: bool
-    optimizer: Optimizer  # but for its learning rate, see spec_of
+    optimizer: Optimizer  # without the learning rate, which is an argument of the step
     policy: Policy
 
 
 def finetune_step_config(
     model: ModelConfig, dropout: float, labels: int, regression: bool, optimizer: Optimizer, policy: Policy
 ) -> FinetuneStepConfig:
-    """The learning rate is an argument of the step: tasks that differ in it share a compilation."""
+    """Build the static config of the step.
+
+    The learning rate is left out: it is an argument of the step, so that tasks that differ only in it
+    share a compilation.
+
+    Args:
+        model: config of the pretrained model.
+        dropout: rate for hidden states, attention probabilities and the classifier's input.
+        labels: number of outputs.
+        regression: whether labels are numbers.
+        optimizer: of the recipe.
+        policy: dtypes.
+    """
     return FinetuneStepConfig(
         model.with_dropout(dropout),
         labels,
@@ -48,23 +60,31 @@ def finetune_step_config(
 
 @functools.cache
 def jit_init_finetune_state(step_config: FinetuneStepConfig) -> Any:
-    """jitted (params, seeds uint32 [S]) → the state of every seed, see `init_finetune_state`."""
+    """Return `init_finetune_state`, jitted, as a function of (params, seeds)."""
     return jax.jit(functools.partial(init_finetune_state, step_config))
 
 
 def init_finetune_state(step_config: FinetuneStepConfig, params: Any, seeds: jax.Array) -> dict[str, Any]:
-    """The state of every seed: the encoder of `params` and a new classifier, behind a pooler that is
-    new where transformers would make a new one. seeds: uint32 [S].
+    """Initialize the training state of every seed.
 
-    Which parts of `params` a classifier keeps is a fact of the family, see `Family`.
+    The encoder is pretrained and the classifier is new. The pooler is pretrained if the family's
+    classifier uses the encoder's, see `Family.pretrained_classifier_parts`.
+
+    Args:
+        step_config: static config of the step.
+        params: pretrained parameters, without a seed axis.
+        seeds: uint32 [S], for the new parameters.
+
+    Returns:
+        {"params", "opt_state"}, leaves [S, …].
     """
     pretrained_keys = family(step_config.model).pretrained_classifier_parts(step_config.model, tuple(params))
 
     def init_seed(seed: jax.Array) -> dict[str, Any]:
-        new = family(step_config.model).init_params(
+        new_params = family(step_config.model).init_params(
             step_config.model, jax.random.key(seed), ("pooler", "classifier"), step_config.labels
         )
-        seed_params = {**new, **{name: params[name] for name in pretrained_keys}}
+        seed_params = {**new_params, **{name: params[name] for name in pretrained_keys}}
         return {
             "params": seed_params,
             "opt_state": optimizers.make_optimizer(step_config.optimizer, step_config.model).init(
@@ -76,7 +96,16 @@ def init_finetune_state(step_config: FinetuneStepConfig, params: Any, seeds: jax
 
 
 def finetune_loss(step_config: FinetuneStepConfig, logits: jax.Array, batch: ExampleBatch) -> jax.Array:
-    """Cross-entropy in nats, or the squared error, as a mean over the batch's real rows."""
+    """Compute the mean cross-entropy in nats, or the mean squared error of a regression.
+
+    Args:
+        step_config: static config of the step.
+        logits: [B, labels].
+        batch: rows with weight 0 do not count.
+
+    Returns:
+        Scalar.
+    """
     if step_config.regression:
         losses = jnp.square(logits[:, 0] - batch.labels)
     else:
@@ -87,7 +116,17 @@ def finetune_loss(step_config: FinetuneStepConfig, logits: jax.Array, batch: Exa
 def finetune_logits(
     step_config: FinetuneStepConfig, params: Any, batch: ExampleBatch, key: jax.Array | None
 ) -> jax.Array:
-    """fp32 [B, labels]; dropout where there is a key."""
+    """Run the classifier.
+
+    Args:
+        step_config: static config of the step.
+        params: of one seed.
+        batch: arrays [B, …].
+        key: for dropout; None for none.
+
+    Returns:
+        fp32 [B, labels].
+    """
     encoder_key, classifier_key = (None, None) if key is None else jax.random.split(key)
     hidden = family(step_config.model).encode(
         params,
@@ -105,8 +144,11 @@ def finetune_logits(
 
 
 def _vmap_seeds(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
-    """vmap; but a single seed without it, since on CPU products with a further axis of 1 are slower
-    (a step by a quarter, its compilation by two, measured on 6 x 384)."""
+    """Apply vmap, except for a single seed.
+
+    On CPU matrix products with an additional axis of size 1 are slower: a step by a quarter, its
+    compilation by a factor of two (measured on 6 layers of hidden size 384).
+    """
 
     def call(*arguments: Any) -> Any:
         if len(jax.tree.leaves(arguments[0])[0]) > 1:
@@ -122,9 +164,19 @@ def _vmap_seeds(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -
 
 @functools.cache
 def jit_finetune_step(step_config: FinetuneStepConfig) -> Any:
-    """jitted (state, batch [S, B, …], seeds uint32 [S], step, learning rate) → (state, losses [S])."""
+    """Return the jitted training step, which donates the state.
 
-    def train_step(state, batch: ExampleBatch, seed, step, learning_rate):
+    It maps (state [S, …], batch [S, B, …], seeds uint32 [S], step, learning rate) to
+    (state, losses [S]).
+    """
+
+    def train_step(
+        state: dict[str, Any],
+        batch: ExampleBatch,
+        seed: jax.Array,
+        step: jax.Array,
+        learning_rate: jax.Array,
+    ) -> tuple[dict[str, Any], jax.Array]:
         FINETUNE_TRACE_COUNTS["train"] += 1
         key = jax.random.fold_in(jax.random.key(seed), step)
         loss, grads = jax.value_and_grad(
@@ -141,9 +193,9 @@ def jit_finetune_step(step_config: FinetuneStepConfig) -> Any:
 
 @functools.cache
 def jit_predict(step_config: FinetuneStepConfig) -> Any:
-    """jitted (params [S, …], batch [B, …]) → logits fp32 [S, B, labels]."""
+    """Return the jitted prediction: (params [S, …], batch [B, …]) → logits, fp32 [S, B, labels]."""
 
-    def predict_batch(params, batch: ExampleBatch):
+    def predict_batch(params: Any, batch: ExampleBatch) -> jax.Array:
         FINETUNE_TRACE_COUNTS["predict"] += 1
         return finetune_logits(step_config, params, batch, None)
 

@@ -1,4 +1,4 @@
-"""The tasks: where GLUE keeps what, how it is scored, and two of our own that need no download.
+"""Task definitions: files, columns, labels and metrics of GLUE, and two built-in tasks.
 
 GLUE: Wang et al. 2019, arXiv 1804.07461.
 """
@@ -14,42 +14,43 @@ METRIC_KINDS: Mapping[str, Literal["classes", "numbers"]] = {
     "pearson": "numbers",
     "spearman": "numbers",
 }
-"""What is scored (metrics.py), and on what kind of predictions."""
+"""Metrics (metrics.py) and the kind of predictions that they apply to."""
 
 SCORE_DEFINITION = "the mean of its metrics, over its dev splits (MNLI: matched and mismatched)"
-"""What the score of a task is."""
+"""Definition of a task's score, for results and tables."""
 
 AVERAGE_DEFINITION = "the mean of the tasks' scores, a task with several metrics or dev splits counting once"
-"""What the average over tasks is: GLUE's (section 3.4: macro-average, metrics of a task first)."""
+"""Definition of the average over tasks, GLUE's own (section 3.4: macro-average, after averaging a task's
+metrics)."""
 
 
 class SplitSource(NamedTuple):
-    """Where a split lies."""
+    """Location of a split."""
 
-    file: str  # from the task's folder
-    tfds: str  # split of glue/TASK, or ANOTHER/split
-    submission: str = ""  # the name of the file of a test's predictions
+    file: str  # relative to the task's folder
+    tfds: str  # split of glue/TASK, or CONFIG/split
+    submission: str = ""  # file name of a test split's predictions
 
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One of GLUE's, in its own files and in TFDS."""
+    """A GLUE task, in its TSV files and in TFDS."""
 
-    folder: str  # of the TSV files; the submission is called so too
-    text_columns: tuple[str, ...]  # one or two columns, as the files' headers call them
-    label: str  # column
-    labels: tuple[str, ...] = ("0", "1")  # as the files and submissions write them, by outputs; (): numbers
-    class_names: tuple[str, ...] = ()  # of the classes, TFDS's, where `labels` are digits
+    folder: str  # of the TSV files; also the name of the submission
+    text_columns: tuple[str, ...]  # one or two columns of the TSV files
+    label: str  # column of the label
+    labels: tuple[str, ...] = ("0", "1")  # as in the files and submissions, in output order; (): numbers
+    class_names: tuple[str, ...] = ()  # TFDS's names of the classes, if `labels` are digits
     metrics: tuple[str, ...] = ("accuracy",)
-    bounds: tuple[float, float] | None = None  # of numbers
-    tfds_text_columns: tuple[str, ...] = ()  # the texts in TFDS, where they are called otherwise
-    splits: Mapping[str, SplitSource] = field(default_factory=dict)  # where they are not the usual three
+    bounds: tuple[float, float] | None = None  # range of the numbers
+    tfds_text_columns: tuple[str, ...] = ()  # if the names differ in TFDS
+    splits: Mapping[str, SplitSource] = field(default_factory=dict)  # if other than train, dev and test
     headerless_columns: Mapping[str, int] = field(
         default_factory=dict
-    )  # columns of train and dev, without a header
+    )  # of train and dev files without header
 
     def split_sources(self) -> Mapping[str, SplitSource]:
-        """By the names of the splits: train, dev, dev_…, test, test_…"""
+        """Return {split name: location} for train, dev, dev_…, test, test_…"""
         return self.splits or {
             "train": SplitSource("train.tsv", "train"),
             "dev": SplitSource("dev.tsv", "validation"),
@@ -107,16 +108,16 @@ GLUE_TASKS: Mapping[str, GlueTask] = {
     "rte": GlueTask("RTE", _PAIR_COLUMNS, "label", labels=_ENTAILMENT_LABELS),
     "wnli": GlueTask("WNLI", _PAIR_COLUMNS, "label", class_names=("not_entailment", "entailment")),
 }
-"""By their names in TFDS. Orders of labels are TFDS's too."""
+"""GLUE's nine tasks by their names in TFDS. The order of the labels is TFDS's too."""
 
 BUILTIN_TASKS: Mapping[str, tuple[str, ...]] = {
     "era": ("1790-1847", "1848-1905", "1906-1963", "1964-2021"),
     "party": ("Democratic", "Republican"),
 }
-"""From one sentence of a State of the Union address: when, and of which party's president (since 1853)."""
+"""Classify a sentence of a State of the Union address: its era, or the president's party (since 1853)."""
 
 
 def format_percent(summary: Mapping[str, Any]) -> str:
-    """{mean, standard_deviation} of scores for a person; without the second where there is one seed."""
+    """Format {mean, standard_deviation} of scores from 0 to 1 in percent, such as '79.30 ± 0.42'."""
     std = summary["standard_deviation"]
     return f"{100 * summary['mean']:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")

@@ -1,7 +1,7 @@
-"""Line charts as inline SVG: text in, text out, no library and no script.
+"""Line charts as inline SVG, without scripts.
 
-Colours come from the page's style sheet (`--c0` … `--c6`), so that one drawing serves light,
-dark and paper.
+Colours are variables of the page's style sheet (`--c0` … `--c6`), so that one chart works in light mode,
+in dark mode and in print.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dwt_jax.text_format import format_float
 
-COLOURS = 7  # --c0 is the ink of the student alone, the others are for whom it is compared with
+COLOURS = 7  # --c0 is for the baseline, the others for the runs that are compared with it
 DASHES = ("none", "2 5", "9 4")
 CSS = (
     """
@@ -29,39 +29,39 @@ CSS = (
     + "".join(f".c{i}{{--c:var(--c{i})}}" for i in range(COLOURS))
     + "".join(f".d{i}{{stroke-dasharray:{dash}}}" for i, dash in enumerate(DASHES))
 )
-"""For the page that holds charts; it defines --ink, --muted, --rule and --c0 to --c6."""
+"""Style sheet of the charts. The page must define --ink, --muted, --rule and --c0 to --c6."""
 FLOP_UNITS = ((1e21, "ZFLOPs"), (1e18, "EFLOPs"), (1e15, "PFLOPs"), (1e12, "TFLOPs"), (1e9, "GFLOPs"))
 
 
 class ChartLine(NamedTuple):
-    """One curve. Points that are not finite are left out."""
+    """One curve. Points that are not finite are skipped."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 0
     dash: int = 0
-    spread: Sequence[float] = ()  # by point, half the height of a bar through it; empty: none
+    spread: Sequence[float] = ()  # half the height of each point's error bar; empty: no bars
 
 
 class ChartAxes(NamedTuple):
-    """What surrounds the curves, in the units in which they are given."""
+    """Axes of a chart, in the units of its data."""
 
-    title: str  # for those who hear the page
+    title: str  # for screen readers
     x_label: str
     y_label: str
-    x_scale: float = 1.0  # what one unit of x_label is
+    x_scale: float = 1.0  # data units in one unit of x_label
     reference_lines: tuple[tuple[str, float], ...] = ()  # dashed horizontal lines
     band: float = 0.0  # half the width of a shaded band around 0
-    cut: bool = False  # leave out of sight where the curves begin, if that is far above the rest
-    signed: bool = False  # differences: the values bear their sign
-    decimals: int = 3  # of the values beside the ends and in the tool tips
+    cut: bool = False  # crop the first part of the curves if it is far above the rest
+    signed: bool = False  # print values with their sign
+    decimals: int = 3  # of the values in end labels and tool tips
     from_zero: bool = False
-    step_line: tuple[tuple[float, float], ...] = ()  # (x, y), rising: a dashed line of what is reached by x
+    step_line: tuple[tuple[float, float], ...] = ()  # (x, y), increasing: a dashed step line
 
 
 class _Frame(NamedTuple):
-    """Where things are: the plot's rectangle in pixels, the data's in data units."""
+    """Layout: the plot's rectangle in pixels and the ranges of the data."""
 
     width: int
     height: int
@@ -80,25 +80,25 @@ class _Frame(NamedTuple):
 
 
 def flop_unit(largest: float) -> tuple[float, str]:
-    """(FLOPs in one unit, its name) that writes `largest` as a number from 1 to 999."""
+    """Return (FLOPs per unit, its name) such that `largest` is a number from 1 to 999."""
     for size, name in FLOP_UNITS:
         if largest >= size:
             return size, name
     return 1e6, "MFLOPs"
 
 
-def axis_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], `about` so many."""
+def axis_ticks(low: float, high: float, target_count: int) -> list[float]:
+    """Return about `target_count` round numbers in [low, high], 1, 2 or 5 times a power of ten apart."""
     span = high - low
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = min((power * m for m in (1, 2, 5, 10)), key=lambda step: abs(span / step - about))
+    power = 10.0 ** math.floor(math.log10(span / target_count))
+    step = min((power * m for m in (1, 2, 5, 10)), key=lambda step: abs(span / step - target_count))
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def dodge_labels(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the `wanted` ones, in the same order, at least `gap` apart and in
-    [low, high] (as long as so many fit)."""
+    """Return positions near `targets`, in the same order, at least `gap` apart and in [low, high]
+    (as long as they fit)."""
     order = sorted(range(len(targets)), key=lambda i: targets[i])
     positions = [0.0] * len(targets)
     floor = low
@@ -115,7 +115,7 @@ def dodge_labels(targets: Sequence[float], gap: float, low: float, high: float) 
 def downsample(
     x: Sequence[float], y: Sequence[float], max_points: int = 120
 ) -> tuple[list[float], list[float]]:
-    """Means of neighbours, so that at most about `most` points are left."""
+    """Average neighbouring points to get at most `max_points`."""
     size = -(-len(x) // max_points) if x else 1
     groups = [slice(i, i + size) for i in range(0, len(x), size)]
     return [sum(x[g]) / len(x[g]) for g in groups], [sum(y[g]) / len(y[g]) for g in groups]
@@ -124,10 +124,10 @@ def downsample(
 def svg_chart(
     lines: Sequence[ChartLine], axes: ChartAxes, width: int, height: int, direct: bool = True
 ) -> str:
-    """An `<svg>` of `width` × `height` pixels; '' if there is nothing to draw.
+    """Draw an `<svg>` of `width` × `height` pixels, '' if there are no points.
 
-    `direct`: names and last values stand beside the ends of the curves; without it a `svg_legend`
-    has to tell them apart.
+    With `direct`, names and last values are printed at the ends of the curves; without it a
+    `svg_legend` is needed.
     """
     lines = [_finite(line, axes.x_scale) for line in lines]
     lines = [line for line in lines if line.x]
@@ -135,13 +135,13 @@ def svg_chart(
         return ""
     frame = _frame(lines, axes, width, height, direct)
     parts = [_grid(frame, axes)]
-    inside = [_band(frame, axes), *(_reference_line(frame, value) for _, value in axes.reference_lines)]
-    inside += [_step_line(frame, axes)]
-    inside += [_curve(frame, line, axes) for line in reversed(lines)]  # the first one on top
-    # A nested svg clips what is in it.
+    content = [_band(frame, axes), *(_reference_line(frame, value) for _, value in axes.reference_lines)]
+    content += [_step_line(frame, axes)]
+    content += [_curve(frame, line, axes) for line in reversed(lines)]  # the first one is drawn last, on top
+    # A nested svg clips its content.
     parts.append(
         f'<svg x="{frame.left:g}" y="{frame.top:g}" width="{frame.right - frame.left:g}" '
-        f'height="{frame.bottom - frame.top:g}">{"".join(inside)}</svg>'
+        f'height="{frame.bottom - frame.top:g}">{"".join(content)}</svg>'
     )
     parts.append(_end_labels(frame, lines, axes) if direct else _reference_line_names(frame, axes))
     if any(y > frame.y[1] for line in lines for y in line.y):
@@ -156,7 +156,7 @@ def svg_chart(
 
 
 def svg_legend(lines: Iterable[ChartLine]) -> str:
-    """Which colour and dash is whose."""
+    """Return a legend of the lines' colours and dashes."""
     items = "".join(
         f'<li><svg width="26" height="10" aria-hidden="true"><path class="{_style(line)}" d="M1 5H25"/></svg>'
         f"{escape(line.label)}</li>"
@@ -178,41 +178,42 @@ def _finite(line: ChartLine, scale: float) -> ChartLine:
 
 def _frame(lines: Sequence[ChartLine], axes: ChartAxes, width: int, height: int, direct: bool) -> _Frame:
     last = max(max(line.x) for line in lines) or 1.0
-    begin = 0.12 * last if axes.cut and min(len(line.x) for line in lines) > 6 else 0.0
-    seen = [y for line in lines for x, y in zip(line.x, line.y, strict=True) if x >= begin]
-    seen += [
+    first_x = 0.12 * last if axes.cut and min(len(line.x) for line in lines) > 6 else 0.0
+    values = [y for line in lines for x, y in zip(line.x, line.y, strict=True) if x >= first_x]
+    values += [
         y + side * half_height
         for line in lines
         if line.spread
         for y, half_height in zip(line.y, line.spread, strict=True)
         for side in (-1, 1)
     ]
-    seen += [value for _, value in axes.reference_lines] + ([axes.band, -axes.band] if axes.band else [])
-    low, high = min(seen), max(seen)
+    values += [value for _, value in axes.reference_lines] + ([axes.band, -axes.band] if axes.band else [])
+    low, high = min(values), max(values)
     if axes.from_zero:
         low = min(low, 0.0)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     low = low if axes.from_zero and low == 0 else low - margin
-    room = max(_text_width(_end_text(line, axes)) for line in lines) if direct else 0
-    room = max([room, *(_text_width(name) for name, _ in axes.reference_lines)]) if direct else 0
-    right = width - (min(room + 34, 0.36 * width) if direct else 20)
+    label_width = max(_text_width(_end_text(line, axes)) for line in lines) if direct else 0
+    reference_widths = [_text_width(name) for name, _ in axes.reference_lines]
+    label_width = max([label_width, *reference_widths]) if direct else 0
+    right = width - (min(label_width + 34, 0.36 * width) if direct else 20)
     frame = _Frame(width, height, 0, 10, right, height - 44, (0.0, last * 1.012), (low, high + margin))
     return frame._replace(left=30 + max(_text_width(text) for _, text in _axis_rows(frame, axes)))
 
 
 def _axis_rows(frame: _Frame, axes: ChartAxes) -> list[tuple[float, str]]:
-    """The ticks of the vertical axis."""
+    """Return the ticks of the vertical axis with their labels."""
     values = axis_ticks(*frame.y, max(3, int((frame.bottom - frame.top) / 55)))
     return [(value, format_float(value, _decimals(values), axes.signed and value != 0)) for value in values]
 
 
 def _text_width(text: str) -> float:
-    """Roughly, in pixels at the size of the labels; fonts differ."""
+    """Estimate the width of a label in pixels; fonts differ."""
     return 7.0 * len(text)
 
 
-def _decimals(places: Sequence[float]) -> int:
-    step = abs(places[1] - places[0]) if len(places) > 1 else (abs(places[0]) or 1.0) if places else 1.0
+def _decimals(ticks: Sequence[float]) -> int:
+    step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else (abs(ticks[0]) or 1.0) if ticks else 1.0
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
@@ -264,9 +265,9 @@ def _reference_line(frame: _Frame, value: float) -> str:
 def _step_line(frame: _Frame, axes: ChartAxes) -> str:
     if not axes.step_line:
         return ""
-    places = [(frame.px(x / axes.x_scale), frame.py(y)) for x, y in axes.step_line]
-    path = "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
-    start = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
+    points = [(frame.px(x / axes.x_scale), frame.py(y)) for x, y in axes.step_line]
+    path = "".join(f"H{x:.1f}V{y:.1f}" for x, y in points[1:])
+    start = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
     return f'<path class="level" d="{start}{path}H{frame.right - frame.left:g}"/>'
 
 
@@ -282,10 +283,9 @@ def _curve(frame: _Frame, line: ChartLine, axes: ChartAxes) -> str:
             )
     radius = 4 if line.spread else 2.6
     if len(points) <= 60:
-        for (x, y), at, value in zip(points, line.x, line.y, strict=True):
-            tip = (
-                f"{line.label}: {format_float(value, axes.decimals, axes.signed)} at {at:,.4g} {axes.x_label}"
-            )
+        for (x, y), x_value, y_value in zip(points, line.x, line.y, strict=True):
+            value = format_float(y_value, axes.decimals, axes.signed)
+            tip = f"{line.label}: {value} at {x_value:,.4g} {axes.x_label}"
             parts.append(
                 f'<circle class="dot c{line.colour % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
                 f"<title>{escape(tip)}</title></circle>"
@@ -298,48 +298,48 @@ def _end_text(line: ChartLine, axes: ChartAxes) -> str:
 
 
 def _end_labels(frame: _Frame, lines: Sequence[ChartLine], axes: ChartAxes) -> str:
-    """Values and names beside the ends of the curves, pushed apart, with a leader to each end."""
+    """Draw values and names at the ends of the curves, without overlap, with leader lines."""
     ends = [(frame.left + frame.px(line.x[-1]), frame.top + frame.py(line.y[-1])) for line in lines]
     ends += [(frame.right, frame.top + frame.py(value)) for _, value in axes.reference_lines]
     ends = [(x, min(max(y, frame.top), frame.bottom)) for x, y in ends]
     heights = dodge_labels([y for _, y in ends], 17, frame.top + 6, frame.bottom - 2)
-    most = int((frame.width - frame.right - 26) / 6.6)
+    max_chars = int((frame.width - frame.right - 26) / 6.6)
     parts = []
     for i, ((x, y), height) in enumerate(zip(ends, heights, strict=True)):
-        at = frame.right + 16
+        label_x = frame.right + 16
         if i < len(lines):
             value = format_float(lines[i].y[-1], axes.decimals, axes.signed)
-            name, style, whole = lines[i].label, f"c{lines[i].colour % COLOURS}", _end_text(lines[i], axes)
-            room = most - len(value) - 1
-            text = f'<tspan class="value">{value}</tspan> {escape(_short(name, room))}'
+            style, label = f"c{lines[i].colour % COLOURS}", _end_text(lines[i], axes)
+            name = _shorten(lines[i].label, max_chars - len(value) - 1)
+            text = f'<tspan class="value">{value}</tspan> {escape(name)}'
         else:
-            whole, style = axes.reference_lines[i - len(lines)][0], "grey"
-            text = escape(_short(whole, most))
+            style, label = "grey", axes.reference_lines[i - len(lines)][0]
+            text = escape(_shorten(label, max_chars))
         parts.append(
             f'<path class="leader {style}" d="M{x + 4:.1f} {y:.1f}L{max(frame.right + 4, x + 4):.1f} {y:.1f}'
-            f'L{at - 3:.1f} {height:.1f}"/>'
-            f'<text class="end {style}" x="{at:.1f}" y="{height + 4:.1f}">'
-            f"<title>{escape(whole)}</title>{text}</text>"
+            f'L{label_x - 3:.1f} {height:.1f}"/>'
+            f'<text class="end {style}" x="{label_x:.1f}" y="{height + 4:.1f}">'
+            f"<title>{escape(label)}</title>{text}</text>"
         )
     return "".join(parts)
 
 
 def _reference_line_names(frame: _Frame, axes: ChartAxes) -> str:
-    if axes.signed:  # the level is zero, where the curves meet
+    if axes.signed:  # the reference line is zero
         return ""
     parts = []
     for name, value in axes.reference_lines:
         y = frame.top + frame.py(value) - 5
-        text = escape(_short(name, int((frame.right - frame.left) / 7)))
+        text = escape(_shorten(name, int((frame.right - frame.left) / 7)))
         parts.append(
             f'<text class="end grey" x="{frame.right - 4:g}" y="{y:.1f}" text-anchor="end">{text}</text>'
         )
     return "".join(parts)
 
 
-def _short(text: str, most: int) -> str:
-    """Runs of a grid begin alike and often end differently: the middle goes."""
-    if len(text) <= most:
+def _shorten(text: str, max_chars: int) -> str:
+    """Replace the middle by an ellipsis: the names of a study's runs often differ only at the end."""
+    if len(text) <= max_chars:
         return text
-    tail = max(most // 2 - 1, 1)
-    return f"{text[: max(most - tail - 1, 1)].rstrip()}…{text[-tail:].lstrip()}"
+    tail = max(max_chars // 2 - 1, 1)
+    return f"{text[: max(max_chars - tail - 1, 1)].rstrip()}…{text[-tail:].lstrip()}"

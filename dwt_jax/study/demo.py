@@ -1,4 +1,4 @@
-"""`dwt demo`: a weak teacher, a student alone and with its help, and what came of it."""
+"""The end-to-end demo (`dwt demo`): a weak teacher, students with and without it, and a report."""
 
 import time
 from pathlib import Path
@@ -16,42 +16,47 @@ from dwt_jax.train.loop import train
 
 
 class DemoRun(NamedTuple):
+    """A run of the demo."""
+
     name: str
-    label: str
-    run: str  # of configs/demo.py
+    label: str  # in the report
+    run: str  # argument of configs/demo.py
     overrides: dict[str, str]
 
 
 DEMO_RUNS = (
     DemoRun("teacher", "weak teacher", "teacher", {}),
-    DemoRun("alone", "student alone", "student", {}),
-    DemoRun("alone-seed1", "student alone, another seed", "student", {"seed": "1"}),
-    DemoRun("normal", "with the teacher, 1 : 1", "student", {"distill.preset": "paper_normal"}),
-    DemoRun("strong", "with the teacher, 1 : 4", "student", {"distill.preset": "paper_strong"}),
-    DemoRun(
-        "decay", "with the teacher, 1 : 4 falling to 1 : 1", "student", {"distill.preset": "paper_decay"}
-    ),
+    DemoRun("alone", "baseline (no teacher)", "student", {}),
+    DemoRun("alone-seed1", "baseline (no teacher), seed 1", "student", {"seed": "1"}),
+    DemoRun("normal", "weak teacher, 1 : 1", "student", {"distill.preset": "paper_normal"}),
+    DemoRun("strong", "weak teacher, 1 : 4", "student", {"distill.preset": "paper_strong"}),
+    DemoRun("decay", "weak teacher, 1 : 4 falling to 1 : 1", "student", {"distill.preset": "paper_decay"}),
     DemoRun(
         "grown",
-        "grown from the teacher (FNA), with it 1 : 1",
+        "grown from the teacher (FNA), weak teacher, 1 : 1",
         "student",
         {"distill.preset": "paper_normal", "init.method": "fna"},
     ),
 )
-"""Students have the same number of steps, and all but the one that measures the noise the
-same seed: the same initial parameters (but for the one grown from the teacher's), data order and
-masks."""
+"""The runs of the demo. Students have the same number of steps, data order, masks and, except the one
+grown from the teacher, initial parameters. One student has another seed, to measure the noise."""
 
 
 FINETUNED_RUNS = ("teacher", "alone", "normal")
-"""Which of them are fine-tuned: on the built-in task, by a part of its examples, for about a minute."""
+"""Runs that are fine-tuned on a subset of the built-in task, for about a minute."""
 
 
 def run_demo(workdir: Path, scale: float = 1.0) -> Path:
-    """Train what PLAN says below `workdir`, write the report and return its path.
+    """Train DEMO_RUNS below `workdir` and write the report.
 
-    `scale`: share of the steps, for trials. Finished runs are kept, so a demo that was
-    stopped goes on where it was.
+    Finished runs are not repeated, so an interrupted demo resumes.
+
+    Args:
+        workdir: directory of the demo.
+        scale: multiplies the number of steps, for tests.
+
+    Returns:
+        The path of the report.
     """
     start_time, is_resumed = time.perf_counter(), (workdir / DEMO_RUNS[0].name).exists()
     for demo_run in DEMO_RUNS:
@@ -67,16 +72,20 @@ def run_demo(workdir: Path, scale: float = 1.0) -> Path:
             "baseline": "alone",
             "noise_pair": ["alone", "alone-seed1"],
             "runs": [
-                {"name": p.name, "label": p.label, "role": "teacher" if p.name == "teacher" else "student"}
-                for p in DEMO_RUNS
+                {
+                    "name": demo_run.name,
+                    "label": demo_run.label,
+                    "role": "teacher" if demo_run.name == "teacher" else "student",
+                }
+                for demo_run in DEMO_RUNS
             ],
             "command": command,
-            "seconds": None if is_resumed else seconds,  # of all of it, or not at all
+            "seconds": None if is_resumed else seconds,  # only if nothing was resumed
         },
     )
     path = report.write_report(workdir)
     print(
-        f"demo: {format_duration(seconds)}{', resumed' if is_resumed else ' in all'}; report in {path}",
+        f"demo: {format_duration(seconds)}{', resumed' if is_resumed else ' total'}; report in {path}",
         flush=True,
     )
     return path

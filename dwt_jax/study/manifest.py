@@ -1,4 +1,4 @@
-"""grid.json: a study and its runs, so that a report needs none of the config files."""
+"""The manifest of a study (grid.json): its config and jobs, so that a report needs no config files."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +12,7 @@ MANIFEST_NAME = "grid.json"
 
 
 def write_manifest(study: Study, jobs: tuple[Job, ...], workdir: Path) -> None:
+    """Write the manifest of a study to its directory."""
     records = [{f.name: getattr(job, f.name) for f in fields(JobRecord)} for job in jobs]
     for record in records:
         record["workdir"] = record["workdir"].relative_to(workdir).as_posix()
@@ -19,7 +20,7 @@ def write_manifest(study: Study, jobs: tuple[Job, ...], workdir: Path) -> None:
 
 
 def read_manifest(workdir: Path) -> tuple[Study, tuple[JobRecord, ...]]:
-    """What `write_manifest` wrote. Raises UserError for anything else."""
+    """Read a manifest. Raises UserError if `write_manifest` did not write it."""
     path = workdir / MANIFEST_NAME
     manifest = read_json(path)
     try:
@@ -29,10 +30,10 @@ def read_manifest(workdir: Path) -> tuple[Study, tuple[JobRecord, ...]]:
         )
         study = build_dataclass(Study, manifest["grid"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: {error!r}, expected what dwt study wrote (run it again)") from None
+        raise UserError(f"{path}: {error!r}, expected a file that dwt study wrote (run it again)") from None
     for problem in study_problems(study):
         raise UserError(f"{path}: {problem}")
     unknown_arms = {record.arm for record in records} - {arm.name for arm in study.arms}
     if unknown_arms:
-        raise UserError(f"{path}: a run of arm {min(unknown_arms)!r}, expected one of the grid's arms")
+        raise UserError(f"{path}: a run of arm {min(unknown_arms)!r}, expected one of the study's arms")
     return study, records

@@ -1,34 +1,40 @@
-"""What the paper's table and figures show, to lay beside our own runs.
+"""Results of the paper, for comparison with the arms of a study.
 
-Lee et al. 2023 (arXiv 2305.18239). The table is as printed; of the figures, which have more points, these
-are the ends that could be read off the plots. An arm of a study names the paper's arm that it repeats
-(`arms.N.paper`, one of ARMS): that alone decides what of this a report shows.
+Lee et al. 2023 (arXiv 2305.18239). The table is as printed. The values of the figures, which have more
+points, are end points read off the plots. An arm of a study names the paper's arm that it reproduces
+(`arms.N.paper`, one of PAPER_ARMS); a report shows the results of those arms.
 """
 
 from typing import NamedTuple
 
 
 class PaperScore(NamedTuple):
+    """A row of the paper's table 1."""
+
     label: str
     average: float  # over nine GLUE tasks, dev sets, one run
-    change: float | None = None  # against the student alone, as printed
+    change: float | None = None  # vs. the baseline, as printed
 
 
 class PaperLine(NamedTuple):
-    arm: str  # one of ARMS
+    """A curve of a figure."""
+
+    arm: str  # one of PAPER_ARMS
     label: str
     epochs: tuple[float, ...]
     scores: tuple[float, ...]  # dev sets of GLUE, one run each; approximate
 
 
 class PaperFigure(NamedTuple):
+    """Curves of a figure that belong to one task."""
+
     source: str
-    task: str  # as configs/glue.py names it
+    task: str  # its name in configs/glue.py
     lines: tuple[PaperLine, ...]
 
 
-PAPER_TABLE_1 = {  # by arm: the teachers' own averages and those of the students
-    "table1.alone": PaperScore("student alone", 79.89),
+PAPER_TABLE_1 = {  # by arm: averages of the teachers and of the students
+    "table1.alone": PaperScore("baseline (no teacher)", 79.89),
     "table1.teacher4": PaperScore("weak teacher, 4 layers", 77.66),
     "table1.teacher2": PaperScore("very weak teacher, 2 layers", 66.45),
     "table1.teacher1": PaperScore("extremely weak teacher, 1 layer", 53.87),
@@ -58,7 +64,7 @@ PAPER_FIGURES = (
         "The paper's figure 4, parameter remapping (approximate), epoch 18",
         "mnli",
         (
-            PaperLine("figure4.random", "random start", (18,), (79.6,)),
+            PaperLine("figure4.random", "random initialization", (18,), (79.6,)),
             PaperLine("figure4.remapped", "remapped", (18,), (77.3,)),
         ),
     ),
@@ -66,7 +72,7 @@ PAPER_FIGURES = (
         "The paper's figure 4, parameter remapping (approximate), epoch 18",
         "cola",
         (
-            PaperLine("figure4.random", "random start", (18,), (48.0,)),
+            PaperLine("figure4.random", "random initialization", (18,), (48.0,)),
             PaperLine("figure4.remapped", "remapped", (18,), (40.0,)),
         ),
     ),

@@ -1,7 +1,7 @@
-"""What a finished job was made of: its teacher, the run that was fine-tuned.
+"""Provenance of finished jobs: the teacher or the fine-tuned run that they were made from.
 
-What is done is never done again, so a job whose source is another one in the grid now, or was
-made anew of another config since, would be reported as what it is not.
+Finished jobs are not repeated. If the source of a job was replaced or trained again with another config,
+the report would be wrong, so this is an error.
 """
 
 import hashlib
@@ -20,15 +20,17 @@ PROVENANCE_FILE = "source.json"
 
 
 class ProvenanceChecker:
-    """Looks at finished jobs; models are read once."""
+    """Checks that finished jobs were made from the current sources. Models are read once."""
 
     def __init__(self, by_name: Mapping[str, Job]):
         self._by_name = by_name
         self._digests: dict[str, str] = {}
 
     def check(self, job: Job) -> None:
-        """Raises UserError where `job` was made of something else. A source that is not done is not
-        judged: it may yet become the one that was there."""
+        """Raise UserError if a source of `job` has changed.
+
+        Sources that are not finished are not checked: they may still become the same.
+        """
         needs = [self._by_name[name] for name in job.needs]
         if not all(need.is_done() for need in needs):
             return
@@ -45,7 +47,7 @@ class ProvenanceChecker:
                 raise UserError(_changed_source_message(job, f"model than that of {source_jobs[0].name!r}"))
 
     def _model_digest(self, path: str) -> str:
-        """Of the model in a run's directory, as a run that borrows it writes it down."""
+        """Return the digest of the model in a run's directory, as run.json of its students has it."""
         from dwt_jax.runs.pretrained import params_digest
 
         if path not in self._digests:
@@ -53,7 +55,7 @@ class ProvenanceChecker:
         return self._digests[path]
 
     def record(self, job: Job) -> None:
-        """Before a job begins: what it is made of. Of pre-training its own run.json tells that."""
+        """Record the source of a job before it starts. Pre-training runs record it in their run.json."""
         if job.kind != "train" and not (job.workdir / PROVENANCE_FILE).exists():
             job.workdir.mkdir(parents=True, exist_ok=True)
             write_json(job.workdir / PROVENANCE_FILE, _run_fingerprint(self._by_name[job.needs[0]]))
@@ -61,13 +63,13 @@ class ProvenanceChecker:
 
 def _changed_source_message(job: Job, source_description: str) -> str:
     return (
-        f"{job.workdir}: was made of another {source_description}, expected the one that is there now "
-        "(remove it, and it is done again; or give the arm another name)"
+        f"{job.workdir}: was made from another {source_description}, expected the current one "
+        "(remove it to run the job again, or give the arm another name)"
     )
 
 
 def _run_fingerprint(run: Job) -> dict[str, str]:
-    """What decides the numbers of a pre-training run: done again with the same config, it is the same."""
+    """Fingerprint everything that determines the numbers of a pre-training run."""
     config = flatten_dict(read_json(run.workdir / "config.json"))
     relevant = {key: value for key, value in config.items() if not key.startswith(RESUME_MUTABLE_KEYS)}
     text = json.dumps([relevant, read_json(run.workdir / "run.json")], sort_keys=True)

@@ -1,7 +1,7 @@
-"""What a folder of finished runs says: did the weak teacher help, and what did it cost?
+"""Comparison of the finished runs in a directory: did the weak teacher help, and at what cost?
 
-Read from the runs' own files and nothing else. tables.py puts it into words and tables,
-page.py makes the HTML, charts.py draws.
+Reads only the runs' own files. tables.py makes text and tables, report_html.py the page, charts.py the
+charts.
 """
 
 import dataclasses
@@ -30,63 +30,64 @@ RESULT_NEUTRAL_KEYS = (
     "train.save_every",
     "train.keep_checkpoints",
     "train.eval_every",
-    "precision.compute_dtype",  # `computed in` is what it came to
+    "precision.compute_dtype",  # `computed in` is the resolved dtype
 )
-"""Keys that do not change what a run computes: runs may differ in them and be equal."""
+"""Keys that do not change the results of a run."""
 
 TREATMENT_KEYS = ("teacher.", "distill.")
-"""What distinguishes a distilled student from the student alone, by intention."""
+"""Keys in which a distilled student differs from the baseline by design."""
 
 MUST_MATCH_KEYS = ("model.", "mlm.", "train.steps", "run.data_digest", "held-out predictions")
-"""Where two students differ in these, their losses cannot be compared at all."""
+"""Students that differ in these keys are not comparable."""
 
 GROWTH_KEYS = ("model.weighted_norm", "model.gated_layers")
-"""Keys of the model that say how it was grown: in the end it is an ordinary one."""
-
+"""Keys that only a grown model has; they do not prevent a comparison."""
 
 DOWNSTREAM_DIR = "downstream"
-"""The folder beside the runs that may hold their fine-tunings, each by the name of its run (`dwt finetune
---workdir=downstream/NAME`)."""
+"""Directory of fine-tunings beside the runs, one per run (`dwt finetune --workdir=downstream/NAME`)."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run, as its directory describes it."""
+    """A finished run, read from its directory."""
 
-    name: str  # of its directory, below the study's
+    name: str  # path of its directory, relative to the study's
     label: str
     role: str  # teacher or student
-    teacher: str  # the name of the run that taught it, or whatever path its config gives; '' for none
+    teacher: str  # name of the teacher's run if it is in the study, else the config's path; '' for none
     path: Path
     config: Mapping[str, Any]
     identity: Mapping[str, Any]  # run.json
     summary: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
-    evaluations: Sequence[Mapping[str, Any]]  # by step, the last one included
-    documents: tuple[np.ndarray, np.ndarray] | None  # sums of the loss, predictions; by held-out document
+    evaluations: Sequence[Mapping[str, Any]]  # by step, including the last
+    documents: tuple[np.ndarray, np.ndarray] | None  # sums of the loss and predictions by held-out document
 
     @property
     def loss(self) -> float:
-        """Held-out, at the end, in nats."""
+        """Final held-out loss in nats."""
         return self.summary["held_out"]["held_out_loss"]
 
     @property
     def teacher_path(self) -> str:
+        """Path of the teacher in the config, '' for none."""
         return self.config["teacher"]["path"]
 
     @property
     def distilled(self) -> bool:
+        """Whether it is a student with a teacher."""
         return self.role == "student" and bool(self.teacher_path)
 
     @property
     def grown(self) -> bool:
+        """Whether it was initialized from a smaller model."""
         return bool(self.config.get("init", {}).get("method"))
 
     def settings(self) -> dict[str, Any]:
-        """Everything that it was run with and on, by dotted key."""
+        """Return config, data and environment by dotted key."""
         identity = {f"run.{key}": value for key, value in self.identity.items()}
         return {
-            **flatten_dict({"init": config_to_dict(Init())}),  # runs that are older than it
+            **flatten_dict({"init": config_to_dict(Init())}),  # for runs of versions without it
             **flatten_dict(self.config),
             **identity,
             "held-out predictions": self.summary["held_out"].get("predictions"),
@@ -95,52 +96,61 @@ class RunRecord:
 
 
 class SeedNoise(NamedTuple):
-    """How far apart runs end that differ by their seed alone."""
+    """Range of the final losses of runs that differ only in their seed."""
 
-    value: float  # the largest difference between two of them, nats
+    value: float  # largest difference between two of them, nats
     runs: tuple[RunRecord, ...]
 
 
 class TargetCrossing(NamedTuple):
-    """Where a curve first comes down to a loss, interpolated between two evaluations."""
+    """First point at which a curve reaches a loss, interpolated between two evaluations."""
 
     steps: float
-    flops: float  # student and the teacher's forward
-    at_most: bool  # it was there at the first evaluation already
+    flops: float  # of the student and the teacher's forward pass
+    is_upper_bound: bool  # the first evaluation was already below
 
 
 class BaselineComparison(NamedTuple):
-    """A distilled student against the student alone."""
+    """A distilled student compared with the baseline, a student without a teacher."""
 
     run: RunRecord
-    difference: float  # held-out loss minus that of the student alone: below 0 is better
+    difference: float  # held-out loss minus the baseline's: below 0 is better
     error: float | None  # standard error of the difference, paired by document
     verdict: str  # one of tables.VERDICTS
-    why: str  # what decided, or what stands in the way
-    reach: TargetCrossing | None  # of the final loss of the student alone; None: never
-    unequal: tuple[str, ...]  # keys beside the teacher in which the two differ
+    reason: str  # of the verdict
+    reach: TargetCrossing | None  # of the baseline's final loss; None: never
+    differing_keys: tuple[str, ...]  # keys, other than the teacher's, in which the two differ
 
 
 @dataclass(frozen=True)
 class RunComparisonStudy:
+    """All data of a report on a directory of runs."""
+
     workdir: Path
     title: str
     command: str
     seconds: float | None
     runs: tuple[RunRecord, ...]
     unfinished: tuple[tuple[str, int], ...]  # (name, last logged step)
-    baseline: RunRecord | None  # the student alone
+    baseline: RunRecord | None  # the student without a teacher
     noise: SeedNoise | None
     comparisons: tuple[BaselineComparison, ...]
     downstream: Mapping[str, Mapping[str, Any]]  # results.json of fine-tunings, by the run's name
 
 
 def write_report(workdir: Path, out: Path | None = None) -> Path:
-    """Write report.html, and report.md and report.csv beside it. → the path of the HTML file
+    """Write report.html, report.md and report.csv.
 
-    `workdir`: its sub-directories (or theirs) are runs; an optional `study.json` in it says what
-    is what, see docs/architecture.md. `out`: another name ending in .html, or a directory.
-    Raises UserError if no run is finished.
+    Args:
+        workdir: a directory with runs up to two levels below. An optional `study.json` names the runs'
+            roles, see docs/architecture.md.
+        out: another path ending in .html, or a directory.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        UserError: if no run is finished.
     """
     target = report_path(workdir, out)
     study = collect_runs(workdir)
@@ -154,7 +164,7 @@ def write_report(workdir: Path, out: Path | None = None) -> Path:
 
 
 def write_report_files(target: Path, texts: Mapping[str, str]) -> None:
-    """Each beside `target`, with its own suffix: all are made before the first is written."""
+    """Write each text next to `target`, with its suffix as key."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
         with atomic_write(target.with_suffix(suffix)) as partial:
@@ -162,7 +172,7 @@ def write_report_files(target: Path, texts: Mapping[str, str]) -> None:
 
 
 def report_path(workdir: Path, out: Path | None) -> Path:
-    """Of the HTML file. Raises UserError for another kind of file."""
+    """Return the path of the HTML file. Raises UserError for another suffix."""
     target = workdir / "report.html" if out is None else out
     if target.is_dir():
         target = target / "report.html"
@@ -172,19 +182,19 @@ def report_path(workdir: Path, out: Path | None) -> Path:
 
 
 def collect_runs(workdir: Path) -> RunComparisonStudy:
-    """Everything the report says, as data."""
+    """Collect all data of a report. Raises UserError if no run is finished."""
     directories = dict(_run_directories(workdir))
     plan = read_json(workdir / "study.json") if (workdir / "study.json").exists() else {}
     if not isinstance(plan, dict):
         raise UserError(f"{workdir / 'study.json'}: {type(plan).__name__}, expected an object")
-    found = {name: path for name, path in directories.items() if (path / "summary.json").exists()}
-    if not found:
+    finished = {name: path for name, path in directories.items() if (path / "summary.json").exists()}
+    if not finished:
         raise UserError(f"{workdir}: no finished run below it, expected sub-directories with a summary.json")
-    runs = _assign_roles([_read_run(name, path) for name, path in found.items()], plan)
+    runs = _assign_roles([_read_run(name, path) for name, path in finished.items()], plan)
     planned = [str(entry.get("name")) for entry in plan.get("runs", [])]
-    places = {name: rank for rank, name in enumerate(planned)}
-    runs.sort(key=lambda run: (places.get(run.name, len(places)), run.role != "teacher", run.name))
-    missing = [name for name in (*planned, *directories) if name not in found]
+    ranks = {name: rank for rank, name in enumerate(planned)}
+    runs.sort(key=lambda run: (ranks.get(run.name, len(ranks)), run.role != "teacher", run.name))
+    missing = [name for name in (*planned, *directories) if name not in finished]
     unfinished = tuple((name, _last_step(directories.get(name))) for name in dict.fromkeys(missing))
     by_name = {run.name: run for run in runs}
     baseline = by_name.get(str(plan["baseline"])) if plan.get("baseline") else _find_baseline(runs)
@@ -210,9 +220,9 @@ def collect_runs(workdir: Path) -> RunComparisonStudy:
 
 
 def _run_directories(workdir: Path) -> Iterator[tuple[str, Path]]:
-    """Run directories below `workdir`, at most two levels down, with their names.
+    """Yield (name, path) of the run directories at most two levels below `workdir`.
 
-    A run's own sub-directories are not searched: `model/` has a config.json too.
+    Subdirectories of a run are not searched: `model/` has a config.json too.
     """
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such directory, expected one whose sub-directories are runs")
@@ -221,12 +231,12 @@ def _run_directories(workdir: Path) -> Iterator[tuple[str, Path]]:
     for child in sorted(workdir.iterdir()):
         if not child.is_dir() or child.name.startswith("."):
             continue
-        inside = [child] if _is_run(child) else sorted(path for path in child.iterdir() if _is_run(path))
-        yield from ((path.relative_to(workdir).as_posix(), path) for path in inside)
+        run_dirs = [child] if _is_run(child) else sorted(path for path in child.iterdir() if _is_run(path))
+        yield from ((path.relative_to(workdir).as_posix(), path) for path in run_dirs)
 
 
 def _is_run(path: Path) -> bool:
-    """Whether it is a pre-training run's directory (other jobs write a summary too)."""
+    """Whether a directory is a pre-training run (other jobs write a summary too)."""
     if not path.is_dir() or path.name.startswith(".") or not (path / "config.json").exists():
         return False
     if (path / "summary.json").exists():
@@ -256,6 +266,11 @@ def _read_run(name: str, path: Path) -> RunRecord:
 
 
 def read_document_losses(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read loss sums and predictions by document, [D] each; None if the file does not exist.
+
+    Raises:
+        UserError: for another kind of file.
+    """
     if not path.exists():
         return None
     try:
@@ -271,71 +286,76 @@ def _last_step(path: Path | None) -> int:
 
 
 def _assign_roles(runs: list[RunRecord], plan: Mapping[str, Any]) -> list[RunRecord]:
-    """Labels and roles from the plan; else whoever is another run's teacher is a teacher."""
+    """Set labels and roles from the plan. By default a run that another run names as teacher is one."""
     entries = {str(entry.get("name")): entry for entry in plan.get("runs", [])}
-    taught = [Path(run.teacher_path) for run in runs if run.teacher_path]
-    done = []
+    teacher_paths = [Path(run.teacher_path) for run in runs if run.teacher_path]
+    labelled_runs = []
     for run in runs:
         entry = entries.get(run.name, {})
-        is_teacher = run.name == plan.get("teacher") or any(refers_to_run(path, run) for path in taught)
+        is_teacher = run.name == plan.get("teacher") or any(
+            refers_to_run(path, run) for path in teacher_paths
+        )
         role = str(entry.get("role") or ("teacher" if is_teacher else "student"))
         path = run.teacher_path
         teacher = next((other.name for other in runs if path and refers_to_run(Path(path), other)), path)
         label = str(entry.get("label") or run.name)
-        done.append(dataclasses.replace(run, label=label, role=role, teacher=teacher))
-    return done
+        labelled_runs.append(dataclasses.replace(run, label=label, role=role, teacher=teacher))
+    return labelled_runs
 
 
 def refers_to_run(path: Path, run: RunRecord) -> bool:
-    """Whether `path`, a teacher's, is this run's directory or its model.
+    """Whether a teacher's path is the directory of `run` or its model.
 
-    Paths are relative to where the run was started, and folders move: what counts, if the
-    path leads nowhere, is how it ends.
+    Paths are relative to the student's working directory, and directories may have moved: if the path
+    does not exist, its last parts are compared with the run's name.
     """
     if path.name == "model":
         path = path.parent
     if path.exists():
         return path.resolve() == run.path.resolve()
-    mine = Path(run.name).parts
-    return path.parts[-len(mine) :] == mine
+    name_parts = Path(run.name).parts
+    return path.parts[-len(name_parts) :] == name_parts
 
 
 def _find_baseline(runs: Sequence[RunRecord]) -> RunRecord | None:
-    """The student alone and from nothing: first by name, of a distilled student's size if there is one."""
-    alone = sorted((run for run in runs if not run.teacher_path and not run.grown), key=lambda run: run.name)
+    """Return the first run by name without teacher and growth, preferably of a distilled student's size."""
+    candidates = [run for run in runs if not run.teacher_path and not run.grown]
+    candidates.sort(key=lambda run: run.name)
     sizes = [run.config["model"] for run in runs if run.distilled]
-    students = [run for run in alone if run.role == "student"]
-    same_size = [run for run in students or alone if run.config["model"] in sizes]
+    students = [run for run in candidates if run.role == "student"]
+    same_size = [run for run in students or candidates if run.config["model"] in sizes]
     return next(iter(same_size or students), None)
 
 
-def differing_settings(a: RunRecord, b: RunRecord, apart_from: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Keys of what `a` and `b` were run with that differ and matter."""
-    ours, theirs = a.settings(), b.settings()
-    ignored = (*RESULT_NEUTRAL_KEYS, *apart_from)
-    keys = [key for key in {**theirs, **ours} if not key.startswith(ignored)]
-    return tuple(key for key in keys if ours.get(key) != theirs.get(key))
+def differing_settings(a: RunRecord, b: RunRecord, ignored_prefixes: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the keys in which two runs differ, without those that do not change results."""
+    a_settings, b_settings = a.settings(), b.settings()
+    ignored = (*RESULT_NEUTRAL_KEYS, *ignored_prefixes)
+    keys = [key for key in {**b_settings, **a_settings} if not key.startswith(ignored)]
+    return tuple(key for key in keys if a_settings.get(key) != b_settings.get(key))
 
 
 def _seed_noise(runs: Sequence[RunRecord], pair: Sequence[RunRecord]) -> SeedNoise | None:
-    """From the planned pair, or from the group of runs equal but for the seed that ends the
-    farthest apart: rather too much noise than too little."""
+    """Measure seed noise on the planned pair, or on the groups of runs that differ only in the seed.
+
+    Of several groups the largest noise counts, to be conservative.
+    """
     groups = [list(pair)] if len(pair) > 1 else []
     if not groups:
-        left = [run for run in runs if run.role == "student"]
-        while left:
-            first = left[0]
-            same = [run for run in left if differing_settings(first, run) in ((), ("seed",))]
-            left = [run for run in left if run not in same]
-            groups.append(same)
-    found = [
+        remaining = [run for run in runs if run.role == "student"]
+        while remaining:
+            first = remaining[0]
+            group = [run for run in remaining if differing_settings(first, run) in ((), ("seed",))]
+            remaining = [run for run in remaining if run not in group]
+            groups.append(group)
+    noises = [
         SeedNoise(max(run.loss for run in group) - min(run.loss for run in group), tuple(group))
         for group in groups
         if len({run.config["seed"] for run in group}) > 1
         and all(math.isfinite(run.loss) for run in group)
         and not _differ_beyond_seed(group)
     ]
-    return max(found, key=lambda noise: noise.value, default=None)
+    return max(noises, key=lambda noise: noise.value, default=None)
 
 
 def _differ_beyond_seed(group: Sequence[RunRecord]) -> bool:
@@ -343,47 +363,50 @@ def _differ_beyond_seed(group: Sequence[RunRecord]) -> bool:
 
 
 def compare_to_baseline(run: RunRecord, baseline: RunRecord, noise: SeedNoise | None) -> BaselineComparison:
-    """A distilled student against the student alone.
+    """Compare a distilled student with the baseline.
 
-    A difference counts if it is larger than the noise and, where the losses are known by
-    document, than twice its standard error.
+    A difference counts if it is larger than the noise and, if the losses by document are known, than
+    twice its standard error.
     """
     difference = run.loss - baseline.loss
     differing = differing_settings(run, baseline, (*TREATMENT_KEYS, "run.teacher_digest"))
-    fatal = [key for key in differing if key.startswith(MUST_MATCH_KEYS) and key not in GROWTH_KEYS]
-    error = None if fatal else paired_error(run.documents, baseline.documents)
+    mismatches = [key for key in differing if key.startswith(MUST_MATCH_KEYS) and key not in GROWTH_KEYS]
+    error = None if mismatches else paired_error(run.documents, baseline.documents)
     verdict = "harmed" if difference > 0 else "helped"
-    if fatal:
-        verdict, why = "not comparable", f"the two differ in {', '.join(fatal)}"
+    if mismatches:
+        verdict, reason = "not comparable", f"the two differ in {', '.join(mismatches)}"
     elif not math.isfinite(difference):
-        verdict, why = "not comparable", "one of them is not a number"
+        verdict, reason = "not comparable", "a loss is not finite"
     elif noise is None:
-        verdict, why = "undecided", "no two runs differ by their seed alone, so the noise is unknown"
+        verdict, reason = "undecided", "no two runs differ only in their seed, so the noise is unknown"
     elif abs(difference) <= noise.value:
-        verdict, why = "undecided", f"not more than the noise, {noise.value:.4f}"
+        verdict, reason = "undecided", f"not larger than the noise, {noise.value:.4f}"
     elif error is not None and abs(difference) <= 2 * error:
-        verdict, why = "undecided", f"more than the noise, {noise.value:.4f}, but within two standard errors"
+        verdict, reason = (
+            "undecided",
+            f"larger than the noise, {noise.value:.4f}, but within two standard errors",
+        )
     else:
-        why = f"more than the noise, {noise.value:.4f}"
-    reached = None if fatal else steps_to_target(run.evaluations, baseline.loss)
-    return BaselineComparison(run, difference, error, verdict, why, reached, differing)
+        reason = f"larger than the noise, {noise.value:.4f}"
+    crossing = None if mismatches else steps_to_target(run.evaluations, baseline.loss)
+    return BaselineComparison(run, difference, error, verdict, reason, crossing, differing)
 
 
 def steps_to_target(evaluations: Sequence[Mapping[str, Any]], loss: float) -> TargetCrossing | None:
-    """Where the held-out loss first came down to `loss`; None: never."""
-    before = None
+    """Return the first point at which the held-out loss reached `loss`, in nats; None if it never did."""
+    previous = None
     for record in evaluations:
         if not math.isfinite(record["held_out_loss"]):
             continue
         if record["held_out_loss"] <= loss:
-            if before is None:
-                return TargetCrossing(record["step"], total_flops(record), at_most=True)
-            share = (before["held_out_loss"] - loss) / (before["held_out_loss"] - record["held_out_loss"])
-            steps = before["step"] + share * (record["step"] - before["step"])
+            if previous is None:
+                return TargetCrossing(record["step"], total_flops(record), is_upper_bound=True)
+            share = (previous["held_out_loss"] - loss) / (previous["held_out_loss"] - record["held_out_loss"])
+            steps = previous["step"] + share * (record["step"] - previous["step"])
             return TargetCrossing(
                 steps,
-                total_flops(before) + share * (total_flops(record) - total_flops(before)),
-                at_most=False,
+                total_flops(previous) + share * (total_flops(record) - total_flops(previous)),
+                is_upper_bound=False,
             )
-        before = record
+        previous = record
     return None

@@ -1,5 +1,4 @@
-"""A study as one HTML file, without scripts or anything from elsewhere. Everything that comes
-from the runs is escaped."""
+"""A report as one HTML file, without scripts or external resources. Text from the runs is escaped."""
 
 import itertools
 import json
@@ -17,7 +16,7 @@ from dwt_jax.text_format import format_duration
 if TYPE_CHECKING:  # report.py calls this file
     from dwt_jax.study.report import RunComparisonStudy, RunRecord
 
-WIDE, SMALL, PANEL = (1000, 400), (360, 300), (340, 240)  # pixels of the drawings
+WIDE, SMALL, PANEL = (1000, 400), (360, 300), (340, 240)  # width and height of the charts in pixels
 
 _LIGHT = """--paper:#fff;--card:#f6f7f9;--ink:#1b1f24;--muted:#59636e;--rule:#dfe3e8;
 --c0:#1b1f24;--c1:#0b62a4;--c2:#b84a00;--c3:#00795a;--c4:#a3447f;--c5:#2b7fae;--c6:#8a6800;--good:#00694e;--bad:#b03a00"""
@@ -70,15 +69,15 @@ pre{{max-height:none;white-space:pre-wrap}}}}
 
 
 def render_report_html(study: "RunComparisonStudy") -> str:
-    """The whole page."""
+    """Render the page of a report on runs."""
     body = [_top(study), _curves(study), _training(study), _tables(study), _downstream(study)]
-    body += [_equal(study), _configs(study)]
+    body += [_controlled_settings(study), _configs(study)]
     return html_document(study.title, body)
 
 
 def html_document(title: str, body: Sequence[str]) -> str:
-    """A page of these parts."""
-    # The policy makes "nothing from elsewhere" something that the browser enforces.
+    """Return an HTML document with the given title and parts of the body."""
+    # With this policy the browser blocks external resources.
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -97,11 +96,11 @@ def _top(study: "RunComparisonStudy") -> str:
     ]
     styles = _styles(study)
     for comparison in study.comparisons:
-        said = "".join(f"<p>{escape(text)}</p>" for text in tables.comparison_findings(comparison, study))
+        findings = "".join(f"<p>{escape(text)}</p>" for text in tables.comparison_findings(comparison, study))
         verdict = comparison.verdict
         parts.append(
             f'<section class="card c{styles[comparison.run.name][0]}"><h3>{escape(comparison.run.label)} '
-            f'<span class="badge verdict {verdict}">{verdict}</span></h3>{said}</section>'
+            f'<span class="badge verdict {verdict}">{verdict}</span></h3>{findings}</section>'
         )
     if study.baseline is None:
         parts.append("<p>No finished run without a teacher to compare with.</p>")
@@ -109,27 +108,30 @@ def _top(study: "RunComparisonStudy") -> str:
         parts.append(f"<p>{escape(tables.describe_noise(study))}</p>")
     if study.unfinished:
         items = "; ".join(escape(text) for text in tables.describe_unfinished(study))
-        parts.append(f"<p><b>Not finished</b>, and not in this report: {items}.</p>")
+        parts.append(f"<p><b>Unfinished</b> and not in this report: {items}.</p>")
     return "\n".join(parts)
 
 
 def _styles(study: "RunComparisonStudy") -> dict[str, tuple[int, int]]:
-    """(colour, dash) of each student: ink for those alone, the baseline solid, a colour for
-    each with a teacher, and other dashes when the colours are used up."""
+    """Return (colour, dash) of each student.
+
+    Students without a teacher have colour 0, the baseline solid. Distilled students have the other
+    colours, with other dashes once the colours are used up.
+    """
     students = [run for run in study.runs if run.role == "student"]
-    taught = [run.name for run in students if run.distilled]
-    alone = [run.name for run in students if not run.distilled and run is not study.baseline]
+    distilled = [run.name for run in students if run.distilled]
+    without_teacher = [run.name for run in students if not run.distilled and run is not study.baseline]
     colours, dashes = charts.COLOURS - 1, len(charts.DASHES) - 1
     styles = {study.baseline.name: (0, 0)} if study.baseline else {}
-    styles |= {name: (1 + i % colours, i // colours) for i, name in enumerate(taught)}
-    styles |= {name: (0, 1 + i % dashes) for i, name in enumerate(alone)}
+    styles |= {name: (1 + i % colours, i // colours) for i, name in enumerate(distilled)}
+    styles |= {name: (0, 1 + i % dashes) for i, name in enumerate(without_teacher)}
     return styles
 
 
 def _lines(
     study: "RunComparisonStudy", points: Callable[["RunRecord"], tuple[Sequence[float], Sequence[float]]]
 ) -> list[ChartLine]:
-    """A line for each student that has points; the student alone first, which is on top."""
+    """Return a line for each student that has points, the baseline first (drawn on top)."""
     styles = _styles(study)
     students = [run for run in study.runs if run.role == "student"]
     students.sort(key=lambda run: run is not study.baseline)
@@ -138,24 +140,27 @@ def _lines(
 
 
 def html_figure(lines: list[ChartLine], axes: ChartAxes, caption: str) -> str:
-    """Names beside the curves where there is room, in a legend on a phone."""
+    """Return a figure with labels at the curves or, on a small screen, a legend."""
     if not lines:
         return ""
+    wide, small = charts.svg_chart(lines, axes, *WIDE), charts.svg_chart(lines, axes, *SMALL, direct=False)
     return (
         f'<figure class="both"><figcaption>{escape(caption)}</figcaption>{charts.svg_legend(lines)}'
-        f"{charts.svg_chart(lines, axes, *WIDE)}{charts.svg_chart(lines, axes, *SMALL, direct=False)}</figure>"
+        f"{wide}{small}</figure>"
     )
 
 
-def _levels(study: "RunComparisonStudy") -> tuple[tuple[str, float], ...]:
-    """The teachers' own losses, where they were measured on the same predictions."""
-    base = study.baseline or next((run for run in study.runs if run.role == "student"), study.runs[0])
-    same = ("mlm.", "run.data_digest", "held-out predictions")
+def _teacher_losses(study: "RunComparisonStudy") -> tuple[tuple[str, float], ...]:
+    """Return reference lines of the teachers' losses, if measured on the same predictions."""
+    baseline = study.baseline or next((run for run in study.runs if run.role == "student"), study.runs[0])
+    prefixes = ("mlm.", "run.data_digest", "held-out predictions")
 
-    def measured(run: "RunRecord") -> dict[str, Any]:
-        return {key: value for key, value in run.settings().items() if key.startswith(same)}
+    def eval_settings(run: "RunRecord") -> dict[str, Any]:
+        return {key: value for key, value in run.settings().items() if key.startswith(prefixes)}
 
-    teachers = [run for run in study.runs if run.role == "teacher" and measured(run) == measured(base)]
+    teachers = [
+        run for run in study.runs if run.role == "teacher" and eval_settings(run) == eval_settings(baseline)
+    ]
     return tuple((f"{run.loss:.3f} {run.label}", run.loss) for run in teachers if math.isfinite(run.loss))
 
 
@@ -169,110 +174,116 @@ def _curves(study: "RunComparisonStudy") -> str:
     by_steps = _lines(study, lambda run: ([record["step"] for record in run.evaluations], loss(run)))
     by_flops = _lines(study, lambda run: (flops(run), loss(run)))
     size, unit = charts.flop_unit(max((max(line.x) for line in by_flops), default=1.0))
-    name, levels = "held-out loss (nats)", _levels(study)
-    dashed = " The dashed line is the teacher's own loss." if levels else ""
+    name, teacher_losses = "held-out loss (nats)", _teacher_losses(study)
+    dashed = " The dashed line is the teacher's loss." if teacher_losses else ""
     parts = [
         "<h2>Held-out loss</h2>",
         html_figure(
             by_steps,
-            ChartAxes("Held-out loss against steps", "steps", name, reference_lines=levels, cut=True),
-            f"By steps: the same data seen.{dashed} The learning rate falls until the last step, so a "
-            "curve's end and another's middle are not two finished trainings.",
+            ChartAxes("Held-out loss against steps", "steps", name, reference_lines=teacher_losses, cut=True),
+            f"By steps, with the same data.{dashed} The learning rate decays until the last step, so the "
+            "end of one curve and the middle of another are not comparable.",
         ),
-        _gap(study),
+        _baseline_difference(study),
         html_figure(
             by_flops,
             ChartAxes(
-                "Held-out loss against FLOPs", unit, name, x_scale=size, reference_lines=levels, cut=True
+                "Held-out loss against FLOPs",
+                unit,
+                name,
+                x_scale=size,
+                reference_lines=teacher_losses,
+                cut=True,
             ),
-            f"By FLOPs ({unit}): the student's forward and backward, and the teacher's forward as long as it "
-            "takes part. The teacher's own training is not in this picture; it is in the table of costs.",
+            f"By FLOPs ({unit}): forward and backward pass of the student, and the teacher's forward pass "
+            "while it is used. The table of costs includes the training of the teacher.",
         ),
     ]
     return "\n".join(parts)
 
 
-def _gap(study: "RunComparisonStudy") -> str:
+def _baseline_difference(study: "RunComparisonStudy") -> str:
     if study.baseline is None:
         return ""
-    alone = {record["step"]: record["held_out_loss"] for record in study.baseline.evaluations}
+    baseline_losses = {record["step"]: record["held_out_loss"] for record in study.baseline.evaluations}
 
     def difference(run: "RunRecord") -> tuple[list[float], list[float]]:
-        both = (
-            [] if run is study.baseline else [record for record in run.evaluations if record["step"] in alone]
-        )
-        return [r["step"] for r in both], [r["held_out_loss"] - alone[r["step"]] for r in both]
+        if run is study.baseline:
+            return [], []
+        common = [record for record in run.evaluations if record["step"] in baseline_losses]
+        steps = [record["step"] for record in common]
+        return steps, [record["held_out_loss"] - baseline_losses[record["step"]] for record in common]
 
     lines = [line for line in _lines(study, difference) if len(line.x) > 1]
     band = study.noise.value if study.noise else 0.0
     axes = ChartAxes(
-        "Difference to the student alone against steps",
+        "Difference to the baseline against steps",
         "steps",
-        "minus the student alone",
+        "minus the baseline",
         reference_lines=((f"{study.baseline.label}", 0.0),),
         band=band,
         cut=True,
         signed=True,
         decimals=4,
     )
-    said = " The grey band is the noise at the end of training." if band else ""
+    band_caption = " The grey band is the seed noise at the end of training." if band else ""
     return html_figure(
         lines,
         axes,
-        f"The same as the difference to the student alone: below the dashed line is better.{said}",
+        f"The same as the difference to the baseline: below the dashed line is better.{band_caption}",
     )
 
 
 def _training(study: "RunComparisonStudy") -> str:
-    """Small pictures of what was minimised."""
+    """Small charts of the training losses."""
 
-    def series(key: str, taught: bool) -> Callable[["RunRecord"], tuple[list[float], list[float]]]:
+    def series(key: str, with_teacher: bool) -> Callable[["RunRecord"], tuple[list[float], list[float]]]:
         def points(run: "RunRecord") -> tuple[list[float], list[float]]:
-            used = [
-                r
-                for r in run.metrics
-                if r.get(key) is not None and (not taught or r.get("teacher_hard_loss"))
+            records = [
+                record
+                for record in run.metrics
+                if record.get(key) is not None and (not with_teacher or record.get("teacher_hard_loss"))
             ]
-            return charts.downsample([r["step"] for r in used], [r[key] for r in used])
+            return charts.downsample([r["step"] for r in records], [r[key] for r in records])
 
         return points
 
     def weights(run: "RunRecord") -> tuple[list[float], list[float]]:
-        used = run.metrics if run.distilled else []
-        return [r["step"] for r in used], [r["alpha_soft"] for r in used]
+        records = run.metrics if run.distilled else []
+        return [r["step"] for r in records], [r["alpha_soft"] for r in records]
 
     panels = (
         ("Hard loss", "nats", _lines(study, series("hard_loss", False)), True),
         ("Soft loss at temperature 1", "nats", _lines(study, series("soft_loss_at_1", True)), True),
         ("Weight of the soft loss, α soft", "", _lines(study, weights), False),
     )
-    drawn = []
+    figures = []
     for title, unit, lines, cut in panels:
         axes = ChartAxes(f"{title} against steps", "steps", unit, cut=cut, from_zero=not cut)
-        picture = charts.svg_chart(lines, axes, *PANEL, direct=False)
-        if picture:
-            drawn.append(f"<figure><figcaption>{escape(title)}</figcaption>{picture}</figure>")
-    if not drawn:
+        svg = charts.svg_chart(lines, axes, *PANEL, direct=False)
+        if svg:
+            figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>")
+    if not figures:
         return ""
-    everyone = _lines(study, lambda run: ([1.0], [1.0]) if run.metrics else ([], []))
+    legend_lines = _lines(study, lambda run: ([1.0], [1.0]) if run.metrics else ([], []))
     return (
-        "<h2>On the training batches</h2><p>From the logged steps, neighbours averaged. Hard: against the "
-        "text; soft: how far the student is from the teacher (KL), only while the teacher takes part.</p>"
-        f'{charts.svg_legend(everyone)}<div class="panels">{"".join(drawn)}</div>'
+        "<h2>Training losses</h2><p>Averages of neighbouring logged steps. Hard loss: cross-entropy of the "
+        "masked tokens; soft loss: KL divergence to the teacher, while the teacher is used.</p>"
+        f'{charts.svg_legend(legend_lines)}<div class="panels">{"".join(figures)}</div>'
     )
 
 
 def html_table(table: ReportTable, highlight: str | None = None) -> str:
-    """`highlight`: the first cell of a row that stands out."""
+    """Render a table. `highlight`: first cell of the row to emphasize."""
 
     def cell(i: int, text: str) -> str:
         verdict = f"verdict {text}" if text in tables.VERDICTS else ""
-        name = " ".join(filter(None, (verdict, "n" if i >= table.words else "")))
+        name = " ".join(filter(None, (verdict, "n" if i >= table.text_columns else "")))
         tag = "th" if i == 0 else "td"
         return f'<{tag} class="{name}">{escape(text)}</{tag}>' if name else f"<{tag}>{escape(text)}</{tag}>"
 
     head = "".join(
-        f'<th scope="col"{" class=n" if i >= table.words else ""}>{escape(text)}</th>'
+        f'<th scope="col"{" class=n" if i >= table.text_columns else ""}>{escape(text)}</th>'
         for i, text in enumerate(table.header)
     )
     rows = "".join(
@@ -286,12 +297,11 @@ def _tables(study: "RunComparisonStudy") -> str:
     highlight = study.baseline.label if study.baseline else None
     return (
         f"<h2>Results</h2>{html_table(tables.run_results_table(study), highlight)}"
-        '<p class="muted">Losses in nats for each masked token of the held-out documents, under '
-        "masks that are the same for every run; s.e.: standard error over documents. Against alone: "
-        "below 0 is better.</p>"
+        '<p class="muted">Losses in nats per masked token of the held-out documents, with the same masks '
+        "for every run; s.e.: standard error over documents. vs. baseline: below 0 is better.</p>"
         f"<h2>Costs</h2>{html_table(tables.costs_table(study), highlight)}"
-        '<p class="muted">FLOPs are counted from the shapes, matrix products only. The teacher\'s own '
-        "training is paid once, however many students it teaches, and not at all if it exists already. "
+        '<p class="muted">FLOPs are computed from the shapes, matrix products only. The training of the '
+        "teacher counts once for any number of students, and not at all if the teacher exists already. "
         "Seconds are those of the process that finished the run; tokens/s is the median over the logged "
         "steps.</p>"
     )
@@ -302,57 +312,61 @@ def _downstream(study: "RunComparisonStudy") -> str:
         return ""
     highlight = study.baseline.label if study.baseline else None
     return (
-        f"<h2>Fine-tuned</h2>{html_table(tables.downstream_table(study), highlight)}"
+        f"<h2>Fine-tuning</h2>{html_table(tables.downstream_table(study), highlight)}"
         f'<p class="muted">{tables.DOWNSTREAM_NOTE}</p>'
     )
 
 
-def _equal(study: "RunComparisonStudy") -> str:
-    parts = ["<h2>What was held equal</h2>"]
+def _controlled_settings(study: "RunComparisonStudy") -> str:
+    parts = ["<h2>Controlled settings</h2>"]
     if any(run.role == "student" for run in study.runs):
         parts.append(html_table(tables.controlled_settings_table(study)))
     parts.append(
-        "<p>An equal seed means the same order of the data and masks and, in students that are not grown "
-        "from another model, the same initial parameters, so that these differ by the objective "
-        "alone. The paired standard error speaks of other held-out "
-        "documents, the noise of other seeds; neither speaks of other sizes, data or lengths of training. "
-        "Held-out loss is not the quality after fine-tuning.</p>"
+        "<p>Runs with equal seeds have the same data order and masks and, unless they are grown from "
+        "another model, the same initial parameters, so that they differ only in the objective. The paired "
+        "standard error covers the choice of held-out documents, the noise the choice of seeds; neither "
+        "covers other sizes, data or lengths of training. Held-out loss is not the quality after "
+        "fine-tuning.</p>"
     )
-    made = []
-    for what, value in _environment(study).items():
-        made.append(f"<tr><th>{escape(what)}</th><td>{escape(value)}</td></tr>")
-    parts.append(f'<h2>Made with</h2><div class="scroll"><table><tbody>{"".join(made)}</tbody></table></div>')
+    rows = [
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in _environment(study).items()
+    ]
+    parts.append(
+        f'<h2>Environment</h2><div class="scroll"><table><tbody>{"".join(rows)}</tbody></table></div>'
+    )
     return "\n".join(parts)
 
 
 def _environment(study: "RunComparisonStudy") -> dict[str, str]:
-    def each(of: Callable[["RunRecord"], str]) -> str:
-        values: dict[str, list[str]] = {}
+    def values_of(get_value: Callable[["RunRecord"], str]) -> str:
+        labels_by_value: dict[str, list[str]] = {}
         for run in study.runs:
-            values.setdefault(of(run), []).append(run.label)
-        if len(values) == 1:
-            return next(iter(values))
-        return "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
+            labels_by_value.setdefault(get_value(run), []).append(run.label)
+        if len(labels_by_value) == 1:
+            return next(iter(labels_by_value))
+        return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in labels_by_value.items())
 
-    made = {"command": study.command, "in all": format_duration(study.seconds) if study.seconds else ""}
-    made["device"] = each(lambda run: run.summary.get("device", "unknown"))
-    made["versions"] = each(
+    duration = format_duration(study.seconds) if study.seconds else ""
+    environment = {"command": study.command, "total time": duration}
+    environment["device"] = values_of(lambda run: run.summary.get("device", "unknown"))
+    environment["versions"] = values_of(
         lambda run: ", ".join(f"{k} {v}" for k, v in run.summary.get("versions", {}).items())
     )
-    made["data digest"] = each(lambda run: run.identity.get("data_digest", "unknown"))
-    return {what: value for what, value in made.items() if value}
+    environment["data digest"] = values_of(lambda run: run.identity.get("data_digest", "unknown"))
+    return {name: value for name, value in environment.items() if value}
 
 
 def _configs(study: "RunComparisonStudy") -> str:
     parts = ["<h2>Configs</h2>"]
     for run in study.runs:
-        kind = "the student alone, with which the others are compared" if run is study.baseline else run.role
+        kind = "baseline" if run is study.baseline else run.role
         parts.append(
             f'<h3>{escape(run.label)}</h3><p class="muted"><code>{escape(run.name)}</code>: {kind}</p>'
         )
         if study.baseline and run is not study.baseline:
             table = tables.differences_table(run, study.baseline)
-            parts.append(html_table(table) if table.rows else "<p>The same config.</p>")
-        whole = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
-        parts.append(f"<details><summary>the whole resolved config</summary><pre>{whole}</pre></details>")
+            parts.append(html_table(table) if table.rows else "<p>Same config as the baseline.</p>")
+        config = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
+        parts.append(f"<details><summary>Resolved config</summary><pre>{config}</pre></details>")
     return "\n".join(parts)

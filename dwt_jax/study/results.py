@@ -1,6 +1,6 @@
-"""What the finished runs of a grid say: values by seed, differences with intervals, claims judged.
+"""Results of a study's finished jobs: values by seed, differences with intervals, verdicts on hypotheses.
 
-Read from the runs' own files; grid_page.py and grid_tables.py show it.
+Reads the jobs' own files; sweep_html.py and sweep_tables.py render the results.
 """
 
 import math
@@ -27,54 +27,60 @@ class TrainingResult(NamedTuple):
     """One finished pre-training run."""
 
     summary: Mapping[str, Any]
-    evaluations: tuple[Mapping[str, Any], ...]  # by step, the last one included
+    evaluations: tuple[Mapping[str, Any], ...]  # by step, including the last
     documents: PairedDocuments | None
 
 
 @dataclass(frozen=True)
 class ArmResults:
-    """All that is known of one arm: by seed, and of its fine-tunings by (seed, step)."""
+    """Results of an arm by seed, and of its fine-tunings by (seed, step)."""
 
     arm: Arm
     runs: Mapping[int, TrainingResult]
-    elsewhere: Mapping[int, PairedDocuments]
-    scores: Mapping[tuple[int, int], Mapping[str, tuple[float, ...]]]  # {task: last epoch, by seed of it}
-    planned_steps: Mapping[float, int]  # {share of the steps: the checkpoint that is fine-tuned there}
+    out_of_domain: Mapping[int, PairedDocuments]
+    scores: Mapping[
+        tuple[int, int], Mapping[str, tuple[float, ...]]
+    ]  # {task: last epoch by fine-tuning seed}
+    planned_steps: Mapping[float, int]  # {share of the steps: step of the checkpoint to fine-tune}
 
     def steps(self) -> tuple[int, ...]:
-        """At which it was fine-tuned, END last."""
+        """Return the steps of the fine-tuned checkpoints, FINAL_STEP last."""
         return tuple(sorted({step for _, step in self.scores}, key=lambda step: (step == FINAL_STEP, step)))
 
 
 class HypothesisResult(NamedTuple):
-    claim: Hypothesis
-    interval: Interval | None  # None: not both arms are there, or not on the same text
+    """Verdict on a hypothesis."""
+
+    hypothesis: Hypothesis
+    interval: Interval | None  # None: an arm is missing, or the two have different texts
     verdict: str  # confirmed, contradicted, undecided or not comparable
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    grid: Study
+    """Everything that a report of a study needs."""
+
+    study: Study
     workdir: Path
     arms: Mapping[str, ArmResults]
-    done: int
-    jobs: int
+    num_done: int
+    num_jobs: int
     hypothesis_results: tuple[HypothesisResult, ...]
 
 
 def collect_study_results(workdir: Path) -> StudyResults:
-    """Raises UserError for a directory that holds no study."""
+    """Read the results of a study's finished jobs. Raises UserError if `workdir` is not a study."""
     if not (workdir / manifest.MANIFEST_NAME).exists():
         raise UserError(f"{workdir}: no {manifest.MANIFEST_NAME}, expected the directory of a dwt study")
-    grid, jobs = manifest.read_manifest(workdir)
-    arms = {arm.name: _arm_results(arm, jobs) for arm in grid.arms}
+    study, jobs = manifest.read_manifest(workdir)
+    arms = {arm.name: _arm_results(arm, jobs) for arm in study.arms}
     return StudyResults(
-        grid=grid,
+        study=study,
         workdir=workdir,
         arms=arms,
-        done=sum(job.is_done() for job in jobs),
-        jobs=len(jobs),
-        hypothesis_results=tuple(evaluate_hypothesis(claim, grid, arms) for claim in grid.claims),
+        num_done=sum(job.is_done() for job in jobs),
+        num_jobs=len(jobs),
+        hypothesis_results=tuple(evaluate_hypothesis(hypothesis, study, arms) for hypothesis in study.claims),
     )
 
 
@@ -83,12 +89,11 @@ def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...]) -> ArmResults:
     finished_jobs = [job for job in jobs if job.arm == arm.name and job.is_done()]
     runs = {job.seed: _training_result(job.workdir) for job in finished_jobs if job.kind == "train"}
     scores = {(job.seed, job.step): _read_scores(job) for job in finished_jobs if job.kind == "finetune"}
-    elsewhere = {
-        job.seed: _read_paired_documents(job.workdir, "results.json")
+    out_of_domain = {
+        job.seed: documents
         for job in finished_jobs
-        if job.kind == "evaluate"
+        if job.kind == "evaluate" and (documents := _read_paired_documents(job.workdir, "results.json"))
     }
-    out_of_domain = {seed: documents for seed, documents in elsewhere.items() if documents}
     return ArmResults(arm, runs, out_of_domain, scores, planned_steps)
 
 
@@ -100,7 +105,7 @@ def _training_result(workdir: Path) -> TrainingResult:
 
 
 def _read_paired_documents(workdir: Path, identity: str) -> PairedDocuments | None:
-    """identity: the file that has the digest of the held-out text."""
+    """Read a job's losses by document. `identity`: the file with the digest of the held-out text."""
     arrays = read_document_losses(workdir / "documents.npz")
     return (
         None
@@ -110,7 +115,7 @@ def _read_paired_documents(workdir: Path, identity: str) -> PairedDocuments | No
 
 
 def _read_scores(job: JobRecord) -> Mapping[str, tuple[float, ...]]:
-    """By task, and their average: the last epoch's, so that nothing was chosen on the dev set."""
+    """Read the last epoch's scores by task, and their average. No epoch is chosen on the dev set."""
     results = {task: read_json(job.workdir / task / "results.json") for task in job.tasks}
     scores = {task: tuple(result["last"]["by_seed"]) for task, result in results.items()}
     if len({len(values) for values in scores.values()}) == 1:
@@ -119,17 +124,26 @@ def _read_scores(job: JobRecord) -> Mapping[str, tuple[float, ...]]:
 
 
 def document_losses_by_seed(arm_results: ArmResults, measure: str) -> dict[int, PairedDocuments]:
-    """A loss by seed."""
+    """Return the losses by document of each seed, for one of LOSS_MEASURES."""
     if measure == OUT_OF_DOMAIN_MEASURE:
-        return dict(arm_results.elsewhere)
+        return dict(arm_results.out_of_domain)
     return {seed: run.documents for seed, run in arm_results.runs.items() if run.documents is not None}
 
 
 def paired_difference(
     treatment: ArmResults, baseline: ArmResults, measure: str, step: int = FINAL_STEP
 ) -> Interval | None:
-    """ours − theirs over the seeds that both have; None where there is none, or nothing to pair: another
-    held-out text, other seeds of fine-tuning."""
+    """Compute the difference treatment − baseline over the seeds that both arms have.
+
+    Args:
+        treatment: an arm.
+        baseline: the arm to subtract.
+        measure: a loss, the average over tasks, or a task.
+        step: of a score, the fine-tuned checkpoint.
+
+    Returns:
+        None if there is no common seed, or the held-out texts or fine-tuning seeds differ.
+    """
     if measure in LOSS_MEASURES:
         treatment_losses, baseline_losses = (
             document_losses_by_seed(treatment, measure),
@@ -141,38 +155,40 @@ def paired_difference(
             return None
         return paired_loss_interval([treatment_losses[s] for s in seeds], [baseline_losses[s] for s in seeds])
     keys = [key for key in treatment.scores if key[1] == step and key in baseline.scores]
-    both = [
+    pairs = [
         (treatment.scores[key].get(measure, ()), baseline.scores[key].get(measure, ()))
         for key in sorted(keys)
     ]
-    if not both or len({len(values) for pair in both for values in pair}) != 1 or not both[0][0]:
+    if not pairs or len({len(values) for pair in pairs for values in pair}) != 1 or not pairs[0][0]:
         return None
-    return paired_score_interval(np.array([a for a, _ in both]), np.array([b for _, b in both]))
+    return paired_score_interval(np.array([a for a, _ in pairs]), np.array([b for _, b in pairs]))
 
 
-def evaluate_hypothesis(claim: Hypothesis, grid: Study, arms: Mapping[str, ArmResults]) -> HypothesisResult:
-    """confirmed or contradicted where both intervals lie on one side of 0."""
-    treatment, baseline = arms[claim.arm], arms[claim.against or grid.baseline]
-    # Where one of the two trains for longer, their checkpoints of one share are different steps.
+def evaluate_hypothesis(
+    hypothesis: Hypothesis, study: Study, arms: Mapping[str, ArmResults]
+) -> HypothesisResult:
+    """Test a hypothesis: confirmed or contradicted if both intervals are on one side of 0."""
+    treatment, baseline = arms[hypothesis.arm], arms[hypothesis.against or study.baseline]
+    # If one arm trains for longer, equal shares of the steps are different steps.
     steps = (
         {FINAL_STEP}
-        if claim.measure in LOSS_MEASURES
-        else {arm.planned_steps.get(claim.at) for arm in (treatment, baseline)}
+        if hypothesis.measure in LOSS_MEASURES
+        else {arm.planned_steps.get(hypothesis.at) for arm in (treatment, baseline)}
     )
     step = steps.pop()
-    interval = None if steps or step is None else paired_difference(treatment, baseline, claim.measure, step)
-    if interval is None:
-        return HypothesisResult(claim, None, "not comparable")
-    better = -interval.sign if claim.measure in LOSS_MEASURES else interval.sign
-    expected = 1 if claim.expected == "better" else -1
-    return HypothesisResult(
-        claim, interval, {expected: "confirmed", -expected: "contradicted"}.get(better, "undecided")
+    interval = (
+        None if steps or step is None else paired_difference(treatment, baseline, hypothesis.measure, step)
     )
+    if interval is None:
+        return HypothesisResult(hypothesis, None, "not comparable")
+    better = -interval.sign if hypothesis.measure in LOSS_MEASURES else interval.sign
+    expected = 1 if hypothesis.expected == "better" else -1
+    verdict = {expected: "confirmed", -expected: "contradicted"}.get(better, "undecided")
+    return HypothesisResult(hypothesis, interval, verdict)
 
 
 def mean_loss_curve(arm_results: ArmResults) -> tuple[list[float], list[float], list[float]]:
-    """(steps, mean FLOPs, mean held-out loss) over the seeds, at the steps where all of them have a finite
-    loss."""
+    """Return (steps, mean FLOPs, mean held-out loss) over seeds, at steps where all losses are finite."""
     by_run = [
         {record["step"]: record for record in run.evaluations if math.isfinite(record["held_out_loss"])}
         for run in arm_results.runs.values()
@@ -188,14 +204,15 @@ def mean_loss_curve(arm_results: ArmResults) -> tuple[list[float], list[float], 
 
 
 class ArmQuality(NamedTuple):
-    """What an arm ends with, and what it cost."""
+    """Final average score and cost of an arm."""
 
     arm: str
-    flops: float  # student and the teacher's forward, mean over seeds
+    flops: float  # of the student and the teacher's forward pass, mean over seeds
     scores: tuple[float, ...]  # average over tasks, 0 to 1, by seed
 
     @property
     def score(self) -> float:
+        """Mean over seeds."""
         return float(np.mean(self.scores))
 
     @property
@@ -205,8 +222,10 @@ class ArmQuality(NamedTuple):
 
 
 def arm_qualities(arms: Mapping[str, ArmResults]) -> list[ArmQuality]:
-    """Of the arms, teachers too, that are fine-tuned at their end; seeds of which both the run and a finite
-    average are there."""
+    """Return the quality of each arm, teachers included, that is fine-tuned at the end.
+
+    Only seeds with a finished run and a finite average count.
+    """
     points = []
     for name, arm_results in arms.items():
         by_seed = {
@@ -224,20 +243,26 @@ def arm_qualities(arms: Mapping[str, ArmResults]) -> list[ArmQuality]:
 
 
 def pareto_front(points: Sequence[ArmQuality]) -> list[ArmQuality]:
-    """The Pareto front by the means, cheapest first: those that no other one matches for less, or betters
-    for as much."""
+    """Return the Pareto front of the mean scores, cheapest first."""
 
-    def beats(a: ArmQuality, b: ArmQuality) -> bool:
+    def dominates(a: ArmQuality, b: ArmQuality) -> bool:
         no_worse = a.flops <= b.flops and a.score >= b.score
         return no_worse and (a.flops < b.flops or a.score > b.score)
 
-    front_points = [point for point in points if not any(beats(other, point) for other in points)]
+    front_points = [point for point in points if not any(dominates(other, point) for other in points)]
     return sorted(front_points, key=lambda point: point.flops)
 
 
-def flops_to_target(arm_results: ArmResults, target: float, teacher_too: bool) -> TargetCrossing | None:
-    """Where the mean curve first comes down to `target` nats: FLOPs with the teacher's forward, and its
-    own training as well if asked; None: never, or the teacher's cost is not known."""
+def flops_to_target(
+    arm_results: ArmResults, target: float, include_teacher_training: bool
+) -> TargetCrossing | None:
+    """Return where the mean curve first reaches `target` nats.
+
+    FLOPs include the teacher's forward pass, and its training with `include_teacher_training`.
+
+    Returns:
+        None if the target is never reached, or the cost of the teacher is unknown.
+    """
     steps, flops, losses = mean_loss_curve(arm_results)
     records = [
         {"step": s, "student_flops": f, "teacher_flops": 0.0, "held_out_loss": loss}
@@ -246,8 +271,8 @@ def flops_to_target(arm_results: ArmResults, target: float, teacher_too: bool) -
     crossing = steps_to_target(records, target)
     if crossing is None:
         return None
-    if not teacher_too:
+    if not include_teacher_training:
         return crossing
     cost = next(iter(arm_results.runs.values())).summary["flops"]
-    before = [cost.get("teacher_training"), cost.get("source_training", 0.0)]
-    return None if None in before else crossing._replace(flops=crossing.flops + sum(before))
+    prior_flops = [cost.get("teacher_training"), cost.get("source_training", 0.0)]
+    return None if None in prior_flops else crossing._replace(flops=crossing.flops + sum(prior_flops))

@@ -1,7 +1,7 @@
-"""`dwt study`: the runs of a grid, one after the other or one alone, and what they will cost.
+"""Run the jobs of a study, all or a single one, and estimate their cost (`dwt study`).
 
-Every run is a directory that resumes and that is refused where it holds another config, so the
-queue itself has no state: it asks each directory whether it is done.
+Every job has a directory that resumes and that refuses another config, so the runner has no state of its
+own: it checks which directories are done.
 """
 
 import dataclasses
@@ -45,15 +45,27 @@ EXAMPLE_PATH_KEYS = (
 
 
 class Cost(NamedTuple):
-    flops: float | None  # None: not known before the data is prepared
+    """Estimated cost of a job."""
+
+    flops: float | None  # None if unknown before the data is prepared
     seconds: float | None
 
 
 def run_study(study: Study, workdir: Path, index: int | None = None) -> bool:
-    """Every job of `grid` that is not done, or that of `index` alone. → whether all are done now
+    """Run the jobs of a study that are not done.
 
-    Raises UserError for a grid that cannot be and where a directory holds a run of another config, before
-    anything is written; Stopped after a signal.
+    Args:
+        study: the config.
+        workdir: directory of the study.
+        index: run only the job with this index.
+
+    Returns:
+        Whether all jobs are done now.
+
+    Raises:
+        UserError: for an invalid study, missing inputs, or a directory with a run of another config;
+            nothing is written in that case.
+        Preempted: after a signal.
     """
     from dwt_jax.finetune.collate import ExampleCache
 
@@ -66,7 +78,7 @@ def run_study(study: Study, workdir: Path, index: int | None = None) -> bool:
         unfinished = [name for name in selected_jobs[0].needs if not by_name[name].is_done()]
         if unfinished:
             raise UserError(
-                f"--index is {index}, {selected_jobs[0].name}: expected finished first: {unfinished[0]}"
+                f"--index is {index}, {selected_jobs[0].name}: expected {unfinished[0]} to be finished first"
             )
     tasks, example_cache, provenance = load_study_tasks(study), ExampleCache(), ProvenanceChecker(by_name)
     for job in jobs:
@@ -75,11 +87,11 @@ def run_study(study: Study, workdir: Path, index: int | None = None) -> bool:
     _check_inputs([job for job in selected_jobs if not job.is_done()], tasks, study.elsewhere, example_cache)
     workdir.mkdir(parents=True, exist_ok=True)
     manifest.write_manifest(study, jobs, workdir)
-    for number, job in enumerate(jobs):
+    for i, job in enumerate(jobs):
         if job in selected_jobs:
-            provenance.check(job)  # again: what it needs may only now have been made
+            provenance.check(job)  # again: its sources may have finished only now
         if job in selected_jobs and not job.is_done():
-            print(f"study: {number + 1} of {len(jobs)}, {job.name}", flush=True)
+            print(f"study: {i + 1} of {len(jobs)}, {job.name}", flush=True)
             provenance.record(job)
             _run_job(study, job, by_name, tasks, example_cache)
     return all(job.is_done() for job in jobs)
@@ -91,7 +103,7 @@ def _check_inputs(
     out_of_domain: OutOfDomain,
     example_cache: "ExampleCache",
 ) -> None:
-    """What is missing for the last job is said before the first one begins, not hours later."""
+    """Check the inputs of all jobs before the first one starts, instead of hours later."""
     from dwt_jax.data.prepare import data_cache_key
 
     kinds = {job.kind for job in jobs}
@@ -109,18 +121,16 @@ def _check_inputs(
 def _check_same_config(
     job: Job, tasks: Sequence[finetuning.FinetuneConfig], out_of_domain: OutOfDomain
 ) -> None:
-    """What is done is not done again, so it must be what the grid asks for."""
+    """Raise UserError if a job's directory has another config than the study."""
     if job.kind == "train":
-        ignored_keys = ["model.pad_token_id", *RESUME_MUTABLE_KEYS]  # filled in by the run, and see there
+        ignored_keys = ["model.pad_token_id", *RESUME_MUTABLE_KEYS]  # set by the run
         ignored_keys += [key for key, config_value in _derived_values(job.config) if not config_value]
         ignored_keys += ["data.sources", "data.tokenizer"] if job.config.data.path else []
         _check_config_matches(job.workdir, build_config, job.config, ignored_keys)
     elif job.kind == "finetune":
         for task in tasks:
-            ignored_keys = [
-                "recipe.max_length",
-                *EXAMPLE_PATH_KEYS,
-            ]  # cut to the model's positions by the run
+            # The run reduces max_length to the model's positions.
+            ignored_keys = ["recipe.max_length", *EXAMPLE_PATH_KEYS]
             _check_config_matches(
                 job.workdir / task.examples.task, _construct_finetune_config, task, ignored_keys
             )
@@ -133,7 +143,7 @@ def _construct_data(raw: Mapping[str, Any]) -> Data:
 
 
 def _out_of_domain_data(out_of_domain: OutOfDomain, tokenizer: str = "") -> Data:
-    """The rows of the other domain, for a run with the tokenizer in that directory."""
+    """Return the data config of the out-of-domain text, with the tokenizer in a run's directory."""
     data = load_config(resolve_config_path(out_of_domain.config), parse_overrides(out_of_domain.set)).data
     if not tokenizer:
         return data
@@ -151,14 +161,14 @@ def _construct_finetune_config(raw: Mapping[str, Any]) -> finetuning.FinetuneCon
 def _check_config_matches(
     directory: Path, parse_config: Callable[..., Any], config: Any, ignored_keys: Sequence[str]
 ) -> None:
-    """Raises UserError where `directory` holds a config that differs in more than the keys `free`."""
+    """Raise UserError if the config in `directory` differs in more than `ignored_keys` (prefixes)."""
     if not (directory / "config.json").exists():
         return
     run_config = flatten_dict(config_to_dict(parse_config(read_json(directory / "config.json"))))
     for key, study_value in flatten_dict(config_to_dict(config)).items():
         if not key.startswith(tuple(ignored_keys)) and run_config.get(key) != study_value:
             raise UserError(
-                f"{directory}: {key} is {run_config.get(key)!r} there, {study_value!r} in the study, expected the same "
+                f"{directory}: {key} is {run_config.get(key)!r}, expected {study_value!r} as in the study "
                 "(give the arm another name, or the study another --workdir)"
             )
 
@@ -184,7 +194,7 @@ def _run_job(
 
 
 def _evaluate_out_of_domain(study: Study, source_job: Job, workdir: Path) -> None:
-    """config.json, documents.npz and last results.json of a finished run on text of another domain."""
+    """Evaluate a run on out-of-domain text: write config.json, documents.npz and, last, results.json."""
     from dwt_jax.data.data_cache import get_prepared
     from dwt_jax.eval import likelihood
     from dwt_jax.eval.evaluate_model import model_document_losses
@@ -199,7 +209,7 @@ def _evaluate_out_of_domain(study: Study, source_job: Job, workdir: Path) -> Non
 
 
 def load_study_tasks(study: Study) -> list[finetuning.FinetuneConfig]:
-    """The fine-tuning configs of a grid, one a task."""
+    """Load the fine-tuning configs of a study, one per task."""
     finetuning_section = study.finetuning
     if not finetuning_section.config:
         return []
@@ -211,12 +221,15 @@ def load_study_tasks(study: Study) -> list[finetuning.FinetuneConfig]:
 
 
 def format_plan(study: Study, workdir: Path, costs: bool) -> str:
-    """The jobs as a table, with what is done; with their costs, which takes jax and the data."""
+    """Format the jobs as a table with their state and, optionally, their estimated cost.
+
+    The estimate imports jax and reads the data of the tasks.
+    """
     jobs = study_jobs(study, workdir)
-    rows = [("index", "job", "state", "needs", *(("FLOPs", "about") if costs else ()))]
+    rows = [("index", "job", "state", "needs", *(("FLOPs", "estimate") if costs else ()))]
     estimates = _estimate_costs(study, jobs) if costs else [None] * len(jobs)
     for i, (job, cost) in enumerate(zip(jobs, estimates, strict=True)):
-        state = "begun" if job.workdir.exists() else "–"
+        state = "in progress" if job.workdir.exists() else "–"
         row = (str(i), job.name, "done" if job.is_done() else state, ", ".join(job.needs) or "–")
         rows.append((*row, *(_format_cost(cost) if cost else ())))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -225,11 +238,14 @@ def format_plan(study: Study, workdir: Path, costs: bool) -> str:
         remaining = [cost for job, cost in zip(jobs, estimates, strict=True) if cost and not job.is_done()]
         durations = [cost.seconds for cost in remaining if cost.seconds is not None]
         unknown_suffix = (
-            f", and {len(remaining) - len(durations)} of unknown length"
+            f", and {len(remaining) - len(durations)} of unknown duration"
             if len(durations) < len(remaining)
             else ""
         )
-        lines += ["", f"{len(remaining)} left: about {format_duration(sum(durations))}{unknown_suffix}"]
+        lines += [
+            "",
+            f"{len(remaining)} remaining: estimate {format_duration(sum(durations))}{unknown_suffix}",
+        ]
     return "\n".join(lines)
 
 
@@ -240,14 +256,14 @@ def _format_cost(cost: Cost) -> tuple[str, str]:
     )
 
 
-TaskSize = tuple[finetuning.FinetuneConfig, int | None]  # and the number of its training examples
+TaskSize = tuple[finetuning.FinetuneConfig, int | None]  # config and number of training examples
 
 ASSUMED_PEAK_SHARE = 0.4
-"""The share of the peak that is assumed while no run is finished."""
+"""Assumed share of peak FLOP/s until a run is finished."""
 
 
 def _estimate_costs(study: Study, jobs: Sequence[Job]) -> list[Cost]:
-    """FLOPs by formula; seconds at the rate of the finished runs, else at ASSUMED of the peak."""
+    """Estimate FLOPs, and seconds at the rate of the finished runs, else at ASSUMED_PEAK_SHARE."""
     by_name = {job.name: job for job in jobs}
     from dwt_jax.finetune.collate import ExampleCache
 
@@ -265,16 +281,16 @@ def _job_flops(tasks: Sequence[TaskSize], job: Job, by_name: dict[str, Job]) -> 
 
 
 def _count_train_examples(config: finetuning.FinetuneConfig, example_cache: "ExampleCache") -> int | None:
-    """Training examples; None where they are not at hand, which is no reason not to plan."""
+    """Count training examples; None if they cannot be read, which does not prevent planning."""
     try:
         return len(example_cache.read(config.examples).splits["train"])
     except UserError as error:
-        print(f"{config.examples.task}: of unknown length: {error}", file=sys.stderr)
+        print(f"{config.examples.task}: unknown number of examples: {error}", file=sys.stderr)
         return None
 
 
 def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
-    """Student and the teacher's forward, as if it took part in every step."""
+    """Estimate the FLOPs of a run, as if the teacher were used in every step."""
     from dwt_jax.models import flops
     from dwt_jax.objectives.masking import max_predictions_per_seq
 
@@ -293,13 +309,13 @@ def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
 
 
 def _model_with_vocab_size(job: Job) -> Any:
-    """Its model, with the vocabulary that its tokenizer is asked for where it is not known yet."""
+    """Return the config of a job's model, with the requested vocabulary size if not known yet."""
     size = job.config.model.vocab_size or job.config.data.tokenizer.vocab_size
     return dataclasses.replace(job.config.model, vocab_size=size)
 
 
 def _finetuning_flops(tasks: Sequence[TaskSize], job: Job) -> float | None:
-    """At most: every example at the full length."""
+    """Estimate an upper bound of the FLOPs: every example at full length."""
     from dwt_jax.models import flops
 
     total = 0.0
@@ -315,8 +331,11 @@ def _finetuning_flops(tasks: Sequence[TaskSize], job: Job) -> float | None:
 
 
 def _flops_per_second(jobs: Sequence[Job]) -> float | None:
-    """FLOP/s. Of finished runs, by the median of what their steps took: a run may have been stopped and
-    gone on, and may have shared its machine for a while."""
+    """Return the FLOP/s of the finished runs, else an assumption.
+
+    The rate of a run is the median over its logged steps: it may have been interrupted, or have shared
+    its machine for a while.
+    """
     total_flops = seconds = 0.0
     for job in jobs:
         if job.kind == "train" and job.is_done():
@@ -331,6 +350,6 @@ def _flops_per_second(jobs: Sequence[Job]) -> float | None:
         return total_flops / seconds
     import jax
 
-    print(f"no run is finished yet: {ASSUMED_PEAK_SHARE:.0%} of the peak is assumed", file=sys.stderr)
+    print(f"no run is finished yet: assuming {ASSUMED_PEAK_SHARE:.0%} of peak FLOP/s", file=sys.stderr)
     peak = peak_flops_per_device("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return None if peak is None else ASSUMED_PEAK_SHARE * peak * jax.device_count()

@@ -1,10 +1,9 @@
-"""Intervals of differences between two arms of a study, paired by seed. No jax here.
+"""Confidence intervals of differences between two arms of a study, paired by seed. Does not import jax.
 
-An arm has S pre-training seeds; seed s of both arms saw the same batches and masks. Two
-intervals are given, because each is short of something: the bootstrap knows the documents
-(or fine-tuning seeds) within each run, but with three seeds it is too narrow (it cannot leave
-their range); Student's t over the seeds' means is right for few seeds, and knows nothing within.
-A difference counts as one only where both exclude 0.
+An arm has S pre-training seeds; seed s of both arms has the same batches and masks. There are two
+intervals, since each has a weakness: the bootstrap resamples the documents (or fine-tuning seeds) within
+each run, but is too narrow for few seeds (it cannot leave their range); Student's t over the seeds' means
+is valid for few seeds, but ignores the variance within runs. A difference counts only if both exclude 0.
 """
 
 from collections.abc import Sequence
@@ -14,14 +13,14 @@ import numpy as np
 
 REPLICATES = 2000
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Two-sided 95 % points of Student's t for 1 to 10 degrees of freedom; beyond those 2.228 is taken."""
+"""Two-sided 95 % points of Student's t for 1 to 10 degrees of freedom; the last is used for more."""
 
 
 class Interval(NamedTuple):
-    """Of a mean difference, 95 %."""
+    """95 % confidence intervals of a mean difference."""
 
     mean: float
-    low: float  # percentile bootstrap over seeds and what is within them
+    low: float  # percentile bootstrap over seeds and within them
     high: float
     t_low: float  # Student's t over seeds; −inf and inf for a single one
     t_high: float
@@ -29,7 +28,7 @@ class Interval(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """−1 or 1 where both intervals lie on that side of 0, else 0."""
+        """−1 or 1 if both intervals are on that side of 0, else 0."""
         if max(self.high, self.t_high) < 0:
             return -1
         return int(min(self.low, self.t_low) > 0)
@@ -40,23 +39,31 @@ class PairedDocuments(NamedTuple):
 
     loss: np.ndarray
     predictions: np.ndarray
-    text: str = ""  # the digest of the prepared data, where it is known
+    text: str = ""  # digest of the prepared data, if known
 
     def same_text(self, other: "PairedDocuments") -> bool:
+        """Whether two runs were evaluated on the same text."""
         return self.text == other.text and np.array_equal(self.predictions, other.predictions)
 
 
 def paired_loss_interval(
     treatment: Sequence[PairedDocuments], baseline: Sequence[PairedDocuments]
 ) -> Interval:
-    """Difference of mean held-out losses, ours − theirs, run by run: nats.
+    """Compute intervals of the difference of mean held-out losses, treatment − baseline, in nats.
 
-    A replicate draws seeds and, for all of them together, documents: what is hard is hard in all runs.
-    Raises ValueError where the documents of two runs are not the same.
+    A replicate draws seeds, and one sample of documents for all seeds, since the difficulty of a
+    document is common to all runs.
+
+    Args:
+        treatment: one entry per seed.
+        baseline: the same seeds of the other arm.
+
+    Raises:
+        ValueError: if the documents of two runs differ.
     """
     counts = treatment[0].predictions
     if not all(run.same_text(treatment[0]) for run in (*treatment, *baseline)):
-        raise ValueError("runs with other held-out documents")
+        raise ValueError("runs with different held-out documents")
     rng = np.random.default_rng(0)
     by_document = np.stack([a.loss - b.loss for a, b in zip(treatment, baseline, strict=True)])  # [S, D]
     share = np.full(len(counts), 1 / len(counts))
@@ -70,9 +77,13 @@ def paired_loss_interval(
 
 
 def paired_score_interval(treatment: np.ndarray, baseline: np.ndarray) -> Interval:
-    """Mean difference of scores [S, F], ours − theirs; F fine-tuning seeds, the same for every run.
+    """Compute intervals of the mean difference of scores, treatment − baseline.
 
     A replicate draws seeds and, within each, fine-tuning seeds.
+
+    Args:
+        treatment: [S, F], S pre-training seeds and F fine-tuning seeds.
+        baseline: the same of the other arm.
     """
     difference = np.asarray(treatment, float) - np.asarray(baseline, float)
     seeds, inner = difference.shape

@@ -1,7 +1,7 @@
-"""A study: named arms, each a config and its seeds, and the jobs that they come to.
+"""Config of a study: named arms with a config and seeds each, expanded to jobs.
 
-A study's config file is Python like every other, its `get_config` returns the fields of
-`Study`. No jax here: `dwt study --list` answers at once.
+The `get_config` of a study's config file returns the fields of `Study`. Does not import jax, so that
+`dwt study --list` starts quickly.
 """
 
 import functools
@@ -16,62 +16,64 @@ from dwt_jax.config_loader import load_config as load_config
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.study.paper_results import PAPER_ARMS
 
-LOSS_MEASURES = ("held_out_loss", "loss_elsewhere")  # in nats, lower is better; all else are scores
+LOSS_MEASURES = ("held_out_loss", "loss_elsewhere")  # in nats, lower is better; others are scores
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to pre-train, with every seed."""
+    """A pre-training setting with its seeds."""
 
     name: str = ""
     label: str = ""  # in the report; empty: the name
     role: Literal["student", "teacher"] = "student"
     config: str = ""  # a pre-training config, path[:arg]
-    set: tuple[str, ...] = ()  # 'key=value', as on the command line
-    teacher: str = ""  # the arm that teaches it: its run of the same seed, else of its first
-    source: str = ""  # the arm that it is grown from (init.from), likewise
+    set: tuple[str, ...] = ()  # overrides 'key=value', as on the command line
+    teacher: str = ""  # arm of the teacher: its run of the same seed, else of its first seed
+    source: str = ""  # arm that it is grown from (init.from), likewise
     seeds: tuple[int, ...] = (0,)
-    # Fine-tuned after these shares of its steps, each rounded to a checkpoint; 1: at the end. Empty: never.
+    # Shares of the steps after which it is fine-tuned, rounded to checkpoints; 1: at the end. Empty: never.
     finetune_at: tuple[float, ...] = ()
-    paper: str = ""  # the paper's arm that it repeats, one of study/paper_results.py's ARMS; empty: none
+    paper: str = ""  # the paper's arm that it reproduces, one of paper_results.PAPER_ARMS; empty: none
 
 
 @dataclass(frozen=True)
 class StudyFinetuning:
-    """What chosen checkpoints are fine-tuned on."""
+    """Fine-tuning of selected checkpoints."""
 
-    config: str = ""  # as of dwt finetune
+    config: str = ""  # a config of dwt finetune
     tasks: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class OutOfDomain:
-    """Held-out text of another domain, on which every finished run is evaluated; empty: none."""
+    """Out-of-domain text on which every finished run is evaluated."""
 
-    config: str = ""  # a pre-training config, of which `data` is read; the tokenizer is the runs'
+    config: str = ""  # a pre-training config with the `data`; the tokenizer is the runs'; empty: none
     set: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A finding that the report holds to our runs."""
+    """A hypothesis that the report tests."""
 
     text: str = ""
     arm: str = ""
     against: str = ""  # empty: the baseline
     measure: str = "held_out_loss"  # or `loss_elsewhere`, `average` over tasks, or a task
-    at: float = 1.0  # share of the steps: of a score one that both arms are fine-tuned at, of a loss 1
+    at: float = 1.0  # share of the steps; for a score one of both arms' finetune_at, for a loss 1
     expected: Literal["better", "worse"] = "better"
-    paper: str = ""  # what the paper has, with its place
+    paper: str = ""  # the paper's result and where it is printed
 
 
 @dataclass(frozen=True)
 class Study:
+    """Config of a study."""
+
     title: str = ""
-    baseline: str = ""  # the arm that the others are compared with: the student alone
+    baseline: str = ""  # arm that the others are compared with: the student without a teacher
     arms: tuple[Arm, ...] = ()
-    set: tuple[str, ...] = ()  # for every arm, before its own
+    set: tuple[str, ...] = ()  # overrides of every arm; an arm's own take precedence
     finetuning: StudyFinetuning = field(default_factory=StudyFinetuning)
     elsewhere: OutOfDomain = field(default_factory=OutOfDomain)
     claims: tuple[Hypothesis, ...] = ()
@@ -82,18 +84,19 @@ FINAL_STEP = -1
 
 @dataclass(frozen=True)
 class JobRecord:
-    """Where a run of the queue is, and what of: all that a report needs to know of it."""
+    """A job as recorded in the manifest: everything that a report needs."""
 
     kind: Literal["train", "finetune", "evaluate"]
     name: str
     arm: str
     seed: int
     workdir: Path
-    step: int = 0  # of a fine-tuning: the checkpoint, END for the finished model
-    share: float = 0.0  # of a fine-tuning: the share of the steps that was asked for
+    step: int = 0  # of a fine-tuning: the checkpoint, FINAL_STEP for the finished model
+    share: float = 0.0  # of a fine-tuning: the requested share of the steps
     tasks: tuple[str, ...] = ()  # of a fine-tuning
 
     def is_done(self) -> bool:
+        """Whether the job's last output file exists."""
         if self.kind == "finetune":
             return all((self.workdir / task / "results.json").exists() for task in self.tasks)
         return (self.workdir / ("summary.json" if self.kind == "train" else "results.json")).exists()
@@ -101,15 +104,22 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Job(JobRecord):
-    """One run of the queue: pre-training, or something done with the run `needs[0]`: fine-tuning one of
-    its checkpoints, evaluating it elsewhere."""
+    """A job: a pre-training run, or fine-tuning or out-of-domain evaluation of the run `needs[0]`."""
 
-    needs: tuple[str, ...] = ()  # names of jobs
-    config: Config = field(default_factory=Config)  # of the pre-training
+    needs: tuple[str, ...] = ()  # names of the jobs that it depends on
+    config: Config = field(default_factory=Config)  # of the pre-training run
 
 
 def load_study(spec: str, overrides: Mapping[str, str] | None = None) -> Study:
-    """The study of `path[:arg]`. Raises UserError naming the key, what was found, what was expected."""
+    """Load and check the config of a study.
+
+    Args:
+        spec: the config file as `path[:argument]`.
+        overrides: {dotted key: value} of the command line.
+
+    Raises:
+        UserError: with key, value and expectation.
+    """
     study = build_dataclass(Study, read_config_file(spec), overrides)
     for problem in study_problems(study):
         raise UserError(f"config: {problem}")
@@ -117,7 +127,7 @@ def load_study(spec: str, overrides: Mapping[str, str] | None = None) -> Study:
 
 
 def study_problems(study: Study) -> Iterator[str]:
-    """What cannot be so, lazily, each a line that begins with the key."""
+    """Yield one line per invalid value, each starting with its key."""
     names = [arm.name for arm in study.arms]
     if not names:
         yield "arms is empty, expected at least one"
@@ -134,7 +144,8 @@ def study_problems(study: Study) -> Iterator[str]:
         for key in ("teacher", "source"):
             other = getattr(arm, key)
             if other and other not in names[:i]:
-                yield f"{location}.{key} is {other!r}, expected an arm before it{did_you_mean(other, names[:i])}"
+                hint = did_you_mean(other, names[:i])
+                yield f"{location}.{key} is {other!r}, expected an arm before it{hint}"
         if any(not 0 < share <= 1 for share in arm.finetune_at):
             yield f"{location}.finetune_at is {list(arm.finetune_at)}, expected shares above 0, at most 1"
         if arm.finetune_at and not (study.finetuning.config and study.finetuning.tasks):
@@ -171,7 +182,8 @@ def _hypothesis_problems(location: str, hypothesis: Hypothesis, study: Study) ->
     for name in (hypothesis.arm, hypothesis.against or study.baseline):
         if hypothesis.at not in arms[name].finetune_at:
             shares = ", ".join(map(str, arms[name].finetune_at)) or "none"
-            yield f"{location}.at is {hypothesis.at}, expected a share that {name!r} is fine-tuned at: {shares}"
+            expected = f"expected a share that {name!r} is fine-tuned at: {shares}"
+            yield f"{location}.at is {hypothesis.at}, {expected}"
 
 
 def _override_problems(location: str, texts: tuple[str, ...]) -> Iterator[str]:
@@ -181,8 +193,11 @@ def _override_problems(location: str, texts: tuple[str, ...]) -> Iterator[str]:
 
 
 def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
-    """Every run, in an order in which each comes after what it needs. Raises UserError for a config
-    that cannot be, naming the arm."""
+    """Return every job of a study, each after those that it needs.
+
+    Raises:
+        UserError: for an invalid config, with the name of the arm.
+    """
     jobs: list[Job] = []
     arms = {arm.name: arm for arm in study.arms}
     for arm in study.arms:
@@ -219,8 +234,11 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
 
 
 def finetune_steps(arm: Arm, config: Config) -> dict[int, float]:
-    """{step at which an arm is fine-tuned: the share that asked for it}, rising, END last. Raises
-    UserError where the run does not keep that checkpoint, and for two shares of one."""
+    """Return {step of a checkpoint to fine-tune: requested share}, increasing, FINAL_STEP last.
+
+    Raises:
+        UserError: if the run does not keep such a checkpoint, or two shares are rounded to the same one.
+    """
     train, interval = config.train, config.train.save_every
     shares: dict[int, float] = {}
     for share in sorted(arm.finetune_at):
@@ -253,12 +271,12 @@ def _run_name(arm: Arm, seed: int) -> str:
 
 
 def parse_overrides(texts: tuple[str, ...]) -> dict[str, str]:
-    """Of 'key=value', the last of equals; `load_study` has looked that each is one."""
+    """Parse overrides 'key=value', checked by `load_study`; of equal keys the last counts."""
     return dict(text.partition("=")[::2] for text in texts)
 
 
 def resolve_config_path(spec: str) -> str:
-    """A config of configs/, from wherever dwt was started; others are where they are."""
+    """Resolve `configs/…` to the bundled configs if it does not exist in the working directory."""
     name, colon, argument = spec.partition(":")
     if not Path(name).is_file() and name.startswith("configs/"):
         name = str(bundled_config_path(name.removeprefix("configs/")))

@@ -1,4 +1,4 @@
-"""The outcome of a study as one HTML file, and its files written."""
+"""The report of a study as one HTML file."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -22,39 +22,48 @@ from dwt_jax.study.sweep import FINAL_STEP
 
 
 def write_study_report(workdir: Path, out: Path | None = None) -> Path:
-    """report.html, or `out`, and the same as .md and .csv beside it. → the path of the HTML file
+    """Write report.html, report.md and report.csv of a study.
 
-    Raises UserError as `gather` does.
+    Args:
+        workdir: directory of the study.
+        out: another path ending in .html, or a directory.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        UserError: as `collect_study_results` does.
     """
-    target, outcome = report_path(workdir, out), collect_study_results(workdir)
+    target, results = report_path(workdir, out), collect_study_results(workdir)
     renders = {".csv": sweep_tables.study_csv, ".md": sweep_tables.study_markdown, ".html": render_study_html}
-    write_report_files(target, {suffix: render(outcome) for suffix, render in renders.items()})
+    write_report_files(target, {suffix: render(results) for suffix, render in renders.items()})
     return target
 
 
-def render_study_html(outcome: StudyResults) -> str:
-    found = [
-        f"<h1>{escape(outcome.grid.title)}</h1>",
-        f"<p>{outcome.done} of {outcome.jobs} runs are done.</p>",
+def render_study_html(results: StudyResults) -> str:
+    """Render the page of a study."""
+    parts = [
+        f"<h1>{escape(results.study.title)}</h1>",
+        f"<p>{results.num_done} of {results.num_jobs} runs are finished.</p>",
         *(
-            f"<p>{escape(sweep_tables.hypothesis_sentence(judged, outcome))}</p>"
-            for judged in outcome.hypothesis_results
+            f"<p>{escape(sweep_tables.hypothesis_sentence(result, results))}</p>"
+            for result in results.hypothesis_results
         ),
-        *_curves(outcome),
-        *_quality_figure(outcome),
-        *_checkpoint_score_figures(outcome),
+        *_curves(results),
+        *_quality_figure(results),
+        *_checkpoint_score_figures(results),
     ]
-    for heading, table, note in sweep_tables.study_tables(outcome):
-        found += [f"<h2>{escape(heading)}</h2>", report_html.html_table(table)]
-        found += [f'<p class="muted">{escape(note)}</p>'] if note else []
+    for heading, table, caption in sweep_tables.study_tables(results):
+        parts += [f"<h2>{escape(heading)}</h2>", report_html.html_table(table)]
+        parts += [f'<p class="muted">{escape(caption)}</p>'] if caption else []
     return report_html.html_document(
-        outcome.grid.title, [*found, f"<p>{escape(sweep_tables.METHOD_NOTE)}</p>"]
+        results.study.title, [*parts, f"<p>{escape(sweep_tables.METHOD_NOTE)}</p>"]
     )
 
 
-def _curves(outcome: StudyResults) -> list[str]:
-    """Held-out loss against steps and, which is quality against cost, against FLOPs."""
-    by_flops = _lines(outcome, lambda arm: mean_loss_curve(arm)[1:])
+def _curves(results: StudyResults) -> list[str]:
+    """Plot held-out loss against steps and against FLOPs."""
+    by_flops = _lines(results, lambda arm: mean_loss_curve(arm)[1:])
     if not by_flops:
         return []
     size, unit = charts.flop_unit(max(max(line.x) for line in by_flops))
@@ -62,9 +71,9 @@ def _curves(outcome: StudyResults) -> list[str]:
     return [
         "<h2>Held-out loss</h2>",
         report_html.html_figure(
-            _lines(outcome, lambda arm: mean_loss_curve(arm)[::2]),
+            _lines(results, lambda arm: mean_loss_curve(arm)[::2]),
             ChartAxes("Held-out loss against steps", "steps", name, cut=True),
-            "By steps: the same data seen.",
+            "By steps, with the same data.",
         ),
         report_html.html_figure(
             by_flops,
@@ -75,29 +84,29 @@ def _curves(outcome: StudyResults) -> list[str]:
     ]
 
 
-def _quality_figure(outcome: StudyResults) -> list[str]:
+def _quality_figure(results: StudyResults) -> list[str]:
     """Average score against FLOPs: a point an arm, teachers too: their own score can be had for less."""
-    points, styles = arm_qualities(outcome.arms), _styles(outcome)
+    points, styles = arm_qualities(results.arms), _styles(results)
     if not points:
         return []
     lines = [
         ChartLine(
-            sweep_tables.arm_label(outcome, one.arm),
-            [one.flops],
-            [100 * one.score],
-            *styles[one.arm],
-            spread=[100 * one.spread],
+            sweep_tables.arm_label(results, point.arm),
+            [point.flops],
+            [100 * point.score],
+            *styles[point.arm],
+            spread=[100 * point.spread],
         )
-        for one in points
+        for point in points
     ]
-    size, unit = charts.flop_unit(max(one.flops for one in points))
+    size, unit = charts.flop_unit(max(point.flops for point in points))
     axes = ChartAxes(
         "Average score against FLOPs",
         unit,
         sweep_tables.measure_label(AVERAGE_MEASURE),
         x_scale=size,
         decimals=2,
-        step_line=tuple((one.flops, 100 * one.score) for one in pareto_front(points)),
+        step_line=tuple((point.flops, 100 * point.score) for point in pareto_front(points)),
     )
     caption = f"By FLOPs ({unit}); bars are the standard deviation over seeds, dashed is the Pareto front."
     return [
@@ -106,61 +115,66 @@ def _quality_figure(outcome: StudyResults) -> list[str]:
     ]
 
 
-def _checkpoint_score_figures(outcome: StudyResults) -> list[str]:
-    """Scores of fine-tuned checkpoints, the paper's own figure beside ours where it has one."""
+def _checkpoint_score_figures(results: StudyResults) -> list[str]:
+    """Plot scores of fine-tuned checkpoints, next to the paper's figure of the task if it has one."""
     parts = []
-    for task in outcome.grid.finetuning.tasks:
-        lines = _lines(outcome, functools.partial(_scores, task))
+    for task in results.study.finetuning.tasks:
+        lines = _lines(results, functools.partial(_scores, task))
         if not any(len(line.x) > 1 for line in lines):
             continue
         parts.append(
             report_html.html_figure(
                 lines,
-                ChartAxes(
-                    f"{task} against steps", "steps of pre-training", f"{task}, dev, hundredths", decimals=1
-                ),
-                f"{task}: checkpoints fine-tuned, mean over seeds.",
+                ChartAxes(f"{task} against steps", "steps of pre-training", f"{task}, dev, %", decimals=1),
+                f"{task}: fine-tuned checkpoints, mean over seeds.",
             )
         )
-        parts += [_paper_curves(outcome, figure) for figure in PAPER_FIGURES if figure.task == task]
-    return ["<h2>Fine-tuned along the way</h2>", *parts] if parts else []
+        parts += [_paper_curves(results, figure) for figure in PAPER_FIGURES if figure.task == task]
+    return ["<h2>Scores by checkpoint</h2>", *parts] if parts else []
 
 
-def _paper_curves(outcome: StudyResults, figure: PaperFigure) -> str:
-    """Of the paper's figure the lines that arms of the study repeat, in the colours of these; '' for none."""
-    styles = _styles(outcome)
-    mine = {arm.arm.paper: styles[name] for name, arm in reversed([*outcome.arms.items()])}
-    lines = [ChartLine(x.label, x.epochs, x.scores, *mine[x.arm]) for x in figure.lines if x.arm in mine]
+def _paper_curves(results: StudyResults, figure: PaperFigure) -> str:
+    """Plot the lines of a paper's figure that arms reproduce, in the arms' colours; '' if there are none."""
+    styles = _styles(results)
+    style_by_paper_arm = {arm.arm.paper: styles[name] for name, arm in reversed([*results.arms.items()])}
+    lines = [
+        ChartLine(line.label, line.epochs, line.scores, *style_by_paper_arm[line.arm])
+        for line in figure.lines
+        if line.arm in style_by_paper_arm
+    ]
     return report_html.html_figure(
         lines, ChartAxes(figure.source, "epoch", f"{figure.task}, dev", decimals=1), figure.source
     )
 
 
-def _scores(task: str, measured: ArmResults) -> tuple[list[float], list[float]]:
-    total = next((run.summary["steps"] for run in measured.runs.values()), 0)
-    kept = [(s, sweep_tables.values_by_seed(measured, task, s)) for s in measured.steps()]
-    points = [(total if s == FINAL_STEP else s, 100 * sum(found) / len(found)) for s, found in kept if found]
-    return [float(x) for x, _ in points], [y for _, y in points]
+def _scores(task: str, arm_results: ArmResults) -> tuple[list[float], list[float]]:
+    total_steps = next((run.summary["steps"] for run in arm_results.runs.values()), 0)
+    steps, means = [], []
+    for step in arm_results.steps():
+        if values := sweep_tables.values_by_seed(arm_results, task, step):
+            steps.append(float(total_steps if step == FINAL_STEP else step))
+            means.append(100 * sum(values) / len(values))
+    return steps, means
 
 
 def _lines(
-    outcome: StudyResults, points: Callable[[ArmResults], tuple[Sequence[float], ...]]
+    results: StudyResults, points: Callable[[ArmResults], tuple[Sequence[float], ...]]
 ) -> list[ChartLine]:
-    """One an arm of students, the baseline first."""
+    """Return a line for each student arm, the baseline first."""
     lines = []
-    for name, style in _styles(outcome).items():
-        arm = outcome.arms[name]
+    for name, style in _styles(results).items():
+        arm = results.arms[name]
         if arm.arm.role == "student":
             x, y = points(arm)
-            lines.append(ChartLine(sweep_tables.arm_label(outcome, name), x, y, *style))
+            lines.append(ChartLine(sweep_tables.arm_label(results, name), x, y, *style))
     return [line for line in lines if len(line.x)]
 
 
-def _styles(outcome: StudyResults) -> dict[str, tuple[int, int]]:
-    """(colour, dash) by arm: the baseline in ink, then the other students, then the teachers."""
-    arms = [arm.arm for arm in outcome.arms.values()]
-    arms.sort(key=lambda arm: (arm.name != outcome.grid.baseline, arm.role == "teacher"))
-    shift = 0 if arms and arms[0].name == outcome.grid.baseline else 1
+def _styles(results: StudyResults) -> dict[str, tuple[int, int]]:
+    """Return (colour, dash) by arm: colour 0 for the baseline, then the other students, then the teachers."""
+    arms = [arm.arm for arm in results.arms.values()]
+    arms.sort(key=lambda arm: (arm.name != results.study.baseline, arm.role == "teacher"))
+    shift = 0 if arms and arms[0].name == results.study.baseline else 1
     colours = charts.COLOURS - 1
     return {
         arm.name: (0 if i == 0 else 1 + (i - 1) % colours, max(0, i - 1) // colours)

@@ -1,4 +1,4 @@
-"""The outcome of a study in words and tables: Markdown and CSV; grid_page.py makes HTML of the same."""
+"""Sentences and tables of a study's report, and their Markdown and CSV forms; sweep_html.py renders HTML."""
 
 import csv
 import io
@@ -28,257 +28,264 @@ from dwt_jax.study.tables import ReportTable, escape_markdown, markdown_table
 from dwt_jax.text_format import format_float
 
 METHOD_NOTE = (
-    "± is the standard deviation over seeds. Intervals are of the difference to the arm that is named, "
-    "run by run of the same seed, 95 %: first a percentile bootstrap over seeds and, within them, held-out "
-    "documents or fine-tuning seeds (2000 replicates), then Student's t over the seeds' means. A finding is "
-    "confirmed or contradicted only where both lie on one side of 0. Neither speaks of other corpora or "
-    "sizes, nor, where one teacher serves all seeds of a student, of other teachers; scores are of the last "
-    "epoch on the dev sets, so nothing was chosen on them. Many comparisons are made: of twenty without any "
-    "effect, Student's t is expected to exclude 0 in one, the bootstrap, which is too narrow with few seeds, "
-    "in more."
+    "± is the standard deviation over seeds. Intervals are 95 % confidence intervals of the difference to "
+    "the given arm, paired by seed: first a percentile bootstrap over seeds and, within them, held-out "
+    "documents or fine-tuning seeds (2000 replicates), then Student's t over the seeds' means. A hypothesis "
+    "is confirmed or contradicted only if both are on one side of 0. The intervals do not cover other "
+    "corpora or sizes, nor, if all seeds of a student have the same teacher, other teachers. Scores are "
+    "those of the last epoch on the dev sets; no epoch was chosen on them. With many comparisons some "
+    "intervals exclude 0 by chance: one in twenty for Student's t, more for the bootstrap, which is too "
+    "narrow with few seeds."
 )
 
 PAPER_NOTE = (
-    "The last two columns are the paper's table 1 (Lee et al. 2023, arXiv 2305.18239), not measured here: "
-    "one run an arm, average over nine GLUE tasks, hidden size 768, 30M sentences, 20 epochs. Of other tasks "
-    "or another scale, order and sign of the changes can be compared, levels cannot."
+    "The last two columns are the paper's table 1 (Lee et al. 2023, arXiv 2305.18239), not our results: "
+    "one run per arm, average over nine GLUE tasks, hidden size 768, 30M sentences, 20 epochs. For other "
+    "tasks or another scale, order and sign of the changes are comparable, absolute scores are not."
 )
 PARETO_NOTE = (
-    "At the end of pre-training, means over seeds; student's FLOPs and the teacher's forward, not the "
-    "teacher's own training. On the Pareto front is whom no other arm matches for fewer FLOPs or betters for "
-    "as many, by the means alone: it says nothing of whether the seeds tell two arms apart."
+    "At the end of pre-training, means over seeds; FLOPs of the student and the teacher's forward pass, "
+    "without the teacher's training. An arm is on the Pareto front if no other arm has a mean score at least "
+    "as high for fewer FLOPs, or a higher one for as many; seed variance is not considered."
 )
 
 
-def hypothesis_sentence(judged: HypothesisResult, outcome: StudyResults) -> str:
-    """One finding, held to our runs."""
-    claim = judged.claim
-    paper = f" (paper: {claim.paper})" if claim.paper else ""
-    if judged.interval is None:
-        return f"{claim.text}{paper}: not run at this scale, or not with what can be paired."
-    against = arm_label(outcome, claim.against or outcome.grid.baseline)
-    seeds = f"{judged.interval.seeds} seed{'s' * (judged.interval.seeds > 1)}"
+def hypothesis_sentence(result: HypothesisResult, results: StudyResults) -> str:
+    """Describe the verdict on a hypothesis in a sentence."""
+    hypothesis = result.hypothesis
+    paper = f" (paper: {hypothesis.paper})" if hypothesis.paper else ""
+    if result.interval is None:
+        return f"{hypothesis.text}{paper}: not run at this scale, or without comparable runs."
+    against = arm_label(results, hypothesis.against or results.study.baseline)
+    seeds = f"{result.interval.seeds} seed{'s' * (result.interval.seeds > 1)}"
     return (
-        f"{claim.text}{paper}: {judged.verdict} at this scale. "
-        f"{arm_label(outcome, claim.arm)} against {against}, {measure_label(claim.measure)}: "
-        f"{format_interval(judged.interval, claim.measure)}, {seeds}."
+        f"{hypothesis.text}{paper}: {result.verdict} at this scale. "
+        f"{arm_label(results, hypothesis.arm)} vs. {against}, {measure_label(hypothesis.measure)}: "
+        f"{format_interval(result.interval, hypothesis.measure)}, {seeds}."
     )
 
 
 def measure_label(measure: str) -> str:
+    """Return the name and unit of a measure."""
     return {
         LOSS_MEASURE: "held-out loss (nats)",
-        OUT_OF_DOMAIN_MEASURE: "loss on other text (nats)",
-        AVERAGE_MEASURE: "average over tasks (hundredths)",
-    }.get(measure, f"{measure} (hundredths)")
+        OUT_OF_DOMAIN_MEASURE: "out-of-domain loss (nats)",
+        AVERAGE_MEASURE: "average over tasks (%)",
+    }.get(measure, f"{measure} (%)")
 
 
-def format_interval(found: Interval, measure: str) -> str:
-    """'−0.0123 [−0.02, −0.01; t −0.03, +0.01]'"""
+def format_interval(interval: Interval, measure: str) -> str:
+    """Format an interval: '−0.0123 [−0.02, −0.01; t −0.03, +0.01]'."""
     unit, digits = (1.0, 4) if measure in LOSS_MEASURES else (100.0, 2)
 
-    def shown(value: float) -> str:
-        return (
-            format_float(value * unit, digits, signed=True) if np.isfinite(value) else "nan"
-        )  # a run that failed
+    def format_value(value: float) -> str:  # not finite for a diverged run
+        return format_float(value * unit, digits, signed=True) if np.isfinite(value) else "nan"
 
-    t = f"; t {shown(found.t_low)}, {shown(found.t_high)}" if found.seeds > 1 else "; one seed"
-    return f"{shown(found.mean)} [{shown(found.low)}, {shown(found.high)}{t}]"
-
-
-def arm_label(outcome: StudyResults, name: str) -> str:
-    return outcome.arms[name].arm.label or name
+    mean, low, high, t_low, t_high = map(format_value, interval[:5])
+    t_interval = f"; t {t_low}, {t_high}" if interval.seeds > 1 else "; one seed"
+    return f"{mean} [{low}, {high}{t_interval}]"
 
 
-def arm_results_table(outcome: StudyResults) -> ReportTable:
-    """A row an arm: losses and scores at the end, each against the baseline."""
-    measures = [LOSS_MEASURE, *_measure_if_present(outcome, OUT_OF_DOMAIN_MEASURE), *_tasks(outcome)]
+def arm_label(results: StudyResults, name: str) -> str:
+    """Return the label of an arm, its name by default."""
+    return results.arms[name].arm.label or name
+
+
+def arm_results_table(results: StudyResults) -> ReportTable:
+    """Tabulate final losses and scores, a row per arm, with the differences to the baseline."""
+    measures = [LOSS_MEASURE, *_measure_if_present(results, OUT_OF_DOMAIN_MEASURE), *_tasks(results)]
     header = ["arm", "seeds"]
     for measure in measures:
         header += (
-            [measure_label(measure), "against alone"]
+            [measure_label(measure), "vs. baseline"]
             if measure in (*LOSS_MEASURES, AVERAGE_MEASURE)
             else [measure]
         )
     rows = []
-    for name, measured in outcome.arms.items():
-        row = [arm_label(outcome, name), str(len(measured.runs))]
+    for name, arm_results in results.arms.items():
+        row = [arm_label(results, name), str(len(arm_results.runs))]
         for measure in measures:
-            row.append(_mean(values_by_seed(measured, measure), measure))
+            row.append(_mean(values_by_seed(arm_results, measure), measure))
             if measure in (*LOSS_MEASURES, AVERAGE_MEASURE):
-                row.append(_vs_baseline(outcome, name, measure))
+                row.append(_vs_baseline(results, name, measure))
         rows.append(row)
     return ReportTable(header, rows)
 
 
-def scores_by_checkpoint(outcome: StudyResults, measure: str) -> ReportTable | None:
-    """Scores at every fine-tuned checkpoint (the paper's figures 3 and 4); None where there is but one."""
-    steps = sorted({step for arm in outcome.arms.values() for step in arm.steps() if step != FINAL_STEP})
+def scores_by_checkpoint(results: StudyResults, measure: str) -> ReportTable | None:
+    """Tabulate scores by checkpoint (the paper's figures 3 and 4); None if only the last is fine-tuned."""
+    steps = sorted({step for arm in results.arms.values() for step in arm.steps() if step != FINAL_STEP})
     if not steps:
         return None
     rows = []
-    for name, measured in outcome.arms.items():
-        if measured.scores:
-            cells = [_mean(values_by_seed(measured, measure, step), measure) for step in (*steps, FINAL_STEP)]
-            rows.append([arm_label(outcome, name), *cells])
+    for name, arm_results in results.arms.items():
+        if arm_results.scores:
+            cells = [
+                _mean(values_by_seed(arm_results, measure, step), measure) for step in (*steps, FINAL_STEP)
+            ]
+            rows.append([arm_label(results, name), *cells])
     return ReportTable([measure_label(measure), *(f"step {step:,}" for step in steps), "end"], rows)
 
 
-def flops_to_target_table(outcome: StudyResults) -> ReportTable | None:
-    """FLOPs to the loss that the student alone ends with."""
-    base = outcome.arms.get(outcome.grid.baseline)
-    if base is None or not base.runs:
+def flops_to_target_table(results: StudyResults) -> ReportTable | None:
+    """Tabulate the FLOPs to the final loss of the baseline; None without a finished baseline."""
+    baseline = results.arms.get(results.study.baseline)
+    if baseline is None or not baseline.runs:
         return None
-    target = float(np.mean(values_by_seed(base, LOSS_MEASURE)))
-    alone = flops_to_target(base, target, False)
+    target = float(np.mean(values_by_seed(baseline, LOSS_MEASURE)))
+    baseline_crossing = flops_to_target(baseline, target, False)
     rows = []
-    for name, measured in outcome.arms.items():
-        if measured.arm.role != "student" or not measured.runs:
+    for name, arm_results in results.arms.items():
+        if arm_results.arm.role != "student" or not arm_results.runs:
             continue
-        if name != outcome.grid.baseline and paired_difference(measured, base, LOSS_MEASURE) is None:
-            rows.append([arm_label(outcome, name), *2 * ["other held-out text"]])
+        if name != results.study.baseline and paired_difference(arm_results, baseline, LOSS_MEASURE) is None:
+            rows.append([arm_label(results, name), *2 * ["different held-out text"]])
         else:
             cells = [
-                _format_target_flops(flops_to_target(measured, target, too), alone) for too in (False, True)
+                _format_target_flops(flops_to_target(arm_results, target, with_training), baseline_crossing)
+                for with_training in (False, True)
             ]
-            rows.append([arm_label(outcome, name), *cells])
-    header = [f"to {target:.4f} nats", "student and the teacher's forward", "and the teacher's own training"]
+            rows.append([arm_label(results, name), *cells])
+    header = [f"to {target:.4f} nats", "student and teacher's forward", "with the teacher's training"]
     return ReportTable(header, rows)
 
 
-def quality_table(outcome: StudyResults) -> ReportTable | None:
-    """The average over tasks against FLOPs, in numbers; None where there are no scores."""
-    points = arm_qualities(outcome.arms)
-    best = {one.arm for one in pareto_front(points)}
+def quality_table(results: StudyResults) -> ReportTable | None:
+    """Tabulate the average over tasks and FLOPs; None without scores."""
+    points = arm_qualities(results.arms)
+    front = {point.arm for point in pareto_front(points)}
     rows = [
         [
-            arm_label(outcome, one.arm),
-            f"{one.flops:.3g}",
-            _mean(one.scores, AVERAGE_MEASURE),
-            "yes" if one.arm in best else "–",
+            arm_label(results, point.arm),
+            f"{point.flops:.3g}",
+            _mean(point.scores, AVERAGE_MEASURE),
+            "yes" if point.arm in front else "–",
         ]
-        for one in points
+        for point in points
     ]
     header = [
         "arm",
-        "FLOPs, student and the teacher's forward",
+        "FLOPs, student and teacher's forward",
         measure_label(AVERAGE_MEASURE),
-        "on the front",
+        "Pareto-optimal",
     ]
     return ReportTable(header, rows) if rows else None
 
 
-def paper_table(outcome: StudyResults) -> ReportTable | None:
-    """Our averages beside the paper's, of the arms that repeat a row of its table 1; None where there are
-    none."""
+def paper_table(results: StudyResults) -> ReportTable | None:
+    """Tabulate our averages and the paper's, for arms that reproduce a row of its table 1.
+
+    Returns None if there is no such arm.
+    """
     rows = []
-    for name, measured in outcome.arms.items():
-        theirs, ours = PAPER_TABLE_1.get(measured.arm.paper), values_by_seed(measured, AVERAGE_MEASURE)
-        if theirs and ours:
-            change = "–" if theirs.change is None else format_float(theirs.change, 2, signed=True)
+    for name, arm_results in results.arms.items():
+        paper_score = PAPER_TABLE_1.get(arm_results.arm.paper)
+        scores = values_by_seed(arm_results, AVERAGE_MEASURE)
+        if paper_score and scores:
+            change = "–" if paper_score.change is None else format_float(paper_score.change, 2, signed=True)
             row = [
-                arm_label(outcome, name),
-                theirs.label,
-                _mean(ours, AVERAGE_MEASURE),
-                _vs_baseline(outcome, name, AVERAGE_MEASURE),
+                arm_label(results, name),
+                paper_score.label,
+                _mean(scores, AVERAGE_MEASURE),
+                _vs_baseline(results, name, AVERAGE_MEASURE),
             ]
-            rows.append([*row, f"{theirs.average:.2f}", change])
-    tasks = len(outcome.grid.finetuning.tasks)
-    header = ["arm", "the paper's arm", f"ours: average over {tasks} task{'s' * (tasks > 1)} (hundredths)"]
-    header += ["ours: against alone", "paper: average over 9 tasks", "paper: against alone"]
-    return ReportTable(header, rows, words=2) if rows else None
+            rows.append([*row, f"{paper_score.average:.2f}", change])
+    tasks = len(results.study.finetuning.tasks)
+    header = ["arm", "paper's arm", f"ours: average over {tasks} task{'s' * (tasks > 1)} (%)"]
+    header += ["ours: vs. baseline", "paper: average over 9 tasks", "paper: vs. baseline"]
+    return ReportTable(header, rows, text_columns=2) if rows else None
 
 
-def values_by_seed(measured: ArmResults, measure: str, step: int = FINAL_STEP) -> list[float]:
-    """By pre-training seed."""
+def values_by_seed(arm_results: ArmResults, measure: str, step: int = FINAL_STEP) -> list[float]:
+    """Return the values of a measure by pre-training seed. `step`: of a score, the checkpoint."""
     if measure in LOSS_MEASURES:
-        found = document_losses_by_seed(measured, measure)
-        return [float(found[seed].loss.sum() / found[seed].predictions.sum()) for seed in sorted(found)]
-    kept = [scores for key, scores in sorted(measured.scores.items()) if key[1] == step]
-    return [float(np.mean(one[measure])) for one in kept if measure in one]
+        losses = document_losses_by_seed(arm_results, measure)
+        return [float(losses[seed].loss.sum() / losses[seed].predictions.sum()) for seed in sorted(losses)]
+    all_scores = [scores for key, scores in sorted(arm_results.scores.items()) if key[1] == step]
+    return [float(np.mean(scores[measure])) for scores in all_scores if measure in scores]
 
 
-def _tasks(outcome: StudyResults) -> list[str]:
+def _tasks(results: StudyResults) -> list[str]:
     tasks = [
-        *outcome.grid.finetuning.tasks,
-        *([AVERAGE_MEASURE] if len(outcome.grid.finetuning.tasks) > 1 else []),
+        *results.study.finetuning.tasks,
+        *([AVERAGE_MEASURE] if len(results.study.finetuning.tasks) > 1 else []),
     ]
-    return tasks if any(arm.scores for arm in outcome.arms.values()) else []
+    return tasks if any(arm.scores for arm in results.arms.values()) else []
 
 
-def _measure_if_present(outcome: StudyResults, measure: str) -> list[str]:
-    return [measure] if any(document_losses_by_seed(arm, measure) for arm in outcome.arms.values()) else []
+def _measure_if_present(results: StudyResults, measure: str) -> list[str]:
+    return [measure] if any(document_losses_by_seed(arm, measure) for arm in results.arms.values()) else []
 
 
-def _mean(found: Sequence[float], measure: str) -> str:
-    if not found:
+def _mean(values: Sequence[float], measure: str) -> str:
+    if not values:
         return "–"
     unit, digits = (1.0, 4) if measure in LOSS_MEASURES else (100.0, 2)
-    spread = f" ± {unit * float(np.std(found, ddof=1)):.{digits}f}" if len(found) > 1 else ""
-    return f"{unit * float(np.mean(found)):.{digits}f}{spread}"
+    spread = f" ± {unit * float(np.std(values, ddof=1)):.{digits}f}" if len(values) > 1 else ""
+    return f"{unit * float(np.mean(values)):.{digits}f}{spread}"
 
 
-def _vs_baseline(outcome: StudyResults, name: str, measure: str) -> str:
-    base = outcome.arms.get(outcome.grid.baseline)
-    if base is None or name == outcome.grid.baseline or outcome.arms[name].arm.role == "teacher":
+def _vs_baseline(results: StudyResults, name: str, measure: str) -> str:
+    baseline = results.arms.get(results.study.baseline)
+    if baseline is None or name == results.study.baseline or results.arms[name].arm.role == "teacher":
         return "–"
-    found = paired_difference(outcome.arms[name], base, measure)
-    if found is None:
+    interval = paired_difference(results.arms[name], baseline, measure)
+    if interval is None:
         return "–"
-    fewer = found.seeds < max(len(outcome.arms[name].runs), len(base.runs))
-    return format_interval(found, measure) + f" ({found.seeds} of the seeds)" * fewer
+    is_partial = interval.seeds < max(len(results.arms[name].runs), len(baseline.runs))
+    return format_interval(interval, measure) + f" ({interval.seeds} of the seeds)" * is_partial
 
 
-def _format_target_flops(found: TargetCrossing | None, alone: TargetCrossing | None) -> str:
-    """≤: it was there at its first evaluation already."""
-    if found is None:
-        return "never, or not known"
-    share = f" ({found.flops / alone.flops:.0%})" if alone else ""
-    return f"{'≤ ' * found.at_most}{found.flops:.3g}{share}"
+def _format_target_flops(crossing: TargetCrossing | None, baseline: TargetCrossing | None) -> str:
+    if crossing is None:
+        return "never, or unknown"
+    share = f" ({crossing.flops / baseline.flops:.0%})" if baseline else ""
+    return f"{'≤ ' * crossing.is_upper_bound}{crossing.flops:.3g}{share}"
 
 
-def study_tables(outcome: StudyResults) -> Iterator[tuple[str, ReportTable, str]]:
-    """(heading, table, what is to be said of it) of all that there are."""
-    yield "Results", arm_results_table(outcome), ""
-    if (found := paper_table(outcome)) is not None:
-        yield "Beside the paper's table 1", found, PAPER_NOTE
-    for measure in _tasks(outcome):
-        if (found := scores_by_checkpoint(outcome, measure)) is not None:
-            yield f"Along the way: {measure}", found, ""
-    if (found := quality_table(outcome)) is not None:
-        yield "Average score against FLOPs", found, PARETO_NOTE
-    if (found := flops_to_target_table(outcome)) is not None:
-        yield "FLOPs to the student alone's loss", found, ""
+def study_tables(results: StudyResults) -> Iterator[tuple[str, ReportTable, str]]:
+    """Yield (heading, table, caption or '') of every table of the report."""
+    yield "Results", arm_results_table(results), ""
+    if (table := paper_table(results)) is not None:
+        yield "Comparison with the paper's table 1", table, PAPER_NOTE
+    for measure in _tasks(results):
+        if (table := scores_by_checkpoint(results, measure)) is not None:
+            yield f"Scores by checkpoint: {measure}", table, ""
+    if (table := quality_table(results)) is not None:
+        yield "Average score against FLOPs", table, PARETO_NOTE
+    if (table := flops_to_target_table(results)) is not None:
+        yield "FLOPs to the baseline's loss", table, ""
 
 
-def study_markdown(outcome: StudyResults) -> str:
-    parts = [f"# {escape_markdown(outcome.grid.title)}", f"{outcome.done} of {outcome.jobs} runs are done."]
-    if outcome.hypothesis_results:
+def study_markdown(results: StudyResults) -> str:
+    """Render the report of a study as Markdown."""
+    progress = f"{results.num_done} of {results.num_jobs} runs are finished."
+    parts = [f"# {escape_markdown(results.study.title)}", progress]
+    if results.hypothesis_results:
         parts.append(
             "\n".join(
-                f"* {escape_markdown(hypothesis_sentence(judged, outcome))}"
-                for judged in outcome.hypothesis_results
+                f"* {escape_markdown(hypothesis_sentence(result, results))}"
+                for result in results.hypothesis_results
             )
         )
-    for heading, table, note in study_tables(outcome):
-        parts += [f"## {escape_markdown(heading)}", markdown_table(table), *([note] if note else [])]
+    for heading, table, caption in study_tables(results):
+        parts += [f"## {escape_markdown(heading)}", markdown_table(table), *([caption] if caption else [])]
     return "\n\n".join([*parts, METHOD_NOTE]) + "\n"
 
 
-def study_csv(outcome: StudyResults) -> str:
-    """A row a measured number: arm, seed, step (end), measure, fine-tuning seed, value."""
+def study_csv(results: StudyResults) -> str:
+    """Render the values of a study as CSV: arm, seed, step (or end), measure, fine-tuning seed, value."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["arm", "seed", "step", "measure", "finetuning_seed", "value"])
-    for name, measured in outcome.arms.items():
+    for name, arm_results in results.arms.items():
         for measure in LOSS_MEASURES:
-            for seed, one in sorted(document_losses_by_seed(measured, measure).items()):
-                writer.writerow(
-                    [name, seed, "end", measure, "", repr(float(one.loss.sum() / one.predictions.sum()))]
-                )
-        for (seed, step), scores in sorted(measured.scores.items()):
-            for measure, found in scores.items():
-                for i, value in enumerate(found):
-                    where = "end" if step == FINAL_STEP else step
-                    writer.writerow([name, seed, where, measure, i, repr(value)])
+            for seed, documents in sorted(document_losses_by_seed(arm_results, measure).items()):
+                loss = float(documents.loss.sum() / documents.predictions.sum())
+                writer.writerow([name, seed, "end", measure, "", repr(loss)])
+        for (seed, step), scores in sorted(arm_results.scores.items()):
+            for measure, values in scores.items():
+                for i, value in enumerate(values):
+                    checkpoint = "end" if step == FINAL_STEP else step
+                    writer.writerow([name, seed, checkpoint, measure, i, repr(value)])
     return text.getvalue()

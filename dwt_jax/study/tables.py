@@ -1,4 +1,4 @@
-"""A study in words and tables, as plain text; and as Markdown and CSV."""
+"""Sentences and tables of a report on runs, and their Markdown and CSV forms."""
 
 import csv
 import io
@@ -14,109 +14,115 @@ from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.study import charts
 from dwt_jax.text_format import format_float, format_with_error
 
-if TYPE_CHECKING:  # report.py calls this file
+if TYPE_CHECKING:  # report.py imports this module
     from dwt_jax.study.report import BaselineComparison, RunComparisonStudy, RunRecord
 
 VERDICTS = ("helped", "harmed", "undecided", "not comparable")
 
 
 class ReportTable(NamedTuple):
+    """A table of strings."""
+
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: int = 1  # how many of the first columns are words; the others are numbers
+    text_columns: int = 1  # the first columns that are text; the others are numbers
 
 
 def report_headline(study: "RunComparisonStudy") -> str:
-    """The result in one sentence."""
+    """Summarize the result in one sentence."""
     if not study.comparisons:
-        return "No distilled student to compare with a student alone."
+        return "No distilled student to compare with a baseline."
     verdicts = [comparison.verdict for comparison in study.comparisons]
     if len(verdicts) == 1:
         return {
             "helped": "The teacher helped.",
             "harmed": "The teacher harmed.",
             "undecided": "Whether the teacher helped is undecided.",
-            "not comparable": "The student with the teacher cannot be compared with the student alone.",
+            "not comparable": "The student with a teacher cannot be compared with the baseline.",
         }[verdicts[0]]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts]
     return f"Of {len(verdicts)} students with a teacher: {', '.join(counts)}."
 
 
 def comparison_findings(comparison: "BaselineComparison", study: "RunComparisonStudy") -> list[str]:
-    """What is to be said of one distilled student."""
-    run, base = comparison.run, study.baseline
-    assert base is not None  # a comparison has one
+    """Describe the comparison of one distilled student in sentences."""
+    run, baseline = comparison.run, study.baseline
+    assert baseline is not None  # required for a comparison
     if comparison.verdict == "not comparable":
         losses = (
-            f"Held-out loss {format_float(run.loss, 4)}; the student alone has {format_float(base.loss, 4)}"
+            f"Held-out loss {format_float(run.loss, 4)}; the baseline has {format_float(baseline.loss, 4)}"
         )
-        return [f"{losses}, but {comparison.why}."]
+        return [f"{losses}, but {comparison.reason}."]
     side = "above" if comparison.difference > 0 else "below"
     error = ""
     if comparison.error is not None and run.documents is not None:
-        many = len(run.documents[0])
-        error = f"; standard error {comparison.error:.4f}, paired over {many:,} held-out documents"
+        count = len(run.documents[0])
+        error = f"; standard error {comparison.error:.4f}, paired over {count:,} held-out documents"
     first = (
-        f"Held-out loss {run.loss:.4f}, {abs(comparison.difference):.4f} {side} the student alone "
-        f"({base.loss:.4f}) after the same {run.summary['steps']:,} steps: {comparison.why}{error}."
+        f"Held-out loss {run.loss:.4f}, {abs(comparison.difference):.4f} {side} the baseline "
+        f"({baseline.loss:.4f}) after the same {run.summary['steps']:,} steps: {comparison.reason}{error}."
     )
-    caveat = [f"Not held equal: {', '.join(comparison.unequal)}."] if comparison.unequal else []
-    return [first, _describe_target(comparison, base), *caveat]
+    differing = ", ".join(comparison.differing_keys)
+    caveat = [f"Settings that differ: {differing}."] if differing else []
+    return [first, _describe_target(comparison, baseline), *caveat]
 
 
-def _describe_target(comparison: "BaselineComparison", base: "RunRecord") -> str:
+def _describe_target(comparison: "BaselineComparison", baseline: "RunRecord") -> str:
     reach, flops = comparison.reach, comparison.run.summary["flops"]
     if reach is None:
-        return "It never reached the final loss of the student alone."
-    alone = base.summary["flops"]["total"]
-    at_most = " (at its first evaluation, perhaps earlier)" if reach.at_most else ""
+        return "It never reached the final loss of the baseline."
+    baseline_flops = baseline.summary["flops"]["total"]
+    upper_bound = " (at its first evaluation, perhaps earlier)" if reach.is_upper_bound else ""
     text = (
-        f"It reached the final loss of the student alone after {reach.steps:,.0f} steps{at_most}, "
-        f"{_format_percent(reach.steps / base.summary['steps'])} of its steps, and {_format_flops(reach.flops)} with the "
-        f"teacher's forward charged, {_format_percent(reach.flops / alone)} of its FLOPs; "
+        f"It reached the final loss of the baseline after {reach.steps:,.0f} steps{upper_bound}, "
+        f"{_format_percent(reach.steps / baseline.summary['steps'])} of the baseline's steps, and "
+        f"{_format_flops(reach.flops)} including the teacher's forward pass, "
+        f"{_format_percent(reach.flops / baseline_flops)} of the baseline's FLOPs; "
     )
-    before, whose = _prior_training_flops(flops), "teacher's"
+    prior_flops, models = _prior_training_flops(flops), "the teacher"
     if "source_training" in flops:
-        whose = "teacher's and its source's"
-    if before is None:
-        return text + f"what the {whose} own training cost is unknown."
-    whole = reach.flops + before
+        models = "the teacher and the source"
+    if prior_flops is None:
+        return text + f"the cost of training {models} is unknown."
+    total = reach.flops + prior_flops
     return (
-        text
-        + f"with the {whose} own training charged too {_format_flops(whole)}, {_format_percent(whole / alone)}."
+        text + f"including the training of {models}, {_format_flops(total)}, "
+        f"{_format_percent(total / baseline_flops)}."
     )
 
 
 def _prior_training_flops(flops: Mapping[str, float | None]) -> float | None:
-    """What the models that a run was taught by or grown from had cost, None where it is not known."""
+    """Return the training FLOPs of a run's teacher and source, None if unknown."""
     return sum_or_none(flops["teacher_training"], flops.get("source_training", 0.0))
 
 
 def describe_noise(study: "RunComparisonStudy") -> str:
+    """Describe how the seed noise was measured, in a paragraph."""
     if study.noise is None:
-        return "No two runs differ by their seed alone: the noise is unknown, and nothing is decided."
+        return "No two runs differ only in their seed: the noise is unknown, and every verdict is undecided."
     names = " and ".join(f"“{run.label}”" for run in study.noise.runs)
-    many = len(study.noise.runs)
-    rough = (
-        "a rough measure: with more seeds it may turn out larger"
-        if many < 5
+    num_seeds = len(study.noise.runs)
+    precision = (
+        "a rough estimate: more seeds may show a larger noise"
+        if num_seeds < 5
         else "the range of their results"
     )
     return (
-        f"Noise: {names} differ by their seed alone and end {study.noise.value:.4f} nats apart. That is "
-        f"{_count_in_words(many)} seeds, {rough}. A difference is called helped or harmed only if it is larger than "
-        "the noise and, where the losses are known by document, than twice its paired standard error."
+        f"Noise: {names} differ only in their seed and end {study.noise.value:.4f} nats apart. This is "
+        f"from {_spell_number(num_seeds)} seeds, {precision}. A verdict is helped or harmed only if the "
+        "difference is larger than the noise and, if the losses by document are known, than twice its paired "
+        "standard error."
     )
 
 
-def _count_in_words(many: int) -> str:
-    return {2: "two", 3: "three", 4: "four"}.get(many, str(many))
+def _spell_number(number: int) -> str:
+    return {2: "two", 3: "three", 4: "four"}.get(number, str(number))
 
 
 def describe_schedule(schedule: Mapping[str, Any]) -> str:
-    """'4 → 1 linear', '2 → 0 cosine from 10 % to 80 %', '1, from 50 % on 0', …"""
+    """Describe a schedule: '4 → 1 linear', '2 → 0 cosine from 10 % to 80 %', '1, from 50 % on 0', …"""
     kind, value, end = schedule["kind"], f"{schedule['value']:g}", f"{schedule['end']:g}"
-    warmup, begin, until = (
+    warmup, decay_start, decay_end = (
         schedule.get(key, default)
         for key, default in (("warmup_fraction", 0), ("decay_start", 0), ("decay_end", 1))
     )
@@ -124,17 +130,17 @@ def describe_schedule(schedule: Mapping[str, Any]) -> str:
     if kind == "constant":
         return value + rise
     if kind == "until_matched":
-        return f"{value} until the teacher is beaten{rise}"
+        return f"{value} until the teacher is matched{rise}"
     if kind == "piecewise":
-        return f"{value}, from {_format_percent(begin)} on {end}{rise}"
+        return f"{value}, from {_format_percent(decay_start)} on {end}{rise}"
     name = kind.replace("_", "-")
-    span = f" from {_format_percent(begin)}" if begin > warmup else ""
-    span += f" to {_format_percent(until)}" if until != 1 else ""
+    span = f" from {_format_percent(decay_start)}" if decay_start > warmup else ""
+    span += f" to {_format_percent(decay_end)}" if decay_end != 1 else ""
     return f"{value} → {end} {name}{span}{rise}"
 
 
 def describe_loss_weights(config: Mapping[str, Any]) -> str:
-    """The objective in words; only the parts that are not the plain one."""
+    """Describe the objective; parts with their default value are left out."""
     distill = config["distill"]
     if not config["teacher"]["path"]:
         return "–"
@@ -145,13 +151,13 @@ def describe_loss_weights(config: Mapping[str, Any]) -> str:
     temperature = describe_schedule(distill["temperature"])
     parts += [f"t {temperature}"] if temperature != "1" else []
     parts += ["× t²"] if distill.get("scale_by_temperature_squared") and temperature != "1" else []
-    for key, plain in (("divergence", "forward_kl"), ("token_selection", "all")):
-        parts += [distill[key].replace("_", " ")] if distill.get(key, plain) != plain else []
+    for key, default in (("divergence", "forward_kl"), ("token_selection", "all")):
+        parts += [distill[key].replace("_", " ")] if distill.get(key, default) != default else []
     return "; ".join(parts)
 
 
 def _format_flops(value: float) -> str:
-    """Three digits and the unit."""
+    """Format FLOPs with three digits and a unit."""
     size, unit = charts.flop_unit(value)
     digits = len(f"{value / size:.0f}")
     return f"{value / size:.{max(0, 3 - digits)}f} {unit}"
@@ -166,16 +172,19 @@ def _model_size(run: "RunRecord") -> str:
 
 
 def run_label(study: "RunComparisonStudy", name: str) -> str:
+    """Return the label of a run, its name if it is not in the study, or a dash."""
     return next((run.label for run in study.runs if run.name == name), name) or "–"
 
 
 def find_comparison(study: "RunComparisonStudy", run: "RunRecord") -> "BaselineComparison | None":
+    """Return the comparison of a run with the baseline, None if it has none."""
     return next((comparison for comparison in study.comparisons if comparison.run is run), None)
 
 
 def run_results_table(study: "RunComparisonStudy") -> ReportTable:
+    """Tabulate the final losses, a row per run."""
     header = ["run", "layers × hidden", "teacher", "weights", "steps", "held-out loss ± s.e."]
-    header += ["against alone ± paired s.e.", "verdict", "perplexity", "top-1", "top-5"]
+    header += ["vs. baseline ± paired s.e.", "verdict", "perplexity", "top-1", "top-5"]
     rows = []
     for run in study.runs:
         held_out, comparison = run.summary["held_out"], find_comparison(study, run)
@@ -189,23 +198,22 @@ def run_results_table(study: "RunComparisonStudy") -> ReportTable:
         row += [format_float(held_out["perplexity"], 2)]
         row += [f"{held_out[key]:.2%}".replace("%", " %") for key in ("top1_accuracy", "top5_accuracy")]
         rows.append(row)
-    return ReportTable(header, rows, words=4)
+    return ReportTable(header, rows, text_columns=4)
 
 
 def costs_table(study: "RunComparisonStudy") -> ReportTable:
+    """Tabulate FLOPs and time, a row per run."""
     size, unit = charts.flop_unit(max(run.summary["flops"]["total"] for run in study.runs))
-    alone = study.baseline.summary["flops"]["total"] if study.baseline else None
+    baseline_flops = study.baseline.summary["flops"]["total"] if study.baseline else None
     header = [
         "run",
         f"student, {unit}",
         "teacher's forward",
         "total",
-        "against alone",
-        "teacher's own training"
-        if not any(map(_is_grown, study.runs))
-        else "teacher's and source's own training",
-        "all in all",
-        "against alone",
+        "vs. baseline",
+        "teacher's and source's training" if any(map(_is_grown, study.runs)) else "teacher's training",
+        "total with training",
+        "vs. baseline",
         "seconds of the last process",
         "tokens/s",
         "skipped updates",
@@ -214,11 +222,13 @@ def costs_table(study: "RunComparisonStudy") -> ReportTable:
     for run in study.runs:
         flops, rate = run.summary["flops"], _tokens_per_second(run)
         training = _prior_training_flops(flops)
-        whole = None if training is None else flops["total"] + training
+        total = None if training is None else flops["total"] + training
         row = [run.label, *(f"{flops[key] / size:,.2f}" for key in ("student", "teacher_forward", "total"))]
-        row += [_format_percent(flops["total"] / alone) if alone else "–"]
+        row += [_relative(flops["total"], baseline_flops)]
         row += ["unknown" if training is None else f"{training / size:,.2f}"]
-        row += ["unknown", "unknown"] if whole is None else [f"{whole / size:,.2f}", _relative(whole, alone)]
+        row += (
+            ["unknown"] * 2 if total is None else [f"{total / size:,.2f}", _relative(total, baseline_flops)]
+        )
         row += [f"{run.summary['seconds_of_this_process']:,.0f}", "–" if rate is None else f"{rate:,.0f}"]
         row += [f"{run.summary['skipped_updates']:,}"]
         rows.append(row)
@@ -229,12 +239,12 @@ def _is_grown(run: "RunRecord") -> bool:
     return "source_training" in run.summary["flops"]
 
 
-def _relative(value: float, base: float | None) -> str:
-    return _format_percent(value / base) if base else "–"
+def _relative(value: float, baseline: float | None) -> str:
+    return _format_percent(value / baseline) if baseline else "–"
 
 
 def _tokens_per_second(run: "RunRecord") -> float | None:
-    """The median, so that interruptions and neighbours do not count."""
+    """Return the median over the logged steps, which ignores interruptions and other jobs' load."""
     rates = [record["tokens_per_second"] for record in run.metrics if record.get("tokens_per_second")]
     return float(np.median(rates)) if rates else None
 
@@ -254,7 +264,7 @@ CONTROLLED_SETTINGS = {
 
 
 def controlled_settings_table(study: "RunComparisonStudy") -> ReportTable:
-    """What was the same for all students, and who differs where it was not."""
+    """Tabulate the settings that should be equal for all students, and the students that differ."""
     students = [run for run in study.runs if run.role == "student"]
     settings = [{**run.settings(), "device": run.summary.get("device", "unknown")} for run in students]
     config = students[0].config
@@ -266,28 +276,32 @@ def controlled_settings_table(study: "RunComparisonStudy") -> ReportTable:
     rows = []
     for name, prefixes in CONTROLLED_SETTINGS.items():
         keys = [
-            key for key in dict.fromkeys(key for one in settings for key in one) if key.startswith(prefixes)
+            key
+            for key in dict.fromkeys(key for run_settings in settings for key in run_settings)
+            if key.startswith(prefixes)
         ]
-        differing = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+        differing = [
+            key for key in keys if len({json.dumps(run_settings.get(key)) for run_settings in settings}) > 1
+        ]
         value = values.get(name, str(settings[0].get(prefixes[0])))
-        said = []
+        descriptions = []
         for key in differing:
-            groups: dict[str, list[str]] = {}
-            for run, one in zip(students, settings, strict=True):
-                groups.setdefault(str(one.get(key)), []).append(run.label)
-            said.append(
-                f"{key} = " + ", ".join(f"{value} ({'; '.join(who)})" for value, who in groups.items())
-            )
+            labels_by_value: dict[str, list[str]] = {}
+            for run, run_settings in zip(students, settings, strict=True):
+                labels_by_value.setdefault(str(run_settings.get(key)), []).append(run.label)
+            groups = (f"{group} ({'; '.join(labels)})" for group, labels in labels_by_value.items())
+            descriptions.append(f"{key} = {', '.join(groups)}")
         if keys:
-            rows.append((name, "differs" if differing else "equal", "; ".join(said) or value))
-    return ReportTable(("of the students", "", "value"), rows, words=3)
+            rows.append((name, "differs" if differing else "equal", "; ".join(descriptions) or value))
+    return ReportTable(("of the students", "", "value"), rows, text_columns=3)
 
 
-def differences_table(run: "RunRecord", base: "RunRecord") -> ReportTable:
-    ours, theirs = flatten_dict(run.config), flatten_dict(base.config)
-    keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
-    rows = [(key, _json(theirs.get(key)), _json(ours.get(key))) for key in keys]
-    return ReportTable(("key", base.label, run.label), rows, words=3)
+def differences_table(run: "RunRecord", baseline: "RunRecord") -> ReportTable:
+    """Tabulate the config keys in which a run differs from the baseline."""
+    config, baseline_config = flatten_dict(run.config), flatten_dict(baseline.config)
+    keys = [key for key in {**baseline_config, **config} if config.get(key) != baseline_config.get(key)]
+    rows = [(key, _json(baseline_config.get(key)), _json(config.get(key))) for key in keys]
+    return ReportTable(("key", baseline.label, run.label), rows, text_columns=3)
 
 
 def _json(value: Any) -> str:
@@ -295,23 +309,25 @@ def _json(value: Any) -> str:
 
 
 DOWNSTREAM_NOTE = (
-    "Scores on the dev set in hundredths, mean and standard deviation over the seeds of fine-tuning. The "
-    "best epoch is chosen on the set that it is scored on, the last is not. One pre-training each: a "
-    "difference that is not far above these deviations says nothing."
+    "Scores on the dev set in %, mean and standard deviation over the seeds of fine-tuning. The best epoch "
+    "is chosen on the set that it is scored on, the last is not. Each model was pre-trained once: a "
+    "difference that is not far above these deviations is not significant."
 )
 
 
 def downstream_table(study: "RunComparisonStudy") -> ReportTable:
-    """What the runs' fine-tunings gave, a row a task."""
+    """Tabulate the scores of the runs' fine-tunings, a row per task."""
     rows = []
     for run in study.runs:
-        for task, one in study.downstream.get(run.name, {}).get("tasks", {}).items():
-            scores = [format_percent(one[which]) for which in ("last", "best")]
-            rows.append((run.label, task, *scores, str(len(one["last"]["by_seed"]))))
-    return ReportTable(("model", "fine-tuned on", "last epoch", "best epoch", "seeds"), rows, words=2)
+        for task, result in study.downstream.get(run.name, {}).get("tasks", {}).items():
+            scores = [format_percent(result[epoch]) for epoch in ("last", "best")]
+            rows.append((run.label, task, *scores, str(len(result["last"]["by_seed"]))))
+    header = ("model", "fine-tuned on", "last epoch", "best epoch", "seeds")
+    return ReportTable(header, rows, text_columns=2)
 
 
 def report_markdown(study: "RunComparisonStudy") -> str:
+    """Render a report as Markdown."""
     parts = [f"# {escape_markdown(study.title)}", escape_markdown(report_headline(study))]
     for comparison in study.comparisons:
         text = " ".join(comparison_findings(comparison, study))
@@ -322,40 +338,42 @@ def report_markdown(study: "RunComparisonStudy") -> str:
     parts += [
         "## Costs",
         markdown_table(costs_table(study)),
-        "## What was held equal",
+        "## Controlled settings",
         markdown_table(controlled_settings_table(study)),
     ]
     if study.downstream:
-        parts += ["## Fine-tuned", markdown_table(downstream_table(study)), DOWNSTREAM_NOTE]
+        parts += ["## Fine-tuning", markdown_table(downstream_table(study)), DOWNSTREAM_NOTE]
     if study.unfinished:
         parts += [
-            "## Not finished",
+            "## Unfinished",
             "\n".join(f"* {escape_markdown(text)}" for text in describe_unfinished(study)),
         ]
     if study.command:
-        parts.append(f"Made by: {escape_markdown(study.command)}")
+        parts.append(f"Command: {escape_markdown(study.command)}")
     return "\n\n".join(parts) + "\n"
 
 
 def describe_unfinished(study: "RunComparisonStudy") -> list[str]:
+    """List the unfinished runs with their last logged step."""
     steps = {name: f"step {step:,}" if step else "no step logged" for name, step in study.unfinished}
     return [f"{name} ({step})" for name, step in steps.items()]
 
 
 def escape_markdown(text: str) -> str:
-    """Plain text in Markdown: nothing in it is markup or ends a cell."""
+    """Escape text so that nothing in it is Markdown, HTML or the end of a table cell."""
     text = "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def markdown_table(table: ReportTable) -> str:
-    rules = ["---" if i < table.words else "---:" for i in range(len(table.header))]
+    """Render a table as Markdown."""
+    rules = ["---" if i < table.text_columns else "---:" for i in range(len(table.header))]
     rows = [map(escape_markdown, table.header), rules, *(map(escape_markdown, row) for row in table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def report_csv(study: "RunComparisonStudy") -> str:
-    """One row a finished run, numbers as the files have them; FLOPs and nats, shares from 0 to 1."""
+    """Render a report as CSV: a row per finished run, unrounded, in FLOPs, nats and shares from 0 to 1."""
     rows = [_report_csv_row(study, run) for run in study.runs]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
@@ -368,7 +386,7 @@ def _report_csv_row(study: "RunComparisonStudy", run: "RunRecord") -> dict[str, 
     held_out, flops, distill = run.summary["held_out"], run.summary["flops"], run.config["distill"]
     comparison = find_comparison(study, run)
     reach = comparison.reach if comparison else None
-    alone = study.baseline.summary["flops"]["total"] if study.baseline else None
+    baseline_flops = study.baseline.summary["flops"]["total"] if study.baseline else None
     training = _prior_training_flops(flops)
     return {
         "run": run.name,
@@ -393,7 +411,7 @@ def _report_csv_row(study: "RunComparisonStudy", run: "RunRecord") -> dict[str, 
         "student_flops": flops["student"],
         "teacher_forward_flops": flops["teacher_forward"],
         "total_flops": flops["total"],
-        "relative_cost": flops["total"] / alone if alone else None,
+        "relative_cost": flops["total"] / baseline_flops if baseline_flops else None,
         "teacher_training_flops": flops["teacher_training"],
         "source_training_flops": flops.get("source_training", 0.0),
         "steps_to_reach_alone": reach.steps if reach else None,

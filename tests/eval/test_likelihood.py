@@ -1,4 +1,4 @@
-"""Evaluation: what a model that knows nothing gets, and the standard error of a ratio."""
+"""Evaluation: ties and NaN, and the standard error of a ratio."""
 
 import jax
 import numpy as np
@@ -23,8 +23,8 @@ def rows(tmp_path_factory):
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
-def test_a_model_that_prefers_nothing_is_never_right(rows, value):
-    """All logits equal, or not a number: ties count against it."""
+def test_ties_and_nan_count_against_the_label(rows, value):
+    """All logits are equal, or NaN."""
     size = len(load_vocabulary(rows / "tokenizer"))
     model = BertConfig(
         vocab_size=size,
@@ -35,23 +35,23 @@ def test_a_model_that_prefers_nothing_is_never_right(rows, value):
         max_position_embeddings=32,
     )
     params = jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), bert.abstract_params(model))
-    found = likelihood.summarize_losses(
+    metrics = likelihood.summarize_losses(
         likelihood.losses_per_document(params, model, rows, mesh=make_mesh(Mesh(), 1))
     )
-    assert found["top1_accuracy"] == found["top5_accuracy"] == 0
+    assert metrics["top1_accuracy"] == metrics["top5_accuracy"] == 0
     if value == 0:
-        assert found["held_out_loss"] == pytest.approx(np.log(size), rel=1e-6)
-        assert found["standard_error"] == pytest.approx(0, abs=1e-6)
+        assert metrics["held_out_loss"] == pytest.approx(np.log(size), rel=1e-6)
+        assert metrics["standard_error"] == pytest.approx(0, abs=1e-6)
     else:
-        assert np.isnan(found["held_out_loss"])
+        assert np.isnan(metrics["held_out_loss"])
 
 
-def test_standard_error_is_that_of_a_bootstrap_over_documents():
-    random = np.random.default_rng(0)
-    count = random.integers(5, 60, 400)
-    loss = count * (3 + 0.4 * random.normal(size=400))
-    found = likelihood.summarize_losses(likelihood.DocumentLosses(loss, 0 * loss, 0 * loss, count))
-    drawn = random.integers(0, 400, (4000, 400))
-    means = loss[drawn].sum(1) / count[drawn].sum(1)
-    assert found["held_out_loss"] == pytest.approx(loss.sum() / count.sum())
-    assert found["standard_error"] == pytest.approx(means.std(), rel=0.05)
+def test_standard_error_matches_a_bootstrap_over_documents():
+    rng = np.random.default_rng(0)
+    count = rng.integers(5, 60, 400)
+    loss = count * (3 + 0.4 * rng.normal(size=400))
+    metrics = likelihood.summarize_losses(likelihood.DocumentLosses(loss, 0 * loss, 0 * loss, count))
+    draws = rng.integers(0, 400, (4000, 400))
+    means = loss[draws].sum(1) / count[draws].sum(1)
+    assert metrics["held_out_loss"] == pytest.approx(loss.sum() / count.sum())
+    assert metrics["standard_error"] == pytest.approx(means.std(), rel=0.05)

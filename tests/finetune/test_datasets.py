@@ -1,4 +1,4 @@
-"""Labelled texts: GLUE's files and their quirks, TFDS, files with named columns, the built-in tasks."""
+"""Labelled texts: GLUE's files and their format, TFDS, files with named columns, built-in tasks; configs."""
 
 import gzip
 import json
@@ -38,53 +38,53 @@ def glue(tmp_path_factory):
     return folder
 
 
-def of(glue, task, **options):
+def read_glue(glue, task, **options):
     return read_examples(Examples(kind="glue", task=task, path=str(glue), **options))
 
 
 @pytest.mark.parametrize("task", GLUE_TASKS)
-def test_glues_own_files(glue, task, capsys):
-    data = of(glue, task)
+def test_read_examples_of_glue_files(glue, task, capsys):
+    data = read_glue(glue, task)
     train = data.splits["train"]
     np.testing.assert_allclose(train.labels, LABELS[task], rtol=1e-6)
     assert train.labels.dtype == (np.float32 if task == "stsb" else np.int32)
-    assert (train.second is None) == (task in ("cola", "sst2"))
-    assert len(train.first) == len(train.ids) == len(LABELS[task])
+    assert (train.text_pairs is None) == (task in ("cola", "sst2"))
+    assert len(train.texts) == len(train.ids) == len(LABELS[task])
     assert data.metrics == GLUE_TASKS[task].metrics
     assert len(data.class_names) in (0, len(data.labels))
-    said = capsys.readouterr().err
-    assert said.count("too few columns") == (2 if task == "qqp" else 0)
+    stderr = capsys.readouterr().err
+    assert stderr.count("too few columns") == (2 if task == "qqp" else 0)
 
 
-def test_quirks(glue):
-    assert of(glue, "cola").splits["train"].first[0] == "Our \"friends won't buy it."
-    assert of(glue, "mrpc").splits["train"].second == ['He said: "No".', "B."]
-    qqp = of(glue, "qqp").splits
-    assert qqp["train"].first == ["How?", "Why?"]
-    assert qqp["test"].ids == ["0", "1", "2"]  # every line wants a prediction
-    assert qqp["test"].second == ["Two?", "", "Y?"]
-    mnli = of(glue, "mnli")
-    assert mnli.splits["dev"].first[0] != mnli.splits["dev_mismatched"].first[0]
+def test_glue_file_format_details(glue):
+    assert read_glue(glue, "cola").splits["train"].texts[0] == "Our \"friends won't buy it."
+    assert read_glue(glue, "mrpc").splits["train"].text_pairs == ['He said: "No".', "B."]
+    qqp = read_glue(glue, "qqp").splits
+    assert qqp["train"].texts == ["How?", "Why?"]
+    assert qqp["test"].ids == ["0", "1", "2"]  # every line needs a prediction
+    assert qqp["test"].text_pairs == ["Two?", "", "Y?"]
+    mnli = read_glue(glue, "mnli")
+    assert mnli.splits["dev"].texts[0] != mnli.splits["dev_mismatched"].texts[0]
     assert mnli.submissions == {
         "test": "MNLI-m.tsv",
         "test_mismatched": "MNLI-mm.tsv",
         "test_diagnostic": "AX.tsv",
     }
-    cola = of(glue, "cola").splits["test"]
-    assert (cola.labels, cola.ids, cola.first[1]) == (None, ["0", "1"], "The car honked.")
-    assert "test" not in of(glue, "rte").splits
+    cola = read_glue(glue, "cola").splits["test"]
+    assert (cola.labels, cola.ids, cola.texts[1]) == (None, ["0", "1"], "The car honked.")
+    assert "test" not in read_glue(glue, "rte").splits
 
 
-def test_a_limit_is_drawn_once(glue):
-    limited = of(glue, "mnli", max_train_examples=2).splits
-    assert len(limited["train"]) == len(limited["train"].second) == 2
+def test_max_train_examples_is_the_same_subset(glue):
+    limited = read_glue(glue, "mnli", max_train_examples=2).splits
+    assert len(limited["train"]) == len(limited["train"].text_pairs) == 2
     assert len(limited["dev"]) == 3
-    again = of(glue, "mnli", max_train_examples=2).splits["train"]
-    assert again.first == limited["train"].first
+    again = read_glue(glue, "mnli", max_train_examples=2).splits["train"]
+    assert again.texts == limited["train"].texts
 
 
-def test_official_counts():
-    """Of the real files, where they are at hand."""
+def test_official_example_counts():
+    """Counts of the real files, if available."""
     import os
     from pathlib import Path
 
@@ -93,14 +93,14 @@ def test_official_counts():
         pytest.skip("DWT_GLUE is not set")
     counts = {"CoLA": (8551, 1043), "SST-2": (67349, 872), "MRPC": (3668, 408), "STS-B": (5749, 1500)}
     counts |= {"RTE": (2490, 277), "WNLI": (635, 71)}
-    for task, where in GLUE_TASKS.items():
-        if (Path(folder) / where.folder / "train.tsv").exists():
-            splits = of(folder, task).splits
-            assert (len(splits["train"]), len(splits["dev"])) == counts[where.folder]
+    for task, glue_task in GLUE_TASKS.items():
+        if (Path(folder) / glue_task.folder / "train.tsv").exists():
+            splits = read_glue(folder, task).splits
+            assert (len(splits["train"]), len(splits["dev"])) == counts[glue_task.folder]
 
 
 @pytest.mark.parametrize(
-    ("task", "file", "text", "says"),
+    ("task", "file", "text", "message"),
     [
         (
             "RTE",
@@ -115,12 +115,12 @@ def test_official_counts():
             "line 2: label 'entails'; did",
         ),
         ("RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n", "rte: no example in dev, expected"),
-        ("RTE", "train.tsv", None, "train.tsv: no such file, expected rte as GLUE has it"),
+        ("RTE", "train.tsv", None, "train.tsv: no such file, expected GLUE's file of rte"),
         ("STS-B", "dev.tsv", "sentence1\tsentence2\tscore\nA\tB\tnan\n", "label 'nan', expected a number"),
         ("STS-B", "dev.tsv", "sentence1\tsentence2\tscore\nA\tB\t1e39\n", "a number that float32 holds"),
     ],
 )
-def test_mistakes_in_files(tmp_path, task, file, text, says):
+def test_file_errors_name_file_and_line(tmp_path, task, file, text, message):
     (tmp_path / task).mkdir()
     for name, content in GLUE_FILES[task].items():
         (tmp_path / task / name).write_text(content)
@@ -129,37 +129,39 @@ def test_mistakes_in_files(tmp_path, task, file, text, says):
     else:
         (tmp_path / task / file).write_text(text)
     with pytest.raises(UserError) as caught:
-        of(tmp_path, {"RTE": "rte", "STS-B": "stsb"}[task])
-    assert says in str(caught.value)
+        read_glue(tmp_path, {"RTE": "rte", "STS-B": "stsb"}[task])
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_twice_in_a_header_is_refused(tmp_path):
+def test_repeated_header_column_is_refused(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("sentence\tsentence\tlabel\nA\tB\tyes\nC\tD\tno\n")
     options = {"kind": "files", "task": "mine", "train": str(path), "dev": str(path)}
     with pytest.raises(UserError, match="column 'sentence' twice in its first line"):
         read_examples(Examples(**options))
-    path.write_text("sentence\t\tlabel\t\nA\t\tyes\t\nC\t\tno\t\n")  # columns without a name may be many
-    assert read_examples(Examples(**options)).splits["dev"].first == ["A", "C"]
+    path.write_text(
+        "sentence\t\tlabel\t\nA\t\tyes\t\nC\t\tno\t\n"
+    )  # there may be many columns without a name
+    assert read_examples(Examples(**options)).splits["dev"].texts == ["A", "C"]
 
 
-def test_an_empty_line_of_a_test_file_is_an_example_where_it_has_one_column(tmp_path):
-    """Predictions are matched by their place where there are no names."""
+def test_empty_line_of_a_single_column_test_file_is_an_example(tmp_path):
+    """Predictions are matched by line if there are no ids."""
     (tmp_path / "train.tsv").write_text("sentence\tlabel\nA\tyes\n\nC\tno\n")
     (tmp_path / "test.tsv").write_text("sentence\nA\n\nC\n")
     train = str(tmp_path / "train.tsv")
     splits = read_examples(
         Examples(kind="files", task="mine", train=train, dev=train, test=str(tmp_path / "test.tsv"))
     ).splits
-    assert splits["test"].first == ["A", "", "C"]
+    assert splits["test"].texts == ["A", "", "C"]
     assert splits["test"].ids == ["0", "1", "2"]
-    assert splits["train"].first == ["A", "C"]
+    assert splits["train"].texts == ["A", "C"]
 
 
 @pytest.fixture(scope="module")
 def tfds_glue(tmp_path_factory):
-    """glue/rte and glue/stsb in TFDS's own format, built on the spot with the features they have there."""
+    """glue/rte and glue/stsb in TFDS's format, built with the original features."""
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("tfds")
@@ -169,8 +171,8 @@ def tfds_glue(tmp_path_factory):
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("rte", "stsb")]  # noqa: RUF012
 
         def _info(self):
-            words = tfds.features.ClassLabel(names=["entailment", "not_entailment"])
-            label = np.float32 if self.builder_config.name == "stsb" else words
+            class_label = tfds.features.ClassLabel(names=["entailment", "not_entailment"])
+            label = np.float32 if self.builder_config.name == "stsb" else class_label
             text = tfds.features.Text()
             features = {"sentence1": text, "sentence2": text, "label": label, "idx": np.int32}
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -189,14 +191,14 @@ def tfds_glue(tmp_path_factory):
     return folder
 
 
-def test_tfds(tfds_glue):
+def test_read_examples_of_tfds(tfds_glue):
     data = read_examples(Examples(kind="tfds", task="rte", path=str(tfds_glue)))
     assert set(data.splits) == {"train", "dev", "test"}
     for split in ("train", "dev"):
-        found = data.splits[split]
-        assert [int(i) % 2 for i in found.ids] == found.labels.tolist()
-        assert sorted(found.ids) == list("012345")
-    assert data.splits["dev"].first[0].startswith("Café validation ")
+        examples = data.splits[split]
+        assert [int(i) % 2 for i in examples.ids] == examples.labels.tolist()
+        assert sorted(examples.ids) == list("012345")
+    assert data.splits["dev"].texts[0].startswith("Café validation ")
     assert data.splits["test"].labels is None
     assert data.submissions == {"test": "RTE.tsv"}
     numbers = read_examples(Examples(kind="tfds", task="stsb", path=str(tfds_glue))).splits["train"]
@@ -206,7 +208,7 @@ def test_tfds(tfds_glue):
         read_examples(Examples(kind="tfds", task="wnli", path=str(tfds_glue)))
 
 
-def test_files_of_ones_own(tmp_path):
+def test_read_examples_of_files(tmp_path):
     rows = [
         {"id": f"r{i}", "q": f"half a pair \ud83d{i}", "a": "b", "class": ["no", "yes"][i % 2]}
         for i in range(4)
@@ -227,9 +229,9 @@ def test_files_of_ones_own(tmp_path):
     data = read_examples(Examples(**options, test=str(tmp_path / "test.tsv")))
     assert data.labels == ("no", "yes")
     assert data.splits["train"].labels.tolist() == [0, 1, 0, 1]
-    assert data.splits["train"].first[1] == "half a pair \ufffd1"
+    assert data.splits["train"].texts[1] == "half a pair \ufffd1"
     assert data.splits["train"].ids == ["r0", "r1", "r2", "r3"]
-    assert (data.splits["dev"].first, data.splits["dev"].second) == (["2"], ["1"])
+    assert (data.splits["dev"].texts, data.splits["dev"].text_pairs) == (["2"], ["1"])
     assert data.splits["test"].ids == ["9"]
     assert data.metrics == ("accuracy",)
     assert read_examples(Examples(**options, labels=("yes", "no"))).splits["train"].labels.tolist() == [
@@ -247,13 +249,15 @@ def test_files_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize("task", BUILTIN_TASKS)
-def test_the_builtin_tasks_do_not_leak(task):
+def test_builtin_tasks_do_not_leak(task):
     data = read_examples(Examples(task=task))
     train, dev = data.splits["train"], data.splits["dev"]
     speeches = [{name.rpartition("-")[0] for name in split.ids} for split in (train, dev)]
     assert not speeches[0] & speeches[1]
-    plain = [{re.sub(r"\W+", " ", text.lower()).strip() for text in split.first} for split in (train, dev)]
-    assert not plain[0] & plain[1]
+    normalized = [
+        {re.sub(r"\W+", " ", text.lower()).strip() for text in split.texts} for split in (train, dev)
+    ]
+    assert not normalized[0] & normalized[1]
     assert len(train) > 6000
     assert len(dev) > 1500
     for split in (train, dev):
@@ -265,18 +269,20 @@ def test_the_builtin_tasks_do_not_leak(task):
                 low, high = map(int, BUILTIN_TASKS[task][label].split("-"))
                 assert low <= int(name[:4]) <= high
     if task == "party":
-        known = dict(zip([name.rpartition("-")[0] for name in train.ids], train.labels, strict=True))
-        assert known["1862-Abraham-Lincoln"] == 1 or "1862-Abraham-Lincoln" not in known
-        assert {label for name, label in known.items() if "Roosevelt" in name} == {0, 1}
+        label_by_address = dict(
+            zip([name.rpartition("-")[0] for name in train.ids], train.labels, strict=True)
+        )
+        assert label_by_address["1862-Abraham-Lincoln"] == 1 or "1862-Abraham-Lincoln" not in label_by_address
+        assert {label for name, label in label_by_address.items() if "Roosevelt" in name} == {0, 1}
 
 
-def test_sentences_are_spread_over_an_address():
+def test_sentences_are_evenly_spaced_in_an_address():
     sentences = [f"This is sentence number {i} of an address that has many." for i in range(119)]
     address = {"text": "\n".join(sentences), "year": 1900, "name": "A B"}
-    found = [sentence for sentence, _ in datasets._sample_sentences(address)]
-    assert len(found) == datasets.MAX_SENTENCES
-    assert (found[0], found[-1]) == (sentences[0], sentences[-1])
-    gaps = np.diff([int(re.findall(r"\d+", sentence)[0]) for sentence in found])
+    sample = [sentence for sentence, _ in datasets._sample_sentences(address)]
+    assert len(sample) == datasets.MAX_SENTENCES
+    assert (sample[0], sample[-1]) == (sentences[0], sentences[-1])
+    gaps = np.diff([int(re.findall(r"\d+", sentence)[0]) for sentence in sample])
     assert set(gaps) <= {1, 2, 3}
 
 
@@ -284,7 +290,7 @@ def test_sentences_are_spread_over_an_address():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         ({"examples.task": "rta"}, "examples.task is 'rta'; did you mean"),
         ({"examples.kind": "glu"}, "examples.kind is 'glu'; did you mean 'glue'"),
@@ -304,33 +310,36 @@ def test_sentences_are_spread_over_an_address():
         ({"recipe.batchsize": "3"}, "unknown key 'recipe.batchsize'; did you mean 'recipe.batch_size'"),
     ],
 )
-def test_impossible_settings(overrides, says):
+def test_invalid_config_is_refused(overrides, message):
     with pytest.raises(UserError) as caught:
         config.load_finetune_config(str(bundled_config_path("glue.py")), overrides)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_for_every_task():
+def test_glue_config_has_a_recipe_for_every_task():
     path = str(bundled_config_path("glue.py"))
-    assert [one.examples.task for one in config.load_task_configs(path, ",".join(GLUE_TASKS), {})] == list(
-        GLUE_TASKS
-    )
+    assert [
+        task_config.examples.task for task_config in config.load_task_configs(path, ",".join(GLUE_TASKS), {})
+    ] == list(GLUE_TASKS)
     assert config.load_finetune_config(path) == config.load_finetune_config(f"{path}:era")
     for task in (*GLUE_TASKS, *BUILTIN_TASKS):
-        found = config.load_finetune_config(f"{path}:{task}")
-        assert config.check_finetune_config(build_dataclass(FinetuneConfig, config_to_dict(found))) == found
+        task_config = config.load_finetune_config(f"{path}:{task}")
+        assert (
+            config.check_finetune_config(build_dataclass(FinetuneConfig, config_to_dict(task_config)))
+            == task_config
+        )
     text = bundled_config_path("glue.py").read_text()
     assert len(text.splitlines()) <= 60
     assert text.startswith('"""')
-    for tasks, says in (("rte,rte", "expected each task once"), ("rta", "no task 'rta'")):
-        with pytest.raises(UserError, match=says):
+    for tasks, message in (("rte,rte", "expected each task once"), ("rta", "no task 'rta'")):
+        with pytest.raises(UserError, match=message):
             config.load_task_configs(path, tasks, {})
     with pytest.raises(UserError, match="has an argument already"):
         config.load_task_configs(f"{path}:era", "rte", {})
 
 
-def test_lengths():
+def test_recipe_lengths():
     assert Recipe(max_length=128, buckets=4).lengths() == (32, 64, 96, 128)
     assert Recipe(max_length=50, buckets=3).lengths() == (17, 34, 50)
     assert Recipe(max_length=8, buckets=20).lengths() == tuple(range(1, 9))

@@ -1,4 +1,4 @@
-"""GLUE's metrics against scikit-learn and scipy, to 1e-12, degenerate inputs among them."""
+"""GLUE's metrics against scikit-learn and scipy, to 1e-12, including degenerate inputs."""
 
 import warnings
 
@@ -14,34 +14,38 @@ from dwt_jax.finetune.tasks import GLUE_TASKS, METRIC_KINDS
 sklearn = pytest.importorskip("sklearn.metrics")
 stats = pytest.importorskip("scipy.stats")
 
-THEIRS = {
-    "accuracy": lambda said, there: sklearn.accuracy_score(there, said),
-    "f1": lambda said, there: sklearn.f1_score(there, said, zero_division=0.0),
-    "matthews": lambda said, there: sklearn.matthews_corrcoef(there, said),
-    "pearson": lambda said, there: stats.pearsonr(said, there)[0],
-    "spearman": lambda said, there: stats.spearmanr(said, there)[0],
+REFERENCES = {
+    "accuracy": lambda predictions, labels: sklearn.accuracy_score(labels, predictions),
+    "f1": lambda predictions, labels: sklearn.f1_score(labels, predictions, zero_division=0.0),
+    "matthews": lambda predictions, labels: sklearn.matthews_corrcoef(labels, predictions),
+    "pearson": lambda predictions, labels: stats.pearsonr(predictions, labels)[0],
+    "spearman": lambda predictions, labels: stats.spearmanr(predictions, labels)[0],
 }
 
 
-def theirs(metric, said, there):
-    """GLUE's value, with NaN as 0."""
+def reference_value(metric, predictions, labels):
+    """Return scikit-learn's or scipy's value, with NaN as 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = float(THEIRS[metric](said, there))
+        value = float(REFERENCES[metric](predictions, labels))
     return 0.0 if np.isnan(value) else value
 
 
-def same(metric, said, there, undefined=None):
-    found, zero = compute_metrics([metric], np.array(said), np.array(there))
-    assert found[metric] == found["score"]
-    assert np.isfinite(found[metric])
-    assert abs(found[metric] - theirs(metric, said, there)) <= 1e-12, (metric, said, there)
+def check_against_reference(metric, predictions, labels, undefined=None):
+    values, undefined_metrics = compute_metrics([metric], np.array(predictions), np.array(labels))
+    assert values[metric] == values["score"]
+    assert np.isfinite(values[metric])
+    assert abs(values[metric] - reference_value(metric, predictions, labels)) <= 1e-12, (
+        metric,
+        predictions,
+        labels,
+    )
     if undefined is not None:
-        assert zero == ([metric] if undefined else [])
+        assert undefined_metrics == ([metric] if undefined else [])
 
 
-def test_every_metric_is_there():
-    assert set(METRIC_KINDS) == set(_METRIC_FUNCTIONS) == set(THEIRS)
+def test_every_metric_is_implemented_and_used():
+    assert set(METRIC_KINDS) == set(_METRIC_FUNCTIONS) == set(REFERENCES)
     assert {metric for task in GLUE_TASKS.values() for metric in task.metrics} == set(METRIC_KINDS)
 
 
@@ -57,33 +61,33 @@ pairs = st.integers(1, 40).flatmap(
 @example(([0, 0, 0], [1, 0, 1]))
 @example(([1, 1, 1], [0, 0, 0]))
 @example(([1], [0]))
-def test_two_classes(pair):
+def test_metrics_of_two_classes(pair):
     for metric in ("accuracy", "f1", "matthews"):
-        same(metric, *pair)
+        check_against_reference(metric, *pair)
 
 
 @settings(max_examples=30)
 @given(st.integers(2, 6), st.integers(1, 60), st.integers(0, 2**32 - 1))
-def test_more_classes_some_of_which_never_occur(classes, n, seed):
+def test_metrics_with_absent_classes(classes, n, seed):
     random = np.random.default_rng(seed)
-    said, there = random.integers(0, classes, n), random.integers(0, max(1, classes - 2), n)
+    predictions, labels = random.integers(0, classes, n), random.integers(0, max(1, classes - 2), n)
     for metric in ("accuracy", "matthews"):
-        same(metric, said, there)
+        check_against_reference(metric, predictions, labels)
 
 
 @settings(max_examples=40)
 @given(st.integers(2, 60), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([1e-6, 1.0, 1e6]))
-def test_numbers(n, seed, ties, scale):
+def test_correlations(n, seed, ties, scale):
     random = np.random.default_rng(seed)
-    said, there = random.normal(size=n) * scale, random.normal(size=n) + 3
+    predictions, labels = random.normal(size=n) * scale, random.normal(size=n) + 3
     if ties:
-        said, there = np.round(said / scale) * scale, np.round(there)
+        predictions, labels = np.round(predictions / scale) * scale, np.round(labels)
     for metric in ("pearson", "spearman"):
-        same(metric, said, there)
+        check_against_reference(metric, predictions, labels)
 
 
 @pytest.mark.parametrize(
-    ("metric", "said", "there"),
+    ("metric", "predictions", "labels"),
     [
         ("f1", [0, 0], [0, 0]),  # no positive anywhere
         ("matthews", [1, 1, 1], [0, 1, 0]),
@@ -94,35 +98,37 @@ def test_numbers(n, seed, ties, scale):
         ("spearman", [1.0], [2.0]),
     ],
 )
-def test_nothing_over_nothing_is_zero_and_is_told(metric, said, there):
-    if len(said) > 1:
-        same(metric, said, there, undefined=True)
-    found, undefined = compute_metrics([metric], np.array(said), np.array(there))
-    assert (found[metric], undefined) == (0.0, [metric])
+def test_undefined_metric_is_zero_and_reported(metric, predictions, labels):
+    if len(predictions) > 1:
+        check_against_reference(metric, predictions, labels, undefined=True)
+    values, undefined = compute_metrics([metric], np.array(predictions), np.array(labels))
+    assert (values[metric], undefined) == (0.0, [metric])
 
 
-def test_predictions_that_are_no_numbers():
+def test_correlation_of_non_finite_predictions_is_undefined():
     for metric in ("pearson", "spearman"):
-        for bad in (np.nan, np.inf):
-            assert compute_metrics([metric], np.array([1.0, bad, 2.0]), np.array([1.0, 2.0, 3.0]))[1] == [
+        for invalid in (np.nan, np.inf):
+            assert compute_metrics([metric], np.array([1.0, invalid, 2.0]), np.array([1.0, 2.0, 3.0]))[1] == [
                 metric
             ]
 
 
-def test_numbers_whose_squares_overflow_or_vanish():
+def test_pearson_does_not_overflow_or_underflow():
     for scale in (1e200, 1e-200):
-        same("pearson", np.array([1.0, 2.0, 4.0]) * scale, [1.0, 3.0, 2.0], undefined=False)
+        check_against_reference(
+            "pearson", np.array([1.0, 2.0, 4.0]) * scale, [1.0, 3.0, 2.0], undefined=False
+        )
 
 
-def test_the_score_is_the_mean_of_the_metrics():
-    found, _ = compute_metrics(["f1", "accuracy"], np.array([1, 1, 0, 0]), np.array([1, 0, 0, 1]))
-    assert found == {"f1": 0.5, "accuracy": 0.5, "score": 0.5}
+def test_score_is_the_mean_of_the_metrics():
+    values, _ = compute_metrics(["f1", "accuracy"], np.array([1, 1, 0, 0]), np.array([1, 0, 0, 1]))
+    assert values == {"f1": 0.5, "accuracy": 0.5, "score": 0.5}
     with pytest.raises(ValueError, match="2 predictions for 1 labels"):
         compute_metrics(["f1"], np.array([1, 1]), np.array([1]))
 
 
-def test_spread():
-    found = mean_std([0.5, 0.7, 0.9])
-    assert found["mean"] == pytest.approx(0.7, abs=1e-15)
-    assert found["standard_deviation"] == pytest.approx(np.std([0.5, 0.7, 0.9], ddof=1), abs=1e-15)
+def test_mean_std():
+    summary = mean_std([0.5, 0.7, 0.9])
+    assert summary["mean"] == pytest.approx(0.7, abs=1e-15)
+    assert summary["standard_deviation"] == pytest.approx(np.std([0.5, 0.7, 0.9], ddof=1), abs=1e-15)
     assert mean_std([0.5])["standard_deviation"] is None

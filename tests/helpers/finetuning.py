@@ -1,4 +1,4 @@
-"""Small checkpoints of every family with tokenizers of their own, and a task that can be learned."""
+"""Small checkpoints of every family with tokenizers, and a task that can be learned."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from dwt_jax.finetune.config import FinetuneConfig, check_finetune_config
 from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = [
+VOCAB = [
     *WORDPIECE.special_tokens,
     *LETTERS,
     *(f"##{c}" for c in LETTERS),
@@ -22,7 +22,7 @@ FAMILIES = ("Bert", "DistilBert", "Roberta")
 
 
 def checkpoint(name, path, seed=0, **options):
-    """A model of transformers with random weights, e.g. BertForMaskedLM, and its tokenizer in `path`."""
+    """Write a transformers model with random weights, e.g. BertForMaskedLM, and its tokenizer to `path`."""
     import torch
     import transformers
 
@@ -32,8 +32,8 @@ def checkpoint(name, path, seed=0, **options):
     if family == "Roberta":
         size = _byte_level(path)
     else:
-        size = len(WORDS)
-        (path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+        size = len(VOCAB)
+        (path / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCAB))
         (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
     sizes = {"vocab_size": size, "max_position_embeddings": 26, "pad_token_id": int(family == "Roberta")}
     if family == "DistilBert":
@@ -50,28 +50,28 @@ def checkpoint(name, path, seed=0, **options):
 def _byte_level(path):
     from tokenizers import ByteLevelBPETokenizer
 
-    trained = ByteLevelBPETokenizer()
+    tokenizer_ = ByteLevelBPETokenizer()
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained.train_from_iterator(
+    tokenizer_.train_from_iterator(
         ["a good film", "a bad film"] * 9, vocab_size=280, special_tokens=specials, show_progress=False
     )
-    trained.save_model(str(path))
+    tokenizer_.save_model(str(path))
     (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
-    return trained.get_vocab_size()
+    return tokenizer_.get_vocab_size()
 
 
 def write_task(folder, numbers=False, pairs=False, train=44, dev=20, seed=0):
-    """Files of a task: whether a text holds 'good'. → the settings of `examples` for it."""
+    """Write the files of a task, whether a text contains 'good'; return its `examples` config."""
     draw = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("train", train), ("dev", dev), ("test", 5)):
         lines = ["index\tsentence\tother\tlabel"]
         for i in range(count):
             good = draw.random() < 0.5
-            words = [draw.choice(LETTERS[:8]) for _ in range(draw.randint(1, 12))]
-            words.insert(draw.randint(0, len(words)), "good" if good else "bad")
+            tokens = [draw.choice(LETTERS[:8]) for _ in range(draw.randint(1, 12))]
+            tokens.insert(draw.randint(0, len(tokens)), "good" if good else "bad")
             label = f"{4 * good + draw.random():.2f}" if numbers else ("yes" if good else "no")
-            lines.append(f"{i}\t{' '.join(words)}\tthe film {draw.choice(LETTERS)}\t{label}")
+            lines.append(f"{i}\t{' '.join(tokens)}\tthe film {draw.choice(LETTERS)}\t{label}")
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     paths = {name: str(folder / f"{name}.tsv") for name in ("train", "dev", "test")}
     return {
@@ -84,7 +84,7 @@ def write_task(folder, numbers=False, pairs=False, train=44, dev=20, seed=0):
 
 
 def config_of(examples, **recipe) -> FinetuneConfig:
-    """Small, without dropout, a learning rate that moves small models."""
+    """Return a small config without dropout, with a learning rate for small models."""
     usual = {"epochs": 2, "batch_size": 8, "max_length": 20, "buckets": 1, "dropout": 0.0, "seeds": [0]}
     rate = {"learning_rate": {"kind": "linear", "value": 1e-2, "warmup_fraction": 0.2}, "eps": 1e-6}
     return check_finetune_config(

@@ -1,4 +1,4 @@
-"""The report, on run directories made up here."""
+"""The report on runs, with synthetic run directories."""
 
 import csv
 import dataclasses
@@ -25,10 +25,10 @@ DECAY = Schedule("linear", 4.0, 1.0)
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    """Teachers' paths are relative: not to a demo that was made in the project's folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+def _empty_working_directory(tmp_path, monkeypatch):
+    """Teachers' paths are relative; they must not lead to a demo in the project's directory."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
 
 
 def config_of(
@@ -45,15 +45,15 @@ def config_of(
 
 
 def write_run(path: Path, config: Config, losses: list[float], documents=None, digest: str = "d1") -> Path:
-    """A finished run whose held-out loss at equal intervals was `losses`."""
+    """Write a finished run with held-out `losses` at equal intervals."""
     path.mkdir(parents=True)
-    steps, taught = config.train.steps, bool(config.teacher.path)
-    student, teacher = STUDENT * config.model.num_hidden_layers / 4, TEACHER_FORWARD * taught
+    steps, is_distilled = config.train.steps, bool(config.teacher.path)
+    student, teacher = STUDENT * config.model.num_hidden_layers / 4, TEACHER_FORWARD * is_distilled
 
     def ledger(step: int) -> dict:
         return {"student_flops": step * student, "teacher_flops": step * teacher}
 
-    at = [round(steps * (i + 1) / len(losses)) for i in range(len(losses))]
+    eval_steps = [round(steps * (i + 1) / len(losses)) for i in range(len(losses))]
     evaluations = [
         {
             "step": step,
@@ -66,7 +66,7 @@ def write_run(path: Path, config: Config, losses: list[float], documents=None, d
             "documents": 40,
             **ledger(step),
         }
-        for step, loss in zip(at, losses, strict=True)
+        for step, loss in zip(eval_steps, losses, strict=True)
     ]
     noise = np.random.default_rng(len(path.name))
     metrics = []
@@ -74,21 +74,21 @@ def write_run(path: Path, config: Config, losses: list[float], documents=None, d
         share = step / steps
         soft = config.distill.alpha_soft
         weight = soft.value + (soft.end - soft.value) * share if soft.kind == "linear" else soft.value
-        hard = float(np.interp(step, [0, *at], [8.3, *losses]) + noise.normal(0, 0.05))
+        hard = float(np.interp(step, [0, *eval_steps], [8.3, *losses]) + noise.normal(0, 0.05))
         metrics.append(
             {
                 "step": step,
                 "hard_loss": hard,
-                "soft_loss_at_1": 1.2 - 0.5 * share if taught else 0.0,
-                "teacher_hard_loss": 6.0 if taught else 0.0,
-                "alpha_soft": weight if taught else 0.0,
+                "soft_loss_at_1": 1.2 - 0.5 * share if is_distilled else 0.0,
+                "teacher_hard_loss": 6.0 if is_distilled else 0.0,
+                "alpha_soft": weight if is_distilled else 0.0,
                 "tokens_per_second": 40000.0 + step,
                 **ledger(step),
             }
         )
     (path / "config.json").write_text(json.dumps(config_to_dict(config)))
     (path / "run.json").write_text(
-        json.dumps({"data_digest": digest, "teacher_digest": "t" if taught else ""})
+        json.dumps({"data_digest": digest, "teacher_digest": "t" if is_distilled else ""})
     )
     for name, records in (("metrics", metrics), ("evaluations", evaluations)):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -103,9 +103,9 @@ def write_run(path: Path, config: Config, losses: list[float], documents=None, d
             "student": steps * student,
             "teacher_forward": steps * teacher,
             "total": steps * (student + teacher),
-            "teacher_training": 6e12 if taught else 0.0,
+            "teacher_training": 6e12 if is_distilled else 0.0,
         },
-        "teacher_steps": steps * taught,
+        "teacher_steps": steps * is_distilled,
         "versions": {"dwt_jax": "0.1.0", "jax": "0.10.2"},
         "device": "1 x cpu",
     }
@@ -114,17 +114,17 @@ def write_run(path: Path, config: Config, losses: list[float], documents=None, d
 
 
 def curve(last: float, speed: float = 3.0, points: int = 10) -> list[float]:
-    """A falling loss that ends at `last`."""
+    """Return a falling loss that ends at `last`."""
     x = np.arange(1, points + 1) / points
     return [float(v) for v in last + 2.3 * (np.exp(-speed * x) - math.exp(-speed))]
 
 
 def documents(loss: float, seed: int, count: int = 40) -> tuple[np.ndarray, np.ndarray]:
     """Per-document sums whose mean is about `loss`; hard documents are hard for every model."""
-    shared, own = np.random.default_rng(0), np.random.default_rng(seed)
+    shared, noise_rng = np.random.default_rng(0), np.random.default_rng(seed)
     n = shared.integers(20, 300, count).astype(float)
     hardness = shared.normal(0, 0.5, count)
-    return (loss + hardness + own.normal(0, 0.03, count)) * n, n
+    return (loss + hardness + noise_rng.normal(0, 0.03, count)) * n, n
 
 
 RUNS = {
@@ -136,11 +136,11 @@ RUNS = {
 }
 LABELS = {
     "teacher": "weak teacher",
-    "alone": "student alone",
-    "alone-seed1": "student alone, another seed",
-    "normal": "with the teacher, 1 : 1",
-    "strong": "with the teacher, 1 : 4",
-    "decay": "with the teacher, 1 : 4 falling to 1 : 1",
+    "alone": "baseline (no teacher)",
+    "alone-seed1": "baseline (no teacher), seed 1",
+    "normal": "weak teacher, 1 : 1",
+    "strong": "weak teacher, 1 : 4",
+    "decay": "weak teacher, 1 : 4 falling to 1 : 1",
 }
 
 
@@ -216,20 +216,20 @@ def test_markdown_csv_and_html_agree(tmp_path):
 
 
 def test_helped_harmed_undecided(tmp_path):
-    found = comparisons_of(make_study(tmp_path))
-    assert {name: c.verdict for name, c in found.items()} == {
+    comparisons = comparisons_of(make_study(tmp_path))
+    assert {name: c.verdict for name, c in comparisons.items()} == {
         "normal": "helped",
         "strong": "harmed",
         "decay": "undecided",
     }
-    assert found["normal"].difference == pytest.approx(-0.05)
+    assert comparisons["normal"].difference == pytest.approx(-0.05)
     assert report.collect_runs(tmp_path).noise.value == pytest.approx(0.012)
     page = report.write_report(tmp_path).read_text()
     assert "Of 3 students with a teacher: 1 helped, 1 harmed, 1 undecided." in page
-    assert "That is two seeds, a rough measure" in page
+    assert "This is from two seeds, a rough estimate" in page
 
 
-def test_of_several_noises_the_largest_counts(tmp_path):
+def test_largest_seed_noise_counts(tmp_path):
     make_study(tmp_path, plan=False)
     write_run(tmp_path / "normal-seed1", config_of(seed=1, teacher="demo/teacher"), curve(5.581))
     noise = report.collect_runs(tmp_path).noise
@@ -243,19 +243,19 @@ def test_undecided_within_two_standard_errors_though_beyond_the_noise(tmp_path, 
     write_run(tmp_path / "alone-again", config_of(seed=1), curve(5.601))
     loss, count = documents(5.59, 2)
     scattered = loss + count * np.random.default_rng(3).normal(0, scatter, len(count))
-    write_run(tmp_path / "taught", config_of(teacher="elsewhere"), curve(5.59), (scattered, count))
-    comparison = comparisons_of(tmp_path)["taught"]
+    write_run(tmp_path / "distilled", config_of(teacher="other/teacher"), curve(5.59), (scattered, count))
+    comparison = comparisons_of(tmp_path)["distilled"]
     assert abs(comparison.difference) < 2 * comparison.error
     assert (abs(comparison.difference) > comparison.error) == (scatter == 0)  # both sides of one error
     assert comparison.verdict == "undecided"
-    (tmp_path / "taught" / "documents.npz").unlink()
-    assert comparisons_of(tmp_path)["taught"].verdict == "helped"
+    (tmp_path / "distilled" / "documents.npz").unlink()
+    assert comparisons_of(tmp_path)["distilled"].verdict == "helped"
 
 
 def test_without_seeds_nothing_is_decided(tmp_path):
     write_run(tmp_path / "alone", config_of(), curve(5.6))
-    write_run(tmp_path / "taught", config_of(teacher="elsewhere"), curve(5.0))
-    assert comparisons_of(tmp_path)["taught"].verdict == "undecided"
+    write_run(tmp_path / "distilled", config_of(teacher="other/teacher"), curve(5.0))
+    assert comparisons_of(tmp_path)["distilled"].verdict == "undecided"
     assert report.collect_runs(tmp_path).noise is None
 
 
@@ -274,22 +274,22 @@ def test_a_planned_pair_that_differs_in_more_than_the_seed_is_no_noise(tmp_path)
     ],
     ids=["steps", "model", "data"],
 )
-def test_what_cannot_be_compared_is_not(tmp_path, other):
+def test_runs_of_different_models_or_data_are_not_comparable(tmp_path, other):
     write_run(tmp_path / "alone", config_of(), curve(5.6))
     write_run(tmp_path / "alone-again", config_of(seed=1), curve(5.601))
-    write_run(tmp_path / "taught", losses=curve(5.0), **other)
-    comparison = comparisons_of(tmp_path)["taught"]
+    write_run(tmp_path / "distilled", losses=curve(5.0), **other)
+    comparison = comparisons_of(tmp_path)["distilled"]
     assert comparison.verdict == "not comparable"
     assert "cannot be compared" in report.write_report(tmp_path).read_text()
 
 
 def test_other_differences_are_stated(tmp_path):
     write_run(tmp_path / "alone", config_of(), curve(5.6))
-    taught = config_of(teacher="t")
-    taught = dataclasses.replace(taught, data=dataclasses.replace(taught.data, sentence_stride=4))
-    write_run(tmp_path / "taught", taught, curve(5.5))
-    assert comparisons_of(tmp_path)["taught"].unequal == ("data.sentence_stride",)
-    assert "Not held equal: data.sentence_stride." in report.write_report(tmp_path).read_text()
+    config = config_of(teacher="t")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sentence_stride=4))
+    write_run(tmp_path / "distilled", config, curve(5.5))
+    assert comparisons_of(tmp_path)["distilled"].differing_keys == ("data.sentence_stride",)
+    assert "Settings that differ: data.sentence_stride." in report.write_report(tmp_path).read_text()
 
 
 def test_paired_error_equals_the_bootstrap():
@@ -339,7 +339,7 @@ def test_reach_is_charged_with_the_teacher(tmp_path):
     assert float(row["flops_to_reach_alone"]) == pytest.approx(steps * (STUDENT + TEACHER_FORWARD))
     assert float(row["with_teacher_training"]) == pytest.approx(steps * (STUDENT + TEACHER_FORWARD) + 6e12)
     assert rows_of(tmp_path / "report.csv")["strong"]["steps_to_reach_alone"] == ""
-    assert "It never reached the final loss of the student alone." in (tmp_path / "report.html").read_text()
+    assert "It never reached the final loss of the baseline." in (tmp_path / "report.html").read_text()
 
 
 def test_unknown_training_cost_of_the_teacher(tmp_path):
@@ -347,25 +347,25 @@ def test_unknown_training_cost_of_the_teacher(tmp_path):
     summary = json.loads((tmp_path / "normal" / "summary.json").read_text())
     summary["flops"]["teacher_training"] = None
     (tmp_path / "normal" / "summary.json").write_text(json.dumps(summary))
-    assert "own training cost is unknown" in report.write_report(tmp_path).read_text()
+    assert "the cost of training the teacher is unknown" in report.write_report(tmp_path).read_text()
     assert rows_of(tmp_path / "report.csv")["normal"]["with_teacher_training"] == ""
 
 
-def test_fine_tunings_beside_the_runs_are_told(tmp_path):
-    """By the name of their run, in its place; those of runs that are not there, and none at all, are not."""
+def test_report_has_the_fine_tunings_of_its_runs(tmp_path):
+    """In the order of the runs, without those of unknown runs; no section without fine-tunings."""
     study = make_study(tmp_path)
-    assert "Fine-tuned" not in report.write_report(study).read_text()
+    assert "Fine-tuning" not in report.write_report(study).read_text()
     scores = {"normal": [0.5, 0.6], "teacher": [0.25], "stranger": [0.9]}
-    for name, found in scores.items():
-        deviation = statistics.stdev(found) if len(found) > 1 else None
-        last = {"mean": statistics.mean(found), "standard_deviation": deviation, "by_seed": found}
+    for name, by_seed in scores.items():
+        deviation = statistics.stdev(by_seed) if len(by_seed) > 1 else None
+        last = {"mean": statistics.mean(by_seed), "standard_deviation": deviation, "by_seed": by_seed}
         best = {**last, "mean": last["mean"] + 0.1}
         folder = tmp_path / report.DOWNSTREAM_DIR / name
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({"tasks": {"era": {"last": last, "best": best}}}))
     page = report.write_report(study).read_text()
     text = (tmp_path / "report.md").read_text()
-    rows = [line for line in text.split("## Fine-tuned")[1].splitlines() if "| era |" in line]
+    rows = [line for line in text.split("## Fine-tuning")[1].splitlines() if "| era |" in line]
     assert rows == [
         f"| {LABELS['teacher']} | era | 25.00 | 35.00 | 1 |",
         f"| {LABELS['normal']} | era | 55.00 ± 7.07 | 65.00 ± 7.07 | 2 |",
@@ -374,18 +374,22 @@ def test_fine_tunings_beside_the_runs_are_told(tmp_path):
     assert "90.00" not in page
 
 
-def test_what_auto_came_to_is_compared(tmp_path):
+def test_resolved_compute_dtype_is_compared(tmp_path):
     make_study(tmp_path)
     path = tmp_path / "normal" / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "compute": "bfloat16"}))
-    [found] = [one for one in report.collect_runs(tmp_path).comparisons if one.run.name == "normal"]
-    assert found.unequal == ("computed in",)
+    [comparison] = [
+        comparison
+        for comparison in report.collect_runs(tmp_path).comparisons
+        if comparison.run.name == "normal"
+    ]
+    assert comparison.differing_keys == ("computed in",)
     text = report.write_report(tmp_path).with_suffix(".md").read_text()
     assert "| compute type | differs | computed in = " in text
     assert f"bfloat16 ({LABELS['normal']})" in text
 
 
-def test_without_a_plan_roles_are_found(tmp_path):
+def test_roles_without_a_plan(tmp_path):
     study = report.collect_runs(make_study(tmp_path / "demo", plan=False))
     assert {run.name: run.role for run in study.runs if run.role == "teacher"} == {"teacher": "teacher"}
     assert study.baseline.name == "alone"
@@ -417,7 +421,7 @@ def test_unfinished_runs_are_listed(tmp_path):
     assert "decay" not in rows_of(tmp_path / "report.csv")
 
 
-def test_no_finished_run_is_the_users_mistake(tmp_path):
+def test_no_finished_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
         report.write_report(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
@@ -442,18 +446,18 @@ def test_missing_files(tmp_path):
     assert len(page.tables[0]) == len(LABELS) + 1
     study = report.collect_runs(tmp_path)
     assert all(len(run.evaluations) == 1 for run in study.runs)
-    assert comparisons_of(tmp_path)["normal"].reach.at_most
+    assert comparisons_of(tmp_path)["normal"].reach.is_upper_bound
     (tmp_path / "normal" / "documents.npz").write_text("not an archive")
     with pytest.raises(UserError, match=r"documents\.npz"):
         report.write_report(tmp_path)
 
 
-def test_out_elsewhere_and_nothing_left_over(tmp_path):
+def test_out_may_be_a_file_or_a_directory(tmp_path):
     make_study(tmp_path / "runs")
     path = report.write_report(tmp_path / "runs", tmp_path / "paper" / "first.html")
     assert sorted(p.name for p in path.parent.iterdir()) == ["first.csv", "first.html", "first.md"]
-    (tmp_path / "there").mkdir()
-    assert report.write_report(tmp_path / "runs", tmp_path / "there") == tmp_path / "there" / "report.html"
+    (tmp_path / "out").mkdir()
+    assert report.write_report(tmp_path / "runs", tmp_path / "out") == tmp_path / "out" / "report.html"
 
 
 def test_names_are_text_and_nothing_else(tmp_path):
@@ -473,7 +477,7 @@ def test_names_are_text_and_nothing_else(tmp_path):
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table[: len(LABELS) + 2]}) == 1
 
 
-def test_html_stands_alone(tmp_path):
+def test_html_has_no_external_resources(tmp_path):
     text = report.write_report(make_study(tmp_path)).read_text()
     page = Page(text)
     assert "://" not in text
@@ -484,31 +488,33 @@ def test_html_stands_alone(tmp_path):
     assert page.tags.count("figure") == 6
     for name in RUNS:
         config = json.loads((tmp_path / name / "config.json").read_text())
-        assert any(one.strip().startswith("{") and json.loads(one) == config for one in page.texts)
+        assert any(
+            text_node.strip().startswith("{") and json.loads(text_node) == config for text_node in page.texts
+        )
 
 
-def test_a_run_that_ended_at_no_number_is_not_compared(tmp_path):
+def test_run_with_non_finite_loss_is_not_comparable(tmp_path):
     make_study(tmp_path)
 
-    def spoil(name):  # null is what stands for it in the files
+    def spoil(name):  # not finite is null in the files
         path = tmp_path / name / "summary.json"
         summary = json.loads(path.read_text())
         summary["held_out"] |= dict.fromkeys(("held_out_loss", "standard_error", "perplexity"))
         path.write_text(json.dumps(summary))
-        found = report.collect_runs(tmp_path)
+        comparisons = report.collect_runs(tmp_path)
         assert "nan" not in report.write_report(tmp_path).with_suffix(".md").read_text()
-        return {one.run.name: one for one in found.comparisons}, found.noise
+        return {comparison.run.name: comparison for comparison in comparisons.comparisons}, comparisons.noise
 
-    found, noise = spoil("normal")
+    comparisons, noise = spoil("normal")
     assert noise is not None
-    assert (found["normal"].verdict, found["strong"].verdict) == ("not comparable", "harmed")
-    assert found["normal"].why == "one of them is not a number"
-    found, noise = spoil("alone-seed1")
+    assert (comparisons["normal"].verdict, comparisons["strong"].verdict) == ("not comparable", "harmed")
+    assert comparisons["normal"].reason == "a loss is not finite"
+    comparisons, noise = spoil("alone-seed1")
     assert noise is None
-    assert found["strong"].verdict == "undecided"
+    assert comparisons["strong"].verdict == "undecided"
 
 
-def test_not_a_number_is_left_out_of_the_curves(tmp_path):
+def test_non_finite_losses_are_not_drawn(tmp_path):
     make_study(tmp_path)
     path = tmp_path / "normal" / "evaluations.jsonl"
     path.write_text(re.sub(r'"held_out_loss": [\d.]+', '"held_out_loss": null', path.read_text(), count=1))
@@ -517,7 +523,7 @@ def test_not_a_number_is_left_out_of_the_curves(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "words"),
+    ("schedule", "description"),
     [
         (Schedule(value=4.0), "4"),
         (DECAY, "4 → 1 linear"),
@@ -525,33 +531,33 @@ def test_not_a_number_is_left_out_of_the_curves(tmp_path):
         (Schedule("cosine", 2.0, 0.5, decay_start=0.1, decay_end=0.8), "2 → 0.5 cosine from 10 % to 80 %"),
         (Schedule("linear", 5e-4, warmup_fraction=0.05), "0.0005 → 0 linear, warm-up 5 %"),
         (Schedule("piecewise", 4.0, 1.0, decay_start=0.5), "4, from 50 % on 1"),
-        (Schedule("until_matched", 1.0), "1 until the teacher is beaten"),
+        (Schedule("until_matched", 1.0), "1 until the teacher is matched"),
         (Schedule("warmup_stable_decay", 1.0, decay_start=0.9), "1 → 0 warmup-stable-decay from 90 %"),
     ],
 )
-def test_schedules_in_words(schedule, words):
-    assert tables.describe_schedule(dataclasses.asdict(schedule)) == words
+def test_describe_schedule(schedule, description):
+    assert tables.describe_schedule(dataclasses.asdict(schedule)) == description
 
 
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 1012.0), (5.47, 6.83), (-0.221, 0.052), (0.0, 26.2), (1e-4, 3e-4)]
 )
 def test_ticks_are_round_inside_and_even(low, high):
-    found = charts.axis_ticks(low, high, 5)
-    assert 3 <= len(found) <= 11
-    assert low <= found[0] + 1e-9
-    assert found[-1] <= high + 1e-9
-    step = found[1] - found[0]
-    assert np.allclose(np.diff(found), step)
+    ticks = charts.axis_ticks(low, high, 5)
+    assert 3 <= len(ticks) <= 11
+    assert low <= ticks[0] + 1e-9
+    assert ticks[-1] <= high + 1e-9
+    step = ticks[1] - ticks[0]
+    assert np.allclose(np.diff(ticks), step)
     assert round(step / 10 ** math.floor(math.log10(step) + 1e-9), 6) in (1, 2, 5)
 
 
 def test_labels_do_not_overlap():
-    placed = charts.dodge_labels([100, 101, 102, 40, 300], 17, 10, 300)
-    assert min(np.diff(sorted(placed))) >= 17 - 1e-9
-    assert np.argsort(placed).tolist() == [3, 0, 1, 2, 4]
-    assert placed[3] == 40
-    assert max(placed) <= 300
+    positions = charts.dodge_labels([100, 101, 102, 40, 300], 17, 10, 300)
+    assert min(np.diff(sorted(positions))) >= 17 - 1e-9
+    assert np.argsort(positions).tolist() == [3, 0, 1, 2, 4]
+    assert positions[3] == 40
+    assert max(positions) <= 300
 
 
 def test_units_and_thinning():

@@ -1,4 +1,4 @@
-"""Studies as configs: what they come to, and what cannot be."""
+"""Configs of studies: their jobs, the manifest, and errors."""
 
 import json
 
@@ -14,10 +14,10 @@ STUDIES = ("teacher_quality", "soft_weight", "remapping", "knowledge_inheritance
 
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("scale", ["cpu", "h200", "paper"])
-def test_every_study_comes_to_runs_that_can_be(name, scale, tmp_path):
-    """All configs are built and checked, every job comes after what it needs, names are its own."""
-    grid = load_study(f"configs/study/{name}.py:{scale}")
-    jobs = study_jobs(grid, tmp_path)
+def test_every_study_has_valid_jobs(name, scale, tmp_path):
+    """All configs are valid, every job comes after those that it needs, and names are unique."""
+    loaded_study = load_study(f"configs/study/{name}.py:{scale}")
+    jobs = study_jobs(loaded_study, tmp_path)
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
     assert len({job.workdir for job in jobs}) == len(jobs)
@@ -51,7 +51,7 @@ def study(**more):
             {"name": "teacher", "role": "teacher", "config": "configs/demo.py:teacher", "seeds": [0, 1]},
             {"name": "alone", **arm, "seeds": [0, 1, 2]},
             {
-                "name": "taught",
+                "name": "distilled",
                 **arm,
                 "set": [*arm["set"], "train.keep_checkpoints=9", "distill.preset=paper_normal"],
                 "teacher": "teacher",
@@ -64,40 +64,42 @@ def study(**more):
     }
 
 
-def written(tmp_path, found):
+def write_config(tmp_path, config):
     path = tmp_path / "study.py"
     path.write_text(
-        f"import json\ndef get_config():\n    return json.loads({json.dumps(json.dumps(found))})\n"
+        f"import json\ndef get_config():\n    return json.loads({json.dumps(json.dumps(config))})\n"
     )
     return str(path)
 
 
-def test_a_seed_is_taught_by_its_own_teacher_where_there_is_one(tmp_path):
-    jobs = {job.name: job for job in study_jobs(load_study(written(tmp_path, study())), tmp_path / "w")}
-    assert [jobs[f"taught-seed{i}"].needs for i in range(3)] == [
+def test_teacher_has_the_same_seed_if_possible(tmp_path):
+    jobs = {job.name: job for job in study_jobs(load_study(write_config(tmp_path, study())), tmp_path / "w")}
+    assert [jobs[f"distilled-seed{i}"].needs for i in range(3)] == [
         ("teacher-seed0",),
         ("teacher-seed1",),
         ("teacher-seed0",),
     ]
-    assert jobs["taught-seed1-step30"].step == 30
-    assert jobs["taught-seed1-end"].step == FINAL_STEP
-    assert jobs["taught-seed1-step30"].needs == ("taught-seed1",)
+    assert jobs["distilled-seed1-step30"].step == 30
+    assert jobs["distilled-seed1-end"].step == FINAL_STEP
+    assert jobs["distilled-seed1-step30"].needs == ("distilled-seed1",)
     assert "alone-seed0-end" not in jobs
 
 
-def test_checkpoints_must_be_kept(tmp_path):
-    grid = load_study(written(tmp_path, study()))
-    arm = grid.arms[2]
-    config = study_jobs(grid, tmp_path)[-1].config
+def test_too_few_checkpoints_for_fine_tuning_are_refused(tmp_path):
+    loaded_study = load_study(write_config(tmp_path, study()))
+    arm = loaded_study.arms[2]
+    config = study_jobs(loaded_study, tmp_path)[-1].config
     assert finetune_steps(arm, config) == {30: 0.3, FINAL_STEP: 1.0}
-    found = study()
-    found["arms"][2]["set"][2] = "train.keep_checkpoints=7"
-    with pytest.raises(UserError, match=r"arm 'taught': train\.keep_checkpoints is 7, expected at least 8"):
-        study_jobs(load_study(written(tmp_path, found)), tmp_path)
+    raw_study = study()
+    raw_study["arms"][2]["set"][2] = "train.keep_checkpoints=7"
+    with pytest.raises(
+        UserError, match=r"arm 'distilled': train\.keep_checkpoints is 7, expected at least 8"
+    ):
+        study_jobs(load_study(write_config(tmp_path, raw_study)), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("shares", "found"),
+    ("shares", "expected"),
     [
         ([0.99], {FINAL_STEP: 0.99}),  # nearest to the last checkpoint, which is the finished model
         ([0.94, 1.0], {90: 0.94, FINAL_STEP: 1.0}),
@@ -106,34 +108,34 @@ def test_checkpoints_must_be_kept(tmp_path):
         ([0.29, 0.31], "finetune_at has 0.29 and 0.31, expected different checkpoints"),
     ],
 )
-def test_shares_are_rounded_to_checkpoints(tmp_path, shares, found):
-    made = study()
-    made["arms"][2] |= {"finetune_at": shares, "set": ["train.steps=100", "train.save_every=10"]}
-    made["arms"][2]["set"] += ["train.keep_checkpoints=10"]
-    grid = load_study(written(tmp_path, made))
-    config = load_config("configs/demo.py:student", parse_overrides(grid.arms[2].set))
-    if isinstance(found, str):
-        with pytest.raises(UserError, match=found):
-            finetune_steps(grid.arms[2], config)
+def test_shares_are_rounded_to_checkpoints(tmp_path, shares, expected):
+    raw_study = study()
+    raw_study["arms"][2] |= {"finetune_at": shares, "set": ["train.steps=100", "train.save_every=10"]}
+    raw_study["arms"][2]["set"] += ["train.keep_checkpoints=10"]
+    loaded_study = load_study(write_config(tmp_path, raw_study))
+    config = load_config("configs/demo.py:student", parse_overrides(loaded_study.arms[2].set))
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            finetune_steps(loaded_study.arms[2], config)
     else:
-        assert finetune_steps(grid.arms[2], config) == found
+        assert finetune_steps(loaded_study.arms[2], config) == expected
 
 
-def test_the_plan_is_read_as_it_was_written(tmp_path):
-    grid = load_study(written(tmp_path, study()))
-    jobs = study_jobs(grid, tmp_path / "w")
+def test_manifest_round_trip(tmp_path):
+    loaded_study = load_study(write_config(tmp_path, study()))
+    jobs = study_jobs(loaded_study, tmp_path / "w")
     (tmp_path / "w").mkdir()
-    manifest.write_manifest(grid, jobs, tmp_path / "w")
+    manifest.write_manifest(loaded_study, jobs, tmp_path / "w")
     (tmp_path / "w").rename(tmp_path / "moved")
-    found, places = manifest.read_manifest(tmp_path / "moved")
-    assert found == grid
-    for job, place in zip(jobs, places, strict=True):
-        assert place.workdir == tmp_path / "moved" / job.workdir.relative_to(tmp_path / "w")
+    read_study, job_records = manifest.read_manifest(tmp_path / "moved")
+    assert read_study == loaded_study
+    for job, record in zip(jobs, job_records, strict=True):
+        assert record.workdir == tmp_path / "moved" / job.workdir.relative_to(tmp_path / "w")
         keys = ("kind", "name", "arm", "seed", "step", "share", "tasks")
-        assert [getattr(place, key) for key in keys] == [getattr(job, key) for key in keys]
+        assert [getattr(record, key) for key in keys] == [getattr(job, key) for key in keys]
 
 
-def damaged(change):
+def edited(change):
     def damage(plan):
         change(plan)
         return plan
@@ -142,75 +144,78 @@ def damaged(change):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
-        (damaged(lambda plan: plan.pop("jobs")), "KeyError('jobs'), expected what dwt study wrote"),
-        (damaged(lambda plan: plan["jobs"][0].pop("seed")), "expected what dwt study wrote"),
-        (damaged(lambda plan: plan["jobs"][0].update(arm="x")), "a run of arm 'x'"),
-        (damaged(lambda plan: plan["grid"].update(baseline="x")), "baseline is 'x'"),
-        (damaged(lambda plan: plan["grid"]["claims"].append({"arm": "x"})), "claims.0.arm is 'x'"),
+        (edited(lambda plan: plan.pop("jobs")), "KeyError('jobs'), expected a file that dwt study wrote"),
+        (edited(lambda plan: plan["jobs"][0].pop("seed")), "expected a file that dwt study wrote"),
+        (edited(lambda plan: plan["jobs"][0].update(arm="x")), "a run of arm 'x'"),
+        (edited(lambda plan: plan["grid"].update(baseline="x")), "baseline is 'x'"),
+        (edited(lambda plan: plan["grid"]["claims"].append({"arm": "x"})), "claims.0.arm is 'x'"),
         (lambda plan: [plan], "expected"),
     ],
 )
-def test_a_damaged_plan_is_one_line(tmp_path, damage, says):
-    grid = load_study(written(tmp_path, study()))
-    manifest.write_manifest(grid, study_jobs(grid, tmp_path), tmp_path)
+def test_damaged_manifest_error_is_one_line(tmp_path, damage, message):
+    loaded_study = load_study(write_config(tmp_path, study()))
+    manifest.write_manifest(loaded_study, study_jobs(loaded_study, tmp_path), tmp_path)
     path = tmp_path / manifest.MANIFEST_NAME
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
     with pytest.raises(UserError) as caught:
         manifest.read_manifest(tmp_path)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def changed(where, value):
-    found = study()
-    node = found
-    *parents, last = where
+def study_with(keys, value):
+    raw_study = study()
+    node = raw_study
+    *parents, last = keys
     for key in parents:
         node = node[key]
     node[last] = value
-    return found
+    return raw_study
 
 
-def claiming(**claim):
-    return changed(["claims"], [claim])
+def study_with_claim(**claim):
+    return study_with(["claims"], [claim])
 
 
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("raw_study", "message"),
     [
-        (changed(["arms"], []), "arms is empty"),
-        (changed(["arms", 1, "name"], "a b"), "arms.1.name is 'a b'"),
-        (changed(["arms", 1, "name"], "teacher"), "expected each name once"),
-        (changed(["arms", 2, "teacher"], "techer"), "did you mean 'teacher'"),
-        (changed(["arms", 0, "source"], "alone"), "arms.0.source is 'alone', expected an arm before it"),
-        (changed(["arms", 2, "seeds"], [1, 1]), "arms.2.seeds"),
-        (changed(["arms", 2, "finetune_at"], [0.0]), "arms.2.finetune_at"),
-        (changed(["finetuning"], {}), "expected finetuning.config and finetuning.tasks"),
-        (changed(["baseline"], "alnoe"), "did you mean 'alone'"),
-        (changed(["claims"], [{"arm": "tought"}]), "claims.0.arm is 'tought'; did you mean 'taught'"),
-        (changed(["claims"], [{"arm": "taught", "measure": "eara"}]), "claims.0.measure"),
-        (changed(["arms", 1, "set"], ["train.steps"]), "arms.1.set has 'train.steps', expected key=value"),
-        (changed(["finetuning", "set"], ["recipe"]), "finetuning.set has 'recipe', expected key=value"),
-        (changed(["elsewhere"], {"set": ["x"]}), "elsewhere.set has 'x', expected key=value"),
-        (claiming(arm="taught", at=0.3), "claims.0.at is 0.3, expected 1 for a loss"),
-        (claiming(arm="taught", at=2.0, measure="era"), "claims.0.at is 2.0, expected a share"),
+        (study_with(["arms"], []), "arms is empty"),
+        (study_with(["arms", 1, "name"], "a b"), "arms.1.name is 'a b'"),
+        (study_with(["arms", 1, "name"], "teacher"), "expected each name once"),
+        (study_with(["arms", 2, "teacher"], "techer"), "did you mean 'teacher'"),
+        (study_with(["arms", 0, "source"], "alone"), "arms.0.source is 'alone', expected an arm before it"),
+        (study_with(["arms", 2, "seeds"], [1, 1]), "arms.2.seeds"),
+        (study_with(["arms", 2, "finetune_at"], [0.0]), "arms.2.finetune_at"),
+        (study_with(["finetuning"], {}), "expected finetuning.config and finetuning.tasks"),
+        (study_with(["baseline"], "alnoe"), "did you mean 'alone'"),
         (
-            claiming(arm="taught", measure="era"),
+            study_with(["claims"], [{"arm": "distiled"}]),
+            "claims.0.arm is 'distiled'; did you mean 'distilled'",
+        ),
+        (study_with(["claims"], [{"arm": "distilled", "measure": "eara"}]), "claims.0.measure"),
+        (study_with(["arms", 1, "set"], ["train.steps"]), "arms.1.set has 'train.steps', expected key=value"),
+        (study_with(["finetuning", "set"], ["recipe"]), "finetuning.set has 'recipe', expected key=value"),
+        (study_with(["elsewhere"], {"set": ["x"]}), "elsewhere.set has 'x', expected key=value"),
+        (study_with_claim(arm="distilled", at=0.3), "claims.0.at is 0.3, expected 1 for a loss"),
+        (study_with_claim(arm="distilled", at=2.0, measure="era"), "claims.0.at is 2.0, expected a share"),
+        (
+            study_with_claim(arm="distilled", measure="era"),
             "claims.0.at is 1.0, expected a share that 'alone' is fine-tuned at: none",
         ),
         (
-            claiming(arm="taught", against="taught", measure="era", at=0.5),
-            "claims.0.at is 0.5, expected a share that 'taught' is fine-tuned at: 0.3, 1.0",
+            study_with_claim(arm="distilled", against="distilled", measure="era", at=0.5),
+            "claims.0.at is 0.5, expected a share that 'distilled' is fine-tuned at: 0.3, 1.0",
         ),
-        (claiming(arm="taught", measure="loss_elsewhere"), "expected elsewhere.config for it"),
-        (changed(["arms", 1, "set"], ["train.stpes=3"]), "arm 'alone': config: unknown key"),
+        (study_with_claim(arm="distilled", measure="loss_elsewhere"), "expected elsewhere.config for it"),
+        (study_with(["arms", 1, "set"], ["train.stpes=3"]), "arm 'alone': config: unknown key"),
     ],
     ids=str,
 )
-def test_what_cannot_be(found, says, tmp_path):
+def test_invalid_study_is_refused(raw_study, message, tmp_path):
     with pytest.raises(UserError) as caught:
-        study_jobs(load_study(written(tmp_path, found)), tmp_path)
-    assert says in str(caught.value)
+        study_jobs(load_study(write_config(tmp_path, raw_study)), tmp_path)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""The report of a grid, on outcomes made up here: the paper beside ours, scores against FLOPs, Markdown."""
+"""The report of a study, with synthetic results: the paper's numbers, scores against FLOPs, Markdown."""
 
 import dataclasses
 import json
@@ -22,54 +22,56 @@ TEXT = PairedDocuments(np.array([12.0, 6.0]), np.array([2.0, 1.0]))
 COLUMNS = re.compile(r"(?<!\\)\|")
 
 
-def made(spec, scores=None, flops=None, steps=(720,)):
-    """An outcome of a committed study: {arm: average by seed} at the end, in hundredths; {arm: FLOPs}."""
-    grid = load_study(spec) if isinstance(spec, str) else spec
+def make_results(spec, scores=None, flops=None, steps=(720,)):
+    """Return results of a study from {arm: final average by seed, in %} and {arm: FLOPs}."""
+    study = load_study(spec) if isinstance(spec, str) else spec
     arms = {}
-    for arm in grid.arms:
-        mine = (scores or {}).get(arm.name, ())
-        at = [*(steps if len(arm.finetune_at) > 1 else ()), FINAL_STEP]
+    for arm in study.arms:
+        arm_scores = (scores or {}).get(arm.name, ())
+        steps_of_arm = [*(steps if len(arm.finetune_at) > 1 else ()), FINAL_STEP]
         arms[arm.name] = results.ArmResults(
             arm,
             runs={
                 seed: results.TrainingResult(
                     {"steps": 2400, "flops": {"total": (flops or {}).get(arm.name, 1e13)}}, (), TEXT
                 )
-                for seed in range(len(mine))
+                for seed in range(len(arm_scores))
             },
-            elsewhere={},
+            out_of_domain={},
             scores={
-                (seed, step): dict.fromkeys((*grid.finetuning.tasks, results.AVERAGE_MEASURE), (value / 100,))
-                for seed, value in enumerate(mine)
-                for step in at
+                (seed, step): dict.fromkeys(
+                    (*study.finetuning.tasks, results.AVERAGE_MEASURE), (value / 100,)
+                )
+                for seed, value in enumerate(arm_scores)
+                for step in steps_of_arm
             },
             planned_steps={},
         )
-    return results.StudyResults(grid, Path(), arms, 0, 0, ())
+    return results.StudyResults(study, Path(), arms, 0, 0, ())
 
 
-def everyone(spec, value=50.0):
-    return made(spec, {arm.name: (value,) for arm in load_study(spec).arms if arm.finetune_at})
+def make_full_results(spec, value=50.0):
+    return make_results(spec, {arm.name: (value,) for arm in load_study(spec).arms if arm.finetune_at})
 
 
-def sources(html):
-    """The figures of the paper that a page shows: (source, labels of its lines)."""
-    found = []
+def paper_figures_of(html):
+    """Return (source, labels of the lines) of the paper's figures in a page."""
+    figures = []
     for part in html.split('<figure class="both">')[1:]:
         caption = re.search("<figcaption>(.*?)</figcaption>", part).group(1)
         if caption.startswith("The paper&#x27;s"):
-            found.append((caption, re.findall("</svg>([^<]+)</li>", part)))
-    return found
+            figures.append((caption, re.findall("</svg>([^<]+)</li>", part)))
+    return figures
 
 
-def test_the_papers_table_is_the_papers():
-    """Its changes as printed are the differences of its averages as printed."""
-    alone = paper_results.PAPER_TABLE_1["table1.alone"].average
-    assert alone == 79.89
+def test_paper_table_is_as_printed():
+    """The printed changes are the differences of the printed averages."""
+    baseline = paper_results.PAPER_TABLE_1["table1.alone"].average
+    assert baseline == 79.89
     printed = {"with4": (81.33, 1.44), "with2": (78.52, -1.37), "with1": (77.13, -2.76)}
     for arm, (average, change) in printed.items():
         assert paper_results.PAPER_TABLE_1[f"table1.{arm}"][1:] == (average, change)
-        assert average - alone == pytest.approx(change, abs=1e-9)
+        assert average - baseline == pytest.approx(change, abs=1e-9)
     assert [paper_results.PAPER_TABLE_1[f"table1.teacher{n}"].average for n in (4, 2, 1)] == [
         77.66,
         66.45,
@@ -77,23 +79,23 @@ def test_the_papers_table_is_the_papers():
     ]
 
 
-def test_the_papers_table_stands_beside_our_averages():
-    ours = {"teacher1": (40.0,), "alone": (50.0, 52.0), "with4": (52.0, 54.0), "with1": (49.0, 51.0)}
-    found = made("configs/study/teacher_quality.py:cpu", ours)
-    rows = {row[0]: row[2:] for row in sweep_tables.paper_table(found).rows}
-    assert rows["student alone"] == ["51.00 ± 1.41", "–", "79.89", "–"]
-    assert rows["teacher of 1"] == ["40.00", "–", "53.87", "–"]
-    weak = rows["with the weak teacher (4)"]
+def test_paper_table_has_our_averages_and_the_papers():
+    scores = {"teacher1": (40.0,), "alone": (50.0, 52.0), "with4": (52.0, 54.0), "with1": (49.0, 51.0)}
+    study_results = make_results("configs/study/teacher_quality.py:cpu", scores)
+    rows = {row[0]: row[2:] for row in sweep_tables.paper_table(study_results).rows}
+    assert rows["baseline (no teacher)"] == ["51.00 ± 1.41", "–", "79.89", "–"]
+    assert rows["1-layer teacher"] == ["40.00", "–", "53.87", "–"]
+    weak = rows["with the weak teacher (4 layers)"]
     assert weak[1].startswith("+2.00 [")
     assert [weak[0], *weak[2:]] == ["53.00 ± 1.41", "81.33", "+1.44"]
-    assert rows["with the extremely weak teacher (1)"][2:] == ["77.13", "−2.76"]
-    assert len(rows) == len(ours)
-    html, markdown = sweep_html.render_study_html(found), sweep_tables.study_markdown(found)
+    assert rows["with the extremely weak teacher (1 layer)"][2:] == ["77.13", "−2.76"]
+    assert len(rows) == len(scores)
+    html, markdown = sweep_html.render_study_html(study_results), sweep_tables.study_markdown(study_results)
     for text in (html.replace("&#x27;", "'"), markdown):
-        assert "Beside the paper's table 1" in text
-        assert "one run an arm, average over nine GLUE tasks, hidden size 768" in text
+        assert "Comparison with the paper's table 1" in text
+        assert "one run per arm, average over nine GLUE tasks, hidden size 768" in text
         assert "ours: average over 5 tasks" in text
-    assert ["with the weak teacher (4)", "with the weak teacher", *weak] in Page(html).tables[1]
+    assert ["with the weak teacher (4 layers)", "with the weak teacher", *weak] in Page(html).tables[1]
     assert "| with the weak teacher |" in markdown
 
 
@@ -101,7 +103,7 @@ def test_the_papers_table_stands_beside_our_averages():
     ("name", "figures", "table"),
     [
         ("soft_weight", {"3": ["normal, 1 : 1", "strong, 1 : 4"]}, False),
-        ("remapping", {"4": ["random start", "remapped"]}, False),
+        ("remapping", {"4": ["random initialization", "remapped"]}, False),
         ("teacher_quality", {}, True),
         ("knowledge_inheritance", {}, False),
         ("chain", {}, False),
@@ -109,18 +111,18 @@ def test_the_papers_table_stands_beside_our_averages():
 )
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
 def test_each_study_shows_what_of_the_paper_its_arms_name(name, scale, figures, table):
-    found = everyone(f"configs/study/{name}.py:{scale}")
-    html = sweep_html.render_study_html(found)
-    shown = sources(html)
-    tasks = {"cola", "mnli"} & set(found.grid.finetuning.tasks)
-    assert len(shown) == len(tasks) * len(figures)
-    for source, labels in shown:
+    study_results = make_full_results(f"configs/study/{name}.py:{scale}")
+    html = sweep_html.render_study_html(study_results)
+    paper_figures = paper_figures_of(html)
+    tasks = {"cola", "mnli"} & set(study_results.study.finetuning.tasks)
+    assert len(paper_figures) == len(tasks) * len(figures)
+    for source, labels in paper_figures:
         assert figures[re.search(r"figure (\d)", source).group(1)] == labels
-    assert ("table 1" in html) == ("table 1" in sweep_tables.study_markdown(found)) == table
+    assert ("table 1" in html) == ("table 1" in sweep_tables.study_markdown(study_results)) == table
 
 
-def test_the_papers_line_has_the_colour_of_the_arm_that_names_it():
-    html = sweep_html.render_study_html(everyone("configs/study/soft_weight.py:cpu"))
+def test_paper_line_has_the_colour_of_its_arm():
+    html = sweep_html.render_study_html(make_full_results("configs/study/soft_weight.py:cpu"))
     colours = {
         label: colour
         for colour, label in re.findall(r'class="line (c\d) d0" d="M1 5H25"/></svg>(.*?)</li>', html)
@@ -128,26 +130,26 @@ def test_the_papers_line_has_the_colour_of_the_arm_that_names_it():
     assert colours["normal, 1 : 1"] == colours["1 : 1"] != colours["1 : 4"] == colours["strong, 1 : 4"]
 
 
-def test_an_arm_of_the_paper_that_there_is_not():
+def test_unknown_arm_of_the_paper_is_refused():
     arm = {"name": "a", "config": "c", "paper": "table1.with5"}
-    said = next(study_problems(build_dataclass(Study, {"arms": [arm]})))
-    assert said.startswith("arms.0.paper is 'table1.with5'; did you mean 'table1.with")
+    problem = next(study_problems(build_dataclass(Study, {"arms": [arm]})))
+    assert problem.startswith("arms.0.paper is 'table1.with5'; did you mean 'table1.with")
 
 
-def test_a_directory_that_is_older_than_the_key(tmp_path):
-    """Its report is made, without anything of the paper's."""
-    grid = load_study("configs/study/soft_weight.py:cpu")
-    manifest.write_manifest(grid, study_jobs(grid, tmp_path), tmp_path)
+def test_manifest_without_paper_arms_has_no_paper_results(tmp_path):
+    """The report has nothing of the paper."""
+    study = load_study("configs/study/soft_weight.py:cpu")
+    manifest.write_manifest(study, study_jobs(study, tmp_path), tmp_path)
     path = tmp_path / manifest.MANIFEST_NAME
     plan = json.loads(path.read_text())
     assert [arm.pop("paper") for arm in plan["grid"]["arms"]].count("figure3.strong") == 1
     path.write_text(json.dumps(plan))
-    found, _ = manifest.read_manifest(tmp_path)
-    assert {arm.paper for arm in found.arms} == {""}
-    old = made(found, {arm.name: (50.0,) for arm in found.arms if arm.finetune_at})
-    assert "Fine-tuned along the way" in sweep_html.render_study_html(old)
-    assert sources(sweep_html.render_study_html(old)) == []
-    assert "0 of 62 runs are done" in sweep_html.write_study_report(tmp_path).read_text()
+    old_study, _ = manifest.read_manifest(tmp_path)
+    assert {arm.paper for arm in old_study.arms} == {""}
+    old_results = make_results(old_study, {arm.name: (50.0,) for arm in old_study.arms if arm.finetune_at})
+    assert "Scores by checkpoint" in sweep_html.render_study_html(old_results)
+    assert paper_figures_of(sweep_html.render_study_html(old_results)) == []
+    assert "0 of 62 runs are finished" in sweep_html.write_study_report(tmp_path).read_text()
     plan["grid"]["arms"][1]["paper"] = "figure3.storng"
     path.write_text(json.dumps(plan))
     with pytest.raises(UserError, match=r"arms\.1\.paper is 'figure3\.storng'"):
@@ -155,15 +157,17 @@ def test_a_directory_that_is_older_than_the_key(tmp_path):
 
 
 def test_names_are_text_in_markdown_too():
-    """A bar ends no cell, and nothing is markup, in titles, labels and findings."""
+    """Titles, labels and hypotheses are escaped: no end of a cell, no markup."""
     evil = "a|b *c* <i> [d](e)"
-    grid = load_study("configs/study/teacher_quality.py:cpu")
-    arms = tuple(dataclasses.replace(arm, label=f"{evil} {arm.name}") for arm in grid.arms)
-    claims = (dataclasses.replace(grid.claims[0], text=evil, paper=evil),)
-    grid = dataclasses.replace(grid, title=evil, arms=arms, claims=claims)
-    found = made(grid, {arm.name: (50.0, 51.0) for arm in arms})
-    found = dataclasses.replace(found, judged=(results.evaluate_hypothesis(claims[0], grid, found.arms),))
-    text = sweep_tables.study_markdown(found)
+    study = load_study("configs/study/teacher_quality.py:cpu")
+    arms = tuple(dataclasses.replace(arm, label=f"{evil} {arm.name}") for arm in study.arms)
+    claims = (dataclasses.replace(study.claims[0], text=evil, paper=evil),)
+    study = dataclasses.replace(study, title=evil, arms=arms, claims=claims)
+    study_results = make_results(study, {arm.name: (50.0, 51.0) for arm in arms})
+    study_results = dataclasses.replace(
+        study_results, hypothesis_results=(results.evaluate_hypothesis(claims[0], study, study_results.arms),)
+    )
+    text = sweep_tables.study_markdown(study_results)
     lines = text.splitlines()
     assert lines[0] == r"# a\|b \*c\* &lt;i&gt; \[d\](e)"
     assert not COLUMNS.search(" ".join(line for line in lines if line[:1] in ("#", "*")))
@@ -171,84 +175,88 @@ def test_names_are_text_in_markdown_too():
     assert not re.search(r"(?<!\\)\*c", text)
     widths = [len(COLUMNS.findall(line)) for line in lines if line.startswith("|")]
     tables = [
-        len(table.header) + 1 for _, table, _ in sweep_tables.study_tables(found) for _ in (*table.rows, 0, 1)
+        len(table.header) + 1
+        for _, table, _ in sweep_tables.study_tables(study_results)
+        for _ in (*table.rows, 0, 1)
     ]
     assert widths == tables
     assert any(
-        f"{evil} with4" in cell for row in Page(sweep_html.render_study_html(found)).tables[0] for cell in row
+        f"{evil} with4" in cell
+        for row in Page(sweep_html.render_study_html(study_results)).tables[0]
+        for cell in row
     )
 
 
 @pytest.mark.parametrize("scale", ["cpu", "h200", "paper"])
-def test_until_beaten_says_at_what_distance_its_weight_falls(scale, tmp_path):
-    grid = load_study(f"configs/study/soft_weight.py:{scale}")
-    config = next(job.config for job in study_jobs(grid, tmp_path) if job.arm == "until_matched")
+def test_until_matched_label_has_the_margin(scale, tmp_path):
+    study = load_study(f"configs/study/soft_weight.py:{scale}")
+    config = next(job.config for job in study_jobs(study, tmp_path) if job.arm == "until_matched")
     assert (config.distill.alpha_soft.kind, config.distill.alpha_soft.value) == ("until_matched", 1)
-    said = f"alling to 0 over the last {config.distill.match_margin:g} nats to the teacher"
-    label = next(arm.label for arm in grid.arms if arm.name == "until_matched")
-    texts = [claim.text for claim in grid.claims if claim.arm == "until_matched"]
+    expected = f"alling to 0 over the last {config.distill.match_margin:g} nats to the teacher"
+    label = next(arm.label for arm in study.arms if arm.name == "until_matched")
+    texts = [claim.text for claim in study.claims if claim.arm == "until_matched"]
     assert len(texts) == 2
-    assert all(said in text for text in (label, *texts))
+    assert all(expected in text for text in (label, *texts))
 
 
-PRICED = {"teacher4": 8e12, "alone": 1.2e13, "with4": 1.6e13, "with2": 1.4e13, "with1": 1.3e13}
-SCORED = {
+FLOPS = {"teacher4": 8e12, "alone": 1.2e13, "with4": 1.6e13, "with2": 1.4e13, "with1": 1.3e13}
+SCORES = {
     "teacher4": (45.0,),
     "alone": (50.0, 54.0),  # 52
     "with4": (55.0, 57.0),  # 56
-    "with2": (51.0, 51.0),  # dearer than alone and worse
+    "with2": (51.0, 51.0),  # more expensive than the baseline and worse
     "with1": (52.0, 54.0),  # 53
 }
 
 
 def test_score_against_flops():
-    found = made("configs/study/teacher_quality.py:cpu", SCORED, PRICED)
-    points = {one.arm: one for one in results.arm_qualities(found.arms)}
-    assert set(points) == set(SCORED)
-    for name, one in points.items():
-        assert one.flops == PRICED[name]
-        assert one.score == pytest.approx(sum(SCORED[name]) / len(SCORED[name]) / 100)
+    study_results = make_results("configs/study/teacher_quality.py:cpu", SCORES, FLOPS)
+    points = {point.arm: point for point in results.arm_qualities(study_results.arms)}
+    assert set(points) == set(SCORES)
+    for name, point in points.items():
+        assert point.flops == FLOPS[name]
+        assert point.score == pytest.approx(sum(SCORES[name]) / len(SCORES[name]) / 100)
     assert points["alone"].spread == pytest.approx(0.02 * math.sqrt(2))  # two seeds, ±2 about the mean
     assert points["teacher4"].spread == 0
-    assert [one.arm for one in results.pareto_front(list(points.values()))] == [
+    assert [point.arm for point in results.pareto_front(list(points.values()))] == [
         "teacher4",
         "alone",
         "with1",
         "with4",
     ]
-    rows = {row[0]: row[1:] for row in sweep_tables.quality_table(found).rows}
-    assert rows["student alone"] == ["1.2e+13", "52.00 ± 2.83", "yes"]
-    assert rows["with the very weak teacher (2)"] == ["1.4e+13", "51.00 ± 0.00", "–"]
-    assert "Average score against FLOPs" in sweep_tables.study_markdown(found)
-    html = sweep_html.render_study_html(found)
-    drawn = re.search(r"<h2>Average score</h2>(.*?)</figure>", html, re.DOTALL).group(1)
-    assert len(re.findall("<circle", drawn)) == 2 * len(SCORED)  # the wide and the small picture
-    assert drawn.count('class="level"') == 2
-    assert "student alone: 52.00 at 12 TFLOPs" in drawn
+    rows = {row[0]: row[1:] for row in sweep_tables.quality_table(study_results).rows}
+    assert rows["baseline (no teacher)"] == ["1.2e+13", "52.00 ± 2.83", "yes"]
+    assert rows["with the very weak teacher (2 layers)"] == ["1.4e+13", "51.00 ± 0.00", "–"]
+    assert "Average score against FLOPs" in sweep_tables.study_markdown(study_results)
+    html = sweep_html.render_study_html(study_results)
+    figure = re.search(r"<h2>Average score</h2>(.*?)</figure>", html, re.DOTALL).group(1)
+    assert len(re.findall("<circle", figure)) == 2 * len(SCORES)  # the wide and the small chart
+    assert figure.count('class="level"') == 2
+    assert "baseline (no teacher): 52.00 at 12 TFLOPs" in figure
 
 
 def test_a_point_is_where_its_numbers_are():
-    """Pixels are linear in FLOPs and in the score: the bar ends a standard deviation from the dot, and the
-    stairs go through the dots that are on the front."""
-    found = made("configs/study/teacher_quality.py:cpu", SCORED, PRICED)
-    drawn = "".join(sweep_html._quality_figure(found)).split('class="chart small"')[0]
+    """Pixels are linear in FLOPs and score: a bar ends a standard deviation from its dot, and the step line
+    goes through the dots on the Pareto front."""
+    study_results = make_results("configs/study/teacher_quality.py:cpu", SCORES, FLOPS)
+    figure = "".join(sweep_html._quality_figure(study_results)).split('class="chart small"')[0]
     dots = {
         label: (float(x), float(y))
-        for x, y, label in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>(.*?):', drawn)
+        for x, y, label in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>(.*?):', figure)
     }
-    names = ("student alone", "with the weak teacher (4)", "teacher of 4")
-    alone, weak, teacher = (dots[name] for name in names)
-    assert weak[0] / alone[0] == pytest.approx(1.6 / 1.2, rel=1e-2)
-    per_point = (alone[1] - weak[1]) / (56 - 52)
-    assert (teacher[1] - alone[1]) / (52 - 45) == pytest.approx(per_point, rel=1e-2)
-    bars = re.findall(r'd="M([\d.]+) ([\d.]+)V([\d.]+)"', drawn)
-    top, bottom = next((float(a), float(b)) for x, a, b in bars if float(x) == alone[0])
+    names = ("baseline (no teacher)", "with the weak teacher (4 layers)", "4-layer teacher")
+    baseline, weak, teacher = (dots[name] for name in names)
+    assert weak[0] / baseline[0] == pytest.approx(1.6 / 1.2, rel=1e-2)
+    per_point = (baseline[1] - weak[1]) / (56 - 52)
+    assert (teacher[1] - baseline[1]) / (52 - 45) == pytest.approx(per_point, rel=1e-2)
+    bars = re.findall(r'd="M([\d.]+) ([\d.]+)V([\d.]+)"', figure)
+    top, bottom = next((float(a), float(b)) for x, a, b in bars if float(x) == baseline[0])
     assert (bottom - top) / 2 / per_point == pytest.approx(2 * math.sqrt(2), rel=1e-2)
-    assert len(bars) == 3  # with2's seeds agree, the teacher has one
-    start, steps = re.search(r'class="level" d="M([\d. ]+)H(.*?)H[\d.]+"', drawn).groups()
+    assert len(bars) == 3  # with2's seeds are equal, the teacher has one seed
+    start, steps = re.search(r'class="level" d="M([\d. ]+)H(.*?)H[\d.]+"', figure).groups()
     corners = [tuple(map(float, start.split()))]
-    corners += [tuple(map(float, one.split("V"))) for one in steps.split("H")]
-    assert corners == [teacher, alone, dots["with the extremely weak teacher (1)"], weak]
+    corners += [tuple(map(float, corner.split("V"))) for corner in steps.split("H")]
+    assert corners == [teacher, baseline, dots["with the extremely weak teacher (1 layer)"], weak]
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12))
@@ -260,27 +268,29 @@ def test_the_front_is_the_running_record_by_cost(pairs):
         if best > record:
             expected += [(cost, best)] * pairs.count((cost, best))
             record = best
-    assert [(one.flops, 8 * one.score) for one in results.pareto_front(points)] == expected
+    assert [(point.flops, 8 * point.score) for point in results.pareto_front(points)] == expected
 
 
 def test_flops_are_those_of_the_seeds_that_have_a_score():
-    found = made("configs/study/teacher_quality.py:cpu", {"alone": (50.0, 52.0, 54.0)})
-    arm = found.arms["alone"]
+    study_results = make_results("configs/study/teacher_quality.py:cpu", {"alone": (50.0, 52.0, 54.0)})
+    arm = study_results.arms["alone"]
     runs = {
         seed: run._replace(summary={"steps": 1, "flops": {"total": (seed + 1) * 1e12}})
         for seed, run in arm.runs.items()
     }
     scores = {**arm.scores, (2, FINAL_STEP): {results.AVERAGE_MEASURE: (math.nan,)}}
-    only = results.arm_qualities({"alone": dataclasses.replace(arm, runs=runs, scores=scores)})
-    assert [(one.flops, one.scores) for one in only] == [(1.5e12, (0.5, 0.52))]
-    nothing = {"alone": dataclasses.replace(arm, scores={(0, 720): arm.scores[0, FINAL_STEP]})}
-    assert results.arm_qualities(nothing) == []
+    qualities = results.arm_qualities({"alone": dataclasses.replace(arm, runs=runs, scores=scores)})
+    assert [(quality.flops, quality.scores) for quality in qualities] == [(1.5e12, (0.5, 0.52))]
+    without_final_scores = {"alone": dataclasses.replace(arm, scores={(0, 720): arm.scores[0, FINAL_STEP]})}
+    assert results.arm_qualities(without_final_scores) == []
 
 
-def test_without_scores_there_is_no_such_picture():
-    found = made("configs/study/budget.py:cpu")
-    assert sweep_tables.quality_table(found) is None
-    assert "Average score" not in sweep_html.render_study_html(found) + sweep_tables.study_markdown(found)
+def test_no_quality_figure_without_scores():
+    study_results = make_results("configs/study/budget.py:cpu")
+    assert sweep_tables.quality_table(study_results) is None
+    assert "Average score" not in sweep_html.render_study_html(study_results) + sweep_tables.study_markdown(
+        study_results
+    )
 
 
 def test_a_bar_is_inside_the_picture():
@@ -289,4 +299,4 @@ def test_a_bar_is_inside_the_picture():
     top, bottom = map(float, re.search(r'd="M[\d.]+ ([\d.]+)V([\d.]+)"', svg).groups())
     height = float(re.search(r'<svg x="[^"]*" y="[^"]*" width="[^"]*" height="([\d.]+)"', svg).group(1))
     assert 0 < top < bottom < height
-    assert bottom - top > 0.6 * height  # nothing is left blank for the point that is not there
+    assert bottom - top > 0.6 * height  # no space for the point that is not finite
