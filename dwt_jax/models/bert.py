@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dwt_jax.models.bert_config import HF_NAMES as HF_NAMES
 from dwt_jax.models.bert_config import Config as Config
-from dwt_jax.models.bert_names import HF_NAMES as HF_NAMES
-from dwt_jax.models.common.layers import Dense, dropout, padded_vocab_size
+from dwt_jax.models.common.dropout import dropout
+from dwt_jax.models.common.layers import Dense, padded_vocab_size
 from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_axes
 from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
 from dwt_jax.models.common.post_norm import Embeddings, EncoderLayer, MlmHead
@@ -138,9 +139,13 @@ def _merge_module(name: str, config: Config, params: Params) -> Any:
 def init_params(
     config: Config, key: jax.Array, heads: Sequence[str] = ("mlm",), num_labels: int = 1
 ) -> Params:
-    """Fresh fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1.
+    """Initialise fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1.
 
-    heads: which of HEADS; labels: outputs of the classifier.
+    Args:
+        config: sizes of the model; vocab_size must be set.
+        key: PRNG key.
+        heads: which of HEADS.
+        num_labels: outputs of the classifier.
     """
     if config.vocab_size < 1:
         raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
@@ -160,12 +165,12 @@ def init_params(
 
 
 def abstract_params(config: Config, heads: Sequence[str] = ("mlm",), num_labels: int = 1) -> Params:
-    """Shapes and types of the parameters, no memory."""
+    """Return shapes and dtypes of the parameters, without memory."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), heads, num_labels))
 
 
 def positions_in_segments(segment_ids: jax.Array) -> jax.Array:
-    """int [B, L] → int [B, L]: how far each token is from the start of its segment."""
+    """Return how far each token is from the start of its segment, for segment ids int [B, L]."""
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
     previous = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     start = jnp.where(segment_ids != previous, index, 0)
@@ -183,17 +188,29 @@ def encode(
     key: jax.Array | None = None,
     policy: Policy = Policy(),
 ) -> jax.Array:
-    """Last hidden states [B, L, D], or those at the positions `at`, int [B, Q] → [B, Q, D].
+    """Encode packed rows.
 
-    tokens, segments, types: int [B, L]; segment 0 is padding, and no token sees another
-    segment. Positions start anew in each. Dropout is on where a `key` is given.
-    With `at` the last layer computes keys and values of all tokens, and nothing else but at those
-    positions: the same numbers, for a third of that layer's FLOPs at 15 % of the tokens.
+    With `positions` the last layer computes keys and values of all tokens, and everything else at these
+    positions alone: the same numbers, for a third of that layer's FLOPs at 15 % of the tokens.
+
+    Args:
+        params: parameters with the parts `embeddings` and `layers`.
+        config: sizes of the model.
+        tokens: int [B, L].
+        segment_ids: int [B, L]. 0 is padding. Tokens attend within their segment, and positions restart
+            in each.
+        token_type_ids: int [B, L]; zeros if None.
+        positions: int [B, Q], the output positions; None: all.
+        key: PRNG key of dropout; None: no dropout.
+        policy: dtypes and layout.
+
+    Returns:
+        Last hidden states [B, L, D], or [B, Q, D] at `positions`.
     """
     segment_ids = segment_ids.astype(jnp.int32)
     token_type_ids = jnp.zeros_like(segment_ids) if token_type_ids is None else token_type_ids
     dropout_keys = (None, None) if key is None else tuple(jax.random.split(key))
-    # Looked up in whole tables: in slices of channels XLA would send what was found, and its gradient.
+    # Replicate the tables first: of sharded channels XLA would send the looked-up rows and their gradient.
     tables = jax.tree.map(lambda leaf: replicate(leaf, policy), params["embeddings"])
     embeddings = _merge_module("embeddings", config, tables)
     x = embeddings(
@@ -224,7 +241,7 @@ def encode(
 
 
 def lm_features(params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()) -> jax.Array:
-    """[..., D] → [..., D]: what the decoder of the MLM head multiplies with the word table."""
+    """Return what the LM head multiplies with the output embedding, for hidden states [..., D]."""
     return _merge_module("mlm", config, params["mlm"])(hidden, policy)
 
 
@@ -238,7 +255,7 @@ def output_embedding(params: Params) -> tuple[jax.Array, jax.Array]:
 def pooler_output(
     params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()
 ) -> jax.Array:
-    """[B, L, D] → [B, D]: the first token through the pooler. DistilBERT's has a ReLU, the others tanh."""
+    """Pool the first token of [B, L, D] to [B, D]. DistilBERT's pooler has a ReLU, the others tanh."""
     features = _merge_module("pooler", config, params["pooler"])(hidden[:, 0], policy)
     return jax.nn.relu(features) if config.model_type == "distilbert" else jnp.tanh(features)
 
@@ -251,8 +268,10 @@ def classifier_logits(
     key: jax.Array | None = None,
     policy: Policy = Policy(),
 ) -> jax.Array:
-    """[B, L, D] → fp32 [B, labels]. With a `key`, dropout as transformers has it: of what the pooler
-    gives, and in a RoBERTa of what it takes too."""
+    """Return fp32 logits [B, labels] of hidden states [B, L, D].
+
+    With a `key`, dropout as in transformers: on the pooler's output, and in RoBERTa on its input too.
+    """
     input_key, output_key = (None, None) if key is None else jax.random.split(key)
     rate = config.hidden_dropout_prob
     if config.model_type == "roberta":
@@ -272,18 +291,18 @@ def pretrained_classifier_parts(config: Config, parts: Sequence[str]) -> tuple[s
 
 
 def forward_flops(config: Config, rows: int, length: int, predictions: int) -> float:
-    """One forward pass over `rows` of `length` tokens, the head at `predictions` positions a row.
+    """Return the FLOPs of a forward pass with the LM head at `predictions` positions a row.
 
-    Per token and layer: query, key, value, output 8D², MLP 4DF, scores and mixing 4LD. Of these the
-    last layer has key and value alone, 4D², per token, and the rest per prediction (functional.encode).
-    Per prediction: transform 2D², decoder 2DV (V padded: that is what is computed).
+    Per token and layer: query, key, value and output 8D², MLP 4DF, scores and context 4LD. The last
+    layer has key and value alone, 4D², per token, and the rest per prediction (see `encode`).
+    Per prediction: transform 2D², output embedding 2DV.
     """
     per_prediction = 2 * config.hidden_size**2 + 2 * config.hidden_size * padded_vocab_size(config.vocab_size)
     return encoder_flops(config, rows, length, predictions) + float(rows * predictions * per_prediction)
 
 
 def encoder_flops(config: Config, rows: int, length: int, output_positions: int) -> float:
-    """One forward pass up to the last hidden states at `wanted` positions a row."""
+    """Return the FLOPs up to the last hidden states at `output_positions` a row."""
     width, inner = config.hidden_size, config.intermediate_size
     key_value, rest = 4 * width**2, 4 * width**2 + 4 * width * inner + 4 * length * width
     per_token = (config.num_hidden_layers - 1) * (key_value + rest) + key_value

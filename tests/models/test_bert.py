@@ -15,13 +15,8 @@ from dwt_jax.hf.checkpoint import to_hf_tensors
 from dwt_jax.models import bert as models_bert
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.models.common.attention import dot_product_attention
-from dwt_jax.models.common.layers import (
-    dropout,
-    dropout_mask,
-    gather_positions,
-    keep_threshold,
-    padded_vocab_size,
-)
+from dwt_jax.models.common.dropout import dropout, dropout_mask, keep_threshold
+from dwt_jax.models.common.layers import gather_positions, padded_vocab_size
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.matmul import Policy
 from helpers.runs import environment
@@ -458,7 +453,7 @@ def test_every_device_draws_its_own_rows_alone():
     program = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from dwt_jax.models.common.layers import dropout_mask
+from dwt_jax.models.common.dropout import dropout_mask
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 rows = NamedSharding(mesh, PartitionSpec("data"))
 def drop(x, seed):

@@ -1,7 +1,11 @@
-"""Attention within segments, with a backward pass of its own: it keeps the probabilities in
-the compute type and nothing else of size [L, L]. Letters of shapes: see layers.py."""
+"""Attention within segments, with a custom backward pass.
+
+It saves the probabilities in the compute dtype and nothing else of size [L, L].
+`dot_product_attention_reference` is the plain form. Letters of shapes: see models/bert.py.
+"""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +22,48 @@ def dot_product_attention(
     keep: jax.Array | None = None,
     scale: float = 1.0,
 ) -> jax.Array:
-    """Softmax attention of Q tokens a row over those of the L tokens of the row in their own segment.
+    """Compute softmax attention of Q tokens a row over the tokens of the row in their own segment.
 
-    parts: queries, keys and values as they were projected, together [B, L, 3, H, K] (then Q = L), or
-    queries [B, Q, 1, H, K] and the others [B, L, 2, H, K]. segments: of queries int [B, Q] and of keys
-    int [B, L], 0 is padding. keep: bool [B, H, Q, L], the probabilities that dropout leaves, times
-    `scale`, or None. Returns fp32 [B, Q, H, K]. Scores and softmax are fp32.
+    Args:
+        projections: projected queries, keys and values as one array [B, L, 3, H, K] (then Q = L), or
+            queries [B, Q, 1, H, K] and keys and values [B, L, 2, H, K].
+        segment_ids: of the queries, int [B, Q], and of the keys, int [B, L]. 0 is padding.
+        policy: dtypes of the products. Scores and softmax are fp32.
+        keep: bool [B, H, Q, L], the probabilities that dropout keeps, or None.
+        scale: what dropout multiplies these with.
+
+    Returns:
+        fp32 [B, Q, H, K].
     """
-    mask = segment_ids[0][:, None, :, None] == segment_ids[1][:, None, None, :]
-    return _attention(projections, mask, keep, policy, scale)
+    return _attention(projections, _segment_mask(segment_ids), keep, policy, scale)
+
+
+def dot_product_attention_reference(
+    projections: tuple[jax.Array, ...],
+    segment_ids: tuple[jax.Array, jax.Array],
+    policy: Policy,
+    keep: jax.Array | None = None,
+    scale: float = 1.0,
+) -> jax.Array:
+    """Compute what `dot_product_attention` computes, with JAX's own backward pass."""
+    stacked = [projection[:, :, i] for projection in projections for i in range(projection.shape[2])]
+    query, key, value = (x.astype(policy.compute_dtype) for x in stacked)
+    dtype = at_least_fp32(query)
+    scores = jnp.einsum("bqhk,blhk->bhql", query, key, preferred_element_type=dtype)
+    scores = jnp.where(_segment_mask(segment_ids), scores * query.shape[-1] ** -0.5, NEG_INF)
+    weights = _apply_dropout(jax.nn.softmax(scores, axis=-1), keep, scale).astype(policy.compute_dtype)
+    return jnp.einsum("bhql,blhk->bqhk", weights, value, preferred_element_type=dtype)
+
+
+def _segment_mask(segment_ids: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """bool [B, 1, Q, L]: whether query and key are in the same segment."""
+    return segment_ids[0][:, None, :, None] == segment_ids[1][:, None, None, :]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attention(projections, mask, keep, policy: Policy, scale: float):
+def _attention(
+    projections: tuple[jax.Array, ...], mask: jax.Array, keep: jax.Array | None, policy: Policy, scale: float
+) -> jax.Array:
     return _forward(projections, mask, keep, policy, scale)[0]
 
 
@@ -39,7 +72,9 @@ def _split_heads(x: jax.Array, policy: Policy) -> jax.Array:
     return row_major(x.astype(policy.compute_dtype).transpose(2, 0, 3, 1, 4), policy)
 
 
-def _forward(projections, mask, keep, policy: Policy, scale: float):
+def _forward(
+    projections: tuple[jax.Array, ...], mask: jax.Array, keep: jax.Array | None, policy: Policy, scale: float
+) -> tuple[jax.Array, Any]:
     query, key, value = (array for projection in projections for array in _split_heads(projection, policy))
     scores = batched_dot(query, key, (3, 3)) * query.shape[-1] ** -0.5
     probabilities = jax.nn.softmax(jnp.where(mask, scores, NEG_INF), axis=-1)
@@ -51,11 +86,11 @@ def _forward(projections, mask, keep, policy: Policy, scale: float):
     return context.transpose(0, 2, 1, 3), residuals
 
 
-def _apply_dropout(x, keep, scale: float):
+def _apply_dropout(x: jax.Array, keep: jax.Array | None, scale: float) -> jax.Array:
     return x if keep is None else jnp.where(keep, x * scale, 0)
 
 
-def _backward(policy: Policy, scale: float, residuals, gradient):
+def _backward(policy: Policy, scale: float, residuals: Any, gradient: jax.Array) -> Any:
     """Softmax backward: ds = p · (dp − Σ p·dp), here with the scores' factor K^−½."""
     query, key, value, probabilities, keep, templates = residuals
     gradient = _split_heads(gradient[:, :, None], policy)[0]

@@ -1,8 +1,8 @@
-"""The Flax NNX modules of a BERT encoder. Seen only through functional.py.
+"""Flax NNX layers that families share: dense, embedding, layer norm. Kernels are [in, out].
 
-Letters of shapes: B rows, L tokens a row, Q of them that are
-wanted, D hidden_size, H heads, K size of a head,
-F intermediate_size, N layers, V vocabulary (padded). Kernels are [in, out].
+They are not nnx.LinearGeneral, nnx.Embed and nnx.LayerNorm: those draw a key for the bias too, fill
+out-of-range rows with NaN, and multiply in another order, so that parameters and losses would not be
+the same bits. Letters of shapes: see models/bert.py.
 """
 
 import jax
@@ -16,52 +16,12 @@ VOCAB_SIZE_MULTIPLE = 256  # of the padded vocabulary: divides over a mesh, fill
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """`vocab_size` rounded up to the size that the arrays have."""
+    """Return `vocab_size` rounded up to the size of the arrays."""
     return -(-vocab_size // VOCAB_SIZE_MULTIPLE) * VOCAB_SIZE_MULTIPLE
 
 
-def dropout_mask(key: jax.Array | None, rate: float, shape: tuple[int, ...]) -> jax.Array | None:
-    """Dropout's choice: False for a share `rate`; None without a key.
-
-    A hash of each entry's place in the array, so that every device makes its own rows alone and any
-    layout gives the same. jax.random.bits under rbg keys is not spread: compiled for 256 chips
-    every chip drew the bits of all (4 GiB of temporaries); under threefry keys it is, and slower.
-    """
-    if key is None or rate == 0:
-        return None
-    key_data = jax.random.key_data(key).reshape(-1)
-    row = jax.lax.iota(jnp.uint32, shape[0])
-    offset = _lowbias32(_lowbias32(row + key_data[0]) ^ key_data[1])
-    stride = _lowbias32(offset + jnp.uint32(0x9E3779B9)) | 1  # rows are not each other's copies, shifted
-    index = jnp.zeros(shape[1:], jnp.uint32)
-    for axis, size in enumerate(shape[1:]):
-        index = index * size + jax.lax.broadcasted_iota(jnp.uint32, shape[1:], axis)
-    broadcast_shape = (-1, *(1,) * (len(shape) - 1))
-    return _lowbias32(
-        index * stride.reshape(broadcast_shape) + offset.reshape(broadcast_shape)
-    ) >> 16 < keep_threshold(rate)
-
-
-def _lowbias32(x: jax.Array) -> jax.Array:
-    """uint32 → uint32, one to one: each bit of x changes each of the result with a chance of a half
-    (lowbias32, C. Wellons' search for multiply-xorshift hashes, 2018; public domain)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
-def keep_threshold(rate: float) -> int:
-    return round((1 - rate) * 65536)
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """x with a share `rate` set to zero and the rest scaled up to keep the mean."""
-    keep = dropout_mask(key, rate, x.shape)
-    return x if keep is None else jnp.where(keep, x * (65536 / keep_threshold(rate)), 0).astype(x.dtype)
-
-
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
-    """[B, L, D] at int [B, Q] → [B, Q, D]."""
+    """Gather hidden states [B, L, D] at positions int [B, Q]. Returns [B, Q, D]."""
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
@@ -73,8 +33,11 @@ ACTIVATIONS = {
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis, in fp32. With config.weighted_norm every channel counts as
-    often as its weight says, which is not trained (annealing.py)."""
+    """Layer norm over the last axis, in fp32.
+
+    If weighted, each channel counts in mean and variance by its weight, which is not trained
+    (remap/gates.py).
+    """
 
     def __init__(self, size: int, epsilon: float, weighted: bool = False):
         self.scale = nnx.Param(jnp.ones((size,)))
@@ -85,7 +48,7 @@ class LayerNorm(nnx.Module):
             self.weight = nnx.Param(jnp.ones((size,)))
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """[..., D] → [..., 1]: Σ m·x / Σ m."""
+        """Return Σ w·x / Σ w over the last axis: [..., D] → [..., 1]."""
         if not self.weighted:
             return x.mean(-1, keepdims=True)
         weight = jax.lax.stop_gradient(self.weight[...])
@@ -101,7 +64,7 @@ class LayerNorm(nnx.Module):
 
 
 class Dense(nnx.Module):
-    """Kernel [*inputs, *outputs] and bias [*outputs]."""
+    """Dense layer with kernel [*inputs, *outputs] and bias [*outputs]."""
 
     def __init__(
         self, inputs: tuple[int, ...], outputs: tuple[int, ...], config: ModelConfig, rngs: nnx.Rngs
@@ -117,7 +80,7 @@ class Dense(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """An embedding table [size, D]."""
+    """Embedding table [size, D]."""
 
     def __init__(self, size: int, config: ModelConfig, rngs: nnx.Rngs):
         self.embedding = nnx.Param(normal_init(rngs.params(), (size, config.hidden_size), config))

@@ -13,11 +13,13 @@ PADDING_LOGIT = -1e9  # of vocabulary columns that no token owns; finite: 0 · (
 def lm_logits(
     features: jax.Array, embedding: jax.Array, bias: jax.Array, vocab_size: int, policy: Policy
 ) -> jax.Array:
-    """[N, D], the decoder's table [V, D] and bias [V] → fp32 logits [N, V], columns of the padded
-    vocabulary at about PADDING_LOGIT."""
-    bias = jnp.where(
-        jnp.arange(bias.shape[0]) < vocab_size, bias, PADDING_LOGIT
-    )  # not a pass over all logits
+    """Compute logits from features [N, D], the output embedding [V, D] and bias [V].
+
+    Returns:
+        fp32 [N, V]; columns of the padded vocabulary are at about PADDING_LOGIT.
+    """
+    # Through the bias: a mask would be another pass over all logits.
+    bias = jnp.where(jnp.arange(bias.shape[0]) < vocab_size, bias, PADDING_LOGIT)
     return (
         batched_dot(features.astype(policy.compute_dtype), embedding.astype(policy.compute_dtype), (1, 1))
         + bias

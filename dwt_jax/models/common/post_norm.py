@@ -10,15 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dwt_jax.models.common.attention import dot_product_attention
+from dwt_jax.models.common.dropout import dropout, dropout_mask, keep_threshold
 from dwt_jax.models.common.layers import (
     ACTIVATIONS,
     Dense,
     Embed,
     LayerNorm,
-    dropout,
-    dropout_mask,
     gather_positions,
-    keep_threshold,
     padded_vocab_size,
 )
 from dwt_jax.models.common.matmul import Policy, linear
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
 
 
 class Embeddings(nnx.Module):
+    """Sum of word, position and token type embeddings, with layer norm and dropout."""
+
     def __init__(self, config: "Config", rngs: nnx.Rngs):
         self.word = Embed(padded_vocab_size(config.vocab_size), config, rngs)
         self.position = Embed(config.max_position_embeddings, config, rngs)
@@ -37,8 +37,15 @@ class Embeddings(nnx.Module):
         self.dropout_rate = config.hidden_dropout_prob
         self.offset, self.has_token_types = config.position_offset, config.type_vocab_size > 0
 
-    def __call__(self, tokens, positions, token_type_ids, key, policy: Policy) -> jax.Array:
-        """Three times int [B, L] → [B, L, D]."""
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        token_type_ids: jax.Array,
+        key: jax.Array | None,
+        policy: Policy,
+    ) -> jax.Array:
+        """Embed tokens at positions, all int [B, L]. Returns [B, L, D]."""
         x = self.word(tokens) + self.position(positions + self.offset)
         if self.has_token_types:
             x = x + self.type(token_type_ids)
@@ -46,6 +53,8 @@ class Embeddings(nnx.Module):
 
 
 class Attention(nnx.Module):
+    """Multi-head self-attention with residual connection and layer norm."""
+
     def __init__(self, config: "Config", rngs: nnx.Rngs):
         heads = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
         width = (config.hidden_size,)
@@ -57,8 +66,15 @@ class Attention(nnx.Module):
         self.dropout_rate = config.hidden_dropout_prob
         self.attention_dropout_rate = config.attention_probs_dropout_prob
 
-    def __call__(self, x, segment_ids, dropout_keys, policy: Policy, positions=None) -> jax.Array:
-        """[B, L, D] → [B, L, D], or [B, Q, D] at the positions `at` alone, int [B, Q]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array,
+        dropout_keys: tuple[jax.Array | None, ...],
+        policy: Policy,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """Map [B, L, D] to [B, L, D], or to [B, Q, D] at `positions` int [B, Q] alone."""
         query_inputs, query_segment_ids = x, segment_ids
         groups: tuple[tuple[jax.Array, tuple[Dense, ...]], ...] = ((x, (self.query, self.key, self.value)),)
         if positions is not None:
@@ -81,12 +97,14 @@ class Attention(nnx.Module):
 
 
 def _fused_projection(x: jax.Array, layers: tuple[Dense, ...], policy: Policy) -> jax.Array:
-    """What several Dense of one shape make of x, by one product: [B, L, D] → [B, L, N, H, K]."""
+    """Apply several dense layers of one shape by one product: [B, L, D] → [B, L, N, H, K]."""
     kernel = jnp.stack([layer.kernel[...] for layer in layers], axis=1)
     return linear(x, kernel, policy) + jnp.stack([layer.bias[...] for layer in layers])
 
 
 class Mlp(nnx.Module):
+    """Two-layer MLP with residual connection and layer norm."""
+
     def __init__(self, config: "Config", rngs: nnx.Rngs):
         self.input = Dense((config.hidden_size,), (config.intermediate_size,), config, rngs)
         self.output = Dense((config.intermediate_size,), (config.hidden_size,), config, rngs)
@@ -94,14 +112,16 @@ class Mlp(nnx.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout_rate = config.hidden_dropout_prob
 
-    def __call__(self, x, key, policy: Policy) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None, policy: Policy) -> jax.Array:
         inner = self.activation(self.input(x, policy))
         return self.norm(x + dropout(self.output(inner, policy), self.dropout_rate, key), policy)
 
 
 class EncoderLayer(nnx.Module):
-    """One post-LN encoder layer: [B, L, D] → [B, L, D], or [B, Q, D] at the positions `at` alone. With
-    config.gated_layers a share of it only, which is not trained (annealing.py)."""
+    """Post-norm encoder layer.
+
+    With config.gated_layers it is g·layer(x) + (1−g)·x, where the gate g is not trained (remap/gates.py).
+    """
 
     def __init__(self, config: "Config", rngs: nnx.Rngs):
         self.attention = Attention(config, rngs)
@@ -110,7 +130,14 @@ class EncoderLayer(nnx.Module):
         if self.gated:
             self.gate = nnx.Param(jnp.ones(()))
 
-    def __call__(self, x, segment_ids, dropout_keys, policy: Policy, positions=None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array,
+        dropout_keys: tuple[jax.Array | None, ...],
+        policy: Policy,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
         y = self.mlp(
             self.attention(x, segment_ids, dropout_keys[:2], policy, positions), dropout_keys[2], policy
         )
@@ -123,8 +150,10 @@ class EncoderLayer(nnx.Module):
 
 
 class MlmHead(nnx.Module):
-    """Transform, norm and the bias of the decoder; the decoder itself is the word table, or one
-    of its own."""
+    """Masked-LM head: transform, norm and output bias.
+
+    The output embedding is the word embedding, or one of its own.
+    """
 
     def __init__(self, config: "Config", rngs: nnx.Rngs):
         width = (config.hidden_size,)
@@ -136,5 +165,5 @@ class MlmHead(nnx.Module):
         self.activation = ACTIVATIONS[config.head_act]
 
     def __call__(self, x: jax.Array, policy: Policy) -> jax.Array:
-        """[..., D] → [..., D], ready for the product with the word table."""
+        """Return the features [..., D] that the output embedding multiplies."""
         return self.norm(self.activation(self.transform(x, policy)), policy)

@@ -16,15 +16,20 @@ _MESH_AXIS = {"embed": "fsdp", "head": "tensor", "mlp": "tensor", "vocab": "tens
 
 
 def policy_for_mesh(mesh: Mesh, policy: Policy) -> Policy:
-    """`policy` of a program on this mesh."""
+    """Return the policy of a program on this mesh."""
     return policy._replace(batch_sharding=batch_sharding(mesh)) if mesh.size > 1 else policy
 
 
 def infer_shardings(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
-    """A sharding for each leaf of a state: parameters, and whatever mirrors them (moments),
-    by their roles; everything else replicated.
+    """Return a sharding for each leaf of a training state, by the logical axes of the parameters.
 
-    A leaf belongs to a role when the end of its path and its rank agree.
+    Leaves that mirror a parameter, such as moments, are sharded like it. They are recognised by the end
+    of their path and their rank. Everything else is replicated.
+
+    Args:
+        tree: parameters, or a state that contains them; arrays or their shapes.
+        config: the model config.
+        mesh: the mesh, with the axes data, fsdp and tensor.
     """
 
     param_axes = family(config).param_axes(config)
@@ -41,7 +46,7 @@ def infer_shardings(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
 
 
 def _spec(axes: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Each mesh axis once, and only where it divides the size."""
+    """Use each mesh axis once, and only where it divides the size."""
     used: set[str] = set()
     spec: list[str | None] = []
     for axis, size in zip(axes, shape, strict=True):
