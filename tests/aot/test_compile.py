@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwt_jax import runtime_env
-from dwt_jax.cli import main
 from dwt_jax.aot import accelerators, hlo, report
 from dwt_jax.aot import compile as aheads
 from dwt_jax.aot.gpu_targets import gpu_target_config
+from dwt_jax.cli import main
 from dwt_jax.config_loader import load_config
 from dwt_jax.errors import UserError
 from dwt_jax.models import flops
