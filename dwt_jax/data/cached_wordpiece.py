@@ -1,8 +1,8 @@
-"""BERT's tokenisation with a memory: each distinct word is taken apart once.
+"""WordPiece tokenization with a cache: each distinct word is tokenized once.
 
-Behind BERT's normaliser and pre-tokeniser a text's ids are those of its parts between spaces
-and ASCII punctuation, one after the other. So a dictionary of the parts seen so far, filled by
-the tokenizer itself, gives the same ids several times faster.
+With the normalizer and pre-tokenizer of `WORDPIECE`, the ids of a text are the concatenated ids of its
+parts between spaces and ASCII punctuation. A dictionary from parts to ids, filled by the tokenizer itself,
+therefore gives the same ids several times faster.
 """
 
 import itertools
@@ -11,19 +11,21 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dwt_jax.models.tokenizer_pipelines import WORDPIECE, component_types
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_CACHED_PARTS = 1 << 19  # parts; some 120 MB in each process if they are ever so many
+MAX_CACHED_PARTS = 1 << 19  # about 120 MB in each process when full
 _PART_PATTERN = re.compile(
     r"[!-/:-@\[-`{-~]|[^ !-/:-@\[-`{-~]+"
-)  # one ASCII punctuation mark, or all up to the next
+)  # one ASCII punctuation mark, or everything up to the next mark or space
 
 EncodeFn = Callable[[Sequence[str]], list[list[int]]]
 
 
 class _PartIdCache(dict[str, list[int]]):
-    """Part → ids; what is not there yet is asked of the tokenizer."""
+    """Part → ids. Missing parts are tokenized, and stored until the cache is full."""
 
     def __init__(self, tokenizer: "Tokenizer"):
         self._tokenizer = tokenizer
@@ -36,21 +38,22 @@ class _PartIdCache(dict[str, list[int]]):
 
 
 def make_text_encoder(tokenizer: "Tokenizer") -> EncodeFn:
-    """A function from texts to their ids, without special tokens: the tokenizer's own, in the
-    fastest way that gives exactly its ids."""
-    if not _is_bert_pipeline(tokenizer):
+    """Return a function from texts to their token ids, without special tokens.
+
+    The ids are those of `tokenizer`; they are computed with a cache where that gives the same ids.
+    """
+    if not _can_encode_parts(tokenizer):
         return lambda texts: [
-            e.ids for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
     cache = _PartIdCache(tokenizer)
     find_parts, lookup, flatten = _PART_PATTERN.findall, cache.__getitem__, itertools.chain.from_iterable
     return lambda texts: [list(flatten(map(lookup, find_parts(text)))) for text in texts]
 
 
-def _is_bert_pipeline(tokenizer: "Tokenizer") -> bool:
-    """Whether nothing in the pipeline looks across a space or a punctuation mark."""
-    settings = json.loads(tokenizer.to_str())
-    kinds = [(settings[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+def _can_encode_parts(tokenizer: "Tokenizer") -> bool:
+    """Whether no component of the pipeline looks across a space or a punctuation mark."""
+    types = component_types(json.loads(tokenizer.to_str()))
     added_tokens = tokenizer.get_added_tokens_decoder().values()
     all_special = tokenizer.encode_special_tokens and all(token.special for token in added_tokens)
-    return kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and all_special
+    return types == WORDPIECE.component_types and all_special

@@ -1,15 +1,15 @@
-"""Tokenizers of Hugging Face directories, read so that the ids are those of transformers.
+"""Tokenizers of Hugging Face directories, with the token ids that transformers gives.
 
-transformers builds a BertTokenizer and a RobertaTokenizer from their vocabulary, its added tokens and the
-settings in tokenizer_config.json; so does this. Any other class, and a tokenizer.json with other parts than
-its class has, is taken as it is here (where transformers would build a class of its own anew, its
-settings may win there).
+transformers builds the tokenizer classes of `PIPELINES` from a vocabulary, its added tokens and the flags
+in tokenizer_config.json, and so does this module. A tokenizer.json of another class, or with other
+components than its class has, is loaded unchanged. transformers may rebuild a class of that kind, and then
+the flags in tokenizer_config.json take precedence there.
 """
 
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dwt_jax.data.added_tokens import (
     TOKEN_KEYS,
@@ -28,39 +28,34 @@ from dwt_jax.data.tokenizer_checks import (
 )
 from dwt_jax.errors import UserError
 from dwt_jax.files import LFS_POINTER_PREFIX, is_file_or_raise, read_json_object, reject_lfs_pointer
+from dwt_jax.models.tokenizer_pipelines import (
+    BYTE_LEVEL_BPE,
+    PIPELINES,
+    TOKENIZER_CLASSES,
+    WORDPIECE,
+    Flags,
+    SpecialTokens,
+    TokenizerPipeline,
+    component_types,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's
-ROBERTA_SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
-BERT_TOKENIZER, ROBERTA_TOKENIZER, GENERIC_TOKENIZER = (
-    "BertTokenizer",
-    "RobertaTokenizer",
-    "PreTrainedTokenizerFast",
-)
-NORMALIZER_KEYS = {
-    "do_lower_case": "lowercase",
-    "strip_accents": "strip_accents",
-    "tokenize_chinese_chars": "handle_chinese_chars",
-}
-"""Keys of tokenizer_config.json → of tokenizers' BertNormalizer."""
-_EQUIVALENT_CLASSES = {
-    **{
-        f"{name}Tokenizer": BERT_TOKENIZER
-        for name in ("DistilBert", "Electra", "MobileBert", "SqueezeBert", "Lxmert")
-    },
-    **{f"{name}Tokenizer": ROBERTA_TOKENIZER for name in ("Bart", "Longformer")},
-}
-_CLASS_BY_MODEL_TYPE = {"bert": BERT_TOKENIZER, "distilbert": BERT_TOKENIZER, "roberta": ROBERTA_TOKENIZER}
+GENERIC_TOKENIZER = "PreTrainedTokenizerFast"
+"""The class of transformers that loads a tokenizer.json unchanged."""
 
 
 def load_hf_tokenizer(path: str | Path, lowercase: bool = True) -> "Tokenizer":
-    """The tokenizer of a Hugging Face directory (tokenizer.json, vocab.txt, or vocab.json with
-    merges.txt), a tokenizer.json or a vocab.txt, without truncation or padding.
+    """Load a tokenizer without truncation and padding.
 
-    `lowercase`: for a vocab.txt without a tokenizer_config.json that knows better. Raises
-    UserError, naming the file, for anything else.
+    Args:
+        path: a directory with a tokenizer.json, a vocab.txt, or a vocab.json and a merges.txt; or a
+            tokenizer.json; or a vocab.txt.
+        lowercase: for a vocab.txt without a tokenizer_config.json that has `do_lower_case`.
+
+    Raises:
+        UserError: for anything else; the message names the file.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -69,22 +64,24 @@ def load_hf_tokenizer(path: str | Path, lowercase: bool = True) -> "Tokenizer":
     tokenizer_json = path if path.is_file() and path.suffix == ".json" else path / "tokenizer.json"
     vocab_txt = path if path.is_file() else path / "vocab.txt"
     vocab_json = path / "vocab.json"
-    declared = _declared_class(directory)
-    tokenizer_class = _EQUIVALENT_CLASSES.get(declared.removesuffix("Fast"), declared.removesuffix("Fast"))
+    declared_class = _declared_class(directory)
+    class_name = declared_class.removesuffix("Fast")
+    pipeline = PIPELINES.get(class_name)
     if is_file_or_raise(tokenizer_json):
-        tokenizer = _from_tokenizer_json(tokenizer_json, tokenizer_class)
-    elif is_file_or_raise(vocab_txt) and tokenizer_class in ("", BERT_TOKENIZER):
+        tokenizer = _from_tokenizer_json(tokenizer_json, pipeline)
+    elif is_file_or_raise(vocab_txt) and (not class_name or pipeline is WORDPIECE):
         tokenizer = _from_vocab_txt(vocab_txt, lowercase)
     elif (
         not vocab_txt.is_file()
         and is_file_or_raise(vocab_json)
-        and tokenizer_class in ("", ROBERTA_TOKENIZER)
+        and (not class_name or pipeline is BYTE_LEVEL_BPE)
     ):
         tokenizer = _from_bpe_files(directory)
     elif vocab_txt.is_file() or vocab_json.is_file():
-        expected = BERT_TOKENIZER if vocab_txt.is_file() else ROBERTA_TOKENIZER
+        expected = (WORDPIECE if vocab_txt.is_file() else BYTE_LEVEL_BPE).tokenizer_class
         raise UserError(
-            f"{path}: tokenizer_class is '{declared}', expected {expected} (or a tokenizer.json, with any class)"
+            f"{path}: tokenizer_class is '{declared_class}', expected {expected} (or a tokenizer.json, with "
+            "any class)"
         )
     else:
         raise UserError(
@@ -96,27 +93,77 @@ def load_hf_tokenizer(path: str | Path, lowercase: bool = True) -> "Tokenizer":
     return tokenizer
 
 
+def build_wordpiece_tokenizer(vocab: dict[str, int], *, lowercase: bool = True) -> "Tokenizer":
+    """Build a WordPiece tokenizer around a vocabulary that has the default special tokens."""
+    from tokenizers import AddedToken
+
+    special_tokens, flags = WORDPIECE.special_tokens, {**WORDPIECE.flags, "do_lower_case": lowercase}
+    tokenizer = WORDPIECE.build(vocab, [], special_tokens, flags)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special_tokens]
+    )
+    tokenizer.post_processor = WORDPIECE.post_processor(tokenizer, special_tokens, flags)
+    return tokenizer
+
+
 def _declared_class(directory: Path) -> str:
-    """The class that transformers would take: of tokenizer_config.json, of config.json, of its
-    model_type; '' where nothing says."""
+    """The class that transformers would take, by precedence: tokenizer_config.json, config.json, the
+    model_type of config.json; '' if none of them names one."""
     for file in (directory / TOKENIZER_CONFIG, directory / "config.json"):
         if class_name := read_json_or_empty(file).get("tokenizer_class"):
             if not isinstance(class_name, str):
                 raise UserError(f"{file}: tokenizer_class is {class_name!r}, expected a name")
             return class_name
-    return _CLASS_BY_MODEL_TYPE.get(str(read_json_or_empty(directory / "config.json").get("model_type")), "")
+    return TOKENIZER_CLASSES.get(str(read_json_or_empty(directory / "config.json").get("model_type")), "")
 
 
-def _is_standard_pipeline(settings: dict[str, Any], tokenizer_class: str) -> bool:
-    """Whether a tokenizer.json is what the class would build by itself."""
-    kinds = {part: (settings[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")}
-    if tokenizer_class == BERT_TOKENIZER:
-        return list(kinds.values()) == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
-    return tokenizer_class == ROBERTA_TOKENIZER and list(kinds.values()) == [None, "ByteLevel", "BPE"]
+def _read_flags(pipeline: TokenizerPipeline, path: Path, lowercase: bool) -> Flags:
+    """lowercase: the default of `do_lower_case`, where the pipeline has it."""
+    defaults = {key: lowercase if key == "do_lower_case" else flag for key, flag in pipeline.flags.items()}
+    return {key: _read_flag(path, key, default) for key, default in defaults.items()}
 
 
-def _from_tokenizer_json(path: Path, tokenizer_class: str) -> "Tokenizer":
-    """tokenizer.json as it is; of one that is its class's own, the vocabulary and the added tokens."""
+def _read_flag(path: Path, key: str, default: bool | None) -> bool | None:
+    value = read_json_or_empty(path).get(key, default)
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"{path}: {key} is {value!r}, expected true or false")
+    return default if value is None else value
+
+
+def _build_tokenizer(
+    pipeline: TokenizerPipeline,
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    path: Path,
+    *,
+    lowercase: bool = True,
+    added_tokens: AddedTokensById | None = None,
+) -> "Tokenizer":
+    """A pipeline around a vocabulary, with the settings of the files beside `path`."""
+    directory = path.parent
+    special_tokens = read_special_tokens(directory, pipeline.special_tokens)
+    flags = _read_flags(pipeline, directory / TOKENIZER_CONFIG, lowercase)
+    if pipeline.unk_in_vocab and special_tokens.unk not in vocab:
+        raise UserError(
+            f"{path}: no {special_tokens.unk} in the vocabulary, expected the token for unknown words"
+        )
+    with wrap_tokenizer_errors(directory, pipeline.vocab_files):
+        tokenizer = pipeline.build(vocab, merges, special_tokens, flags)
+    defaults = {key: token for key, token in pipeline.optional_tokens.items() if token in vocab}
+    defaults |= dict(zip(TOKEN_KEYS, special_tokens, strict=True))
+    register_added_tokens(tokenizer, directory, defaults, added_tokens)
+    try:
+        tokenizer.post_processor = pipeline.post_processor(tokenizer, special_tokens, flags)
+    except ValueError:
+        raise UserError(
+            f"{path}: special tokens {special_tokens.cls!r} and {special_tokens.sep!r}, expected plain names"
+        ) from None
+    return tokenizer
+
+
+def _from_tokenizer_json(path: Path, pipeline: TokenizerPipeline | None) -> "Tokenizer":
+    """The tokenizer of a tokenizer.json. If its components are those of `pipeline`, only the vocabulary,
+    the merges and the added tokens are taken from it."""
     from tokenizers import Tokenizer
 
     expected = "a tokenizer that 'tokenizers' reads"
@@ -127,140 +174,30 @@ def _from_tokenizer_json(path: Path, tokenizer_class: str) -> "Tokenizer":
     tokenizer.no_truncation()
     tokenizer.no_padding()
     settings = json.loads(tokenizer.to_str())
-    if not _is_standard_pipeline(settings, tokenizer_class):
+    if pipeline is None or component_types(settings) != pipeline.component_types:
         check_tokenizer_parts(settings, path)
         register_added_tokens(tokenizer, path.parent, {})
         return tokenizer
-    added_tokens = tokenizer.get_added_tokens_decoder()
     vocab = tokenizer.get_vocab(with_added_tokens=False)
-    if tokenizer_class == BERT_TOKENIZER:
-        return _build_bert_tokenizer(vocab, path, added_tokens=added_tokens)
-    return _build_roberta_tokenizer(
-        vocab, [(a, b) for a, b in settings["model"]["merges"]], path, added_tokens
-    )
-
-
-def _normalizer_options(path: Path, lowercase: bool) -> dict[str, Any]:
-    defaults = {"do_lower_case": lowercase, "strip_accents": None, "tokenize_chinese_chars": True}
-    return {option: _read_flag(path, key, defaults[key]) for key, option in NORMALIZER_KEYS.items()}
-
-
-def _read_flag(path: Path, key: str, default: bool | None) -> bool | None:
-    value = read_json_or_empty(path).get(key, default)
-    if value is not None and not isinstance(value, bool):
-        raise UserError(f"{path}: {key} is {value!r}, expected true or false")
-    return default if value is None else value
-
-
-# The two classes
-
-
-def build_wordpiece_tokenizer(
-    vocab: dict[str, int],
-    *,
-    lowercase: bool = True,
-    strip_accents: bool | None = None,
-    handle_chinese_chars: bool = True,
-) -> "Tokenizer":
-    """BERT's pipeline around a vocabulary that has BERT's special tokens."""
-    from tokenizers import AddedToken
-
-    tokenizer = _wordpiece_pipeline(
-        vocab, BERT_SPECIAL_TOKENS[1], lowercase, strip_accents, handle_chinese_chars
-    )
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in BERT_SPECIAL_TOKENS]
-    )
-    _set_template(tokenizer, BERT_SPECIAL_TOKENS, Path())
-    return tokenizer
-
-
-def _wordpiece_pipeline(
-    vocab: dict[str, int], unk: str, lowercase: bool, strip_accents: bool | None, handle_chinese_chars: bool
-) -> "Tokenizer":
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=handle_chinese_chars
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
-
-
-def _set_template(tokenizer: "Tokenizer", names: tuple[str, ...], path: Path) -> None:
-    """[CLS] a [SEP] b [SEP]"""
-    from tokenizers import processors
-
-    _, _, cls, sep, _ = names
-    try:
-        if "$" in (cls[0], sep[0]):  # the library's own sign for the text
-            raise ValueError
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{cls} $A {sep}",
-            pair=f"{cls} $A {sep} $B:1 {sep}:1",
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
-        )
-    except ValueError:
-        raise UserError(f"{path}: special tokens {cls!r} and {sep!r}, expected plain names") from None
-
-
-def _build_bert_tokenizer(
-    vocab: dict[str, int], path: Path, lowercase: bool = True, added_tokens: AddedTokensById | None = None
-) -> "Tokenizer":
-    """BERT's tokenizer around a vocabulary, with what the files beside `where` say."""
-    directory = path.parent
-    names, settings = (
-        read_special_tokens(directory, BERT_SPECIAL_TOKENS),
-        _normalizer_options(directory / TOKENIZER_CONFIG, lowercase),
-    )
-    if names[1] not in vocab:
-        raise UserError(f"{path}: no {names[1]} in the vocabulary, expected the token of what is unknown")
-    tokenizer = _wordpiece_pipeline(vocab, names[1], **settings)
-    register_added_tokens(tokenizer, directory, dict(zip(TOKEN_KEYS, names, strict=True)), added_tokens)
-    _set_template(tokenizer, names, path)
-    return tokenizer
-
-
-def _build_roberta_tokenizer(
-    vocab: dict[str, int],
-    merges: list[tuple[str, str]],
-    path: Path,
-    added_tokens: AddedTokensById | None = None,
-) -> "Tokenizer":
-    """RoBERTa's byte-level BPE: <s> a </s></s> b </s>"""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-    directory = path.parent
-    names, prefix_space = (
-        read_special_tokens(directory, ROBERTA_SPECIAL_TOKENS),
-        bool(_read_flag(directory / TOKENIZER_CONFIG, "add_prefix_space", False)),
-    )
-    with wrap_tokenizer_errors(directory, "vocab.json and merges.txt of a BPE"):
-        tokenizer = Tokenizer(models.BPE(vocab, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-    tokenizer.decoder = decoders.ByteLevel()
-    bos_eos = {"bos_token": "<s>", "eos_token": "</s>"}
-    defaults = {key: token for key, token in bos_eos.items() if token in vocab}
-    register_added_tokens(
-        tokenizer, directory, defaults | dict(zip(TOKEN_KEYS, names, strict=True)), added_tokens
-    )
-    ids, (_, _, cls, sep, _) = tokenizer.get_vocab(), names
-    ends = (sep, ids[sep]), (cls, ids[cls])
-    tokenizer.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=prefix_space)
-    return tokenizer
+    merges = [(left, right) for left, right in settings["model"].get("merges", [])]
+    return _build_tokenizer(pipeline, vocab, merges, path, added_tokens=tokenizer.get_added_tokens_decoder())
 
 
 def _from_vocab_txt(path: Path, lowercase: bool) -> "Tokenizer":
-    """BERT's tokenizer from a vocab.txt."""
-    vocab, names = _read_vocab_txt(path), read_special_tokens(path.parent, BERT_SPECIAL_TOKENS)
-    added_tokens = [token for _, token, _ in list_added_tokens(path.parent, {})]
-    if missing := [name for name in names if name not in vocab and name not in added_tokens]:
+    vocab = _read_vocab_txt(path)
+    if missing := _missing_special_tokens(path.parent, vocab, WORDPIECE.special_tokens):
         raise UserError(
-            f"{path}: no {' '.join(missing)} among its {len(vocab)} lines, expected BERT's special tokens"
+            f"{path}: no {' '.join(missing)} among its {len(vocab)} lines, expected the special tokens of "
+            f"{WORDPIECE.tokenizer_class}"
         )
-    return _build_bert_tokenizer(vocab, path, lowercase)
+    return _build_tokenizer(WORDPIECE, vocab, [], path, lowercase=lowercase)
+
+
+def _missing_special_tokens(directory: Path, vocab: dict[str, int], defaults: SpecialTokens) -> list[str]:
+    """The special tokens that neither the vocabulary nor the added tokens have."""
+    special_tokens = read_special_tokens(directory, defaults)
+    added_tokens = [token for _, token, _ in list_added_tokens(directory, {})]
+    return [token for token in special_tokens if token not in vocab and token not in added_tokens]
 
 
 def _read_vocab_txt(path: Path) -> dict[str, int]:
@@ -275,29 +212,34 @@ def _read_vocab_txt(path: Path) -> dict[str, int]:
     tokens = [line.rstrip() for line in lines]
     duplicates = [token for token, count in Counter(tokens).items() if count > 1 and token]
     if duplicates:
-        raise UserError(f"{path}: token '{duplicates[0]}' is there more than once, expected each token once")
+        raise UserError(f"{path}: token '{duplicates[0]}' occurs more than once, expected each token once")
     return {token: i for i, token in enumerate(tokens)}
 
 
 def _from_bpe_files(directory: Path) -> "Tokenizer":
-    """RoBERTa's tokenizer from a vocab.json and a merges.txt."""
-    from tokenizers import models, pre_tokenizers
+    """The tokenizer of a vocab.json and a merges.txt."""
+    from tokenizers import models
 
     vocab_path, merges_path = directory / "vocab.json", directory / "merges.txt"
     read_json_object(vocab_path, "JSON, an object")
-    names = read_special_tokens(directory, ROBERTA_SPECIAL_TOKENS)
     if is_file_or_raise(merges_path):
         with merges_path.open("rb") as file:
             reject_lfs_pointer(merges_path, file.read(len(LFS_POINTER_PREFIX)))
-    with wrap_tokenizer_errors(directory, "vocab.json and merges.txt of a BPE"):
-        vocab, pairs = models.BPE.read_file(str(vocab_path), str(merges_path))
-    added_tokens = [token for _, token, _ in list_added_tokens(directory, {})]
-    if missing := [name for name in names if name not in vocab and name not in added_tokens]:
-        raise UserError(f"{vocab_path}: no {' '.join(missing)}, expected RoBERTa's special tokens")
+    with wrap_tokenizer_errors(directory, BYTE_LEVEL_BPE.vocab_files):
+        vocab, merges = models.BPE.read_file(str(vocab_path), str(merges_path))
+    if missing := _missing_special_tokens(directory, vocab, BYTE_LEVEL_BPE.special_tokens):
+        raise UserError(
+            f"{vocab_path}: no {' '.join(missing)}, expected the special tokens of "
+            f"{BYTE_LEVEL_BPE.tokenizer_class}"
+        )
+    _check_byte_level(vocab, vocab_path)
+    return _build_tokenizer(BYTE_LEVEL_BPE, vocab, merges, vocab_path)
+
+
+def _check_byte_level(vocab: dict[str, int], path: Path) -> None:
+    from tokenizers import pre_tokenizers
+
     num_missing = sum(letter not in vocab for letter in pre_tokenizers.ByteLevel.alphabet())
     if num_missing or any(len(token) > 4 and token.endswith("</w>") for token in vocab):
         problem = f"lacks {num_missing} of the 256 bytes" if num_missing else "marks ends of words by </w>"
-        raise UserError(
-            f"{vocab_path}: {problem}, expected byte-level BPE (or a tokenizer.json, with any model)"
-        )
-    return _build_roberta_tokenizer(vocab, pairs, vocab_path)
+        raise UserError(f"{path}: {problem}, expected byte-level BPE (or a tokenizer.json, with any model)")

@@ -1,7 +1,7 @@
-"""What the library 'tokenizers' leaves unchecked until it panics, refused in one line.
+"""Checks of tokenizer files that the library `tokenizers` does not make, as UserErrors of one line.
 
-Its panics print lines of their own on stderr before Python sees them: what can be checked before
-is checked here.
+The library panics on such files, and a panic prints to stderr before Python can catch it. Whatever can be
+checked beforehand is checked here.
 """
 
 import base64
@@ -16,7 +16,14 @@ from dwt_jax.errors import UserError
 
 @contextmanager
 def wrap_tokenizer_errors(source: object, expected: str) -> Iterator[None]:
-    """Whatever the library raises, as a UserError: bare Exceptions, and panics, which are not even those."""
+    """Raise whatever the library raises as a UserError.
+
+    The library raises bare Exceptions, and panics, which are not even Exceptions.
+
+    Args:
+        source: the file or config key that the message names first.
+        expected: what the message says was expected.
+    """
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -27,10 +34,17 @@ def wrap_tokenizer_errors(source: object, expected: str) -> Iterator[None]:
 
 
 def check_charsmaps(normalizer: Any, path: Path) -> None:
-    """Raises UserError for a table of SentencePiece's that the library would read out of its bounds.
+    """Check the SentencePiece tables of a normalizer, beyond whose bounds the library would read.
 
-    The table is the size of a trie, the trie and UTF-8 text; a trie is built in blocks of 256
-    numbers of 4 bytes, so that a step within it stays within it.
+    A table is the size of a trie, the trie, and UTF-8 text. A trie is built in blocks of 256 numbers of
+    4 bytes, so any step from a block stays within whole blocks.
+
+    Args:
+        normalizer: the `normalizer` of a tokenizer.json.
+        path: the file, for messages.
+
+    Raises:
+        UserError: for a table with an impossible size.
     """
     if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
         normalizer = normalizer.get("normalizers")
@@ -50,11 +64,20 @@ def check_charsmaps(normalizer: Any, path: Path) -> None:
 
 
 def check_token_ids(vocab: Mapping[str, int], path: Path) -> None:
-    """Raises UserError for a vocabulary that is no list of tokens: an id for two of them, or large gaps
-    (which the library would walk through one by one)."""
+    """Check that each id has one token and that the ids have no large gaps.
+
+    The library would step through a gap id by id.
+
+    Args:
+        vocab: token → id.
+        path: the file, for messages.
+
+    Raises:
+        UserError: if the check fails, or if there is no token.
+    """
     by_id = {i: token for token, i in vocab.items()}
     if not by_id:
-        raise UserError(f"{path}: no tokens, expected some")
+        raise UserError(f"{path}: no tokens, expected at least one")
     if max(by_id) > 2 * len(by_id) + 1000:
         raise UserError(
             f"{path}: '{by_id[max(by_id)]}' has the id {max(by_id)} among {len(by_id)} tokens, expected ids "
@@ -62,23 +85,31 @@ def check_token_ids(vocab: Mapping[str, int], path: Path) -> None:
         )
     if len(by_id) < len(vocab):
         i, count = Counter(vocab.values()).most_common(1)[0]
-        names = " and ".join(sorted(repr(token) for token in vocab if vocab[token] == i)[:3])
-        raise UserError(f"{path}: {count} tokens have the id {i} ({names}), expected one for each id")
+        tokens = " and ".join(sorted(repr(token) for token in vocab if vocab[token] == i)[:3])
+        raise UserError(f"{path}: {count} tokens have the id {i} ({tokens}), expected one for each id")
 
 
 def check_tokenizer_parts(settings: dict[str, Any], path: Path) -> None:
-    """Raises UserError where parts of a tokenizer.json name tokens that others lack. settings: the file
-    as the library writes it."""
+    """Check that the parts of a tokenizer.json name no tokens that other parts lack.
+
+    Args:
+        settings: the tokenizer.json as the library writes it.
+        path: the file, for messages.
+
+    Raises:
+        UserError: for a missing unknown token, or a post-processor with undeclared special tokens.
+    """
     model = settings["model"]
     unk = model.get("unk_token")
     if model["type"] in ("WordPiece", "WordLevel") and unk not in model["vocab"]:
         raise UserError(
             f"{path}: no {unk} in the model's vocabulary, expected its unk_token, the one for unknown words"
         )
-    processor = settings["post_processor"] or {}
-    for part in processor.get("processors") or [processor]:
+    post_processor = settings["post_processor"] or {}
+    for part in post_processor.get("processors") or [post_processor]:
         token_ids = [piece.get("SpecialToken", {}).get("id") for piece in _template_pieces(part)]
-        if missing := [name for name in token_ids if name is not None and name not in part["special_tokens"]]:
+        missing = [token for token in token_ids if token is not None and token not in part["special_tokens"]]
+        if missing:
             raise UserError(
                 f"{path}: its post_processor puts '{missing[0]}' around a text, expected that among its "
                 "special_tokens"
