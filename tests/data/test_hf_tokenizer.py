@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dwt_jax.data import tokenizer
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 
 transformers = pytest.importorskip("transformers")
 
@@ -351,7 +352,7 @@ SAID = {"tokenizer_class": "BertTokenizer"}
 ROLES = dict(
     zip(
         (f"{r}_token" for r in ("pad", "unk", "cls", "sep", "mask")),
-        tokenizer.BERT_SPECIAL_TOKENS,
+        WORDPIECE.special_tokens,
         strict=True,
     )
 )
@@ -490,7 +491,7 @@ def charsmap(text):
     ("changes", "config", "says"),
     [
         ({"model": json_of(unk_token="[NOPE]")["model"]}, AS_IT_IS, r"no \[NOPE\] in the model's vocabulary"),
-        ({"model": json_of(vocab={})["model"]}, SAID, "no tokens, expected some|no \\[UNK\\]"),
+        ({"model": json_of(vocab={})["model"]}, SAID, "no tokens, expected at least one|no \\[UNK\\]"),
         (
             {"model": json_of(vocab={"[UNK]": 0, "a": 1, "b": 1})["model"]},
             {},
@@ -501,9 +502,9 @@ def charsmap(text):
             ({"normalizer": charsmap(text)}, AS_IT_IS, "precompiled_charsmap is damaged")
             for text in ("AAAA", "", "!!", "/////wAAAAA=", "AAAAAA==", "BAAAAAAAAAA=", None, 5)
         ),
-        ({}, SAID | {"added_tokens_decoder": [1]}, "added tokens that are not"),
-        ({}, SAID | {"added_tokens_decoder": {"1": "[unused0]"}}, "added tokens that are not"),
-        ({}, SAID | {"added_tokens_decoder": "x"}, "added tokens that are not"),
+        ({}, SAID | {"added_tokens_decoder": [1]}, "invalid added tokens"),
+        ({}, SAID | {"added_tokens_decoder": {"1": "[unused0]"}}, "invalid added tokens"),
+        ({}, SAID | {"added_tokens_decoder": "x"}, "invalid added tokens"),
         ({}, {"tokenizer_class": 5}, r"tokenizer_config\.json: tokenizer_class is 5, expected a name"),
         ({}, AS_IT_IS | {"image_token": "<i>"}, "image_token '<i>' is not in the vocabulary"),
     ],
@@ -552,7 +553,7 @@ def test_text_that_a_tokenizer_cannot_encode(tmp_path):
 
     from dwt_jax.data.encode import EncodeConfig, encode_chunk
 
-    vocab = {token: i for i, token in enumerate((*tokenizer.BERT_SPECIAL_TOKENS, "a", "<unk>"))}
+    vocab = {token: i for i, token in enumerate((*WORDPIECE.special_tokens, "a", "<unk>"))}
     model = models.BPE({token: i for token, i in vocab.items() if token != "<unk>"}, [], unk_token="<unk>")
     tmp_path.joinpath("tokenizer_config.json").write_text(json.dumps(AS_IT_IS))
     Tokenizer(model).save(str(tmp_path / "tokenizer.json"))

@@ -25,6 +25,7 @@ from dwt_jax.data.prepare import get_prepared, prepare_data
 from dwt_jax.data.sentence_splitter import split_sentences
 from dwt_jax.data.sources import iter_documents
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 from helpers.paths import PYTHONPATH, ROOT
 
 PAD, CLS, SEP = 0, 2, 3
@@ -520,7 +521,7 @@ def test_data_path(words, corpus, tmp_path):
     assert get_prepared(dataclasses.replace(data, path=str(out))) == out
     bare = dataclasses.replace(data, path=str(out), tokenizer=Tokenizer(), sources=(Source(),))
     assert get_prepared(bare) == out
-    (tmp_path / "vocab.txt").write_text("\n".join([*tokenizer.BERT_SPECIAL_TOKENS, "a"]))
+    (tmp_path / "vocab.txt").write_text("\n".join([*WORDPIECE.special_tokens, "a"]))
     for change, says in [
         ({"sequence_length": 64}, "data.sequence_length is 64, expected 32"),
         ({"row_mode": "sentence"}, "data.row_mode is sentence, expected packed"),

@@ -13,6 +13,7 @@ from dwt_jax.config import Source
 from dwt_jax.data import cached_wordpiece, tokenizer
 from dwt_jax.data.sources import iter_documents
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 
 TEXTS = [*iter_documents(Source())][::40]
 SAMPLE = [
@@ -221,12 +222,12 @@ def test_roles_from_the_config_files(roberta, tmp_path):
         ({"tokenizer.json": "{"}, "", "tokenizer.json: .*expected a tokenizer"),
         ({"vocab.txt": "[PAD]\n[UNK]\na"}, "", r"vocab.txt: no \[CLS\] \[SEP\] \[MASK\] among its 3 lines"),
         (
-            {"vocab.txt": "\n".join([*tokenizer.BERT_SPECIAL_TOKENS, "a", "a"])},
+            {"vocab.txt": "\n".join([*WORDPIECE.special_tokens, "a", "a"])},
             "vocab.txt",
-            "token 'a' is there more than once",
+            "token 'a' occurs more than once",
         ),
         (
-            {"vocab.txt": "\n".join(tokenizer.BERT_SPECIAL_TOKENS), "tokenizer_config.json": "{"},
+            {"vocab.txt": "\n".join(WORDPIECE.special_tokens), "tokenizer_config.json": "{"},
             "",
             "tokenizer_config.json: ",
         ),
@@ -273,7 +274,7 @@ def test_encoder_with_a_memory_on_real_text(trained):
     ours = tokenizer.load_hf_tokenizer(trained)
     ours.encode_special_tokens = True
     encode = cached_wordpiece.make_text_encoder(ours)
-    assert cached_wordpiece._is_bert_pipeline(ours)
+    assert cached_wordpiece._can_encode_parts(ours)
     for text in [*iter_documents(Source())][::20]:
         assert encode([text]) == [ours.encode(text, add_special_tokens=False).ids]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.cli import main
-from dwt_jax.data import tokenizer
+from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 from dwt_jax.runs.load import load_model
 from helpers.torch_models import SMALL, torch_model
 
@@ -31,7 +31,7 @@ def place(tmp_path):
 def saved(name, path):
     model = torch_model(name, SMALL)
     model.save_pretrained(path)
-    words = [*tokenizer.BERT_SPECIAL_TOKENS, *"abcdefghij"]
+    words = [*WORDPIECE.special_tokens, *"abcdefghij"]
     (path / "vocab.txt").write_text("\n".join(words))
     return model
 

@@ -4,12 +4,12 @@ import json
 import random
 
 from dwt_jax.config_loader import build_dataclass
-from dwt_jax.data import tokenizer
 from dwt_jax.finetune.config import FinetuneConfig, check_finetune_config
+from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = [
-    *tokenizer.BERT_SPECIAL_TOKENS,
+    *WORDPIECE.special_tokens,
     *LETTERS,
     *(f"##{c}" for c in LETTERS),
     "good",

@@ -10,12 +10,13 @@ from dwt_jax.cli import main
 from dwt_jax.data import tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.hf import checkpoint
+from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 from helpers.torch_models import SMALL, torch_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-WORDS = [*tokenizer.BERT_SPECIAL_TOKENS, *"abcdefghijklmnopqrstuvwxyz"]
+WORDS = [*WORDPIECE.special_tokens, *"abcdefghijklmnopqrstuvwxyz"]
 
 
 def saved(name, path, **config):
