@@ -1,6 +1,6 @@
-"""One chunk of documents into token ids: the part of `prepare` that runs on all cores.
+"""Encode one chunk of documents: the part of `dwt prepare` that runs in worker processes.
 
-Imports neither jax nor anything that does: a worker process starts in a fraction of a second.
+Imports neither jax nor any module that does, so that a worker starts in a fraction of a second.
 """
 
 import functools
@@ -12,76 +12,88 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dwt_jax.data import cached_wordpiece
-from dwt_jax.data import tokenizer as tokenizers_
+from dwt_jax.data.cached_wordpiece import EncodeFn, make_text_encoder
+from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.data.packing import Sentences
 from dwt_jax.data.sentence_splitter import split_sentences
 from dwt_jax.data.sources import document_fingerprint
+from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.data.tokenizer_checks import wrap_tokenizer_errors
 
 
 class EncodeConfig(NamedTuple):
-    """All that decides what becomes of a document."""
+    """Everything that the encoding of a document depends on, besides its text."""
 
     tokenizer: str  # directory
     tokenizer_digest: str
-    length: int
+    length: int  # tokens of a row, with special tokens
     row_mode: Literal["packed", "sentence"]
     sentence_stride: int
     validation_fraction: float
 
 
 class EncodedChunk(NamedTuple):
-    """What one chunk becomes. Documents are numbered from 0 in each split; those without a
-    token have no number."""
+    """One encoded chunk. Documents are numbered from 0 in each split; those without tokens have no number."""
 
     train: Sentences
     held_out: Sentences
-    fingerprints: bytes  # 32 for each document of the chunk
+    fingerprints: bytes  # 32 bytes for each document of the chunk
     text_bytes: int  # of UTF-8
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
+    """Return the dtype in which token ids are stored."""
     return np.dtype(np.uint16 if vocab_size <= 65535 else np.uint32)
 
 
 def is_held_out(text_fingerprint: bytes, fraction: float) -> bool:
-    """By the document's text alone, so that neither order nor company moves it between splits,
-    and duplicates stay together."""
+    """Return whether a document belongs to the held-out split.
+
+    That depends on the document's text alone: neither the order nor the other documents move it between
+    splits, and exact duplicates are in the same split.
+
+    Args:
+        text_fingerprint: `document_fingerprint` of the text.
+        fraction: expected fraction of held-out documents.
+    """
     return int.from_bytes(text_fingerprint[:8], "big") / 2**64 < fraction
 
 
 def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
-    """Documents split into sentences, thinned out, tokenised without special tokens and cut.
+    """Split documents into sentences, select by stride, tokenize without special tokens and cut to length.
 
-    Raises UserError where the tokenizer fails on a text.
+    Args:
+        texts: documents.
+        config: its tokenizer is loaded once per process.
+
+    Raises:
+        UserError: if the tokenizer fails on a text.
     """
-    to_ids, dtype, space = _load_encode_fn(config)
+    encode_texts, dtype, space = _load_encode_fn(config)
     fingerprints = [document_fingerprint(text) for text in texts]
     sentences: list[str] = []
     document_ids: list[int] = []
-    for number, (text, text_fingerprint) in enumerate(zip(texts, fingerprints, strict=True)):
+    for number, (text, fingerprint) in enumerate(zip(texts, fingerprints, strict=True)):
         document_sentences = split_sentences(text)
-        if space:  # byte-level tokenizers see a word's beginning by the space before it
+        if space:  # a byte-level tokenizer recognises the beginning of a word by the space before it
             document_sentences[1:] = [space + sentence for sentence in document_sentences[1:]]
         if config.sentence_stride > 1:
-            phase = int.from_bytes(text_fingerprint[8:16], "big")
+            phase = int.from_bytes(fingerprint[8:16], "big")
             document_sentences = [
-                s for i, s in enumerate(document_sentences) if (i + phase) % config.sentence_stride == 0
+                sentence
+                for i, sentence in enumerate(document_sentences)
+                if (i + phase) % config.sentence_stride == 0
             ]
         sentences += document_sentences
         document_ids += [number] * len(document_sentences)
     with wrap_tokenizer_errors("data.tokenizer.path", "a tokenizer that encodes any text"):
-        ids = to_ids(sentences)
-    lengths = np.array([len(sentence) for sentence in ids], np.int64)
+        ids = encode_texts(sentences)
+    lengths = np.array([len(sentence_ids) for sentence_ids in ids], np.int64)
     tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
     all_sentences = Sentences(tokens, lengths, np.array(document_ids, np.int64))
-    pieces = (_split_long_sentences if config.row_mode == "packed" else _truncate_sentences)(
-        all_sentences, config.length - 2
-    )
-    held_out = np.array(
-        [is_held_out(text_fingerprint, config.validation_fraction) for text_fingerprint in fingerprints], bool
-    )
+    cut_sentences = _split_long_sentences if config.row_mode == "packed" else _truncate_sentences
+    pieces = cut_sentences(all_sentences, config.length - 2)
+    held_out = np.array([is_held_out(each, config.validation_fraction) for each in fingerprints], bool)
     return EncodedChunk(
         train=_select_sentences(pieces, ~held_out[pieces.documents]),
         held_out=_select_sentences(pieces, held_out[pieces.documents]),
@@ -91,19 +103,20 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_encode_fn(config: EncodeConfig) -> tuple[cached_wordpiece.EncodeFn, np.dtype, str]:
-    tokenizer = tokenizers_.load_hf_tokenizer(config.tokenizer)
-    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not the end of a row
-    vocab = tokenizers_.load_vocabulary(config.tokenizer)
+def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str]:
+    """(texts to ids, dtype of tokens, what precedes each sentence but the first of a document)"""
+    tokenizer = load_hf_tokenizer(config.tokenizer)
+    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not the end of a segment
+    vocab = load_vocabulary(config.tokenizer)
     return (
-        cached_wordpiece.make_text_encoder(tokenizer),
+        make_text_encoder(tokenizer),
         token_dtype(len(vocab)),
         " " if vocab.word_prefix == "Ġ" else "",
     )
 
 
 def _split_long_sentences(sentences: Sentences, max_tokens: int) -> Sentences:
-    """Sentences of more than `room` tokens in pieces; those of none left out."""
+    """Split sentences of more than `max_tokens` tokens into pieces; drop empty ones."""
     counts = -(-sentences.lengths // max_tokens)
     lengths = np.full(counts.sum(), max_tokens, np.int64)
     nonempty = counts > 0
@@ -112,18 +125,18 @@ def _split_long_sentences(sentences: Sentences, max_tokens: int) -> Sentences:
 
 
 def _truncate_sentences(sentences: Sentences, max_tokens: int) -> Sentences:
-    """The first `room` tokens of each sentence; those of none left out."""
+    """Keep the first `max_tokens` tokens of each sentence; drop empty ones."""
     offsets = np.cumsum(sentences.lengths) - sentences.lengths
-    position = np.arange(len(sentences.tokens)) - np.repeat(offsets, sentences.lengths)
+    positions = np.arange(len(sentences.tokens)) - np.repeat(offsets, sentences.lengths)
     nonempty = sentences.lengths > 0
     lengths = np.minimum(sentences.lengths, max_tokens)
     return Sentences(
-        sentences.tokens[position < max_tokens], lengths[nonempty], sentences.documents[nonempty]
+        sentences.tokens[positions < max_tokens], lengths[nonempty], sentences.documents[nonempty]
     )
 
 
 def _select_sentences(sentences: Sentences, mask: np.ndarray) -> Sentences:
-    """The chosen sentences, their documents numbered from 0 without gaps. chosen: bool [S]"""
+    """Select sentences, and number their documents from 0 without gaps. mask: bool [S]."""
     documents = sentences.documents[mask]
     document_ids = np.cumsum(np.diff(documents, prepend=documents[:1]) != 0)
     tokens = sentences.tokens[np.repeat(mask, sentences.lengths)]
@@ -131,14 +144,14 @@ def _select_sentences(sentences: Sentences, mask: np.ndarray) -> Sentences:
 
 
 def init_worker() -> None:
-    """What each worker process does first."""
+    """Initialize a worker process: one thread, no Ctrl-C handling, exit with the parent."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """A parent killed with -9 tells nobody; workers would wait for it for ever."""
+    """Without this, workers would wait forever for a parent that was killed with SIGKILL."""
     import multiprocessing
     from multiprocessing.connection import wait
 

@@ -1,8 +1,8 @@
-"""Where sentences end, by rule: fast, and wrong on the safe side (two sentences left together)."""
+"""Rule-based sentence splitting. It is fast, and when in doubt leaves two sentences together."""
 
 import re
 
-# A stop with what closes behind it, white space, and what may open the next sentence.
+# A stop, closing quotes and brackets, white space, and the first letter of the next sentence.
 _STOP = re.compile(r"""[.!?…]['"”’»)\]]*\s+(?=['"“‘«(\[¿¡]*(.))""")
 _LAST_WORD = re.compile(r"[^\s(\[\"“‘'«—–]*\Z")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J, U.S, e.g
@@ -13,7 +13,7 @@ _ABBREVIATIONS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _BEFORE_NUMBERS = re.compile(r"nos?|figs?|eqs?|pp?|vols?|arts?|secs?|chap|ch|op|ver|lib|[bcd]", re.IGNORECASE)
-_OPENER = re.compile(
+_SENTENCE_START = re.compile(
     r"""(?:The|An?|In|On|At|It|He|She|They|We|I|This|That|These|Those|There|But|And|Or|If|As|For|To|When|While
     |After|Before|Since|However|His|Her|Its|Their|Our|My|By|From|With)\b""",
     re.VERBOSE,
@@ -21,12 +21,11 @@ _OPENER = re.compile(
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, stripped, none empty.
+    """Split a text into sentences, stripped and not empty.
 
-    A line's end always ends one. Within a line a sentence ends behind `.`, `!`, `?` or `…` and
-    the quotes and brackets that close there, where white space follows and then no lower-case
-    letter; but not behind a known abbreviation or an initial. No character but white space is
-    lost or doubled.
+    The end of a line always ends a sentence. Within a line, a sentence ends after `.`, `!`, `?` or `…` and
+    any closing quotes and brackets, if white space follows and the next letter is not lower-case; but not
+    after a known abbreviation or an initial. Only white space is dropped, and nothing is duplicated.
     """
     sentences = []
     for line in text.splitlines():
@@ -45,15 +44,17 @@ def _is_sentence_end(line: str, stop: re.Match[str]) -> bool:
     if next_char.islower():
         return False
     position = stop.start()
-    if line[position] != "." or line[position - 1 : position] == ".":  # an ellipsis follows no abbreviation
+    if line[position] != "." or line[position - 1 : position] == ".":  # "..." does not end an abbreviation
         return True
-    word = _LAST_WORD.search(line, max(0, position - 20), position)[0]  # type: ignore[index] # it matches nothing, too
+    last_word = _LAST_WORD.search(line, max(0, position - 20), position)
+    assert last_word is not None  # the pattern matches the empty string
+    word = last_word[0]
     if _ABBREVIATIONS.fullmatch(word):
         return False
     if next_char.isdigit() and _BEFORE_NUMBERS.fullmatch(word):
         return False
     if _INITIALS.fullmatch(word):
-        # "J. Smith", but "in the U.S. The": letters with points between them may end a
-        # sentence where the next word is one that opens sentences.
-        return "." in word and _OPENER.match(line, stop.start(1)) is not None
+        # "J. Smith", but "in the U.S. The": letters with points between them end a sentence if the next
+        # word is one that often begins sentences.
+        return "." in word and _SENTENCE_START.match(line, stop.start(1)) is not None
     return True

@@ -1,4 +1,4 @@
-"""Rows on disk: numbered .npy files beside an index.json."""
+"""Shards of rows on disk: numbered .npy files, described by an index.json."""
 
 import json
 from pathlib import Path
@@ -16,41 +16,57 @@ from dwt_jax.data.packing import (
 )
 from dwt_jax.errors import UserError
 
-FORMAT_VERSION = 1  # of index.json and of what the rows mean; part of every digest
+FORMAT_VERSION = 1  # of index.json and the rows; part of every digest
 SHARD_BYTES = 32 << 20  # of tokens
 SPLITS = ("train", "held_out")
 ARRAY_NAMES = ("tokens", "segments", "documents")
 
 
 class ShardWriter:
-    """The rows of one source in one split, packed and written as sentences come."""
+    """Packs and writes the rows of one source in one split, as sentences arrive."""
 
     def __init__(self, directory: Path, source: int, row_format: RowFormat, shard_bytes: int):
+        """Open no file yet.
+
+        Args:
+            directory: of the split.
+            source: number of the source.
+            row_format: layout of a row.
+            shard_bytes: size of the tokens in one shard.
+        """
         self._directory, self._source, self._row_format = directory, source, row_format
         self._shard_rows = max(1, shard_bytes // (row_format.length * row_format.dtype.itemsize))
         self._pending = empty_sentences(row_format.dtype)
         self._buffer: PackedRows | None = None
         self._num_buffered = 0
         self._shards: list[dict[str, Any]] = []
-        self._documents = self._tokens = 0
+        self._num_documents = self._num_tokens = 0
 
     def add(self, sentences: Sentences) -> None:
-        """Sentences whose documents are numbered from 0 and are not those added before."""
+        """Add the sentences of further documents, numbered from 0."""
         if len(sentences.lengths):
-            documents = sentences.documents + self._documents
-            self._documents = int(documents[-1]) + 1
+            documents = sentences.documents + self._num_documents
+            self._num_documents = int(documents[-1]) + 1
             self._pack(concat_sentences(self._pending, sentences._replace(documents=documents)), last=False)
 
     def finish(self) -> dict[str, Any]:
-        """Write what is left; what index.json says about the source in this split."""
+        """Write the remaining rows.
+
+        Returns:
+            The entry of index.json about the source in this split.
+        """
         self._pack(self._pending, last=True)
         self._flush()
-        rows = sum(shard["rows"] for shard in self._shards)
-        return {"rows": rows, "tokens": self._tokens, "documents": self._documents, "shards": self._shards}
+        return {
+            "rows": sum(shard["rows"] for shard in self._shards),
+            "tokens": self._num_tokens,
+            "documents": self._num_documents,
+            "shards": self._shards,
+        }
 
     def _pack(self, sentences: Sentences, last: bool) -> None:
         packed_rows, self._pending = pack_sentences(sentences, self._row_format, last)
-        self._tokens += int(np.count_nonzero(packed_rows.segments))
+        self._num_tokens += int(np.count_nonzero(packed_rows.segments))
         start, total = 0, len(packed_rows.documents)
         while start < total:
             count = min(total - start, self._shard_rows - self._num_buffered)
