@@ -1,7 +1,7 @@
-"""Rows of prepared data as a pure function of (seed, step).
+"""Batches of prepared data as a pure function of (seed, step).
 
-Nothing is held but memory maps: the order is a cipher over positions, so any process can
-compute any part of any batch, and a run resumes anywhere.
+There is no state besides memory maps: the order of rows is a cipher over positions, so any process can
+compute any part of any batch, and a run can resume at any step.
 """
 
 import itertools
@@ -17,23 +17,29 @@ from dwt_jax.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class PackedDataset:
-    """One split, its sources one after the other: row numbers count through all shards."""
+    """One split. Rows are numbered through all shards of all sources."""
 
     tokens: tuple[np.ndarray, ...]  # by shard, [rows, L]
     segments: tuple[np.ndarray, ...]  # by shard, [rows, L]
-    documents: tuple[np.ndarray, ...]  # by shard, [rows], counted within the source
-    bounds: np.ndarray  # int64 [shards + 1]: the first row of each shard, and the end
-    sources: np.ndarray  # int64 [sources + 1]: the first row of each source, and the end
-    epoch_slots: np.ndarray  # int64 [sources + 1]: the same in an epoch of the mixture
-    shard_documents: np.ndarray  # int64 [shards]: documents of the sources before the shard's
+    documents: tuple[np.ndarray, ...]  # by shard, [rows], numbered within the source
+    bounds: np.ndarray  # int64 [shards + 1]: the first row of each shard, then the number of rows
+    sources: np.ndarray  # int64 [sources + 1]: the first row of each source, then the number of rows
+    epoch_slots: np.ndarray  # int64 [sources + 1]: the first slot of each source, then the number of slots
+    shard_documents: np.ndarray  # int64 [shards]: number of documents in the sources before the shard's
 
 
 def open_dataset(path: Path, split: str, weights: Sequence[float] | None = None) -> PackedDataset:
-    """Memory-map a split ('train' or 'held_out') of a prepared directory.
+    """Memory-map a split of a prepared directory.
 
-    weights: for each source, how often its rows are seen in one epoch (all 1 by default); see
-    `row_indices`. Raises UserError for a directory without that split or with broken shards,
-    and where the weights are not one for each source or leave nothing.
+    Args:
+        path: what `dwt prepare` wrote.
+        split: "train" or "held_out".
+        weights: for each source, how often each of its rows is in one epoch, by default 1; see
+            `row_indices`.
+
+    Raises:
+        UserError: for a directory without that split or with damaged shards, and for weights of another
+            number than the sources or without a single row.
     """
     path = Path(path)
     try:
@@ -57,7 +63,9 @@ def open_dataset(path: Path, split: str, weights: Sequence[float] | None = None)
     }
     slots = [round(weight * source["rows"]) for weight, source in zip(weights, split_sources, strict=True)]
     if not sum(slots):
-        raise UserError(f"{path}: split '{split}' has no rows under the weights {weights}, expected some")
+        raise UserError(
+            f"{path}: split '{split}' has no rows under the weights {weights}, expected at least one"
+        )
     documents_before = dict(
         zip(map(id, split_sources), _offsets(source["documents"] for source in split_sources), strict=False)
     )
@@ -85,7 +93,7 @@ def _open_shard(path: Path, rows: int) -> np.ndarray:
 
 
 def _raise_open_file_limit(count: int) -> None:
-    """A map keeps its file open, and shells allow 1024 of them."""
+    """Allow `count` memory maps: each keeps a file open, and shells often allow 1024."""
     try:
         import resource
     except ImportError:
@@ -98,18 +106,21 @@ def _raise_open_file_limit(count: int) -> None:
 
 
 def num_rows(dataset: PackedDataset) -> int:
-    """Rows there are."""
+    """Return the number of rows."""
     return int(dataset.bounds[-1])
 
 
 def rows_per_epoch(dataset: PackedDataset) -> int:
-    """Places in one epoch of the mixture; `count(rows)` where all weights are 1."""
+    """Return the number of slots in one epoch of the mixture: `num_rows` if all weights are 1."""
     return int(dataset.epoch_slots[-1])
 
 
 def first_document_ids(dataset: PackedDataset) -> np.ndarray:
-    """int64 [count(rows)]: the document of each row's segment 1, numbered through all sources of
-    the split; segment s belongs to the s − 1-th after it."""
+    """Return the document of segment 1 of each row; segment s belongs to the document s − 1 further on.
+
+    Returns:
+        int64 [num_rows]; documents are numbered through all sources of the split.
+    """
     document_ids = [
         documents + offset
         for documents, offset in zip(dataset.documents, dataset.shard_documents, strict=True)
@@ -118,8 +129,18 @@ def first_document_ids(dataset: PackedDataset) -> np.ndarray:
 
 
 def read_rows(dataset: PackedDataset, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """tokens, segments: [n, L] of rows int64 [n], as stored (uint16 or uint32; uint8 or uint16):
-    the cast to int32 costs less on the device than its transfer. IndexError outside of the rows."""
+    """Read rows.
+
+    Args:
+        indices: int64 [n], row numbers.
+
+    Returns:
+        `tokens` [n, L], uint16 or uint32, and `segments` [n, L], uint8 or uint16: the stored dtypes, since
+        casting to int32 on the device costs less than transferring int32.
+
+    Raises:
+        IndexError: for a row number out of range.
+    """
     indices = np.asarray(indices, np.int64)
     if len(indices) and (indices.min() < 0 or indices.max() >= dataset.bounds[-1]):
         raise IndexError(f"rows {indices.min()} to {indices.max()}, expected 0 to {dataset.bounds[-1] - 1}")
@@ -136,12 +157,15 @@ def read_rows(dataset: PackedDataset, indices: np.ndarray) -> dict[str, np.ndarr
 
 
 def row_indices(dataset: PackedDataset, seed: int, start: int, stop: int) -> np.ndarray:
-    """int64 [stop − start]: the rows at those positions of the endless stream of `seed`.
+    """Return the rows at positions start … stop − 1 of the endless stream of `seed`.
 
-    An epoch has round(weightᵢ · rowsᵢ) places for source i, in an order of its own for each
-    (seed, epoch). Place k of a source in epoch e shows its row (e · places + k) mod rows: with
-    weight 1 every row once, with weight 2 twice, and with weight ½ one half of them in one epoch
-    and the other half in the next.
+    An epoch has round(weightᵢ · rowsᵢ) slots for source i. Each (seed, epoch) permutes the slots of all
+    sources. Slot k of a source with n slots is, in epoch e, its row (e · n + k) mod rows: with weight 1
+    each row occurs once, with weight 2 twice, and with weight ½ one half of the rows in one epoch and the
+    other half in the next.
+
+    Returns:
+        int64 [stop − start], row numbers.
     """
     length = rows_per_epoch(dataset)
     positions = np.arange(start, stop)
@@ -150,21 +174,20 @@ def row_indices(dataset: PackedDataset, seed: int, start: int, stop: int) -> np.
         _permute(positions[epochs == epoch] - epoch * length, length, seed, int(epoch))
         for epoch in np.unique(epochs)
     ]
-    slot_indices = np.concatenate(parts) if parts else positions
-    source = np.searchsorted(dataset.epoch_slots, slot_indices, side="right") - 1
-    sizes, slots = np.diff(dataset.sources), np.diff(dataset.epoch_slots)
-    return (
-        dataset.sources[source]
-        + (epochs * slots[source] + slot_indices - dataset.epoch_slots[source]) % sizes[source]
-    )
+    slots = np.concatenate(parts) if parts else positions
+    source = np.searchsorted(dataset.epoch_slots, slots, side="right") - 1
+    num_rows_of, num_slots_of = np.diff(dataset.sources), np.diff(dataset.epoch_slots)
+    slots_of_source = slots - dataset.epoch_slots[source]
+    return dataset.sources[source] + (epochs * num_slots_of[source] + slots_of_source) % num_rows_of[source]
 
 
 def _permute(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a permutation of 0 … length − 1, chosen by seed and epoch, takes the positions.
+    """Apply a permutation of 0 … length − 1, chosen by seed and epoch, to positions.
 
-    A Feistel cipher over the next power of 4, walked until it lands inside (Black & Rogaway
-    2002), all positions at once. Grain's index_shuffle does the same one call a row, which
-    took ten times as long as the rest of a batch (and with 4ⁿ + 1 rows shows one twice).
+    A Feistel cipher over the next power of 4, with cycle walking (Black & Rogaway 2002): it is applied
+    again to values that are not below `length`. All positions are computed at once. Grain's index_shuffle
+    does the same with one call a row, which took ten times as long as the rest of a batch (and with
+    4ⁿ + 1 rows repeats one).
     """
     half = np.uint64(max(1, -(-(length - 1).bit_length() // 2)))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -181,7 +204,7 @@ def _permute(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.nd
 
 
 def _splitmix64(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: every bit of uint64 x reaches every bit of the result."""
+    """The finalizer of splitmix64: every bit of uint64 x affects every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -194,17 +217,24 @@ def get_batch(
     batch_size: int,
     local_rows: slice | np.ndarray = slice(None),
 ) -> dict[str, np.ndarray]:
-    """The batch of a step: tokens, segments [B, L].
+    """Read the rows of the batch of a step.
 
-    part: which rows of the global batch this process wants, a slice or int [n]. Any partition into
-    parts gives the same rows as the whole.
+    Args:
+        seed: of the order of rows.
+        step: from 0.
+        batch_size: rows in the global batch.
+        local_rows: which rows of the global batch to read, a slice or int [n]. Any partition of the global
+            batch gives the same rows.
+
+    Returns:
+        `tokens` and `segments` [n, L], as `read_rows` returns them.
     """
     if isinstance(local_rows, np.ndarray):
         return read_rows(
             dataset, row_indices(dataset, seed, step * batch_size, (step + 1) * batch_size)[local_rows]
         )
     first, last, stride = local_rows.indices(batch_size)
-    if stride == 1:  # a process computes no more of the order than it shows
+    if stride == 1:  # compute only this part of the order
         indices = row_indices(dataset, seed, step * batch_size + first, step * batch_size + max(first, last))
     else:
         indices = row_indices(dataset, seed, step * batch_size, (step + 1) * batch_size)[local_rows]
@@ -220,11 +250,11 @@ def batch_iterator(
     local_rows: slice | np.ndarray = slice(None),
     prefetch: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`get_batch` for steps start … stop − 1, `prefetch` of them read ahead by threads."""
+    """Yield `get_batch` for steps start … stop − 1, with `prefetch` batches read ahead by threads."""
     import grain
 
-    # As fast as a hand-made pool of threads (7 to 11 million tokens a second either way, two cores,
-    # rows of 64, the machine busy); one thread more than one hides a page that has to come from disk.
+    # As fast as a hand-written thread pool (7 to 11 million tokens a second either way, on two busy cores,
+    # with rows of 64). The second thread hides the latency of pages that are read from disk.
     options = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
     steps = grain.MapDataset.range(start, stop)
     yield from steps.map(

@@ -15,6 +15,7 @@ from dwt_jax.data.packing import (
     pack_sentences,
 )
 from dwt_jax.errors import UserError
+from dwt_jax.renamed_keys import RENAMED_KEYS
 
 FORMAT_VERSION = 1  # of index.json and the rows; part of every digest
 SHARD_BYTES = 32 << 20  # of tokens
@@ -91,8 +92,16 @@ class ShardWriter:
 
 
 def read_dataset_index(directory: Path) -> dict[str, Any] | None:
-    """index.json of a prepared directory; None where there is none. UserError if it is broken
-    or of another format."""
+    """Read the index.json of a prepared directory.
+
+    Keys that earlier versions wrote under other names get their present names.
+
+    Returns:
+        The index; None if there is no index.json.
+
+    Raises:
+        UserError: for a damaged index, or one of another format version.
+    """
     path = directory / "index.json"
     try:
         index = json.loads(path.read_text())
@@ -103,4 +112,11 @@ def read_dataset_index(directory: Path) -> dict[str, Any] | None:
     if not isinstance(index, dict) or index.get("format") != FORMAT_VERSION:
         version = index.get("format") if isinstance(index, dict) else None
         raise UserError(f"{path}: format {version}, expected {FORMAT_VERSION}; run dwt prepare again")
+    index = {_current_key(key): value for key, value in index.items()}
+    if isinstance(index.get("data"), dict):
+        index["data"] = {_current_key(key): value for key, value in index["data"].items()}
     return index
+
+
+def _current_key(key: str) -> str:
+    return RENAMED_KEYS.get(f"data.{key}", key).removeprefix("data.")

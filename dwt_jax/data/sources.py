@@ -1,7 +1,7 @@
-"""Documents out of text files, JSON lines, TFDS and the corpus that comes with the package.
+"""Read documents from text files, JSON lines, TFDS and the corpus that comes with the package.
 
-Everything streams: at most one document, and a read buffer, is in memory. Files are read in
-the order of their sorted names, so that a source is the same sequence of documents everywhere.
+Everything streams: at most one document and a read buffer are in memory. Files are read in the order of
+their sorted names, so that a source is the same sequence of documents on every machine.
 """
 
 import bz2
@@ -25,7 +25,7 @@ BUILTIN_CORPUS = Path(__file__).parent / "builtin" / "sotu.jsonl.xz"
 FINGERPRINT_BYTES = 32
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-OnBytesRead = Callable[[int], None]  # told how many stored bytes were read since it was last told
+OnBytesRead = Callable[[int], None]  # called with the number of bytes read from disk since the last call
 
 
 def _ignore_bytes_read(_: int) -> None:
@@ -33,12 +33,16 @@ def _ignore_bytes_read(_: int) -> None:
 
 
 def iter_documents(source: Source, on_bytes_read: OnBytesRead = _ignore_bytes_read) -> Iterator[str]:
-    """The documents of `source` that hold more than white space, in a fixed order.
+    """Yield the documents of `source` that hold more than white space, in a fixed order.
 
-    `seen` is called with the number of bytes, as they lie on disk, read since its last call;
-    they add up to `stored_bytes(source)`. Raises UserError, naming file and line where there
-    is one, for a glob that matches nothing, a missing field, invalid UTF-8 or JSON, a broken
-    compressed file, and whatever TFDS cannot give.
+    Args:
+        source: a section of `data.sources`.
+        on_bytes_read: called with the number of bytes read from disk since the last call. All calls add up
+            to `stored_bytes(source)`.
+
+    Raises:
+        UserError: for a glob without a match, a missing field, invalid UTF-8 or JSON, a damaged compressed
+            file, and errors of TFDS. The message names the file, and the line if there is one.
     """
     reader = {
         "builtin": _read_json_documents,
@@ -50,14 +54,14 @@ def iter_documents(source: Source, on_bytes_read: OnBytesRead = _ignore_bytes_re
 
 
 def document_fingerprint(text: str) -> bytes:
-    """BLAKE2b, 32 bytes, of a document's text: its identity wherever it is read from."""
+    """Return the BLAKE2b hash of a document's text, 32 bytes; it does not depend on the source."""
     return hashlib.blake2b(text.encode(), digest_size=FINGERPRINT_BYTES).digest()
 
 
 def source_digest(source: Source) -> str:
-    """Hex SHA-256 over the documents' fingerprints in order; reads the whole source.
+    """Return the hex SHA-256 of the documents' fingerprints in order. Reads all documents.
 
-    `prepare` has the same number from its one pass and records it in index.json.
+    `dwt prepare` computes the same digest in its one pass and records it in index.json.
     """
     hasher = hashlib.sha256()
     for text in iter_documents(source):
@@ -66,14 +70,18 @@ def source_digest(source: Source) -> str:
 
 
 def stored_bytes(source: Source) -> int:
-    """What `iter_documents` will tell `seen` in all; 0 where that is not known beforehand."""
+    """Return how many bytes `iter_documents` will read from disk; 0 if that is unknown."""
     if source.kind == "tfds":
         return open_tfds(source)[1]
     return sum(path.stat().st_size for path in source_files(source))
 
 
 def source_files(source: Source) -> list[Path]:
-    """The files of a source by name, sorted; none for TFDS. UserError if the glob matches none."""
+    """Return the files of a source, sorted by name; none for TFDS.
+
+    Raises:
+        UserError: if the glob matches no file.
+    """
     if source.kind == "builtin":
         return [BUILTIN_CORPUS]
     if source.kind == "tfds":
@@ -90,13 +98,15 @@ def source_files(source: Source) -> list[Path]:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Frames of zstd one after the other; unlike `stream_reader`, complains of a cut file."""
+    """Decompresses consecutive zstd frames; unlike `stream_reader`, raises for a truncated file."""
 
     def __init__(self, raw: BinaryIO):
         import zstandard
 
-        self._raw, self._new_decompressor = raw, zstandard.ZstdDecompressor().decompressobj
-        self._decompressor, self._mid_frame = self._new_decompressor(), False
+        self._raw = raw
+        self._new_decompressor = zstandard.ZstdDecompressor().decompressobj
+        self._decompressor = self._new_decompressor()
+        self._mid_frame = False
         self._pending = memoryview(b"")
 
     def readable(self) -> bool:
@@ -130,7 +140,7 @@ _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
 
 @contextmanager
 def _open_decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """(the bytes of a file, unpacked by its ending; the file itself, for its position)."""
+    """(the decompressed stream of a file, the file itself for its position)"""
     try:
         with open(path, "rb") as raw:
             if path.suffix not in _DECOMPRESSORS:
@@ -138,20 +148,28 @@ def _open_decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
                 return
             decompressor = _DECOMPRESSORS[path.suffix]
             stream = decompressor(fileobj=raw) if decompressor is gzip.GzipFile else decompressor(raw)
-            with io.BufferedReader(stream, 1 << 20) as lines:
-                yield lines, raw
+            with io.BufferedReader(stream, 1 << 20) as decompressed:
+                yield decompressed, raw
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: {error}, expected a whole {path.suffix} file") from None
+        raise UserError(f"{path}: {error}, expected a complete {path.suffix} file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected a file that can be read") from None
     except Exception as error:
-        if type(error).__name__ != "ZstdError":  # its module is imported only where it is needed
+        if type(error).__name__ != "ZstdError":  # by name, since zstandard is imported only if needed
             raise
-        raise UserError(f"{path}: {error}, expected a whole {path.suffix} file") from None
+        raise UserError(f"{path}: {error}, expected a complete {path.suffix} file") from None
 
 
 def read_lines(path: Path, on_bytes_read: OnBytesRead = _ignore_bytes_read) -> Iterator[str]:
-    """The lines of a UTF-8 file without their ends; a byte-order mark is dropped."""
+    """Yield the lines of a UTF-8 file without line ends and byte-order mark.
+
+    Args:
+        path: decompressed according to its suffix: .gz, .bz2, .xz or .zst.
+        on_bytes_read: as for `iter_documents`.
+
+    Raises:
+        UserError: for invalid UTF-8 and for a damaged compressed file.
+    """
     last_position = 0
     with _open_decompressed(path) as (lines, raw):
         for number, line in enumerate(lines, 1):
@@ -176,7 +194,7 @@ def _decode_utf8(line: bytes, location: str) -> str:
 
 # Kinds of sources
 
-MAX_DOCUMENT_CHARS = 4_000_000  # characters; a longer one is cut at the end of a line
+MAX_DOCUMENT_CHARS = 4_000_000  # a longer document is cut at the end of a line
 
 
 def _read_text_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
@@ -190,20 +208,23 @@ def _read_text_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator
 
 
 def _join_lines(lines: Iterator[str], blank_lines: int | None) -> Iterator[str]:
-    """Lines joined up to each run of at least `blank_lines` empty ones (None: all of them), or
-    up to LARGEST_DOCUMENT characters: memory stays flat for a book without an empty line."""
-    block: list[str] = []
-    blank = size = 0
+    """Join lines into documents, divided by runs of at least `blank_lines` empty ones (None: not divided).
+
+    A document also ends before a line that would take it beyond MAX_DOCUMENT_CHARS, so that memory stays
+    flat for a book without empty lines.
+    """
+    document_lines: list[str] = []
+    num_blank = size = 0
     for line in lines:
-        empty = not line or line.isspace()
-        at_boundary = blank_lines is not None and not empty and blank >= blank_lines
-        if block and (at_boundary or size + len(line) > MAX_DOCUMENT_CHARS):
-            yield "\n".join(block)
-            block, size = [], 0
-        blank = blank + 1 if empty else 0
-        block.append(line)
+        is_blank = not line or line.isspace()
+        at_boundary = blank_lines is not None and not is_blank and num_blank >= blank_lines
+        if document_lines and (at_boundary or size + len(line) > MAX_DOCUMENT_CHARS):
+            yield "\n".join(document_lines)
+            document_lines, size = [], 0
+        num_blank = num_blank + 1 if is_blank else 0
+        document_lines.append(line)
         size += len(line) + 1
-    yield "\n".join(block)
+    yield "\n".join(document_lines)
 
 
 def _read_json_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
@@ -226,12 +247,19 @@ def _parse_json_document(line: str, field: str, location: str) -> str:
     text = record[field]
     if not isinstance(text, str):
         raise UserError(f"{location}: field '{field}' is a {type(text).__name__}, expected a string")
-    # JSON may spell half of a surrogate pair, which no UTF-8 can hold. Crawled text has them.
+    # JSON may escape half of a surrogate pair, which UTF-8 cannot encode. Crawled text has such escapes.
     return _LONE_SURROGATE.sub("\ufffd", text) if "\\u" in line else text
 
 
 def open_tfds(source: Source) -> tuple[Any, int]:
-    """(random access to a split's examples, its bytes); TensorFlow is not needed."""
+    """Open a split of a TFDS dataset, without TensorFlow.
+
+    Returns:
+        (the examples by index, their size in bytes or 0)
+
+    Raises:
+        UserError: if TFDS cannot open it.
+    """
     import tensorflow_datasets as tfds
 
     try:
@@ -240,7 +268,7 @@ def open_tfds(source: Source) -> tuple[Any, int]:
         else:
             _import_tfds_module(source.path)
             builder = tfds.builder(source.path, data_dir=source.data_dir or None)
-        if not builder.data_path.exists():  # what TFDS says then is a list of guesses
+        if not builder.data_path.exists():  # the message of TFDS would be a list of guesses
             raise UserError(
                 f"tfds '{source.path}', split '{source.split}': nothing in {builder.data_path}, expected a "
                 "dataset there (or another data_dir), prepared with file_format='array_record'"
@@ -249,7 +277,7 @@ def open_tfds(source: Source) -> tuple[Any, int]:
         return examples, int(builder.info.splits[source.split].num_bytes or 0)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # TFDS raises its own kinds, and some of absl's
+    except (Exception, SystemExit) as error:  # TFDS raises its own types, and some of absl's
         reason = " ".join(str(error).split())
         raise UserError(
             f"tfds '{source.path}', split '{source.split}': {reason[:300]}; expected a dataset that was "
@@ -258,7 +286,7 @@ def open_tfds(source: Source) -> tuple[Any, int]:
 
 
 def _import_tfds_module(name: str) -> None:
-    """Import the module that defines a text dataset: TFDS without TensorFlow knows few by itself."""
+    """Import the module that defines a text dataset: without TensorFlow, TFDS registers few by itself."""
     import importlib
 
     group = name.split("/")[0].split(":")[0]
@@ -266,7 +294,7 @@ def _import_tfds_module(name: str) -> None:
         for module in (f"tensorflow_datasets.text.{group}", f"tensorflow_datasets.datasets.{group}"):
             try:
                 importlib.import_module(module)
-            except Exception:  # tfds.builder says what is wrong, if anything is
+            except Exception:  # tfds.builder reports what is wrong
                 continue
 
 
@@ -280,7 +308,7 @@ def _read_tfds_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator
 
 
 def _get_nested_field(example: Any, source: Source) -> str | bytes:
-    """A field by name; `a/b` is field b of the features in a."""
+    """The field of an example; `a/b` is the field b of the nested features a."""
     location = f"tfds '{source.path}'"
     for key in source.field.split("/"):
         if not isinstance(example, dict) or key not in example:

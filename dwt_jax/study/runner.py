@@ -185,7 +185,7 @@ def _run_job(
 
 def _evaluate_out_of_domain(study: Study, source_job: Job, workdir: Path) -> None:
     """config.json, documents.npz and last results.json of a finished run on text of another domain."""
-    from dwt_jax.data.prepare import get_prepared
+    from dwt_jax.data.data_cache import get_prepared
     from dwt_jax.eval import likelihood
     from dwt_jax.eval.evaluate_model import model_document_losses
 

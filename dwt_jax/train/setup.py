@@ -16,7 +16,7 @@ from dwt_jax import __version__
 from dwt_jax.config import Config, Init, check
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.data import dataset as data_rows
-from dwt_jax.data.prepare import get_prepared, recorded_config
+from dwt_jax.data.data_cache import get_prepared, recorded_config
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import make_mesh, replicated_sharding, to_global
