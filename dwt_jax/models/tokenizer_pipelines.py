@@ -62,9 +62,9 @@ def _build_wordpiece(
     model = models.WordPiece(vocab, unk_token=special_tokens.unk, max_input_chars_per_word=100)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=flags["do_lower_case"],
+        lowercase=bool(flags["do_lower_case"]),
         strip_accents=flags["strip_accents"],
-        handle_chinese_chars=flags["tokenize_chinese_chars"],
+        handle_chinese_chars=bool(flags["tokenize_chinese_chars"]),
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()

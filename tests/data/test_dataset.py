@@ -22,19 +22,19 @@ def write(directory: Path, sizes: list[list[int]]) -> np.ndarray:
     """
     (directory / "train").mkdir(parents=True)
     tokens = np.arange(sum(map(sum, sizes)) * LENGTH).astype(np.uint16).reshape(-1, LENGTH)
-    sources, at = [], 0
+    sources, start = [], 0
     for source, shards in enumerate(sizes):
-        found = {"rows": sum(shards), "documents": sum(shards), "shards": []}
-        inside = 0
+        entry = {"rows": sum(shards), "documents": sum(shards), "shards": []}
+        document = 0
         for number, size in enumerate(shards):
             name = f"{source:03d}-{number:05d}"
-            part = tokens[at : at + size]
-            np.save(directory / "train" / f"{name}.tokens.npy", part)
-            np.save(directory / "train" / f"{name}.segments.npy", (part % 2 + 1).astype(np.uint8))
-            np.save(directory / "train" / f"{name}.documents.npy", np.arange(inside, inside + size))
-            found["shards"].append({"name": name, "rows": size})
-            at, inside = at + size, inside + size
-        sources.append(found)
+            shard = tokens[start : start + size]
+            np.save(directory / "train" / f"{name}.tokens.npy", shard)
+            np.save(directory / "train" / f"{name}.segments.npy", (shard % 2 + 1).astype(np.uint8))
+            np.save(directory / "train" / f"{name}.documents.npy", np.arange(document, document + size))
+            entry["shards"].append({"name": name, "rows": size})
+            start, document = start + size, document + size
+        sources.append(entry)
     (directory / "index.json").write_text(json.dumps({"splits": {"train": {"sources": sources}}}))
     return tokens
 
@@ -46,50 +46,50 @@ def three(tmp_path_factory) -> tuple[Path, np.ndarray]:
     return directory, write(directory, [[250, 250, 150], [350], [800, 200]])
 
 
-def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
-    return all(np.array_equal(found[name], expected[name]) for name in ("tokens", "segments"))
+def same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(actual[name], expected[name]) for name in ("tokens", "segments"))
 
 
 @given(st.lists(st.integers(0, 1999), max_size=50))
-def test_gather(three, numbers):
+def test_read_rows(three, numbers):
     directory, tokens = three
     opened = dataset.open_dataset(directory, "train")
-    found = dataset.read_rows(opened, np.array(numbers, np.int64))
-    assert found["tokens"].dtype == np.uint16
-    assert found["segments"].dtype == np.uint8
-    np.testing.assert_array_equal(found["tokens"], tokens[numbers])
-    np.testing.assert_array_equal(found["segments"], tokens[numbers] % 2 + 1)
+    rows = dataset.read_rows(opened, np.array(numbers, np.int64))
+    assert rows["tokens"].dtype == np.uint16
+    assert rows["segments"].dtype == np.uint8
+    np.testing.assert_array_equal(rows["tokens"], tokens[numbers])
+    np.testing.assert_array_equal(rows["segments"], tokens[numbers] % 2 + 1)
 
 
-def test_counts_and_documents(three):
+def test_row_counts_and_document_ids(three):
     opened = dataset.open_dataset(three[0], "train")
     assert dataset.num_rows(opened) == dataset.rows_per_epoch(opened) == 2000
     np.testing.assert_array_equal(dataset.first_document_ids(opened), np.arange(2000))
 
 
 @pytest.mark.parametrize("number", [-1, 2000])
-def test_gather_outside(three, number):
+def test_read_rows_out_of_range_raises(three, number):
     with pytest.raises(IndexError, match="expected 0 to 1999"):
         dataset.read_rows(dataset.open_dataset(three[0], "train"), np.array([0, number]))
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 50))
-def test_every_row_once_an_epoch(three, seed, epoch):
+def test_row_indices_have_each_row_once_an_epoch(three, seed, epoch):
     opened = dataset.open_dataset(three[0], "train")
-    found = dataset.row_indices(opened, seed, epoch * 2000, (epoch + 1) * 2000)
-    assert sorted(found.tolist()) == list(range(2000))
+    rows = dataset.row_indices(opened, seed, epoch * 2000, (epoch + 1) * 2000)
+    assert sorted(rows.tolist()) == list(range(2000))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 2**16, 2**16 + 1, 2**16 + 2])
-def test_every_row_once_for_any_size(tmp_path, count):
+def test_row_indices_have_each_row_once_for_any_size(tmp_path, count):
     """Powers of 4 and their neighbours are where ciphers over them go wrong."""
     write(tmp_path / "rows", [[count]])
-    found = dataset.row_indices(dataset.open_dataset(tmp_path / "rows", "train"), 7, count, 2 * count)
-    assert np.array_equal(np.sort(found), np.arange(count))
+    rows = dataset.row_indices(dataset.open_dataset(tmp_path / "rows", "train"), 7, count, 2 * count)
+    assert np.array_equal(np.sort(rows), np.arange(count))
 
 
-def test_epochs_and_seeds_differ(three):
+def test_row_indices_differ_between_epochs_and_seeds(three):
     opened = dataset.open_dataset(three[0], "train")
     orders = {
         tuple(dataset.row_indices(opened, seed, e * 2000, e * 2000 + 50))
@@ -99,34 +99,36 @@ def test_epochs_and_seeds_differ(three):
     assert len(orders) == 25
 
 
-def test_shuffle_is_even(three):
+def test_row_indices_are_uniform(three):
     """The row at a place is uniform over seeds: χ² of 10 tenths with 9 degrees of freedom."""
     opened = dataset.open_dataset(three[0], "train")
-    shown = np.array([dataset.row_indices(opened, seed, 0, 10) for seed in range(1000)]) // 200
-    for place in range(10):
-        counts = np.bincount(shown[:, place], minlength=10)
+    tenths = np.array([dataset.row_indices(opened, seed, 0, 10) for seed in range(1000)]) // 200
+    for position in range(10):
+        counts = np.bincount(tenths[:, position], minlength=10)
         assert ((counts - 100) ** 2 / 100).sum() < 33.7  # p = 0.0001
 
 
 @given(st.integers(0, 9), st.integers(0, 300), st.integers(0, 100))
-def test_a_position_is_a_pure_function(three, seed, start, count):
+def test_row_indices_do_not_depend_on_the_range(three, seed, start, count):
     opened = dataset.open_dataset(three[0], "train")
-    whole = dataset.row_indices(opened, seed, 1800, 2300)  # over the end of an epoch
+    stream = dataset.row_indices(opened, seed, 1800, 2300)  # over the end of an epoch
     np.testing.assert_array_equal(
-        dataset.row_indices(opened, seed, 1800 + start, 1800 + start + count), whole[start : start + count]
+        dataset.row_indices(opened, seed, 1800 + start, 1800 + start + count), stream[start : start + count]
     )
 
 
 @given(st.integers(0, 30), st.lists(st.integers(0, 12), max_size=5), st.integers(1, 12))
-def test_batch_is_the_same_for_any_partition(three, step, cuts, processes):
+def test_get_batch_is_the_same_for_any_partition(three, step, cuts, processes):
     opened = dataset.open_dataset(three[0], "train")
-    whole = dataset.get_batch(opened, 5, step, 12)
-    assert same(whole, dataset.read_rows(opened, dataset.row_indices(opened, 5, step * 12, step * 12 + 12)))
+    full_batch = dataset.get_batch(opened, 5, step, 12)
+    assert same(
+        full_batch, dataset.read_rows(opened, dataset.row_indices(opened, 5, step * 12, step * 12 + 12))
+    )
     ends = [0, *sorted(cuts), 12]
     contiguous = [slice(a, b) for a, b in itertools.pairwise(ends)]
     for parts in (contiguous, [slice(i, None, processes) for i in range(processes)]):
         for part in parts:
-            expected = {name: array[part] for name, array in whole.items()}
+            expected = {name: array[part] for name, array in full_batch.items()}
             assert same(dataset.get_batch(opened, 5, step, 12, part), expected)
 
 
@@ -138,40 +140,40 @@ def test_batch_is_the_same_for_any_partition(three, step, cuts, processes):
         ([1, 3, 2], (1, 3, 2)),
     ],
 )
-def test_whole_weights_show_each_row_so_many_times(three, weights, times):
+def test_integer_weights_repeat_each_row(three, weights, times):
     opened = dataset.open_dataset(three[0], "train", weights)
     length = dataset.rows_per_epoch(opened)
     assert length == np.dot([650, 350, 1000], weights)
     for epoch in range(3):
-        seen = Counter(dataset.row_indices(opened, 1, epoch * length, (epoch + 1) * length).tolist())
+        counts = Counter(dataset.row_indices(opened, 1, epoch * length, (epoch + 1) * length).tolist())
         expected = dict(enumerate(np.repeat(times, [650, 350, 1000]).tolist()))
-        assert seen == expected
+        assert counts == expected
 
 
-def test_fractional_weights_show_all_rows_over_the_epochs(three):
+def test_fractional_weights_cover_all_rows_over_several_epochs(three):
     opened = dataset.open_dataset(three[0], "train", [1, 1, 0.25])
     length = dataset.rows_per_epoch(opened)
     assert length == 650 + 350 + 250
-    seen = [
+    rows_by_epoch = [
         {row for row in dataset.row_indices(opened, 1, e * length, (e + 1) * length).tolist() if row >= 1000}
         for e in range(8)
     ]
-    assert all(len(part) == 250 for part in seen)
-    assert set.union(*seen[:4]) == set(range(1000, 2000)), "disjoint quarters"
-    assert [sorted(part) for part in seen[:4]] == [sorted(part) for part in seen[4:]]
+    assert all(len(part) == 250 for part in rows_by_epoch)
+    assert set.union(*rows_by_epoch[:4]) == set(range(1000, 2000)), "disjoint quarters"
+    assert [sorted(part) for part in rows_by_epoch[:4]] == [sorted(part) for part in rows_by_epoch[4:]]
 
 
 @pytest.mark.parametrize(("start", "stop", "prefetch"), [(0, 9, 2), (4, 9, 1), (3, 3, 2), (0, 40, 8)])
-def test_batches_are_those_of_the_steps_in_order(three, start, stop, prefetch):
+def test_batch_iterator_yields_steps_in_order(three, start, stop, prefetch):
     opened = dataset.open_dataset(three[0], "train")
     part = slice(2, 6)
-    found = list(dataset.batch_iterator(opened, 3, 8, start, stop, part, prefetch))
-    assert len(found) == stop - start
-    for step, each in zip(range(start, stop), found, strict=True):
-        assert same(each, dataset.get_batch(opened, 3, step, 8, part))
+    batches = list(dataset.batch_iterator(opened, 3, 8, start, stop, part, prefetch))
+    assert len(batches) == stop - start
+    for step, batch in zip(range(start, stop), batches, strict=True):
+        assert same(batch, dataset.get_batch(opened, 3, step, 8, part))
 
 
-def test_batches_can_be_left_early(three):
+def test_batch_iterator_closes_early(three):
     """And an endless stream is no reason to hang."""
     opened = dataset.open_dataset(three[0], "train")
     stream = dataset.batch_iterator(opened, 3, 8, 0, 10**9)
@@ -179,14 +181,14 @@ def test_batches_can_be_left_early(three):
     stream.close()
 
 
-def test_an_error_in_the_thread_is_raised(three):
+def test_batch_iterator_raises_errors_of_its_threads(three):
     opened = dataset.open_dataset(three[0], "train")
     with pytest.raises(Exception, match="expected 0 to 1999"):
         next(dataset.batch_iterator(dataclasses.replace(opened, sources=opened.sources + 9999), 3, 8, 0, 9))
 
 
 @pytest.mark.parametrize(
-    ("break_it", "arguments", "says"),
+    ("break_it", "arguments", "message"),
     [
         (lambda d: (d / "index.json").unlink(), ("train",), r"no split 'train' \(FileNotFoundError"),
         (lambda d: None, ("valid",), "no split 'valid'"),
@@ -205,16 +207,16 @@ def test_an_error_in_the_thread_is_raised(three):
         ),
     ],
 )
-def test_user_errors(tmp_path, break_it, arguments, says):
+def test_open_dataset_reports_user_errors(tmp_path, break_it, arguments, message):
     write(tmp_path / "out", [[5, 5]])
     break_it(tmp_path / "out")
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         dataset.open_dataset(tmp_path / "out", *arguments)
     assert "\n" not in str(error.value)
     assert str(tmp_path / "out") in str(error.value)
 
 
-def test_more_shards_than_a_shell_allows_files(tmp_path):
+def test_open_dataset_raises_the_open_file_limit(tmp_path):
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

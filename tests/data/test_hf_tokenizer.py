@@ -20,7 +20,7 @@ TEXTS = [
     "un##s [MASK] end  two  spaces",
     "new1 and x<extra>y",
 ]
-WORDS = [
+VOCAB = [
     *("[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[P]", "[C]"),
     *"abcdefghijklmnopqrstuvwxyzHEWÄäé日本,!#[]<>1",
     *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyzäé本"),
@@ -38,17 +38,17 @@ def bpe(directory):
     trained.save_model(str(directory))
 
 
-def ids_there(directory):
+def auto_tokenizer_ids(directory):
     """Those of AutoTokenizer; None where it cannot tell what the directory holds."""
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(directory)
-        assert len(theirs) > 20  # without a vocabulary it makes one of its own
+        auto_tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        assert len(auto_tokenizer) > 20  # without a vocabulary it makes one of its own
     except (AssertionError, KeyError, OSError, ValueError, TypeError):
         return None
-    return [theirs(text, add_special_tokens=True).input_ids for text in TEXTS]
+    return [auto_tokenizer(text, add_special_tokens=True).input_ids for text in TEXTS]
 
 
-def ids_here(directory):
+def hf_tokenizer_ids(directory):
     try:
         tokenizer.load_vocabulary(directory)
         return [tokenizer.load_hf_tokenizer(directory).encode(text).ids for text in TEXTS]
@@ -56,23 +56,25 @@ def ids_here(directory):
         return None
 
 
-def roles_there(directory):
-    theirs = transformers.AutoTokenizer.from_pretrained(directory)
-    return {role: getattr(theirs, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")}
+def auto_tokenizer_roles(directory):
+    auto_tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    return {
+        role: getattr(auto_tokenizer, f"{role}_token_id") for role in ("pad", "unk", "cls", "sep", "mask")
+    }
 
 
 def compare(directory, out):
     """As AutoTokenizer has it; and so it stays once installed, beside a model of any family."""
-    ours, theirs = ids_here(directory), ids_there(directory)
-    if ours is None:
+    ids, expected = hf_tokenizer_ids(directory), auto_tokenizer_ids(directory)
+    if ids is None:
         return False
-    if theirs is not None:
-        assert ours == theirs
+    if expected is not None:
+        assert ids == expected
     for kind in MODELS[1:]:
         tokenizer.copy_tokenizer(directory, out / kind)
-        assert ids_here(out / kind) == ours
+        assert hf_tokenizer_ids(out / kind) == ids
         (out / kind / "config.json").write_text(json.dumps({"model_type": kind}))
-        assert ids_there(out / kind) == ours, kind
+        assert auto_tokenizer_ids(out / kind) == ids, kind
         assert tokenizer.tokenizer_digest(out / kind) == tokenizer.tokenizer_digest(directory)
     return True
 
@@ -101,37 +103,54 @@ flags = st.fixed_dictionaries(
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(config=flags, kind=some(MODELS[:3]), cased=st.booleans(), whole=st.booleans(), added=some([0, 1, 2]))
-@example(config={}, kind="bert", cased=True, whole=True, added=0)
-@example(config={"do_lower_case": False}, kind="bert", cased=False, whole=True, added=0)
-@example(config={"strip_accents": False}, kind="distilbert", cased=False, whole=False, added=2)
-@example(config={"pad_token": "[P]", "cls_token": "[C]"}, kind="bert", cased=True, whole=False, added=1)
-def test_wordpiece(tmp_path_factory, config, kind, cased, whole, added):
-    base = tmp_path_factory.mktemp("words")
-    extra = {"<extra>": len(WORDS), "new1": len(WORDS) + 1}
+@given(
+    config=flags,
+    model_type=some(MODELS[:3]),
+    cased=st.booleans(),
+    as_json=st.booleans(),
+    added_tokens=some([0, 1, 2]),
+)
+@example(config={}, model_type="bert", cased=True, as_json=True, added_tokens=0)
+@example(config={"do_lower_case": False}, model_type="bert", cased=False, as_json=True, added_tokens=0)
+@example(config={"strip_accents": False}, model_type="distilbert", cased=False, as_json=False, added_tokens=2)
+@example(
+    config={"pad_token": "[P]", "cls_token": "[C]"},
+    model_type="bert",
+    cased=True,
+    as_json=False,
+    added_tokens=1,
+)
+def test_wordpiece(tmp_path_factory, config, model_type, cased, as_json, added_tokens):
+    base = tmp_path_factory.mktemp("vocab")
+    extra = {"<extra>": len(VOCAB), "new1": len(VOCAB) + 1}
     decoder = {
         str(i): {"content": t, "special": t[0] == "<", "normalized": t[0] != "<"} for t, i in extra.items()
     }
-    if added == 2 and not whole:
+    if added_tokens == 2 and not as_json:
         config = config | {"added_tokens_decoder": decoder}
-    kind = {"model_type": kind} if kind else {}
-    written(base / "in", tokenizer_config=config, config=kind, added_tokens=extra if added == 1 else {})
-    if whole:
-        made = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(WORDS)}, lowercase=not cased)
-        made.save(str(base / "in" / "tokenizer.json"))
+    model_type = {"model_type": model_type} if model_type else {}
+    written(
+        base / "in",
+        tokenizer_config=config,
+        config=model_type,
+        added_tokens=extra if added_tokens == 1 else {},
+    )
+    if as_json:
+        built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}, lowercase=not cased)
+        built.save(str(base / "in" / "tokenizer.json"))
     else:
-        (base / "in" / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    taken = compare(base / "in", base)
+        (base / "in" / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
+    loaded = compare(base / "in", base)
     plain = config.get("tokenizer_class") != "PreTrainedTokenizerFast"
-    assert taken == (whole or plain)
+    assert loaded == (as_json or plain)
 
 
 @pytest.mark.parametrize("flags", [{}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}], ids=str)
 @pytest.mark.parametrize("special", [True, False])
-def test_how_added_tokens_are_found(tmp_path, flags, special):
+def test_added_token_flags(tmp_path, flags, special):
     """As transformers 4 saved them: a decoder with flags, for the roles too."""
     flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": not special, **flags}
-    added = {"[E1]": len(WORDS), "new1": len(WORDS) + 1, "[MASK]": WORDS.index("[MASK]")}
+    added = {"[E1]": len(VOCAB), "new1": len(VOCAB) + 1, "[MASK]": VOCAB.index("[MASK]")}
     decoder = {
         str(i): {"content": t, **flags, "special": special or t == "[MASK]", "normalized": not special}
         for t, i in added.items()
@@ -139,53 +158,55 @@ def test_how_added_tokens_are_found(tmp_path, flags, special):
     config = {"tokenizer_class": "BertTokenizer", "added_tokens_decoder": decoder}
     config |= {"additional_special_tokens": ["[E1]", "[unused0]"] if special else ["[unused0]"]}
     written(tmp_path / "in", tokenizer_config=config)
-    (tmp_path / "in" / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (tmp_path / "in" / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
     assert compare(tmp_path / "in", tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "in")
-    assert set(tokenizer.load_vocabulary(tmp_path / "in").special_ids) >= set(theirs.all_special_ids)
+    auto_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "in")
+    assert set(tokenizer.load_vocabulary(tmp_path / "in").special_ids) >= set(auto_tokenizer.all_special_ids)
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
-def test_a_mask_that_takes_the_space_before_it(tmp_path, file):
+def test_mask_token_with_lstrip(tmp_path, file):
     (tmp_path / "in").mkdir()
     bpe(tmp_path / "in")
     mask = {"content": "<mask>", "lstrip": True, "rstrip": False, "single_word": False, "normalized": False}
     (tmp_path / "in" / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
-    said = {"tokenizer_class": "RobertaTokenizer"} if file == "tokenizer_config.json" else {}
-    (tmp_path / "in" / file).write_text(json.dumps({**said, "mask_token": {"__type": "AddedToken", **mask}}))
+    declared = {"tokenizer_class": "RobertaTokenizer"} if file == "tokenizer_config.json" else {}
+    (tmp_path / "in" / file).write_text(
+        json.dumps({**declared, "mask_token": {"__type": "AddedToken", **mask}})
+    )
     assert compare(tmp_path / "in", tmp_path)
 
 
-def test_the_map_of_special_tokens_comes_first(tmp_path):
+def test_special_tokens_map_takes_precedence(tmp_path):
     written(tmp_path / "in", tokenizer_config={"tokenizer_class": "BertTokenizer", "mask_token": "[unused0]"})
     (tmp_path / "in" / "special_tokens_map.json").write_text('{"mask_token": "[MASK]"}')
-    (tmp_path / "in" / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (tmp_path / "in" / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
     assert compare(tmp_path / "in", tmp_path)
-    words = tokenizer.load_vocabulary(tmp_path / "in")
-    assert words.tokens[words.mask_id] == "[MASK]"
+    vocab = tokenizer.load_vocabulary(tmp_path / "in")
+    assert vocab.tokens[vocab.mask_id] == "[MASK]"
 
 
 @pytest.mark.parametrize("name", ["Electra", "MobileBert", "Bart", "Longformer"])
-def test_classes_that_are_another(tmp_path, name):
+def test_equivalent_classes(tmp_path, name):
     if name in ("Bart", "Longformer"):
         config = {"tokenizer_class": f"{name}Tokenizer", "add_prefix_space": True}
         written(tmp_path / "in", tokenizer_config=config)
         bpe(tmp_path / "in")
-        whole = transformers.RobertaTokenizer.from_pretrained(tmp_path / "in", add_prefix_space=False)
-        whole.backend_tokenizer.save(str(tmp_path / "in" / "tokenizer.json"))
+        built = transformers.RobertaTokenizer.from_pretrained(tmp_path / "in", add_prefix_space=False)
+        built.backend_tokenizer.save(str(tmp_path / "in" / "tokenizer.json"))
     else:
         config = {"tokenizer_class": f"{name}Tokenizer", "do_lower_case": False}
         written(tmp_path / "in", tokenizer_config=config)
-        made = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(WORDS)}, lowercase=True)
-        made.save(str(tmp_path / "in" / "tokenizer.json"))
-    assert ids_there(tmp_path / "in")
+        built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}, lowercase=True)
+        built.save(str(tmp_path / "in" / "tokenizer.json"))
+    assert auto_tokenizer_ids(tmp_path / "in")
     assert compare(tmp_path / "in", tmp_path)
 
 
-def test_a_file_is_read_as_its_directory_is(tmp_path):
+def test_tokenizer_json_file_equals_its_directory(tmp_path):
     written(tmp_path / "in", tokenizer_config={"tokenizer_class": "BertTokenizer", "do_lower_case": True})
-    made = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(WORDS)}, lowercase=False)
-    made.save(str(tmp_path / "in" / "tokenizer.json"))
+    built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}, lowercase=False)
+    built.save(str(tmp_path / "in" / "tokenizer.json"))
     assert tokenizer.tokenizer_digest(tmp_path / "in" / "tokenizer.json") == tokenizer.tokenizer_digest(
         tmp_path / "in"
     )
@@ -193,35 +214,47 @@ def test_a_file_is_read_as_its_directory_is(tmp_path):
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    space=some([None, True, False]),
-    named=some(
+    prefix_space=some([None, True, False]),
+    tokenizer_class=some(
         ["", "RobertaTokenizer", "RobertaTokenizerFast", "BertJapaneseTokenizer", "PreTrainedTokenizerFast"]
     ),
-    kind=some(["", "roberta"]),
-    where=some(["tokenizer_config", "config"]),
-    whole=st.booleans(),
+    model_type=some(["", "roberta"]),
+    declared_in=some(["tokenizer_config", "config"]),
+    as_json=st.booleans(),
 )
-@example(space=None, named="", kind="", where="config", whole=False)
-@example(space=True, named="RobertaTokenizer", kind="roberta", where="config", whole=True)
-@example(space=None, named="BertJapaneseTokenizer", kind="", where="config", whole=False)
-def test_byte_level(tmp_path_factory, space, named, kind, where, whole):
+@example(prefix_space=None, tokenizer_class="", model_type="", declared_in="config", as_json=False)
+@example(
+    prefix_space=True,
+    tokenizer_class="RobertaTokenizer",
+    model_type="roberta",
+    declared_in="config",
+    as_json=True,
+)
+@example(
+    prefix_space=None,
+    tokenizer_class="BertJapaneseTokenizer",
+    model_type="",
+    declared_in="config",
+    as_json=False,
+)
+def test_byte_level(tmp_path_factory, prefix_space, tokenizer_class, model_type, declared_in, as_json):
     base = tmp_path_factory.mktemp("bytes")
-    config = {} if space is None else {"add_prefix_space": space}
-    said = {"tokenizer_class": named} if named else {}
-    here = {"tokenizer_config": config, "config": {"model_type": kind} if kind else {}}
-    here[where] = here[where] | said
-    written(base / "in", **here)
+    config = {} if prefix_space is None else {"add_prefix_space": prefix_space}
+    declared = {"tokenizer_class": tokenizer_class} if tokenizer_class else {}
+    files = {"tokenizer_config": config, "config": {"model_type": model_type} if model_type else {}}
+    files[declared_in] = files[declared_in] | declared
+    written(base / "in", **files)
     bpe(base / "in")
-    if whole:
+    if as_json:
         transformers.RobertaTokenizer.from_pretrained(base / "in").backend_tokenizer.save(
             str(base / "in" / "tokenizer.json")
         )
-    taken = compare(base / "in", base)
-    assert taken == (whole or named[:4] in ("", "Robe"))
+    loaded = compare(base / "in", base)
+    assert loaded == (as_json or tokenizer_class[:4] in ("", "Robe"))
 
 
 @pytest.mark.parametrize(
-    ("files", "says"),
+    ("files", "message"),
     [
         ({"vocab.json": '{"<s>": 0, "a</w>": 1}'}, "no <pad> <unk> </s> <mask>"),
         (
@@ -234,20 +267,20 @@ def test_byte_level(tmp_path_factory, space, named, kind, where, whole):
         ),
         ({"vocab.json": '{"<s>": 4000000000}'}, "no <pad>"),
         ({"vocab.json": "[" * 100000}, "expected"),
-        ({"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": '{"mask_token": 7}'}, "mask_token is 7"),
+        ({"vocab.txt": "\n".join(VOCAB), "tokenizer_config.json": '{"mask_token": 7}'}, "mask_token is 7"),
         (
-            {"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": '{"mask_token": {"content": []}}'},
+            {"vocab.txt": "\n".join(VOCAB), "tokenizer_config.json": '{"mask_token": {"content": []}}'},
             r"mask_token is \{'content': \[\]\}",
         ),
         (
-            {"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": '{"mask_token": ["a"]}'},
+            {"vocab.txt": "\n".join(VOCAB), "tokenizer_config.json": '{"mask_token": ["a"]}'},
             "mask_token is \\['a'\\], expected a token",
         ),
-        ({"vocab.txt": "\n".join(WORDS), "added_tokens.json": '{"far": 900}'}, "added token 'far'"),
-        ({"vocab.txt": "\n".join(WORDS), "added_tokens.json": '{"far": "x"}'}, "added tokens"),
+        ({"vocab.txt": "\n".join(VOCAB), "added_tokens.json": '{"far": 900}'}, "added token 'far'"),
+        ({"vocab.txt": "\n".join(VOCAB), "added_tokens.json": '{"far": "x"}'}, "added tokens"),
         *(
-            ({"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": content}, says)
-            for content, says in [
+            ({"vocab.txt": "\n".join(VOCAB), "tokenizer_config.json": content}, message)
+            for content, message in [
                 ('{"added_tokens_decoder": [1]}', "added tokens"),
                 ('{"added_tokens_decoder": {"900": {"content": 5}}}', "added tokens"),
                 ('{"added_tokens_decoder": {"900": null}}', "added tokens"),
@@ -265,32 +298,32 @@ def test_byte_level(tmp_path_factory, space, named, kind, where, whole):
             ]
         ),
         (
-            {"vocab.txt": "\n".join([*WORDS, "a:b"]), "special_tokens_map.json": '{"cls_token": "a:b"}'},
+            {"vocab.txt": "\n".join([*VOCAB, "a:b"]), "special_tokens_map.json": '{"cls_token": "a:b"}'},
             "plain",
         ),
-        ({"vocab.txt": "\n".join(WORDS), "added_tokens.json": '{"x": Infinity}'}, "added tokens"),
-        ({"vocab.txt": "\n".join(WORDS), "config.json": "[" * 100000}, "config.json: .*expected JSON"),
+        ({"vocab.txt": "\n".join(VOCAB), "added_tokens.json": '{"x": Infinity}'}, "added tokens"),
+        ({"vocab.txt": "\n".join(VOCAB), "config.json": "[" * 100000}, "config.json: .*expected JSON"),
         (
-            {"vocab.txt": "\n".join(WORDS), "config.json": '{"tokenizer_class": "BertJapaneseTokenizer"}'},
+            {"vocab.txt": "\n".join(VOCAB), "config.json": '{"tokenizer_class": "BertJapaneseTokenizer"}'},
             "tokenizer_class is 'BertJapaneseTokenizer', expected BertTokenizer",
         ),
         (
-            {"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": '{"do_lower_case": "no"}'},
+            {"vocab.txt": "\n".join(VOCAB), "tokenizer_config.json": '{"do_lower_case": "no"}'},
             "do_lower_case is 'no', expected true or false",
         ),
     ],
 )
-def test_refused(tmp_path, files, says):
+def test_invalid_files_are_refused(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         tokenizer.load_vocabulary(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 500
 
 
-def test_bytes_with_marked_ends_of_words(tmp_path):
+def test_byte_level_vocabulary_with_end_of_word_marks_is_refused(tmp_path):
     """As CLIP has them: all 256 bytes, and another way of putting them together."""
     bpe(tmp_path)
     vocab = json.loads((tmp_path / "vocab.json").read_text())
@@ -299,10 +332,10 @@ def test_bytes_with_marked_ends_of_words(tmp_path):
         tokenizer.load_hf_tokenizer(tmp_path)
 
 
-def test_ids_far_apart(tmp_path):
-    made = json_of()
-    made["model"]["vocab"]["far"] = 4_000_000_000
-    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+def test_ids_with_large_gaps_are_refused(tmp_path):
+    built = json_of()
+    built["model"]["vocab"]["far"] = 4_000_000_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(built))
     with pytest.raises(UserError, match="'far' has the id 4000000000 among"):
         tokenizer.load_vocabulary(tmp_path)
 
@@ -313,12 +346,12 @@ FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "config.json", *FILES]
 )
-def test_a_link_to_nothing(tmp_path, name):
+def test_broken_link_is_refused(tmp_path, name):
     if name in ("vocab.json", "merges.txt"):
         bpe(tmp_path)
         (tmp_path / name).unlink()
     elif name != "vocab.txt":
-        (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+        (tmp_path / "vocab.txt").write_text("\n".join(VOCAB))
     (tmp_path / name).symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=rf"{name}: a link to nothing, expected a file"):
         tokenizer.load_hf_tokenizer(tmp_path)
@@ -330,11 +363,11 @@ def test_a_link_to_nothing(tmp_path, name):
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "config.json", *FILES]
 )
-def test_a_large_file_that_was_not_fetched(tmp_path, name):
+def test_git_lfs_pointer_is_refused(tmp_path, name):
     if name in ("vocab.json", "merges.txt"):
         bpe(tmp_path)
     else:
-        (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+        (tmp_path / "vocab.txt").write_text("\n".join(VOCAB))
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 466247\n"
     (tmp_path / name).write_text(pointer)
     with pytest.raises(UserError, match=rf"{name}: a Git LFS pointer"):
@@ -346,9 +379,9 @@ def flagged(content, **flags):
     return {"content": content, **plain, **flags}
 
 
-LINES = "\n".join(WORDS) + "\n"
-UNUSED = WORDS.index("[unused0]")
-SAID = {"tokenizer_class": "BertTokenizer"}
+LINES = "\n".join(VOCAB) + "\n"
+UNUSED = VOCAB.index("[unused0]")
+BERT_CONFIG = {"tokenizer_class": "BertTokenizer"}
 ROLES = dict(
     zip(
         (f"{r}_token" for r in ("pad", "unk", "cls", "sep", "mask")),
@@ -356,44 +389,47 @@ ROLES = dict(
         strict=True,
     )
 )
-AS_IT_IS = {**ROLES, "tokenizer_class": "PreTrainedTokenizerFast"}
+GENERIC_CONFIG = {**ROLES, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def json_of(**changes):
     """BERT's tokenizer.json, with other settings of its model."""
-    made = json.loads(tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(WORDS)}).to_str())
-    made["model"] |= changes
-    return made
+    built = json.loads(tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}).to_str())
+    built["model"] |= changes
+    return built
 
 
 AS_TRANSFORMERS = {
     # tokens of the vocabulary that are found whole
     "special": {
         "vocab.txt": LINES,
-        "config": SAID | {"added_tokens_decoder": {UNUSED: flagged("[unused0]")}},
+        "config": BERT_CONFIG | {"added_tokens_decoder": {UNUSED: flagged("[unused0]")}},
     },
     "plain": {
         "vocab.txt": LINES,
-        "config": SAID | {"added_tokens_decoder": {UNUSED: flagged("[unused0]", special=False)}},
+        "config": BERT_CONFIG | {"added_tokens_decoder": {UNUSED: flagged("[unused0]", special=False)}},
     },
     "in another case": {
         "vocab.txt": LINES,
-        "config": SAID | {"added_tokens_decoder": {6: flagged("[P]", special=False, normalized=True)}},
+        "config": BERT_CONFIG | {"added_tokens_decoder": {6: flagged("[P]", special=False, normalized=True)}},
     },
     "in tokenizer.json": {
         "tokenizer.json": json_of(),
-        "config": SAID | {"added_tokens_decoder": {UNUSED: flagged("[unused0]")}},
+        "config": BERT_CONFIG | {"added_tokens_decoder": {UNUSED: flagged("[unused0]")}},
     },
-    "of tokenizer.json alone": {"tokenizer.json": json_of(), "config": SAID | {"added_tokens_decoder": {}}},
+    "of tokenizer.json alone": {
+        "tokenizer.json": json_of(),
+        "config": BERT_CONFIG | {"added_tokens_decoder": {}},
+    },
     "listed": {"vocab.txt": LINES, "added": {"[unused0]": UNUSED}},
     "listed and special": {
         "vocab.txt": LINES,
-        "added": {"[E1]": len(WORDS)},
+        "added": {"[E1]": len(VOCAB)},
         "map": {"additional_special_tokens": ["[E1]"]},
     },
     "listed and called special": {
         "vocab.txt": LINES,
-        "added": {"[E1]": len(WORDS)},
+        "added": {"[E1]": len(VOCAB)},
         "config": {"additional_special_tokens": ["[E1]"]},
     },
     # which file counts
@@ -404,15 +440,18 @@ AS_TRANSFORMERS = {
     },
     "a map": {"vocab.txt": LINES, "map": {"cls_token": "[C]"}},
     # special tokens beyond what the vocabulary's file says
-    "a role": {"tokenizer.json": json_of(), "config": AS_IT_IS | {"cls_token": "[C]"}},
+    "a role": {"tokenizer.json": json_of(), "config": GENERIC_CONFIG | {"cls_token": "[C]"}},
     "a role not named": {"tokenizer.json": json_of() | {"added_tokens": []}, "config": {}, "kind": ""},
     "of another model": {"vocab.txt": LINES, "config": {"image_token": "[unused0]", "add_bos_token": False}},
     "not to be found": {"vocab.txt": LINES, "config": {"split_special_tokens": True}},
     # the model's own settings
-    "another unknown": {"tokenizer.json": json_of(), "config": SAID | {"unk_token": "[P]"}},
-    "another prefix": {"tokenizer.json": json_of(continuing_subword_prefix="@@"), "config": SAID},
-    "short words": {"tokenizer.json": json_of(max_input_chars_per_word=3), "config": SAID},
-    "short words as they are": {"tokenizer.json": json_of(max_input_chars_per_word=3), "config": AS_IT_IS},
+    "another unknown": {"tokenizer.json": json_of(), "config": BERT_CONFIG | {"unk_token": "[P]"}},
+    "another prefix": {"tokenizer.json": json_of(continuing_subword_prefix="@@"), "config": BERT_CONFIG},
+    "short words": {"tokenizer.json": json_of(max_input_chars_per_word=3), "config": BERT_CONFIG},
+    "short words as they are": {
+        "tokenizer.json": json_of(max_input_chars_per_word=3),
+        "config": GENERIC_CONFIG,
+    },
     # lines
     "a space after a token": {"vocab.txt": LINES + "new \nun\n"},
     "spaces after all": {"vocab.txt": LINES.replace("\n", " \t\n")},
@@ -422,7 +461,7 @@ AS_TRANSFORMERS = {
 
 
 @pytest.mark.parametrize("files", AS_TRANSFORMERS.values(), ids=AS_TRANSFORMERS)
-def test_as_transformers_has_it(tmp_path, files):
+def test_ids_and_roles_equal_auto_tokenizer(tmp_path, files):
     directory = tmp_path / "in"
     kind = files.get("kind", "bert")
     written(
@@ -435,18 +474,18 @@ def test_as_transformers_has_it(tmp_path, files):
     )
     if "vocab.txt" in files:
         (directory / "vocab.txt").write_text(files["vocab.txt"], newline="")
-    assert ids_there(directory)
+    assert auto_tokenizer_ids(directory)
     assert compare(directory, tmp_path)
-    words = tokenizer.load_vocabulary(directory)
+    vocab = tokenizer.load_vocabulary(directory)
     for where in (directory, tmp_path / "bert", tmp_path / "roberta"):
-        for role, i in roles_there(where).items():
-            assert i in (None, getattr(words, f"{role}_id"))
+        for role, i in auto_tokenizer_roles(where).items():
+            assert i in (None, getattr(vocab, f"{role}_id"))
 
 
 @pytest.mark.parametrize(
-    "said", [{}, {"cls_token": {"content": "<s>", "rstrip": True, "__type": "AddedToken"}}]
+    "config", [{}, {"cls_token": {"content": "<s>", "rstrip": True, "__type": "AddedToken"}}]
 )
-def test_byte_level_with_its_mask_added(tmp_path, said):
+def test_byte_level_with_an_added_mask_token(tmp_path, config):
     """And with a token that has two roles: the later one tells how it is found."""
     (tmp_path / "in").mkdir()
     bpe(tmp_path / "in")
@@ -455,20 +494,20 @@ def test_byte_level_with_its_mask_added(tmp_path, said):
     (tmp_path / "in" / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "in" / "added_tokens.json").write_text(json.dumps({"<mask>": len(vocab)}))
     (tmp_path / "in" / "config.json").write_text('{"model_type": "roberta"}')
-    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(said))
-    assert ids_there(tmp_path / "in")
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(config))
+    assert auto_tokenizer_ids(tmp_path / "in")
     assert compare(tmp_path / "in", tmp_path)
     assert tokenizer.load_vocabulary(tmp_path / "in").mask_id == len(vocab)
 
 
-def test_byte_level_without_chance(tmp_path):
+def test_byte_level_ignores_bpe_dropout(tmp_path):
     """The class knows no dropout of merges."""
     written(tmp_path / "in", tokenizer_config={"tokenizer_class": "RobertaTokenizer"})
     bpe(tmp_path / "in")
-    theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path / "in")
-    made = json.loads(theirs.backend_tokenizer.to_str())
-    made["model"]["dropout"] = 0.9
-    (tmp_path / "in" / "tokenizer.json").write_text(json.dumps(made))
+    auto_tokenizer = transformers.RobertaTokenizer.from_pretrained(tmp_path / "in")
+    built = json.loads(auto_tokenizer.backend_tokenizer.to_str())
+    built["model"]["dropout"] = 0.9
+    (tmp_path / "in" / "tokenizer.json").write_text(json.dumps(built))
     assert compare(tmp_path / "in", tmp_path)
 
 
@@ -488,30 +527,34 @@ def charsmap(text):
 
 
 @pytest.mark.parametrize(
-    ("changes", "config", "says"),
+    ("changes", "config", "message"),
     [
-        ({"model": json_of(unk_token="[NOPE]")["model"]}, AS_IT_IS, r"no \[NOPE\] in the model's vocabulary"),
-        ({"model": json_of(vocab={})["model"]}, SAID, "no tokens, expected at least one|no \\[UNK\\]"),
+        (
+            {"model": json_of(unk_token="[NOPE]")["model"]},
+            GENERIC_CONFIG,
+            r"no \[NOPE\] in the model's vocabulary",
+        ),
+        ({"model": json_of(vocab={})["model"]}, BERT_CONFIG, "no tokens, expected at least one|no \\[UNK\\]"),
         (
             {"model": json_of(vocab={"[UNK]": 0, "a": 1, "b": 1})["model"]},
             {},
             r"2 tokens have the id 1 \('a' and 'b'\)",
         ),
-        ({"post_processor": processor("[CLS]")}, AS_IT_IS, r"its post_processor puts '\[CLS\]' around"),
+        ({"post_processor": processor("[CLS]")}, GENERIC_CONFIG, r"its post_processor puts '\[CLS\]' around"),
         *(
-            ({"normalizer": charsmap(text)}, AS_IT_IS, "precompiled_charsmap is damaged")
+            ({"normalizer": charsmap(text)}, GENERIC_CONFIG, "precompiled_charsmap is damaged")
             for text in ("AAAA", "", "!!", "/////wAAAAA=", "AAAAAA==", "BAAAAAAAAAA=", None, 5)
         ),
-        ({}, SAID | {"added_tokens_decoder": [1]}, "invalid added tokens"),
-        ({}, SAID | {"added_tokens_decoder": {"1": "[unused0]"}}, "invalid added tokens"),
-        ({}, SAID | {"added_tokens_decoder": "x"}, "invalid added tokens"),
+        ({}, BERT_CONFIG | {"added_tokens_decoder": [1]}, "invalid added tokens"),
+        ({}, BERT_CONFIG | {"added_tokens_decoder": {"1": "[unused0]"}}, "invalid added tokens"),
+        ({}, BERT_CONFIG | {"added_tokens_decoder": "x"}, "invalid added tokens"),
         ({}, {"tokenizer_class": 5}, r"tokenizer_config\.json: tokenizer_class is 5, expected a name"),
-        ({}, AS_IT_IS | {"image_token": "<i>"}, "image_token '<i>' is not in the vocabulary"),
+        ({}, GENERIC_CONFIG | {"image_token": "<i>"}, "image_token '<i>' is not in the vocabulary"),
     ],
 )
-def test_refused_in_tokenizer_json(tmp_path, changes, config, says, capfd):
+def test_invalid_tokenizer_json_is_refused(tmp_path, changes, config, message, capfd):
     written(tmp_path / "in", tokenizer=json_of() | changes, tokenizer_config=config)
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         tokenizer.load_vocabulary(tmp_path / "in")
     assert len(str(caught.value).splitlines()) == 1
     assert not capfd.readouterr().err, "a panic prints before it can be caught"
@@ -519,17 +562,17 @@ def test_refused_in_tokenizer_json(tmp_path, changes, config, says, capfd):
 
 @pytest.mark.parametrize("name", ["$A", "$", "$B", "$A:1"])
 @pytest.mark.parametrize("role", ["cls_token", "sep_token"])
-def test_names_that_stand_for_the_text(tmp_path, name, role):
+def test_special_tokens_with_template_syntax_are_refused(tmp_path, name, role):
     written(tmp_path / "in", special_tokens_map={role: name})
     (tmp_path / "in" / "vocab.txt").write_text(LINES + f"{name}\n")
     with pytest.raises(UserError, match=r"vocab\.txt: special tokens .* expected plain names"):
         tokenizer.load_hf_tokenizer(tmp_path / "in")
 
 
-def test_two_tokens_of_one_id(tmp_path):
-    made = json_of()
-    made["model"]["vocab"]["hello"] = made["model"]["vocab"]["world"]
-    written(tmp_path / "in", tokenizer=made)
+def test_two_tokens_with_one_id_are_refused(tmp_path):
+    built = json_of()
+    built["model"]["vocab"]["hello"] = built["model"]["vocab"]["world"]
+    written(tmp_path / "in", tokenizer=built)
     for ask in (
         tokenizer.load_vocabulary,
         tokenizer.tokenizer_digest,
@@ -539,7 +582,7 @@ def test_two_tokens_of_one_id(tmp_path):
             ask(tmp_path / "in")
 
 
-def test_a_directory_that_is_called_json(tmp_path):
+def test_directory_named_like_a_json_file(tmp_path):
     written(tmp_path / "named.json", tokenizer=json_of())
     assert tokenizer.load_hf_tokenizer(tmp_path / "named.json").encode("hello").ids
     assert tokenizer.tokenizer_digest(tmp_path / "named.json") == tokenizer.tokenizer_digest(
@@ -547,7 +590,7 @@ def test_a_directory_that_is_called_json(tmp_path):
     )
 
 
-def test_text_that_a_tokenizer_cannot_encode(tmp_path):
+def test_text_that_the_tokenizer_cannot_encode_is_refused(tmp_path):
     """As a worker of prepare finds out."""
     from tokenizers import Tokenizer, models
 
@@ -555,7 +598,7 @@ def test_text_that_a_tokenizer_cannot_encode(tmp_path):
 
     vocab = {token: i for i, token in enumerate((*WORDPIECE.special_tokens, "a", "<unk>"))}
     model = models.BPE({token: i for token, i in vocab.items() if token != "<unk>"}, [], unk_token="<unk>")
-    tmp_path.joinpath("tokenizer_config.json").write_text(json.dumps(AS_IT_IS))
+    tmp_path.joinpath("tokenizer_config.json").write_text(json.dumps(GENERIC_CONFIG))
     Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
     recipe = EncodeConfig(str(tmp_path), "", 16, "packed", 1, 0.1)
     assert len(encode_chunk(["aaa"], recipe).fingerprints) == 32

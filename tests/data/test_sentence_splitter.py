@@ -20,7 +20,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.one_of(st.text(), st.lists(PIECES).map("".join)))
-def test_no_character_is_lost_or_doubled(text):
+def test_no_character_is_lost_or_duplicated(text):
     sentences = split_sentences(text)
     assert "".join("".join(sentences).split()) == "".join(text.split())
     assert all(sentence and sentence == sentence.strip() for sentence in sentences)
@@ -53,7 +53,7 @@ def test_ordinary_english(sentences):
     assert split_sentences("\n".join(sentences)) == sentences
 
 
-def test_a_line_always_ends_one():
+def test_line_end_always_ends_a_sentence():
     assert split_sentences("A title\nand then\r\nmore\n\n  \n") == ["A title", "and then", "more"]
     assert split_sentences("") == split_sentences(" \n\t ") == []
 

@@ -45,7 +45,7 @@ def test_builtin_has_every_address():
 
 
 @pytest.mark.parametrize("ending", PACK)
-def test_text_in_every_packing(tmp_path, ending):
+def test_text_in_every_compression(tmp_path, ending):
     path = write(tmp_path / f"a.txt{ending}", PACK[ending](TEXT.encode()))
     assert read(path, blank_lines=2) == [
         "First article\nline two — ünï\n\nsecond paragraph\n\n",
@@ -85,16 +85,16 @@ def test_json_lines(tmp_path, ending):
     assert read(path, "jsonl", field="body") == ["a\nb", "😀 half \ufffd"]
 
 
-def test_seen_adds_up_to_what_is_stored(tmp_path):
+def test_bytes_read_add_up_to_stored_bytes(tmp_path):
     for number in range(3):
         write(tmp_path / f"{number}.txt.xz", lzma.compress(b"some line of text\n" * 5000))
     source = Source(kind="text", path=str(tmp_path / "*"), documents="lines")
-    told: list[int] = []
-    assert len(list(iter_documents(source, told.append))) == 15000
-    assert sum(told) == sources.stored_bytes(source) > 0
+    bytes_read: list[int] = []
+    assert len(list(iter_documents(source, bytes_read.append))) == 15000
+    assert sum(bytes_read) == sources.stored_bytes(source) > 0
 
 
-def test_digest_is_of_the_documents_alone(tmp_path):
+def test_digest_depends_on_the_documents_only(tmp_path):
     one = Source(kind="text", path=str(write(tmp_path / "a.txt", "x\n\ny")))
     other = Source(
         kind="jsonl", path=str(write(tmp_path / "b.jsonl.gz", gzip.compress(b'{"text": "x"}\n{"text": "y"}')))
@@ -108,7 +108,7 @@ def test_digest_is_of_the_documents_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "options", "says"),
+    ("name", "content", "options", "message"),
     [
         ("a.txt", b"fine\nnot \xff fine", {}, "a.txt, line 2: byte 0xff"),
         ("a.gz", gzip.compress(TEXT.encode() * 99)[:-20], {}, r"a\.gz: .*expected a complete \.gz file"),
@@ -129,15 +129,15 @@ def test_digest_is_of_the_documents_alone(tmp_path):
         ("a.jsonl", b'{"text": 3}', {}, "a.jsonl, line 1: field 'text' is a int, expected a string"),
     ],
 )
-def test_user_errors(tmp_path, name, content, options, says):
+def test_user_errors(tmp_path, name, content, options, message):
     path = write(tmp_path / name, content)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         read(path, "jsonl" if name.endswith("jsonl") else "text", **options)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
 
-def test_glob_without_a_match(tmp_path):
+def test_glob_without_a_match_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"\*\.txt: matches no file"):
         read(tmp_path / "*.txt")
     with pytest.raises(UserError, match="it is a directory: add /"):
@@ -180,15 +180,15 @@ def test_tfds_by_name_and_by_directory(tiny_tfds):
     assert "title 3" in read("tiny", "tfds", data_dir=str(tiny_tfds), field="meta/title")
 
 
-def test_tfds_seen_adds_up(tiny_tfds):
+def test_tfds_bytes_read_add_up_to_stored_bytes(tiny_tfds):
     source = Source(kind="tfds", path="tiny", data_dir=str(tiny_tfds))
-    told: list[int] = []
-    list(iter_documents(source, told.append))
-    assert sum(told) == sources.stored_bytes(source) > 0
+    bytes_read: list[int] = []
+    list(iter_documents(source, bytes_read.append))
+    assert sum(bytes_read) == sources.stored_bytes(source) > 0
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"path": "nonesuch"}, "tfds 'nonesuch'.*expected a dataset that was prepared"),
         (
@@ -200,18 +200,18 @@ def test_tfds_seen_adds_up(tiny_tfds):
         ({"path": "tiny", "split": "test"}, "split 'test': Unknown split"),
     ],
 )
-def test_tfds_user_errors(tiny_tfds, options, says):
-    with pytest.raises(UserError, match=says) as error:
+def test_tfds_user_errors(tiny_tfds, options, message):
+    with pytest.raises(UserError, match=message) as error:
         list(iter_documents(Source(kind="tfds", data_dir=str(tiny_tfds), **options)))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("how", ["file", "blank_lines"])
-def test_a_book_without_an_empty_line_is_cut_at_lines(tmp_path, monkeypatch, how):
+@pytest.mark.parametrize("division", ["file", "blank_lines"])
+def test_long_document_is_cut_at_lines(tmp_path, monkeypatch, division):
     """So that memory stays flat whatever one document's size."""
     monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 100)
     lines = [f"line {i} of a long book" for i in range(50)]
-    found = read(write(tmp_path / "book.txt", "\n".join(lines)), documents=how)
-    assert "\n".join(found).split("\n") == lines
-    assert len(found) > 5
-    assert max(map(len, found)) <= 100
+    documents = read(write(tmp_path / "book.txt", "\n".join(lines)), documents=division)
+    assert "\n".join(documents).split("\n") == lines
+    assert len(documents) > 5
+    assert max(map(len, documents)) <= 100

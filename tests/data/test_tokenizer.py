@@ -26,7 +26,7 @@ SAMPLE = [
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lower", "cased"])
 def trained(request, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("words") / "tokenizer"
+    path = tmp_path_factory.mktemp("vocab") / "tokenizer"
     tokenizer.save_tokenizer(
         tokenizer.train_tokenizer(lambda: TEXTS, 1000, request.param), path, request.param
     )
@@ -39,37 +39,37 @@ def auto(path: Path):
     return AutoTokenizer.from_pretrained(str(path))
 
 
-def test_special_tokens_come_first(trained):
-    words = tokenizer.load_vocabulary(trained)
-    assert words.tokens[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    assert (words.pad_id, words.unk_id, words.cls_id, words.sep_id, words.mask_id) == (0, 1, 2, 3, 4)
-    assert words.special_ids == (0, 1, 2, 3, 4)
-    assert len(words.tokens) == len(set(words.tokens)) == len(words) == 1000
-    assert (trained / "vocab.txt").read_text(encoding="utf-8").splitlines() == list(words.tokens)
+def test_special_tokens_have_the_first_ids(trained):
+    vocab = tokenizer.load_vocabulary(trained)
+    assert vocab.tokens[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    assert (vocab.pad_id, vocab.unk_id, vocab.cls_id, vocab.sep_id, vocab.mask_id) == (0, 1, 2, 3, 4)
+    assert vocab.special_ids == (0, 1, 2, 3, 4)
+    assert len(vocab.tokens) == len(set(vocab.tokens)) == len(vocab) == 1000
+    assert (trained / "vocab.txt").read_text(encoding="utf-8").splitlines() == list(vocab.tokens)
 
 
-def test_transformers_gives_the_same_ids(trained):
-    theirs, ours = auto(trained), tokenizer.load_hf_tokenizer(trained)
+def test_auto_tokenizer_gives_the_same_ids(trained):
+    auto_tokenizer, hf_tokenizer = auto(trained), tokenizer.load_hf_tokenizer(trained)
     for text in [*SAMPLE, *(text[:3000] for text in TEXTS)]:
-        assert theirs(text)["input_ids"] == ours.encode(text).ids
-    assert theirs.mask_token_id == 4
-    assert sorted(theirs.all_special_ids) == [0, 1, 2, 3, 4]
-    assert len(theirs) == 1000
+        assert auto_tokenizer(text)["input_ids"] == hf_tokenizer.encode(text).ids
+    assert auto_tokenizer.mask_token_id == 4
+    assert sorted(auto_tokenizer.all_special_ids) == [0, 1, 2, 3, 4]
+    assert len(auto_tokenizer) == 1000
 
 
-def test_transformers_own_bert_over_vocab_txt_gives_the_same_ids(trained, tmp_path):
+def test_bert_tokenizer_of_the_vocab_txt_gives_the_same_ids(trained, tmp_path):
     """The pipeline, not only the vocabulary: BERT's as transformers builds it from a vocab.txt."""
     from transformers import BertTokenizer
 
     (tmp_path / "vocab.txt").write_bytes((trained / "vocab.txt").read_bytes())
     lower = json.loads((trained / "tokenizer_config.json").read_text())["do_lower_case"]
-    theirs = BertTokenizer.from_pretrained(str(tmp_path), do_lower_case=lower)
-    ours = tokenizer.load_hf_tokenizer(trained)
+    auto_tokenizer = BertTokenizer.from_pretrained(str(tmp_path), do_lower_case=lower)
+    hf_tokenizer = tokenizer.load_hf_tokenizer(trained)
     for text in [*SAMPLE, *(text[:3000] for text in TEXTS)]:
-        assert theirs(text)["input_ids"] == ours.encode(text).ids
+        assert auto_tokenizer(text)["input_ids"] == hf_tokenizer.encode(text).ids
 
 
-def test_lowercase(trained):
+def test_lowercase_vocabulary(trained):
     tokens = tokenizer.load_vocabulary(trained).tokens
     lower = json.loads((trained / "tokenizer_config.json").read_text())["do_lower_case"]
     assert any(c.isupper() for token in tokens[5:] for c in token) == (not lower)
@@ -84,11 +84,11 @@ def test_same_text_same_vocabulary_in_any_process(tmp_path):
         "print(hashlib.md5(w.to_str().encode()).hexdigest())"
     )
     command = [sys.executable, "-c", program]
-    found = {subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)}
-    assert len(found) == 1
+    digests = {subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)}
+    assert len(digests) == 1
 
 
-def test_sample_is_limited():
+def test_training_reads_only_the_sample():
     read = []
 
     def texts():
@@ -100,16 +100,16 @@ def test_sample_is_limited():
     assert len(read) == 2 * 4  # twice 3 of 8 kB, and one more to see that it is enough
 
 
-def test_characters_that_do_not_fit():
+def test_vocab_size_smaller_than_the_alphabet_is_refused():
     with pytest.raises(UserError, match=r"data.tokenizer.vocab_size is 20, expected at least \d+"):
         tokenizer.train_tokenizer(lambda: TEXTS, 20, True)
 
 
 def test_continuation_of_wordpiece(trained):
-    words = tokenizer.load_vocabulary(trained)
-    assert words.continuation.dtype == bool
-    assert words.continuation.tolist() == [token.startswith("##") for token in words.tokens]
-    assert words.continuation.any()
+    vocab = tokenizer.load_vocabulary(trained)
+    assert vocab.continuation.dtype == bool
+    assert vocab.continuation.tolist() == [token.startswith("##") for token in vocab.tokens]
+    assert vocab.continuation.any()
 
 
 def bert_words() -> list[str]:
@@ -130,8 +130,8 @@ def bert_words() -> list[str]:
 def test_vocab_txt_file_and_directory(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(bert_words()) + "\n")
     for path in (tmp_path / "vocab.txt", tmp_path):
-        words = tokenizer.load_vocabulary(path)
-        assert (words.pad_id, words.unk_id, words.cls_id, words.sep_id, words.mask_id) == (0, 2, 3, 4, 5)
+        vocab = tokenizer.load_vocabulary(path)
+        assert (vocab.pad_id, vocab.unk_id, vocab.cls_id, vocab.sep_id, vocab.mask_id) == (0, 2, 3, 4, 5)
         assert tokenizer.load_hf_tokenizer(path).encode("Hello").tokens == ["[CLS]", "hello", "[SEP]"]
         assert tokenizer.load_hf_tokenizer(path, lowercase=False).encode("Hello").tokens == [
             "[CLS]",
@@ -143,7 +143,7 @@ def test_vocab_txt_file_and_directory(tmp_path):
     assert tokenizer.load_hf_tokenizer(tmp_path, lowercase=True).encode("Hello").tokens[1] == "Hello"
 
 
-def test_install_of_a_vocab_txt_is_whole(tmp_path):
+def test_copy_of_a_vocab_txt_is_complete(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(bert_words()) + "\n")
     tokenizer.copy_tokenizer(tmp_path / "vocab.txt", tmp_path / "out", lowercase=False)
     assert tokenizer.tokenizer_digest(tmp_path / "out") == tokenizer.tokenizer_digest(
@@ -155,12 +155,12 @@ def test_install_of_a_vocab_txt_is_whole(tmp_path):
     )
 
 
-def test_install_copies_what_a_tokenizer_needs(trained, tmp_path):
+def test_copy_has_only_tokenizer_files(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "in")
     (tmp_path / "in" / "model.safetensors").write_bytes(b"weights")
     tokenizer.copy_tokenizer(tmp_path / "in", tmp_path / "out")
-    kept = ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == kept
+    expected_files = ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == expected_files
     for name in ("tokenizer.json", "vocab.txt"):
         assert (tmp_path / "out" / name).read_bytes() == (trained / name).read_bytes()
     for text in SAMPLE:
@@ -187,35 +187,35 @@ def roberta(tmp_path_factory) -> Path:
 
 
 def test_byte_level(roberta):
-    words = tokenizer.load_vocabulary(roberta)
-    assert (words.cls_id, words.pad_id, words.sep_id, words.unk_id, words.mask_id) == (0, 1, 2, 3, 4)
-    assert words.word_prefix == "Ġ"
-    assert words.special_ids == (0, 1, 2, 3, 4)
+    vocab = tokenizer.load_vocabulary(roberta)
+    assert (vocab.cls_id, vocab.pad_id, vocab.sep_id, vocab.unk_id, vocab.mask_id) == (0, 1, 2, 3, 4)
+    assert vocab.word_prefix == "Ġ"
+    assert vocab.special_ids == (0, 1, 2, 3, 4)
     ids = (
         tokenizer.load_hf_tokenizer(roberta)
         .encode("the extraordinary Government of the people", add_special_tokens=False)
         .ids
     )
     assert len(ids) > 8, "truncation has to be off"
-    words_begun = (~words.continuation[ids]).sum()
+    words_begun = (~vocab.continuation[ids]).sum()
     assert words_begun == 5  # each word but the first, which has no space before it
-    assert not words.continuation[list(words.special_ids)].any()
+    assert not vocab.continuation[list(vocab.special_ids)].any()
 
 
 def test_roles_from_the_config_files(roberta, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((roberta / "tokenizer.json").read_bytes())
     (tmp_path / "special_tokens_map.json").write_text('{"cls_token": {"content": "a"}, "sep_token": "b"}')
     (tmp_path / "tokenizer_config.json").write_text('{"sep_token": "c"}')
-    words = tokenizer.load_vocabulary(tmp_path)
-    assert (words.tokens[words.cls_id], words.tokens[words.sep_id], words.mask_id) == ("a", "b", 4)
-    assert {words.cls_id, words.sep_id} < set(words.special_ids)
+    vocab = tokenizer.load_vocabulary(tmp_path)
+    assert (vocab.tokens[vocab.cls_id], vocab.tokens[vocab.sep_id], vocab.mask_id) == ("a", "b", 4)
+    assert {vocab.cls_id, vocab.sep_id} < set(vocab.special_ids)
     (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "<nothing>"}')
     with pytest.raises(UserError, match="mask_token '<nothing>' is not in the vocabulary"):
         tokenizer.load_vocabulary(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("files", "path", "says"),
+    ("files", "path", "message"),
     [
         ({}, "gone", "gone: no such file, expected a tokenizer directory"),
         ({"merges.txt": ""}, "", "no tokenizer.json, vocab.txt or vocab.json"),
@@ -233,20 +233,20 @@ def test_roles_from_the_config_files(roberta, tmp_path):
         ),
     ],
 )
-def test_user_errors(tmp_path, files, path, says):
+def test_user_errors(tmp_path, files, path, message):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         tokenizer.load_vocabulary(tmp_path / path)
     assert "\n" not in str(error.value)
 
 
 def test_vocabularies_compare_and_are_read_only(trained):
-    words = tokenizer.load_vocabulary(trained)
-    assert words == tokenizer.load_vocabulary(trained)
+    vocab = tokenizer.load_vocabulary(trained)
+    assert vocab == tokenizer.load_vocabulary(trained)
     with pytest.raises(ValueError, match="read-only"):
-        words.continuation[0] = True
-    assert isinstance(words.continuation, np.ndarray)
+        vocab.continuation[0] = True
+    assert isinstance(vocab.continuation, np.ndarray)
 
 
 ODD = st.sampled_from(
@@ -261,29 +261,29 @@ ODD = st.sampled_from(
 
 
 @given(st.lists(st.one_of(st.text(), st.lists(ODD).map("".join)), max_size=5))
-def test_encoder_with_a_memory_gives_the_same_ids(trained, texts):
-    ours = tokenizer.load_hf_tokenizer(trained)
-    ours.encode_special_tokens = True
-    expected = [ours.encode(text, add_special_tokens=False).ids for text in texts]
-    encode = cached_wordpiece.make_text_encoder(ours)
+def test_cached_encoder_gives_the_same_ids(trained, texts):
+    hf_tokenizer = tokenizer.load_hf_tokenizer(trained)
+    hf_tokenizer.encode_special_tokens = True
+    expected = [hf_tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    encode = cached_wordpiece.make_text_encoder(hf_tokenizer)
     assert encode(texts) == expected
     assert encode(texts) == expected, "from memory"
 
 
-def test_encoder_with_a_memory_on_real_text(trained):
-    ours = tokenizer.load_hf_tokenizer(trained)
-    ours.encode_special_tokens = True
-    encode = cached_wordpiece.make_text_encoder(ours)
-    assert cached_wordpiece._can_encode_parts(ours)
+def test_cached_encoder_on_real_text(trained):
+    hf_tokenizer = tokenizer.load_hf_tokenizer(trained)
+    hf_tokenizer.encode_special_tokens = True
+    encode = cached_wordpiece.make_text_encoder(hf_tokenizer)
+    assert cached_wordpiece._can_encode_parts(hf_tokenizer)
     for text in [*iter_documents(Source())][::20]:
-        assert encode([text]) == [ours.encode(text, add_special_tokens=False).ids]
+        assert encode([text]) == [hf_tokenizer.encode(text, add_special_tokens=False).ids]
 
 
-def test_encoder_leaves_other_pipelines_alone(roberta):
-    ours = tokenizer.load_hf_tokenizer(roberta)
+def test_encoder_of_other_pipelines_does_not_cache(roberta):
+    hf_tokenizer = tokenizer.load_hf_tokenizer(roberta)
     texts = ["the extraordinary  Government, of the people!"]
-    assert cached_wordpiece.make_text_encoder(ours)(texts) == [
-        ours.encode(texts[0], add_special_tokens=False).ids
+    assert cached_wordpiece.make_text_encoder(hf_tokenizer)(texts) == [
+        hf_tokenizer.encode(texts[0], add_special_tokens=False).ids
     ]
 
 
@@ -299,7 +299,7 @@ ODD_TEXTS = [
 
 
 @pytest.mark.parametrize("space", [False, True])
-def test_byte_level_bpe_of_two_files_is_transformers(tmp_path, space):
+def test_byte_level_bpe_of_two_files_equals_transformers(tmp_path, space):
     """RoBERTa's vocab.json and merges.txt, without a tokenizer.json."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import ByteLevelBPETokenizer
@@ -310,17 +310,17 @@ def test_byte_level_bpe_of_two_files_is_transformers(tmp_path, space):
     trained.save_model(str(tmp_path))
     config = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": space}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    ours = tokenizer.load_hf_tokenizer(tmp_path)
-    theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path, add_prefix_space=space)
+    hf_tokenizer = tokenizer.load_hf_tokenizer(tmp_path)
+    auto_tokenizer = transformers.RobertaTokenizer.from_pretrained(tmp_path, add_prefix_space=space)
     for text in ODD_TEXTS:
-        assert ours.encode(text).ids == theirs(text).input_ids, text
-    words = tokenizer.load_vocabulary(tmp_path)
-    assert (words.cls_id, words.pad_id, words.sep_id, words.unk_id, words.mask_id) == (0, 1, 2, 3, 4)
-    assert words.word_prefix == "Ġ"
+        assert hf_tokenizer.encode(text).ids == auto_tokenizer(text).input_ids, text
+    vocab = tokenizer.load_vocabulary(tmp_path)
+    assert (vocab.cls_id, vocab.pad_id, vocab.sep_id, vocab.unk_id, vocab.mask_id) == (0, 1, 2, 3, 4)
+    assert vocab.word_prefix == "Ġ"
 
 
 @pytest.mark.parametrize("lost", ["merges.txt", "</s>"])
-def test_a_bpe_that_lacks_something(tmp_path, lost):
+def test_incomplete_bpe_is_refused(tmp_path, lost):
     (tmp_path / "vocab.json").write_text(
         json.dumps({"<s>": 0, "a": 1, "</s>": 2} if lost != "</s>" else {"<s>": 0})
     )

@@ -1,0 +1,97 @@
+import dataclasses
+import json
+import os
+
+import fsspec
+import pytest
+
+from dwt_jax.config import Source, Tokenizer
+from dwt_jax.data.data_cache import get_prepared
+from dwt_jax.data.prepare import prepare_data
+from dwt_jax.data.shards import read_dataset_index
+from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_pipelines import WORDPIECE
+from helpers.prepared_data import (
+    data_config,
+    file_hashes,
+    silent,
+)
+
+
+def test_cache_is_reused_until_config_or_files_change(tokenizer_dir, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("DWT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("dwt_jax.data.prepare._cpu_count", lambda: 1)
+    data = data_config(tokenizer_dir, corpus)
+    lines: list[str] = []
+    path = get_prepared(data, log=lines.append)
+    assert path.parent == tmp_path / "cache"
+    assert path.name.startswith("data-")
+    assert lines
+    assert get_prepared(dataclasses.replace(data, prefetch=7), log=pytest.fail) == path
+    assert get_prepared(dataclasses.replace(data, sentence_stride=2), log=silent) != path
+    os.utime(corpus.path, ns=(1, 1))
+    assert get_prepared(data, log=silent) != path
+
+
+def test_data_path_must_match_the_config(tokenizer_dir, corpus, tmp_path):
+    data = data_config(tokenizer_dir, corpus)
+    out = tmp_path / "out"
+    prepare_data(data, out, workers=1, log=silent)
+    assert get_prepared(dataclasses.replace(data, path=str(out))) == out
+    without_sources = dataclasses.replace(data, path=str(out), tokenizer=Tokenizer(), sources=(Source(),))
+    assert get_prepared(without_sources) == out
+    (tmp_path / "vocab.txt").write_text("\n".join([*WORDPIECE.special_tokens, "a"]))
+    for change, message in [
+        ({"sequence_length": 64}, "data.sequence_length is 64, expected 32"),
+        ({"row_mode": "sentence"}, "data.row_mode is sentence, expected packed"),
+        ({"tokenizer": Tokenizer(path=str(tmp_path / "vocab.txt"))}, "data.tokenizer.path is .*vocab.txt"),
+        (
+            {"path": str(tmp_path / "gone")},
+            "does not exist, expected prepared rows; run dwt prepare --config",
+        ),
+        ({"path": str(tmp_path)}, "holds no index.json, expected prepared rows; run dwt prepare --config"),
+    ]:
+        with pytest.raises(UserError, match=message) as error:
+            get_prepared(dataclasses.replace(data, **{"path": str(out), **change}))
+        assert "\n" not in str(error.value)
+    (out / "index.json").write_text('{"format": 0}')
+    with pytest.raises(UserError, match="format 0, expected 1"):
+        get_prepared(dataclasses.replace(data, path=str(out)))
+
+
+def test_data_path_url_is_copied_once(tokenizer_dir, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("DWT_CACHE", str(tmp_path / "cache"))
+    data = data_config(tokenizer_dir, corpus)
+    prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "out"), "/bucket/rows", recursive=True)
+    remote = dataclasses.replace(data, path="memory://bucket/rows")
+    path = get_prepared(remote, log=silent)
+    assert file_hashes(path) == file_hashes(tmp_path / "out")
+    assert get_prepared(remote, log=pytest.fail) == path
+    assert not [child for child in path.parent.iterdir() if "partial" in child.name]
+    for url, message in (("memory://bucket/none", "FileNotFoundError"), ("nonesuch://x", "ValueError")):
+        with pytest.raises(UserError, match=f"data.path is {url}: {message}"):
+            get_prepared(dataclasses.replace(data, path=url))
+
+
+def test_index_with_old_key_names_is_read(tokenizer_dir, corpus, tmp_path):
+    """As versions wrote it in which the keys of the config had other names."""
+    data = data_config(tokenizer_dir, corpus, sentence_stride=2)
+    out = tmp_path / "out"
+    index = prepare_data(data, out, workers=1, log=silent)
+    old = dict(index)
+    old["mode"] = old.pop("row_mode")
+    old["data"] = dict(index["data"])
+    for name, old_name in {
+        "row_mode": "mode",
+        "validation_fraction": "held_out",
+        "sentence_stride": "keep_every",
+    }.items():
+        old["data"][old_name] = old["data"].pop(name)
+    (out / "index.json").write_text(json.dumps(old))
+    assert read_dataset_index(out) == index
+    assert prepare_data(data, out, log=silent) == index
+    assert get_prepared(dataclasses.replace(data, path=str(out)), log=silent) == out
+    with pytest.raises(UserError, match=r"data\.sentence_stride is 3, expected 2"):
+        get_prepared(dataclasses.replace(data, path=str(out), sentence_stride=3))

@@ -1,0 +1,172 @@
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dwt_jax.config import Source
+from dwt_jax.data.prepare import prepare_data
+from dwt_jax.errors import UserError
+from helpers.paths import PYTHONPATH
+from helpers.prepared_data import (
+    data_config,
+    file_hashes,
+    read_split,
+    silent,
+)
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from dwt_jax.config import Data, Tokenizer, Source
+from dwt_jax.data.prepare import prepare_data
+if __name__ == "__main__":
+    source = Source(kind="jsonl", path=sys.argv[3])
+    data = Data(tokenizer=Tokenizer(path=sys.argv[1]), sources=(source,), validation_fraction=0.2)
+    prepare_data(data, Path(sys.argv[2]), workers=int(sys.argv[4]))
+"""
+
+
+def start(tokenizer_dir: Path, out: Path, corpus: Path, workers: int, tmp_path: Path) -> subprocess.Popen:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    command = [sys.executable, str(program), str(tokenizer_dir), str(out), str(corpus), str(workers)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def endless(texts: list[str], tmp_path: Path) -> Path:
+    """A source that takes longer than the test waits."""
+    path = tmp_path / "endless.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 400))
+    return path
+
+
+def processes_of(group: int) -> list[str]:
+    processes = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group_ = stat.read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(group_) == group and state != "Z":
+            processes.append(stat.parent.name)
+    return processes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_killed_prepare_leaves_no_index(tokenizer_dir, texts, corpus, tmp_path):
+    out = tmp_path / "sub" / "out"
+    process = start(tokenizer_dir, out, endless(texts, tmp_path), 2, tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(out.parent.glob(".out.partial-*/train")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)  # the workers are at it
+    assert process.poll() is None, "ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    leftovers = list(out.parent.glob(".out.partial-*"))
+    assert len(leftovers) == 1
+    assert not (leftovers[0] / "index.json").exists()
+    while processes_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_of(process.pid), "workers outlived their parent"
+    prepare_data(data_config(tokenizer_dir, corpus), out, workers=1, log=silent)
+    assert read_split(out, "train")
+    assert not list(out.parent.glob(".out.partial-*"))
+
+
+def test_only_leftovers_of_dead_processes_are_removed(tokenizer_dir, corpus, tmp_path):
+    import socket
+
+    of_living_process = tmp_path / f".out.partial-1.{socket.gethostname()}"
+    of_other_host = tmp_path / ".out.partial-999999999.another-host"
+    of_dead_process = tmp_path / f".out.partial-999999999.{socket.gethostname()}"
+    for path in (of_living_process, of_other_host, of_dead_process):
+        path.mkdir()
+    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "out", workers=1, log=silent)
+    assert of_living_process.exists()
+    assert of_other_host.exists()
+    assert not of_dead_process.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_directory(tokenizer_dir, corpus, tmp_path):
+    out = tmp_path / "out"
+    both = [start(tokenizer_dir, out, Path(corpus.path), 1, tmp_path) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert read_split(out, "train")
+    assert not list(tmp_path.glob(".out.partial-*"))
+
+
+def test_directory_of_a_faster_process_is_used(tokenizer_dir, corpus, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    data = data_config(tokenizer_dir, corpus)
+    winner = prepare_data(data, tmp_path / "winner", workers=1, log=silent)
+    from dwt_jax.data import prepare as module
+
+    build = module._build_dataset
+
+    def slower(*arguments):
+        index = build(*arguments)
+        shutil.copytree(tmp_path / "winner", out)
+        return index
+
+    monkeypatch.setattr(module, "_build_dataset", slower)
+    assert prepare_data(data, out, workers=1, log=silent) == winner
+    assert file_hashes(out) == file_hashes(tmp_path / "winner")
+
+
+def test_failure_leaves_no_files(tokenizer_dir, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"txt": ""}\n')
+    with pytest.raises(UserError, match="line 2: no field 'text'"):
+        prepare_data(
+            data_config(tokenizer_dir, Source(kind="jsonl", path=str(tmp_path / "a.jsonl"))),
+            tmp_path / "out",
+            workers=1,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_prepared_directory_is_not_changed(tokenizer_dir, corpus, tmp_path):
+    data = data_config(tokenizer_dir, corpus)
+    first = prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    before = (tmp_path / "out" / "index.json").stat().st_mtime_ns
+    assert (
+        prepare_data(dataclasses.replace(data, prefetch=9), tmp_path / "out", workers=1, log=silent) == first
+    )
+    assert (tmp_path / "out" / "index.json").stat().st_mtime_ns == before
+    with pytest.raises(
+        UserError, match=r"other data.sequence_length and data.sentence_stride, expected a new dir"
+    ):
+        prepare_data(
+            dataclasses.replace(data, sequence_length=16, sentence_stride=2), tmp_path / "out", log=silent
+        )
+
+
+def test_directory_with_other_files_is_refused(tokenizer_dir, corpus, tmp_path):
+    with pytest.raises(UserError, match="not empty and without prepared rows"):
+        prepare_data(data_config(tokenizer_dir, corpus), tmp_path, workers=1, log=silent)
+    (tmp_path / "empty").mkdir()
+    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "empty", workers=1, log=silent)
+    assert read_split(tmp_path / "empty", "train")
+
+
+@pytest.mark.parametrize(("held_out", "split"), [(1e-9, "held_out"), (1 - 1e-9, "train")])
+def test_empty_splits_are_refused(tokenizer_dir, corpus, tmp_path, held_out, split):
+    with pytest.raises(UserError, match=rf"data.validation_fraction is .* split '{split}', expected a "):
+        prepare_data(
+            data_config(tokenizer_dir, corpus, validation_fraction=held_out),
+            tmp_path / "out",
+            workers=1,
+            log=silent,
+        )
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,87 @@
+"""Prepared data of the tests: its config, what a directory holds, and a packer that is easy to check."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from dwt_jax.config import Data, Source, Tokenizer
+from dwt_jax.data import dataset
+from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
+from dwt_jax.data.sentence_splitter import split_sentences
+
+PAD, CLS, SEP = 0, 2, 3
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def data_config(tokenizer_dir: Path, *sources: Source, **changes) -> Data:
+    base = Data(
+        sources=sources,
+        tokenizer=Tokenizer(path=str(tokenizer_dir)),
+        sequence_length=32,
+        validation_fraction=0.2,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def file_hashes(directory: Path) -> dict[str, str]:
+    """Hashes of all files of a prepared directory."""
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(directory)): hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
+
+
+def hash_fraction(text: str) -> float:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=32).digest()[:8], "big") / 2**64
+
+
+def encode_sentences(tokenizer_dir: Path, text: str) -> list[list[int]]:
+    hf_tokenizer = load_hf_tokenizer(tokenizer_dir)
+    return [hf_tokenizer.encode(sentence, add_special_tokens=False).ids for sentence in split_sentences(text)]
+
+
+def pack_naively(documents: list[list[list[int]]], length: int) -> list[tuple[list[int], list[int], int]]:
+    """(tokens, segments, first document) of each row."""
+    rows, row, segments, first, current_document = [], [], [], None, None
+    number = -1
+
+    def close():
+        nonlocal row, segments, first, current_document
+        if row:
+            padding = [PAD] * (length - len(row))
+            rows.append((row + padding, segments + [0] * len(padding), first))
+        row, segments, first, current_document = [], [], None, None
+
+    for document in documents:
+        if not any(document):
+            continue
+        number += 1
+        for sentence in document:
+            for start in range(0, len(sentence), length - 2):
+                piece = sentence[start : start + length - 2]
+                if len(row) + len(piece) + (0 if current_document == number else 2) > length:
+                    close()
+                if current_document == number:
+                    segment = segments[-1]
+                    row.pop()
+                    segments.pop()
+                else:
+                    segment = segments[-1] + 1 if segments else 1
+                    first = number if first is None else first
+                    row.append(CLS)
+                    segments.append(segment)
+                row += [*piece, SEP]
+                segments += [segment] * (len(piece) + 1)
+                current_document = number
+    close()
+    return rows
+
+
+def read_split(directory: Path, split: str) -> list[tuple[list[int], list[int], int]]:
+    split_data = dataset.open_dataset(directory, split)
+    rows = dataset.read_rows(split_data, np.arange(dataset.num_rows(split_data)))
+    first_documents = dataset.first_document_ids(split_data)
+    return [*zip(rows["tokens"].tolist(), rows["segments"].tolist(), first_documents.tolist(), strict=True)]
