@@ -156,9 +156,9 @@ def test_unpaired_results_are_not_comparable(finished_study):
         is None
     )
     out_of_domain = {
-        seed: documents._replace(text="another") for seed, documents in treatment.elsewhere.items()
+        seed: documents._replace(text="another") for seed, documents in treatment.out_of_domain.items()
     }
-    other = dataclasses.replace(treatment, elsewhere=out_of_domain)
+    other = dataclasses.replace(treatment, out_of_domain=out_of_domain)
     assert study_results.paired_difference(treatment, baseline, "loss_elsewhere") is not None
     assert study_results.paired_difference(other, baseline, "loss_elsewhere") is None
     empty = study_results.ArmResults(treatment.arm, {}, {}, {}, {})
