@@ -1,10 +1,10 @@
-"""Students of BERT's two sizes, packed rows of 128 tokens, and a teacher of half the layers for each.
+"""Students of BERT's two sizes with packed rows of 128 tokens, and a smaller teacher for each.
 
     dwt train --config=configs/bert.py:base-teacher --workdir=runs/teacher
     dwt train --config=configs/bert.py:base --workdir=runs/base \\
         --config.teacher.path=runs/teacher --config.distill.preset=paper_decay
 
-Data, masks and optimiser are those of configs/paper.py, but every sentence is kept.
+Data, masks and optimizer are those of configs/paper.py, but with every sentence.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,13 @@
-"""The demo's runs on the built-in corpus, each trainable by itself:
+"""The runs of the demo on the built-in corpus, each trainable on its own:
 
     dwt train --config=configs/demo.py:teacher --workdir=runs/teacher
     dwt train --config=configs/demo.py:student --workdir=runs/student \\
         --config.teacher.path=runs/teacher --config.distill.preset=paper_normal
 
-Sized for minutes on two CPU cores: a small vocabulary, short rows and small batches, because what
-a model of this size needs most to leave the unigram plateau is many steps; and an initialisation
-wider than BERT's 0.02, which at hidden size 64 slows that down (measured: 5.76 against 5.83 nats
-after 2,400 steps of the teacher).
+The sizes are for minutes on two CPU cores. Vocabulary, rows and batches are small, because a model of
+this size needs many steps to leave the unigram plateau. The initialization is wider than BERT's 0.02,
+which slows this down at hidden size 64 (measured: 5.76 against 5.83 nats after 2,400 steps of the
+teacher).
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +31,7 @@ def get_config(run: str = "student") -> ConfigDict:
                 "intermediate_size": 4 * hidden_size,
                 "max_position_embeddings": 64,
                 "initializer_range": 0.05,
-                "hidden_dropout_prob": 0.0,  # less than one epoch: nothing to over-fit
+                "hidden_dropout_prob": 0.0,  # no overfitting in less than one epoch
                 "attention_probs_dropout_prob": 0.0,
             },
             "data": {"tokenizer": {"vocab_size": 2048}, "sequence_length": 64, "validation_fraction": 0.05},

@@ -1,12 +1,14 @@
-"""The paper's setting (Lee et al. 2023, section 4): a 6-layer student of hidden size 768 and
-teachers of 4, 2 and 1 layers, one sentence a row, every fourth sentence kept, 20 epochs.
+"""The paper's setting (Lee et al. 2023, section 4).
+
+A 6-layer student of hidden size 768 and teachers of 4, 2 and 1 layers, one sentence per row, every fourth
+sentence, 20 epochs.
 
     dwt train --config=configs/paper.py:teacher4 --workdir=runs/teacher4
     dwt train --config=configs/paper.py:student --workdir=runs/student \\
         --config.teacher.path=runs/teacher4 --config.distill.preset=paper_normal
 
-Sources are TFDS's Wikipedia and files of books below books/; name others with
---config.data.sources.0.path=…. What the paper does not give is BERT's: length, decay, betas.
+Sources are TFDS's Wikipedia and files of books in books/; set others with
+--config.data.sources.0.path=…. Settings that the paper does not give (length, decay, betas) are BERT's.
 """
 
 from ml_collections import ConfigDict

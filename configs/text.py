@@ -4,7 +4,7 @@
     dwt train   --config='configs/text.py:corpus/*.txt' --config.data.path=rows --workdir=runs/student
 
 Files may be compressed (.gz, .xz, .zst); empty lines separate documents. One document in a hundred is
-held out: with fewer than a few hundred, say --config.data.validation_fraction=0.05.
+held out. With fewer than a few hundred documents, set --config.data.validation_fraction=0.05.
 """
 
 from ml_collections import ConfigDict

@@ -27,6 +27,7 @@ RENAMED_KEYS = {
     "recipe.at_once": "recipe.seeds_in_parallel",
     "examples.first": "examples.text_column",
     "examples.second": "examples.text_pair_column",
+    "elsewhere": "out_of_domain",
     "examples.limit": "examples.max_train_examples",
 }
 """New key by the old key. `recipe.` and `examples.` are sections of a fine-tuning config."""

@@ -11,6 +11,7 @@ from dwt_jax.config_loader import build_dataclass, config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.finetune.config import FinetuneConfig
 from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, SCHEDULE_KEYS
+from dwt_jax.study.sweep import Study
 from helpers.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "launch").glob("*"))]
@@ -25,7 +26,7 @@ def dotted_keys(config):
     return keys
 
 
-CONFIG_TYPES = (Config, FinetuneConfig)
+CONFIG_TYPES = (Config, FinetuneConfig, Study)
 KEYS = set().union(*(dotted_keys(kind()) for kind in CONFIG_TYPES))
 
 

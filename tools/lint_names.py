@@ -26,7 +26,6 @@ UNCHECKED: tuple[str, ...] = (
     "dwt_jax/data/",
     "dwt_jax/distributed/",
     "dwt_jax/files.py",
-    "dwt_jax/finetune/",
     "dwt_jax/growth/",
     "dwt_jax/hf/",
     "dwt_jax/models/",
@@ -34,7 +33,6 @@ UNCHECKED: tuple[str, ...] = (
     "dwt_jax/remap/",
     "dwt_jax/runs/",
     "dwt_jax/runtime_env.py",
-    "dwt_jax/study/",
     "dwt_jax/text_format.py",
     "dwt_jax/train/",
 )

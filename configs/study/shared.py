@@ -54,7 +54,7 @@ def study(scale: str, title: str, arms: list[Any], claims: list[Any]) -> ConfigD
                 "tasks": TASKS[scale],
                 "set": [*glue, *(small if scale == "cpu" else [])],
             },
-            "elsewhere": {}
+            "out_of_domain": {}
             if scale == "paper"
             else {"config": f"configs/study/pretraining.py:{scale}-student", "set": books},
             "claims": claims,

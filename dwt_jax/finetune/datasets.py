@@ -42,7 +42,9 @@ class TaskData(NamedTuple):
 
 
 def read_examples(examples: Examples) -> TaskData:
-    """Read all available splits of a task: train, dev, and optionally dev_…, test, test_…
+    """Read all available splits of a task.
+
+    These are train, dev, and optionally dev_…, test and test_….
 
     Raises:
         UserError: with file, line and column, for a missing file, column, text or label.

@@ -193,7 +193,10 @@ def jit_finetune_step(step_config: FinetuneStepConfig) -> Any:
 
 @functools.cache
 def jit_predict(step_config: FinetuneStepConfig) -> Any:
-    """Return the jitted prediction: (params [S, …], batch [B, …]) → logits, fp32 [S, B, labels]."""
+    """Return the jitted prediction.
+
+    It maps (params [S, …], batch [B, …]) to logits, fp32 [S, B, labels].
+    """
 
     def predict_batch(params: Any, batch: ExampleBatch) -> jax.Array:
         FINETUNE_TRACE_COUNTS["predict"] += 1

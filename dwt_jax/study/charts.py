@@ -97,8 +97,10 @@ def axis_ticks(low: float, high: float, target_count: int) -> list[float]:
 
 
 def dodge_labels(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return positions near `targets`, in the same order, at least `gap` apart and in [low, high]
-    (as long as they fit)."""
+    """Return positions near `targets` without overlap.
+
+    They keep the order, are at least `gap` apart and, as long as they fit, in [low, high].
+    """
     order = sorted(range(len(targets)), key=lambda i: targets[i])
     positions = [0.0] * len(targets)
     floor = low

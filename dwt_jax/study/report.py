@@ -74,12 +74,12 @@ class RunRecord:
         return self.config["teacher"]["path"]
 
     @property
-    def distilled(self) -> bool:
+    def is_distilled(self) -> bool:
         """Whether it is a student with a teacher."""
         return self.role == "student" and bool(self.teacher_path)
 
     @property
-    def grown(self) -> bool:
+    def is_grown(self) -> bool:
         """Whether it was initialized from a smaller model."""
         return bool(self.config.get("init", {}).get("method"))
 
@@ -209,7 +209,7 @@ def collect_runs(workdir: Path) -> RunComparisonStudy:
         baseline=baseline,
         noise=noise,
         comparisons=tuple(
-            compare_to_baseline(run, baseline, noise) for run in runs if baseline and run.distilled
+            compare_to_baseline(run, baseline, noise) for run in runs if baseline and run.is_distilled
         ),
         downstream={
             run.name: read_json(path)
@@ -319,9 +319,9 @@ def refers_to_run(path: Path, run: RunRecord) -> bool:
 
 def _find_baseline(runs: Sequence[RunRecord]) -> RunRecord | None:
     """Return the first run by name without teacher and growth, preferably of a distilled student's size."""
-    candidates = [run for run in runs if not run.teacher_path and not run.grown]
+    candidates = [run for run in runs if not run.teacher_path and not run.is_grown]
     candidates.sort(key=lambda run: run.name)
-    sizes = [run.config["model"] for run in runs if run.distilled]
+    sizes = [run.config["model"] for run in runs if run.is_distilled]
     students = [run for run in candidates if run.role == "student"]
     same_size = [run for run in students or candidates if run.config["model"] in sizes]
     return next(iter(same_size or students), None)

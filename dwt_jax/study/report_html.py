@@ -119,8 +119,8 @@ def _styles(study: "RunComparisonStudy") -> dict[str, tuple[int, int]]:
     colours, with other dashes once the colours are used up.
     """
     students = [run for run in study.runs if run.role == "student"]
-    distilled = [run.name for run in students if run.distilled]
-    without_teacher = [run.name for run in students if not run.distilled and run is not study.baseline]
+    distilled = [run.name for run in students if run.is_distilled]
+    without_teacher = [run.name for run in students if not run.is_distilled and run is not study.baseline]
     colours, dashes = charts.COLOURS - 1, len(charts.DASHES) - 1
     styles = {study.baseline.name: (0, 0)} if study.baseline else {}
     styles |= {name: (1 + i % colours, i // colours) for i, name in enumerate(distilled)}
@@ -249,7 +249,7 @@ def _training(study: "RunComparisonStudy") -> str:
         return points
 
     def weights(run: "RunRecord") -> tuple[list[float], list[float]]:
-        records = run.metrics if run.distilled else []
+        records = run.metrics if run.is_distilled else []
         return [r["step"] for r in records], [r["alpha_soft"] for r in records]
 
     panels = (

@@ -82,9 +82,11 @@ def run_study(study: Study, workdir: Path, index: int | None = None) -> bool:
             )
     tasks, example_cache, provenance = load_study_tasks(study), ExampleCache(), ProvenanceChecker(by_name)
     for job in jobs:
-        _check_same_config(job, tasks, study.elsewhere)
+        _check_same_config(job, tasks, study.out_of_domain)
         provenance.check(job)
-    _check_inputs([job for job in selected_jobs if not job.is_done()], tasks, study.elsewhere, example_cache)
+    _check_inputs(
+        [job for job in selected_jobs if not job.is_done()], tasks, study.out_of_domain, example_cache
+    )
     workdir.mkdir(parents=True, exist_ok=True)
     manifest.write_manifest(study, jobs, workdir)
     for i, job in enumerate(jobs):
@@ -199,10 +201,10 @@ def _evaluate_out_of_domain(study: Study, source_job: Job, workdir: Path) -> Non
     from dwt_jax.eval import likelihood
     from dwt_jax.eval.evaluate_model import model_document_losses
 
-    data = get_prepared(_out_of_domain_data(study.elsewhere, str(source_job.workdir / "tokenizer")))
+    data = get_prepared(_out_of_domain_data(study.out_of_domain, str(source_job.workdir / "tokenizer")))
     document_losses = model_document_losses(str(source_job.workdir), data)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", config_to_dict(_out_of_domain_data(study.elsewhere)))
+    write_json(workdir / "config.json", config_to_dict(_out_of_domain_data(study.out_of_domain)))
     likelihood.write_document_losses(workdir / "documents.npz", document_losses)
     identity = {"data_digest": read_json(data / "index.json")["digest"]}
     write_json(workdir / "results.json", {**likelihood.summarize_losses(document_losses), **identity})

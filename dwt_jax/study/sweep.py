@@ -75,7 +75,7 @@ class Study:
     arms: tuple[Arm, ...] = ()
     set: tuple[str, ...] = ()  # overrides of every arm; an arm's own take precedence
     finetuning: StudyFinetuning = field(default_factory=StudyFinetuning)
-    elsewhere: OutOfDomain = field(default_factory=OutOfDomain)
+    out_of_domain: OutOfDomain = field(default_factory=OutOfDomain)
     claims: tuple[Hypothesis, ...] = ()
 
 
@@ -155,7 +155,7 @@ def study_problems(study: Study) -> Iterator[str]:
         yield from _override_problems(f"{location}.set", arm.set)
     yield from _override_problems("set", study.set)
     yield from _override_problems("finetuning.set", study.finetuning.set)
-    yield from _override_problems("elsewhere.set", study.elsewhere.set)
+    yield from _override_problems("out_of_domain.set", study.out_of_domain.set)
     if study.baseline and study.baseline not in names:
         yield f"baseline is {study.baseline!r}{did_you_mean(study.baseline, names)}"
     for i, hypothesis in enumerate(study.claims):
@@ -173,8 +173,8 @@ def _hypothesis_problems(location: str, hypothesis: Hypothesis, study: Study) ->
         yield f"{location}.measure is {hypothesis.measure!r}{did_you_mean(hypothesis.measure, measures)}"
     if not hypothesis.against and not study.baseline:
         yield f"{location}.against is empty, expected an arm: there is no baseline"
-    if hypothesis.measure == "loss_elsewhere" and not study.elsewhere.config:
-        yield f"{location}.measure is 'loss_elsewhere', expected elsewhere.config for it"
+    if hypothesis.measure == "loss_elsewhere" and not study.out_of_domain.config:
+        yield f"{location}.measure is 'loss_elsewhere', expected out_of_domain.config for it"
     if hypothesis.measure in LOSS_MEASURES:
         if hypothesis.at != 1:
             yield f"{location}.at is {hypothesis.at}, expected 1 for a loss"
@@ -222,7 +222,7 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
             needs=(training_job.name,),
             config=training_job.config,
         )
-        if study.elsewhere.config:
+        if study.out_of_domain.config:
             job_dir = workdir / "elsewhere" / training_job.name
             jobs.append(make_job("evaluate", f"{training_job.name}-elsewhere", workdir=job_dir))
         for step, share in finetune_steps(arms[training_job.arm], training_job.config).items():

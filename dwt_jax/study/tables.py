@@ -120,7 +120,10 @@ def _spell_number(number: int) -> str:
 
 
 def describe_schedule(schedule: Mapping[str, Any]) -> str:
-    """Describe a schedule: '4 → 1 linear', '2 → 0 cosine from 10 % to 80 %', '1, from 50 % on 0', …"""
+    """Describe a schedule in words.
+
+    For example '4 → 1 linear', '2 → 0 cosine from 10 % to 80 %' or '1, from 50 % on 0'.
+    """
     kind, value, end = schedule["kind"], f"{schedule['value']:g}", f"{schedule['end']:g}"
     warmup, decay_start, decay_end = (
         schedule.get(key, default)

@@ -394,7 +394,7 @@ def test_roles_without_a_plan(tmp_path):
     assert {run.name: run.role for run in study.runs if run.role == "teacher"} == {"teacher": "teacher"}
     assert study.baseline.name == "alone"
     assert {run.name for run in study.noise.runs} == {"alone", "alone-seed1"}
-    assert {run.teacher for run in study.runs if run.distilled} == {"teacher"}
+    assert {run.teacher for run in study.runs if run.is_distilled} == {"teacher"}
     assert {c.run.name: c.verdict for c in study.comparisons}["normal"] == "helped"
     assert study.title == "Runs in demo"
 

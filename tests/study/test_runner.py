@@ -55,7 +55,7 @@ def small_study(tmp_path_factory):
             },
         ],
         "finetuning": {"config": "configs/glue.py", "tasks": ["era"], "set": RECIPE},
-        "elsewhere": {"config": config.partition(":")[0], "set": ["data.validation_fraction=0.3"]},
+        "out_of_domain": {"config": config.partition(":")[0], "set": ["data.validation_fraction=0.3"]},
         "claims": [
             {"text": "A teacher helps", "arm": "distilled", "paper": "so it says"},
             {"text": "A teacher harms the era", "arm": "distilled", "measure": "era", "expected": "worse"},
@@ -156,9 +156,9 @@ def test_unpaired_results_are_not_comparable(finished_study):
         is None
     )
     out_of_domain = {
-        seed: documents._replace(text="another") for seed, documents in treatment.elsewhere.items()
+        seed: documents._replace(text="another") for seed, documents in treatment.out_of_domain.items()
     }
-    other = dataclasses.replace(treatment, elsewhere=out_of_domain)
+    other = dataclasses.replace(treatment, out_of_domain=out_of_domain)
     assert study_results.paired_difference(treatment, baseline, "loss_elsewhere") is not None
     assert study_results.paired_difference(other, baseline, "loss_elsewhere") is None
     empty = study_results.ArmResults(treatment.arm, {}, {}, {}, {})
@@ -194,9 +194,9 @@ def test_changed_study_is_refused_and_a_new_task_is_run(small_study, finished_st
 
 def test_changed_out_of_domain_text_is_refused(small_study, finished_study):
     study = load_study(small_study[0])
-    out_of_domain = dataclasses.replace(study.elsewhere, set=("data.validation_fraction=0.2",))
+    out_of_domain = dataclasses.replace(study.out_of_domain, set=("data.validation_fraction=0.2",))
     with pytest.raises(UserError, match=r"validation_fraction is 0\.3, expected 0\.2 as in the study"):
-        runner.run_study(dataclasses.replace(study, elsewhere=out_of_domain), finished_study[0])
+        runner.run_study(dataclasses.replace(study, out_of_domain=out_of_domain), finished_study[0])
 
 
 def test_job_made_from_another_source_is_refused(small_study, finished_study, tmp_path):
@@ -266,9 +266,12 @@ def test_missing_inputs_are_reported_before_the_first_job(small_study, tmp_path)
     study = load_study(small_study[0])
     overrides = ("examples.kind=glue", f"examples.path={tmp_path / 'none'}")
     glue = dataclasses.replace(study.finetuning, tasks=("rte",), set=overrides)
-    files = (*study.elsewhere.set, f"data.sources.0.path={tmp_path / 'books.txt'}")
-    books = dataclasses.replace(study.elsewhere, set=("data.sources.0.kind=text", *files))
-    for other in (dataclasses.replace(study, finetuning=glue), dataclasses.replace(study, elsewhere=books)):
+    files = (*study.out_of_domain.set, f"data.sources.0.path={tmp_path / 'books.txt'}")
+    books = dataclasses.replace(study.out_of_domain, set=("data.sources.0.kind=text", *files))
+    for other in (
+        dataclasses.replace(study, finetuning=glue),
+        dataclasses.replace(study, out_of_domain=books),
+    ):
         with pytest.raises(UserError, match=str(tmp_path)):
             runner.run_study(other, tmp_path / "s")
     assert not (tmp_path / "s").exists()

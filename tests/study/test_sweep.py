@@ -199,7 +199,7 @@ def study_with_claim(**claim):
         (study_with(["claims"], [{"arm": "distilled", "measure": "eara"}]), "claims.0.measure"),
         (study_with(["arms", 1, "set"], ["train.steps"]), "arms.1.set has 'train.steps', expected key=value"),
         (study_with(["finetuning", "set"], ["recipe"]), "finetuning.set has 'recipe', expected key=value"),
-        (study_with(["elsewhere"], {"set": ["x"]}), "elsewhere.set has 'x', expected key=value"),
+        (study_with(["out_of_domain"], {"set": ["x"]}), "out_of_domain.set has 'x', expected key=value"),
         (study_with_claim(arm="distilled", at=0.3), "claims.0.at is 0.3, expected 1 for a loss"),
         (study_with_claim(arm="distilled", at=2.0, measure="era"), "claims.0.at is 2.0, expected a share"),
         (
@@ -210,7 +210,7 @@ def study_with_claim(**claim):
             study_with_claim(arm="distilled", against="distilled", measure="era", at=0.5),
             "claims.0.at is 0.5, expected a share that 'distilled' is fine-tuned at: 0.3, 1.0",
         ),
-        (study_with_claim(arm="distilled", measure="loss_elsewhere"), "expected elsewhere.config for it"),
+        (study_with_claim(arm="distilled", measure="loss_elsewhere"), "expected out_of_domain.config for it"),
         (study_with(["arms", 1, "set"], ["train.stpes=3"]), "arm 'alone': config: unknown key"),
     ],
     ids=str,
