@@ -228,7 +228,7 @@ def test_flops_equal_a_count_of_the_program(config, num_layers):
 def test_growth_by_whole_factors_keeps_the_function(config):
     params = jax.tree.map(lambda x: x.astype(np.float64), random_params(config))
     target = dataclasses.replace(
-        config, hidden_size=32, num_attention_heads=4, intermediate_size=40, max_position_embeddings=24
+        config, hidden_size=32, num_attention_heads=4, intermediate_size=48, max_position_embeddings=24
     )
     tokens, segments = batch(config)
     grown, report = remap_params(params, config, target, "hyperclone", jax.random.key(0))
