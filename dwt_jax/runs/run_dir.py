@@ -41,7 +41,7 @@ class RunKind(NamedTuple):
 
     identity_file: str  # the file of what it was run on
     read_config: Callable[[Path], Any]  # its resolved config, from the directory
-    mutable_keys: tuple[str, ...]  # beginnings of keys, see MAY_CHANGE
+    mutable_keys: tuple[str, ...]  # beginnings of keys, see RESUME_MUTABLE_KEYS
 
 
 def init_run_dir(
