@@ -171,7 +171,8 @@ def format_growth_line(growth: GrowthSource, result: RemapReport) -> str:
     )
     return (
         f"student grown from {growth.path} ({source_config.num_hidden_layers} x {source_config.hidden_size}"
-        f"{f', step {growth.step}' * bool(growth.step)}) by {result.method}: {shares}; {function_text}{drift_text}"
+        f"{f', step {growth.step}' * bool(growth.step)}) by {result.method}: "
+        f"{shares}; {function_text}{drift_text}"
     )
 
 

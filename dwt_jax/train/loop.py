@@ -99,7 +99,8 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
     model, train_config, device = run.config.model, run.config.train, jax.devices()[0]
     num_params = sum(x.size for x in jax.tree.leaves(family(model).abstract_params(model)))
     metric_writer.log_message(
-        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.policy.compute_dtype}; "
+        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), "
+        f"{run.policy.compute_dtype}; "
         f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
         f"{train_config.steps} steps of {train_config.batch_size} x {run.config.data.sequence_length} tokens"
     )
@@ -320,8 +321,8 @@ def log_metrics(
     )
     if values["max_consecutive_skips"] >= train_config.max_consecutive_nonfinite:
         raise TrainingFailed(
-            f"{run.workdir}: loss or gradient not finite for {values['max_consecutive_skips']} consecutive steps "
-            f"(up to step {step}); those updates were skipped and the checkpoints are intact"
+            f"{run.workdir}: loss or gradient not finite for {values['max_consecutive_skips']} consecutive "
+            f"steps (up to step {step}); those updates were skipped and the checkpoints are intact"
         )
 
 

@@ -109,7 +109,8 @@ def _check_environment(config: Config, workdir: Path) -> Config:
             raise UserError(f"config: {key}: {path}: no such directory, expected a model or run directory")
     if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UserError(
-            f"config: train.wandb_project is {config.train.wandb_project!r}, expected the package wandb installed"
+            f"config: train.wandb_project is {config.train.wandb_project!r}, "
+            "expected the package wandb installed"
         )
     return config
 
@@ -213,8 +214,8 @@ def init_run_state(run: RunContext, layout: Any) -> TrainState:
     if run.growth is not None:
         if run.growth.step:
             raise UserError(
-                f"{run.workdir}: no checkpoint, expected that of step {run.growth.step} that dwt remap-run wrote: "
-                "run dwt remap-run again, with a new --out"
+                f"{run.workdir}: no checkpoint, expected that of step {run.growth.step} that dwt remap-run "
+                "wrote: run dwt remap-run again, with a new --out"
             )
         params = (
             _init_with_ligo(run) if run.growth.uses_ligo else starts.init_from_source(run.growth, run.mesh)

@@ -27,7 +27,8 @@ from dwt_jax.train.step_schedules import abstract_schedules
 
 model = {"vocab_size": 30522, "num_hidden_layers": 12}  # hidden size 768
 config = build_config({"model": model, "train": {"steps": 4, "batch_size": 32}, "teacher": {"path": "x"}})
-spec = steps.make_step_config(config, config.model, abstract_objective(config, config.model.vocab_size), Policy())
+objective = abstract_objective(config, config.model.vocab_size)
+spec = steps.make_step_config(config, config.model, objective, Policy())
 state = abstract_state(config.model, config.optimizer)
 
 def held(tree, mesh):
@@ -72,7 +73,8 @@ for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1)):
         train = {"steps": 4, "batch_size": rows}
         config = {"model": {"vocab_size": 2000, **sizes}, "train": train, "teacher": {"path": "x"}}
         config = build_config(config)
-        spec = steps.make_step_config(config, config.model, abstract_objective(config, config.model.vocab_size), Policy())
+        objective = abstract_objective(config, config.model.vocab_size)
+        spec = steps.make_step_config(config, config.model, objective, Policy())
         state = abstract_state(config.model, config.optimizer)
         batch = Batch(*[jax.ShapeDtypeStruct((rows, 128), np.int32)] * 2)
         schedules, seed = abstract_schedules(config), jax.ShapeDtypeStruct((), np.uint32)
