@@ -157,7 +157,7 @@ def write_records(opened: data_rows.PackedDataset, path: Path) -> Path:
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for at in range(0, data_rows.num_rows(opened), 4096):
         found = data_rows.read_rows(opened, np.arange(at, min(at + 4096, data_rows.num_rows(opened))))
-        for tokens, segments in zip(found["tokens"], found["segments"], strict=True):
+        for tokens, segments in zip(found.tokens, found.segment_ids, strict=True):
             writer.write(tokens.tobytes() + segments.tobytes())
     writer.close()
     return path

@@ -19,18 +19,19 @@ from dwt_jax import runtime_env  # noqa: E402
 runtime_env.set_xla_env()
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from dwt_jax.config import Mesh  # noqa: E402
 from dwt_jax.config_loader import build_config  # noqa: E402
+from dwt_jax.data.batch import Batch  # noqa: E402
 from dwt_jax.distributed.mesh import batch_sharding, make_mesh, replicated_sharding  # noqa: E402
 from dwt_jax.models import bert  # noqa: E402
 from dwt_jax.models.common.sharding import infer_shardings  # noqa: E402
-from dwt_jax.objectives.masking import MaskingVocab  # noqa: E402
+from dwt_jax.objectives.mlm import MaskingVocab, MlmObjective  # noqa: E402
 from dwt_jax.runs.state import init_train_state  # noqa: E402
 from dwt_jax.train.setup import resolve_precision  # noqa: E402
 from dwt_jax.train.step import jit_train_step, make_step_config  # noqa: E402
+from dwt_jax.train.step_schedules import StepSchedules  # noqa: E402
 
 
 def sizes(name: str) -> dict[str, object]:
@@ -61,7 +62,8 @@ def config(name: str):
 student, teacher = config(options.student), config(options.teacher).model
 policy = resolve_precision(student)
 mesh = make_mesh(Mesh(), options.rows)
-spec = make_step_config(student, teacher, MaskingVocab(30522, 103, (0, 100, 101, 102, 103)), policy)
+objective = MlmObjective(student.mlm, MaskingVocab(30522, 103, (0, 100, 101, 102, 103)))
+spec = make_step_config(student, teacher, objective, policy)
 fresh = jax.eval_shape(
     lambda: init_train_state(
         bert.init_params(student.model, jax.random.key(0)), student.model, student.optimizer
@@ -79,8 +81,9 @@ teacher_params = jax.device_put(teacher_params, infer_shardings(teacher_params, 
 random = np.random.default_rng(0)
 tokens = random.integers(1000, 30000, (options.rows, 128)).astype(np.uint16)
 segments = (1 + (np.arange(128)[None] >= random.integers(40, 100, (options.rows, 1)))).astype(np.uint8)
-batch = jax.device_put({"tokens": tokens, "segments": segments}, batch_sharding(mesh))
-knobs = jax.device_put(jnp.array([1.0, 1.0, 1.0, 1e-4], jnp.float32), replicated_sharding(mesh))
+batch = jax.device_put(Batch(tokens, segments), batch_sharding(mesh))
+schedules = StepSchedules(*np.array([1.0, 1.0, 1.0, 1e-4], np.float32))
+schedules = jax.device_put(schedules, replicated_sharding(mesh))
 seed = jax.device_put(np.uint32(0), replicated_sharding(mesh))
 step = jit_train_step(spec, mesh)
 
@@ -89,7 +92,7 @@ def run(count: int) -> float:
     global state
     start = time.perf_counter()
     for _ in range(count):
-        state, metrics = step(state, teacher_params, batch, knobs, seed)
+        state, metrics = step(state, teacher_params, batch, schedules, seed, None)
     jax.block_until_ready((state, metrics))
     return time.perf_counter() - start
 

@@ -72,7 +72,7 @@ def main() -> None:
                         run.rows,
                         open_dataset(run.data, "held_out"),
                         batch_size=run.config.train.batch_size,
-                        schedule_values=run.schedule_values,
+                        schedules=run.schedules,
                         mesh=run.mesh,
                         seed=seed,
                         settings=LigoConfig(options.steps, rate, noise, options.validation_batches),

@@ -24,6 +24,7 @@ from dwt_jax.aot import hlo
 from dwt_jax.aot.accelerators import TOPOLOGY_EXAMPLES, Chip, parse_topology
 from dwt_jax.aot.gpu_targets import gpu_target_config
 from dwt_jax.config import Config, Init
+from dwt_jax.data.batch import Batch
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import mesh_shape
 from dwt_jax.errors import UserError
@@ -32,9 +33,10 @@ from dwt_jax.hf.config import load_hf_config
 from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.protocol import ModelConfig
-from dwt_jax.objectives.masking import MaskingVocab, max_predictions_per_seq
+from dwt_jax.objectives import objective_module
 from dwt_jax.runs.state import abstract_state
 from dwt_jax.train.step import StepConfig, jit_train_step, make_step_config
+from dwt_jax.train.step_schedules import abstract_schedules
 
 WHEELS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 EXTRAS = {"tpu": "requirements-tpu-compile.txt", "cuda": "requirements-gpu-compile.txt"}
@@ -84,13 +86,10 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model, init=Init())
     teacher = _load_teacher_config(config.teacher.path, vocab_size) if config.teacher.path else None
-    bits = bytes(-(-vocab_size // 8)) if config.mlm.whole_word else b""
     compute = config.precision.compute_dtype
     policy = jnp.dtype("bfloat16" if compute == "auto" else compute)
-    masking_vocab = MaskingVocab(
-        vocab_size, 4, tuple(range(5)), bits
-    )  # which ids are special changes constants alone
-    spec = make_step_config(config, teacher, masking_vocab, Policy(policy, policy, False))
+    objective = objective_module(family(model).OBJECTIVE).abstract_objective(config, vocab_size)
+    spec = make_step_config(config, teacher, objective, Policy(policy, policy, False))
     return CompileTarget(topology, chip, mesh, config, spec, vocab_size <= 2**16)
 
 
@@ -148,12 +147,9 @@ def _load_teacher_config(path: str, vocab_size: int) -> ModelConfig:
 def lower_step(target: CompileTarget, rows: int) -> Any:
     """The step of `rows` rows, traced and lowered for the target's platform."""
     spec, struct = target.spec, jax.ShapeDtypeStruct
-    batch = {
-        "tokens": struct(
-            (rows, target.config.data.sequence_length), jnp.uint16 if target.uint16_tokens else jnp.uint32
-        ),
-        "segments": struct((rows, target.config.data.sequence_length), jnp.uint8),
-    }
+    shape = rows, target.config.data.sequence_length
+    tokens_dtype = jnp.uint16 if target.uint16_tokens else jnp.uint32
+    batch = jax.eval_shape(lambda: Batch(jnp.zeros(shape, tokens_dtype), jnp.zeros(shape, jnp.uint8)))
     teacher = None
     if spec.teacher:
         dtype_name = target.config.teacher.dtype
@@ -162,8 +158,8 @@ def lower_step(target: CompileTarget, rows: int) -> Any:
             lambda x: struct(x.shape, dtype), family(spec.teacher).abstract_params(spec.teacher)
         )
     state = abstract_state(spec.model, spec.optimizer)
-    schedule_values, seed = struct((len(spec.schedule_names),), jnp.float32), struct((), jnp.uint32)
-    traced = jit_train_step(spec, target.mesh).trace(state, teacher, batch, schedule_values, seed)
+    schedules, seed = abstract_schedules(target.config), struct((), jnp.uint32)
+    traced = jit_train_step(spec, target.mesh).trace(state, teacher, batch, schedules, seed, None)
     return traced.lower(lowering_platforms=(target.chip.platform,))
 
 
@@ -181,7 +177,7 @@ def compile_step(target: CompileTarget, rows: int) -> CompiledStep:
     memory["available"] = target.chip.memory
     collectives = hlo.find_collectives(hlo_text) if program else []
     spec, length = target.spec, target.config.data.sequence_length
-    shape = rows, length, max_predictions_per_seq(spec.mlm, length)
+    shape = rows, length, objective_module(spec.objective).predictions_per_row(spec.objective, length)
     step_flops = flops.training_step_flops(spec.model, *shape)
     step_flops += flops.forward_flops(spec.teacher, *shape) if spec.teacher else 0.0
     chips = target.mesh.size

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dwt_jax.data.batch import Batch
 from dwt_jax.errors import UserError
 
 
@@ -128,14 +129,14 @@ def first_document_ids(dataset: PackedDataset) -> np.ndarray:
     return np.concatenate(document_ids) if document_ids else np.empty(0, np.int64)
 
 
-def read_rows(dataset: PackedDataset, indices: np.ndarray) -> dict[str, np.ndarray]:
+def read_rows(dataset: PackedDataset, indices: np.ndarray) -> Batch:
     """Read rows.
 
     Args:
         indices: int64 [n], row numbers.
 
     Returns:
-        `tokens` [n, L], uint16 or uint32, and `segments` [n, L], uint8 or uint16: the stored dtypes, since
+        A batch [n, L] of the stored dtypes, tokens uint16 or uint32 and segment ids uint8 or uint16, since
         casting to int32 on the device costs less than transferring int32.
 
     Raises:
@@ -153,7 +154,7 @@ def read_rows(dataset: PackedDataset, indices: np.ndarray) -> dict[str, np.ndarr
         shard_rows = indices[positions] - dataset.bounds[shard]
         tokens[positions] = dataset.tokens[shard][shard_rows]
         segments[positions] = dataset.segments[shard][shard_rows]
-    return {"tokens": tokens, "segments": segments}
+    return Batch(tokens, segments)
 
 
 def row_indices(dataset: PackedDataset, seed: int, start: int, stop: int) -> np.ndarray:
@@ -216,7 +217,7 @@ def get_batch(
     step: int,
     batch_size: int,
     local_rows: slice | np.ndarray = slice(None),
-) -> dict[str, np.ndarray]:
+) -> Batch:
     """Read the rows of the batch of a step.
 
     Args:
@@ -227,7 +228,7 @@ def get_batch(
             batch gives the same rows.
 
     Returns:
-        `tokens` and `segments` [n, L], as `read_rows` returns them.
+        A batch [n, L], as `read_rows` returns it.
     """
     if isinstance(local_rows, np.ndarray):
         return read_rows(
@@ -249,7 +250,7 @@ def batch_iterator(
     stop: int,
     local_rows: slice | np.ndarray = slice(None),
     prefetch: int = 2,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Batch]:
     """Yield `get_batch` for steps start … stop − 1, with `prefetch` batches read ahead by threads."""
     import grain
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Mlm
+from dwt_jax.data.batch import Batch
 from dwt_jax.data.dataset import first_document_ids, num_rows, open_dataset, read_rows
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
@@ -19,11 +19,10 @@ from dwt_jax.models import family
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
-from dwt_jax.models.protocol import ModelConfig
+from dwt_jax.models.protocol import ModelConfig, Params
+from dwt_jax.objectives import Objective, objective_module
 from dwt_jax.objectives.distillation import cross_entropy
-from dwt_jax.objectives.masking import EVALUATION_SEED, MaskingVocab, apply_mlm_mask, row_keys
-
-EVAL_MASK = Mlm()  # 15 %, 80/10/10, single tokens, independent of the training config
+from dwt_jax.objectives.targets import EVALUATION_SEED, row_keys
 
 
 class DocumentLosses(NamedTuple):
@@ -36,9 +35,7 @@ class DocumentLosses(NamedTuple):
 
 
 @functools.cache
-def _jit_score(
-    model: ModelConfig, masking_vocab: MaskingVocab, policy: Policy, mesh: jax.sharding.Mesh
-) -> Any:
+def _jit_score(model: ModelConfig, objective: Objective, policy: Policy, mesh: jax.sharding.Mesh) -> Any:
     """Return the jitted (params, batch, row numbers [B]) → loss, label rank, weight, segment, each [B, P]."""
     replicated_layout, row_sharding, policy = (
         replicated_sharding(mesh),
@@ -47,25 +44,23 @@ def _jit_score(
     )
 
     def score(
-        params: Any, batch: dict[str, jax.Array], row_numbers: jax.Array
+        params: Params, batch: Batch, row_numbers: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         keys = row_keys(EVALUATION_SEED, 0, row_numbers)
-        masked_rows = apply_mlm_mask(batch["tokens"], batch["segments"], keys, EVAL_MASK, masking_vocab)
+        targets = objective_module(objective).make_targets(batch, keys, objective)
+        segment_ids = jnp.asarray(batch.segment_ids)
         hidden = family(model).encode(
-            params,
-            model,
-            masked_rows.tokens,
-            batch["segments"],
-            positions=masked_rows.positions,
-            policy=policy,
+            params, model, targets.inputs, segment_ids, positions=targets.positions, policy=policy
         )
         logits = lm_head_logits(params, model, hidden, policy=policy)
-        loss = cross_entropy(logits, masked_rows.labels)
-        label = jnp.take_along_axis(logits, masked_rows.labels[..., None], axis=-1)
+        loss = cross_entropy(logits, targets.labels)
+        label = jnp.take_along_axis(logits, targets.labels[..., None], axis=-1)
         # Number of other tokens that do not have a smaller logit: ties and NaN count against the label.
         label_rank = (~(logits < label)).sum(-1) - 1
-        segment = jnp.take_along_axis(batch["segments"].astype(jnp.int32), masked_rows.positions, axis=1)
-        return loss, label_rank, masked_rows.weights, segment
+        segment = segment_ids.astype(jnp.int32)
+        if targets.positions is not None:
+            segment = jnp.take_along_axis(segment, targets.positions, axis=1)
+        return loss, label_rank, targets.weights, segment
 
     layout = infer_shardings(family(model).abstract_params(model), model, mesh)
     return jax.jit(score, in_shardings=(layout, row_sharding, row_sharding), out_shardings=replicated_layout)
@@ -99,8 +94,9 @@ def losses_per_document(
         The sums of each document, or None once `should_stop` returns True.
     """
     dataset = open_dataset(data, "held_out")
-    masking_vocab = MaskingVocab.from_vocabulary(load_vocabulary(data / "tokenizer"), EVAL_MASK.whole_word)
-    score = _jit_score(model, masking_vocab, policy, mesh)
+    vocabulary = load_vocabulary(data / "tokenizer")
+    objective = objective_module(family(model).OBJECTIVE).make_evaluation_objective(vocabulary)
+    score = _jit_score(model, objective, policy, mesh)
     row_count = num_rows(dataset)
     documents = first_document_ids(dataset)
     num_row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -112,7 +108,8 @@ def losses_per_document(
         row_numbers = np.arange(start, start + batch_size, dtype=np.int32)
         in_range = row_numbers < row_count
         batch = read_rows(dataset, np.minimum(row_numbers, row_count - 1).astype(np.int64))
-        batch["segments"] = np.where(in_range[:, None], batch["segments"], 0).astype(batch["segments"].dtype)
+        segment_ids = np.asarray(batch.segment_ids)
+        batch = Batch(batch.tokens, np.where(in_range[:, None], segment_ids, 0).astype(segment_ids.dtype))
         device_batch = to_global((batch, row_numbers), batch_sharding(mesh))
         outputs = jax.device_get(score(params, *device_batch))
         loss, label_rank, weights, segment = (x.astype(np.float64) for x in outputs)

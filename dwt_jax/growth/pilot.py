@@ -38,7 +38,7 @@ from dwt_jax.runs.state import abstract_state, init_train_state
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.ligo_training import LigoConfig, LigoResult, train_ligo_maps
 from dwt_jax.train.setup import RunContext, effective_params, setup_run
-from dwt_jax.train.step import jit_train_step
+from dwt_jax.train.step import CopiedMask, jit_train_step
 
 BASELINE, LIGO = "random", "ligo"
 
@@ -128,7 +128,7 @@ def run_pilot(
             grown_params,
             steps,
             teacher_params,
-            starts.new_param_warmup_args(run.config, growth_plan, run.mesh),
+            starts.copied_mask_for_warmup(run.config, growth_plan, run.mesh),
         )
         seconds += time.perf_counter() - start_time
         document_losses = _document_losses(run, grown_params, steps)
@@ -173,7 +173,7 @@ def _init_with(
         run.rows,
         data_rows.open_dataset(run.data, "held_out"),
         batch_size=run.config.train.batch_size,
-        schedule_values=run.schedule_values,
+        schedules=run.schedules,
         mesh=run.mesh,
         seed=run.config.seed,
         teacher_params=teacher_params,
@@ -184,12 +184,9 @@ def _init_with(
 
 
 def _train_briefly(
-    run: RunContext, params: Any, steps: int, teacher_params: Any, warmup_args: tuple[Any, ...]
+    run: RunContext, params: Any, steps: int, teacher_params: Any, copied_mask: CopiedMask | None
 ) -> Any:
-    """The parameters after the run's first `steps` steps from `params`.
-
-    warmup_args: as of initialize.new_param_warmup_args.
-    """
+    """The parameters after the run's first `steps` steps from `params`."""
     config = run.config
     layout = infer_shardings(abstract_state(config.model, config.optimizer), config.model, run.mesh)
     # Through jit: the step's own memory, since it is donated.
@@ -207,12 +204,11 @@ def _train_briefly(
     for step, batch in enumerate(batches):
         with_teacher = teacher_params is not None and step < run.teacher_end_step
         device_batch = jax.device_put(batch, batch_sharding(run.mesh))
-        schedule_values = jax.device_put(run.schedule_values[step], replicated_sharding(run.mesh))
+        schedules = jax.device_put(run.schedules[step], replicated_sharding(run.mesh))
         train_step = distill_step if with_teacher else no_teacher_step
-        state, _ = train_step(
-            state, teacher_params if with_teacher else None, device_batch, schedule_values, seed, *warmup_args
-        )
-    return jax.block_until_ready(state["params"])
+        teacher = teacher_params if with_teacher else None
+        state, _ = train_step(state, teacher, device_batch, schedules, seed, copied_mask)
+    return jax.block_until_ready(state.params)
 
 
 def _document_losses(run: RunContext, params: Any, step: int) -> likelihood.DocumentLosses:
@@ -331,6 +327,6 @@ def print_pilot_ranking(
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
         return
     print(format_pilot_table(results, steps))
-    warmup_end = int(np.argmax(run.schedule_values[:, 3]))
+    warmup_end = int(np.argmax(run.schedules.learning_rate))
     if steps <= warmup_end:
         print(f"The learning rate is still warming up, until step {warmup_end}: use more steps.")

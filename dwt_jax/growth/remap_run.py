@@ -26,7 +26,7 @@ from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.runs.pretrained import PretrainedModel, params_digest
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, checkpoint_dir, read_run_config
-from dwt_jax.runs.state import init_train_state
+from dwt_jax.runs.state import TrainState, init_train_state
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.loop import flops_so_far, get_teacher_end_step
 from dwt_jax.train.setup import RunContext, effective_params, setup_run, sharded_abstract_state
@@ -61,7 +61,7 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
     source_flops = flops_so_far(
         source_run,
         step,
-        min(step, get_teacher_end_step(source_run, source_state["behind"]["beaten_at"], step)),
+        min(step, get_teacher_end_step(source_run, source_state.teacher_gap.matched_step, step)),
     )
 
     def load_source(resolved_config: Config, *_: Any) -> starts.GrowthSource:
@@ -80,9 +80,9 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
         assert run.growth is not None
         grown_state = _grow_state(run, run.growth, adam, moments)
         if run.teacher and source_run.teacher and run.teacher.digest == source_run.teacher.digest:
-            grown_state["behind"] = source_state["behind"]  # of the same teacher
+            grown_state = dataclasses.replace(grown_state, teacher_gap=source_state.teacher_gap)
         report = starts.growth_report(
-            run.growth, grown_state["params"], starts.probe_rows(run.rows, run.config.seed)
+            run.growth, grown_state.params, starts.probe_rows(run.rows, run.config.seed)
         )
         checkpoints = Checkpoints(checkpoint_dir(partial, run.config), run.config.train.keep_checkpoints)
         try:
@@ -109,9 +109,7 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
     return report
 
 
-def _restore_source_run(
-    path: Path, config: Config, step: int | None
-) -> tuple[RunContext, dict[str, Any], int]:
+def _restore_source_run(path: Path, config: Config, step: int | None) -> tuple[RunContext, TrainState, int]:
     """The run there, on config's mesh, its state and the steps behind that."""
     if not (path / "config.json").exists() or not (path / "run.json").exists():
         raise UserError(f"--run: {path} is no run with checkpoints, expected the directory of one")
@@ -138,15 +136,15 @@ def _restore_source_run(
 
 
 def _source_model(
-    source_run: RunContext, state: dict[str, Any], step: int
+    source_run: RunContext, state: TrainState, step: int
 ) -> tuple[Any, ModelConfig, optax.ScaleByAdamState]:
     """Parameters, model and moments after `step` steps; without gates and weights of norms where those
     are open by then."""
     config = source_run.config
     params, model, adam = (
-        effective_params(source_run, state["params"], step),
+        effective_params(source_run, state.params, step),
         config.model,
-        _adam_state(state["opt_state"]),
+        _adam_state(state.opt_state),
     )
     gate_value = gate_schedule(step, config.train.steps, config.init.gate_warmup, config.init.step)
     if has_gates(model) and gate_value == 1:
@@ -165,16 +163,16 @@ def _adam_state(opt_state: Any) -> optax.ScaleByAdamState:
 
 def _grow_state(
     run: RunContext, growth: starts.GrowthSource, adam: optax.ScaleByAdamState, moments: Moments
-) -> dict[str, Any]:
+) -> TrainState:
     """The state of the larger student, laid out on the mesh."""
 
-    def build(params: Any, adam: optax.ScaleByAdamState) -> dict[str, Any]:
+    def build(params: Any, adam: optax.ScaleByAdamState) -> TrainState:
         state = init_train_state(grow_params(growth.plan, params), run.config.model, run.config.optimizer)
         grown_adam = grow_opt_state(growth.plan, adam, moments)
         opt_state = jax.tree.map(
-            lambda node: grown_adam if _is_adam(node) else node, state["opt_state"], is_leaf=_is_adam
+            lambda node: grown_adam if _is_adam(node) else node, state.opt_state, is_leaf=_is_adam
         )
-        return {**state, "opt_state": opt_state, "step": jnp.int32(growth.step)}
+        return dataclasses.replace(state, opt_state=opt_state, step=jnp.int32(growth.step))
 
     layout = jax.tree.map(lambda x: x.sharding, sharded_abstract_state(run))
     return jax.jit(build, out_shardings=layout)(growth.source.params, adam)

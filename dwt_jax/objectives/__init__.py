@@ -1,0 +1,58 @@
+"""Pre-training objectives, one module each, and the registry that finds them by name.
+
+Importing this package loads neither jax nor any objective.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
+
+if TYPE_CHECKING:
+    import jax
+
+    from dwt_jax.config import Config
+    from dwt_jax.data.batch import Batch
+    from dwt_jax.data.tokenizer import Vocabulary
+    from dwt_jax.objectives.targets import Targets
+
+OBJECTIVES = {"mlm": "dwt_jax.objectives.mlm"}
+"""The name of an objective (`OBJECTIVE` of a model family) and its module."""
+
+
+class Objective(Protocol):
+    """The settings of an objective: hashable, since a compiled step depends on them."""
+
+    name: ClassVar[str]  # a key of OBJECTIVES
+
+    def __hash__(self) -> int: ...
+
+
+class ObjectiveModule(Protocol):
+    """The names that the module of an objective defines. Letters of shapes: see `Targets`."""
+
+    def make_objective(self, config: "Config", vocabulary: "Vocabulary") -> Objective:
+        """Return the objective that a config asks for."""
+
+    def make_evaluation_objective(self, vocabulary: "Vocabulary") -> Objective:
+        """Return the objective of the held-out loss, the same for every config."""
+
+    def abstract_objective(self, config: "Config", vocab_size: int) -> Objective:
+        """Return an objective of the right shapes where there is no tokenizer: to compile or to count."""
+
+    def predictions_per_row(self, objective: Objective, length: int) -> int:
+        """Return P, the number of labels of a row of `length` tokens."""
+
+    def make_targets(self, batch: "Batch", keys: "jax.Array", objective: Objective) -> "Targets":
+        """Return inputs and labels of a batch, drawn by a key for each row."""
+
+
+def objective_module(objective: Objective | str) -> ObjectiveModule:
+    """Return the module of an objective.
+
+    Args:
+        objective: an objective, or its name: `OBJECTIVE` of a model family.
+
+    Raises:
+        KeyError: the name is not registered.
+    """
+    name = objective if isinstance(objective, str) else objective.name
+    return cast(ObjectiveModule, importlib.import_module(OBJECTIVES[name]))

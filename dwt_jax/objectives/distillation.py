@@ -1,11 +1,12 @@
-"""The objective L = α_h · H + α_s · S at the masked positions, and what is logged of it.
+"""The loss L = α_h · H + α_s · S at the predicted positions, and the sums that are logged.
 
-H is the MLM cross-entropy, S a divergence between teacher and student (Lee et al. 2023,
-equations 1–3). From logits on; head.py puts the
-vocabulary head before it. Letters: B rows, P masked positions a row, V padded vocabulary.
+H is the cross-entropy with the labels, S a divergence between teacher and student (Lee et al. 2023,
+equations 1–3). From logits on; fused_lm_loss.py puts the vocabulary head before it. Letters of shapes:
+B rows, P predicted positions a row, V padded vocabulary.
 """
 
-from typing import NamedTuple
+import dataclasses
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +14,53 @@ import jax.numpy as jnp
 from dwt_jax.config import Distill
 
 
-class LossSums(NamedTuple):
-    """Sums over the masked positions, all fp32 scalars; divide by `predictions`, the global one."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over predicted positions, fp32 scalars; divided by `predictions` over all devices, means.
+
+    Attributes:
+        predictions: number of positions.
+        hard: −log p_student(label).
+        soft: the divergence at the temperature, over the selected positions, without t².
+        soft_at_1: the divergence at temperature 1 over all positions: comparable across settings.
+        teacher_hard: −log p_teacher(label).
+        num_selected: number of positions whose soft loss counts, see `token_weights`.
+    """
 
     predictions: jax.Array
-    hard: jax.Array  # −log p_student(label)
-    soft: jax.Array  # the divergence at the temperature, over the selected positions, without t²
-    soft_at_1: jax.Array  # the same at temperature 1 over all positions: comparable across settings
-    teacher_hard: jax.Array  # −log p_teacher(label)
-    num_selected: jax.Array  # positions that the soft loss was kept at
+    hard: jax.Array
+    soft: jax.Array
+    soft_at_1: jax.Array
+    teacher_hard: jax.Array
+    num_selected: jax.Array
 
     @classmethod
     def zeros(cls) -> "LossSums":
-        return cls(*(jnp.float32(0) for _ in cls._fields))
+        """Return sums over no position."""
+        return cls(*(jnp.float32(0) for _ in dataclasses.fields(cls)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LossWeights:
+    """What the loss of a step depends on besides logits and labels: fp32 scalars.
+
+    Attributes:
+        alpha_hard: α_h.
+        alpha_soft: α_s.
+        temperature: t of the soft loss.
+        predictions: number of predictions of the global batch, what the loss is divided by.
+    """
+
+    alpha_hard: jax.Array | float
+    alpha_soft: jax.Array | float
+    temperature: jax.Array | float
+    predictions: jax.Array | float
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy −log softmax(z)[y] in nats: fp32 [..., V], int [...] → [...]."""
+    """Return the cross-entropy −log softmax(z)[y] in nats: fp32 [..., V], int [...] → [...]."""
     return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, labels)
 
 
@@ -40,11 +71,19 @@ def _pick(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def kd_divergence(
     student: jax.Array, teacher: jax.Array, temperature: jax.Array | float, divergence: str
 ) -> jax.Array:
-    """The divergence of softmax(z/t) between teacher and student in nats: [..., V] twice → [...].
+    """Return the divergence of softmax(z/t) between teacher and student in nats.
 
-    forward_kl: KL(teacher ‖ student), the paper's equation 2; reverse_kl: the other way
-    round; jensen_shannon: the mean of both towards their mixture, at most log 2.
     With Z = logsumexp: KL(p ‖ q) = Σ p · (z_p − z_q) − Z_p + Z_q, one pass over the logits.
+
+    Args:
+        student: logits [..., V].
+        teacher: logits [..., V].
+        temperature: t, scalar.
+        divergence: forward_kl, KL(teacher ‖ student), equation 2 of Lee et al. 2023; reverse_kl, KL(student
+            ‖ teacher); jensen_shannon, the mean of both towards their mixture, at most log 2.
+
+    Returns:
+        fp32 [...].
     """
     student, teacher = student / temperature, teacher / temperature
     if divergence == "forward_kl":
@@ -62,13 +101,22 @@ def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
     return (jnp.exp(p - z_p[..., None]) * (p - q)).sum(-1) - z_p + z_q
 
 
-def token_weights(student, teacher, labels, weights, distill: Distill) -> jax.Array:
-    """Which positions keep the soft loss, as 0 or 1: [B, P, V] twice, [B, P] twice → [B, P].
+def token_weights(
+    student: jax.Array, teacher: jax.Array, labels: jax.Array, weights: jax.Array, distill: Distill
+) -> jax.Array:
+    """Return the weight of the soft loss at each position, `weights` or 0.
 
-    teacher_better: the teacher gives the label more probability than the student does.
-    entropy: of each row's predictions, the share `drop_fraction` where the teacher's
-    entropy is least is dropped; by row, so that the choice does not depend on batch,
-    devices or tiles; a row of a few predictions may round to dropping none.
+    teacher_better: a position counts where the teacher gives the label more probability than the student.
+    entropy: of each row's predictions, the share `drop_fraction` where the teacher's entropy is least is
+    dropped; by row, so that the choice does not depend on batch, devices or chunks. A row of a few
+    predictions may round to dropping none.
+
+    Args:
+        student: logits [B, P, V].
+        teacher: logits [B, P, V].
+        labels: int [B, P].
+        weights: float32 [B, P], 1 for a prediction, 0 for a filler.
+        distill: token_selection and drop_fraction.
     """
     if distill.token_selection == "all":
         return weights
@@ -83,13 +131,29 @@ def token_weights(student, teacher, labels, weights, distill: Distill) -> jax.Ar
 
 
 def loss_sums(
-    student, teacher, labels, weights, temperature, distill: Distill, temperature_is_one: bool
+    student: jax.Array,
+    teacher: jax.Array | None,
+    labels: jax.Array,
+    weights: jax.Array,
+    temperature: jax.Array | float,
+    distill: Distill,
+    temperature_is_one: bool,
 ) -> LossSums:
-    """Sums over logits [B, P, V]; teacher may be None. `at_1`: the temperature is always 1."""
+    """Sum the losses over all positions.
+
+    Args:
+        student: logits [B, P, V].
+        teacher: logits [B, P, V]; None: those of the teacher are 0.
+        labels: int [B, P].
+        weights: float32 [B, P], 1 for a prediction, 0 for a filler.
+        temperature: t of the soft loss, scalar.
+        distill: divergence and selection of tokens.
+        temperature_is_one: whether t is 1 in all of the run; saves the divergence at temperature 1.
+    """
     hard = (cross_entropy(student, labels) * weights).sum()
     count = weights.sum()
     if teacher is None:
-        return LossSums.zeros()._replace(predictions=count, hard=hard)
+        return dataclasses.replace(LossSums.zeros(), predictions=count, hard=hard)
     selected_weights = token_weights(student, teacher, labels, weights, distill)
     soft = kd_divergence(student, teacher, 1.0 if temperature_is_one else temperature, distill.divergence)
     soft_at_1 = (
@@ -107,11 +171,13 @@ def loss_sums(
     )
 
 
-def total_loss(sums: LossSums, alpha_hard, alpha_soft, temperature, count, distill: Distill) -> jax.Array:
-    """α_h · H + α_s · S (· t² if asked), both means over the global `count` of predictions.
+def total_loss(sums: LossSums, weights: LossWeights, distill: Distill) -> jax.Array:
+    """Return α_h · H + α_s · S (· t² with `scale_by_temperature_squared`), means over all predictions.
 
-    The soft loss too is divided by all predictions, not only by the selected ones: dropping
-    positions lowers its share.
+    The soft loss too is divided by all predictions, not only by the selected ones: dropping positions
+    lowers its share.
     """
-    soft_scale = temperature**2 if distill.scale_by_temperature_squared else 1.0
-    return (alpha_hard * sums.hard + alpha_soft * soft_scale * sums.soft) / count
+    soft_scale = weights.temperature**2 if distill.scale_by_temperature_squared else 1.0
+    return (
+        weights.alpha_hard * sums.hard + weights.alpha_soft * soft_scale * sums.soft
+    ) / weights.predictions

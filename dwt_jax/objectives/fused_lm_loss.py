@@ -1,13 +1,15 @@
-"""The objective behind the vocabulary head, with its gradient taken on the way forward.
+"""The vocabulary head and the loss fused: the gradient is computed in the forward pass.
 
-Logits are by far the largest arrays of a step: [B·P, V] in fp32, several times over in
-autodiff. Here the gradient by the logits is formed while they exist, and multiplied out at
-once into the gradients of features and word table; what is kept does not contain V·B·P. With
-`distill.loss_chunk_rows` = n the logits of n rows exist at a time, at no cost in FLOPs.
+Logits are by far the largest arrays of a step: [B·P, V] in fp32, several times over in autodiff. Here the
+gradient with respect to the logits is formed while they exist, and multiplied at once into the gradients
+of features and output embedding; no residual of size V·B·P is kept. With `distill.loss_chunk_rows` = n the
+logits of n rows exist at a time, at no cost in FLOPs. Letters of shapes: see distillation.py; D is the
+hidden size.
 """
 
 import functools
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,35 +20,42 @@ from dwt_jax.models import family
 from dwt_jax.models.common.lm_head import lm_logits
 from dwt_jax.models.common.matmul import Policy, batched_dot, swap_last_axes
 from dwt_jax.models.protocol import ModelConfig, Params
-from dwt_jax.objectives.distillation import LossSums, loss_sums, total_loss
+from dwt_jax.objectives.distillation import LossSums, LossWeights, loss_sums, total_loss
 
 
-class LMHead(NamedTuple):
-    """What logits are made of: features [B, P, D], decoder [V, D], bias [V]."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LMHead:
+    """What the logits are computed from, or the gradient by it.
+
+    Attributes:
+        features: [B, P, D], of the predicted positions.
+        embedding: [V, D], the output embedding.
+        bias: [V]; None: the head has none.
+    """
 
     features: jax.Array
     embedding: jax.Array
-    bias: jax.Array
+    bias: jax.Array | None
 
     @classmethod
     def from_params(cls, features: jax.Array, params: Params, model: ModelConfig) -> "LMHead":
+        """Return the head of a model over features [B, P, D]."""
         return cls(features, *family(model).output_embedding(params))
 
 
-class LossWeights(NamedTuple):
-    """The scheduled numbers of a step and the global count of predictions: fp32 scalars."""
-
-    alpha_hard: jax.Array
-    alpha_soft: jax.Array
-    temperature: jax.Array
-    predictions: jax.Array
-
-
 class LossConfig(NamedTuple):
+    """What the program of the loss depends on."""
+
     distill: Distill
     temperature_is_one: bool
     vocab_size: int
     policy: Policy
+
+
+_Chunk = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]
+"""Some rows: features of student and teacher [B, P, D], labels and weights [B, P]."""
+_LossAndSums = tuple[jax.Array, LossSums]
 
 
 def fused_lm_loss(
@@ -57,10 +66,21 @@ def fused_lm_loss(
     loss_weights: LossWeights,
     loss_config: LossConfig,
 ) -> tuple[jax.Array, LossSums]:
-    """The objective (objective.py) over labels and weights [B, P], and the sums to be logged.
+    """Compute the loss of some rows and the sums to be logged.
 
-    Differentiable by the student alone. The student's gradient is one number times what was
-    computed on the way forward.
+    Differentiable with respect to the student alone: its gradient is the cotangent, a scalar, times what
+    the forward pass computed.
+
+    Args:
+        student: features and head of the student.
+        teacher: the same of the teacher; None: no soft loss.
+        labels: int [B, P].
+        weights: float32 [B, P], 1 for a prediction, 0 for a filler.
+        loss_weights: scheduled values and the global number of predictions.
+        loss_config: static settings.
+
+    Returns:
+        (fp32 scalar loss of equation 3, Lee et al. 2023; sums over the rows).
     """
     if teacher is not None:
         teacher = jax.lax.stop_gradient(teacher)
@@ -68,11 +88,25 @@ def fused_lm_loss(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _fused_lm_loss(student, teacher, labels, weights, loss_weights, loss_config: LossConfig):
+def _fused_lm_loss(
+    student: LMHead,
+    teacher: LMHead | None,
+    labels: jax.Array,
+    weights: jax.Array,
+    loss_weights: LossWeights,
+    loss_config: LossConfig,
+) -> _LossAndSums:
     return _forward(student, teacher, labels, weights, loss_weights, loss_config)[0]
 
 
-def _forward(student: LMHead, teacher, labels, weights, loss_weights: LossWeights, loss_config: LossConfig):
+def _forward(
+    student: LMHead,
+    teacher: LMHead | None,
+    labels: jax.Array,
+    weights: jax.Array,
+    loss_weights: LossWeights,
+    loss_config: LossConfig,
+) -> tuple[_LossAndSums, LMHead]:
     rows = labels.shape[0]
     chunk_rows = min(loss_config.distill.loss_chunk_rows or rows, rows)
     teacher_features = None if teacher is None else teacher.features
@@ -81,10 +115,10 @@ def _forward(student: LMHead, teacher, labels, weights, loss_weights: LossWeight
         return _chunk_loss_and_grad(student, teacher, inputs, loss_weights, loss_config)
     num_chunks = -(-rows // chunk_rows)
 
-    def pad_rows(x):  # with rows of weight 0
+    def pad_rows(x: jax.Array) -> jax.Array:  # with rows of weight 0
         return jnp.pad(x, ((0, num_chunks * chunk_rows - rows),) + ((0, 0),) * (x.ndim - 1))
 
-    def add_chunk(total, chunk):
+    def add_chunk(total: Any, chunk: _Chunk) -> tuple[Any, jax.Array]:
         value, gradient = _chunk_loss_and_grad(student, teacher, chunk, loss_weights, loss_config)
         new = value, gradient.embedding, gradient.bias
         return jax.tree.map(jnp.add, total, new), gradient.features
@@ -92,29 +126,30 @@ def _forward(student: LMHead, teacher, labels, weights, loss_weights: LossWeight
     zeros = (
         (jnp.float32(0), LossSums.zeros()),
         jnp.zeros_like(student.embedding),
-        jnp.zeros_like(student.bias),
+        jax.tree.map(jnp.zeros_like, student.bias),
     )
-    inputs = split_microbatches(jax.tree.map(pad_rows, inputs), num_chunks)
-    (value, table, bias), features = jax.lax.scan(add_chunk, zeros, inputs)
+    chunks = split_microbatches(jax.tree.map(pad_rows, inputs), num_chunks)
+    (value, grad_embedding, grad_bias), features = jax.lax.scan(add_chunk, zeros, chunks)
     features = features.swapaxes(0, 1).reshape(chunk_rows * num_chunks, *features.shape[2:])[:rows]
-    return value, LMHead(features, table, bias)
+    return value, LMHead(features, grad_embedding, grad_bias)
 
 
 def _chunk_loss_and_grad(
-    student: LMHead, teacher: LMHead | None, chunk, loss_weights: LossWeights, loss_config: LossConfig
-):
-    """((loss, sums), gradient by the student's head) of some rows."""
+    student: LMHead,
+    teacher: LMHead | None,
+    chunk: _Chunk,
+    loss_weights: LossWeights,
+    loss_config: LossConfig,
+) -> tuple[_LossAndSums, LMHead]:
+    """Return ((loss, sums), gradient by the student's head) of some rows."""
     features, teacher_features, labels, weights = chunk
     shape = (*labels.shape, -1)
     policy = loss_config.policy
+    teacher_logits = None
+    if teacher is not None and teacher_features is not None:
+        teacher_logits = _logits(teacher, teacher_features, loss_config).reshape(shape)
 
-    def logits(head: LMHead, features):
-        flat = features.reshape(-1, features.shape[-1])
-        return lm_logits(flat, head.embedding, head.bias, loss_config.vocab_size, policy)
-
-    teacher_logits = None if teacher is None else logits(teacher, teacher_features).reshape(shape)
-
-    def loss_from_logits(student_logits):
+    def loss_from_logits(student_logits: jax.Array) -> _LossAndSums:
         sums = loss_sums(
             student_logits.reshape(shape),
             teacher_logits,
@@ -124,20 +159,29 @@ def _chunk_loss_and_grad(
             loss_config.distill,
             loss_config.temperature_is_one,
         )
-        return total_loss(sums, *loss_weights, loss_config.distill), sums
+        return total_loss(sums, loss_weights, loss_config.distill), sums
 
-    value, grad_logits = jax.value_and_grad(loss_from_logits, has_aux=True)(logits(student, features))
+    student_logits = _logits(student, features, loss_config)
+    value, grad_logits = jax.value_and_grad(loss_from_logits, has_aux=True)(student_logits)
     operand = grad_logits.astype(policy.compute_dtype)
     flat = features.reshape(-1, features.shape[-1]).astype(policy.compute_dtype)
-    grad_features = batched_dot(operand, student.embedding.astype(policy.compute_dtype), (1, 0)).reshape(
-        features.shape
-    )
+    grad_features = batched_dot(operand, student.embedding.astype(policy.compute_dtype), (1, 0))
+    grad_features = grad_features.reshape(features.shape).astype(features.dtype)
     grad_embedding = batched_dot(swap_last_axes(operand, policy), flat, (1, 0))
-    grad_bias = grad_logits.sum(0)
-    return value, LMHead(grad_features.astype(features.dtype), grad_embedding, grad_bias)
+    grad_bias = None if student.bias is None else grad_logits.sum(0)
+    return value, LMHead(grad_features, grad_embedding, grad_bias)
 
 
-def _backward(loss_config: LossConfig, gradient: LMHead, cotangent):
+def _logits(head: LMHead, features: jax.Array, loss_config: LossConfig) -> jax.Array:
+    """Return fp32 logits [B·P, V] of features [B, P, D]."""
+    flat = features.reshape(-1, features.shape[-1])
+    bias = jnp.zeros(head.embedding.shape[0]) if head.bias is None else head.bias  # padding columns need one
+    return lm_logits(flat, head.embedding, bias, loss_config.vocab_size, loss_config.policy)
+
+
+def _backward(
+    loss_config: LossConfig, gradient: LMHead, cotangent: _LossAndSums
+) -> tuple[LMHead, None, None, None, None]:
     scale, _ = cotangent  # the sums are for the log
     return jax.tree.map(lambda x: (x * scale).astype(x.dtype), gradient), None, None, None, None
 

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import jax
@@ -25,7 +25,7 @@ from etils import epath
 from dwt_jax.distributed import coordination
 from dwt_jax.errors import UserError
 
-State = dict[str, Any]
+State = TypeVar("State")  # any tree of arrays
 
 _ITEM = "default"  # what Orbax calls the one thing that is saved
 

@@ -109,7 +109,7 @@ def _load_from_checkpoint(workdir: Path, step: int | None) -> LoadedModel:
         checkpoints.close()
     if state_and_step is None:
         raise UserError(f"{workdir}: a run without a checkpoint yet, expected one to take the model from")
-    params, step = jax.device_get(state_and_step[0]["params"]), state_and_step[1]
+    params, step = jax.device_get(state_and_step[0].params), state_and_step[1]
     model = config.model
     if has_gates(model):  # the model that this step computes with
         gate_value = gate_schedule(step, config.train.steps, config.init.gate_warmup, config.init.step)

@@ -1,4 +1,4 @@
-"""The Optax chain, but for the learning rate: that is a function of the step (see step.py)."""
+"""The Optax chain of pre-training and fine-tuning, without the learning rate: the step applies that."""
 
 import functools
 
@@ -11,8 +11,15 @@ from dwt_jax.models.protocol import ModelConfig
 
 
 def make_optimizer(optimizer: Optimizer, model: ModelConfig) -> optax.GradientTransformation:
-    """Clipping by the global norm, Adam's direction, decoupled decay on matrices (AdamW,
-    Loshchilov & Hutter 2019). The update still has to be multiplied by −learning rate."""
+    """Return AdamW (Loshchilov & Hutter 2019) with clipping by the global norm, but for the learning rate.
+
+    Weight decay is decoupled, on matrices and embedding tables only. The updates still have to be
+    multiplied by −learning rate.
+
+    Args:
+        optimizer: b1, b2, eps, weight_decay, clip_norm; its learning rate is not read.
+        model: the config of the model, whose logical axes tell matrices from biases and norms.
+    """
     chain = [
         optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps),
         optax.add_decayed_weights(

@@ -41,7 +41,7 @@ class RunKind(NamedTuple):
 
     identity_file: str  # the file of what it was run on
     read_config: Callable[[Path], Any]  # its resolved config, from the directory
-    mutable_keys: tuple[str, ...]  # beginnings of keys, see MAY_CHANGE
+    mutable_keys: tuple[str, ...]  # beginnings of keys, see RESUME_MUTABLE_KEYS
 
 
 def init_run_dir(
@@ -171,8 +171,8 @@ def run_lock(workdir: Path) -> Iterator[None]:
     """No second process trains here: UserError at once. The lock ends with its process."""
     if scheme_match := re.match(r"[a-z0-9]{2,}:/", str(workdir)):
         raise UserError(
-            f"--workdir: {workdir} begins with {scheme_match[0]}, expected a directory, of a file system that all "
-            "processes see"
+            f"--workdir: {workdir} begins with {scheme_match[0]}, expected a directory, of a file system "
+            "that all processes see"
         )
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file, expected a directory for --workdir")

@@ -293,15 +293,18 @@ def _count_train_examples(config: finetuning.FinetuneConfig, example_cache: "Exa
 
 def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
     """Estimate the FLOPs of a run, as if the teacher were used in every step."""
-    from dwt_jax.models import flops
-    from dwt_jax.objectives.masking import max_predictions_per_seq
+    from dwt_jax.models import family, flops
+    from dwt_jax.objectives import objective_module
 
     config, train = job.config, job.config.train
     if not train.steps:
         return None
     length = config.data.sequence_length
-    shape = train.batch_size, length, max_predictions_per_seq(config.mlm, length)
-    total = flops.training_step_flops(_model_with_vocab_size(job), *shape)
+    model = _model_with_vocab_size(job)
+    module = objective_module(family(model).OBJECTIVE)
+    predictions = module.predictions_per_row(module.abstract_objective(config, model.vocab_size), length)
+    shape = train.batch_size, length, predictions
+    total = flops.training_step_flops(model, *shape)
     if config.teacher.path:
         teacher = next((by_name[name] for name in job.needs if config.teacher.path.endswith(name)), None)
         if teacher is None:

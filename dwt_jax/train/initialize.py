@@ -11,6 +11,7 @@ import numpy as np
 from dwt_jax.config import Config
 from dwt_jax.config_loader import build_dataclass
 from dwt_jax.data import dataset as data_rows
+from dwt_jax.data.batch import Batch
 from dwt_jax.data.tokenizer import Vocabulary
 from dwt_jax.distributed.mesh import replicated_sharding, to_global
 from dwt_jax.errors import UserError
@@ -24,7 +25,7 @@ from dwt_jax.remap.plan import Plan, plan_growth
 from dwt_jax.remap.report import RemapReport, logit_drift, remap_report
 from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.runs.pretrained import PretrainedModel, load_pretrained
-from dwt_jax.train.step import schedule_names
+from dwt_jax.train.step import CopiedMask
 
 PROBE_ROWS = 8
 
@@ -116,13 +117,13 @@ def ligo_training_flops(workdir: Path) -> float | None:
     return flops if isinstance(flops, (int, float)) and not isinstance(flops, bool) else None
 
 
-def new_param_warmup_args(
+def copied_mask_for_warmup(
     config: Config, growth_plan: Plan | None, mesh: jax.sharding.Mesh
-) -> tuple[Any, ...]:
-    """What a step that warms up new entries takes besides (see step.jit_train_step)."""
-    if "rewarmed" not in schedule_names(config) or growth_plan is None:
-        return ()
-    return (to_global(copied_entry_mask(growth_plan), replicated_sharding(mesh)),)
+) -> CopiedMask | None:
+    """Return on the mesh which entries are copies; None where `init.new_param_warmup` is 0."""
+    if config.init.new_param_warmup == 0 or growth_plan is None:
+        return None
+    return to_global(copied_entry_mask(growth_plan), replicated_sharding(mesh))
 
 
 def init_from_source(growth: GrowthSource, mesh: jax.sharding.Mesh) -> Params:
@@ -137,9 +138,9 @@ def init_from_source(growth: GrowthSource, mesh: jax.sharding.Mesh) -> Params:
     )(source_params)
 
 
-def growth_report(growth: GrowthSource, params: Params, probe: dict[str, np.ndarray] | None) -> RemapReport:
+def growth_report(growth: GrowthSource, params: Params, probe: Batch | None) -> RemapReport:
     """What the student (`params`, or their shapes where there is no probe) has from its source. With
-    a `probe` ({tokens, segments} [B, L]), how far the logits moved on it."""
+    a `probe`, a batch [B, L], how far the logits moved on it."""
     result = remap_report(growth.plan, growth.source.params, params)
     if growth.uses_ligo:  # the shares are those of the maps that it begins with
         result = dataclasses.replace(result, exact=False, lost=("ligo: the maps are learned",))
@@ -147,14 +148,15 @@ def growth_report(growth: GrowthSource, params: Params, probe: dict[str, np.ndar
         return result
     source, target = growth.plan.source, growth.plan.target
     length = min(source.max_length, target.max_length)
-    probe = {
-        "tokens": np.minimum(probe["tokens"], source.vocab_size - 1)[:, :length].astype(np.int32),
-        "segments": probe["segments"][:, :length].astype(np.int32),
+    tokens, segment_ids = np.asarray(probe.tokens), np.asarray(probe.segment_ids)
+    rows = {
+        "tokens": np.minimum(tokens, source.vocab_size - 1)[:, :length].astype(np.int32),
+        "segments": segment_ids[:, :length].astype(np.int32),
     }
-    return result.with_drift(logit_drift(growth.source.params, source, params, target, probe))
+    return result.with_drift(logit_drift(growth.source.params, source, params, target, rows))
 
 
-def probe_rows(rows: data_rows.PackedDataset, seed: int) -> dict[str, np.ndarray]:
+def probe_rows(rows: data_rows.PackedDataset, seed: int) -> Batch:
     """A few rows of a run's own data: the first that it trains on."""
     return data_rows.get_batch(rows, seed, 0, PROBE_ROWS)
 
@@ -169,7 +171,8 @@ def format_growth_line(growth: GrowthSource, result: RemapReport) -> str:
     )
     return (
         f"student grown from {growth.path} ({source_config.num_hidden_layers} x {source_config.hidden_size}"
-        f"{f', step {growth.step}' * bool(growth.step)}) by {result.method}: {shares}; {function_text}{drift_text}"
+        f"{f', step {growth.step}' * bool(growth.step)}) by {result.method}: "
+        f"{shares}; {function_text}{drift_text}"
     )
 
 

@@ -1,9 +1,8 @@
-"""LiGO's learning loop: the maps of remap/ligo.py by some steps of the real objective.
+"""Train the maps of remap/ligo.py, by some steps of the run's own objective.
 
-Wang et al. 2023 (arXiv 2303.00980, section 3.2): minimise the loss of the grown model by the
-maps alone, the small model's parameters fixed, for about 100 steps; then train the grown
-model as ever. The objective here is the run's own: masks, weights and teacher as in its
-first steps (train/step.py).
+Wang et al. 2023 (arXiv 2303.00980, section 3.2): minimise the loss of the grown model with respect to the
+maps alone, the small model's parameters fixed, for about 100 steps; then train the grown model as ever.
+Targets, weights and teacher are those of the run's first steps (train/step.py).
 """
 
 import dataclasses
@@ -19,45 +18,67 @@ import numpy as np
 import optax
 
 from dwt_jax.data import dataset as data_rows
+from dwt_jax.data.batch import Batch
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.errors import UserError
 from dwt_jax.models import family, flops
 from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
 from dwt_jax.models.protocol import ModelConfig, Params
-from dwt_jax.objectives.fused_lm_loss import LossWeights
-from dwt_jax.objectives.masking import EVALUATION_SEED, max_predictions_per_seq, row_keys
+from dwt_jax.objectives import objective_module
+from dwt_jax.objectives.distillation import LossWeights
+from dwt_jax.objectives.targets import EVALUATION_SEED, row_keys
 from dwt_jax.remap import ligo
 from dwt_jax.remap.methods import GrowthOptions
 from dwt_jax.remap.optimizer_state import copied_entry_mask
 from dwt_jax.remap.plan import Plan
 from dwt_jax.runs.state import abstract_state
-from dwt_jax.train.step import StepConfig, accumulate_gradients, jit_train_step, loss_fn, make_mlm_batch
+from dwt_jax.train.step import (
+    LossAndSums,
+    Microbatch,
+    StepConfig,
+    accumulate_gradients,
+    jit_train_step,
+    loss_fn,
+    make_microbatch,
+)
+from dwt_jax.train.step_schedules import StepSchedules
+
+LigoInputs = tuple[Params, Params | None]
+"""Parameters of the small model, and of the teacher if there is one: neither is trained."""
+LigoState = tuple[ligo.Maps, optax.OptState]
 
 
 @dataclass(frozen=True)
 class LigoConfig:
-    """Of the learning. How the rate was chosen: docs/remapping.md, "Learned maps"."""
+    """How maps are trained. How the learning rate was chosen: docs/remapping.md, "Learned maps"."""
 
     steps: int = 100  # the paper's number
-    learning_rate: float = 1e-4  # Adam's; falls to 0 along a cosine
-    noise: float = 0.001  # of the maps that it begins with, see ligo.begin
-    validation_batches: int = (
-        32  # batches of held-out rows on which the result is compared with the beginning
-    )
+    learning_rate: float = 1e-4  # of Adam; falls to 0 along a cosine
+    noise: float = 0.001  # of the initial maps, see ligo.init_maps
+    validation_batches: int = 32  # held-out batches on which trained and initial maps are compared
 
 
 @dataclass(frozen=True)
 class LigoResult:
-    """What the learning came to."""
+    """A record of the training of maps."""
 
     steps: int
-    loss_before: float  # the objective on the held-back batches: of the maps it begins with
-    loss_after: float  # of the learned ones
+    loss_before: float  # the loss on the validation batches with the initial maps
+    loss_after: float  # with the trained ones
     seconds: float  # of the steps
     compile_seconds: float
     flops: float  # of the steps
-    peak_bytes: int  # of a learning step, see `planned_bytes`
+    peak_bytes: int  # of a step of the maps, see `planned_bytes`
     training_bytes: int  # the same of an ordinary training step of the target
+
+
+@dataclass(frozen=True)
+class _LigoProgram:
+    """What the compiled functions depend on."""
+
+    step_config: StepConfig
+    plan: Plan
+    mesh: jax.sharding.Mesh
 
 
 def train_ligo_maps(
@@ -69,113 +90,117 @@ def train_ligo_maps(
     held_out: data_rows.PackedDataset,
     *,
     batch_size: int,
-    schedule_values: np.ndarray,
+    schedules: StepSchedules,
     mesh: jax.sharding.Mesh,
     seed: int = 0,
-    teacher_params: Any = None,
+    teacher_params: Params | None = None,
     settings: LigoConfig = LigoConfig(),
     options: GrowthOptions = GrowthOptions(),
 ) -> tuple[Params, LigoResult]:
-    """Parameters of spec.model from `params` of `source` by learned maps, laid out on `mesh` by the
-    role table, and a record of the learning.
+    """Grow a model by trained maps.
 
-    spec: of the training that follows; masks and objective are taken from it. rows: those to learn
-    from, the first batches of `seed`'s stream. held_out: rows that are not among them. knobs:
-    float32 [n, …], the run's scheduled numbers from its first step on (step.schedule_table); of the
-    last one where the learning takes more steps. teacher_params: on the mesh, where spec.teacher is
-    set. options: of what is not learned, and of the maps to begin with. Raises UserError for models
-    that LiGO cannot do.
+    Args:
+        params: of the small model, host arrays.
+        source: config of the small model.
+        step_config: of the training that follows; model, objective and teacher are taken from it.
+        key: of the initial maps.
+        rows: to train on, the first batches of the stream of `seed`.
+        held_out: rows that are not among them.
+        batch_size: rows a step, over all devices.
+        schedules: of all steps of the run, fp32 [steps]; its last step's where the maps take more steps.
+        mesh: of the run.
+        seed: of batches, targets and dropout.
+        teacher_params: on the mesh; needed where step_config.teacher is set.
+        settings: steps, learning rate and noise.
+        options: of what is not trained, and of the initial maps.
+
+    Returns:
+        (parameters of step_config.model on the mesh, a record of the training).
+
+    Raises:
+        UserError: LiGO cannot grow `source` to the model.
     """
     if settings.steps < 1:
         raise UserError(f"ligo: steps is {settings.steps}, expected at least 1")
     step_config = dataclasses.replace(step_config, policy=policy_for_mesh(mesh, step_config.policy))
     maps, plan = ligo.init_maps(params, source, step_config.model, key, settings.noise, options)
+    program = _LigoProgram(step_config, plan, mesh)
     params = to_global(params, infer_shardings(params, source, mesh))
     maps = to_global(maps, replicated_sharding(mesh))
-    schedule_values = schedule_values[np.minimum(np.arange(settings.steps), len(schedule_values) - 1)]
+    num_steps = len(np.asarray(schedules.learning_rate))
+    schedules = schedules[np.minimum(np.arange(settings.steps), num_steps - 1)]
     inputs = params, teacher_params
-    loss = _make_validation_loss(
-        step_config,
-        plan,
-        mesh,
-        inputs,
-        held_out,
-        batch_size,
-        schedule_values[-1],
-        settings.validation_batches,
-    )
-    initial_loss = loss(maps)
-    chain = ligo_optimizer(settings)
-    state = maps, to_global(chain.init(maps), replicated_sharding(mesh))
+    validation_batches = [
+        data_rows.get_batch(held_out, EVALUATION_SEED, i, batch_size)
+        for i in range(settings.validation_batches)
+    ]
+    validation_loss = _make_validation_loss(program, inputs, validation_batches, schedules[-1])
+    loss_before = validation_loss(maps)
+    optimizer = ligo_optimizer(settings)
+    state = maps, to_global(optimizer.init(maps), replicated_sharding(mesh))
     first_batch = to_global(data_rows.get_batch(rows, seed, 0, batch_size), batch_sharding(mesh))
     start_time = time.perf_counter()
-    step = _compile_ligo_step(
-        step_config,
-        plan,
-        chain,
-        mesh,
-        state,
-        (inputs, first_batch, schedule_values[0], np.uint32(seed), np.int32(0)),
-    )
+    step_args = (inputs, first_batch, schedules[0], np.uint32(seed), np.int32(0))
+    step = _compile_ligo_step(program, optimizer, state, step_args)
     compile_seconds, start_time = time.perf_counter() - start_time, time.perf_counter()
     for i, batch in enumerate(data_rows.batch_iterator(rows, seed, batch_size, 0, settings.steps)):
         device_batch = to_global(batch, batch_sharding(mesh))
-        state = step(state, inputs, device_batch, schedule_values[i], np.uint32(seed), np.int32(i))
+        state = step(state, inputs, device_batch, schedules[i], np.uint32(seed), np.int32(i))
     jax.block_until_ready(state)
     record = LigoResult(
         steps=settings.steps,
         seconds=time.perf_counter() - start_time,
-        loss_before=initial_loss,
-        loss_after=loss(state[0]),
+        loss_before=loss_before,
+        loss_after=validation_loss(state[0]),
         compile_seconds=compile_seconds,
-        flops=settings.steps * ligo_step_flops(step_config, plan, params, *first_batch["tokens"].shape),
+        flops=settings.steps * ligo_step_flops(step_config, plan, params, *first_batch.tokens.shape),
         peak_bytes=planned_bytes(step),
-        training_bytes=_training_step_bytes(step_config, plan, mesh, inputs, first_batch, schedule_values[0]),
+        training_bytes=_training_step_bytes(program, teacher_params, first_batch, schedules[0]),
     )
-    layout = infer_shardings(
-        family(step_config.model).abstract_params(step_config.model), step_config.model, mesh
-    )
-    grow_params = jax.jit(lambda maps, params: ligo.apply_maps(maps, params, plan), out_shardings=layout)
-    return grow_params(state[0], params), record
+    return _grow_params(program, state[0], params), record
+
+
+def _grow_params(program: _LigoProgram, maps: ligo.Maps, params: Params) -> Params:
+    """Return the grown parameters, laid out on the mesh."""
+    model = program.step_config.model
+    layout = infer_shardings(family(model).abstract_params(model), model, program.mesh)
+    grow = jax.jit(lambda maps, params: ligo.apply_maps(maps, params, program.plan), out_shardings=layout)
+    return grow(maps, params)
 
 
 def _make_validation_loss(
-    step_config: StepConfig,
-    plan: Plan,
-    mesh,
-    inputs,
-    held_out: data_rows.PackedDataset,
-    batch_size: int,
-    schedule_values,
-    count: int,
+    program: _LigoProgram, inputs: LigoInputs, batches: list[Batch], schedules: StepSchedules
 ) -> Callable[[ligo.Maps], float]:
-    """maps → the objective of what they grow, over `count` batches of `held_out`: always the same."""
-    batches = [data_rows.get_batch(held_out, EVALUATION_SEED, i, batch_size) for i in range(count)]
-    device_batches = to_global(batches, batch_sharding(mesh))
-    score = jax.jit(functools.partial(_score_batch, step_config, plan, mesh))
+    """Return maps → the loss of the model that they grow, over all batches."""
+    device_batches = to_global(batches, batch_sharding(program.mesh))
+    score = jax.jit(functools.partial(_score_batch, program))
 
-    def loss(maps: ligo.Maps) -> float:
-        sums = [
-            score(maps, inputs, batch, schedule_values, np.int32(i)) for i, batch in enumerate(device_batches)
-        ]
+    def validation_loss(maps: ligo.Maps) -> float:
+        sums = [score(maps, inputs, batch, schedules, np.int32(i)) for i, batch in enumerate(device_batches)]
         losses, counts = np.array(jax.device_get(sums), np.float64).T
         return float((losses * counts).sum() / max(counts.sum(), 1))
 
-    return loss
+    return validation_loss
 
 
 def ligo_optimizer(settings: LigoConfig) -> optax.GradientTransformation:
-    """Adam with the gradient clipped to norm 1, the rate along a cosine. An update that is not
-    finite is not made."""
+    """Return Adam with the gradient clipped to norm 1 and a cosine decay; non-finite updates are skipped."""
     rate = optax.cosine_decay_schedule(settings.learning_rate, max(settings.steps, 1))
     chain = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     return optax.apply_if_finite(chain, max_consecutive_errors=settings.steps)
 
 
 def ligo_loss_fn(
-    step_config: StepConfig, plan: Plan, mesh, maps, inputs, microbatch, loss_weights: LossWeights, key
-):
-    """(loss, sums) of the model that `maps` grow, on one part of a batch, (Masked, segments)."""
+    step_config: StepConfig,
+    plan: Plan,
+    mesh: jax.sharding.Mesh,
+    maps: ligo.Maps,
+    inputs: LigoInputs,
+    microbatch: Microbatch,
+    loss_weights: LossWeights,
+    key: jax.Array | None,
+) -> LossAndSums:
+    """Return (loss, sums) of the model that `maps` grow, see `step.loss_fn`."""
     params, teacher_params = inputs
     grown_params = ligo.apply_maps(maps, params, plan)
     grown_params = jax.lax.with_sharding_constraint(
@@ -185,47 +210,65 @@ def ligo_loss_fn(
 
 
 def _ligo_step(
-    step_config: StepConfig, plan: Plan, chain, mesh, state, inputs, batch, schedule_values, seed, step
-):
-    """One update of the maps. Masks and dropout are those of the run's own step of that number."""
+    program: _LigoProgram,
+    optimizer: optax.GradientTransformation,
+    state: LigoState,
+    inputs: LigoInputs,
+    batch: Batch,
+    schedules: StepSchedules,
+    seed: jax.Array,
+    step: jax.Array,
+) -> LigoState:
+    """Update the maps. Targets and dropout are those of the run's own step of that number."""
+    step_config = program.step_config
     maps, opt_state = state
-    keys = row_keys(seed, step, jnp.arange(batch["tokens"].shape[0]))
-    batch, loss_weights = make_mlm_batch(step_config, batch, keys, schedule_values)
+    keys = row_keys(seed, step, jnp.arange(batch.tokens.shape[0]))
+    rows, loss_weights = make_microbatch(step_config, batch, keys, schedules)
 
-    def loss(maps, microbatch, key):
-        return ligo_loss_fn(step_config, plan, mesh, maps, inputs, microbatch, loss_weights, key)
+    def loss(maps: ligo.Maps, microbatch: Microbatch, key: jax.Array) -> LossAndSums:
+        return ligo_loss_fn(
+            step_config, program.plan, program.mesh, maps, inputs, microbatch, loss_weights, key
+        )
 
     key = jax.random.fold_in(jax.random.key(seed), step)
-    loss_and_gradient = accumulate_gradients(
-        jax.value_and_grad(loss, has_aux=True), maps, batch, key, step_config.gradient_accumulation_steps
+    _, gradient = accumulate_gradients(
+        jax.value_and_grad(loss, has_aux=True), maps, rows, key, step_config.gradient_accumulation_steps
     )
-    updates, opt_state = chain.update(loss_and_gradient[1], opt_state, maps)
+    updates, opt_state = optimizer.update(gradient, opt_state, maps)
     return optax.apply_updates(maps, updates), opt_state
 
 
 def _score_batch(
-    step_config: StepConfig, plan: Plan, mesh, maps, inputs, batch, schedule_values, batch_index
-):
-    """(the objective without dropout, its predictions) of a held-back batch, masked as it always is."""
-    keys = row_keys(EVALUATION_SEED, batch_index, jnp.arange(batch["tokens"].shape[0]))
-    mlm_batch, loss_weights = make_mlm_batch(step_config, batch, keys, schedule_values)
-    loss, sums = ligo_loss_fn(step_config, plan, mesh, maps, inputs, mlm_batch, loss_weights, None)
+    program: _LigoProgram,
+    maps: ligo.Maps,
+    inputs: LigoInputs,
+    batch: Batch,
+    schedules: StepSchedules,
+    batch_index: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return (loss without dropout, number of predictions) of a validation batch."""
+    step_config = program.step_config
+    keys = row_keys(EVALUATION_SEED, batch_index, jnp.arange(batch.tokens.shape[0]))
+    rows, loss_weights = make_microbatch(step_config, batch, keys, schedules)
+    loss, sums = ligo_loss_fn(step_config, program.plan, program.mesh, maps, inputs, rows, loss_weights, None)
     return loss, sums.predictions
 
 
-def _compile_ligo_step(step_config: StepConfig, plan: Plan, chain, mesh, state, step_args) -> Any:
-    """The learning step for arguments like these, ahead of time, so that its memory is known."""
-    step = functools.partial(_ligo_step, step_config, plan, chain, mesh)
-    return (
-        jax.jit(step, out_shardings=replicated_sharding(mesh), donate_argnums=0)
-        .lower(state, *step_args)
-        .compile()
-    )
+def _compile_ligo_step(
+    program: _LigoProgram, optimizer: optax.GradientTransformation, state: LigoState, step_args: Any
+) -> Any:
+    """Compile the step ahead of its first call, so that its memory is known."""
+    step = functools.partial(_ligo_step, program, optimizer)
+    jitted = jax.jit(step, out_shardings=replicated_sharding(program.mesh), donate_argnums=0)
+    return jitted.lower(state, *step_args).compile()
 
 
 def planned_bytes(program: Any) -> int:
-    """What XLA plans for one device to hold while the program runs: arguments (parameters, state,
-    batch), results that do not take the place of one, and temporaries. Not measured."""
+    """Return the bytes that XLA plans for one device to hold while a compiled program runs.
+
+    Arguments (parameters, state, batch), results that do not take the place of one, and temporaries. Not
+    measured.
+    """
     memory = program.memory_analysis()
     return int(
         memory.argument_size_in_bytes
@@ -235,12 +278,15 @@ def planned_bytes(program: Any) -> int:
     )
 
 
-def _training_step_bytes(step_config: StepConfig, plan: Plan, mesh, inputs, batch, schedule_values) -> int:
-    """`planned_bytes` of the step of spec's training."""
+def _training_step_bytes(
+    program: _LigoProgram, teacher_params: Params | None, batch: Batch, schedules: StepSchedules
+) -> int:
+    """Return `planned_bytes` of the step of the training that follows."""
+    step_config = program.step_config
     state = abstract_state(step_config.model, step_config.optimizer)
-    warmup_args = (copied_entry_mask(plan),) if "rewarmed" in step_config.schedule_names else ()
-    step = jit_train_step(step_config, mesh).lower(
-        state, inputs[1], batch, schedule_values, np.uint32(0), *warmup_args
+    copied_mask = None if schedules.new_param_scale is None else copied_entry_mask(program.plan)
+    step = jit_train_step(step_config, program.mesh).lower(
+        state, teacher_params, batch, schedules, np.uint32(0), copied_mask
     )
     return planned_bytes(step.compile())
 
@@ -248,9 +294,13 @@ def _training_step_bytes(step_config: StepConfig, plan: Plan, mesh, inputs, batc
 def ligo_step_flops(
     step_config: StepConfig, plan: Plan, params: Params, batch_size: int, length: int
 ) -> float:
-    """Of one learning step: a training step of the target, the teacher, and growing it, forward
-    and backward (by the customary rule that a backward pass is twice its forward pass)."""
-    shape = batch_size, length, max_predictions_per_seq(step_config.mlm, length)
+    """Return the FLOPs of one step of the maps.
+
+    A training step of the target, the teacher's forward pass, and growing the target, forward and backward
+    (by the customary rule that a backward pass is twice its forward pass).
+    """
+    objective = step_config.objective
+    shape = batch_size, length, objective_module(objective).predictions_per_row(objective, length)
     teacher_flops = flops.forward_flops(step_config.teacher, *shape) if step_config.teacher else 0.0
     growth_flops = 3 * step_config.gradient_accumulation_steps * ligo.apply_maps_flops(params, plan)
     return flops.training_step_flops(step_config.model, *shape) + teacher_flops + growth_flops

@@ -33,10 +33,11 @@ from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.metric_writer import MetricWriter, ThroughputMeter
 from dwt_jax.runs.metrics_file import read_jsonl, total_flops
 from dwt_jax.runs.peak_flops import peak_flops_per_device
+from dwt_jax.runs.state import TrainState
 from dwt_jax.text_format import format_count
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.setup import RunContext, effective_params, init_or_restore_state, setup_run
-from dwt_jax.train.step import BASE_SCHEDULES, jit_train_step, schedule_names
+from dwt_jax.train.step import jit_train_step
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
             )
             eval_metrics = evaluate(
                 run,
-                state["params"],
+                state.params,
                 run.config.train.steps,
                 teacher_steps,
                 metric_writer,
@@ -94,18 +95,17 @@ def _finished_summary(workdir: Path) -> dict[str, Any] | None:
     return read_json(workdir / "summary.json")
 
 
-def log_run_summary(
-    run: RunContext, state: dict[str, Any], start_step: int, metric_writer: MetricWriter
-) -> None:
+def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_writer: MetricWriter) -> None:
     model, train_config, device = run.config.model, run.config.train, jax.devices()[0]
     num_params = sum(x.size for x in jax.tree.leaves(family(model).abstract_params(model)))
     metric_writer.log_message(
-        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), {run.policy.compute_dtype}; "
+        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), "
+        f"{run.policy.compute_dtype}; "
         f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
         f"{train_config.steps} steps of {train_config.batch_size} x {run.config.data.sequence_length} tokens"
     )
     if run.growth is not None:
-        log_growth_source(run, run.growth, state["params"], start_step, metric_writer)
+        log_growth_source(run, run.growth, state.params, start_step, metric_writer)
     if run.teacher is None:
         metric_writer.log_message("no teacher: training on the masked-LM loss only")
     else:
@@ -115,7 +115,7 @@ def log_run_summary(
         )
         if run.teacher_end_step == 0:
             metric_writer.log_message("the teacher is not used: distill.alpha_soft is 0 at every step")
-        elif start_step >= get_teacher_end_step(run, state["behind"]["beaten_at"], start_step):
+        elif start_step >= get_teacher_end_step(run, state.teacher_gap.matched_step, start_step):
             metric_writer.log_message("the teacher is no longer used: alpha_soft is 0 from here on")
     if start_step:
         metric_writer.log_message(f"resumed at step {start_step}")
@@ -144,13 +144,13 @@ def log_growth_source(
 
 def train_loop(
     run: RunContext,
-    state: dict[str, Any],
+    state: TrainState,
     start_step: int,
     checkpoints: Checkpoints,
     metric_writer: MetricWriter,
     shutdown_flag: ShutdownFlag,
     heartbeat: Callable[[], None],
-) -> tuple[dict[str, Any], int]:
+) -> tuple[TrainState, int]:
     """All steps from `start` on. → the last state, the number of steps the teacher took part in.
 
     The metrics of a step are read while the next one runs. A checkpoint is written after the
@@ -162,12 +162,12 @@ def train_loop(
         jit_train_step(run.step_config, run.mesh),
     )
     peak_flops = peak_flops_per_device(str(run.policy.compute_dtype))
-    teacher_end = get_teacher_end_step(run, state["behind"]["beaten_at"], start_step)
+    teacher_end = get_teacher_end_step(run, state.teacher_gap.matched_step, start_step)
     teacher_params = (
         teachers.shard_params(run.teacher, run.mesh) if run.teacher and start_step < teacher_end else None
     )
     seed = to_global(np.uint32(run.config.seed), replicated_sharding(run.mesh))
-    warmup_args = starts.new_param_warmup_args(run.config, run.growth.plan if run.growth else None, run.mesh)
+    copied_mask = starts.copied_mask_for_warmup(run.config, run.growth.plan if run.growth else None, run.mesh)
     local_rows = local_row_indices(run.mesh, train_config.batch_size)
     batches = data_rows.batch_iterator(
         run.rows,
@@ -192,7 +192,7 @@ def train_loop(
     if eval_pending:
         eval_metrics = evaluate(
             run,
-            state["params"],
+            state.params,
             start_step,
             min(start_step, teacher_end),
             metric_writer,
@@ -212,19 +212,17 @@ def train_loop(
             batch = next(batches)
             throughput.wait += time.perf_counter() - wait_start
             device_batch = make_global_batch(batch, local_rows, run.mesh, train_config.batch_size)
-            schedule_values = to_global(run.schedule_values[step], replicated_sharding(run.mesh))
+            schedules = to_global(run.schedules[step], replicated_sharding(run.mesh))
             train_step = no_teacher_step if teacher_params is None else distill_step
-            state, metrics = train_step(
-                state, teacher_params, device_batch, schedule_values, seed, *warmup_args
-            )
+            state, metrics = train_step(state, teacher_params, device_batch, schedules, seed, copied_mask)
             flush()
             heartbeat()
-            throughput.add(int((batch["segments"] > 0).sum() * train_config.batch_size / len(local_rows)))
+            throughput.add(int((batch.segment_ids > 0).sum() * train_config.batch_size / len(local_rows)))
             completed_steps = step + 1
             if is_due(completed_steps, train_config.log_every, 0) or completed_steps == train_config.steps:
                 pending = completed_steps, metrics
                 if run.step_config.until_matched and teacher_params is not None:
-                    teacher_end = get_teacher_end_step(run, metrics["beaten_at"], completed_steps)
+                    teacher_end = get_teacher_end_step(run, metrics["teacher_matched_step"], completed_steps)
             if (
                 is_due(completed_steps, train_config.eval_every, train_config.steps)
                 and not shutdown_flag.is_set()
@@ -232,7 +230,7 @@ def train_loop(
                 flush()
                 evaluate(
                     run,
-                    state["params"],
+                    state.params,
                     completed_steps,
                     min(completed_steps, teacher_end),
                     metric_writer,
@@ -289,13 +287,11 @@ def log_metrics(
     throughput: ThroughputMeter,
     peak_flops: float | None,
     metric_writer: MetricWriter,
-):
+) -> None:
     """Write the metrics of a step. Raises TrainingFailed after too many non-finite ones in a row."""
     train_config = run.config.train
     values = {key: value.item() for key, value in jax.device_get(metrics).items()}
-    schedule_values = dict(
-        zip(schedule_names(run.config), map(float, run.schedule_values[step - 1]), strict=True)
-    )
+    schedules = run.schedules[step - 1]
     steps_per_second, tokens_per_second, data_wait = throughput.read_and_reset()
     with_teacher = teacher_steps == step
     step_flops = run.student_flops + (run.teacher_flops if with_teacher else 0)
@@ -304,11 +300,15 @@ def log_metrics(
         "loss": values["loss"],
         "hard_loss": values["hard_loss"],
         **{key: values[key] if with_teacher else None for key in _TEACHER_METRICS},
-        "alpha_hard": schedule_values["alpha_hard"],
+        "alpha_hard": float(schedules.alpha_hard),
         "alpha_soft": values["alpha_soft"] if with_teacher else 0.0,
-        "temperature": schedule_values["temperature"],
-        "learning_rate": schedule_values["learning_rate"],
-        **{name: schedule_values[name] for name in schedule_names(run.config)[len(BASE_SCHEDULES) :]},
+        "temperature": float(schedules.temperature),
+        "learning_rate": float(schedules.learning_rate),
+        **{
+            name: float(value)
+            for name in ("gate", "new_param_scale")
+            if (value := getattr(schedules, name)) is not None
+        },
         "grad_norm": values["grad_norm"],
         "skipped": values["skipped"],
         "tokens_per_second": tokens_per_second,
@@ -319,10 +319,10 @@ def log_metrics(
     metric_writer.log_step(
         record, (train_config.steps - step) / steps_per_second if steps_per_second else 0.0
     )
-    if values["skipped_longest"] >= train_config.max_consecutive_nonfinite:
+    if values["max_consecutive_skips"] >= train_config.max_consecutive_nonfinite:
         raise TrainingFailed(
-            f"{run.workdir}: loss or gradient not finite for {values['skipped_longest']} consecutive steps "
-            f"(up to step {step}); those updates were skipped and the checkpoints are intact"
+            f"{run.workdir}: loss or gradient not finite for {values['max_consecutive_skips']} consecutive "
+            f"steps (up to step {step}); those updates were skipped and the checkpoints are intact"
         )
 
 
@@ -384,7 +384,7 @@ def evaluate(
 
 def export_and_summarize(
     run: RunContext,
-    state: dict[str, Any],
+    state: TrainState,
     teacher_steps: int,
     eval_metrics: dict[str, float] | None,
     seconds: float,
@@ -400,7 +400,7 @@ def export_and_summarize(
     summary = {
         "steps": steps,
         "held_out": eval_metrics,
-        "skipped_updates": int(jax.device_get(state["skipped"]["total"])),
+        "skipped_updates": int(jax.device_get(state.skipped.total)),
         "seconds_of_this_process": seconds,
         "flops": {
             "student": total_work["student_flops"],
@@ -421,7 +421,7 @@ def export_and_summarize(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "compute": str(run.policy.compute_dtype),  # what precision.compute_dtype=auto came to
     }
-    params = to_host(effective_params(run, state["params"], steps))
+    params = to_host(effective_params(run, state.params, steps))
 
     def save_model() -> None:
         checkpoint.save_checkpoint(

@@ -25,20 +25,19 @@ from dwt_jax.files import read_json, write_json
 from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings
-from dwt_jax.objectives import schedules
-from dwt_jax.objectives.masking import MaskingVocab, max_predictions_per_seq
+from dwt_jax.objectives import objective_module, schedules
 from dwt_jax.remap.gates import gate_schedule, has_gates, open_gates
 from dwt_jax.runs import run_dir as workdirs
 from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.pretrained import PretrainedModel
-from dwt_jax.runs.state import abstract_state, init_train_state
+from dwt_jax.runs.state import STATE_FORMAT, TrainState, abstract_state, init_train_state
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps
-from dwt_jax.train.step import BASE_SCHEDULES, StepConfig, make_step_config, schedule_table
+from dwt_jax.train.step import StepConfig, make_step_config
+from dwt_jax.train.step_schedules import StepSchedules, schedule_table
 
 _PATH_KEYS = ("data.path", "data.sources", "data.tokenizer", "teacher.path", "init.from")
-STATE_FORMAT = 1  # raise it when the tree of the training state changes
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class RunContext:
     growth: starts.GrowthSource | None  # what the student is grown from; None: a new model
     no_teacher_config: StepConfig  # of the step without the teacher
     step_config: StepConfig  # of the step with it, if there is one
-    schedule_values: np.ndarray  # float32 [steps, columns], see step.scheduled
+    schedules: StepSchedules  # of all steps, float32 [steps]
     teacher_end_step: int  # the step at which α_s becomes 0 for good, as far as the schedule says
     student_flops: float  # a step
     teacher_flops: float  # a step
@@ -110,7 +109,8 @@ def _check_environment(config: Config, workdir: Path) -> Config:
             raise UserError(f"config: {key}: {path}: no such directory, expected a model or run directory")
     if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UserError(
-            f"config: train.wandb_project is {config.train.wandb_project!r}, expected the package wandb installed"
+            f"config: train.wandb_project is {config.train.wandb_project!r}, "
+            "expected the package wandb installed"
         )
     return config
 
@@ -147,11 +147,9 @@ def _build_run(
         "teacher_digest": teacher.digest if teacher else "",
         **({"init_digest": growth.source.digest} if growth else {}),
     }
-    schedule_values, masking_vocab = (
-        schedule_table(config),
-        MaskingVocab.from_vocabulary(vocab, config.mlm.whole_word),
-    )
-    predictions = max_predictions_per_seq(config.mlm, config.data.sequence_length)
+    run_schedules = schedule_table(config)
+    objective = objective_module(family(config.model).OBJECTIVE).make_objective(config, vocab)
+    predictions = objective_module(objective).predictions_per_row(objective, config.data.sequence_length)
     shape = (config.train.batch_size, config.data.sequence_length, predictions)
     run = RunContext(
         config=config,
@@ -162,12 +160,10 @@ def _build_run(
         policy=policy,
         teacher=teacher,
         growth=growth,
-        no_teacher_config=make_step_config(config, None, masking_vocab, policy),
-        step_config=make_step_config(config, teacher.model if teacher else None, masking_vocab, policy),
-        schedule_values=schedule_values,
-        teacher_end_step=schedules.first_all_zero(schedule_values[:, BASE_SCHEDULES.index("alpha_soft")])
-        if teacher
-        else 0,
+        no_teacher_config=make_step_config(config, None, objective, policy),
+        step_config=make_step_config(config, teacher.model if teacher else None, objective, policy),
+        schedules=run_schedules,
+        teacher_end_step=schedules.first_all_zero(np.asarray(run_schedules.alpha_soft)) if teacher else 0,
         student_flops=flops.training_step_flops(config.model, *shape),
         teacher_flops=flops.forward_flops(teacher.model, *shape) if teacher else 0.0,
     )
@@ -212,14 +208,14 @@ def resolve_precision(config: Config) -> Policy:
     return Policy(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute), single_cpu)
 
 
-def init_run_state(run: RunContext, layout: Any) -> dict[str, Any]:
+def init_run_state(run: RunContext, layout: Any) -> TrainState:
     """The state before the first step, laid out as `layout` says."""
     model, optimizer = run.config.model, run.config.optimizer
     if run.growth is not None:
         if run.growth.step:
             raise UserError(
-                f"{run.workdir}: no checkpoint, expected that of step {run.growth.step} that dwt remap-run wrote: "
-                "run dwt remap-run again, with a new --out"
+                f"{run.workdir}: no checkpoint, expected that of step {run.growth.step} that dwt remap-run "
+                "wrote: run dwt remap-run again, with a new --out"
             )
         params = (
             _init_with_ligo(run) if run.growth.uses_ligo else starts.init_from_source(run.growth, run.mesh)
@@ -228,7 +224,7 @@ def init_run_state(run: RunContext, layout: Any) -> dict[str, Any]:
             params
         )
 
-    def new() -> dict[str, Any]:
+    def new() -> TrainState:
         return init_train_state(
             family(model).init_params(model, jax.random.key(run.config.seed)), model, optimizer
         )
@@ -248,7 +244,7 @@ def _init_with_ligo(run: RunContext) -> Any:
         run.rows,
         data_rows.open_dataset(run.data, "held_out"),
         batch_size=run.config.train.batch_size,
-        schedule_values=run.schedule_values,
+        schedules=run.schedules,
         mesh=run.mesh,
         seed=run.config.seed,
         teacher_params=teacher_params,
@@ -260,7 +256,7 @@ def _init_with_ligo(run: RunContext) -> Any:
     return params
 
 
-def sharded_abstract_state(run: RunContext) -> dict[str, Any]:
+def sharded_abstract_state(run: RunContext) -> TrainState:
     """Shapes of the state, and where each part of it lives."""
     abstract = abstract_state(run.config.model, run.config.optimizer)
     return jax.tree.map(
@@ -270,7 +266,7 @@ def sharded_abstract_state(run: RunContext) -> dict[str, Any]:
     )
 
 
-def init_or_restore_state(run: RunContext, checkpoints: Checkpoints) -> tuple[dict[str, Any], int]:
+def init_or_restore_state(run: RunContext, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     """The state to begin with, on the mesh, and the number of steps that it has behind it."""
     target = sharded_abstract_state(run)
     layout = jax.tree.map(lambda x: x.sharding, target)

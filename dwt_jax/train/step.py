@@ -1,283 +1,338 @@
-"""One step of pre-training: (state, teacher, batch, knobs) → (state, metrics), a pure function.
+"""One step of pre-training: (state, teacher, batch, schedules) → (state, metrics), a pure function.
 
-What is drawn at random comes from (seed, step), so the state is {params, opt_state, step}
-and two small records: how many updates were skipped, and how far the student still is
-behind its teacher (for `until_matched`).
+Everything random is derived from (seed, step), so that the state holds no key.
 """
 
 import collections
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from dwt_jax.config import Config, Distill, Mlm, Optimizer, Schedule
+from dwt_jax.config import Config, Distill, Optimizer, Schedule
+from dwt_jax.data.batch import Batch
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, split_microbatches
 from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
-from dwt_jax.models.protocol import ModelConfig
-from dwt_jax.objectives import schedules
-from dwt_jax.objectives.distillation import LossSums
-from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, LossWeights, fused_lm_loss
-from dwt_jax.objectives.masking import MaskedBatch, MaskingVocab, apply_mlm_mask, row_keys
-from dwt_jax.remap.gates import gate_schedule, has_gates, open_gates
+from dwt_jax.models.protocol import ModelConfig, Params
+from dwt_jax.objectives import Objective, objective_module
+from dwt_jax.objectives.distillation import LossSums, LossWeights
+from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, fused_lm_loss
+from dwt_jax.objectives.schedules import alpha_soft_scale
+from dwt_jax.objectives.targets import Targets, row_keys
+from dwt_jax.remap.gates import open_gates
 from dwt_jax.remap.optimizer_state import new_entry_mask, scale_new_updates
-from dwt_jax.runs import optimizer as optimizers
-from dwt_jax.runs.state import abstract_state
+from dwt_jax.runs.optimizer import make_optimizer
+from dwt_jax.runs.state import SkipCounts, TeacherGap, TrainState, abstract_state
+from dwt_jax.train.step_schedules import StepSchedules
 
-BASE_SCHEDULES = ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
-"""The scheduled numbers of every step; see `schedule_names` for the others."""
+Microbatch = tuple[Targets, jax.Array]
+"""Targets and segment ids [B, L] of some rows."""
+LossAndSums = tuple[jax.Array, LossSums]
+Metrics = dict[str, jax.Array]
+"""Scalars of one step by name."""
+CopiedMask = Mapping[str, jax.Array]
+"""What `optimizer_state.copied_entry_mask` returns: bool [D] by logical axis."""
 
 TRACE_COUNTS: collections.Counter[str] = collections.Counter()
-"""How often each step function was traced: a test holds it at one."""
+"""How often the step was traced with a `teacher` and with `no_teacher`: once for each `StepConfig`."""
 
 
 @dataclass(frozen=True)
 class StepConfig:
-    """All that a compiled step depends on. Runs that agree in it share one compilation:
-    seeds and scheduled values are arguments, not constants."""
+    """Everything that the compiled step depends on. Runs with equal ones share a compilation: seeds and
+    scheduled values are arguments, not constants."""
 
     model: ModelConfig
     teacher: ModelConfig | None
-    mlm: Mlm
-    distill: Distill
-    optimizer: Optimizer
+    objective: Objective
+    distill: Distill  # without its schedules
+    optimizer: Optimizer  # without its schedule
     gradient_accumulation_steps: int
-    tokens: MaskingVocab
     policy: Policy
     temperature_is_one: bool
     until_matched: bool
-    schedule_names: tuple[str, ...] = BASE_SCHEDULES  # of the knobs
 
 
 def make_step_config(
-    config: Config, teacher: ModelConfig | None, masking_vocab: MaskingVocab, policy: Policy
+    config: Config, teacher: ModelConfig | None, objective: Objective, policy: Policy
 ) -> StepConfig:
-    empty_schedule = Schedule()
+    """Return what the step of a run depends on.
+
+    Args:
+        config: resolved.
+        teacher: config of the teacher; None: the step takes none.
+        objective: what is predicted.
+        policy: dtypes for compute and activations.
+    """
+    empty = Schedule()
     temperature, distill = config.distill.temperature, config.distill
     return StepConfig(
         model=config.model,
         teacher=teacher,
-        mlm=config.mlm,
+        objective=objective,
         distill=dataclasses.replace(
-            distill,
-            preset="",
-            alpha_hard=empty_schedule,
-            alpha_soft=empty_schedule,
-            temperature=empty_schedule,
+            distill, preset="", alpha_hard=empty, alpha_soft=empty, temperature=empty
         ),
-        optimizer=dataclasses.replace(config.optimizer, learning_rate=empty_schedule),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=empty),
         gradient_accumulation_steps=config.train.gradient_accumulation_steps,
-        tokens=masking_vocab,
         policy=policy,
         temperature_is_one=temperature.kind == "constant" and temperature.value == 1,
         until_matched=teacher is not None and distill.alpha_soft.kind == "until_matched",
-        schedule_names=schedule_names(config),
     )
-
-
-def schedule_table(config: Config) -> np.ndarray:
-    """float32 [steps, columns]: the scheduled numbers of the whole run, columns as in `schedule_names`."""
-    steps, init = config.train.steps, config.init
-    base_schedules = (
-        *(getattr(config.distill, name) for name in BASE_SCHEDULES[:3]),
-        config.optimizer.learning_rate,
-    )
-    columns = [schedules.schedule_values(schedule, steps) for schedule in base_schedules]
-    for name in schedule_names(config)[len(BASE_SCHEDULES) :]:
-        columns.append(
-            gate_schedule(np.arange(steps), steps, getattr(init, _INIT_SHARE_KEYS[name]), init.step)
-        )
-    return np.stack(columns, axis=1)
-
-
-_INIT_SHARE_KEYS = {
-    "annealed": "gate_warmup",
-    "rewarmed": "new_param_warmup",
-}  # keys of `init`: over which share of the run
-
-
-def schedule_names(config: Config) -> tuple[str, ...]:
-    """The names of the columns of `schedule_table`: those of every step; annealed, of the leaves that are
-    no parameters; rewarmed, of the updates of what is new in a grown model."""
-    optional = {"annealed": has_gates(config.model), "rewarmed": config.init.new_param_warmup > 0}
-    return (*BASE_SCHEDULES, *(name for name, enabled in optional.items() if enabled))
 
 
 @functools.cache
 def jit_train_step(config: StepConfig, mesh: jax.sharding.Mesh) -> Any:
-    """The jitted step of `spec` on `mesh`: step(state, teacher_params, batch, knobs, seed[, old]).
+    """Return the jitted `train_step` of a config on a mesh, as a function of its other arguments.
 
-    State and teacher are laid out by the role table, the batch's rows over (data, fsdp); the
-    state is donated. teacher_params: None when spec.teacher is None. batch: {tokens,
-    segments} [B, L]. knobs: float32, columns as in spec.columns. seed: uint32. old: what
-    `optimizer_state.copied_entry_mask` says of a grown model, where its new entries are warmed up (`rewarmed`).
+    State and teacher are laid out by the logical axes of their leaves, the rows of the batch over (data,
+    fsdp), the rest is replicated. The state is donated. All arguments are positional.
     """
-    layout = infer_shardings(abstract_state(config.model, config.optimizer), config.model, mesh)
+    state_shardings = infer_shardings(abstract_state(config.model, config.optimizer), config.model, mesh)
+    teacher_shardings = None
+    if config.teacher:
+        abstract_teacher = family(config.teacher).abstract_params(config.teacher)
+        teacher_shardings = infer_shardings(abstract_teacher, config.teacher, mesh)
+    replicated = replicated_sharding(mesh)
     config = dataclasses.replace(config, policy=policy_for_mesh(mesh, config.policy))
-    teacher_layout = (
-        infer_shardings(family(config.teacher).abstract_params(config.teacher), config.teacher, mesh)
-        if config.teacher
-        else None
-    )
-    replicated_layout = replicated_sharding(mesh)
     return jax.jit(
-        functools.partial(_train_step, config),
-        in_shardings=(layout, teacher_layout, batch_sharding(mesh), replicated_layout, replicated_layout)
-        + ((replicated_layout,) if "rewarmed" in config.schedule_names else ()),
-        out_shardings=(layout, replicated_layout),
+        functools.partial(train_step, config),
+        in_shardings=(
+            state_shardings,
+            teacher_shardings,
+            batch_sharding(mesh),
+            replicated,
+            replicated,
+            replicated,
+        ),
+        out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
 
 
-def _train_step(config: StepConfig, state, teacher_params, batch, schedule_values, seed, old=None):
-    TRACE_COUNTS["teacher" if config.teacher else "alone"] += 1
-    alpha_hard, alpha_soft, temperature, learning_rate, *_ = schedule_values
-    value_by_name = dict(zip(config.schedule_names, schedule_values, strict=True))
-    if config.until_matched:
-        alpha_soft = alpha_soft * _gap_scale(state["behind"], config.distill)
-    step, params = state["step"], state["params"]
-    keys = row_keys(seed, step, jnp.arange(batch["tokens"].shape[0]))
-    mlm_batch, loss_weights = make_mlm_batch(config, batch, keys, (alpha_hard, alpha_soft, temperature))
+def train_step(
+    config: StepConfig,
+    state: TrainState,
+    teacher_params: Params | None,
+    batch: Batch,
+    schedules: StepSchedules,
+    seed: jax.Array,
+    copied_mask: CopiedMask | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Take one step.
 
-    def loss(params, microbatch, key):
-        params = open_gates(params, value_by_name["annealed"]) if "annealed" in value_by_name else params
+    Args:
+        config: static.
+        state: of the student.
+        teacher_params: of the frozen teacher; None where config.teacher is None.
+        batch: tokens and segment ids, int [B, L].
+        schedules: values of this step, fp32 scalars.
+        seed: uint32 scalar, of the run.
+        copied_mask: which entries of a grown model are copies; needed where `schedules.new_param_scale` is
+            not None.
+
+    Returns:
+        (the state after the step, metrics of the step). If the loss or the gradient is not finite, params
+        and opt_state stay as they were.
+    """
+    TRACE_COUNTS["teacher" if config.teacher else "no_teacher"] += 1
+    if config.until_matched:
+        scale = _gap_scale(state.teacher_gap, config.distill)
+        schedules = dataclasses.replace(schedules, alpha_soft=schedules.alpha_soft * scale)
+    keys = row_keys(seed, state.step, jnp.arange(batch.tokens.shape[0]))
+    rows, loss_weights = make_microbatch(config, batch, keys, schedules)
+
+    def loss(params: Params, microbatch: Microbatch, key: jax.Array) -> LossAndSums:
+        if schedules.gate is not None:
+            params = open_gates(params, schedules.gate)
         return loss_fn(config, params, teacher_params, microbatch, loss_weights, key)
 
-    key = jax.random.fold_in(jax.random.key(seed), step)  # of dropout alone, see layers.keep_mask
+    key = jax.random.fold_in(jax.random.key(seed), state.step)  # of dropout, see layers.dropout_mask
     (value, sums), gradient = accumulate_gradients(
-        jax.value_and_grad(loss, has_aux=True), params, mlm_batch, key, config.gradient_accumulation_steps
+        jax.value_and_grad(loss, has_aux=True),
+        state.params,
+        rows,
+        key,
+        config.gradient_accumulation_steps,
     )
     grad_norm = optax.global_norm(gradient)
     # Known before the update, so that all of it is one pass over memory. An update is finite where these
     # are: config.py bounds the learning rate, β₁, β₂, ε and the decay. That it is sensible, nobody promises.
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizers.make_optimizer(config.optimizer, config.model).update(
-        gradient, state["opt_state"], params
+    params, opt_state = _update_params(config, state, gradient, finite, schedules, copied_mask)
+    new_state = TrainState(
+        params=params,
+        opt_state=opt_state,
+        step=state.step + 1,
+        skipped=_update_skip_counts(state.skipped, finite),
+        teacher_gap=_update_teacher_gap(state.teacher_gap, sums, finite, state.step, config),
     )
-    if "rewarmed" in value_by_name:
-        updates = scale_new_updates(
-            updates,
-            new_entry_mask(old, params, family(config.model).param_axes(config.model)),
-            value_by_name["rewarmed"],
-        )
-    new_params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
-    next_params_and_opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (new_params, opt_state), (params, state["opt_state"])
-    )
-    consecutive_skips = jnp.where(finite, 0, state["skipped"]["in_row"] + 1)
-    skip_counts = {
-        "total": state["skipped"]["total"] + ~finite,
-        "in_row": consecutive_skips,
-        "longest": jnp.maximum(state["skipped"]["longest"], consecutive_skips),
-    }
-    teacher_gap = _update_teacher_gap(state["behind"], sums, finite, step, config)
-    metrics = _step_metrics(sums, value, grad_norm, alpha_soft, skip_counts, teacher_gap)
-    state = {
-        "params": next_params_and_opt_state[0],
-        "opt_state": next_params_and_opt_state[1],
-        "step": step + 1,
-        "skipped": skip_counts,
-        "behind": teacher_gap,
-    }
-    return state, metrics
+    return new_state, _step_metrics(new_state, sums, value, grad_norm, schedules)
 
 
-def make_mlm_batch(
-    config: StepConfig, batch, keys, schedule_values
-) -> tuple[tuple[MaskedBatch, jax.Array], LossWeights]:
-    """A batch with its masks, (Masked, segments [B, L]), and the scalars of its objective.
+def make_microbatch(
+    config: StepConfig, batch: Batch, keys: jax.Array, schedules: StepSchedules
+) -> tuple[Microbatch, LossWeights]:
+    """Turn a batch into what the loss reads.
 
-    keys: of the rows' masks. knobs: columns as in SCHEDULED, of which the first three are read.
+    Args:
+        config: static; its objective makes the targets.
+        batch: the global batch, int [B, L].
+        keys: one random key a row [B], see `row_keys`.
+        schedules: values of this step, fp32 scalars.
+
+    Returns:
+        (targets and segment ids of all rows, weights of the loss).
     """
-    masked_rows = apply_mlm_mask(batch["tokens"], batch["segments"], keys, config.mlm, config.tokens)
-    alpha_hard, alpha_soft, temperature = schedule_values[:3]
-    num_predictions = jnp.maximum(masked_rows.weights.sum(), 1)
-    return (masked_rows, batch["segments"]), LossWeights(alpha_hard, alpha_soft, temperature, num_predictions)
+    targets = objective_module(config.objective).make_targets(batch, keys, config.objective)
+    loss_weights = LossWeights(
+        alpha_hard=jnp.asarray(schedules.alpha_hard),
+        alpha_soft=jnp.asarray(schedules.alpha_soft),
+        temperature=jnp.asarray(schedules.temperature),
+        predictions=targets.num_predictions(),
+    )
+    return (targets, jnp.asarray(batch.segment_ids)), loss_weights
 
 
 def loss_fn(
-    config: StepConfig, params, teacher_params, microbatch, loss_weights: LossWeights, key
-) -> tuple[jax.Array, LossSums]:
-    """Objective and sums of one part of a batch, (Masked, segments [B, L])."""
-    masked_rows, segments = microbatch
-    use_dropout = config.model.uses_dropout
+    config: StepConfig,
+    params: Params,
+    teacher_params: Params | None,
+    microbatch: Microbatch,
+    loss_weights: LossWeights,
+    key: jax.Array | None,
+) -> LossAndSums:
+    """Return the loss of some rows and the sums to be logged.
 
-    def apply_head(model: ModelConfig, params, key) -> LMHead:
+    Args:
+        config: static.
+        params: of the student, with open gates.
+        teacher_params: of the teacher; None where config.teacher is None.
+        microbatch: targets and segment ids of the rows.
+        loss_weights: of the global batch.
+        key: of dropout; None: no dropout.
+    """
+    targets, segment_ids = microbatch
+
+    def lm_head(model: ModelConfig, params: Params, key: jax.Array | None) -> LMHead:
         hidden = family(model).encode(
             params,
             model,
-            masked_rows.tokens,
-            segments,
-            positions=masked_rows.positions,
+            targets.inputs,
+            segment_ids,
+            positions=targets.positions,
             key=key,
             policy=config.policy,
         )
-        return LMHead.from_params(
-            family(model).lm_features(params, model, hidden, policy=config.policy), params, model
-        )
+        features = family(model).lm_features(params, model, hidden, policy=config.policy)
+        return LMHead.from_params(features, params, model)
 
-    teacher = apply_head(config.teacher, teacher_params, None) if config.teacher else None
-    student = apply_head(config.model, params, key if use_dropout else None)
+    teacher = None
+    if config.teacher is not None and teacher_params is not None:
+        teacher = lm_head(config.teacher, teacher_params, None)
+    student = lm_head(config.model, params, key if config.model.uses_dropout else None)
     loss_config = LossConfig(
         config.distill, config.temperature_is_one, config.model.vocab_size, config.policy
     )
-    return fused_lm_loss(student, teacher, masked_rows.labels, masked_rows.weights, loss_weights, loss_config)
+    return fused_lm_loss(student, teacher, targets.labels, targets.weights, loss_weights, loss_config)
 
 
 def accumulate_gradients(
-    value_and_grad, params, batch: tuple[MaskedBatch, jax.Array], key, num_microbatches: int
-):
-    """((value, sums), gradient) of the whole batch, taken in `parts`, one after the other."""
+    value_and_grad: Callable[..., tuple[LossAndSums, Any]],
+    params: Any,
+    batch: Microbatch,
+    key: jax.Array,
+    num_microbatches: int,
+) -> tuple[LossAndSums, Any]:
+    """Sum losses and gradients of the microbatches of a batch, one after the other.
+
+    Args:
+        value_and_grad: (params, microbatch, key) → ((loss, sums), gradient).
+        params: what the gradient is taken with respect to.
+        batch: all rows.
+        key: of dropout, one is derived for each microbatch.
+        num_microbatches: how many; must divide the number of rows.
+
+    Returns:
+        ((loss, sums), gradient) of the batch.
+    """
     if num_microbatches == 1:
         return value_and_grad(params, batch, key)
 
-    def add(total, inputs):
+    def add(total: Any, inputs: tuple[Microbatch, jax.Array]) -> tuple[Any, None]:
         microbatch, index = inputs
-        return jax.tree.map(
-            jnp.add, total, value_and_grad(params, microbatch, jax.random.fold_in(key, index))
-        ), None
+        value = value_and_grad(params, microbatch, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, value), None
 
-    start = (jnp.float32(0), LossSums.zeros()), jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(
-        add, start, (split_microbatches(batch, num_microbatches), jnp.arange(num_microbatches))
-    )[0]
+    zeros = (jnp.float32(0), LossSums.zeros()), jax.tree.map(jnp.zeros_like, params)
+    microbatches = split_microbatches(batch, num_microbatches), jnp.arange(num_microbatches)
+    return jax.lax.scan(add, zeros, microbatches)[0]
 
 
-def _gap_scale(teacher_gap, distill: Distill):
-    """What is left of α_s. Whole before the first loss is known, 0 for good once beaten."""
-    mean = teacher_gap["gap"] / jnp.maximum(teacher_gap["weight"], 1e-30)
-    scale = jnp.where(teacher_gap["weight"] > 0, schedules.alpha_soft_scale(mean, distill.match_margin), 1.0)
-    return jnp.where(teacher_gap["beaten_at"] < 0, scale, 0.0)
+def _update_params(
+    config: StepConfig,
+    state: TrainState,
+    gradient: Params,
+    finite: jax.Array,
+    schedules: StepSchedules,
+    copied_mask: CopiedMask | None,
+) -> tuple[Params, optax.OptState]:
+    """Return (params, opt_state) after the update, or the old ones where it is not `finite`."""
+    optimizer = make_optimizer(config.optimizer, config.model)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    if schedules.new_param_scale is not None:
+        assert copied_mask is not None
+        param_axes = family(config.model).param_axes(config.model)
+        is_new = new_entry_mask(dict(copied_mask), state.params, param_axes)
+        updates = scale_new_updates(updates, is_new, schedules.new_param_scale)
+    params = jax.tree.map(lambda p, u: p - schedules.learning_rate * u, state.params, updates)
+    return jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
 
 
-def _update_teacher_gap(teacher_gap, sums: LossSums, finite, step, config: StepConfig):
-    """The running mean of (student − teacher) hard loss, and the step at which it reached 0."""
+def _update_skip_counts(skipped: SkipCounts, finite: jax.Array) -> SkipCounts:
+    consecutive = jnp.where(finite, 0, skipped.consecutive + 1)
+    return SkipCounts(
+        total=skipped.total + ~finite,
+        consecutive=consecutive,
+        longest=jnp.maximum(skipped.longest, consecutive),
+    )
+
+
+def _gap_scale(teacher_gap: TeacherGap, distill: Distill) -> jax.Array:
+    """Return the factor of α_s: 1 before the first loss is known, 0 for good once the gap was closed."""
+    mean = teacher_gap.gap / jnp.maximum(teacher_gap.weight, 1e-30)
+    scale = jnp.where(teacher_gap.weight > 0, alpha_soft_scale(mean, distill.match_margin), 1.0)
+    return jnp.where(teacher_gap.matched_step < 0, scale, 0.0)
+
+
+def _update_teacher_gap(
+    teacher_gap: TeacherGap, sums: LossSums, finite: jax.Array, step: jax.Array, config: StepConfig
+) -> TeacherGap:
+    """Return the running mean of (student − teacher) hard loss, and the step at which it reached 0."""
     if not config.until_matched:
         return teacher_gap
     decay = config.distill.gap_ema_decay
-    loss_gap = decay * teacher_gap["gap"] + (1 - decay) * (sums.hard - sums.teacher_hard) / jnp.maximum(
-        sums.predictions, 1
-    )
-    weight = decay * teacher_gap["weight"] + (1 - decay)
+    loss_gap = (1 - decay) * (sums.hard - sums.teacher_hard) / jnp.maximum(sums.predictions, 1)
     is_valid = finite & (sums.predictions > 0)
-    new_gap = {
-        "gap": jnp.where(is_valid, loss_gap, teacher_gap["gap"]),
-        "weight": jnp.where(is_valid, weight, teacher_gap["weight"]),
-    }
-    matched = (teacher_gap["beaten_at"] < 0) & is_valid & (new_gap["gap"] <= 0)
-    return {**new_gap, "beaten_at": jnp.where(matched, step, teacher_gap["beaten_at"])}
+    gap = jnp.where(is_valid, decay * teacher_gap.gap + loss_gap, teacher_gap.gap)
+    weight = jnp.where(is_valid, decay * teacher_gap.weight + (1 - decay), teacher_gap.weight)
+    is_matched = (teacher_gap.matched_step < 0) & is_valid & (gap <= 0)
+    return TeacherGap(gap, weight, jnp.where(is_matched, step, teacher_gap.matched_step))
 
 
 def _step_metrics(
-    sums: LossSums, loss, grad_norm, alpha_soft, skip_counts, teacher_gap
-) -> dict[str, jax.Array]:
+    state: TrainState, sums: LossSums, loss: jax.Array, grad_norm: jax.Array, schedules: StepSchedules
+) -> Metrics:
+    """Return the metrics of a step, given the state after it."""
     count = jnp.maximum(sums.predictions, 1)
     return {
         "loss": loss,
@@ -286,10 +341,10 @@ def _step_metrics(
         "soft_loss_at_1": sums.soft_at_1 / count,
         "teacher_hard_loss": sums.teacher_hard / count,
         "selected_share": sums.num_selected / count,
-        "alpha_soft": alpha_soft,
+        "alpha_soft": jnp.asarray(schedules.alpha_soft),
         "grad_norm": grad_norm,
-        "skipped": skip_counts["total"],
-        "skipped_in_row": skip_counts["in_row"],
-        "skipped_longest": skip_counts["longest"],
-        "beaten_at": teacher_gap["beaten_at"],
+        "skipped": state.skipped.total,
+        "consecutive_skips": state.skipped.consecutive,
+        "max_consecutive_skips": state.skipped.longest,
+        "teacher_matched_step": state.teacher_gap.matched_step,
     }

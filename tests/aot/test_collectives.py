@@ -15,18 +15,20 @@ from dwt_jax.runs.state import abstract_state
 from dwt_jax.config import Mesh
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.config_loader import build_config
-from dwt_jax.objectives.masking import MaskingVocab
+from dwt_jax.data.batch import Batch
+from dwt_jax.objectives.mlm import abstract_objective
 from dwt_jax.models import bert
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.runs.state import abstract_state
 from dwt_jax.train import step as steps
+from dwt_jax.train.step_schedules import abstract_schedules
 
 model = {"vocab_size": 30522, "num_hidden_layers": 12}  # hidden size 768
 config = build_config({"model": model, "train": {"steps": 4, "batch_size": 32}, "teacher": {"path": "x"}})
-vocab = MaskingVocab(30522, 103, (0, 100, 101, 102, 103))
-spec = steps.make_step_config(config, config.model, vocab, Policy())
+objective = abstract_objective(config, config.model.vocab_size)
+spec = steps.make_step_config(config, config.model, objective, Policy())
 state = abstract_state(config.model, config.optimizer)
 
 def held(tree, mesh):
@@ -36,15 +38,15 @@ def held(tree, mesh):
     return sum(int(np.prod(where.shard_shape(x.shape))) * x.dtype.itemsize for x, where in pairs)
 
 data, fsdp = (make_mesh(Mesh(*sizes), 32) for sizes in ((8, 1, 1), (1, 8, 1)))
-batch = {key: jax.ShapeDtypeStruct((32, 128), np.int32) for key in ("tokens", "segments")}
-knobs, seed = jax.ShapeDtypeStruct((4,), np.float32), jax.ShapeDtypeStruct((), np.uint32)
-inputs = state, bert.abstract_params(config.model), batch, knobs, seed
+batch = Batch(*[jax.ShapeDtypeStruct((32, 128), np.int32)] * 2)
+schedules, seed = abstract_schedules(config), jax.ShapeDtypeStruct((), np.uint32)
+inputs = state, bert.abstract_params(config.model), batch, schedules, seed, None
 program = steps.jit_train_step(spec, data).lower(*inputs).compile()
 kinds = "all-reduce all-gather reduce-scatter all-to-all collective-permute collective-broadcast".split()
 text = program.as_text()
 print("FOUND" + json.dumps({
     "collectives": {kind: len(re.findall(rf"= [^=]*\b{kind}(?:-start)?\(", text)) for kind in kinds},
-    "parameters": sum(x.size for x in jax.tree.leaves(state["params"])),
+    "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
     "data": held(state, data), "fsdp": held(state, fsdp),
     "planned": program.memory_analysis().argument_size_in_bytes,
 }))
@@ -55,12 +57,14 @@ SENT = r"""
 import json, jax, numpy as np
 from dwt_jax.config import Mesh
 from dwt_jax.config_loader import build_config
-from dwt_jax.objectives.masking import MaskingVocab
+from dwt_jax.data.batch import Batch
+from dwt_jax.objectives.mlm import abstract_objective
 from dwt_jax.models import bert
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.aot import hlo
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.train import step as steps
+from dwt_jax.train.step_schedules import abstract_schedules
 
 sizes = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
 found = {}
@@ -69,17 +73,17 @@ for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1)):
         train = {"steps": 4, "batch_size": rows}
         config = {"model": {"vocab_size": 2000, **sizes}, "train": train, "teacher": {"path": "x"}}
         config = build_config(config)
-        vocab = MaskingVocab(2000, 103, (0, 100, 101, 102, 103))
-        spec = steps.make_step_config(config, config.model, vocab, Policy())
+        objective = abstract_objective(config, config.model.vocab_size)
+        spec = steps.make_step_config(config, config.model, objective, Policy())
         state = abstract_state(config.model, config.optimizer)
-        batch = {key: jax.ShapeDtypeStruct((rows, 128), np.int32) for key in ("tokens", "segments")}
-        knobs, seed = jax.ShapeDtypeStruct((4,), np.float32), jax.ShapeDtypeStruct((), np.uint32)
-        inputs = state, bert.abstract_params(config.model), batch, knobs, seed
+        batch = Batch(*[jax.ShapeDtypeStruct((rows, 128), np.int32)] * 2)
+        schedules, seed = abstract_schedules(config), jax.ShapeDtypeStruct((), np.uint32)
+        inputs = state, bert.abstract_params(config.model), batch, schedules, seed, None
         step = steps.jit_train_step(spec, make_mesh(Mesh(*mesh), rows))
         sent = hlo.find_collectives(step.lower(*inputs).compile().as_text())
         assert all(each.known for each in sent)
         found[f"{mesh} {rows}"] = sum(each.sent(8) for each in sent)
-found["parameters"] = 4 * sum(x.size for x in jax.tree.leaves(state["params"]))
+found["parameters"] = 4 * sum(x.size for x in jax.tree.leaves(state.params))
 print("FOUND" + json.dumps(found))
 """
 

@@ -256,7 +256,7 @@ def test_the_real_step_is_compiled_and_its_arguments_are_known(config, here):
     goal = aheads.make_compile_target(load_config(config, {**TEACHER, "teacher.path": config}), "one:1")
     found = aheads.compile_step(goal, 8)
     params = sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: _params(goal))))
-    small = 4 * 7 + 4 * 4 + 4  # counters and running means, knobs, seed
+    small = 4 * 7 + 4 * 4 + 4  # counters and running means, schedules, seed
     expected = 12 * params + 2 * params + 8 * 32 * 3 + small
     assert found.memory["arguments"] == pytest.approx(expected, abs=64)
     assert found.fits

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwt_jax.data import dataset
+from dwt_jax.data.batch import Batch
 from dwt_jax.errors import UserError
 
 LENGTH = 8
@@ -46,8 +47,8 @@ def three(tmp_path_factory) -> tuple[Path, np.ndarray]:
     return directory, write(directory, [[250, 250, 150], [350], [800, 200]])
 
 
-def same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
-    return all(np.array_equal(actual[name], expected[name]) for name in ("tokens", "segments"))
+def same(actual: Batch, expected: Batch) -> bool:
+    return all(np.array_equal(getattr(actual, n), getattr(expected, n)) for n in ("tokens", "segment_ids"))
 
 
 @given(st.lists(st.integers(0, 1999), max_size=50))
@@ -55,10 +56,10 @@ def test_read_rows(three, numbers):
     directory, tokens = three
     opened = dataset.open_dataset(directory, "train")
     rows = dataset.read_rows(opened, np.array(numbers, np.int64))
-    assert rows["tokens"].dtype == np.uint16
-    assert rows["segments"].dtype == np.uint8
-    np.testing.assert_array_equal(rows["tokens"], tokens[numbers])
-    np.testing.assert_array_equal(rows["segments"], tokens[numbers] % 2 + 1)
+    assert rows.tokens.dtype == np.uint16
+    assert rows.segment_ids.dtype == np.uint8
+    np.testing.assert_array_equal(rows.tokens, tokens[numbers])
+    np.testing.assert_array_equal(rows.segment_ids, tokens[numbers] % 2 + 1)
 
 
 def test_row_counts_and_document_ids(three):
@@ -128,7 +129,7 @@ def test_get_batch_is_the_same_for_any_partition(three, step, cuts, processes):
     contiguous = [slice(a, b) for a, b in itertools.pairwise(ends)]
     for parts in (contiguous, [slice(i, None, processes) for i in range(processes)]):
         for part in parts:
-            expected = {name: array[part] for name, array in full_batch.items()}
+            expected = Batch(full_batch.tokens[part], full_batch.segment_ids[part])
             assert same(dataset.get_batch(opened, 5, step, 12, part), expected)
 
 

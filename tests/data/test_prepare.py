@@ -195,7 +195,7 @@ def test_documents_are_numbered_through_the_sources(tokenizer_dir, texts, tmp_pa
     train = dataset.open_dataset(tmp_path / "o", "train")
     first, segments = (
         dataset.first_document_ids(train),
-        dataset.read_rows(train, np.arange(dataset.num_rows(train)))["segments"],
+        dataset.read_rows(train, np.arange(dataset.num_rows(train))).segment_ids,
     )
     numbers = {int(d) + s for d, last in zip(first, segments.max(1), strict=True) for s in range(last)}
     texts_with_tokens = [

@@ -54,7 +54,7 @@ def state_of(workdir, spec, overrides=None):
 
 def adam(state):
     is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)  # noqa: E731
-    return next(filter(is_adam, jax.tree.leaves(state["opt_state"], is_leaf=is_adam)))
+    return next(filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam)))
 
 
 def test_grown_to_its_own_size_it_is_the_uninterrupted_run(project, tmp_path):
@@ -126,7 +126,7 @@ def test_moments_as_asked(project, tmp_path, moments, count):
     grow(project, tmp_path / "run", "hyperclone", WIDER, moments=moments)
     state, step = state_of(tmp_path / "run", project[0], WIDER)
     found = adam(state)
-    assert step == state["step"] == 8
+    assert step == state.step == 8
     assert found.count == count
     table = found.mu["embeddings"]["word"]["embedding"]
     old, _ = state_of(cut(project, tmp_path / "small", 8), project[0])
@@ -153,7 +153,7 @@ def test_gates_open_from_the_growth_on_and_a_grown_run_grows_again(project, tmp_
     assert told.exact
     again = {**behind, "init.method": "masked", "init.from": "elsewhere"}
     train(load_config(project[0], again), tmp_path / "gated")
-    shares = {r["step"]: r["annealed"] for r in records(tmp_path / "gated")}
+    shares = {r["step"]: r["gate"] for r in records(tmp_path / "gated")}
     assert shares == pytest.approx({6: 1 / 4, 8: 3 / 4, 10: 1, 12: 1})
     before = next(r for r in records(project[1] / "small", "evaluations.jsonl") if r["step"] == 4)
     first = next(r for r in records(tmp_path / "gated", "evaluations.jsonl") if r["step"] == 4)
@@ -319,7 +319,7 @@ def test_new_entries_rise_from_nothing_alone(project, tmp_path):
     flat = {"optimizer.learning_rate.warmup_fraction": "0", "train.steps": "2", "init.new_param_warmup": "1"}
     overrides = growth_overrides(project, "hyperclone", WIDER, flat, {"train.save_every": "1"})
     train(load_config(project[0], overrides), tmp_path / "run")
-    assert [r["rewarmed"] for r in records(tmp_path / "run")] == [0.5]  # of the second step
+    assert [r["new_param_scale"] for r in records(tmp_path / "run")] == [0.5]  # of the second step
     run = setup_run(load_config(project[0], overrides), tmp_path / "run")
     before, after = run.growth, load_model(str(tmp_path / "run"), step=1).params
     from dwt_jax.remap.apply import grow_params
@@ -348,4 +348,4 @@ def test_the_next_batch_is_the_next_of_the_stream(project, tmp_path):
     old = setup_run(load_config(project[0]), project[1] / "small")
     mine = next(data_rows.batch_iterator(run.rows, run.config.seed, 8, run.config.init.step, 12))
     theirs = data_rows.get_batch(old.rows, old.config.seed, 8, 8)
-    np.testing.assert_array_equal(mine["tokens"], theirs["tokens"])
+    np.testing.assert_array_equal(mine.tokens, theirs.tokens)

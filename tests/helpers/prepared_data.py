@@ -84,4 +84,4 @@ def read_split(directory: Path, split: str) -> list[tuple[list[int], list[int], 
     split_data = dataset.open_dataset(directory, split)
     rows = dataset.read_rows(split_data, np.arange(dataset.num_rows(split_data)))
     first_documents = dataset.first_document_ids(split_data)
-    return [*zip(rows["tokens"].tolist(), rows["segments"].tolist(), first_documents.tolist(), strict=True)]
+    return [*zip(rows.tokens.tolist(), rows.segment_ids.tolist(), first_documents.tolist(), strict=True)]

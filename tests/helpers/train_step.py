@@ -9,17 +9,19 @@ import numpy as np
 
 from dwt_jax.config import Config, Distill, Mlm, Optimizer, Schedule, Train
 from dwt_jax.config import Mesh as MeshSizes
+from dwt_jax.data.batch import Batch
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.models import bert
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings
-from dwt_jax.objectives.masking import MaskingVocab
+from dwt_jax.objectives.mlm import MaskingVocab, MlmObjective
 from dwt_jax.runs.state import init_train_state
 from dwt_jax.train import step as steps
+from dwt_jax.train.step_schedules import StepSchedules
 
 B, L = 8, 16
-TOKENS = MaskingVocab(119, 4, (0, 1, 2, 3, 4))
+OBJECTIVE = MlmObjective(Mlm(probability=0.3), MaskingVocab(119, 4, (0, 1, 2, 3, 4)))
 # eps is large: the gradient of a key's bias is zero but for rounding, and Adam would blow it up.
 OPTIMIZER = Optimizer(eps=1e-3, weight_decay=0.1, clip_norm=1.0)
 SEED = 17
@@ -35,12 +37,12 @@ def spec(
 ):
     config = Config(
         model=model,
-        mlm=Mlm(probability=0.3),
+        mlm=OBJECTIVE.config,
         distill=dataclasses.replace(distill, alpha_soft=soft, temperature=Schedule(value=temperature)),
         train=Train(gradient_accumulation_steps=gradient_accumulation_steps),
         optimizer=OPTIMIZER,
     )
-    return steps.make_step_config(config, teacher, TOKENS, Policy())
+    return steps.make_step_config(config, teacher, OBJECTIVE, Policy())
 
 
 def place(tree, mesh):
@@ -61,21 +63,21 @@ def batch(step=0):
     segments = np.where(index < lengths[:, None], np.where(index < 6, 1, 2), 0).astype(np.int32)
     tokens = np.where(segments > 0, random.integers(5, 119, (B, L)), 0).astype(np.int32)
     tokens[:, 0] = 2
-    return {"tokens": tokens, "segments": segments}
+    return Batch(tokens, segments)
 
 
-def knobs(hard=1.0, soft=1.0, temperature=2.0, rate=1e-2):
-    return np.array([hard, soft, temperature, rate], np.float32)
+def schedules(hard=1.0, soft=1.0, temperature=2.0, rate=1e-2):
+    return StepSchedules(*np.array([hard, soft, temperature, rate], np.float32))
 
 
-def run(spec, params, teacher, count, knobs=knobs(), seed=SEED, mesh=None, state=None):
+def run(spec, params, teacher, count, values=schedules(), seed=SEED, mesh=None, state=None):
     """(last state, metrics of each step as floats)"""
     mesh = mesh or one_device()
     step = steps.jit_train_step(spec, mesh)
     state = start(params, mesh) if state is None else state
     every = []
     for i in range(count):
-        state, metrics = step(state, teacher, batch(i), knobs, np.uint32(seed))
+        state, metrics = step(state, teacher, batch(i), values, np.uint32(seed), None)
         every.append({name: value.item() for name, value in metrics.items()})
     return state, every
 

@@ -153,7 +153,7 @@ def test_moments_lie_where_their_parameters_do_and_the_rest_everywhere():
         lambda: init_train_state(models_bert.init_params(SMALL, jax.random.key(0)), SMALL, Optimizer())
     )
     mesh = mesh_of(1, 2, 4)
-    of_params = specs(state["params"], mesh)
+    of_params = specs(state.params, mesh)
     of_state = specs(state, mesh)
     seen = dict.fromkeys(of_params, 0)
     for path, spec in of_state.items():

@@ -15,8 +15,15 @@ from scipy.special import rel_entr, softmax
 
 from dwt_jax.config import Distill
 from dwt_jax.models.common.matmul import Policy
-from dwt_jax.objectives.distillation import cross_entropy, kd_divergence, loss_sums, token_weights, total_loss
-from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, LossWeights, fused_lm_loss
+from dwt_jax.objectives.distillation import (
+    LossWeights,
+    cross_entropy,
+    kd_divergence,
+    loss_sums,
+    token_weights,
+    total_loss,
+)
+from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, fused_lm_loss
 from helpers.jaxprs import sub_jaxprs
 
 torch = pytest.importorskip("torch")
@@ -104,7 +111,7 @@ def test_the_papers_formula_by_hand():
         Distill(),
         temperature_is_one=True,
     )
-    value = total_loss(sums, 1.0, 4.0, 1.0, 1, Distill())
+    value = total_loss(sums, LossWeights(1.0, 4.0, 1.0, 1), Distill())
     assert float(sums.hard) == pytest.approx(hard, abs=1e-6)
     assert float(sums.teacher_hard) == pytest.approx(math.log(2), abs=1e-6)
     assert float(value) == pytest.approx(1.0 * hard + 4.0 * soft, abs=1e-6)
@@ -124,7 +131,7 @@ def test_value_and_gradient_are_torchs(logits, labels, weights, kind, squared):
 
     def ours(student, teacher):
         sums = loss_sums(student, teacher, labels, weights, t, distill, temperature_is_one=False)
-        return total_loss(sums, hard, soft, t, count, distill)
+        return total_loss(sums, LossWeights(hard, soft, t, count), distill)
 
     value, gradient = jax.jit(jax.value_and_grad(ours))(*logits)
 
@@ -165,8 +172,8 @@ def test_squared_temperature_and_logged_losses(logits, labels, weights):
         sums.soft_at_1, (divergence64(*logits, 1, "forward_kl") * weights).sum(), rtol=1e-5
     )
     assert float(sums.predictions) == float(sums.num_selected) == 15
-    plain = total_loss(sums, 0.0, 1.0, 3.0, 15, Distill())
-    squared = total_loss(sums, 0.0, 1.0, 3.0, 15, Distill(scale_by_temperature_squared=True))
+    plain = total_loss(sums, LossWeights(0.0, 1.0, 3.0, 15), Distill())
+    squared = total_loss(sums, LossWeights(0.0, 1.0, 3.0, 15), Distill(scale_by_temperature_squared=True))
     np.testing.assert_allclose(plain, soft / 15, rtol=1e-5)
     np.testing.assert_allclose(squared, 9 * soft / 15, rtol=1e-5)
 
@@ -174,7 +181,7 @@ def test_squared_temperature_and_logged_losses(logits, labels, weights):
 def test_at_1_is_temperature_1_and_logged_losses_have_no_gradient(logits, labels, weights):
     short = loss_sums(*logits, labels, weights, 1.0, Distill(), temperature_is_one=True)
     long = loss_sums(*logits, labels, weights, 1.0, Distill(), temperature_is_one=False)
-    np.testing.assert_allclose(short, long, rtol=1e-6)
+    np.testing.assert_allclose(*map(jax.tree.leaves, (short, long)), rtol=1e-6)
 
     def logged(student):
         for at_1 in (True, False):
@@ -232,7 +239,8 @@ def test_selection_is_the_naive_one(logits, labels, weights, distill):
     np.testing.assert_allclose(sums.soft, soft, rtol=1e-5, atol=1e-6)
     assert float(sums.num_selected) == expected.sum()
     # The divisor is all predictions: dropping positions lowers the soft loss's share.
-    np.testing.assert_allclose(total_loss(sums, 0.0, 1.0, 1.0, 15, distill), soft / 15, rtol=1e-5, atol=1e-6)
+    value = total_loss(sums, LossWeights(0.0, 1.0, 1.0, 15), distill)
+    np.testing.assert_allclose(value, soft / 15, rtol=1e-5, atol=1e-6)
 
 
 def test_the_choice_does_not_leak_a_gradient(logits, labels, weights):
@@ -280,7 +288,7 @@ class Heads:
                 for head in (student, teacher)
             )
             sums = loss_sums(s, w, labels, weights, knobs.temperature, distill, at_1)
-            return total_loss(sums, *knobs, distill), sums
+            return total_loss(sums, knobs, distill), sums
 
         return jax.jit(jax.value_and_grad(value, has_aux=True))(*self.pair)
 
@@ -314,11 +322,11 @@ def test_the_head_is_autodiff_of_the_plain_objective(heads, labels, weights, til
     (value, sums), (gradient, by_teacher) = heads.ours(labels, weights, distill, at_1=tile == 1)
     (expected, expected_sums), expected_gradient = heads.plain(labels, weights, distill, at_1=tile == 1)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    np.testing.assert_allclose(sums, expected_sums, rtol=1e-6)
-    for a, b in zip(gradient, expected_gradient, strict=True):
+    np.testing.assert_allclose(*map(jax.tree.leaves, (sums, expected_sums)), rtol=1e-6)
+    for a, b in zip(*map(jax.tree.leaves, (gradient, expected_gradient)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
         assert np.abs(b).max() > 1e-2
-    assert not any(np.any(x) for x in by_teacher)
+    assert not any(np.any(x) for x in jax.tree.leaves(by_teacher))
     assert not np.any(gradient.features[weights == 0])
     assert not np.any(gradient.embedding[V:])
 
@@ -332,7 +340,8 @@ def test_the_gradient_of_the_head_follows_what_comes_after_it(heads, labels, wei
         return jnp.sin(fused_lm_loss(student, heads.pair[1], labels, weights, knobs, static)[0])
 
     (value, _), (gradient, _) = heads.ours(labels, weights, Distill())
-    for a, b in zip(jax.jit(jax.grad(chain))(heads.pair[0]), gradient, strict=True):
+    chained = jax.jit(jax.grad(chain))(heads.pair[0])
+    for a, b in zip(*map(jax.tree.leaves, (chained, gradient)), strict=True):
         np.testing.assert_allclose(a, math.cos(value) * b, atol=2e-6)
 
 
@@ -344,14 +353,15 @@ def test_without_a_teacher_the_head_is_torchs_cross_entropy(heads, labels, weigh
         jax.value_and_grad(lambda s: fused_lm_loss(s, None, labels, weights, knobs, static), has_aux=True)
     )(student)
     features, table, bias = (
-        torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True) for x in student
+        torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True)
+        for x in (student.features, student.embedding, student.bias)
     )
     logits = (features @ table.T + bias)[..., :V]
     target = torch.tensor(np.where(weights > 0, labels, -100)).long()
     expected = torch.nn.functional.cross_entropy(logits.reshape(-1, V), target.reshape(-1))
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-6)
-    for a, b in zip(gradient, (features, table, bias), strict=True):
+    for a, b in zip(jax.tree.leaves(gradient), (features, table, bias), strict=True):
         np.testing.assert_allclose(a, b.grad, atol=1e-6)
 
 
@@ -360,7 +370,7 @@ def test_bf16_gradients_of_the_head_stay_near_fp32(heads, labels, weights):
     static, knobs = LossConfig(Distill(), False, V, policy), heads.knobs(weights)
     run = jax.jit(jax.grad(lambda s: fused_lm_loss(s, heads.pair[1], labels, weights, knobs, static)[0]))
     _, (gradient, _) = heads.ours(labels, weights, Distill())
-    for a, b in zip(run(heads.pair[0]), gradient, strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (run(heads.pair[0]), gradient)), strict=True):
         assert 1e-5 < np.linalg.norm(a - b) / np.linalg.norm(b) < 0.03
 
 
@@ -403,7 +413,7 @@ def test_padding_of_the_vocabulary_does_not_matter(logits, labels, weights, kind
     def run(student, teacher):
         def value(student):
             sums = loss_sums(student, teacher, labels, weights, 2.0, distill, temperature_is_one=False)
-            return total_loss(sums, 1.0, 1.0, 2.0, 15, distill), sums
+            return total_loss(sums, LossWeights(1.0, 1.0, 2.0, 15), distill), sums
 
         return jax.jit(jax.value_and_grad(value, has_aux=True))(student)
 
@@ -411,7 +421,7 @@ def test_padding_of_the_vocabulary_does_not_matter(logits, labels, weights, kind
     (value, sums), gradient = run(*logits)
     (padded_value, padded_sums), padded_gradient = run(*padded)
     np.testing.assert_allclose(padded_value, value, rtol=1e-6)
-    np.testing.assert_allclose(padded_sums, sums, rtol=1e-6)
+    np.testing.assert_allclose(*map(jax.tree.leaves, (padded_sums, sums)), rtol=1e-6)
     np.testing.assert_allclose(padded_gradient[..., :V], gradient, atol=1e-7)
     assert not np.any(padded_gradient[..., V:])
 

@@ -1,5 +1,7 @@
 """The head's own gradient against autodiff of the same objective written plainly."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 
 from dwt_jax.config import Distill
 from dwt_jax.models.common.matmul import Policy
-from dwt_jax.objectives.distillation import loss_sums, total_loss
-from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, LossWeights, fused_lm_loss
+from dwt_jax.objectives.distillation import LossWeights, loss_sums, total_loss
+from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, fused_lm_loss
 
 B, P, D, V, PADDED = 6, 5, 8, 17, 20
 
@@ -19,7 +21,9 @@ def head(random, width: int) -> LMHead:
 
 
 def plain_logits(one: LMHead) -> jax.Array:
-    logits = jnp.einsum("bpd,vd->bpv", one.features, one.embedding) + one.bias[None, None]
+    logits = jnp.einsum("bpd,vd->bpv", one.features, one.embedding)
+    if one.bias is not None:
+        logits = logits + one.bias[None, None]
     return jnp.where((jnp.arange(PADDED) < V)[None, None], logits, -1e9)
 
 
@@ -33,7 +37,7 @@ def plain(student, teacher, labels, weights, knobs, distill):
         distill,
         False,
     )
-    return total_loss(sums, *knobs, distill), sums
+    return total_loss(sums, knobs, distill), sums
 
 
 @pytest.fixture
@@ -75,6 +79,22 @@ def test_without_a_teacher_it_is_the_cross_entropy(inputs):
     static = LossConfig(Distill(), True, V, Policy())
     found = jax.grad(lambda s: fused_lm_loss(s, None, labels, weights, knobs, static)[0])(student)
     expected = jax.grad(lambda s: plain(s, None, labels, weights, knobs, Distill())[0])(student)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
+
+
+@pytest.mark.parametrize("tile", [0, 4])
+def test_heads_without_bias_have_logits_and_gradients_without_it(inputs, tile):
+    student, teacher, labels, weights, knobs = inputs
+    student, teacher = (dataclasses.replace(one, bias=None) for one in (student, teacher))
+    distill = Distill(loss_chunk_rows=tile)
+    static = LossConfig(distill, False, V, Policy())
+    found = jax.value_and_grad(
+        lambda s: fused_lm_loss(s, teacher, labels, weights, knobs, static), has_aux=True
+    )(student)
+    expected = jax.value_and_grad(lambda s: plain(s, teacher, labels, weights, knobs, distill), has_aux=True)(
+        student
+    )
+    assert found[1].bias is None
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
 
 

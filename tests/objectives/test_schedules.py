@@ -10,7 +10,7 @@ from dwt_jax.config import Schedule
 from dwt_jax.config_loader import build_config as build_config
 from dwt_jax.objectives import schedules
 from dwt_jax.presets import PRESETS
-from dwt_jax.train.step import schedule_table
+from dwt_jax.train.step_schedules import schedule_table
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -189,8 +189,8 @@ def test_the_teacher_of_knowledge_inheritance_goes_after_a_quarter():
 @pytest.mark.parametrize("name", PRESETS)
 def test_knobs_of_a_preset(name):
     config = build_config({"train": {"steps": STEPS}, "distill": {"preset": name}, "teacher": {"path": "t"}})
-    knobs = schedule_table(config)
-    assert knobs.shape == (STEPS, 4)
+    table = schedule_table(config)
+    assert {values.shape for values in jax.tree.leaves(table)} == {(STEPS,)}
     step = 80
     expected = {
         "paper_normal": (1, 1, 1),
@@ -198,9 +198,12 @@ def test_knobs_of_a_preset(name):
         "paper_decay": (1, 4 - 3 * step / STEPS, 1),
         "knowledge_inheritance": (1, 0, 2),
     }[name]
-    np.testing.assert_allclose(knobs[step, :3], expected, rtol=1e-6)
+    values = table[step]
+    np.testing.assert_allclose(
+        [values.alpha_hard, values.alpha_soft, values.temperature], expected, rtol=1e-6
+    )
     rate = 5e-4 * (STEPS - step) / (STEPS - STEPS // 20)  # linear, after 5 % of warm-up
-    np.testing.assert_allclose(knobs[step, 3], rate, rtol=1e-5)
+    np.testing.assert_allclose(values.learning_rate, rate, rtol=1e-5)
 
 
 def test_beaten_share():

@@ -27,7 +27,7 @@ def state_of(step):
             {"mu": jnp.asarray(random.normal(size=(5, 6)), jnp.float32)},
         ),
         "step": jnp.int32(step),
-        "beaten_at": jnp.full((), -1, jnp.int32),
+        "matched_step": jnp.full((), -1, jnp.int32),
         "odd": jnp.array([np.nan, -0.0, np.inf, 1e-45], jnp.float32),
     }
 

@@ -75,7 +75,9 @@ def finished_study(small_study):
     steps.jit_train_step.cache_clear()  # other tests have runs of this shape
     before = steps.TRACE_COUNTS.copy()
     assert runner.run_study(load_study(spec), folder / "whole")
-    return folder / "whole", {kind: steps.TRACE_COUNTS[kind] - before[kind] for kind in ("alone", "teacher")}
+    return folder / "whole", {
+        kind: steps.TRACE_COUNTS[kind] - before[kind] for kind in ("no_teacher", "teacher")
+    }
 
 
 def test_runs_of_one_shape_share_their_steps(finished_study):

@@ -21,6 +21,7 @@ from dwt_jax.runs.load import load_model
 from dwt_jax.train import initialize as starts
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import train
+from dwt_jax.train.step_schedules import schedule_table
 from helpers.growth import DEEPER, STILL, WIDER, growth_overrides
 from helpers.run_records import assert_same_run, cut_after, records, summary
 from helpers.runs import dwt, prepared_project
@@ -92,7 +93,7 @@ def test_gates_open_and_the_end_is_an_ordinary_model(project, gated):
     from dwt_jax.models import bert
 
     workdir, _ = gated
-    shares = [record["annealed"] for record in records(workdir)]
+    shares = [record["gate"] for record in records(workdir)]
     assert shares == pytest.approx([1 / 9, 3 / 9, 5 / 9, 7 / 9, 1, 1])  # of the steps 1, 3, …, 11
     model, info = transformers.AutoModelForMaskedLM.from_pretrained(
         workdir / "model", output_loading_info=True
@@ -189,7 +190,7 @@ def test_learned_maps_and_a_second_warm_up(project, tmp_path):
         project, "ligo", WIDER, init__learning_steps="2", init__new_param_warmup="0.5", train__steps="4"
     )
     train(load_config(project[0], overrides), tmp_path)
-    assert [r["rewarmed"] for r in records(tmp_path)] == [0.5, 1]  # of the steps 2 and 4
+    assert [r["new_param_scale"] for r in records(tmp_path)] == [0.5, 1]  # of the steps 2 and 4
     record = json.loads((tmp_path / "init.json").read_text())["learned"]
     assert record["training_bytes"] > 0
     record["flops"] = "many"
@@ -202,11 +203,12 @@ def test_learned_maps_and_a_second_warm_up(project, tmp_path):
 def test_a_new_model_is_what_it_was(project, tmp_path):
     """Without `init` nothing is added: not to the step, not to run.json; and a directory from before
     `init` existed is the same run."""
-    before = steps.TRACE_COUNTS["alone"]
+    before = steps.TRACE_COUNTS["no_teacher"]
     config = load_config(project[0])
     train(config, tmp_path / "run")
-    assert steps.TRACE_COUNTS["alone"] <= before + 1
-    assert steps.schedule_names(config) == steps.BASE_SCHEDULES
+    assert steps.TRACE_COUNTS["no_teacher"] <= before + 1
+    table = schedule_table(config)
+    assert table.gate is table.new_param_scale is None
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert sorted(run) == ["data_digest", "state_format", "teacher_digest"]
     assert not (tmp_path / "run" / "init.json").exists()

@@ -17,12 +17,15 @@ from dwt_jax.models import bert
 from dwt_jax.models.common.layers import gather_positions
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.matmul import Policy
-from dwt_jax.objectives.masking import EVALUATION_SEED, apply_mlm_mask, row_keys
+from dwt_jax.objectives.mlm import make_targets
+from dwt_jax.objectives.targets import EVALUATION_SEED, row_keys
 from dwt_jax.remap import ligo
 from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.load import load_model
-from dwt_jax.train.ligo_training import LigoConfig, ligo_loss_fn, make_mlm_batch
+from dwt_jax.train.ligo_training import LigoConfig, ligo_loss_fn
 from dwt_jax.train.loop import train
+from dwt_jax.train.step import make_microbatch
+from dwt_jax.train.step_schedules import StepSchedules
 from helpers.ligo import LIGO_CONFIG, SOURCE_SIZES, TARGET_SIZES, learn_maps, make_run, model_overrides
 from helpers.paths import PYTHONPATH
 from helpers.reference import parameters
@@ -69,11 +72,9 @@ def test_the_losses_are_those_of_the_models(project, run, first):
         for i in range(LIGO_CONFIG.validation_batches):
             found = get_batch(rows, EVALUATION_SEED, i, 8)
             keys = row_keys(EVALUATION_SEED, i, jnp.arange(8))
-            masked = apply_mlm_mask(
-                found["tokens"], found["segments"], keys, run.step_config.mlm, run.step_config.tokens
-            )
+            masked = make_targets(found, keys, run.step_config.objective)
             model = run.step_config.model
-            hidden = bert.encode(params, model, masked.tokens, jnp.asarray(found["segments"]))
+            hidden = bert.encode(params, model, masked.inputs, jnp.asarray(found.segment_ids))
             logits = lm_head_logits(params, model, gather_positions(hidden, masked.positions))
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, masked.labels)
             total, count = total + (losses * masked.weights).sum(), count + masked.weights.sum()
@@ -103,8 +104,8 @@ def test_the_gradient_is_that_of_finite_differences(run):
         maps = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), maps)
         found = get_batch(run.rows, 0, 0, 4)
         keys = row_keys(0, 0, jnp.arange(4))
-        knobs = jnp.asarray([1.0, 0.0, 1.0, 0.0])
-        part, scalars = make_mlm_batch(spec, found, keys, knobs)
+        schedules = StepSchedules(*jnp.asarray([1.0, 0.0, 1.0, 0.0]))
+        part, scalars = make_microbatch(spec, found, keys, schedules)
 
         @jax.jit
         def loss(maps):

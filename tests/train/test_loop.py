@@ -322,8 +322,8 @@ def test_a_silent_transfer_in_the_loop_is_an_error(project, tmp_path, monkeypatc
 
     def careless(spec, mesh):
         step = real(spec, mesh)
-        return lambda state, teacher, batch, _, seed: step(
-            state, teacher, batch, np.ones(4, np.float32), seed
+        return lambda state, teacher, batch, schedules, *more: step(
+            state, teacher, batch, jax.tree.map(lambda _: np.float32(1), schedules), *more
         )
 
     monkeypatch.setattr(loop, "jit_train_step", careless)
@@ -332,12 +332,15 @@ def test_a_silent_transfer_in_the_loop_is_an_error(project, tmp_path, monkeypatc
 
 
 def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project, tmp_path, monkeypatch):
-    real, spoil = loop.jit_train_step, jax.jit(lambda knobs: knobs * np.nan)
+    real, spoil = (
+        loop.jit_train_step,
+        jax.jit(lambda schedules: jax.tree.map(lambda x: x * np.nan, schedules)),
+    )
 
     def from_the_seventh_on(spec, mesh):
         step, count = real(spec, mesh), itertools.count(1)
-        return lambda state, teacher, batch, knobs, seed: step(
-            state, teacher, batch, spoil(knobs) if next(count) > 6 else knobs, seed
+        return lambda state, teacher, batch, schedules, *more: step(
+            state, teacher, batch, spoil(schedules) if next(count) > 6 else schedules, *more
         )
 
     monkeypatch.setattr(loop, "jit_train_step", from_the_seventh_on)

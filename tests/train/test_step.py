@@ -11,24 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwt_jax.config import Config, Distill, Mlm, Optimizer, Schedule, Train
+from dwt_jax.config import Config, Distill, Optimizer, Schedule, Train
+from dwt_jax.data.batch import Batch
 from dwt_jax.hf.checkpoint import to_hf_tensors
 from dwt_jax.models import bert as models_bert
-from dwt_jax.objectives.distillation import LossSums
-from dwt_jax.objectives.fused_lm_loss import LossWeights
-from dwt_jax.objectives.masking import apply_mlm_mask, row_keys
+from dwt_jax.objectives.distillation import LossSums, LossWeights
+from dwt_jax.objectives.mlm import make_targets
+from dwt_jax.objectives.targets import Targets, row_keys
+from dwt_jax.runs.state import TeacherGap
 from dwt_jax.train import step as steps
+from dwt_jax.train.step_schedules import StepSchedules, schedule_table
 from helpers.paths import PYTHONPATH
 from helpers.train_step import (
+    OBJECTIVE,
     SEED,
-    TOKENS,
     B,
     L,
     batch,
-    knobs,
     losses_on,
     one_device,
     run,
+    schedules,
     spec,
     start,
 )
@@ -55,11 +58,8 @@ def assert_close(a, b, atol):
 
 
 def masks(step):
-    data = batch(step)
     keys = row_keys(SEED, step, np.arange(B))
-    return jax.tree.map(
-        np.asarray, apply_mlm_mask(data["tokens"], data["segments"], keys, Mlm(probability=0.3), TOKENS)
-    )
+    return jax.tree.map(np.asarray, make_targets(batch(step), keys, OBJECTIVE))
 
 
 def torch_losses(torch, bert, masked, segments):
@@ -69,7 +69,7 @@ def torch_losses(torch, bert, masked, segments):
     same |= np.eye(L, dtype=bool)  # padding looks at itself, so that its softmax is finite
     mask = torch.where(torch.tensor(same), 0.0, -1e30).to(torch.float64)
     hidden = bert.bert(
-        input_ids=torch.tensor(masked.tokens).long(),
+        input_ids=torch.tensor(masked.inputs).long(),
         attention_mask=mask,
         position_ids=torch.tensor(np.where(segments > 0, positions, 0)).long(),
     ).last_hidden_state
@@ -104,7 +104,7 @@ def test_three_steps_are_those_of_a_plain_torch_loop(tiny, teacher_model, params
     )
     expected = []
     for i in range(3):
-        masked, segments = masks(i), batch(i)["segments"]
+        masked, segments = masks(i), batch(i).segment_ids
         logits = torch_losses(torch, student, masked, segments)
         with torch.no_grad():
             guidance = torch_losses(torch, guide, masked, segments)
@@ -122,11 +122,11 @@ def test_three_steps_are_those_of_a_plain_torch_loop(tiny, teacher_model, params
         optimizer.step()
         expected.append((loss.item(), hard_loss.item(), soft_loss.item(), norm.item()))
 
-    state, found = run(spec(tiny, teacher_model), params, teacher, 3, knobs(hard, soft, t, rate))
+    state, found = run(spec(tiny, teacher_model), params, teacher, 3, schedules(hard, soft, t, rate))
     for metrics, numbers in zip(found, expected, strict=True):
         names = ("loss", "hard_loss", "soft_loss", "grad_norm")
         np.testing.assert_allclose([metrics[name] for name in names], numbers, rtol=2e-5)
-    after = to_hf_tensors(state["params"], tiny)
+    after = to_hf_tensors(state.params, tiny)
     for name, p in named.items():
         np.testing.assert_allclose(after[name], p.detach(), atol=2e-6, err_msg=name)
 
@@ -136,7 +136,7 @@ def test_accumulation_changes_nothing(tiny, teacher_model, params, teacher):
     parts, metrics_of_parts = run(
         spec(tiny, teacher_model, gradient_accumulation_steps=4), params, teacher, 2
     )
-    assert_close(parts["params"], whole["params"], 1e-6)
+    assert_close(parts.params, whole.params, 1e-6)
     assert_close(metrics_of_parts, metrics, 2e-5)
 
 
@@ -189,19 +189,20 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(tiny, teacher_model, p
     bad_teacher = poisoned(teacher) if where == "teacher" else teacher
     state, _ = run(spec(tiny, teacher_model), params, teacher, 1)
     if where == "student":
-        state = {**state, "params": poisoned(state["params"])}
+        state = dataclasses.replace(state, params=poisoned(state.params))
     before = jax.tree.map(np.asarray, jax.device_get(state))
     state, metrics = run(spec(tiny, teacher_model), None, bad_teacher, 2, state=state)
     assert not np.isfinite(metrics[0]["loss"])
-    assert [(m["skipped"], m["skipped_in_row"]) for m in metrics] == [(1, 1), (2, 2)]
-    for part in ("params", "opt_state", "behind"):
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state)[part], before[part])
-    assert int(state["step"]) == 3  # the next step draws another batch
+    assert [(m["skipped"], m["consecutive_skips"]) for m in metrics] == [(1, 1), (2, 2)]
+    for part in ("params", "opt_state", "teacher_gap"):
+        after = getattr(jax.device_get(state), part)
+        jax.tree.map(np.testing.assert_array_equal, after, getattr(before, part))
+    assert int(state.step) == 3  # the next step draws another batch
     if where == "teacher":
         state, metrics = run(spec(tiny, teacher_model), None, teacher, 1, state=state)
-        assert (metrics[0]["skipped"], metrics[0]["skipped_in_row"]) == (2, 0)
-        assert np.abs(state["params"]["mlm"]["bias"] - before["params"]["mlm"]["bias"]).max() > 0
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))
+        assert (metrics[0]["skipped"], metrics[0]["consecutive_skips"]) == (2, 0)
+        assert np.abs(state.params["mlm"]["bias"] - before.params["mlm"]["bias"]).max() > 0
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is_finite(tiny):
@@ -215,14 +216,14 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is_finite(tiny
     assert np.isfinite(metrics["loss"])
     assert not np.isfinite(metrics["grad_norm"])
     assert metrics["skipped"] == 1
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state)["params"], before)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state).params, before)
 
 
 def test_the_old_state_is_given_away_and_the_teacher_is_not(tiny, teacher_model, params, teacher):
     state = start(params)
     given = jax.tree.map(np.asarray, teacher)
     step = steps.jit_train_step(spec(tiny, teacher_model), one_device())
-    after, _ = step(state, teacher, batch(), knobs(), np.uint32(SEED))
+    after, _ = step(state, teacher, batch(), schedules(), np.uint32(SEED), None)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, teacher)))
     jax.tree.map(np.testing.assert_array_equal, teacher, given)
@@ -234,7 +235,11 @@ def test_one_trace_for_all_steps_knobs_and_seeds(tiny, teacher_model, params, te
     state, _ = run(mine, params, teacher, 1)
     first = steps.TRACE_COUNTS["teacher"]
     assert first - before.get("teacher", 0) <= 1  # none if another test took a step before
-    for seed, values in ((1, knobs(0.5, 0.0, 3.0, 0.0)), (2**31, knobs(1, 4, 1, 1e-3)), (7, knobs())):
+    for seed, values in (
+        (1, schedules(0.5, 0.0, 3.0, 0.0)),
+        (2**31, schedules(1, 4, 1, 1e-3)),
+        (7, schedules()),
+    ):
         state, _ = run(mine, None, teacher, 2, values, seed, state=state)
     run(dataclasses.replace(mine), params, teacher, 1)  # an equal spec, as another run would have
     assert first > 0
@@ -256,10 +261,10 @@ def test_runs_that_differ_in_scheduled_numbers_share_a_program(tiny, teacher_mod
 
 
 def test_without_weight_the_teacher_changes_nothing(tiny, teacher_model, params, teacher):
-    taught, metrics = run(spec(tiny, teacher_model), params, teacher, 3, knobs(soft=0.0))
-    alone, metrics_alone = run(spec(tiny), params, None, 3, knobs(soft=0.0))
-    assert_close(taught["params"], alone["params"], 1e-6)
-    assert_close(taught["opt_state"], alone["opt_state"], 1e-6)
+    taught, metrics = run(spec(tiny, teacher_model), params, teacher, 3, schedules(soft=0.0))
+    alone, metrics_alone = run(spec(tiny), params, None, 3, schedules(soft=0.0))
+    assert_close(taught.params, alone.params, 1e-6)
+    assert_close(taught.opt_state, alone.opt_state, 1e-6)
     for with_, without in zip(metrics, metrics_alone, strict=True):
         assert with_["hard_loss"] == pytest.approx(without["hard_loss"], rel=1e-6)
         assert with_["loss"] == pytest.approx(with_["hard_loss"], rel=1e-6)
@@ -284,9 +289,9 @@ def whole_objective(tiny, teacher_model, teacher):
     made = spec(tiny, teacher_model)
 
     def value(pair):
-        part = (masked, batch()["segments"])
-        knobs = LossWeights(*(jnp.float32(x) for x in (0.7, 1.5, 2.0, count)))
-        return steps.loss_fn(made, pair[0], pair[1], part, knobs, None)[0]
+        part = (masked, batch().segment_ids)
+        weights = LossWeights(*(jnp.float32(x) for x in (0.7, 1.5, 2.0, count)))
+        return steps.loss_fn(made, pair[0], pair[1], part, weights, None)[0]
 
     return value
 
@@ -311,14 +316,30 @@ def test_the_gradient_is_the_slope_of_the_whole_objective(tiny, teacher_model, t
         assert slope == pytest.approx(norm, rel=5e-3), group
 
 
-def behind_of(gap, weight, beaten_at=-1):
-    return {"gap": jnp.float32(gap), "weight": jnp.float32(weight), "beaten_at": jnp.int32(beaten_at)}
+def test_targets_at_all_positions_are_those_at_each_position(tiny, teacher_model, params, teacher):
+    """`positions` None means all of them: the same loss and gradient as with their numbers."""
+    made, rows = spec(tiny, teacher_model), batch()
+    weights = (rows.segment_ids > 0).astype(np.float32)
+    loss_weights = LossWeights(*(jnp.float32(x) for x in (0.7, 1.5, 2.0, weights.sum())))
+
+    def value(params, positions):
+        targets = Targets(jnp.asarray(rows.tokens), positions, jnp.asarray(rows.tokens), weights)
+        return steps.loss_fn(made, params, teacher, (targets, rows.segment_ids), loss_weights, None)[0]
+
+    every = jnp.broadcast_to(jnp.arange(L), (B, L))
+    found, expected = (jax.jit(jax.value_and_grad(value))(params, at) for at in (None, every))
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert_close(found[1], expected[1], 1e-6)
+
+
+def teacher_gap_of(gap, weight, matched_step=-1):
+    return TeacherGap(jnp.float32(gap), jnp.float32(weight), jnp.int32(matched_step))
 
 
 def test_what_is_not_finite_is_no_part_of_the_running_gap(tiny, teacher_model):
     made = spec(tiny, teacher_model, soft=Schedule("until_matched"))
-    sums = LossSums.zeros()._replace(hard=jnp.float32(jnp.nan), predictions=jnp.float32(5))
-    before = behind_of(0.5, 0.9)
+    sums = dataclasses.replace(LossSums.zeros(), hard=jnp.float32(jnp.nan), predictions=jnp.float32(5))
+    before = teacher_gap_of(0.5, 0.9)
     assert steps._update_teacher_gap(before, sums, jnp.bool_(False), jnp.int32(7), made) == before
 
 
@@ -331,7 +352,7 @@ def test_until_beaten_lowers_the_weight_and_stays_at_zero(tiny, teacher_model, p
     # Students that say "token 9" with a certainty that the batch (all 9) rewards or punishes.
     base = jax.tree.map(jnp.zeros_like, params)
     table = jnp.zeros_like(params["mlm"]["bias"])
-    rewarded = {"tokens": np.full((B, L), 9, np.int32), "segments": np.ones((B, L), np.int32)}
+    rewarded = Batch(np.full((B, L), 9, np.int32), np.ones((B, L), np.int32))
 
     def says(bias, like):
         return {
@@ -342,35 +363,38 @@ def test_until_beaten_lowers_the_weight_and_stays_at_zero(tiny, teacher_model, p
     guide = says(jnp.zeros_like(teacher["mlm"]["bias"]), teacher)  # log 119 at every position
     step = steps.jit_train_step(made, one_device())
     gap = weight = 0.0
-    beaten_at = -1
+    matched_step = -1
     shares = []
     for i, boost in enumerate([-3.0, -3.0, -1.0, 0.5, 2.0, 5.0, -6.0, -6.0]):
         student = says(table.at[9].set(boost), base)
         state = start(student)
-        state = {**state, "step": jnp.int32(i), "behind": behind_of(gap, weight, beaten_at)}
+        state = dataclasses.replace(
+            state, step=jnp.int32(i), teacher_gap=teacher_gap_of(gap, weight, matched_step)
+        )
         share = 1.0 if weight == 0 else float(np.clip(gap / weight / margin, 0, 1))
-        share = 0.0 if beaten_at >= 0 else share
-        state, metrics = step(state, guide, rewarded, knobs(soft=soft, rate=0.0), np.uint32(0))
+        share = 0.0 if matched_step >= 0 else share
+        values = schedules(soft=soft, rate=0.0)
+        state, metrics = step(state, guide, rewarded, values, np.uint32(0), None)
         assert metrics["alpha_soft"].item() == pytest.approx(soft * share, abs=1e-5)
         hard = np.log(118 + np.exp(boost)) - boost
         assert metrics["hard_loss"].item() == pytest.approx(hard, rel=1e-5)
         assert metrics["teacher_hard_loss"].item() == pytest.approx(np.log(119), rel=1e-5)
         gap = decay * gap + (1 - decay) * (hard - np.log(119))
         weight = decay * weight + (1 - decay)
-        if beaten_at < 0 and gap <= 0:
-            beaten_at = i
-        assert metrics["beaten_at"].item() == beaten_at
-        behind = jax.device_get(state["behind"])
-        assert behind["gap"] == pytest.approx(gap, abs=1e-5)
-        assert behind["weight"] == pytest.approx(weight, abs=1e-6)
+        if matched_step < 0 and gap <= 0:
+            matched_step = i
+        assert metrics["teacher_matched_step"].item() == matched_step
+        teacher_gap = jax.device_get(state.teacher_gap)
+        assert teacher_gap.gap == pytest.approx(gap, abs=1e-5)
+        assert teacher_gap.weight == pytest.approx(weight, abs=1e-6)
         shares.append(share)
     assert shares[0] == 1
     assert 0 < shares[3] < shares[2] < 1
-    assert beaten_at == 4
+    assert matched_step == 4
     assert shares[5:] == [0, 0, 0]  # for good, though the student became worse again
 
 
-def test_knob_table_has_the_columns_that_the_step_reads():
+def test_schedule_table_holds_each_schedule_by_name():
     config = Config(
         distill=Distill(
             alpha_hard=Schedule(value=0.5), alpha_soft=Schedule("linear", 4, 1), temperature=Schedule(value=3)
@@ -378,6 +402,14 @@ def test_knob_table_has_the_columns_that_the_step_reads():
         train=Train(steps=4),
         optimizer=Optimizer(learning_rate=Schedule(value=0.25)),
     )
-    expected = [[0.5, 4 - 0.75 * i, 3, 0.25] for i in range(4)]
-    np.testing.assert_allclose(steps.schedule_table(config), expected, rtol=1e-6)
-    assert steps.BASE_SCHEDULES == ("alpha_hard", "alpha_soft", "temperature", "learning_rate")
+    table = schedule_table(config)
+    expected = StepSchedules(
+        alpha_hard=np.full(4, 0.5),
+        alpha_soft=4 - 0.75 * np.arange(4),
+        temperature=np.full(4, 3),
+        learning_rate=np.full(4, 0.25),
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), table, expected)
+    assert all(values.dtype == np.float32 for values in jax.tree.leaves(table))
+    assert table[2].alpha_soft == 2.5
+    assert table.gate is table.new_param_scale is None

@@ -1,0 +1,154 @@
+"""Masked language modelling: some tokens of a row are hidden and predicted.
+
+Masks are drawn on the device, with a key for each row (see `targets.row_keys`), so that they do not
+depend on how the batch is laid over devices. BERT (Devlin et al. 2019, section 3.1).
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dwt_jax.config import Config, Mlm
+from dwt_jax.data.batch import Batch
+from dwt_jax.data.tokenizer import Vocabulary
+from dwt_jax.objectives.targets import Targets
+
+
+class MaskingVocab(NamedTuple):
+    """What masking needs of a vocabulary; hashable, so that it can be a static argument."""
+
+    vocab_size: int
+    mask_id: int
+    special_ids: tuple[int, ...]
+    continuations: bytes = b""  # packed bits [vocab_size]; only for whole-word masking
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: Vocabulary, whole_word: bool) -> "MaskingVocab":
+        """Take from a tokenizer's vocabulary what masking needs."""
+        bits = np.packbits(vocabulary.continuation).tobytes() if whole_word else b""
+        return cls(len(vocabulary.tokens), vocabulary.mask_id, tuple(vocabulary.special_ids), bits)
+
+    def continuation(self) -> np.ndarray:
+        """Return bool [vocab_size], whether a token continues a word."""
+        bits = np.unpackbits(np.frombuffer(self.continuations, np.uint8), count=self.vocab_size)
+        return bits.astype(bool)
+
+
+@dataclass(frozen=True)
+class MlmObjective:
+    """Masked language modelling with the shares of a config over a vocabulary."""
+
+    config: Mlm
+    vocabulary: MaskingVocab
+    name: ClassVar[str] = "mlm"
+
+
+def make_objective(config: Config, vocabulary: Vocabulary) -> MlmObjective:
+    """Return the objective of `config.mlm`."""
+    return MlmObjective(config.mlm, MaskingVocab.from_vocabulary(vocabulary, config.mlm.whole_word))
+
+
+def make_evaluation_objective(vocabulary: Vocabulary) -> MlmObjective:
+    """Return BERT's own masking, 15 % of the tokens and 80/10/10, whatever a run was trained with."""
+    return MlmObjective(Mlm(), MaskingVocab.from_vocabulary(vocabulary, whole_word=False))
+
+
+def abstract_objective(config: Config, vocab_size: int) -> MlmObjective:
+    """Return `config.mlm` over a vocabulary of which only the size is known: shapes and program are right."""
+    bits = bytes(-(-vocab_size // 8)) if config.mlm.whole_word else b""
+    # Which ids are special changes constants alone.
+    return MlmObjective(config.mlm, MaskingVocab(vocab_size, 4, tuple(range(5)), bits))
+
+
+def predictions_per_row(objective: MlmObjective, length: int) -> int:
+    """Return the number of predictions of a full row of `length` tokens (BERT's max_predictions_per_seq)."""
+    return max(1, round(objective.config.probability * length))
+
+
+def make_targets(batch: Batch, keys: jax.Array, objective: MlmObjective) -> Targets:
+    """Draw the predictions of each row.
+
+    A row with n tokens (specials counted, padding not) has round(probability · n) predictions: exactly P
+    where it is full, else the rest weighs 0. Special tokens and padding are never predicted. With
+    `whole_word`, words are taken whole, in random order, as long as they fit, so that a row may stay below
+    its number by less than a word.
+
+    Args:
+        batch: tokens and segment ids, int [B, L].
+        keys: one random key a row [B].
+        objective: probabilities and vocabulary.
+    """
+    tokens, segment_ids = jnp.asarray(batch.tokens, jnp.int32), jnp.asarray(batch.segment_ids, jnp.int32)
+    return jax.vmap(functools.partial(_mask_row, objective=objective))(tokens, segment_ids, keys)
+
+
+def _mask_row(tokens: jax.Array, segment_ids: jax.Array, key: jax.Array, objective: MlmObjective) -> Targets:
+    """Return the targets of one row [L]."""
+    mlm, vocabulary, length = objective.config, objective.vocabulary, tokens.shape[0]
+    max_predictions = predictions_per_row(objective, length)
+    choose_key, action_key, random_key = jax.random.split(key, 3)
+    special = jnp.isin(tokens, jnp.array(vocabulary.special_ids, jnp.int32))
+    candidate = (segment_ids > 0) & ~special
+    num_tokens = (segment_ids > 0).sum()
+    # A table, because rounding in fp32 is not Python's: at some rates a full row would lack one.
+    table = jnp.array([predictions_per_row(objective, n) for n in range(length + 1)], jnp.int32)
+    num_predictions = table[num_tokens]
+    uniform = jax.random.uniform(choose_key, (length,))
+    if mlm.whole_word:
+        order, is_prediction = _choose_whole_words(
+            tokens, segment_ids, candidate, uniform, num_predictions, vocabulary
+        )
+    else:
+        order = jnp.argsort(jnp.where(candidate, uniform, 2.0))
+        is_prediction = jnp.arange(length) < jnp.minimum(num_predictions, candidate.sum())
+    positions, is_prediction = order[:max_predictions].astype(jnp.int32), is_prediction[:max_predictions]
+    labels = tokens[positions]
+    ordinary_ids = np.setdiff1d(np.arange(vocabulary.vocab_size), vocabulary.special_ids).astype(np.int32)
+    random = jnp.asarray(ordinary_ids)[
+        jax.random.randint(random_key, (max_predictions,), 0, ordinary_ids.size)
+    ]
+    action = jax.random.uniform(action_key, (max_predictions,))
+    replacements = jnp.where(action < mlm.mask_token_share + mlm.random_token_share, random, labels)
+    replacements = jnp.where(action < mlm.mask_token_share, vocabulary.mask_id, replacements)
+    tokens = tokens.at[positions].set(jnp.where(is_prediction, replacements, labels), unique_indices=True)
+    return Targets(tokens, positions, labels, is_prediction.astype(jnp.float32))
+
+
+def _choose_whole_words(
+    tokens: jax.Array,
+    segment_ids: jax.Array,
+    candidate: jax.Array,
+    uniform: jax.Array,
+    num_predictions: jax.Array,
+    vocabulary: MaskingVocab,
+) -> tuple[jax.Array, jax.Array]:
+    """Choose whole words in random order, each if it still fits into `num_predictions`.
+
+    Returns:
+        positions int [L], the chosen ones first, and bool [L], whether each of them is chosen.
+    """
+    length = tokens.shape[0]
+    index = jnp.arange(length)
+    previous = jnp.roll(candidate & (segment_ids == jnp.roll(segment_ids, -1)), 1).at[0].set(False)
+    continues = jnp.asarray(vocabulary.continuation())[tokens] & candidate & previous
+    start = jax.lax.cummax(jnp.where(continues, 0, index))  # of the word that each token is in
+    size = jnp.zeros(length, jnp.int32).at[start].add(candidate)[start]
+    order = jnp.argsort(jnp.where(candidate, uniform[start], 2.0), stable=True)  # words stay together
+
+    def select_word(
+        carry: tuple[jax.Array, jax.Array], position: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        num_selected, select_current = carry
+        fits = candidate[position] & (num_selected + size[position] <= num_predictions)
+        is_start = start[position] == position
+        select_current = jnp.where(is_start, fits, select_current)  # a word's first token decides for all
+        num_selected = num_selected + jnp.where(select_current & is_start, size[position], 0)
+        return (num_selected, select_current), select_current
+
+    is_selected = jax.lax.scan(select_word, (jnp.int32(0), jnp.array(False)), order)[1]
+    selected_first = jnp.argsort(~is_selected, stable=True)
+    return order[selected_first], is_selected[selected_first]

@@ -1,0 +1,47 @@
+"""What an objective makes of a batch: inputs of the model, and labels at some of its positions."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+EVALUATION_SEED = 20230518  # fixed: the same targets for every model that is ever compared
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Targets:
+    """Labels to predict in rows of L tokens, P of them a row.
+
+    Attributes:
+        inputs: int32 [B, L], the tokens that student and teacher read.
+        positions: int32 [B, P], distinct in a row, where the labels are predicted; None: at all
+            positions, so that P is L.
+        labels: int32 [B, P], the tokens to predict.
+        weights: float32 [B, P], 1 for a prediction, 0 for a filler.
+    """
+
+    inputs: jax.Array
+    positions: jax.Array | None
+    labels: jax.Array
+    weights: jax.Array
+
+    def num_predictions(self) -> jax.Array:
+        """Return the number of predictions as an fp32 scalar, at least 1."""
+        return jnp.maximum(self.weights.sum(), 1)
+
+
+def row_keys(seed: jax.Array | int, step: jax.Array | int, rows: jax.Array) -> jax.Array:
+    """Derive a random key for each row of a batch, whatever devices the batch lies on.
+
+    Args:
+        seed: uint32 scalar.
+        step: of the run; evaluation passes 0.
+        rows: int [B], numbers of the rows: within the batch, in evaluation within the split.
+
+    Returns:
+        keys [B], the same under every sharding.
+    """
+    key = jax.random.key(seed, impl="threefry2x32")  # the same numbers under every sharding
+    key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
