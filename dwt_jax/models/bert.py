@@ -33,7 +33,8 @@ HEADS = ("mlm", "pooler", "next_sentence", "classifier")
 
 
 _NORM = {"scale": "out:embed", "bias": "out:embed", "weight": "in:embed"}  # it sums over weight·x
-_LAST_NORM = {**_NORM, "scale": "out:embed>words", "bias": "out:embed>words"}  # before a tied decoder
+# The norm before a decoder that may be tied to the input embedding.
+_LAST_NORM = {**_NORM, **dict.fromkeys(("scale", "bias"), "out:embed>output_embedding")}
 
 
 _HEADS = dense_axes("in:embed", "out:head out:head_dim")
