@@ -297,7 +297,8 @@ def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
             f"Distilled from a weak teacher ({teacher_name}) while pre-training: "
             "loss = α_h · hard + α_s · soft.",
             f"* preset {distill.preset}; α_h {_format_schedule(distill.alpha_hard)}; "
-            f"α_s {_format_schedule(distill.alpha_soft)}; temperature {_format_schedule(distill.temperature)}",
+            f"α_s {_format_schedule(distill.alpha_soft)}; "
+            f"temperature {_format_schedule(distill.temperature)}",
             f"* {distill.divergence}, positions: {distill.token_selection}"
             + (
                 f"; {summary['teacher_steps']:,} steps with the teacher" if "teacher_steps" in summary else ""

@@ -144,10 +144,10 @@ def _member_range(data: mmap, info: zipfile.ZipInfo) -> range:
         )
     header = data[info.header_offset : info.header_offset + 30] if info.header_offset >= 0 else b""
     if len(header) < 30 or header[:4] != b"PK\3\4":
-        raise UnsupportedFile(f"has no {name} where its directory says, expected a whole zip")
+        raise UnsupportedFile(f"has no {name} where its directory says, expected a complete zip")
     start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
     if start + info.file_size > len(data):
-        raise UnsupportedFile(f"ends within {name}, expected a whole zip")
+        raise UnsupportedFile(f"ends within {name}, expected a complete zip")
     return range(start, start + info.file_size)
 
 

@@ -137,7 +137,7 @@ def _unsupported(method: Method, source: ModelConfig, target: ModelConfig) -> It
         return
     for flag in ("weighted_norm", "gated_layers"):
         if getattr(source, flag) and not getattr(target, flag):
-            yield f"{flag} true → false, expected true until it is annealed away"
+            yield f"{flag} true → false, expected true until its gates are open (1)"
     if target.tie_word_embeddings and not source.tie_word_embeddings:
         yield "tie_word_embeddings false → true, expected false: two tables do not fit into one"
     for axis, old, new in _changed_axes(source, target):
