@@ -3,7 +3,7 @@
     python benchmarks/remap_table.py [--write]
 
 The largest difference of any MLM logit, in float64, between a small post-LN model and what each
-method grows it to, beside what the method's Report claims. The small model is drawn from a
+method grows it to, beside what the method's report claims. The small model is sampled with a
 fixed seed, with norms and biases far from 1 and 0, so that nothing is exact by chance. --write
 renews the table in docs/remapping.md.
 """
@@ -57,8 +57,8 @@ CASES: dict[str, dict[str, Any]] = {
 NAMES = (*METHODS, "stack+hyperclone", "middle+net2net", "interleave+aki")
 
 
-def drawn(seed: int = 0) -> bert.Params:
-    """Float64 host arrays of SOURCE: matrices that keep the scale of what they multiply, norms and
+def random_params(seed: int = 0) -> bert.Params:
+    """Float64 host arrays of SOURCE: matrices that preserve the scale of their input, norms and
     biases with a noise of 0.3."""
     random = np.random.default_rng(seed)
 
@@ -66,8 +66,8 @@ def drawn(seed: int = 0) -> bert.Params:
         name = path[-1].key
         if name in ("scale", "bias"):
             return float(name == "scale") + 0.3 * random.normal(size=like.shape)
-        by = 0.5 if name == "embedding" else like.shape[-1] ** -0.5
-        return by * random.normal(size=like.shape)
+        scale = 0.5 if name == "embedding" else like.shape[-1] ** -0.5
+        return scale * random.normal(size=like.shape)
 
     return jax.tree_util.tree_map_with_path(leaf, bert.abstract_params(SOURCE))
 
@@ -79,8 +79,8 @@ def logits(params: bert.Params, model: BertConfig, tokens: jax.Array, segments: 
     return lm_head_logits(params, model, hidden, policy=policy)
 
 
-def text() -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, segments), two rows of them, one of two documents."""
+def probe_rows() -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, segments) [2, 24]; the second row holds two documents."""
     tokens = np.random.default_rng(1).integers(0, SOURCE.vocab_size, (2, 24)).astype(np.int32)
     segments = np.ones((2, 24), np.int32)
     segments[1, 10:] = 2
@@ -89,8 +89,8 @@ def text() -> tuple[np.ndarray, np.ndarray]:
 
 def compute() -> list[dict[str, Any]]:
     """{method, case, refused} or {method, case, exact, drift} for each method and case."""
-    params, (tokens, segments) = drawn(), text()
-    found: list[dict[str, Any]] = []
+    params, (tokens, segments) = random_params(), probe_rows()
+    results: list[dict[str, Any]] = []
     with jax.enable_x64(True):
         before = np.asarray(logits(params, SOURCE, tokens, segments))[..., : SOURCE.vocab_size]
         for case, sizes in CASES.items():
@@ -101,10 +101,10 @@ def compute() -> list[dict[str, Any]]:
                     grown, report = remap_params(params, SOURCE, target, name, jax.random.key(0, impl="rbg"))
                     after = np.asarray(logits(grown, target, tokens, segments))
                     drift = np.abs(after[..., : SOURCE.vocab_size] - before).max()
-                    found.append({**entry, "exact": report.exact, "drift": float(drift)})
+                    results.append({**entry, "exact": report.function_preserving, "drift": float(drift)})
                 except UserError as error:
-                    found.append({**entry, "refused": short(str(error))})
-    return found
+                    results.append({**entry, "refused": short(str(error))})
+    return results
 
 
 def short(refusal: str) -> str:
@@ -114,8 +114,8 @@ def short(refusal: str) -> str:
     return f"needs {needed.group(1)}" if needed else refusal.partition(": ")[2].split(" ")[0]
 
 
-def markdown(found: list[dict[str, Any]]) -> str:
-    cells = {(entry["method"], entry["case"]): cell(entry) for entry in found}
+def markdown(results: list[dict[str, Any]]) -> str:
+    cells = {(entry["method"], entry["case"]): cell(entry) for entry in results}
     lines = ["| method | " + " | ".join(CASES) + " |", "|---" * (len(CASES) + 1) + "|"]
     lines += [f"| `{name}` | " + " | ".join(cells[name, case] for case in CASES) + " |" for name in NAMES]
     return "\n".join(lines)
@@ -128,12 +128,12 @@ def cell(entry: dict[str, Any]) -> str:
     return f"**exact** {drift:.0e}" if entry["exact"] else f"{drift:.1f}"
 
 
-def between(page: str) -> tuple[str, str, str]:
-    """What stands before the table, the table, and what stands after it."""
+def split_page(page: str) -> tuple[str, str, str]:
+    """The text before the table, the table, and the text after it."""
     before, begin, rest = page.partition(BEGIN)
     table, end, after = rest.partition(END)
-    assert begin, f"{DOCS} lost its line {BEGIN}"
-    assert end, f"{DOCS} lost its line {END}"
+    assert begin, f"{DOCS} does not have the line {BEGIN}"
+    assert end, f"{DOCS} does not have the line {END}"
     return before + begin, table.strip(), end + after
 
 
@@ -146,7 +146,7 @@ def main() -> None:
     table = markdown(compute())
     print(table)
     if options.write:
-        before, _, after = between(DOCS.read_text())
+        before, _, after = split_page(DOCS.read_text())
         with atomic_write(DOCS) as partial:
             partial.write_text(f"{before}\n{table}\n{after}")
 

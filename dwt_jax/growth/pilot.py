@@ -1,10 +1,10 @@
 """Compare initialisations: train each for the first steps of the run and rank by held-out loss.
 
-The loss of a remapped model before training predicts its loss after it badly, that after one
-or two hundredths of the steps predicts it well (Du et al. 2024, arXiv 2405.15319, for stacking).
-Every method takes exactly the run's own first steps: the same batches, masks, dropout and
-scheduled numbers, learning rate included. That is what the run would have come to by then; a pilot
-that ends inside the warm-up of the learning rate says little.
+The loss of a remapped model before training is a poor predictor of its loss after training; the loss after
+1 to 2 % of the steps is a good one (Du et al. 2024, arXiv 2405.15319, for stacking).
+Every method trains exactly the first steps of the run: the same batches, masks, dropout and
+schedules, learning rate included. The result is the loss of the run after those steps. A pilot
+that ends within the warm-up of the learning rate says little.
 """
 
 import dataclasses
@@ -38,29 +38,31 @@ from dwt_jax.runs.state import abstract_state, init_train_state
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.ligo_training import LigoConfig, LigoResult, train_ligo_maps
 from dwt_jax.train.setup import RunContext, effective_params, setup_run
-from dwt_jax.train.step import CopiedMask, jit_train_step
+from dwt_jax.train.step import jit_train_step
 
 BASELINE, LIGO = "random", "ligo"
 
 
 @dataclass(frozen=True)
 class InitResult:
-    """What became of one method. Losses are held-out ones in nats, errors their standard errors over
-    documents; None where there is none."""
+    """The result of one method; fields are None where they do not apply.
+
+    Losses are on the held-out documents, in nats; errors are their standard errors over documents.
+    """
 
     method: str
-    refused: str = ""  # why it was not tried
-    same_as: str = ""  # the method before it that gave the same parameters, bit by bit
-    exact: bool | None = None  # as the Report says
+    refused: str = ""  # the reason, if the method does not support the pair of models
+    same_as: str = ""  # an earlier method with bitwise the same parameters
+    function_preserving: bool | None = None  # as in RemapReport
     initial_loss: float | None = None
     initial_error: float | None = None
     loss: float | None = None
     error: float | None = None
-    against_random: float | None = None  # loss − loss of the baseline, on the same documents
-    against_error: float | None = None  # of that difference, paired by document
-    seconds: float | None = None  # remapping, learning, training; the first method's with compilation
-    flops: float | None = None  # of training, with the teacher's part, and of the learning of maps
-    learned: LigoResult | None = None
+    loss_vs_baseline: float | None = None  # loss − loss of the baseline, on the same documents
+    loss_vs_baseline_error: float | None = None  # of that difference, paired by document
+    seconds: float | None = None  # remapping, LiGO and training; the first method's include compilation
+    flops: float | None = None  # of training, the teacher included, and of LiGO
+    ligo: LigoResult | None = None  # of method ligo
 
 
 def run_pilot(
@@ -76,20 +78,20 @@ def run_pilot(
     """Train each method for the first `steps` steps of a run and rank them.
 
     Args:
-      run: the run of the larger model; its config's `init` has the options (split, noise, …).
-      params: parameters to grow, host arrays.
-      source: config of the model of `params`.
-      steps: training steps of each method, at most those of the run.
-      methods: names as in methods.get_method. Default: all. Random initialisation, the baseline, is
-        always included.
-      ligo_config: how `ligo` learns its growth operator.
-      log: called with messages about the progress.
+        run: the run of the larger model; its config's `init` has the options (split, noise, …).
+        params: parameters to grow, host arrays.
+        source: config of the model of `params`.
+        steps: training steps of each method, at most those of the run.
+        methods: names as in methods.get_method. Default: all. Random initialisation, the baseline, is
+            always included.
+        ligo_config: how `ligo` learns its growth operator.
+        log: called with messages about the progress.
 
     Returns:
-      One result per method, the lowest held-out loss first, refused methods last.
+        One result per method, the lowest held-out loss first, refused methods last.
 
     Raises:
-      UserError: an unknown method, or a number of steps out of range.
+        UserError: an unknown method, or a number of steps out of range.
     """
     if not 1 <= steps <= run.config.train.steps:
         raise UserError(f"--steps is {steps}, expected from 1 to train.steps ({run.config.train.steps})")
@@ -109,41 +111,33 @@ def run_pilot(
             results.append(InitResult(name, refused=str(error)))
             log(f"  refused: {error}")
             continue
-        fingerprint = params_digest(grown_params)
-        if fingerprint in method_of_digest:
-            results.append(InitResult(name, same_as=method_of_digest[fingerprint], exact=result.exact))
-            log(f"  same parameters as {method_of_digest[fingerprint]}")
+        digest = params_digest(grown_params)
+        if digest in method_of_digest:
+            same_as = method_of_digest[digest]
+            results.append(dataclasses.replace(result, same_as=same_as, ligo=None))
+            log(f"  same parameters as {same_as}")
             continue
-        method_of_digest[fingerprint] = name
+        method_of_digest[digest] = name
         seconds = time.perf_counter() - start_time
-        initial_metrics, start_time = (
-            likelihood.summarize_losses(_document_losses(run, grown_params, 0)),
-            time.perf_counter(),
-        )
-        growth_plan = plan_growth(
-            name, source, run.config.model, jax.random.key(run.config.seed), run.config.init
-        )
-        grown_params = _train_briefly(
-            run,
-            grown_params,
-            steps,
-            teacher_params,
-            starts.copied_mask_for_warmup(run.config, growth_plan, run.mesh),
-        )
+        initial_losses = _document_losses(run, grown_params, 0)
+        start_time = time.perf_counter()
+        grown_params = _train_briefly(run, grown_params, source, name, steps, teacher_params)
         seconds += time.perf_counter() - start_time
         document_losses = _document_losses(run, grown_params, steps)
         baseline_losses = document_losses if name == BASELINE else baseline_losses
-        used_flops = _pilot_flops(run, steps) + (result.learned.flops if result.learned else 0.0)
-        result = dataclasses.replace(result, seconds=seconds, flops=used_flops)
-        result = _with_losses(result, initial_metrics, document_losses, baseline_losses)
+        flops = _pilot_flops(run, steps) + (result.ligo.flops if result.ligo else 0.0)
+        result = dataclasses.replace(result, seconds=seconds, flops=flops)
+        result = _with_losses(result, initial_losses, document_losses, baseline_losses)
         log(f"  held-out loss {result.initial_loss:.4f} → {result.loss:.4f}, {result.seconds:.0f} s")
         results.append(result)
     return rank_results(results)
 
 
 def rank_results(results: Sequence[InitResult]) -> list[InitResult]:
-    """By loss; those that equal another behind it; refused ones last. A loss that is not a number is
-    behind every other."""
+    """Sort results by loss.
+
+    NaN is the largest loss. A method with the same parameters as another follows it; refused ones are last.
+    """
     result_of_method = {result.method: result for result in results}
 
     def key(result: InitResult) -> tuple[bool, float, bool]:
@@ -156,7 +150,7 @@ def rank_results(results: Sequence[InitResult]) -> list[InitResult]:
 def _init_with(
     run: RunContext, params: Any, source: ModelConfig, name: str, ligo_config: LigoConfig, teacher_params: Any
 ) -> tuple[Any, InitResult]:
-    """(parameters on the mesh, the trial so far)"""
+    """(parameters on the mesh, the result without losses)."""
     key = jax.random.key(run.config.seed)
     if name != LIGO:
         grown_params, report = remap_params(
@@ -164,7 +158,7 @@ def _init_with(
         )
         return jax.device_put(
             grown_params, infer_shardings(grown_params, run.config.model, run.mesh)
-        ), InitResult(name, exact=report.exact)
+        ), InitResult(name, function_preserving=report.function_preserving)
     grown_params, record = train_ligo_maps(
         params,
         source,
@@ -180,16 +174,18 @@ def _init_with(
         settings=ligo_config,
         options=run.config.init,
     )
-    return grown_params, InitResult(name, exact=False, learned=record)
+    return grown_params, InitResult(name, function_preserving=False, ligo=record)
 
 
 def _train_briefly(
-    run: RunContext, params: Any, steps: int, teacher_params: Any, copied_mask: CopiedMask | None
+    run: RunContext, params: Any, source: ModelConfig, method: str, steps: int, teacher_params: Any
 ) -> Any:
     """The parameters after the run's first `steps` steps from `params`."""
     config = run.config
+    growth_plan = plan_growth(method, source, config.model, jax.random.key(config.seed), config.init)
+    copied_mask = starts.copied_mask_for_warmup(config, growth_plan, run.mesh)
     layout = infer_shardings(abstract_state(config.model, config.optimizer), config.model, run.mesh)
-    # Through jit: the step's own memory, since it is donated.
+    # jit copies the parameters: the step donates its state.
     state = jax.jit(
         lambda params: init_train_state(params, config.model, config.optimizer), out_shardings=layout
     )(params)
@@ -212,23 +208,24 @@ def _train_briefly(
 
 
 def _document_losses(run: RunContext, params: Any, step: int) -> likelihood.DocumentLosses:
-    """Of the model after `step` steps of the run."""
+    """The held-out losses of the model after `step` steps of the run."""
     params = effective_params(run, params, step)
     document_losses = likelihood.losses_per_document(
         params, run.config.model, run.data, mesh=run.mesh, policy=run.policy
     )
-    assert document_losses is not None  # nothing stops it
+    assert document_losses is not None  # evaluation is not interrupted
     return document_losses
 
 
 def _with_losses(
     result: InitResult,
-    initial_metrics: dict[str, float],
+    initial_losses: likelihood.DocumentLosses,
     document_losses: likelihood.DocumentLosses,
     baseline_losses: likelihood.DocumentLosses | None,
 ) -> InitResult:
+    initial_metrics = likelihood.summarize_losses(initial_losses)
     metrics = likelihood.summarize_losses(document_losses)
-    assert baseline_losses is not None  # it comes first and is never refused
+    assert baseline_losses is not None  # the baseline comes first and is never refused
     loss_and_count = [(losses.loss, losses.predictions) for losses in (document_losses, baseline_losses)]
     return dataclasses.replace(
         result,
@@ -236,9 +233,9 @@ def _with_losses(
         initial_error=initial_metrics["standard_error"],
         loss=metrics["held_out_loss"],
         error=metrics["standard_error"],
-        against_random=metrics["held_out_loss"]
+        loss_vs_baseline=metrics["held_out_loss"]
         - likelihood.summarize_losses(baseline_losses)["held_out_loss"],
-        against_error=paired_error(*loss_and_count),
+        loss_vs_baseline_error=paired_error(*loss_and_count),
     )
 
 
@@ -247,7 +244,7 @@ def _pilot_flops(run: RunContext, steps: int) -> float:
 
 
 def format_pilot_table(results: Sequence[InitResult], steps: int) -> str:
-    """Text for a terminal."""
+    """Return a table of the ranked results as text for a terminal."""
     rows: list[tuple[str, ...]] = [
         ("", "method", f"loss at {steps}", "± s.e.", "vs. random", "initial loss", "FLOPs", "seconds")
     ]
@@ -265,8 +262,7 @@ def format_pilot_table(results: Sequence[InitResult], steps: int) -> str:
     widths[1] = max(len(row[1]) for row in rows)
     lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
     for result in results:
-        if result.learned:
-            record = result.learned
+        if record := result.ligo:
             lines.append(
                 f"{result.method}: growth operator learned in {record.steps} steps and "
                 f"{record.flops:.3g} FLOPs (included above), "
@@ -278,8 +274,9 @@ def format_pilot_table(results: Sequence[InitResult], steps: int) -> str:
 def _table_cells(result: InitResult) -> tuple[str, ...]:
     difference = "baseline"
     if result.method != BASELINE:
-        error = "" if result.against_error is None else f" ± {result.against_error:.4f}"
-        difference = f"{result.against_random:+.4f}{error}"
+        paired = result.loss_vs_baseline_error
+        error = "" if paired is None else f" ± {paired:.4f}"
+        difference = f"{result.loss_vs_baseline:+.4f}{error}"
     return (
         f"{result.loss:.4f}",
         f"{result.error:.4f}",
@@ -303,15 +300,15 @@ def print_pilot_ranking(
     Nothing is written but prepared data in the cache.
 
     Args:
-      model: run directory or model directory to grow.
-      config: config of the larger run.
-      steps: training steps of each method.
-      methods: names as in methods.get_method. Default: all.
-      as_json: whether to print JSON instead of a table.
-      step: checkpoint of a run to read. Default: the latest.
+        model: run directory or model directory to grow.
+        config: config of the larger run.
+        steps: training steps of each method.
+        methods: names as in methods.get_method. Default: all.
+        as_json: whether to print JSON instead of a table.
+        step: checkpoint of a run to read. Default: the latest.
 
     Raises:
-      UserError: whatever is wrong with training `config`, and a different vocabulary.
+        UserError: the config cannot be trained, or the model's vocabulary differs.
     """
     ligo_config = LigoConfig(steps=config.init.learning_steps)
     with tempfile.TemporaryDirectory(prefix="dwt-pilot-") as folder:

@@ -20,7 +20,8 @@ from dwt_jax.remap.report import RemapReport
 from dwt_jax.runs.export import check_tokenizer
 from dwt_jax.runs.load import LoadedModel, load_model
 
-PROBE_SHAPE = (8, 64)  # rows and tokens, of random ids, on which the drift of the logits is measured
+PROBE_SHAPE = (8, 64)
+"""Rows and tokens of the random probe on which the drift of the logits is measured."""
 
 
 def remap_model(
@@ -38,31 +39,23 @@ def remap_model(
     masked-LM head.
 
     Args:
-      path: run directory or model directory.
-      target: config of the larger model. A vocab_size of 0 is that of the source.
-      method: growth method, as in remap.methods.get_method.
-      out: new model directory.
-      options: options of the method.
-      seed: random seed.
-      step: checkpoint of a run to read. None: the latest.
+        path: run directory or model directory.
+        target: config of the larger model. A vocab_size of 0 is that of the source.
+        method: growth method, as in remap.methods.get_method.
+        out: new model directory.
+        options: options of the method.
+        seed: random seed.
+        step: checkpoint of a run to read. None: the latest.
 
     Returns:
-      The report of the growth, with the drift of the logits on random tokens.
+        The report of the growth, with the drift of the logits on random tokens.
 
     Raises:
-      UserError: sizes that the method does not support, a vocabulary smaller than the tokenizer's, or a
-        target with gates or weighted norms, which exist in runs only. Nothing is written then.
+        UserError: sizes that the method does not support, a vocabulary smaller than the tokenizer's, or a
+            target with gates or weighted norms, which exist in runs only. Nothing is written then.
     """
     out = resolve_output_dir(out)
-    if has_gates(target):
-        key = "gated_layers" if target.gated_layers else "weighted_norm"
-        raise UserError(
-            f"config: model.{key} is True, expected False: gates exist in runs only (init.method)"
-        )
-    if method.split("+")[-1] == "ligo":
-        raise UserError(
-            "--method: ligo learns its maps from data, expected another method (or init.method=ligo)"
-        )
+    _check_supported(target, method)
     loaded_model = load_model(path, heads=None, step=step)
     source = loaded_model.model
     if target.model_type != source.model_type:
@@ -74,18 +67,13 @@ def remap_model(
         tie_word_embeddings=source.tie_word_embeddings,
     )
     check_tokenizer(loaded_model._replace(model=target))
-    probe = None
-    if "mlm" in loaded_model.params:
-        length = min(PROBE_SHAPE[1], source.max_length, target.max_length)
-        ids = np.random.default_rng(0).integers(0, min(source.vocab_size, target.vocab_size), PROBE_SHAPE)
-        probe = {
-            "tokens": ids[:, :length].astype(np.int32),
-            "segments": np.ones((PROBE_SHAPE[0], length), np.int32),
-        }
+    probe = _random_probe(source, target) if "mlm" in loaded_model.params else None
     target_params, report = apply.remap_params(
         loaded_model.params, source, target, method, jax.random.key(seed), options=options, probe=probe
     )
     heads = [head for head in family(target).HEADS if head in target_params]
+    source_card = model_card.existing_card(loaded_model.tokenizer)
+    source_name = Path(path).expanduser().absolute().name
     checkpoint.save_checkpoint(
         target_params,
         target,
@@ -94,19 +82,35 @@ def remap_model(
         labels=loaded_model.labels,
         passthrough=loaded_model.passthrough,
         card=model_card.grown_card(
-            target,
-            heads,
-            Path(path).expanduser().absolute().name,
-            method,
-            report.exact,
-            model_card.existing_card(loaded_model.tokenizer),
+            target, heads, source_name, method, report.function_preserving, source_card
         ),
     )
     return report
 
 
+def _check_supported(target: ModelConfig, method: str) -> None:
+    if has_gates(target):
+        key = "gated_layers" if target.gated_layers else "weighted_norm"
+        raise UserError(
+            f"config: model.{key} is True, expected False: gates exist in runs only (init.method)"
+        )
+    if method.split("+")[-1] == "ligo":
+        raise UserError(
+            "--method: ligo learns its maps from data, expected another method (or init.method=ligo)"
+        )
+
+
+def _random_probe(source: ModelConfig, target: ModelConfig) -> dict[str, np.ndarray]:
+    length = min(PROBE_SHAPE[1], source.max_length, target.max_length)
+    ids = np.random.default_rng(0).integers(0, min(source.vocab_size, target.vocab_size), PROBE_SHAPE)
+    return {
+        "tokens": ids[:, :length].astype(np.int32),
+        "segments": np.ones((PROBE_SHAPE[0], length), np.int32),
+    }
+
+
 def _convert_family(loaded_model: LoadedModel, model_type: str) -> LoadedModel:
-    """What means the same in every family; the rest is named."""
+    """The parts that both model types compute alike; the names of the others are printed."""
     dropped_heads = [
         head for head in family(loaded_model.model).HEADS if head in loaded_model.params and head != "mlm"
     ]

@@ -1,8 +1,8 @@
-"""Growing a run in its middle: its state after some step becomes that of a larger student.
+"""Grow a run in the middle of its training: its state after some step becomes that of a larger student.
 
-The new run goes on with the next step of the same stream: batches, masks and schedules are
-functions of the step, so all that is made here is the state (parameters, moments, step) and
-a record of where it came from, `init.json`.
+The new run continues with the next step of the same data stream. Batches, masks and schedules are
+functions of the step, so this module only makes the state (parameters, moments, step) and
+a record of its source, `init.json`.
 """
 
 import dataclasses
@@ -34,25 +34,26 @@ from dwt_jax.train.setup import RunContext, effective_params, setup_run, sharded
 Moments = Literal["reset", "carry", "asymmetric"]
 
 DATA_STREAM_KEYS = ("seed", "data", "mlm.", "train.batch_size")
-"""Keys that say which batches come next, and how they are masked."""
+"""Config keys (prefixes) that determine the next batches and their masks."""
 
 
 def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments: Moments) -> RemapReport:
     """Write a run that continues another one with a larger model (`dwt remap-run`).
 
     Args:
-      run_path: directory of the run to grow.
-      config: config of the larger run; its `init` has the method and its options.
-      out: directory of the new run.
-      step: checkpoint of the run to grow; the next step of the new run follows it. None: the latest.
-      moments: what becomes of the optimizer's moments, see remap.optimizer_state.grow_opt_state.
+        run_path: directory of the run to grow.
+        config: config of the larger run; its `init` has the method and its options.
+        out: directory of the new run.
+        step: checkpoint of the run to grow; the next step of the new run follows it. None: the latest.
+        moments: how the optimizer's moments are grown, see remap.optimizer_state.grow_opt_state.
 
     Returns:
-      The report of the growth.
+        The report of the growth.
 
     Raises:
-      UserError: a different seed, data, masking or batch size, `train.steps` not above `step`, or sizes
-        that the method does not support. Nothing is written then (but run.json in a train.checkpoint_path).
+        UserError: a different seed, data, masking or batch size, `train.steps` not above `step`, or sizes
+            that the method does not support. Nothing is written then (except run.json in a
+            train.checkpoint_path).
     """
     out = resolve_output_dir(out)
     source_run, source_state, step = _restore_source_run(Path(run_path).expanduser(), config, step)
@@ -84,17 +85,7 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
         report = starts.growth_report(
             run.growth, grown_state.params, starts.probe_rows(run.rows, run.config.seed)
         )
-        checkpoints = Checkpoints(checkpoint_dir(partial, run.config), run.config.train.keep_checkpoints)
-        try:
-            if saved_steps := checkpoints.steps():
-                directory = checkpoints.directory
-                raise UserError(
-                    f"config: train.checkpoint_path: {directory} holds {saved_steps}, expected no checkpoints"
-                )
-            checkpoints.save(step, grown_state)
-            checkpoints.wait()
-        finally:
-            checkpoints.close()
+        _save_first_checkpoint(run, partial, step, grown_state)
         record = {
             "from": run_path,
             "moments": moments,
@@ -109,8 +100,22 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
     return report
 
 
+def _save_first_checkpoint(run: RunContext, workdir: Path, step: int, state: TrainState) -> None:
+    checkpoints = Checkpoints(checkpoint_dir(workdir, run.config), run.config.train.keep_checkpoints)
+    try:
+        if saved_steps := checkpoints.steps():
+            directory = checkpoints.directory
+            raise UserError(
+                f"config: train.checkpoint_path: {directory} holds {saved_steps}, expected no checkpoints"
+            )
+        checkpoints.save(step, state)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+
+
 def _restore_source_run(path: Path, config: Config, step: int | None) -> tuple[RunContext, TrainState, int]:
-    """The run there, on config's mesh, its state and the steps behind that."""
+    """The source run on config's mesh, its state and the step of the state."""
     if not (path / "config.json").exists() or not (path / "run.json").exists():
         raise UserError(f"--run: {path} is no run with checkpoints, expected the directory of one")
     source_run = setup_run(
@@ -131,15 +136,14 @@ def _restore_source_run(path: Path, config: Config, step: int | None) -> tuple[R
         )
     finally:
         checkpoints.close()
-    assert state_and_step is not None  # there are some
+    assert state_and_step is not None  # saved_steps is not empty
     return source_run, *state_and_step
 
 
 def _source_model(
     source_run: RunContext, state: TrainState, step: int
 ) -> tuple[Any, ModelConfig, optax.ScaleByAdamState]:
-    """Parameters, model and moments after `step` steps; without gates and weights of norms where those
-    are open by then."""
+    """Parameters, model and moments after `step` steps; without gates if these are open by then."""
     config = source_run.config
     params, model, adam = (
         effective_params(source_run, state.params, step),
@@ -164,7 +168,7 @@ def _adam_state(opt_state: Any) -> optax.ScaleByAdamState:
 def _grow_state(
     run: RunContext, growth: starts.GrowthSource, adam: optax.ScaleByAdamState, moments: Moments
 ) -> TrainState:
-    """The state of the larger student, laid out on the mesh."""
+    """The state of the larger student, sharded on the mesh."""
 
     def build(params: Any, adam: optax.ScaleByAdamState) -> TrainState:
         state = init_train_state(grow_params(growth.plan, params), run.config.model, run.config.optimizer)
@@ -179,7 +183,7 @@ def _grow_state(
 
 
 def _check_same_data_stream(run: RunContext, source_run: RunContext, path: str) -> None:
-    """What comes next must be what would have come."""
+    """Refuse a config with which the next batches or masks would differ from those of the source run."""
     new_values, source_values = (
         {"data": _data_digest(x), **flatten_dict(config_to_dict(x.config))} for x in (run, source_run)
     )
@@ -199,7 +203,7 @@ def _data_digest(run: RunContext) -> str:
 
 
 def _inherited_flops(run: RunContext, source_run: RunContext) -> float | None:
-    """What the old run had from elsewhere and the new one's teacher does not account for."""
+    """Pre-training FLOPs that the source run inherited and the new run's teacher does not include."""
     same_teacher = run.teacher and source_run.teacher and run.teacher.digest == source_run.teacher.digest
     teacher_flops = 0.0 if same_teacher or not source_run.teacher else source_run.teacher.training_flops
     source_flops = (

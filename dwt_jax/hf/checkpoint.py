@@ -1,7 +1,7 @@
-"""A model directory in Hugging Face's layout ↔ (params, ModelConfig), on top of two tables.
+"""Read and write model directories in Hugging Face's layout.
 
-tables.py pairs the names; the role table says how a leaf is stored there: a kernel is
-[out, in] with heads flattened, a layer axis is one tensor a layer, the padding of the
+The family's HF_NAMES pair the names. The logical axes of a leaf determine its layout in the file: a kernel is
+[out, in] with heads flattened, a layer axis is one tensor per layer, and the padding of the
 vocabulary is cut off.
 """
 
@@ -33,27 +33,31 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-"""The types that weights are written in."""
+"""Dtypes in which weights can be saved."""
 
 
 class HFCheckpoint(NamedTuple):
-    """What a model directory holds."""
+    """The content of a model directory."""
 
-    params: Params  # host fp32 arrays: embeddings, layers and whatever heads there are
+    params: Params  # host fp32 arrays: embeddings, layers and the heads that the directory has
     model: ModelConfig
     labels: tuple[str, ...] = ()  # of the classifier, by its outputs; () without one
-    dtype: str = "float32"  # that all weights are stored in; float32 where they are mixed
-    ignored: tuple[str, ...] = ()  # tensors of heads that are not known here
-    passthrough: Mapping[
-        str, Any
-    ] = {}  # what config.json says for transformers alone, see configuration.KEPT
+    dtype: str = "float32"  # of the stored weights; float32 if they are mixed
+    ignored: tuple[str, ...] = ()  # names of tensors of unsupported heads
+    passthrough: Mapping[str, Any] = {}  # see config.PASSTHROUGH_KEYS
 
 
 # Arrays
 
 
 def to_hf_tensors(params: Params, model: ModelConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """The tensors of the architecture that holds these parameters, by name."""
+    """Return the tensors, by name, of the transformers class that has these parameters.
+
+    Args:
+        params: host arrays.
+        model: config of the model.
+        dtype: a name in DTYPES.
+    """
     import jax
 
     names, param_axes = family(model).HF_NAMES[model.model_type], family(model).param_axes(model)
@@ -71,7 +75,7 @@ def to_hf_tensors(params: Params, model: ModelConfig, dtype: str = "float32") ->
                 tensors[name.format(layer=i)] = _to_tensor(layer_array, axes[1:], model, dtype)
             continue
         tensors[name] = _to_tensor(array, axes, model, dtype)
-        if name in bias_aliases and not model.tie_word_embeddings:  # there the decoder has a bias of its own
+        if name in bias_aliases and not model.tie_word_embeddings:  # the decoder's second bias
             tensors[bias_aliases[name]] = tensors[name]
     return tensors
 
@@ -84,13 +88,13 @@ def _to_tensor(array: np.ndarray, axes: Axes, model: ModelConfig, dtype: str) ->
         array = array.reshape(int(np.prod(inputs)), -1).T
     elif all(axis.fan == "out" for axis in axes):
         array = array.reshape(-1)
-    with np.errstate(over="ignore"):  # `save_checkpoint` complains of what does not fit
+    with np.errstate(over="ignore"):  # `save_checkpoint` refuses values that do not fit
         return np.ascontiguousarray(array, DTYPES[dtype])
 
 
 def _from_tensor(tensor: np.ndarray, axes: Axes, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse, in fp32; `axes` and `shape` without the layer axis."""
-    with np.errstate(over="ignore"):  # of float64; `from_hf_tensors` complains of what does not fit
+    """The inverse of `_to_tensor`, in fp32. `axes` and `shape` are without the layer axis."""
+    with np.errstate(over="ignore"):  # of float64; `from_hf_tensors` refuses values that do not fit
         tensor = tensor.astype(np.float32)
     if axes[0].name == "vocab":
         return np.pad(tensor, [(0, shape[0] - len(tensor))] + [(0, 0)] * (tensor.ndim - 1))
@@ -115,53 +119,33 @@ def from_hf_tensors(
     labels: Sequence[str] = (),
     architectures: Sequence[str] = (),
 ) -> HFCheckpoint:
-    """Parameters (host fp32 arrays) from the tensors of any architecture of the family.
+    """Return the parameters from the tensors of any transformers class of the family.
 
-    classes: what config.json calls the model, if it says. Raises UserError naming every missing,
-    unexpected and mismatched tensor at once.
+    Args:
+        tensors: the tensors of the file.
+        model: config of the model.
+        location: path of the file, for messages.
+        labels: names of the classifier's outputs, from config.json.
+        architectures: names of the model's classes, from config.json.
+
+    Raises:
+        UserError: the message names every missing, unexpected and mismatched tensor.
     """
     import jax
 
-    names, param_axes = family(model).HF_NAMES[model.model_type], family(model).param_axes(model)
+    names = family(model).HF_NAMES[model.model_type]
     _require_plausible(tensors, model, location)
     file_names, problems = _canonical_names(tensors, names)
     model = dataclasses.replace(model, tie_word_embeddings=_is_tied(tensors, file_names, model, names))
     heads = _detect_heads(file_names, model, architectures)
     is_classifier = "classifier" in heads
-    outputs = names.tensor_name("classifier/bias", is_classifier)
-    count = int(np.prod(tensors.shape(file_names[outputs]))) if outputs in file_names else max(len(labels), 1)
-    dtypes: set[str] = set()
-    used_names: set[str] = set()
-
-    def leaf(path: tuple[Any, ...], abstract_leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = path_name(path)
-        layered, axes = param_axes[name][0].name == "layer", param_axes[name]
-        shape, axes = (abstract_leaf.shape[1:], axes[1:]) if layered else (abstract_leaf.shape, axes)
-        expected = _tensor_shape(shape, axes, model)
-        arrays = []
-        for i in range(abstract_leaf.shape[0] if layered else 1):
-            tensor_name = names.tensor_name(name, is_classifier).format(layer=i)
-            used_names.add(tensor_name)
-            if tensor_name not in file_names:
-                problems.append(f"missing {tensor_name} {list(expected)}")
-                continue
-            key = file_names[tensor_name]
-            tensor_shape, kind = tensors.shape(key), np.dtype(tensors.dtype(key)).name
-            if tensor_shape != expected:
-                problems.append(f"{key} is {list(tensor_shape)}, expected {list(expected)}")
-            elif kind not in (*DTYPES, "float64"):
-                problems.append(f"{key} holds {kind}, expected floats")
-            elif not problems:
-                dtypes.add(kind)
-                arrays.append(_from_tensor(tensors[key], axes, shape))
-                if not np.isfinite(arrays[-1]).all():
-                    problems.append(f"{key} holds numbers that are not finite, expected finite ones")
-        if problems:
-            return np.zeros(())
-        return np.stack(arrays) if layered else arrays[0]
-
-    params = jax.tree_util.tree_map_with_path(leaf, family(model).abstract_params(model, heads, count))
-    unused = sorted(set(file_names) - used_names)
+    bias = names.tensor_name("classifier/bias", is_classifier)
+    num_labels = math.prod(tensors.shape(file_names[bias])) if bias in file_names else max(len(labels), 1)
+    reader = _LeafReader(tensors, model, file_names, is_classifier, problems)
+    params = jax.tree_util.tree_map_with_path(
+        reader.read_leaf, family(model).abstract_params(model, heads, num_labels)
+    )
+    unused = sorted(set(file_names) - reader.used_names)
     unused_pooler = (
         tuple(names.tensor_name(f"pooler/{leaf}") for leaf in ("kernel", "bias")) if is_classifier else ()
     )
@@ -172,23 +156,80 @@ def from_hf_tensors(
     ]
     if problems:
         raise UserError(f"{location}: {'; '.join(problems)}")
-    labels = tuple(labels) or tuple(f"LABEL_{i}" for i in range(count))
-    if "classifier" in heads and len(labels) != count:
+    labels = tuple(labels) or tuple(f"LABEL_{i}" for i in range(num_labels))
+    if is_classifier and len(labels) != num_labels:
         raise UserError(
-            f"{location}: {outputs} has {count} outputs, expected {len(labels)} as config.json's id2label"
+            f"{location}: {bias} has {num_labels} outputs, expected {len(labels)} as config.json's id2label"
         )
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    dtype = reader.dtypes.pop() if len(reader.dtypes) == 1 else "float32"
     return HFCheckpoint(
         params=params,
         model=model,
-        labels=labels if "classifier" in heads else (),
+        labels=labels if is_classifier else (),
         dtype=dtype if dtype in DTYPES else "float32",
         ignored=tuple(file_names[name] for name in unused),
     )
 
 
+class _LeafReader:
+    """Reads the leaves of the parameters, and collects the problems of all tensors for one message."""
+
+    def __init__(
+        self,
+        tensors: Weights,
+        model: ModelConfig,
+        file_names: Mapping[str, str],
+        is_classifier: bool,
+        problems: list[str],
+    ) -> None:
+        self.tensors = tensors
+        self.model = model
+        self.file_names = file_names
+        self.is_classifier = is_classifier
+        self.problems = problems
+        self.names = family(model).HF_NAMES[model.model_type]
+        self.param_axes = family(model).param_axes(model)
+        self.dtypes: set[str] = set()
+        self.used_names: set[str] = set()
+
+    def read_leaf(self, path: tuple[Any, ...], abstract_leaf: Any) -> np.ndarray:
+        """Return one leaf in fp32, or anything if there are problems."""
+        name = path_name(path)
+        layered, axes = self.param_axes[name][0].name == "layer", self.param_axes[name]
+        shape, axes = (abstract_leaf.shape[1:], axes[1:]) if layered else (abstract_leaf.shape, axes)
+        arrays = []
+        for i in range(abstract_leaf.shape[0] if layered else 1):
+            tensor_name = self.names.tensor_name(name, self.is_classifier).format(layer=i)
+            array = self._read_tensor(tensor_name, axes, shape)
+            if array is not None:
+                arrays.append(array)
+        if self.problems:
+            return np.zeros(())
+        return np.stack(arrays) if layered else arrays[0]
+
+    def _read_tensor(self, tensor_name: str, axes: Axes, shape: tuple[int, ...]) -> np.ndarray | None:
+        self.used_names.add(tensor_name)
+        expected = _tensor_shape(shape, axes, self.model)
+        if tensor_name not in self.file_names:
+            self.problems.append(f"missing {tensor_name} {list(expected)}")
+            return None
+        key = self.file_names[tensor_name]
+        tensor_shape, kind = self.tensors.shape(key), np.dtype(self.tensors.dtype(key)).name
+        if tensor_shape != expected:
+            self.problems.append(f"{key} is {list(tensor_shape)}, expected {list(expected)}")
+        elif kind not in (*DTYPES, "float64"):
+            self.problems.append(f"{key} holds {kind}, expected floats")
+        elif not self.problems:
+            self.dtypes.add(kind)
+            array = _from_tensor(self.tensors[key], axes, shape)
+            if not np.isfinite(array).all():
+                self.problems.append(f"{key} holds numbers that are not finite, expected finite ones")
+            return array
+        return None
+
+
 def _require_plausible(tensors: Weights, model: ModelConfig, location: str) -> None:
-    """No size beyond what the file could hold: the rest would be as long as the config says."""
+    """Refuse sizes that the file cannot hold: later checks take time proportional to the config's sizes."""
     num_elements = sum(math.prod(tensors.shape(name)) for name in tensors)
     for field in dataclasses.fields(model):
         size = getattr(model, field.name)
@@ -201,7 +242,7 @@ def _require_plausible(tensors: Weights, model: ModelConfig, location: str) -> N
 
 
 def _canonical_names(tensors: Weights, names: HFNames) -> tuple[dict[str, str], list[str]]:
-    """({name in the table: name in the file}, complaints about tensors that are there twice)"""
+    """({name in HF_NAMES: name in the file}, problems: tensors that are in the file twice)."""
     file_names: dict[str, str] = {}
     problems = []
     for key in tensors:
@@ -211,15 +252,15 @@ def _canonical_names(tensors: Weights, names: HFNames) -> tuple[dict[str, str], 
         if name in file_names:
             problems.append(f"{file_names[name]} and {key} are the same tensor")
         file_names[name] = key
-    for alias, name in names.aliases.items():  # of the two biases transformers uses the decoder's
+    for alias, name in names.aliases.items():  # of two biases transformers uses the decoder's
         if alias in file_names:
             file_names[name] = file_names.pop(alias)
     return file_names, problems
 
 
 def _is_tied(tensors: Weights, file_names: dict[str, str], model: ModelConfig, names: HFNames) -> bool:
-    """Whether the decoder is the word table, as transformers decides it: it is not where the file
-    has both and they differ, whatever config.json says. A spare copy is dropped from `stored`."""
+    """Whether the decoder is tied to the input embedding, as transformers decides it: it is not if the file
+    has both and they differ, independent of config.json. An equal copy is dropped from `file_names`."""
     word, decoder = (
         names.tensor_name("embeddings/word/embedding"),
         names.tensor_name("mlm/decoder/embedding"),
@@ -241,8 +282,8 @@ def _detect_heads(
 ) -> tuple[str, ...]:
     """The heads of which the file has a tensor.
 
-    A classifier is one of sequences only: behind a pooler, and not of tokens or choices, whose
-    classes call theirs the same.
+    Only sequence classifiers count: they have a pooler. Models for token classification and multiple
+    choice use the same tensor names.
     """
     names = family(model).HF_NAMES[model.model_type]
 
@@ -273,9 +314,10 @@ def _detect_heads(
 
 
 def load_checkpoint(path: Path) -> HFCheckpoint:
-    """What a model directory of a registered family holds, with any of its HEADS.
+    """Read a model directory of a registered family, with any of its HEADS.
 
-    Raises UserError, in one line, for whatever is damaged, unsupported or incomplete.
+    Raises:
+        UserError: a file is damaged, unsupported or incomplete.
     """
     tensors = open_weights(path)
     config = load_hf_config(path, list(tensors))
@@ -296,13 +338,22 @@ def save_checkpoint(
     passthrough: Mapping[str, Any] = {},
     card: str = "",
 ) -> None:
-    """Write the directory whole or not at all: config.json, model.safetensors, the files of the
-    `tokenizer` directory and the model card. An `out` of an earlier call is replaced.
+    """Write a model directory, atomically; an existing `out` is replaced.
 
-    kept: further keys of config.json, such as problem_type (see config.PASSTHROUGH_KEYS).
+    It has config.json, model.safetensors, the tokenizer's files and the model card.
 
-    Raises UserError if a number does not fit `dtype`, and where weights of norms or gates of layers
-    are not annealed to 1 yet.
+    Args:
+        params: parameters.
+        model: config of the model.
+        tokenizer: directory of the tokenizer.
+        out: directory to write.
+        dtype: a name in DTYPES.
+        labels: names of the classifier's outputs.
+        passthrough: additional keys of config.json, such as problem_type (see config.PASSTHROUGH_KEYS).
+        card: text of the model card. Empty: none is written.
+
+    Raises:
+        UserError: a value does not fit `dtype`, or a gate is not 1 yet.
     """
     from safetensors.numpy import save_file
 
@@ -316,7 +367,9 @@ def save_checkpoint(
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         config = {**to_hf_config(model, heads, labels, dtype), **passthrough}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        shutil.copymode(partial / "config.json", partial / "model.safetensors")  # written for the owner alone
+        shutil.copymode(
+            partial / "config.json", partial / "model.safetensors"
+        )  # it is only readable by its owner
         if card:
             (partial / "README.md").write_text(card)
         if not out.exists():

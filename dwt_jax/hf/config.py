@@ -1,4 +1,4 @@
-"""A model directory's `config.json`, in both directions."""
+"""Read and write the `config.json` of a model directory."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,22 +13,29 @@ from dwt_jax.models.protocol import ModelConfig
 
 CLASSIFIER_KEYS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
 PASSTHROUGH_KEYS = (*CLASSIFIER_KEYS, "bos_token_id", "eos_token_id", "tokenizer_class")
-"""Keys that say nothing here, and something to transformers: they are handed on."""
+"""Keys without a meaning in dwt_jax that transformers reads. They are copied to an exported model."""
 
 
 class HFConfig(NamedTuple):
-    """What a `config.json` says."""
+    """The content of a `config.json`."""
 
     model: ModelConfig
-    labels: tuple[str, ...]
-    architectures: tuple[str, ...]  # names of its classes; () where it does not say
-    passthrough: dict[str, Any]
+    labels: tuple[str, ...]  # of a classifier, by its outputs
+    architectures: tuple[str, ...]  # names of the model's classes; () if the file has none
+    passthrough: dict[str, Any]  # PASSTHROUGH_KEYS
 
 
 def to_hf_config(
     model: ModelConfig, heads: Sequence[str] = ("mlm",), labels: Sequence[str] = (), dtype: str = "float32"
 ) -> dict[str, Any]:
-    """What `config.json` of the directory says."""
+    """Return the content of `config.json` for a model.
+
+    Args:
+        model: config of the model.
+        heads: heads that the parameters have.
+        labels: names of the classifier's outputs.
+        dtype: dtype of the saved weights.
+    """
     names = family(model).HF_NAMES[model.model_type]
     config: dict[str, Any] = {
         "architectures": [names.architecture_name(heads)],
@@ -43,10 +50,14 @@ def to_hf_config(
 
 
 def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
-    """What the `config.json` of a model directory says; what it leaves out means what it means in
-    transformers. names: of the tensors, which tell the family where an old config.json does not.
+    """Read the `config.json` of a model directory. Absent keys have the defaults of transformers.
 
-    Raises UserError naming the key and value of whatever is not supported.
+    Args:
+        path: model directory.
+        tensor_names: names of its tensors, by which the family is detected if `model_type` is absent.
+
+    Raises:
+        UserError: a key is not supported; the message has the key and its value.
     """
     config_path = path / "config.json"
     config = read_json_object(config_path, "a Hugging Face model config")
@@ -55,10 +66,7 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     if not isinstance(kind, str) or kind not in FAMILIES:
         hint = did_you_mean(str(kind), FAMILIES) if kind else f", expected one of {', '.join(FAMILIES)}"
         raise UserError(f"{config_path}: model_type is {kind!r}{hint}")
-    for key, allowed in family(kind).HF_NAMES[kind].required_values.items():
-        if config.get(key) is not None and config[key] not in allowed:
-            expected = f"{allowed[0]!r}" if allowed else "none: quantised weights are not read"
-            raise UserError(f"{config_path}: {key} is {config[key]!r}, expected {expected}")
+    _check_required_values(config, kind, config_path)
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UserError(f"{config_path}: architectures is {architectures!r}, expected a list of names")
@@ -67,7 +75,7 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
         if not isinstance(passthrough.get(key, ""), str):
             raise UserError(f"{config_path}: {key} is {passthrough[key]!r}, expected a name")
     if type_missing and is_file_or_raise(path / "tokenizer.json"):
-        # Without a model_type transformers takes that file as it is; with one it would build another.
+        # Without a model_type transformers uses the file as it is; with one it would build another tokenizer.
         passthrough.setdefault("tokenizer_class", GENERIC_TOKENIZER)
     return HFConfig(
         _parse_model(config, kind, config_path),
@@ -75,6 +83,13 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
         tuple(architectures),
         passthrough,
     )
+
+
+def _check_required_values(config: Mapping[str, Any], kind: str, config_path: Path) -> None:
+    for key, allowed in family(kind).HF_NAMES[kind].required_values.items():
+        if config.get(key) is not None and config[key] not in allowed:
+            expected = f"{allowed[0]!r}" if allowed else "none: quantised weights are not read"
+            raise UserError(f"{config_path}: {key} is {config[key]!r}, expected {expected}")
 
 
 def _parse_model(config: Mapping[str, Any], kind: str, config_path: Path) -> ModelConfig:
@@ -112,8 +127,8 @@ def _parse_labels(config: Mapping[str, Any], config_path: Path) -> tuple[str, ..
     if not id2label:
         return ()
     try:
-        numbered = {int(key): str(label) for key, label in id2label.items()}
-        return tuple(numbered[i] for i in range(len(id2label)))
+        label_by_index = {int(key): str(label) for key, label in id2label.items()}
+        return tuple(label_by_index[i] for i in range(len(id2label)))
     except (AttributeError, TypeError, ValueError, KeyError):
         text = str(id2label)[:200]
         raise UserError(

@@ -1,4 +1,4 @@
-"""The model card: a README.md with the hub's YAML header, written from what a run knows of itself."""
+"""Write model cards: a README.md with the hub's YAML header."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,14 @@ _AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "classifier": "AutoModelForSeque
 
 
 def run_card(config: Config, heads: Sequence[str], summary: Mapping[str, Any], step: int) -> str:
-    """The card of a run's model after `step` steps.
+    """Return the card of a run's model after `step` steps.
 
-    summary: what is known of the run, as in its summary.json (which a run that goes on does
-    not have yet): held_out, teacher, data, flops, versions, device.
+    Args:
+        config: config of the run.
+        heads: heads that the model has.
+        summary: the available entries of summary.json, which an unfinished run does not have yet:
+            held_out, teacher, data, flops, versions, device.
+        step: training steps of the model.
     """
     name = _model_title(config.model)
     held_out = summary.get("held_out")
@@ -40,8 +44,16 @@ def run_card(config: Config, heads: Sequence[str], summary: Mapping[str, Any], s
 def directory_card(
     model: ModelConfig, heads: Sequence[str], source: str, source_card: str = "", *, tokenizer: bool = True
 ) -> str:
-    """The card of a model that came from elsewhere, with no card or with one that tells of parts that
-    are left out here (`theirs`): its licence and text are handed on."""
+    """Return the card of a model exported from a model directory.
+
+    Args:
+        model: config of the model.
+        heads: heads that the model has.
+        source: name of the directory.
+        source_card: card of the directory, if it describes parts that are omitted; its licence and text are
+            copied. Empty: the directory has no card.
+        tokenizer: whether the model has a tokenizer.
+    """
     name = _model_title(model)
     origin = f"Written by dwt-jax from the model directory `{source}`, "
     if not source_card:
@@ -55,7 +67,7 @@ def directory_card(
     parts = [
         f"# {name}",
         _model_section(model, heads),
-        f"{origin}of which parts are left out. What follows its use is the card of the whole.",
+        f"{origin}of which parts are omitted. Below its use is the card of the complete model.",
         _usage_section(heads, tokenizer),
         f"## The card of `{source}`",
         text,
@@ -69,7 +81,7 @@ def directory_card(
 
 
 def existing_card(directory: Path) -> str:
-    """The card that lies in a model directory, "" where there is none."""
+    """Return the card of a model directory, or "" if it has none."""
     path = directory / "README.md"
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
@@ -82,13 +94,21 @@ def grown_card(
     function_preserving: bool,
     source_card: str = "",
 ) -> str:
-    """The card of what `dwt remap` wrote: not trained since. The licence of the source's card (`theirs`)
-    is handed on."""
+    """Return the card of a model that `dwt remap` wrote, which has not been trained since.
+
+    Args:
+        model: config of the grown model.
+        heads: heads that the model has.
+        source: name of the source's directory.
+        method: growth method.
+        function_preserving: whether the model computes the same function as the source.
+        source_card: card of the source; its licence is copied.
+    """
     name = _model_title(model)
     verdict = (
-        "It computes what that did."
+        "It computes the same function."
         if function_preserving
-        else "It computes something else, and wants training."
+        else "It computes a different function and needs training."
     )
     origin = (
         f"Grown by dwt-jax from the model directory `{source}` by `{method}` (parameter remapping). {verdict}"
@@ -103,7 +123,14 @@ def grown_card(
 
 
 def classifier_card(model: ModelConfig, source: str, config: Any, results: Mapping[str, Any]) -> str:
-    """The card of a fine-tuned model. config: a finetune.config.FineTune; results: its results.json."""
+    """Return the card of a fine-tuned model.
+
+    Args:
+        model: config of the model.
+        source: name of the pre-trained model.
+        config: a finetune.config.FineTune.
+        results: content of the run's results.json.
+    """
     heads, name = ("pooler", "classifier"), f"{_model_title(model)}, {config.examples.task}"
     recipe, learning_rate = config.recipe, config.recipe.optimizer.learning_rate
     best_record = results["seeds"][str(results["model_of_seed"])]
@@ -112,26 +139,19 @@ def classifier_card(model: ModelConfig, source: str, config: Any, results: Mappi
         (split, metric, dev_scores[split][metric]) for split in dev_scores for metric in results["metrics"]
     ]
     kind = {"builtin": "the built-in corpus", "files": "files"}.get(config.examples.kind, "GLUE")
-    task = {"type": "text-classification", "name": config.examples.task}
-    metric_entries = [{"type": m, "name": f"{split} {m}", "value": value} for split, m, value in rows]
-    result = {"task": task, "dataset": {"type": "text", "name": kind}, "metrics": metric_entries}
-    index = {"model-index": [{"name": name, "results": [result]}]}
-    best, last = (
-        f"{results[epoch_choice]['mean']:.4f}"
-        + ("" if (std := results[epoch_choice]["standard_deviation"]) is None else f" ± {std:.4f}")
-        for epoch_choice in ("best", "last")
-    )
+    best, last = (_format_mean(results[epoch]) for epoch in ("best", "last"))
     parts = [
         f"# {name}",
         _model_section(model, heads),
         f"`{source}` fine-tuned by dwt-jax on the task {config.examples.task} ({kind}): "
         f"{results['examples']['train']:,} examples, {recipe.epochs} epochs in batches of "
-        f"{recipe.batch_size}, up to {recipe.max_length} tokens, AdamW at {learning_rate.value:g} ({learning_rate.kind}, "
-        f"warm-up {learning_rate.warmup_fraction:.0%}), weight decay {recipe.optimizer.weight_decay:g}, dropout "
-        f"{recipe.dropout:g}.",
+        f"{recipe.batch_size}, up to {recipe.max_length} tokens, AdamW at {learning_rate.value:g} "
+        f"({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), weight decay "
+        f"{recipe.optimizer.weight_decay:g}, dropout {recipe.dropout:g}.",
         "## Results\n"
         f"The best epoch ({best_record['best_epoch']}) of the best of {len(results['seeds'])} seeds "
-        f"({results['model_of_seed']}), chosen by the same dev set that it is scored on, which flatters it:",
+        f"({results['model_of_seed']}), selected on the dev set that it is scored on, so the score is "
+        "optimistic:",
         "\n".join(
             ["| split | metric | |", "|---|---|---|", *(f"| {s} | {m} | {v:.4f} |" for s, m, v in rows)]
         ),
@@ -139,7 +159,23 @@ def classifier_card(model: ModelConfig, source: str, config: Any, results: Mappi
         "deviation).",
         _usage_section(heads),
     ]
+    index = {"model-index": [_task_results(name, config.examples.task, kind, rows)]}
     return _front_matter(model, heads, ["dwt-jax"], name, extra_metadata=index) + "\n" + _join_sections(parts)
+
+
+def _format_mean(scores: Mapping[str, Any]) -> str:
+    deviation = scores["standard_deviation"]
+    return f"{scores['mean']:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def _task_results(name: str, task: str, kind: str, rows: Sequence[tuple[str, str, float]]) -> dict[str, Any]:
+    """The model-index entry of a fine-tuned model."""
+    result = {
+        "task": {"type": "text-classification", "name": task},
+        "dataset": {"type": "text", "name": kind},
+        "metrics": [{"type": m, "name": f"{split} {m}", "value": value} for split, m, value in rows],
+    }
+    return {"name": name, "results": [result]}
 
 
 _INHERITED_KEYS = ("license", "license_name", "license_link", "language", "datasets", "base_model")
@@ -154,7 +190,7 @@ def _join_sections(parts: Sequence[str]) -> str:
 
 
 def _split_front_matter(card: str) -> tuple[Mapping[str, Any], str]:
-    """(what the header says, the text) of a card."""
+    """(metadata of the header, text) of a card."""
     import yaml
 
     card = card.removeprefix("\ufeff")
@@ -169,7 +205,8 @@ def _split_front_matter(card: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _model_title(model: ModelConfig) -> str:
-    return f"{family(model).HF_NAMES[model.model_type].class_prefix} {model.num_hidden_layers} x {model.hidden_size}"
+    class_prefix = family(model).HF_NAMES[model.model_type].class_prefix
+    return f"{class_prefix} {model.num_hidden_layers} x {model.hidden_size}"
 
 
 def _front_matter(
@@ -206,9 +243,10 @@ def _front_matter(
 
 
 def _model_section(model: ModelConfig, heads: Sequence[str]) -> str:
+    architecture = family(model).HF_NAMES[model.model_type].architecture_name(heads)
     return (
-        f"`{family(model).HF_NAMES[model.model_type].architecture_name(heads)}`: {model.num_hidden_layers} layers, hidden size "
-        f"{model.hidden_size}, {model.num_attention_heads} heads, intermediate size "
+        f"`{architecture}`: {model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
+        f"{model.num_attention_heads} heads, intermediate size "
         f"{model.intermediate_size}, {model.vocab_size:,} tokens, rows of up to {model.max_length} tokens."
     )
 
@@ -223,8 +261,8 @@ def _training_section(config: Config, summary: Mapping[str, Any], step: int) -> 
         f"* {step:,} of {train.steps:,} steps of {train.batch_size} rows of {data.sequence_length} tokens "
         f"({format_count(tokens)} positions), seed {config.seed}",
         f"* data: {sources}; {config.mlm.probability:.0%} of the tokens predicted",
-        f"* AdamW, learning rate {learning_rate.value:g} ({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), "
-        f"weight decay {config.optimizer.weight_decay:g}",
+        f"* AdamW, learning rate {learning_rate.value:g} ({learning_rate.kind}, warm-up "
+        f"{learning_rate.warmup_fraction:.0%}), weight decay {config.optimizer.weight_decay:g}",
     ]
     if data_stats := summary.get("data"):
         lines[2] += f"; {data_stats['train_tokens']:,} tokens in {data_stats['train_documents']:,} documents"
@@ -240,16 +278,14 @@ def _init_section(config: Config, summary: Mapping[str, Any]) -> str:
         text += f", {source['num_hidden_layers']} layers of hidden size {source['hidden_size']}"
         source_step = source.get("step", 0)
         text += f", after {source_step:,} of its steps" if source_step else ""
-        text += (
-            f"; before the {'next' if source_step else 'first'} step it computed what that did"
-            * source["exact"]
-        )
+        if source["function_preserving"]:
+            text += f"; before the {'next' if source_step else 'first'} step it computed the same function"
     return text + "."
 
 
 def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
     if not config.teacher.path:
-        return "## Teacher\nNone: the masked-LM loss alone."
+        return "## Teacher\nNone: trained with the masked-LM loss only."
     distill = config.distill
     teacher = summary.get("teacher")
     teacher_name = f"`{Path(config.teacher.path).name}`"
@@ -258,14 +294,14 @@ def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "## Teacher",
-            f"Distilled from a weak teacher ({teacher_name}) while pre-training: loss = α_h · hard + α_s · soft.",
+            f"Distilled from a weak teacher ({teacher_name}) while pre-training: "
+            "loss = α_h · hard + α_s · soft.",
             f"* preset {distill.preset}; α_h {_format_schedule(distill.alpha_hard)}; "
-            f"α_s {_format_schedule(distill.alpha_soft)}; temperature {_format_schedule(distill.temperature)}",
+            f"α_s {_format_schedule(distill.alpha_soft)}; "
+            f"temperature {_format_schedule(distill.temperature)}",
             f"* {distill.divergence}, positions: {distill.token_selection}"
             + (
-                f"; the teacher took part in {summary['teacher_steps']:,} steps"
-                if "teacher_steps" in summary
-                else ""
+                f"; {summary['teacher_steps']:,} steps with the teacher" if "teacher_steps" in summary else ""
             ),
         ]
     )

@@ -1,7 +1,7 @@
-"""The tensors of a Hugging Face model directory by name, in whichever way they are stored.
+"""Read the tensors of a Hugging Face model directory by name, from any format of its weight files.
 
-Nothing is read until it is asked for, and nothing in the files is trusted: every name, size and
-offset is checked before it is used, and no code that they hold is run.
+A tensor is read when it is accessed. The files are not trusted: every name, size and
+offset is checked before it is used, and no code in them is run.
 """
 
 import json
@@ -26,6 +26,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+"""Weight files in the order in which they are looked up, as in transformers."""
 
 _DTYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)
@@ -40,23 +41,25 @@ _Tensors = dict[str, tuple[mmap.mmap, TensorSpan]]
 
 
 def has_weights(directory: Path) -> bool:
+    """Return whether a directory has a weight file, a broken link included."""
     return any(os.path.lexists(directory / name) for name in WEIGHT_FILES)
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Tensors by name, read-only views of the files they are in.
+    """Tensors by name, as read-only views of memory-mapped files.
 
-    `where` is the file that was found: the weights, or the index of their shards.
+    Attributes:
+        path: the weight file, or the index of its shards.
     """
 
-    def __init__(self, path: Path, tensors: _Tensors):
+    def __init__(self, path: Path, tensors: _Tensors) -> None:
         self.path = path
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
         data, span = self._tensors[name]
         array = np.ndarray(span.shape, span.dtype, data, span.offset, span.strides)
-        return np.require(array, requirements="A")  # a copy where the file does not align its elements
+        return np.require(array, requirements="A")  # a copy if the file does not align the elements
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -64,26 +67,31 @@ class Weights(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._tensors)
 
-    def __contains__(self, name: object) -> bool:  # Mapping's would read the tensor
+    def __contains__(self, name: object) -> bool:  # Mapping's implementation would read the tensor
         return name in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading it."""
         return self._tensors[name][1].shape
 
     def dtype(self, name: str) -> np.dtype:
+        """Return the dtype of a tensor without reading it."""
         return self._tensors[name][1].dtype
 
 
 def open_weights(directory: Path) -> Weights:
-    """The tensors of a Hugging Face model directory, in the types they are stored in (float32,
-    float16, ml_dtypes.bfloat16, …), each read when it is asked for (memory map).
+    """Open the tensors of a Hugging Face model directory, memory-mapped.
 
-    Of several files the first of `WEIGHT_FILES` counts, as in transformers. Raises UserError if there is
-    none, if one is damaged or missing, and if it holds anything but tensors of the known types.
+    Tensors have the dtype they are stored in (float32, float16, ml_dtypes.bfloat16, …). Of several files
+    the first in `WEIGHT_FILES` is used, as in transformers.
+
+    Raises:
+        UserError: no weight file, a damaged or missing one, or one with anything but tensors of the
+            supported dtypes.
     """
     for name in WEIGHT_FILES:
         path = directory / name
-        if os.path.lexists(path):  # a link to nothing is a download cut short, not an absent file
+        if os.path.lexists(path):  # a broken link is an interrupted download, not an absent file
             read_file = _read_safetensors if ".safetensors" in name else _read_pickle
             return Weights(path, _read_shards(path, read_file) if name.endswith(".json") else read_file(path))
     raise UserError(f"{directory}: no weights, expected {' or '.join(WEIGHT_FILES)}")
@@ -128,18 +136,16 @@ def _read_safetensors(path: Path) -> _Tensors:
         strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         byte_range = range(start + begin, start + end)
         try:
-            tensors[name] = (
-                data,
-                make_tensor_span(name, _DTYPES[entry["dtype"]], byte_range, 0, shape, strides),
-            )
-        except UnsupportedFile as refused:
-            raise UserError(f"{path}: {refused}") from None
+            span = make_tensor_span(name, _DTYPES[entry["dtype"]], byte_range, 0, shape, strides)
+        except UnsupportedFile as error:
+            raise UserError(f"{path}: {error}") from None
+        tensors[name] = (data, span)
     return tensors
 
 
 def _read_shards(index: Path, read_file: Callable[[Path], _Tensors]) -> _Tensors:
-    """Every tensor of every shard that the index names. Tensors that it does not list come too: it
-    is what transformers does, which takes from the index no more than the names of the shards."""
+    """Every tensor of every shard that the index names, listed or not, as in transformers, which reads only
+    the names of the shards from the index."""
     weight_map = _read_index(index)
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not os.path.lexists(index.parent / file)]
@@ -158,15 +164,15 @@ def _read_shards(index: Path, read_file: Callable[[Path], _Tensors]) -> _Tensors
         duplicates = sorted(tensors.keys() & shard.keys())
         if duplicates:
             raise UserError(
-                f"{index}: {', '.join(map(short_repr, duplicates))} in {short_repr(file)} and in a shard before it, "
-                "expected each tensor once"
+                f"{index}: {', '.join(map(short_repr, duplicates))} in {short_repr(file)} and in a shard "
+                "before it, expected each tensor once"
             )
         tensors |= shard
     return tensors
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    """The index: which shard, by name, holds which tensor."""
+    """Read the index: the file name of the shard of each tensor."""
     try:
         record = _parse_json_object(_map_file(index)[:])
     except ValueError as error:
@@ -175,16 +181,17 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise UserError(f"{index}: no weight_map, expected one from tensors to files")
     for name, file in weight_map.items():
-        # By name only: in a cache of the hub the files themselves are links to elsewhere.
+        # Only the name is checked: in the hub's cache the files are links to another directory.
         if not isinstance(file, str) or file in ("", ".", "..") or any(char in file for char in "/\\\0"):
             raise UserError(
-                f"{index}: {short_repr(name)} is in {short_repr(file)}, expected the name of a file beside the index"
+                f"{index}: {short_repr(name)} is in {short_repr(file)}, expected the name of a file beside "
+                "the index"
             )
     return weight_map
 
 
 def _parse_json_object(text: bytes) -> dict[str, Any]:
-    """A JSON object. Raises ValueError if it is none or if a key is there twice."""
+    """Parse a JSON object. Raises ValueError for anything else and for a duplicate key."""
 
     def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(pairs)

@@ -1,4 +1,4 @@
-"""Where the tensors of a `pytorch_model.bin` lie, in both formats of `torch.save`, without torch."""
+"""Locate the tensors of a `pytorch_model.bin`, in both formats of `torch.save`, without torch."""
 
 import io
 import math
@@ -13,34 +13,42 @@ import numpy as np
 from dwt_jax.errors import UserError
 from dwt_jax.hf.unpickler import Storage, TensorView, UnsupportedFile, parse_pickle, short_repr, type_name
 
-MAX_PICKLE_BYTES = 2**23  # bytes of pickle read at most: tens of thousands of tensors
-MAX_VIEW_BYTES = 2**24  # bytes that a view which repeats its elements may have, however few are stored
+MAX_PICKLE_BYTES = 2**23
+"""Size limit of a pickle: enough for tens of thousands of tensors."""
+
+MAX_VIEW_BYTES = 2**24
+"""Size limit of a view that repeats its elements, independent of how few are stored."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 _PROTOCOL = 1001
 
 
 class TensorSpan(NamedTuple):
-    """A tensor in a file; `offset` and `strides` in bytes."""
+    """A tensor in a file."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
-    offset: int
-    strides: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+    strides: tuple[int, ...]  # bytes
 
 
 def tensor_spans(path: Path, data: mmap) -> dict[str, TensorSpan]:
-    """The tensors by name in what `torch.save` wrote to `path`; `data` are its bytes.
+    """Return the tensors, by name, of a state dict that `torch.save` wrote.
 
-    Both formats are read, the zip and that of torch before 1.6, but only of a dict of tensors by
-    name. Checksums are not compared: torch can be told to leave them out, and ignores them too.
+    Both formats are read, the zip and that of torch before 1.6, but only dicts of tensors by
+    name. Checksums are not compared: torch can omit them, and ignores them too.
 
-    Raises UserError for everything else, and for tensors that do not lie within their storage.
+    Args:
+        path: the file, for messages.
+        data: its bytes.
+
+    Raises:
+        UserError: anything but a dict of tensors, or a tensor outside of its storage.
     """
     try:
         return _read_zip(path, data) if data[:4] == b"PK\3\4" else _read_legacy(data)
-    except UnsupportedFile as refused:
-        raise UserError(f"{path}: {refused}") from None
+    except UnsupportedFile as error:
+        raise UserError(f"{path}: {error}") from None
     except (
         *(IndexError, KeyError, ValueError, EOFError, OSError, OverflowError, NotImplementedError),
         *(struct.error, zipfile.BadZipFile),
@@ -59,10 +67,21 @@ def make_tensor_span(
     shape: tuple[int, ...],
     strides: tuple[int, ...],
 ) -> TensorSpan:
-    """The place of a tensor that starts `offset` elements into the bytes `room` of a file and steps
-    by `strides` elements. Raises Refused if it is not wholly in there."""
-    numbers = (offset, *shape, *strides)
-    is_valid = all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+    """Return the span of a tensor.
+
+    Args:
+        name: the tensor's name, for messages.
+        dtype: dtype of its elements.
+        byte_range: bytes of the file that hold its storage.
+        offset: first element, counted in elements from the start of the storage.
+        shape: its shape.
+        strides: its strides in elements.
+
+    Raises:
+        UnsupportedFile: the tensor is not entirely inside `byte_range`.
+    """
+    values = (offset, *shape, *strides)
+    is_valid = all(type(n) is int and 0 <= n < 2**63 for n in values)
     if not is_valid or len(shape) != len(strides) or len(shape) > 64:
         raise UnsupportedFile(f"holds {short_repr(name)} with an impossible shape, expected a tensor")
     is_empty = 0 in shape
@@ -71,8 +90,8 @@ def make_tensor_span(
         raise UnsupportedFile(
             f"holds {short_repr(name)} outside of its {len(byte_range)} bytes, expected it within them"
         )
-    # A stride of 0 repeats elements: a small file must not become any number of bytes elsewhere.
-    size = math.prod(n or 1 for n in shape) * dtype.itemsize  # numpy too takes a length of 0 for 1
+    # A stride of 0 repeats elements: without a limit, a copy of a small file's tensor could have any size.
+    size = math.prod(n or 1 for n in shape) * dtype.itemsize  # numpy counts a length of 0 as 1 too
     if size > (2**63 - 1 if is_empty else max(len(byte_range), MAX_VIEW_BYTES)):
         raise UnsupportedFile(
             f"holds {short_repr(name)} of {size} bytes, expected the {len(byte_range)} that are stored"
@@ -84,7 +103,7 @@ def make_tensor_span(
 
 
 def _read_zip(path: Path, data: mmap) -> dict[str, TensorSpan]:
-    """The format since torch 1.6: a zip of data.pkl and one member a storage."""
+    """The format since torch 1.6: a zip with data.pkl and one member per storage."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) != len(archive.infolist()):
@@ -114,8 +133,8 @@ def _read_zip(path: Path, data: mmap) -> dict[str, TensorSpan]:
 
 
 def _member_range(data: mmap, info: zipfile.ZipInfo) -> range:
-    """The bytes of a member. Only the header before them tells where they start: torch aligns them
-    by a field there which the directory does not have."""
+    """The bytes of a member. Their start is known only from the header before them: torch aligns them
+    with a field of the header that the zip's directory does not have."""
     name = short_repr(info.filename)
     if info.flag_bits & 0x1:
         raise UnsupportedFile(f"holds {name} encrypted, expected it as it is")
@@ -125,16 +144,16 @@ def _member_range(data: mmap, info: zipfile.ZipInfo) -> range:
         )
     header = data[info.header_offset : info.header_offset + 30] if info.header_offset >= 0 else b""
     if len(header) < 30 or header[:4] != b"PK\3\4":
-        raise UnsupportedFile(f"has no {name} where its directory says, expected a whole zip")
+        raise UnsupportedFile(f"has no {name} where its directory says, expected a complete zip")
     start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
     if start + info.file_size > len(data):
-        raise UnsupportedFile(f"ends within {name}, expected a whole zip")
+        raise UnsupportedFile(f"ends within {name}, expected a complete zip")
     return range(start, start + info.file_size)
 
 
 def _read_legacy(data: mmap) -> dict[str, TensorSpan]:
-    """The format before torch 1.6: five pickles (a number, a version, the system, the state, the
-    keys of the storages), then of each storage its length in eight bytes and its elements."""
+    """The format before torch 1.6: five pickles (a magic number, a version, the system, the state dict, the
+    keys of the storages), then for each storage its length in eight bytes and its elements."""
     pickles = io.BytesIO(data[:MAX_PICKLE_BYTES])
     if parse_pickle(pickles) != _MAGIC or parse_pickle(pickles) != _PROTOCOL:
         raise UnsupportedFile("a pickle of another kind, expected a state dict that torch.save wrote")

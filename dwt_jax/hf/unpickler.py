@@ -1,10 +1,11 @@
-"""What a pickle that torch wrote says about tensors, without running it.
+"""Parse a pickle that torch wrote for a dict of tensors, without running it.
 
-A pickle is a program for its reader: which functions are called, and with what, is up to the file.
-So none of Python's unpicklers gets to see it. `parse_pickle` knows the instructions that torch writes
-for a dict of tensors and the few functions of `_GLOBALS`, all of them here. What it does not know it
-refuses, by name. (A table in `Unpickler.find_class` would not do: the size of the memo, the
-attributes of what the table gives out and the depth of what is hashed would still be up to the file.)
+A pickle is a program: the file decides which functions are called, and with which arguments. Python's
+unpicklers are therefore not used. `parse_pickle` supports the instructions that torch writes
+for a dict of tensors and the few functions in `_GLOBALS`, all defined in this module. Any other
+instruction or function is refused by name. (A whitelist in `Unpickler.find_class` is not enough: the size
+of the memo, the attributes of the whitelisted objects and the depth of hashed values would still be
+controlled by the file.)
 """
 
 import io
@@ -17,7 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-MAX_OPCODES = 2**20  # instructions followed at most, since one byte of pickle can take a hundred of memory
+MAX_OPCODES = 2**20
+"""Limit of instructions: one byte of pickle can use a hundred bytes of memory."""
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LITERALS = {
@@ -28,12 +30,12 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class UnsupportedFile(Exception):
-    """A file that is not what it should be: what was found, expected what."""
+    """A file that is damaged or not supported. The message says what it holds and what is expected."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Elements that tensors are views of."""
+    """Elements of which tensors are views."""
 
     key: str
     dtype: np.dtype
@@ -42,29 +44,34 @@ class Storage:
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor as its pickle tells it, offset and strides in elements; `place` checks them."""
+    """A tensor as described by its pickle. `torch_pickle.make_tensor_span` checks the values."""
 
     storage: Storage
     dtype: np.dtype
-    offset: int
+    offset: int  # elements
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
 
 
 def short_repr(value: object) -> str:
-    """What a file says, fit for a line of output."""
+    """Return an ASCII `repr` of at most about 200 characters, for messages."""
     text = ascii(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def parse_pickle(stream: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
-    """What the pickle in `stream` makes; the stream is left where it ends.
+    """Return the value of a pickle.
 
-    The storages that it refers to are added to `storages`. Raises Refused, and IndexError, KeyError
-    or ValueError where instructions make no sense.
+    Args:
+        stream: the pickle; afterwards the stream is at its end.
+        storages: the storages that it refers to are added to this dict.
+
+    Raises:
+        UnsupportedFile: an instruction or a function that is not supported.
+        IndexError, KeyError, ValueError: invalid instructions.
     """
     stack: list[Any] = []
-    outer_stacks: list[list[Any]] = []  # what the stack was before each open mark
+    outer_stacks: list[list[Any]] = []  # the stacks below each open mark
     memo: dict[int, Any] = {}
     argument: Any
     for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MAX_OPCODES):
@@ -93,10 +100,8 @@ def parse_pickle(stream: io.BytesIO, storages: dict[str, Storage] | None = None)
             case "APPENDS" | "SETITEMS" as name:
                 items, stack = stack, outer_stacks.pop()
                 _MUTATORS[name](stack[-1], items)
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE" as name:
+                memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
@@ -131,8 +136,8 @@ def _extend_list(target: Any, items: list[Any]) -> None:
 
 
 def _update_dict(target: Any, items: list[Any]) -> None:
-    """Put key, value, key, value, … into a dict. Keys are strings: hashing anything deep overflows
-    the stack of the process."""
+    """Put key, value, key, value, … into a dict. Only strings are accepted as keys: hashing a deeply
+    nested key overflows the stack of the process."""
     if type(target) is not dict:
         raise UnsupportedFile(f"sets items or attributes of {type_name(target)}, expected a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -157,8 +162,8 @@ def _call_allowed(function: Any, arguments: Any) -> Any:
 
 
 def _make_storage(persistent_id: Any, storages: dict[str, Storage]) -> Storage:
-    """The storage that a persistent id stands for: ("storage", type, key, device, elements), in the
-    older format followed by None."""
+    """The storage of a persistent id: ("storage", type, key, device, elements), in the older format
+    followed by None."""
     match persistent_id:
         case ("storage", np.dtype() as dtype, str(key), _, int(size)) if size >= 0:
             pass
@@ -173,7 +178,7 @@ def _make_storage(persistent_id: Any, storages: dict[str, Storage]) -> Storage:
 
 
 def _make_ordered_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """collections.OrderedDict(), or of [[key, value], …], as Python 2 wrote it."""
+    """collections.OrderedDict(), or with [[key, value], …], as Python 2 wrote it."""
     result: dict[str, Any] = {}
     match arguments:
         case ():
@@ -188,7 +193,7 @@ def _make_ordered_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 def _rebuild_tensor(arguments: tuple[Any, ...]) -> TensorView:
     """torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks, flags),
-    or the first four only. The flags say that the elements are to be negated or conjugated."""
+    or only the first four. Flags (elements to be negated or conjugated) are refused."""
     match arguments:
         case (Storage() as storage, int(offset), tuple(shape), tuple(strides), *rest) if not any(rest[2:]):
             return TensorView(storage, storage.dtype, offset, shape, strides)
@@ -196,7 +201,7 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> TensorView:
 
 
 def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> TensorView:
-    """torch._utils._rebuild_tensor_v3: as v2, with the type of an untyped storage before the flags."""
+    """torch._utils._rebuild_tensor_v3: as v2, with the dtype of an untyped storage before the flags."""
     view = _rebuild_tensor(arguments[:6])
     match arguments[6:]:
         case (np.dtype() as dtype, *flags) if not any(flags):
@@ -205,7 +210,7 @@ def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> TensorView:
 
 
 def _rebuild_parameter(arguments: tuple[Any, ...]) -> TensorView:
-    """torch._utils._rebuild_parameter(tensor, requires_grad, hooks)"""
+    """torch._utils._rebuild_parameter(tensor, requires_grad, hooks)."""
     match arguments:
         case (TensorView() as view, _, _):
             return view
@@ -213,6 +218,7 @@ def _rebuild_parameter(arguments: tuple[Any, ...]) -> TensorView:
 
 
 def type_name(value: Any) -> str:
+    """Return the type of a parsed value, for messages."""
     return "a tensor" if type(value) is TensorView else f"a value of type {type(value).__name__}"
 
 
@@ -236,7 +242,7 @@ _STORAGE_DTYPES: dict[str, Any] = {
     "Bool": np.bool_,
 }
 
-# All that a pickle may name, and what it means here.
+# Every global that a pickle may name, and its replacement.
 _GLOBALS: dict[str, np.dtype | Callable[[tuple[Any, ...]], Any]] = {
     "collections.OrderedDict": _make_ordered_dict,
     "torch._utils._rebuild_tensor": _rebuild_tensor,

@@ -33,7 +33,8 @@ HEADS = ("mlm", "pooler", "next_sentence", "classifier")
 
 
 _NORM = {"scale": "out:embed", "bias": "out:embed", "weight": "in:embed"}  # it sums over weight·x
-_LAST_NORM = {**_NORM, "scale": "out:embed>words", "bias": "out:embed>words"}  # before a tied decoder
+# The norm before a decoder that may be tied to the input embedding.
+_LAST_NORM = {**_NORM, **dict.fromkeys(("scale", "bias"), "out:embed>output_embedding")}
 
 
 _HEADS = dense_axes("in:embed", "out:head out:head_dim")
@@ -222,7 +223,9 @@ def encode(
     )
     x = constrain_batch(x, policy)
 
-    def layer(x, inputs, positions=None):
+    def layer(
+        x: jax.Array, inputs: tuple[Params, Any], positions: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
         layer_params, layer_key = inputs
         layer_keys = (None,) * 3 if key is None else tuple(jax.random.split(layer_key, 3))
         return constrain_batch(

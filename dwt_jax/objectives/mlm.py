@@ -1,7 +1,7 @@
 """Masked language modelling: some tokens of a row are hidden and predicted.
 
 Masks are drawn on the device, with a key for each row (see `targets.row_keys`), so that they do not
-depend on how the batch is laid over devices. BERT (Devlin et al. 2019, section 3.1).
+depend on how the batch is laid over devices. (Devlin et al. 2019, section 3.1).
 """
 
 import functools
@@ -53,7 +53,7 @@ def make_objective(config: Config, vocabulary: Vocabulary) -> MlmObjective:
 
 
 def make_evaluation_objective(vocabulary: Vocabulary) -> MlmObjective:
-    """Return BERT's own masking, 15 % of the tokens and 80/10/10, whatever a run was trained with."""
+    """Return the original masking, 15 % of the tokens and 80/10/10, whatever a run was trained with."""
     return MlmObjective(Mlm(), MaskingVocab.from_vocabulary(vocabulary, whole_word=False))
 
 
@@ -65,7 +65,7 @@ def abstract_objective(config: Config, vocab_size: int) -> MlmObjective:
 
 
 def predictions_per_row(objective: MlmObjective, length: int) -> int:
-    """Return the number of predictions of a full row of `length` tokens (BERT's max_predictions_per_seq)."""
+    """Return the number of predictions of a full row of `length` tokens."""
     return max(1, round(objective.config.probability * length))
 
 

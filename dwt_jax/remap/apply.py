@@ -1,17 +1,17 @@
-"""remap: the parameters of one encoder from those of another, by the role table alone.
+"""Remap the parameters of one encoder to another size, by the logical axes of the leaves alone.
 
 Every leaf is gathered along each of its axes and scaled:
 
     W'[j, k] = in(j) · W[g_in(j), g_out(k)] · out(k)
 
-where an axis that a kernel contracts over (`in`) takes the share that a copy has in the work
-of its entry, and an `out` axis is copied as it is. Where the other party of a product is
-only ever copied (the word table as decoder, the keys), the output side takes the share.
+An axis that a kernel contracts over (`in`) is scaled by the share that each copy has in the sum, and an
+`out` axis is copied unscaled. Where the other operand of a product is copied unscaled too (the output
+embedding, the attention keys), the output side is scaled by the share instead.
 
-Gradients go the other way: a parameter that enters as f·p has the gradient of p divided by
-the shares of the rest, so `out` takes the share and `in` nothing. With even splits that is
-1/C, C the number of copies of the output channel: first moments are scaled by it, second
-moments by its square.
+Gradients scale inversely. A parameter that enters the model as f·p has the gradient of p divided by the
+shares of the other copies, so `out` is scaled by the share and `in` is not. With even shares that is
+1/C, where C is the number of copies of the output channel: first moments are scaled by it, second moments
+by its square.
 """
 
 import zlib
@@ -23,7 +23,7 @@ import numpy as np
 
 from dwt_jax.models import family
 from dwt_jax.models.common.layers import normal_init
-from dwt_jax.models.common.logical_axes import Axis, init_value, is_matrix, path_name
+from dwt_jax.models.common.logical_axes import Axes, Axis, init_value, is_matrix, path_name
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap.methods import GrowthOptions, Method
@@ -42,27 +42,41 @@ def remap_params(
     options: GrowthOptions = GrowthOptions(),
     probe: dict[str, Any] | None = None,
 ) -> tuple[Params, RemapReport]:
-    """Parameters of `target` from `params` of `source`, and a report of what came from where.
+    """Return parameters of `target` made from those of `source`, and a report.
 
-    params: host arrays (the result is on the host), arrays inside jit, or arrays on a mesh (the
-    result is laid out there as the role table says). Heads that they have, the target gets.
-    method: a name of METHODS, 'depth+method', or a Method. key: of all that is drawn.
-    probe: {tokens, segments} int [B, L], on which the logits of both are compared; not inside
-    jit. Raises UserError for what the method cannot do, naming the size.
+    Args:
+        params: host arrays (the result is on the host), arrays inside jit, or arrays on a mesh (the result
+            is sharded there by its logical axes). The target has the heads that `params` have.
+        source: config of the model of `params`.
+        target: config of the model to return, smaller or larger.
+        method: a name in METHODS, 'depth+method', or a Method.
+        key: random key.
+        options: options of the method.
+        probe: {tokens, segments} int [B, L] on which the logits of both models are compared. Not
+            supported inside jit.
+
+    Returns:
+        The parameters, and a report of where each entry comes from.
+
+    Raises:
+        UserError: the method does not support the pair of models; the message names the size.
     """
     growth_plan = plan_growth(method, source, target, key, options)
     target_params = grow_params(growth_plan, params)
-    summary = remap_report(growth_plan, params, target_params)
+    report = remap_report(growth_plan, params, target_params)
     if probe is not None:
-        summary = summary.with_drift(logit_drift(params, source, target_params, target, probe))
-    return target_params, summary
+        report = report.with_logit_drift(logit_drift(params, source, target_params, target, probe))
+    return target_params, report
 
 
 def grow_params(growth_plan: Plan, tree: Params, order: int = 0, zero_duplicates: bool = False) -> Params:
-    """The target's tree from the source's.
+    """Return the target's tree made from the source's.
 
-    order: 0 for parameters, 1 for gradients and first moments, 2 for second moments.
-    fresh_copies: in moments, further copies start at 0 like everything new.
+    Args:
+        growth_plan: from `plan_growth`.
+        tree: parameters of the source, or a tree of moments like them.
+        order: 0 for parameters, 1 for gradients and first moments, 2 for second moments.
+        zero_duplicates: in moments, set duplicated entries to 0, like new ones.
     """
 
     def build(tree: Params) -> Params:
@@ -72,13 +86,9 @@ def grow_params(growth_plan: Plan, tree: Params, order: int = 0, zero_duplicates
         def leaf(path: tuple[Any, ...], _: Any) -> Any:
             name = path_name(path)
             x = source_leaves.get(name, source_leaves.get(growth_plan.tied_to.get(name, "")))
-            return _grow_leaf(
-                growth_plan,
-                name,
-                _absent_leaf(growth_plan, name, reference, order) if x is None else x,
-                order,
-                zero_duplicates,
-            )
+            if x is None:
+                x = _absent_leaf(growth_plan, name, reference, order)
+            return _grow_leaf(growth_plan, name, x, order, zero_duplicates)
 
         return jax.tree_util.tree_map_with_path(leaf, target_structure(tree, growth_plan.target))
 
@@ -90,25 +100,25 @@ def grow_params(growth_plan: Plan, tree: Params, order: int = 0, zero_duplicates
 
 
 def target_structure(tree: Params, target: ModelConfig) -> Params:
-    """A tree with the target's leaves (what they hold does not matter): the parts that `tree` has."""
+    """Return a tree with the target's leaves, for the parts that `tree` has. The values do not matter."""
     target_params = family(target).abstract_params(target)
     return {part: target_params.get(part, tree[part]) for part in tree}
 
 
 def _mesh_of(tree: Params) -> jax.sharding.Mesh | None:
-    """The mesh that the arrays live on, None on the host, on one device and in a trace."""
+    """The mesh that the arrays are on. None on the host, on one device and in a trace."""
     leaf = jax.tree.leaves(tree)[0]
     if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
         return None
     sharding = leaf.sharding
     if not isinstance(sharding, jax.sharding.NamedSharding) or sharding.mesh.size == 1:
         return None
-    assert isinstance(sharding.mesh, jax.sharding.Mesh)  # real arrays live on a real mesh
+    assert isinstance(sharding.mesh, jax.sharding.Mesh)  # concrete arrays are on a concrete mesh
     return sharding.mesh
 
 
 def _absent_leaf(growth_plan: Plan, name: str, reference: Any, order: int) -> Any:
-    """A leaf that the source lacks, as what it counts as."""
+    """A leaf that the source does not have, filled with the value that its absence is equivalent to."""
     shape = tuple(axis_sizes(growth_plan.source)[axis.name] for axis in growth_plan.param_axes[name])
     xp = np if isinstance(reference, np.ndarray) else jnp
     return xp.full(shape, 0.0 if order else init_value(name), reference.dtype)
@@ -121,7 +131,7 @@ def _grow_leaf(growth_plan: Plan, name: str, x: Any, order: int, zero_duplicates
     xp = np if all(isinstance(part, np.ndarray) for part in (x, *values)) else jnp
     if growth_plan.method.random_init:
         return _init_leaf(growth_plan, name, _target_shape(growth_plan, axes, x), x.dtype, order, xp)
-    if 0 in x.shape:  # a table of no rows
+    if 0 in x.shape:  # a table without rows
         return _init_leaf(growth_plan, name, _target_shape(growth_plan, axes, x), x.dtype, 1, xp)
     y = _gather_entries(x, maps, xp)
     if growth_plan.method.from_next_layer and axes[0].name == "layer":
@@ -133,7 +143,7 @@ def _grow_leaf(growth_plan: Plan, name: str, x: Any, order: int, zero_duplicates
             scale = axis_scale(growth_plan, axis, m, order, zero_duplicates)
             if scale is not None:
                 y = y * _broadcast_along(scale, dim, y.ndim).astype(y.dtype)
-    if y is x:  # never the source's own memory: what is made of it may be donated
+    if y is x:  # copy: the result may be donated, and the source's buffer must survive
         return xp.array(x)
     if order:
         return y
@@ -141,13 +151,13 @@ def _grow_leaf(growth_plan: Plan, name: str, x: Any, order: int, zero_duplicates
     return _add_noise(growth_plan, name, y, axes, maps, xp)
 
 
-def _target_shape(growth_plan: Plan, axes: tuple[Axis, ...], x: Any) -> tuple[int, ...]:
+def _target_shape(growth_plan: Plan, axes: Axes, x: Any) -> tuple[int, ...]:
     target_sizes = axis_sizes(growth_plan.target)
     return tuple(target_sizes.get(axis.name, size) for axis, size in zip(axes, x.shape, strict=True))
 
 
 def _broadcast_along(values: Any, dim: int, ndim: int) -> Any:
-    """[D] or, where each layer has its own, [N, D], shaped to go with axis `dim` of a leaf."""
+    """Reshape [D] (or [N, D], one row per layer) to broadcast along axis `dim` of a leaf."""
     shape = [1] * ndim
     shape[dim] = values.shape[-1]
     if values.ndim == 2:
@@ -156,7 +166,7 @@ def _broadcast_along(values: Any, dim: int, ndim: int) -> Any:
 
 
 def _gather_entries(x: Any, maps: list[AxisMap | None], xp: Any) -> Any:
-    """x[g₀, g₁, …]. The layers come first, so that a map for every layer finds its layer."""
+    """x[g₀, g₁, …]. The layer axis comes first, so that a map per layer indexes the target's layers."""
     for dim, m in enumerate(maps):
         if m is None:
             continue
@@ -168,11 +178,20 @@ def _gather_entries(x: Any, maps: list[AxisMap | None], xp: Any) -> Any:
 
 
 def axis_scale(growth_plan: Plan, axis: Axis, m: AxisMap, order: int, zero_duplicates: bool) -> Any:
-    """What entries along this axis are multiplied with: [D], [N, D] or None."""
+    """Return the factors of the entries along an axis: [D], [N, D], or None for no scaling.
+
+    Args:
+        growth_plan: from `plan_growth`.
+        axis: the axis of the leaf.
+        m: the map of the axis.
+        order: 0 for parameters, 1 for gradients and first moments, 2 for second moments.
+        zero_duplicates: in moments, set duplicated entries to 0, like new ones.
+    """
     scale = growth_plan.query_scale if axis.contracted_with == "keys" else 1.0
     if order == 0:
         return m.split * scale if splits_share(growth_plan, axis) else None
-    share: Any = m.split  # among others, 0 for copies of positions: there they have seen nothing
+    # Duplicated positions have the share 0: no gradient has reached them yet.
+    share: Any = m.split
     if splits_share(growth_plan, axis):
         share = 1 / scale
     elif axis.name == "layer" and not growth_plan.target.gated_layers:
@@ -180,8 +199,8 @@ def axis_scale(growth_plan: Plan, axis: Axis, m: AxisMap, order: int, zero_dupli
     return (share * (m.kind == COPIED if zero_duplicates else m.kind != NEW)) ** order
 
 
-def _duplicate_mask(axes: tuple[Axis, ...], maps: list[AxisMap | None]) -> Any:
-    """Where an output is a further copy: bool, broadcastable to the leaf."""
+def _duplicate_mask(axes: Axes, maps: list[AxisMap | None]) -> Any:
+    """Where an output is a duplicate: bool, broadcastable to the leaf."""
     masks = [
         _broadcast_along(m.kind == DUPLICATE, dim, len(axes))
         for dim, (axis, m) in enumerate(zip(axes, maps, strict=True))
@@ -190,11 +209,11 @@ def _duplicate_mask(axes: tuple[Axis, ...], maps: list[AxisMap | None]) -> Any:
     return np.any(np.broadcast_arrays(*masks), axis=0) if masks else np.zeros((1,) * len(axes), bool)
 
 
-def _fill_new(
-    growth_plan: Plan, name: str, y: Any, axes: tuple[Axis, ...], maps: list[AxisMap | None], xp: Any
-):
-    """y with its new entries. Widths come first, so that whole new layers, tokens and positions are
-    all new. Where copies take a share, new entries have the share 0 already."""
+def _fill_new(growth_plan: Plan, name: str, y: Any, axes: Axes, maps: list[AxisMap | None], xp: Any) -> Any:
+    """Fill new entries, width axes first so that new layers, tokens and positions overwrite them.
+
+    Axes that split a share already hold 0 in new entries.
+    """
     for dim in reversed(range(len(axes))):
         m, axis = maps[dim], axes[dim]
         if m is None or splits_share(growth_plan, axis) or (m.kind != NEW).all():
@@ -211,9 +230,8 @@ def _fill_new(
     return y
 
 
-def _add_noise(
-    growth_plan: Plan, name: str, y: Any, axes: tuple[Axis, ...], maps: list[AxisMap | None], xp: Any
-):
+def _add_noise(growth_plan: Plan, name: str, y: Any, axes: Axes, maps: list[AxisMap | None], xp: Any) -> Any:
+    """Multiply duplicated entries of a matrix with 1 + noise·N(0, 1)."""
     if not growth_plan.options.noise or not is_matrix(axes):
         return y
     noise = jax.random.normal(_leaf_key(growth_plan, f"{name} noise"), y.shape, jnp.float32)
@@ -222,7 +240,7 @@ def _add_noise(
 
 
 def _init_leaf(growth_plan: Plan, name: str, shape: tuple[int, ...], dtype: Any, order: int, xp: Any) -> Any:
-    """As in a new model (init_params of its family): matrices at random, everything else where it starts."""
+    """As init_params of the family: matrices random, other leaves at their initial value."""
     path = name.partition(" ")[0]
     if order:
         return xp.zeros(shape, dtype)

@@ -1,9 +1,10 @@
-"""Leaves that are no parameters: the weights of norms and the gates of layers that remapping sets.
+"""Gates: the weights of norms and the gates of layers, leaves that follow a schedule instead of training.
 
-They begin where the remapped model computes what the small one did, and end at 1, where the
-model is an ordinary one. The model takes no gradient by them, so the optimiser leaves them
-as they were set: the leaf holds the beginning m₀, and a training step computes with
-`anneal(params, share)`, where share is a function of the step.
+Remapping sets them so that the grown model computes what the source did. They end at 1, where the model is
+an ordinary one. No gradient reaches them and the optimizer does not change them: the leaf holds its initial
+value m₀, and a training step computes with `open_gates(params, progress)`, progress a function of the step.
+
+Source: MSG, Yao et al. 2024, arXiv 2305.02869 (masks that grow from 0 to 1).
 """
 
 import dataclasses
@@ -18,14 +19,16 @@ from dwt_jax.models.protocol import ModelConfig
 
 
 def has_gates(model: ModelConfig) -> bool:
+    """Return whether a model has weighted norms or gated layers."""
     return model.weighted_norm or model.gated_layers
 
 
 def open_gates(params: Any, progress: Any) -> Any:
-    """`params` with every annealed leaf at m₀ + (1 − m₀)·share; exactly 1 where share is 1.
+    """Return `params` with every gate at m₀ + (1 − m₀)·progress.
 
-    share: from 0 (as remapped) to 1 (an ordinary model), a scalar. (MSG, Yao et al. 2024,
-    arXiv 2305.02869: masks that grow from 0 to 1.)
+    Args:
+        params: parameters with the gates as remapping set them.
+        progress: scalar from 0 (as remapped) to 1 (an ordinary model: the gates are exactly 1).
     """
 
     def leaf(path: tuple[Any, ...], x: Any) -> Any:
@@ -35,8 +38,17 @@ def open_gates(params: Any, progress: Any) -> Any:
 
 
 def gate_schedule(step: Any, steps: int, warmup: float, start: int = 0) -> Any:
-    """float32 like `step` (an int or an array): the share of `open_gates` after that many of a run's
-    `steps`. 0 at the step `begin`, linear, 1 from where `open_gates` of the steps after `begin` are done."""
+    """Return the progress of `open_gates` after `step` steps: 0 at `start`, then linear up to 1.
+
+    Args:
+        step: int or int array.
+        steps: training steps of the run.
+        warmup: share of the steps after `start` over which the gates open.
+        start: step at which the model was grown.
+
+    Returns:
+        float32 like `step`.
+    """
     length = warmup * (steps - start)
     if length <= 0:
         return np.ones_like(step, np.float32)
@@ -44,9 +56,10 @@ def gate_schedule(step: Any, steps: int, warmup: float, start: int = 0) -> Any:
 
 
 def fold_gates(params: Any, model: ModelConfig) -> tuple[Any, ModelConfig]:
-    """The same model without annealed leaves, which must all be 1: what can be exported.
+    """Return the same model without gates, which can be exported.
 
-    Raises UserError naming the first leaf that is not there yet.
+    Raises:
+        UserError: a gate is not 1 yet; the message names the first such leaf.
     """
     if not has_gates(model):
         return params, model
@@ -55,13 +68,14 @@ def fold_gates(params: Any, model: ModelConfig) -> tuple[Any, ModelConfig]:
             low, high = np.min(leaf), np.max(leaf)
             raise UserError(
                 f"model: {path_name(path)} is from {low:.3g} to {high:.3g}, expected 1 throughout: weighted "
-                "norms and gated layers are no part of the exported model and must be annealed away before an export"
+                "norms and gated layers are not part of an exported model and must be open (1) before an "
+                "export"
             )
     return drop_gates(params), dataclasses.replace(model, weighted_norm=False, gated_layers=False)
 
 
 def drop_gates(tree: Any, path: str = "") -> Any:
-    """A tree like the parameters, its annealed leaves left out."""
+    """Return a tree like the parameters without its gates."""
     if not isinstance(tree, dict):
         return tree
     return {

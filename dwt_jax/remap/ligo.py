@@ -1,13 +1,15 @@
-"""LiGO (Wang et al. 2023, arXiv 2303.00980): the maps themselves are learned.
+"""LiGO: learned linear maps from the parameters of one model to those of a larger one.
 
     W'_l = Σ_k w_lk · B · W_k · Aᵀ
 
-for every layered leaf, B and A matrices that widen its sides and w one that mixes layers; the
-learned numbers are `Maps`, a tree that an optimiser can hold. As in the paper, the residual
-stream has one pair of matrices for the whole model and every module its own for heads and
-MLP, and its own w. Unlike there, B and A of the stream are two matrices, so that the
-beginning can be a function preserving one, and matrices are shared by the layers.
-Vocabulary, positions, types and annealed leaves are not learned.
+for every leaf with a layer axis. B and A are matrices that widen its output and input, w is a matrix that
+mixes layers. The learned values are `Maps`, a pytree for an optimizer. As in the paper, the residual
+stream has one pair of matrices for the entire model, and every module has its own matrices for heads and
+MLP and its own w. Unlike the paper, B and A of the residual stream are two matrices, so that the initial
+maps can preserve the function, and the layers share their matrices.
+Vocabulary, positions, token types and gates are not learned.
+
+Source: Wang et al. 2023, arXiv 2303.00980.
 """
 
 import math
@@ -26,10 +28,13 @@ from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth, splits_share
 from dwt_jax.remap.width_maps import NEW
 
 Maps = dict[str, dict[str, Any]]
-"""{module: {'layer' [new, old], 'head' [old, new], 'mlp' [old, new]}}, and the residual stream's
-under STREAM: {'in', 'out'} [old, new]. Heads and their channels are one axis."""
+"""{module: {'layer' [new, old], 'head' [old, new], 'mlp' [old, new]}}, and for the residual stream
+{RESIDUAL: {'in' [old, new], 'out' [old, new]}}. Heads and their channels are one axis."""
 
 RESIDUAL = ""
+"""Key of the residual stream in `Maps`."""
+
+_LEARNED_AXES = ("layer", "embed", "head", "head_dim", "mlp")
 
 
 def init_maps(
@@ -40,10 +45,23 @@ def init_maps(
     noise: float = 0.01,
     options: GrowthOptions = GrowthOptions(),
 ) -> tuple[Maps, Plan]:
-    """The maps to begin with, fp32: those of method `ligo` plus noise·N(0, 1) on the matrices' scale
-    (without it copies would stay equal), and the plan for what is not learned.
+    """Return the initial maps, and the plan for the leaves that are not learned.
 
-    Raises UserError for models that the method cannot do.
+    The maps are those of method `ligo` plus noise, without which copies would stay equal.
+
+    Args:
+        params: parameters of the source.
+        source: config of the model of `params`.
+        target: config of the larger model.
+        key: random key.
+        noise: standard deviation of the noise, relative to the largest entry of each matrix.
+        options: options of the method.
+
+    Returns:
+        The maps (fp32) and the plan.
+
+    Raises:
+        UserError: the method does not support the pair of models.
     """
     growth_plan = plan_growth("ligo", source, target, key, options)
     maps: Maps = {}
@@ -62,17 +80,20 @@ def init_maps(
 
 
 def apply_maps(maps: Maps, params: Any, growth_plan: Plan) -> Any:
-    """The target's parameters from the source's `params`: differentiable by `maps`, to be jitted.
+    """Return the target's parameters made from the source's. Differentiable in `maps`; to be jitted.
 
-    todo: from `init_maps`.
+    Args:
+        maps: from `init_maps`.
+        params: parameters of the source.
+        growth_plan: from `init_maps`.
     """
     fixed_maps = {name: m for name, m in growth_plan.maps.items() if name not in _LEARNED_AXES}
     default = apply.grow_params(growth_plan, params)
-    sources = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    source_paths = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
 
     def leaf(path: tuple[Any, ...], x: Any, default: Any) -> Any:
         name = path_name(path)
-        if not _is_learned(growth_plan, name, sources):
+        if not _is_learned(growth_plan, name, source_paths):
             return default
         return _contract(maps, name, jnp.asarray(x), default.shape, growth_plan)
 
@@ -81,24 +102,21 @@ def apply_maps(maps: Maps, params: Any, growth_plan: Plan) -> Any:
     )
 
 
-_LEARNED_AXES = ("layer", "embed", "head", "head_dim", "mlp")
-
-
-def _is_learned(growth_plan: Plan, name: str, sources: set[str]) -> bool:
-    """Whether a leaf is made by the maps, where the source has the leaves `sources`."""
-    return not is_gate(name) and (name in sources or name in growth_plan.tied_to)
+def _is_learned(growth_plan: Plan, name: str, source_paths: set[str]) -> bool:
+    """Whether the maps make a leaf of the target."""
+    return not is_gate(name) and (name in source_paths or name in growth_plan.tied_to)
 
 
 def _map_key(growth_plan: Plan, name: str, axis: Axis) -> tuple[str, str] | None:
-    """Where the matrix for this axis of a leaf is found in Maps. None: not learned, or, as head_dim,
-    part of another."""
+    """The keys in Maps of the matrix for an axis of a leaf. None: not learned, or part of another axis
+    (head_dim)."""
     if axis.name == "embed":
         return RESIDUAL, "in" if splits_share(growth_plan, axis) else "out"
     return (name.rpartition("/")[0], axis.name) if axis.name in ("layer", "head", "mlp") else None
 
 
 def _initial_matrices(growth_plan: Plan, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(module, axis, matrix) for the axes of a leaf."""
+    """Yield (module, axis, matrix) for the axes of a leaf."""
     axes = growth_plan.param_axes[name]
     for dim, axis in enumerate(axes):
         map_key = _map_key(growth_plan, name, axis)
@@ -121,7 +139,7 @@ def _to_matrix(growth_plan: Plan, axis: Axis) -> np.ndarray:
 
 
 def _contract(maps: Maps, name: str, x: jax.Array, shape: tuple[int, ...], growth_plan: Plan) -> jax.Array:
-    """x contracted with a matrix along every learned axis, to `shape`."""
+    """Contract x with a matrix along every learned axis, to `shape`."""
     for dim, axis in enumerate(growth_plan.param_axes[name]):
         map_key = _map_key(growth_plan, name, axis)
         if map_key is None:
@@ -137,13 +155,13 @@ def _contract(maps: Maps, name: str, x: jax.Array, shape: tuple[int, ...], growt
 
 
 def apply_maps_flops(params: Any, growth_plan: Plan) -> float:
-    """Of `apply_maps` once: 2·m·k·n for each product, in the order in which it takes them."""
+    """Return the FLOPs of one `apply_maps`: 2·m·k·n for each product, in its order of products."""
     old, new = axis_sizes(growth_plan.source), axis_sizes(growth_plan.target)
-    sources = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    source_paths = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     total = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(apply.target_structure(params, growth_plan.target)):
         name = path_name(path)
-        if not _is_learned(growth_plan, name, sources):
+        if not _is_learned(growth_plan, name, source_paths):
             continue
         axes = growth_plan.param_axes[name]
         shape = [
@@ -152,7 +170,8 @@ def apply_maps_flops(params: Any, growth_plan: Plan) -> float:
         ]
         for dim, axis in enumerate(axes):
             if _map_key(growth_plan, name, axis):
-                input_size, end = math.prod(shape), dim + (2 if axis.name == "head" else 1)
+                end = dim + (2 if axis.name == "head" else 1)
+                input_size = math.prod(shape)
                 shape[dim:end] = [new[part.name] for part in axes[dim:end]]
                 total += 2.0 * input_size * math.prod(shape[dim:end])
     return total

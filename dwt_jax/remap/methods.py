@@ -1,8 +1,8 @@
-"""The named methods: a depth map, a width map and how copies share their work.
+"""Growth methods by name: a depth map, a width map and how copies split their share.
 
-Each says below whether the target computes what the source does. In all of them the
-positions, the vocabulary and the token types may grow (Options say from what) or shrink.
-Notation: target entry j is a copy of source entry g(j), copied C_g(j) times in all.
+Each docstring says whether the target computes the same function as the source. In all methods
+positions, vocabulary and token types may grow (GrowthOptions sets how) or shrink.
+Notation: target entry j is a copy of source entry g(j), which has C_g(j) copies in all.
 """
 
 import dataclasses
@@ -13,31 +13,43 @@ from typing import Literal
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.remap import depth_maps
 
+Width = Literal["same", "tile", "random_copies", "zero", "zero_fan_in"]
+
 
 @dataclass(frozen=True)
 class Method:
+    """How the axes of a model grow.
+
+    Width maps, for axes that grow (an axis that shrinks keeps its first entries):
+
+    * same: a different size is refused.
+    * tile, random_copies: new entries are copies, in turn or at random.
+    * zero: new entries are 0.
+    * zero_fan_in: new entries are random, and the kernels that read them are 0 for them.
+    """
+
     name: str
-    depth: str = "same"  # a key of depth_maps.DEPTH_MAPS; same: refuses another number of layers
-    # How an axis grows (where it shrinks, its first entries stay). same: refused. tiled, drawn: copies,
-    # in turn or at random. zero: zeros. unread: new entries at random that nothing reads yet.
-    width: Literal["same", "tiled", "drawn", "zero", "unread"] = "same"
+    depth: str = "same"  # a key of depth_maps.DEPTH_MAPS; same: a different number of layers is refused
+    width: Width = "same"
     split: Literal["even", "uneven"] = "even"
-    random_init: bool = False  # nothing is taken from the source
-    from_next_layer: bool = False  # new units come from the layer above
-    integer_factor_only: bool = False  # refuses what is no whole multiple
-    function_preserving: bool = False  # refuses what it cannot do without moving the function
+    random_init: bool = False  # nothing is copied from the source
+    from_next_layer: bool = False  # new units are copied from the layer above
+    integer_factor_only: bool = False  # widths that are not a multiple are refused
+    function_preserving: bool = False  # pairs for which the function would change are refused
 
 
 @dataclass(frozen=True)
 class GrowthOptions:
-    split: Literal["", "even", "uneven"] = ""  # how copies share their work; empty: the method's own way
-    noise: float = 0.0  # of further copies: each times 1 + noise·N(0, 1)
+    """Options that every method has."""
+
+    split: Literal["", "even", "uneven"] = ""  # how copies split their share; empty: the method's default
+    noise: float = 0.0  # duplicated entries are multiplied with 1 + noise·N(0, 1)
     new_tokens: Literal["mean", "random"] = "mean"  # mean of the old tokens, or as in a new model
-    new_positions: Literal["random", "tiled"] = "random"  # as in a new model, or the old ones again
+    new_positions: Literal["random", "tiled"] = "random"  # as in a new model, or the old ones repeated
 
 
 def random() -> Method:
-    """Nothing is copied: the baseline, and what won in the DWT paper (Lee et al. 2023, section 3.3).
+    """Copy nothing: the baseline, and the best method of the DWT paper (Lee et al. 2023, section 3.3).
 
     Does not preserve the function.
     """
@@ -45,80 +57,85 @@ def random() -> Method:
 
 
 def fna() -> Method:
-    """The DWT paper's "parameter remapping" (PR), after FNA (Fang et al. 2020, arXiv 2001.02525).
+    """Place the source in a block of zeros, as FNA (Fang et al. 2020, arXiv 2001.02525).
 
-    Depth: the last layer again and again, W'_l = W_min(l, n−1). Width: the source is the
+    This is the DWT paper's "parameter remapping" (PR).
+
+    Depth: repeat the last layer, W'_l = W_min(l, n−1). Width: the source is the
     top-left block, every other entry of a matrix is 0; norms' new entries start as in a new
-    model. Preserves the function where heads and MLP grow alone; where the hidden size grows,
-    with model.weighted_norm (weight 0 on new channels) only; where layers are added, with
-    model.gated_layers only.
+    model. Preserves the function where only heads and MLP grow; where the hidden size grows,
+    only with model.weighted_norm (weight 0 on new channels); where layers are added, only with
+    model.gated_layers.
     """
     return Method("fna", depth="repeat_last", width="zero")
 
 
 def net2net() -> Method:
-    """Net2Net (Chen et al. 2016, arXiv 1511.05641), as bert2BERT's FPI (Chen et al. 2022,
-    arXiv 2110.07143) has it for transformers; depth by stacking.
+    """Copy random units with even shares, as Net2Net (Chen et al. 2016, arXiv 1511.05641).
 
-    W'[j, k] = W[g_in(j), g_out(k)] / C_{g_in(j)}, g the identity and then random choices, for
-    heads (whole ones) and MLP by layer. Here the choices are balanced: no entry is drawn again
+    For transformers as the FPI of Chen et al. 2022, arXiv 2110.07143; depth by stacking.
+
+    W'[j, k] = W[g_in(j), g_out(k)] / C_{g_in(j)}, g the identity and then random choices, per layer
+    for (complete) heads and MLP units. The choices are balanced: no entry is copied again
     before all others were. Preserves the function where heads and MLP grow; where the hidden
-    size grows, by a whole factor or with model.weighted_norm (by FPI's unbalanced choice
-    never exactly under LayerNorm); where layers are added, with model.gated_layers only.
+    size grows, by an integer factor or with model.weighted_norm (by FPI's unbalanced choice
+    never exactly under LayerNorm); where layers are added, only with model.gated_layers.
     """
-    return Method("net2net", depth="stack_top", width="drawn")
+    return Method("net2net", depth="stack_top", width="random_copies")
 
 
 def aki() -> Method:
-    """Advanced knowledge initialisation, bert2BERT (Chen et al. 2022, arXiv 2110.07143).
+    """Copy new units from the layer above: the AKI of Chen et al. 2022, arXiv 2110.07143.
 
     As net2net, but new output units come from the layer above under the same map:
     W'_l = [W_l[g_in, k] / C for k < d; W_{l+1}[g_in, g_out(k)] / C for the rest]; the last
-    layer takes itself. Does not preserve the function (save where there is no layer above).
+    layer uses itself. Does not preserve the function (except where there is no layer above).
     """
-    return Method("aki", depth="stack_top", width="drawn", from_next_layer=True)
+    return Method("aki", depth="stack_top", width="random_copies", from_next_layer=True)
 
 
 def hyperclone() -> Method:
-    """HyperCloning (Samragh et al. 2024, arXiv 2409.12903), symmetric: n-fold width, tiled.
+    """Tile to an n-fold width, as symmetric HyperCloning (Samragh et al. 2024, arXiv 2409.12903).
 
-    W' = tile(W, n × n) / n, so x' = [x, …, x]. Preserves the function always, and refuses
-    factors that are not whole and another number of layers. Copies stay identical in training
-    unless the split, noise or the optimiser's state parts them.
+    W' = tile(W, n × n) / n, so x' = [x, …, x]. Always preserves the function: factors that are not
+    integers and a different number of layers are refused. Copies stay identical in training
+    unless the split, noise or the optimizer's state breaks the symmetry.
     """
-    return Method("hyperclone", width="tiled", integer_factor_only=True, function_preserving=True)
+    return Method("hyperclone", width="tile", integer_factor_only=True, function_preserving=True)
 
 
 def lemon() -> Method:
-    """LEMON (Wang et al. 2024, arXiv 2310.07999): copies in turn with unequal shares,
+    """Tile with unequal shares, as LEMON (Wang et al. 2024, arXiv 2310.07999).
+
     W'[j, k] = α_j·W[g_in(j), g_out(k)] with Σ_{j: g(j)=i} α_j = 1.
 
-    Preserves the function always, and refuses what cannot be: LEMON's own treatment of
-    LayerNorm (new channels hold the mean) is exact before a layer only, not after it; here a
-    hidden size that is no multiple needs model.weighted_norm, more layers model.gated_layers.
+    Always preserves the function: pairs for which it cannot are refused. LEMON's own treatment of
+    LayerNorm (new channels hold the mean) is exact before a layer only, not after it. In these post-LN
+    models a hidden size that is not a multiple needs model.weighted_norm, more layers
+    model.gated_layers.
     """
-    return Method("lemon", depth="interleave", width="tiled", split="uneven", function_preserving=True)
+    return Method("lemon", depth="interleave", width="tile", split="uneven", function_preserving=True)
 
 
 def masked() -> Method:
-    """Masked structural growth, MSG (Yao et al. 2024, arXiv 2305.02869).
+    """Hide random new parts behind gates, as masked structural growth (Yao et al. 2024, arXiv 2305.02869).
 
-    What is new is at random and hidden by gates that open from 0 to 1 over n steps: added
+    New parts are random and hidden by gates that open from 0 to 1 over n steps: added
     layers by y = μ·layer(x) + (1 − μ)·x (model.gated_layers), new channels by their weight in
-    LayerNorm (model.weighted_norm). New units are read with kernels of 0 at first. Preserves
-    the function always, and refuses pairs for which the model lacks the gates.
+    LayerNorm (model.weighted_norm). The kernels that read new units start at 0. Always preserves
+    the function: pairs for which the model does not have the gates are refused.
     """
-    return Method("masked", depth="stack", width="unread", function_preserving=True)
+    return Method("masked", depth="stack", width="zero_fan_in", function_preserving=True)
 
 
 def ligo() -> Method:
-    """LiGO (Wang et al. 2023, arXiv 2303.00980): W'_l = Σ_k w_lk · B·W_k·Aᵀ, all of it learned.
+    """Learn linear maps, as LiGO (Wang et al. 2023, arXiv 2303.00980): W'_l = Σ_k w_lk · B·W_k·Aᵀ.
 
-    By itself this method gives the beginning of the learning: interleaved layers, copies in
-    turn, which preserve the function under net2net's conditions. Learned maps do not; they
+    This method is the initial value of the learned maps: interleaved layers and tiled
+    copies, which preserve the function under net2net's conditions. Learned maps do not; they
     are applied by remap/ligo.py.
     """
-    return Method("ligo", depth="interleave", width="tiled")
+    return Method("ligo", depth="interleave", width="tile")
 
 
 def _depth_only(name: str) -> Callable[[], Method]:
@@ -136,17 +153,22 @@ METHODS: dict[str, Callable[[], Method]] = {
     },
     **{name: _depth_only(name) for name in depth_maps.DEPTH_MAPS},
 }
+"""Methods by name. A depth map is a method too: it refuses different widths."""
 
 
 def get_method(name: str) -> Method:
-    """The method called `name`, or 'depth+method': that depth map with the width map of the other
-    (then nothing is promised about added layers).
+    """Return a method by name.
 
-    Raises UserError for a name that does not exist.
+    Args:
+        name: a name in METHODS, or 'depth+method': that depth map with the width map of the method.
+            The combination does not promise to preserve the function.
+
+    Raises:
+        UserError: the name does not exist.
     """
     first, plus, second = name.rpartition("+")
     if second not in METHODS or (plus and second in depth_maps.DEPTH_MAPS):
-        names = [names for names in METHODS if not plus or names not in depth_maps.DEPTH_MAPS]
+        names = [candidate for candidate in METHODS if not plus or candidate not in depth_maps.DEPTH_MAPS]
         raise UserError(f"method is {name!r}{did_you_mean(second, names)}")
     method = METHODS[second]()
     if not plus:

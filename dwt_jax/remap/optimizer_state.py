@@ -1,13 +1,13 @@
-"""The optimiser's state of a remapped model.
+"""The optimizer state of a remapped model.
 
-The chain rule says what the moments of the target would be (engine.py): first moments are
+The chain rule gives the moments of the target (see remap/apply.py): first moments are
 scaled by 1/C and second moments by 1/C², C the copies of the output channel. It holds where
-the method preserves the function, splits are even (or norms weighted by the same shares),
-and for everything that is not new. Exact for means of gradients; a mean of squares over
-batches in which the gradient varies is exact too, since every batch's is scaled alike.
+the method preserves the function, shares are even (or norms weighted by the same shares),
+and for every entry that is not new. It is exact for means of gradients; a mean of squares over
+batches in which the gradient varies is exact too, since the gradient of every batch is scaled alike.
 
 Where copies have equal parameters and equal moments, AdamW without dropout keeps them equal: their
-gradients are equal too. An uneven split, noise, or `asymmetric` parts them.
+gradients are equal too. An uneven split, noise, or `asymmetric` breaks the symmetry.
 """
 
 from typing import Any, Literal
@@ -16,25 +16,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.models.common.logical_axes import Axis, ParamAxes, map_with_axes
+from dwt_jax.models.common.logical_axes import Axes, ParamAxes, map_with_axes
 from dwt_jax.remap.apply import grow_params
 from dwt_jax.remap.plan import Plan, axis_sizes
 from dwt_jax.remap.width_maps import COPIED
 
 GRADIENT_ORDER = {"mu": 1, "nu": 2, "trace": 1}
-"""Fields of Optax states that mirror the parameters, and whether they hold means of gradients or
-of their squares."""
+"""Fields of Optax states that mirror the parameters: 1 for means of gradients, 2 for means of squares."""
 
 
 def grow_opt_state(
     plan: Plan, opt_state: Any, moments: Literal["reset", "carry", "asymmetric"] = "carry"
 ) -> Any:
-    """The optimiser's state of the target from the source's (`todo`: as for the parameters).
+    """Return the optimizer state of the target made from the source's.
 
-    reset: as before the first step. carry: by the chain rule; what is new starts at 0.
-    asymmetric: further copies start at 0 too, while the first has what the rule gives it. After the
-    latter two the count of steps stays, so that nothing corrects for a start at 0: warm new
-    entries up with `scale_new_updates`.
+    Args:
+        plan: from `plan_growth`, the same as for the parameters.
+        opt_state: an Optax state over the source's parameters.
+        moments: 'reset': as before the first step. 'carry': by the chain rule; new entries start at 0.
+            'asymmetric': as 'carry', but duplicated entries start at 0 too. The last two keep the step
+            count, so that no bias correction makes up for a start at 0: warm up new entries
+            with `scale_new_updates`.
     """
 
     def grow_node(node: Any) -> Any:
@@ -57,17 +59,25 @@ def grow_opt_state(
 
 
 def copied_entry_mask(plan: Plan) -> dict[str, np.ndarray]:
-    """For `new_entry_mask`: of every axis that the plan changes, bool [D], whether an entry stays what it was."""
+    """Return, for every axis that the plan changes, which entries are copies at their old index: bool [D]."""
     if plan.method.random_init:
         return {axis: np.zeros(size, bool) for axis, size in axis_sizes(plan.target).items()}
     return {axis: m.kind == COPIED for axis, m in plan.maps.items()}
 
 
 def new_entry_mask(copied_masks: dict[str, Any], params: Any, param_axes: ParamAxes) -> Any:
-    """A tree like the target's `params`: bool arrays that broadcast to its leaves, True where an entry
-    is a further copy or new. old: from `copied_entry_mask`."""
+    """Return which entries of the target's parameters are duplicated or new.
 
-    def leaf(axes: tuple[Axis, ...], x: Any) -> Any:
+    Args:
+        copied_masks: from `copied_entry_mask`.
+        params: the target's parameters.
+        param_axes: their logical axes.
+
+    Returns:
+        A tree like `params` of bool arrays that broadcast to its leaves.
+    """
+
+    def leaf(axes: Axes, x: Any) -> Any:
         mask: Any = np.zeros((1,) * len(axes), bool)
         for dim, axis in enumerate(axes):
             if axis.name in copied_masks:
@@ -79,6 +89,11 @@ def new_entry_mask(copied_masks: dict[str, Any], params: Any, param_axes: ParamA
 
 
 def scale_new_updates(updates: Any, new_mask: Any, share: Any) -> Any:
-    """The optimiser's updates with those of new entries times `share`: a second warm-up, for them
-    alone. new: from `new_entry_mask`. share: scalar, e.g. min(1, steps since the growth / n)."""
+    """Return the optimizer's updates, those of new entries scaled: a second warm-up for them only.
+
+    Args:
+        updates: a tree like the parameters.
+        new_mask: from `new_entry_mask`.
+        share: scalar, e.g. min(1, steps since the growth / n).
+    """
     return jax.tree.map(lambda u, mask: jnp.where(mask, u * share, u).astype(u.dtype), updates, new_mask)

@@ -1,4 +1,4 @@
-"""From a method and two models to the maps of all axes: what is refused, what is promised."""
+"""Plan a growth: check that the method supports two models, and make the map of every axis."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -16,30 +16,35 @@ from dwt_jax.remap.methods import GrowthOptions, Method, get_method
 from dwt_jax.remap.width_maps import COPIED, DUPLICATE, NEW, AxisMap
 
 WIDTH_AXES = ("embed", "head", "head_dim", "mlp")
-PER_LAYER_AXES = ("head", "mlp")  # their maps are free in every layer, the residual stream has one
+PER_LAYER_AXES = ("head", "mlp")  # may have a map per layer; the residual stream has one map
 
 
 class Plan(NamedTuple):
-    """All that the engine needs to know; the same for parameters and moments."""
+    """The input of `apply.grow_params`, the same for parameters and moments."""
 
     method: Method
     options: GrowthOptions
     source: ModelConfig
     target: ModelConfig
-    maps: dict[str, AxisMap]  # of the axes that change
-    tied: bool  # the decoder is the word table
-    query_scale: float  # by which the queries grow, because scores are divided by √head size
+    maps: dict[str, AxisMap]  # by axis, for the axes that change
+    tied: bool  # the output embedding is the input embedding
+    query_scale: float  # factor of the queries, because attention scores are divided by √head size
     key: jax.Array
-    lost: tuple[str, ...]  # why the target does not compute what the source does; empty: it does
+    reasons_not_preserving: tuple[str, ...]  # why the function changes; empty: it is preserved
+
+    @property
+    def function_preserving(self) -> bool:
+        """Whether the target computes the same function as the source."""
+        return not self.reasons_not_preserving
 
     @property
     def param_axes(self) -> ParamAxes:
-        """The logical axes of every leaf of the target."""
+        """Logical axes of every leaf of the target."""
         return family(self.target).param_axes(self.target)
 
     @property
     def tied_to(self) -> Mapping[str, str]:
-        """Leaf → the leaf that is used where it is absent."""
+        """The leaf that is used where another leaf is absent, by the path of the absent one."""
         return family(self.target).TIED_TO
 
 
@@ -50,10 +55,18 @@ def plan_growth(
     key: jax.Array,
     options: GrowthOptions = GrowthOptions(),
 ) -> Plan:
-    """The maps of `method` (a name or a Method) from `source` to `target`.
+    """Return the plan to grow one model into another.
 
-    key: of whatever is drawn. Raises UserError for an unknown method and for a pair of models
-    that the method cannot do, naming the size, what was found and what was expected.
+    Args:
+        method: a name as in `methods.get_method`, or a Method.
+        source: config of the model to grow.
+        target: config of the model to return, smaller or larger.
+        key: random key.
+        options: options of the method.
+
+    Raises:
+        UserError: an unknown method, or a pair of models that the method does not support; the message
+            names the size, its value and the expected one.
     """
     method = get_method(method) if isinstance(method, str) else method
     for problem in _unsupported(method, source, target):
@@ -74,22 +87,25 @@ def plan_growth(
         tied=target.tie_word_embeddings,
         query_scale=(new / old) ** 0.5,
         key=jax.random.fold_in(key, 1),
-        lost=reasons,
+        reasons_not_preserving=reasons,
     )
 
 
 def splits_share(growth_plan: Plan, axis: Axis) -> bool:
-    """Whether a copy along this axis gets its share: where a kernel contracts over it, and where
-    the other party of the product that follows is only ever copied."""
+    """Return whether copies along this axis are scaled by their share.
+
+    They are where a kernel contracts over the axis, and where the other operand of the product that
+    follows is copied unscaled.
+    """
     return (
         axis.fan == "in"
         or axis.contracted_with == "keys"
-        or (axis.contracted_with == "words" and growth_plan.tied)
+        or (axis.contracted_with == "output_embedding" and growth_plan.tied)
     )
 
 
 def axis_sizes(model: ModelConfig) -> dict[str, int]:
-    """Return how many entries the arrays have along each logical axis."""
+    """Return the size of the arrays along each logical axis."""
     return family(model).axis_sizes(model)
 
 
@@ -98,13 +114,13 @@ def _config_sizes(model: ModelConfig) -> dict[str, int]:
 
 
 def _changed_axes(source: ModelConfig, target: ModelConfig) -> Iterator[tuple[str, int, int]]:
-    """(axis, old size, new size) of those that differ."""
+    """(axis, old size, new size) of the axes that differ."""
     old, new = _config_sizes(source), _config_sizes(target)
     return ((axis, old[axis], new[axis]) for axis in family(source).SIZE_KEYS if old[axis] != new[axis])
 
 
 def _unsupported(method: Method, source: ModelConfig, target: ModelConfig) -> Iterator[str]:
-    """What this method cannot do at all."""
+    """Yield why the method does not support the pair of models."""
     for name, model in (("the source's ", source), ("", target)):
         if model.vocab_size < 1:
             yield f"{name}vocab_size is {model.vocab_size}, expected at least 1"
@@ -114,13 +130,14 @@ def _unsupported(method: Method, source: ModelConfig, target: ModelConfig) -> It
                 f"({model.num_attention_heads})"
             )
     if family(source) is not family(target):
-        yield f"model_type {source.model_type} → {target.model_type}, expected a family that shares its layers"
+        change = f"{source.model_type} → {target.model_type}"
+        yield f"model_type {change}, expected a model_type of the same family"
         return
     if method.random_init:
         return
     for flag in ("weighted_norm", "gated_layers"):
         if getattr(source, flag) and not getattr(target, flag):
-            yield f"{flag} true → false, expected true until it is annealed away"
+            yield f"{flag} true → false, expected true until its gates are open (1)"
     if target.tie_word_embeddings and not source.tie_word_embeddings:
         yield "tie_word_embeddings false → true, expected false: two tables do not fit into one"
     for axis, old, new in _changed_axes(source, target):
@@ -136,10 +153,10 @@ def _unsupported(method: Method, source: ModelConfig, target: ModelConfig) -> It
 def _reasons_not_preserving(
     method: Method, source: ModelConfig, target: ModelConfig, options: GrowthOptions
 ) -> Iterator[str]:
-    """Why the target's logits, over the positions, tokens and types that the source has, are not
-    the source's."""
+    """Yield why the target's logits differ from the source's, over the source's positions, tokens and
+    types."""
     if method.random_init:
-        yield f"{method.name}: nothing is taken from the source"
+        yield f"{method.name}: nothing is copied from the source"
         return
     for field in family(source).FUNCTION_FIELDS:
         old, new = getattr(source, field), getattr(target, field)
@@ -157,7 +174,7 @@ def _reasons_not_preserving(
         if axis == "layer" and not target.gated_layers:
             yield f"{change}, expected model.gated_layers: an added post-LN layer is never the identity"
         if axis == "embed" and not target.weighted_norm:
-            if method.width not in ("tiled", "drawn"):
+            if method.width not in ("tile", "random_copies"):
                 yield f"{change}, expected model.weighted_norm"
             elif new % old:
                 yield f"{change}, expected a multiple of {old} or model.weighted_norm"
@@ -188,10 +205,10 @@ def _axis_maps(
 def _width_map(method: Method, split: str, key: jax.Array, old: int, new: int, layers: int) -> AxisMap:
     if new < old:
         return width_maps.truncate(old, new)
-    if method.width in ("zero", "unread"):
-        return width_maps.pad(old, new, {"zero": "zero", "unread": "random"}[method.width])
+    if method.width in ("zero", "zero_fan_in"):
+        return width_maps.pad(old, new, "zero" if method.width == "zero" else "random")
     keys = jax.random.split(key)
-    if method.width == "tiled":
+    if method.width == "tile":
         return width_maps.tile(
             old, new, width_maps.uneven_weights(keys[0], (new,)) if split == "uneven" else None
         )
@@ -201,8 +218,7 @@ def _width_map(method: Method, split: str, key: jax.Array, old: int, new: int, l
 
 
 def _layer_map(sources: list[int], old: int) -> AxisMap:
-    """The first layer that comes from each one of the source is that layer; further ones are copies,
-    whose gates are shut (their share of the layer's work is 0)."""
+    """The first copy of a source layer is COPIED; others are DUPLICATE, with a closed gate (share 0)."""
     index = np.array(sources)
     is_first = np.array([layer not in sources[:i] for i, layer in enumerate(sources)])
     kind = np.where(index == depth_maps.NEW, NEW, np.where(is_first, COPIED, DUPLICATE)).astype(np.int8)
@@ -218,8 +234,8 @@ def _vocab_map(source: ModelConfig, target: ModelConfig, fill: str) -> AxisMap:
 
 
 def _position_map(source: ModelConfig, target: ModelConfig, fill: str) -> AxisMap:
-    """Position p of the target from position p of the source, and so on from its beginning where
-    `fill` is tiled. Rows before the first position stay in place."""
+    """Position p of the target from position p of the source, repeated from the first one if `fill` is
+    'tiled'. Rows before the first position keep their index."""
     (offset, rows), (target_offset, target_rows) = (
         family(source).position_rows(source),
         family(target).position_rows(target),

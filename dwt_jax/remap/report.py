@@ -1,6 +1,7 @@
-"""What came from where, whether the function was kept, and what a step of the result costs."""
+"""The report of a growth: where entries come from, whether the function is preserved, and the cost."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,41 +19,43 @@ from dwt_jax.remap.width_maps import COPIED, NEW, AxisMap
 
 @dataclass(frozen=True)
 class LeafReport:
-    """One leaf of the target. Padding of the vocabulary is not counted."""
+    """One leaf of the target. The padding of the vocabulary is not counted."""
 
     path: str
-    source: tuple[int, ...]  # shape; empty: the source has none
-    target: tuple[int, ...]
-    copied: int  # entries that are an entry of the source, once
-    derived: int  # further copies, and copies times a share
-    new: int
-    origin: str  # along each axis that changed
+    source: tuple[int, ...]  # shape; empty: the source does not have the leaf
+    target: tuple[int, ...]  # shape
+    copied: int  # entries that equal their entry of the source
+    derived: int  # duplicated entries, and copies times a share
+    new: int  # entries without a source
+    origin: str  # where the entries come from, along each axis that changed
 
 
 @dataclass(frozen=True)
 class RemapReport:
+    """What a growth method made of a model."""
+
     method: str
-    exact: bool  # the target computes what the source does
-    lost: tuple[str, ...]  # why not
-    layers: tuple[int, ...]  # the source's layer for every layer of the target, -1: new
+    function_preserving: bool  # the target computes the same function as the source
+    reasons_not_preserving: tuple[str, ...]  # empty if function_preserving
+    layers: tuple[int, ...]  # layer of the source for every layer of the target; -1: new
     leaves: tuple[LeafReport, ...]
     parameters: tuple[int, int]  # of the source and of the target
-    flops: tuple[float, float]  # of a training step, a token, in rows of the longest length of the source
-    drift: dict[str, float] | None = None  # of the logits on the probe, see `logit_drift`
+    flops: tuple[float, float]  # likewise; per token of a training step on rows of the source's max_length
+    logit_drift: dict[str, float] | None = None  # on the probe, see `logit_drift`
 
-    def with_drift(self, drift: dict[str, float]) -> "RemapReport":
-        return dataclasses.replace(self, drift=drift)
+    def with_logit_drift(self, drift: dict[str, float]) -> "RemapReport":
+        """Return the report with the result of `logit_drift`."""
+        return dataclasses.replace(self, logit_drift=drift)
 
     def shares(self) -> dict[str, float]:
-        """Of the target's parameters: copied, derived, new."""
-        counts = {
-            kind: sum(getattr(leaf, kind) for leaf in self.leaves) for kind in ("copied", "derived", "new")
-        }
+        """Return the shares of the target's parameters that are copied, derived and new."""
+        kinds = ("copied", "derived", "new")
+        counts = {kind: sum(getattr(leaf, kind) for leaf in self.leaves) for kind in kinds}
         total = max(sum(counts.values()), 1)
         return {kind: count / total for kind, count in counts.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: what `--json` prints."""
+        """Return the report as JSON values, as `--json` prints it."""
         record = dataclasses.asdict(self)
         for key in ("parameters", "flops"):
             record[key] = dict(zip(("source", "target"), record[key], strict=True))
@@ -60,10 +63,15 @@ class RemapReport:
             {**leaf, "source": list(leaf["source"]), "target": list(leaf["target"])}
             for leaf in record["leaves"]
         ]
-        return {**record, "lost": list(self.lost), "layers": list(self.layers), "shares": self.shares()}
+        return {
+            **record,
+            "reasons_not_preserving": list(self.reasons_not_preserving),
+            "layers": list(self.layers),
+            "shares": self.shares(),
+        }
 
     def table(self) -> str:
-        """Text for a terminal."""
+        """Return the report as text for a terminal."""
         rows: list[tuple[str, ...]] = [("leaf", "source", "target", "copied", "derived", "new", "from")]
         for leaf in self.leaves:
             total = max(leaf.copied + leaf.derived + leaf.new, 1)
@@ -81,16 +89,17 @@ class RemapReport:
         source, target = self.parameters
         shares = ", ".join(f"{share:.1%} {kind}" for kind, share in self.shares().items())
         layers = " ".join("new" if layer < 0 else str(layer) for layer in self.layers)
+        reasons = "; ".join(self.reasons_not_preserving)
         lines = [
             f"method      {self.method}; layers from {layers}",
             f"parameters  {source:,} → {target:,}: {shares}",
-            f"FLOPs       {self.flops[0]:.3g} → {self.flops[1]:.3g} a token in training",
-            f"function    {'kept exactly' if self.exact else 'not kept: ' + '; '.join(self.lost)}",
+            f"FLOPs       {self.flops[0]:.3g} → {self.flops[1]:.3g} per token in training",
+            f"function    {'preserved exactly' if self.function_preserving else f'not preserved: {reasons}'}",
         ]
-        if self.drift is not None:
+        if self.logit_drift is not None:
             lines.append(
-                "drift       logits moved by {max:.3g} at most, {rms:.3g} on average (rms); they spread by "
-                "{spread:.3g}".format(**self.drift)
+                "drift       logits differ by {max:.3g} at most, {rms:.3g} rms; their standard deviation is "
+                "{spread:.3g}".format(**self.logit_drift)
             )
         return lines
 
@@ -100,7 +109,13 @@ def _format_shape(shape: tuple[int, ...]) -> str:
 
 
 def remap_report(plan: Plan, params: Any, target_params: Any) -> RemapReport:
-    """All but the drift. Needs the shapes alone, so that it can be made inside jit."""
+    """Return the report without the drift of the logits. Only shapes are read, so jit can trace it.
+
+    Args:
+        plan: from `plan_growth`.
+        params: parameters of the source, or their shapes.
+        target_params: parameters of the target, or their shapes.
+    """
     source_leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     leaves = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(target_params):
@@ -118,8 +133,8 @@ def remap_report(plan: Plan, params: Any, target_params: Any) -> RemapReport:
     predictions = max(1, round(0.15 * length))
     return RemapReport(
         method=plan.method.name,
-        exact=not plan.lost,
-        lost=plan.lost,
+        function_preserving=plan.function_preserving,
+        reasons_not_preserving=plan.reasons_not_preserving,
         layers=tuple(origin),
         leaves=tuple(leaves),
         parameters=(
@@ -134,66 +149,68 @@ def remap_report(plan: Plan, params: Any, target_params: Any) -> RemapReport:
 
 
 def _unpadded_size(axis: Axis, size: int, model: ModelConfig) -> int:
-    """How many of the entries are no padding."""
+    """The number of entries along an axis without padding."""
     return model.vocab_size if axis.name == "vocab" else size
 
 
 def _count_entries(leaves: Any, model: ModelConfig) -> int:
+    param_axes = family(model).param_axes(model)
     return sum(
-        int(
-            np.prod(
-                [
-                    _unpadded_size(axis, size, model)
-                    for axis, size in zip(family(model).param_axes(model)[name], leaf.shape, strict=True)
-                ]
-            )
+        math.prod(
+            _unpadded_size(axis, size, model) for axis, size in zip(param_axes[name], leaf.shape, strict=True)
         )
         for name, leaf in leaves
     )
 
 
 def _leaf_report(plan: Plan, name: str, source: tuple[int, ...], target: tuple[int, ...]) -> LeafReport:
-    """Entries are counted an axis at a time, for every layer where its map is its own."""
+    """Count the entries axis by axis, per layer where the layers have maps of their own."""
     axes = plan.param_axes[name]
-    total = copied = sourced = np.ones(1, np.int64)  # [1], or [N] from the first axis with a map a layer on
+    total = copied = from_source = np.ones(
+        1, np.int64
+    )  # [1], or [N] from the first axis with a map per layer on
     origins = []
     for axis, size in zip(axes, target, strict=True):
-        num_real = _unpadded_size(axis, size, plan.target)
+        unpadded_size = _unpadded_size(axis, size, plan.target)
         m = plan.maps.get(axis.name)
-        copied_mask, sourced_mask = np.ones((1, num_real), bool), np.ones((1, num_real), bool)
+        copied_mask, has_source = np.ones((1, unpadded_size), bool), np.ones((1, unpadded_size), bool)
         if m is not None:
             scaled = _scaled_mask(plan, axis, m)
-            copied_mask = (m.kind[:num_real] == COPIED) & ~scaled[:, :num_real]
-            sourced_mask = np.broadcast_to(m.kind[:num_real] != NEW, copied_mask.shape)
-            sizes = (plan.source.vocab_size, num_real) if axis.name == "vocab" else (m.old, size)
+            copied_mask = (m.kind[:unpadded_size] == COPIED) & ~scaled[:, :unpadded_size]
+            has_source = np.broadcast_to(m.kind[:unpadded_size] != NEW, copied_mask.shape)
+            sizes = (plan.source.vocab_size, unpadded_size) if axis.name == "vocab" else (m.old, size)
             origins.append(_describe_axis(axis, m, *sizes, bool(scaled.any())))
-        if axis.name == "layer":  # kept apart: the axes after it may differ from layer to layer
-            copied, sourced, total = (
+        if axis.name == "layer":  # one count per layer: the maps of the axes after it may differ
+            copied, from_source, total = (
                 copied_mask[0].astype(np.int64),
-                sourced_mask[0].astype(np.int64),
-                np.ones(num_real, np.int64),
+                has_source[0].astype(np.int64),
+                np.ones(unpadded_size, np.int64),
             )
             continue
-        copied, sourced, total = copied * copied_mask.sum(1), sourced * sourced_mask.sum(1), total * num_real
+        copied, from_source, total = (
+            copied * copied_mask.sum(1),
+            from_source * has_source.sum(1),
+            total * unpadded_size,
+        )
     if plan.method.random_init:
         return LeafReport(name, source, target, 0, 0, int(total.sum()), "new")
-    num_copied, num_sourced = int(copied.sum()), int(sourced.sum())
-    if not source:  # another leaf stands in for it, or it is as in a model that needs none
+    num_copied, num_from_source = int(copied.sum()), int(from_source.sum())
+    if not source:  # a copy of another leaf, or filled with the value its absence is equivalent to
         origins.insert(0, plan.tied_to.get(name, "not in the source"))
-        num_copied, num_sourced = 0, num_sourced if name in plan.tied_to else 0
+        num_copied, num_from_source = 0, num_from_source if name in plan.tied_to else 0
     return LeafReport(
         name,
         source,
         target,
         num_copied,
-        num_sourced - num_copied,
-        int(total.sum()) - num_sourced,
+        num_from_source - num_copied,
+        int(total.sum()) - num_from_source,
         ", ".join(origins) or "the source",
     )
 
 
 def _scaled_mask(plan: Plan, axis: Axis, m: AxisMap) -> np.ndarray:
-    """bool [1, D] or [N, D]: where a parameter is multiplied with something else than 1."""
+    """bool [1, D] or [N, D]: where a parameter is scaled by a factor other than 1."""
     if not splits_share(plan, axis):
         return np.zeros((1, len(m.kind)), bool)
     if isinstance(m.split, jax.core.Tracer):
@@ -205,9 +222,9 @@ def _scaled_mask(plan: Plan, axis: Axis, m: AxisMap) -> np.ndarray:
 def _describe_axis(axis: Axis, m: AxisMap, old: int, new: int, scaled: bool) -> str:
     prefix = f"{axis.fan}:" if axis.fan else ""
     if new < old:
-        action = "chosen" if axis.name == "layer" else "the first"
+        action = "selected" if axis.name == "layer" else "truncated"
     elif (m.kind == NEW).any():
-        action = "unread" if axis.fan == "in" else f"new ones {m.fill}"
+        action = "new: zero" if axis.fan == "in" else f"new: {m.fill}"
     else:
         action = "copies"
     return f"{prefix}{axis.name} {old}→{new} {action}{' × share' if scaled else ''}"
@@ -216,13 +233,22 @@ def _describe_axis(axis: Axis, m: AxisMap, old: int, new: int, scaled: bool) -> 
 def logit_drift(
     params: Any, source: ModelConfig, target_params: Any, target: ModelConfig, probe: dict[str, Any]
 ) -> dict[str, float]:
-    """How far the MLM logits have moved on `probe` ({tokens, segments} int [B, L]), over the tokens
-    that both know, where there is text: the largest and the root mean square difference, and
-    the standard deviation of the source's logits to compare with."""
+    """Return how far the LM logits of two models differ on a probe, over the tokens of both vocabularies.
+
+    Args:
+        params: parameters of the source.
+        source: config of the source.
+        target_params: parameters of the target.
+        target: config of the target.
+        probe: {tokens, segments} int [B, L]. Padding (segment 0) is not compared.
+
+    Returns:
+        `max` and `rms` of the difference, and `spread`, the standard deviation of the source's logits.
+    """
     size = min(source.vocab_size, target.vocab_size)
-    real = np.asarray(probe["segments"]) > 0
-    before = np.asarray(_mlm_logits(params, source, probe))[real][:, :size]
-    after = np.asarray(_mlm_logits(target_params, target, probe))[real][:, :size]
+    is_token = np.asarray(probe["segments"]) > 0
+    before = np.asarray(_lm_logits(params, source, probe))[is_token][:, :size]
+    after = np.asarray(_lm_logits(target_params, target, probe))[is_token][:, :size]
     difference = np.abs(after - before)
     return {
         "max": float(difference.max()),
@@ -231,7 +257,7 @@ def logit_drift(
     }
 
 
-def _mlm_logits(params: Any, model: ModelConfig, probe: dict[str, Any]) -> jax.Array:
+def _lm_logits(params: Any, model: ModelConfig, probe: dict[str, Any]) -> jax.Array:
     def run(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
         return lm_head_logits(params, model, family(model).encode(params, model, tokens, segments))
 
@@ -239,7 +265,7 @@ def _mlm_logits(params: Any, model: ModelConfig, probe: dict[str, Any]) -> jax.A
 
 
 def probe_batch(model: ModelConfig, key: jax.Array, rows: int = 8, length: int = 64) -> dict[str, jax.Array]:
-    """Random tokens, where no text is at hand: a batch for `logit_drift`."""
+    """Return a batch of random tokens for `logit_drift`, where no text is available."""
     length = min(length, model.max_length)
     tokens = jax.random.randint(key, (rows, length), 0, model.vocab_size)
     return {"tokens": tokens, "segments": jnp.ones((rows, length), jnp.int32)}

@@ -1,9 +1,9 @@
-"""Index maps: what each entry of a target axis is taken from, and how copies share its work.
+"""Index maps: which source entry each target entry is copied from, and the share of each copy.
 
-With R for what a map does to activations and A for its undoing, R·A = 1: entry j of the
-target is a copy of entry index[j] of the source, R[index[j], j] = 1, and takes the share
-A[j, index[j]] = split[j] of it, where the shares of all copies of an entry add up to 1.
-Applied by gathering and scaling, never as matrices.
+With R [d, D] for what a map does to activations and A [D, d] for its inverse, R·A = 1: entry j of the target
+is a copy of entry index[j] of the source, R[index[j], j] = 1, and has the share A[j, index[j]] = split[j] of
+its contribution. The shares of all copies of an entry add up to 1. Maps are applied by gathering and scaling,
+never as matrices.
 """
 
 from typing import Any, NamedTuple
@@ -13,27 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 
 COPIED, DUPLICATE, NEW = 0, 1, 2
-"""An entry that stays what and where it was; a further copy; one without a source."""
+"""Kinds of target entries: the entry at its old index, a further copy of one, one without a source."""
 
 
 class AxisMap(NamedTuple):
-    """From an axis of `old` entries to one of D. N: layers of the target."""
+    """A map from an axis of `old` entries to one of D entries. N: layers of the target."""
 
     old: int
-    index: Any  # int [D], or [N, D] with a map for every layer; 0 where an entry is new
-    split: Any  # float, the same shape; 0 where an entry is new
-    kind: np.ndarray  # int8 [D]: COPIED, DERIVED or NEW, known without any value
-    fill: str = "random"  # what new entries get: random, zero or mean
-    valid_size: int = -1  # new entries from here on are padding and get 0
+    index: Any  # int [D], or [N, D] with a map per layer; 0 where an entry is new
+    split: Any  # float, shares, the same shape; 0 where an entry is new
+    kind: np.ndarray  # int8 [D]: COPIED, DUPLICATE or NEW; concrete inside jit too
+    fill: str = "random"  # values of new entries: random, zero or mean
+    valid_size: int = -1  # new entries from this index on are padding and get 0; -1: no padding
 
 
 def truncate(old: int, new: int) -> AxisMap:
-    """Shrinking: the first `new` entries."""
+    """Return the map of a smaller axis: the first `new` entries."""
     return AxisMap(old, np.arange(new), np.ones(new), np.full(new, COPIED, np.int8))
 
 
 def pad(old: int, new: int, fill: str) -> AxisMap:
-    """The old entries, then new ones that nobody reads: their split is 0."""
+    """Return the old entries, then new ones with zero fan-in: their share is 0."""
     entries = np.arange(new)
     is_old = entries < old
     kind = np.where(is_old, COPIED, NEW).astype(np.int8)
@@ -41,13 +41,20 @@ def pad(old: int, new: int, fill: str) -> AxisMap:
 
 
 def tile(old: int, new: int, weights: Any = None) -> AxisMap:
-    """Entry j is a copy of j mod old."""
+    """Return the map in which entry j is a copy of entry j mod `old`."""
     return copy_map(old, np.arange(new) % old, weights)
 
 
 def random_copies(key: jax.Array, old: int, new: int, layers: int = 0, weights: Any = None) -> AxisMap:
-    """The old entries, then copies drawn at random, each entry as often as any other (once more
-    or less where it does not come out even). layers: draw for every layer anew."""
+    """Return the old entries, then random copies: each entry as often as any other, up to one.
+
+    Args:
+        key: random key.
+        old: entries of the source.
+        new: entries of the target.
+        layers: sample a map for each of so many layers. 0: one map.
+        weights: relative shares, [new] or [layers, new]. None: even shares.
+    """
     rows, blocks = max(layers, 1), -(-(new - old) // old)
     extra = to_numpy_if_concrete(jax.random.uniform(key, (rows, blocks, old))).argsort(-1).reshape(rows, -1)
     xp = np if isinstance(extra, np.ndarray) else jnp
@@ -57,13 +64,15 @@ def random_copies(key: jax.Array, old: int, new: int, layers: int = 0, weights: 
 
 
 def uneven_weights(key: jax.Array, shape: tuple[int, ...]) -> Any:
-    """Weights from 0.5 to 1.5 for shares that differ, which is what parts copies in training
-    (LEMON, Wang et al. 2024)."""
+    """Return weights from 0.5 to 1.5 for unequal shares, which break the symmetry of copies in training.
+
+    Source: LEMON, Wang et al. 2024, arXiv 2310.07999.
+    """
     return to_numpy_if_concrete(jax.random.uniform(key, shape, minval=0.5, maxval=1.5))
 
 
 def copy_map(old: int, index: Any, weights: Any) -> AxisMap:
-    """The map of `index`, each share in proportion to `weights` (None: even)."""
+    """Return the map of `index` [D] or [N, D], each share proportional to `weights` (None: even shares)."""
     if weights is None:
         weights = np.ones(index.shape)
     if index.ndim == 1:
@@ -84,6 +93,5 @@ def _split_shares(old: int, index: Any, weights: Any) -> Any:
 
 
 def to_numpy_if_concrete(x: jax.Array) -> Any:
-    """On the host where there is a value, so that host arrays never meet a device; unchanged
-    inside a trace."""
+    """Return a concrete array as NumPy, so that host arrays stay on the host; a tracer unchanged."""
     return x if isinstance(x, jax.core.Tracer) else np.asarray(x)

@@ -1,4 +1,4 @@
-"""`dwt export`: any model, run or directory, as a directory for PyTorch."""
+"""Export a model to a Hugging Face model directory (`dwt export`)."""
 
 import sys
 from pathlib import Path
@@ -16,11 +16,20 @@ from dwt_jax.runs.run_dir import read_run_config
 
 
 def export_model(path: str, step: int | None, out: Path, dtype: str, encoder_only: bool) -> str:
-    """Write the model in `path`, a run (at the checkpoint of `step`, if given) or a model
-    directory, to the new directory `out`. → the name of its class.
+    """Write a model to a new directory.
 
-    dtype: float32, float16, bfloat16 or auto, the type that the model is stored in. Raises
-    UserError if `out` holds anything.
+    Args:
+        path: run directory or model directory.
+        step: checkpoint of a run to read. None: the latest.
+        out: directory to write.
+        dtype: float32, float16, bfloat16, or auto (the dtype of the stored weights).
+        encoder_only: whether to omit the heads.
+
+    Returns:
+        The name of the model's class in transformers.
+
+    Raises:
+        UserError: `out` is not empty, or the model cannot be read.
     """
     out = resolve_output_dir(out)
     loaded_model = load_model(path, heads=None, step=step)
@@ -56,8 +65,11 @@ def export_model(path: str, step: int | None, out: Path, dtype: str, encoder_onl
 
 
 def check_tokenizer(loaded_model: LoadedModel) -> None:
-    """Say what is odd about it; the files are copied as they are. Raises UserError where the model lacks
-    tokens that it gives."""
+    """Print a warning if the tokenizer's files cannot be read; they are copied as they are.
+
+    Raises:
+        UserError: the model's vocabulary is smaller than the tokenizer's.
+    """
     if not has_tokenizer(loaded_model.tokenizer):
         print(f"{loaded_model.tokenizer}: no tokenizer, so none is written", file=sys.stderr)
         return
@@ -66,28 +78,21 @@ def check_tokenizer(loaded_model: LoadedModel) -> None:
     except UserError as error:
         print(f"the tokenizer is copied unread: {error}", file=sys.stderr)
         return
-    if loaded_model.model.vocab_size < size:
+    vocab_size = loaded_model.model.vocab_size
+    if vocab_size < size:
         raise UserError(
-            f"{loaded_model.tokenizer}: vocab_size is {loaded_model.model.vocab_size}, expected at least its tokenizer's "
-            f"{size}"
+            f"{loaded_model.tokenizer}: vocab_size is {vocab_size}, expected at least its tokenizer's {size}"
         )
 
 
 def _build_card(path: Path, loaded_model: LoadedModel) -> str:
-    """A run's own; of a directory its own too, as long as the model is what it describes."""
+    """The card of a run, or of a model directory: its existing card if that describes all of the model."""
     heads = [head for head in family(loaded_model.model).HEADS if head in loaded_model.params]
     workdir = path.parent if path.name == "model" else path
     if (workdir / "run.json").exists():
         config = read_run_config(workdir)
-        summary: dict[str, Any] = {}
         step = config.train.steps if loaded_model.step is None else loaded_model.step
-        if (workdir / "summary.json").exists() and step == config.train.steps:
-            summary = read_json(workdir / "summary.json")
-        else:
-            evaluations = [
-                record for record in read_jsonl(workdir / "evaluations.jsonl") if record["step"] == step
-            ]
-            summary = {"held_out": evaluations[-1]} if evaluations else {}
+        summary = _read_summary(workdir, step, step == config.train.steps)
         try:
             if summary:
                 summary["held_out"] = restore_nans(summary["held_out"])
@@ -98,9 +103,8 @@ def _build_card(path: Path, loaded_model: LoadedModel) -> str:
                 "expected what dwt wrote"
             ) from None
     source_card = model_card.existing_card(loaded_model.tokenizer)
-    has_modules = (
-        loaded_model.tokenizer / "modules.json"
-    ).exists()  # of sentence-transformers, which are not read
+    # The modules of sentence-transformers are not read.
+    has_modules = (loaded_model.tokenizer / "modules.json").exists()
     if source_card and not (loaded_model.ignored or has_modules):
         return source_card
     tokenizer_exists = has_tokenizer(loaded_model.tokenizer)
@@ -109,8 +113,16 @@ def _build_card(path: Path, loaded_model: LoadedModel) -> str:
     )
 
 
+def _read_summary(workdir: Path, step: int, is_last_step: bool) -> dict[str, Any]:
+    """The run's summary.json, or before its last step the evaluation at `step`, if there is one."""
+    if is_last_step and (workdir / "summary.json").exists():
+        return read_json(workdir / "summary.json")
+    evaluations = [record for record in read_jsonl(workdir / "evaluations.jsonl") if record["step"] == step]
+    return {"held_out": evaluations[-1]} if evaluations else {}
+
+
 def _source_name(path: Path) -> str:
-    """Of a directory; in the hub's cache, of the repository."""
+    """The name of a model directory; in the hub's cache, that of the repository."""
     path = path.absolute()
     if path.parent.name == "snapshots":
         return path.parents[1].name.removeprefix("models--").replace("--", "/")

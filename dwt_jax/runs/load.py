@@ -18,26 +18,31 @@ from dwt_jax.runs.state import abstract_state
 
 
 class LoadedModel(NamedTuple):
-    """A model for whatever wants one."""
+    """A model with its tokenizer."""
 
     params: Any  # host fp32 arrays
     model: ModelConfig
-    tokenizer: Path
-    labels: tuple[str, ...] = ()  # of a classifier
-    dtype: str = "float32"  # that its weights are stored in
-    step: int | None = None  # of the checkpoint it was taken from
-    passthrough: Mapping[str, Any] = {}  # of its config.json, see convert.configuration.KEPT
-    ignored: tuple[str, ...] = ()  # tensors that were left out
+    tokenizer: Path  # directory of the tokenizer
+    labels: tuple[str, ...] = ()  # of a classifier, by its outputs
+    dtype: str = "float32"  # of the stored weights
+    step: int | None = None  # of the run's checkpoint; None for a model directory
+    passthrough: Mapping[str, Any] = {}  # see hf.config.PASSTHROUGH_KEYS
+    ignored: tuple[str, ...] = ()  # names of tensors that were omitted
 
 
 def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | None = None) -> LoadedModel:
-    """The model of a Hugging Face directory, or of a run: its `model/`, or while that has no
-    weights its newest checkpoint; or the checkpoint of `step`.
+    """Load the model of a Hugging Face directory or of a run.
 
-    heads: those that must be there; others are left out. None: all that are there. Raises
-    UserError for anything else.
+    A run's model is its `model/` directory, or its latest checkpoint while that has no weights.
+
+    Args:
+        path: model directory or run directory.
+        heads: heads that the model must have; others are omitted. None: all heads that it has.
+        step: checkpoint of a run to read. None: the latest.
+
+    Raises:
+        UserError: no such model, head or checkpoint, or a damaged or unsupported file.
     """
-
     directory = Path(path).expanduser()
     if not directory.is_dir():
         raise UserError(f"{path}: no such directory, expected a model or run directory")
@@ -51,7 +56,7 @@ def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | No
         checkpoint = load_checkpoint(directory)
         if checkpoint.ignored:
             print(
-                f"{directory}: left out, no part of the models here: {', '.join(checkpoint.ignored)}",
+                f"{directory}: omitted tensors of unsupported heads: {', '.join(checkpoint.ignored)}",
                 file=sys.stderr,
             )
         result = LoadedModel(
@@ -70,16 +75,18 @@ def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | No
             f"{path}: neither weights (model.safetensors, pytorch_model.bin) nor a run's checkpoints, "
             "expected a model or run directory"
         )
-    if heads is None:
-        return result
-    if missing_heads := [head for head in heads if head not in result.params]:
-        available_heads = [head for head in result.params if head not in ("embeddings", "layers")]
+    return result if heads is None else _select_heads(result, heads, path)
+
+
+def _select_heads(loaded_model: LoadedModel, heads: Sequence[str], path: str) -> LoadedModel:
+    if missing_heads := [head for head in heads if head not in loaded_model.params]:
+        available_heads = [head for head in loaded_model.params if head not in ("embeddings", "layers")]
         raise UserError(
             f"{path}: a model without {_HEAD_NAMES[missing_heads[0]]} (it has "
             f"{', '.join(_HEAD_NAMES[head] for head in available_heads) or 'no head'}), expected one with it"
         )
-    params = {name: result.params[name] for name in ("embeddings", "layers", *heads)}
-    return result._replace(params=params)
+    params = {name: loaded_model.params[name] for name in ("embeddings", "layers", *heads)}
+    return loaded_model._replace(params=params)
 
 
 _HEAD_NAMES = {
@@ -91,7 +98,6 @@ _HEAD_NAMES = {
 
 
 def _load_from_checkpoint(workdir: Path, step: int | None) -> LoadedModel:
-
     config = read_run_config(workdir)
     local_sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     state = abstract_state(config.model, config.optimizer)
@@ -111,7 +117,7 @@ def _load_from_checkpoint(workdir: Path, step: int | None) -> LoadedModel:
         raise UserError(f"{workdir}: a run without a checkpoint yet, expected one to take the model from")
     params, step = jax.device_get(state_and_step[0].params), state_and_step[1]
     model = config.model
-    if has_gates(model):  # the model that this step computes with
+    if has_gates(model):  # the gates as at this step
         gate_value = gate_schedule(step, config.train.steps, config.init.gate_warmup, config.init.step)
         params = jax.device_get(open_gates(params, gate_value))
         if gate_value == 1:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from dwt_jax.errors import UserError
 
-# Dense bf16 peak of one chip in FLOP/s, by the start of its jax device_kind (makers' data sheets).
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -22,12 +21,16 @@ PEAK_FLOPS = {
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
 }
+"""Dense bf16 peak of one chip in FLOP/s, by the prefix of its jax device_kind (vendors' data sheets)."""
 
 
 def peak_flops_per_device(dtype: str) -> float | None:
-    """Peak FLOP/s of one device of the default backend, None where it is not known.
+    """Return the peak FLOP/s of one device of the default backend, or None if unknown.
 
-    On CPU it is measured with one large product and shared among the simulated devices.
+    On CPU it is measured with a large matrix product and divided by the number of simulated devices.
+
+    Args:
+        dtype: dtype of the operands; float32 has half the peak of bfloat16.
     """
     device = jax.devices()[0]
     if device.platform == "cpu":
@@ -37,7 +40,7 @@ def peak_flops_per_device(dtype: str) -> float | None:
 
 
 def _measure_peak_flops(dtype: str, size: int = 1024) -> float:
-    if "DWT_PEAK_FLOPS" in os.environ:  # a run on a busy machine may say what it knows
+    if "DWT_PEAK_FLOPS" in os.environ:  # a fixed value, for runs on a busy machine
         try:
             return float(os.environ["DWT_PEAK_FLOPS"])
         except ValueError:

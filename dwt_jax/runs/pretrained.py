@@ -1,4 +1,4 @@
-"""A model that a run takes from elsewhere: its teacher, or what its student is grown from."""
+"""Load the pre-trained models of a run: its teacher, or the source that its student is grown from."""
 
 import dataclasses
 import hashlib
@@ -20,21 +20,28 @@ from dwt_jax.runs.metrics_file import sum_or_none
 
 
 class PretrainedModel(NamedTuple):
+    """A pre-trained model."""
+
     params: Any  # host fp32 arrays
     model: ModelConfig
     digest: str  # of its parameters
-    training_flops: float | None  # what its own pre-training cost, where it says so
+    training_flops: float | None  # of its pre-training; None if unknown
 
 
 def load_pretrained(
     key: str, path: str, vocab: Vocabulary, allow_fewer_tokens: bool = False, step: int | None = None
 ) -> PretrainedModel:
-    """The model in `path`, a model or run directory, that `key` of the config names. Rows that no
-    token owns are cut off.
+    """Load a pre-trained model and check its vocabulary. Rows of the vocabulary without a token are cut off.
 
-    growing: it may have fewer tokens than `words`, as long as those are the first ones. step: of a run,
-    the kept checkpoint to take. Raises UserError if its vocabulary differs from the data's,
-    naming the first difference.
+    Args:
+        key: config key or flag that names the model, for messages.
+        path: model directory or run directory.
+        vocab: vocabulary of the data.
+        allow_fewer_tokens: whether the model may have only the first tokens of `vocab`.
+        step: checkpoint of a run to read. None: the latest.
+
+    Raises:
+        UserError: the vocabulary differs from the data's; the message names the first difference.
     """
     loaded_model = load_model(path, step=step)
     source_vocab = load_vocabulary(loaded_model.tokenizer)
@@ -52,7 +59,7 @@ def load_pretrained(
 
 
 def params_digest(params: Any) -> str:
-    """Of all weights, in order."""
+    """Return a digest of all parameters, as 16 hexadecimal digits."""
     hasher = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         hasher.update(np.ascontiguousarray(leaf).tobytes())
@@ -60,7 +67,7 @@ def params_digest(params: Any) -> str:
 
 
 def _truncate_vocabulary(params: Any, model: ModelConfig, vocab_size: int) -> tuple[Any, ModelConfig]:
-    """Without the rows that no token owns: many checkpoints pad their tables."""
+    """Cut off rows of the vocabulary without a token: many checkpoints pad their tables."""
     rows = padded_vocab_size(vocab_size)
 
     def truncate(axes: tuple[Axis, ...], leaf: np.ndarray) -> np.ndarray:
@@ -78,7 +85,8 @@ def _check_vocabulary(
     for i, (source_token, data_token) in enumerate(pairs):
         if source_token != data_token:
             raise UserError(
-                f"{key}: {path} has another vocabulary, token {i} is {source_token!r}, expected {data_token!r}"
+                f"{key}: {path} has another vocabulary, token {i} is {source_token!r}, "
+                f"expected {data_token!r}"
             )
     source_size, data_size = len(source_vocab.tokens), len(data_vocab.tokens)
     if source_size > data_size or (source_size < data_size and not allow_fewer_tokens):
@@ -89,7 +97,7 @@ def _check_vocabulary(
 
 
 def _read_training_flops(path: Path) -> float | None:
-    """Of its own run and of what that had borrowed, None where that is not known."""
+    """FLOPs of the model's run, its teacher and its source. None if unknown."""
     summary = (path.parent if path.name == "model" else path) / "summary.json"
     if not summary.exists():
         return None

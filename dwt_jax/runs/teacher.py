@@ -1,4 +1,4 @@
-"""The teacher: any model with the student's vocabulary, frozen."""
+"""Load the teacher: a frozen model with the student's vocabulary."""
 
 from typing import Any
 
@@ -16,10 +16,17 @@ from dwt_jax.runs.pretrained import PretrainedModel, load_pretrained
 def load_teacher(
     path: str, student_vocab: Vocabulary, sequence_length: int, dtype: jnp.dtype
 ) -> PretrainedModel:
-    """Read a teacher from a model or run directory, its parameters in the storage `dtype`.
+    """Load a teacher from a model directory or a run directory.
 
-    Raises UserError if its vocabulary differs from the data's, naming the first difference,
-    or if it has fewer positions than the rows have tokens.
+    Args:
+        path: the directory.
+        student_vocab: vocabulary of the data.
+        sequence_length: tokens per row.
+        dtype: dtype in which its parameters are stored.
+
+    Raises:
+        UserError: the vocabulary differs from the data's (the message names the first difference), or the
+            teacher has fewer positions than a row has tokens.
     """
     teacher = load_pretrained("teacher.path", path, student_vocab)
     if teacher.model.max_length < sequence_length:
@@ -31,5 +38,5 @@ def load_teacher(
 
 
 def shard_params(teacher: PretrainedModel, mesh: jax.sharding.Mesh) -> Any:
-    """Its parameters on the devices, laid out like a student's."""
+    """Return the teacher's parameters on the mesh, sharded like a student's."""
     return to_global(teacher.params, infer_shardings(teacher.params, teacher.model, mesh))

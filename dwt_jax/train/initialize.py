@@ -143,7 +143,9 @@ def growth_report(growth: GrowthSource, params: Params, probe: Batch | None) -> 
     a `probe`, a batch [B, L], how far the logits moved on it."""
     result = remap_report(growth.plan, growth.source.params, params)
     if growth.uses_ligo:  # the shares are those of the maps that it begins with
-        result = dataclasses.replace(result, exact=False, lost=("ligo: the maps are learned",))
+        result = dataclasses.replace(
+            result, function_preserving=False, reasons_not_preserving=("ligo: the maps are learned",)
+        )
     if probe is None:
         return result
     source, target = growth.plan.source, growth.plan.target
@@ -153,7 +155,7 @@ def growth_report(growth: GrowthSource, params: Params, probe: Batch | None) -> 
         "tokens": np.minimum(tokens, source.vocab_size - 1)[:, :length].astype(np.int32),
         "segments": segment_ids[:, :length].astype(np.int32),
     }
-    return result.with_drift(logit_drift(growth.source.params, source, params, target, rows))
+    return result.with_logit_drift(logit_drift(growth.source.params, source, params, target, rows))
 
 
 def probe_rows(rows: data_rows.PackedDataset, seed: int) -> Batch:
@@ -165,9 +167,15 @@ def format_growth_line(growth: GrowthSource, result: RemapReport) -> str:
     """The report in one line."""
     source_config = growth.source.model
     shares = ", ".join(f"{share:.0%} {kind}" for kind, share in result.shares().items())
-    function_text = "computes what that did" if result.exact else f"another function ({result.lost[0]})"
+    function_text = (
+        "computes what that did"
+        if result.function_preserving
+        else f"another function ({result.reasons_not_preserving[0]})"
+    )
     drift_text = (
-        "; logits moved by {rms:.2g} of {spread:.2g} (rms)".format(**result.drift) if result.drift else ""
+        "; logits moved by {rms:.2g} of {spread:.2g} (rms)".format(**result.logit_drift)
+        if result.logit_drift
+        else ""
     )
     return (
         f"student grown from {growth.path} ({source_config.num_hidden_layers} x {source_config.hidden_size}"

@@ -445,7 +445,7 @@ def _init_summary(growth: starts.GrowthSource) -> dict[str, Any]:
     step_entry = {"step": growth.step} if growth.step else {}
     return {
         "method": growth.plan.method.name,
-        "exact": not (growth.plan.lost or growth.uses_ligo),
+        "function_preserving": growth.plan.function_preserving and not growth.uses_ligo,
         **step_entry,
         **_model_sizes(growth.source.model),
     }

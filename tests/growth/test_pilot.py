@@ -1,4 +1,4 @@
-"""The pilot: its steps are the run's, its ranking and what it says of each method."""
+"""The pilot: its training steps, ranking and results."""
 
 import dataclasses
 import json
@@ -30,97 +30,107 @@ WIDE = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 1, "in
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """(folder with a finished run of 6 steps of 1 x 32, its config)"""
+    """(folder with a finished run of 6 steps of 1 x 32, its config)."""
     folder = tmp_path_factory.mktemp("pilot")
     config = str(make_project(folder))
     train(load_config(config, model_overrides({"num_hidden_layers": 1}, **FEW)), folder / "source")
     return folder, config
 
 
-def prepared(project, name, sizes, **more):
+def prepare_run(project, name, sizes, **overrides):
     folder, config = project
     (folder / name).mkdir()
-    run = setup_run(load_config(config, model_overrides(sizes, **{**FEW, **more})), folder / name)
+    run = setup_run(load_config(config, model_overrides(sizes, **{**FEW, **overrides})), folder / name)
     return run, load_model(str(folder / "source"))
 
 
-def test_its_steps_are_those_of_the_run(project):
-    """All of them, from the run's own beginning: the model is the run's."""
-    run, source = prepared(project, "same", {"num_hidden_layers": 1})
-    begun = jax.jit(lambda: bert.init_params(run.config.model, jax.random.key(run.config.seed)))()
-    found = pilots._train_briefly(run, begun, 6, None, ())
+def test_pilot_steps_equal_run_steps(project):
+    """After all steps from the run's initial parameters, the model is the run's."""
+    run, source = prepare_run(project, "same", {"num_hidden_layers": 1})
+    initial_params = jax.jit(lambda: bert.init_params(run.config.model, jax.random.key(run.config.seed)))()
+    trained = pilots._train_briefly(run, initial_params, 6, None, ())
     tokens = run.config.model.vocab_size
-    cut = map_with_axes(lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, PARAM_AXES, found)
+    unpadded = map_with_axes(
+        lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, PARAM_AXES, trained
+    )
     saved = map_with_axes(
         lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, PARAM_AXES, source.params
     )
-    for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(saved), strict=True):
+    for a, b in zip(jax.tree.leaves(unpadded), jax.tree.leaves(saved), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_methods_are_ranked_and_refused(project):
-    """Twice the steps from what the source has learned: the copy that is exact leads, random is last."""
+    """From a trained source: exact copies lead, random initialisation is last."""
     sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
-    run, source = prepared(project, "twice", sizes)
-    said = []
+    run, source = prepare_run(project, "twice", sizes)
+    messages = []
     names = ("hyperclone", "net2net", "stack", "ligo")
-    learning = LigoConfig(steps=3, validation_batches=1)
-    trials = run_pilot(run, source.params, source.model, 3, names, ligo_config=learning, log=said.append)
-    found = {trial.method: trial for trial in trials}
-    assert set(found) == {"random", *names}
-    assert [trial.loss for trial in trials[:4]] == sorted(trial.loss for trial in trials[:4])
-    assert trials[-1].method == "stack"
-    assert "hidden_size 32 → 64" in found["stack"].refused
-    assert found["random"].against_random == found["random"].against_error == 0
-    for trial in trials[1:4]:
-        assert trial.loss < trial.initial_loss
-        assert trial.seconds > 0
+    ligo_config = LigoConfig(steps=3, validation_batches=1)
+    results = run_pilot(
+        run, source.params, source.model, 3, names, ligo_config=ligo_config, log=messages.append
+    )
+    result_of = {result.method: result for result in results}
+    assert set(result_of) == {"random", *names}
+    assert [result.loss for result in results[:4]] == sorted(result.loss for result in results[:4])
+    assert results[-1].method == "stack"
+    assert "hidden_size 32 → 64" in result_of["stack"].refused
+    assert result_of["random"].loss_vs_baseline == result_of["random"].loss_vs_baseline_error == 0
+    for result in results[1:4]:
+        assert result.loss < result.initial_loss
+        assert result.seconds > 0
     before = likelihood.summarize_losses(
         likelihood.losses_per_document(
             jax.device_put(source.params), source.model, run.data, mesh=run.mesh, policy=run.policy
         )
     )
-    assert found["hyperclone"].exact
-    assert found["hyperclone"].initial_loss == pytest.approx(before["held_out_loss"], abs=1e-5)
-    assert found["hyperclone"].flops == 3 * run.student_flops
-    ligo = found["ligo"]
-    assert ligo.flops == 3 * run.student_flops + ligo.learned.flops
-    assert any("refused" in line for line in said)
-    text = format_pilot_table(trials, 3)
+    assert result_of["hyperclone"].function_preserving
+    assert result_of["hyperclone"].initial_loss == pytest.approx(before["held_out_loss"], abs=1e-5)
+    assert result_of["hyperclone"].flops == 3 * run.student_flops
+    ligo = result_of["ligo"]
+    assert ligo.flops == 3 * run.student_flops + ligo.ligo.flops
+    assert any("refused" in line for line in messages)
+    text = format_pilot_table(results, 3)
     assert "refused: hidden_size 32 → 64" in text
     assert len(text.splitlines()) == 1 + 5 + 1
-    json.dumps([dataclasses.asdict(trial) for trial in trials])
+    json.dumps([dataclasses.asdict(result) for result in results])
 
 
-def test_a_trial_is_what_a_run_of_its_own_gives(project):
-    """The loss after some steps, from the outside: remap, take the steps, evaluate."""
-    run, source = prepared(project, "wide", WIDE)
-    (trial,) = [
-        t for t in run_pilot(run, source.params, source.model, 2, ["net2net"]) if t.method == "net2net"
+def test_result_equals_separate_run(project):
+    """The loss after some steps equals remapping, training and evaluating separately."""
+    run, source = prepare_run(project, "wide", WIDE)
+    (result,) = [
+        result
+        for result in run_pilot(run, source.params, source.model, 2, ["net2net"])
+        if result.method == "net2net"
     ]
     grown, _ = remap_params(source.params, source.model, run.config.model, "net2net", jax.random.key(0))
     after = pilots._train_briefly(run, grown, 2, None, ())
     documents = likelihood.losses_per_document(
         after, run.config.model, run.data, mesh=run.mesh, policy=run.policy
     )
-    assert trial.loss == likelihood.summarize_losses(documents)["held_out_loss"]
+    assert result.loss == likelihood.summarize_losses(documents)["held_out_loss"]
 
 
-def test_what_is_the_same_is_trained_once(project):
-    run, source = prepared(project, "deeper", {"num_hidden_layers": 2})
-    trials = run_pilot(run, source.params, source.model, 1, ["stack", "interleave", "prefix"])
-    found = {trial.method: trial for trial in trials}
-    assert found["interleave"].same_as == "stack"
-    assert not found["prefix"].same_as
-    place = [trial.method for trial in trials]
-    assert place.index("interleave") == place.index("stack") + 1
+def test_identical_params_are_trained_once(project):
+    run, source = prepare_run(project, "deeper", {"num_hidden_layers": 2})
+    results = run_pilot(run, source.params, source.model, 1, ["stack", "interleave", "prefix"])
+    result_of = {result.method: result for result in results}
+    assert result_of["interleave"].same_as == "stack"
+    assert not result_of["prefix"].same_as
+    order = [result.method for result in results]
+    assert order.index("interleave") == order.index("stack") + 1
 
 
-def test_a_loss_that_is_no_number_comes_after_those_that_are():
-    trials = [InitResult("a", loss=float("nan")), InitResult("b", loss=2.0), InitResult("c", refused="c: no")]
-    trials += [InitResult("d", same_as="b"), InitResult("e", loss=1.0)]
-    assert [trial.method for trial in rank_results(trials)] == ["e", "b", "d", "a", "c"]
+def test_rank_results_nan_after_other_losses():
+    results = [
+        InitResult("a", loss=float("nan")),
+        InitResult("b", loss=2.0),
+        InitResult("c", refused="c: no"),
+    ]
+    results += [InitResult("d", same_as="b"), InitResult("e", loss=1.0)]
+    assert [result.method for result in rank_results(results)] == ["e", "b", "d", "a", "c"]
 
 
 @pytest.mark.parametrize(
@@ -131,24 +141,24 @@ def test_a_loss_that_is_no_number_comes_after_those_that_are():
         (2, ["netnet"], "did you mean 'net2net'"),
     ],
 )
-def test_mistakes(project, tmp_path, steps, methods, message):
+def test_invalid_arguments_raise(project, tmp_path, steps, methods, message):
     run = setup_run(load_config(project[1], model_overrides({"num_hidden_layers": 1}, **FEW)), tmp_path)
     with pytest.raises(UserError, match=message):
         run_pilot(run, {}, run.config.model, steps, methods)
 
 
-def test_its_beginnings_are_those_of_the_config(project):
-    """The options of `init`, the second warm-up of what is new, learned maps too."""
-    more = {"init.method": "random", "init.from": str(project[0] / "source"), "init.noise": "0.3"}
-    more |= {"init.split": "uneven", "init.new_param_warmup": "1", "init.learning_steps": "2"}
+def test_initialisations_follow_init_options(project):
+    """The options of `init`, the warm-up of new entries, and LiGO."""
+    overrides = {"init.method": "random", "init.from": str(project[0] / "source"), "init.noise": "0.3"}
+    overrides |= {"init.split": "uneven", "init.new_param_warmup": "1", "init.learning_steps": "2"}
     sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
-    run, source = prepared(project, "options", sizes, **more)
-    names, learning = ("net2net", "ligo"), LigoConfig(steps=2, validation_batches=1)
-    found = {
-        trial.method: trial
-        for trial in run_pilot(run, source.params, source.model, 1, names, ligo_config=learning)
+    run, source = prepare_run(project, "options", sizes, **overrides)
+    names, ligo_config = ("net2net", "ligo"), LigoConfig(steps=2, validation_batches=1)
+    result_of = {
+        result.method: result
+        for result in run_pilot(run, source.params, source.model, 1, names, ligo_config=ligo_config)
     }
-    assert found["net2net"].exact is False  # noise
+    assert result_of["net2net"].function_preserving is False  # noise
     grown, _ = remap_params(
         source.params,
         source.model,
@@ -160,23 +170,23 @@ def test_its_beginnings_are_those_of_the_config(project):
     documents = likelihood.losses_per_document(
         grown, run.config.model, run.data, mesh=run.mesh, policy=run.policy
     )
-    assert found["net2net"].initial_loss == likelihood.summarize_losses(documents)["held_out_loss"]
-    assert found["ligo"].learned.steps == 2
-    assert found["ligo"].loss < found["ligo"].initial_loss
+    assert result_of["net2net"].initial_loss == likelihood.summarize_losses(documents)["held_out_loss"]
+    assert result_of["ligo"].ligo.steps == 2
+    assert result_of["ligo"].loss < result_of["ligo"].initial_loss
 
 
-def test_the_command_takes_a_checkpoint_and_the_flags(project, capsys, tmp_path):
-    """`--step`, `--noise`, `--split` reach the trials; what contradicts is refused."""
+def test_command_uses_checkpoint_and_flags(project, capsys, tmp_path):
+    """`--step` and `--noise` apply to the methods; contradictions are refused."""
     folder, config = project
     keys = [
         f"--config.{key}={value}" for key, value in model_overrides({"num_hidden_layers": 1}, **FEW).items()
     ]
     command = ["pilot", f"--model={folder / 'source'}", f"--config={config}", "--steps=1", "--json", *keys]
     assert main([*command, "--step=6", "--noise=0.5", "--config.init.learning_steps=1"]) == 0
-    trials = {trial["method"]: trial for trial in json.loads(capsys.readouterr().out)}
-    assert trials["ligo"]["learned"]["steps"] == 1
-    assert trials["hyperclone"]["refused"] == "hyperclone: noise 0.5, expected 0"
-    for more, says in (
+    results = {result["method"]: result for result in json.loads(capsys.readouterr().out)}
+    assert results["ligo"]["ligo"]["steps"] == 1
+    assert results["hyperclone"]["refused"] == "hyperclone: noise 0.5, expected 0"
+    for flags, message in (
         (["--step=5"], "--step is 5, expected a checkpoint that"),
         (["--steps=0"], "--steps is 0, expected at least 1"),
         (
@@ -185,22 +195,22 @@ def test_the_command_takes_a_checkpoint_and_the_flags(project, capsys, tmp_path)
         ),
         (["--carry"], "pilot: unrecognized arguments: --carry"),
     ):
-        assert main([*command, *more]) == 2
-        assert says in capsys.readouterr().err
+        assert main([*command, *flags]) == 2
+        assert message in capsys.readouterr().err
 
 
-def test_the_command_prints_json_and_leaves_nothing(project, capsys, tmp_path, monkeypatch):
+def test_command_prints_json_and_removes_files(project, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder, config = project
     settings = load_config(config, model_overrides({"num_hidden_layers": 2}, **FEW))
     pilots.print_pilot_ranking(str(folder / "source"), settings, 1, ["stack"], as_json=True)
-    trials = json.loads(capsys.readouterr().out)
-    assert {trial["method"] for trial in trials} == {"random", "stack"}
+    results = json.loads(capsys.readouterr().out)
+    assert {result["method"] for result in results} == {"random", "stack"}
     assert not list(tmp_path.iterdir())
 
 
-def test_another_vocabulary_is_refused(project):
+def test_different_vocabulary_raises(project):
     folder, config = project
-    other = load_config(config, model_overrides({}, **FEW, **{"data.tokenizer.lowercase": "False"}))
+    other_config = load_config(config, model_overrides({}, **FEW, **{"data.tokenizer.lowercase": "False"}))
     with pytest.raises(UserError, match=r"--model: .* has another vocabulary, token .* expected"):
-        pilots.print_pilot_ranking(str(folder / "source"), other, 1)
+        pilots.print_pilot_ranking(str(folder / "source"), other_config, 1)

@@ -1,4 +1,4 @@
-"""`dwt remap` as a user meets it."""
+"""`dwt remap` from the command line."""
 
 import json
 import re
@@ -23,48 +23,48 @@ def get_config():
 
 
 @pytest.fixture
-def place(tmp_path):
+def folder(tmp_path):
     (tmp_path / "wide.py").write_text(CONFIG)
     return tmp_path
 
 
-def saved(name, path):
+def save_model(name, path):
     model = torch_model(name, SMALL)
     model.save_pretrained(path)
-    words = [*WORDPIECE.special_tokens, *"abcdefghij"]
-    (path / "vocab.txt").write_text("\n".join(words))
+    tokens = [*WORDPIECE.special_tokens, *"abcdefghij"]
+    (path / "vocab.txt").write_text("\n".join(tokens))
     return model
 
 
-def remap(place, *options):
-    return main(["remap", f"--model={place / 'small'}", f"--config={place / 'wide.py'}", *options])
+def remap(folder, *options):
+    return main(["remap", f"--model={folder / 'small'}", f"--config={folder / 'wide.py'}", *options])
 
 
 @pytest.mark.parametrize(
     "name", ["BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification", "BertModel"]
 )
-def test_twice_the_width_is_the_same_in_torch(name, place, capsys):
-    small = saved(name, place / "small")
-    assert remap(place, "--method=hyperclone", f"--out={place / 'wide'}", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["exact"]
-    assert bool(told["drift"]) == ("mlm" in told_heads(name))
-    if told["drift"]:
-        assert told["drift"]["max"] < 1e-4
-    wide, report = type(small).from_pretrained(place / "wide", output_loading_info=True)
+def test_doubled_width_has_same_outputs_in_torch(name, folder, capsys):
+    small = save_model(name, folder / "small")
+    assert remap(folder, "--method=hyperclone", f"--out={folder / 'wide'}", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["function_preserving"]
+    assert bool(record["logit_drift"]) == ("mlm" in parts_of_class(name))
+    if record["logit_drift"]:
+        assert record["logit_drift"]["max"] < 1e-4
+    wide, report = type(small).from_pretrained(folder / "wide", output_loading_info=True)
     assert not any(report.values()), report
     assert wide.config.hidden_size == 16
     assert wide.config.tie_word_embeddings == small.config.tie_word_embeddings
     ids = torch.tensor([[3, 4, 5, 6, 7]])
     with torch.no_grad():
         for key, x in small(ids).items():
-            expected = torch.cat([x, x], -1) if x.shape[-1] == 8 else x  # hidden states are there twice
+            expected = torch.cat([x, x], -1) if x.shape[-1] == 8 else x  # hidden states are tiled
             torch.testing.assert_close(wide.eval()(ids)[key], expected, atol=1e-4, rtol=0)
-    assert "computes what that did" in (place / "wide" / "README.md").read_text()
-    assert load_model(str(place / "wide"), heads=None).params.keys() == told_heads(name)
+    assert "computes the same function" in (folder / "wide" / "README.md").read_text()
+    assert load_model(str(folder / "wide"), heads=None).params.keys() == parts_of_class(name)
 
 
-def told_heads(name):
+def parts_of_class(name):
     heads = {
         "BertForMaskedLM": {"mlm"},
         "BertForPreTraining": {"mlm", "pooler", "next_sentence"},
@@ -74,30 +74,30 @@ def told_heads(name):
     return {"embeddings", "layers", *heads[name]}
 
 
-def test_a_table_and_a_method_that_is_not_exact(place, capsys):
-    saved("BertForMaskedLM", place / "small")
-    options = ["--method=stack+net2net", f"--out={place / 'deep'}", "--config.model.num_hidden_layers=4"]
-    assert remap(place, *options, "--noise=0.01", "--seed=3") == 0
-    said = capsys.readouterr().out
-    assert "layers/attention/query/kernel" in said
-    assert "wants training" in (place / "deep" / "README.md").read_text()
-    first = load_model(str(place / "deep")).params
+def test_prints_table_and_noise_and_seed_change_result(folder, capsys):
+    save_model("BertForMaskedLM", folder / "small")
+    options = ["--method=stack+net2net", f"--out={folder / 'deep'}", "--config.model.num_hidden_layers=4"]
+    assert remap(folder, *options, "--noise=0.01", "--seed=3") == 0
+    output = capsys.readouterr().out
+    assert "layers/attention/query/kernel" in output
+    assert "needs training" in (folder / "deep" / "README.md").read_text()
+    first_params = load_model(str(folder / "deep")).params
     kernels = {}
-    for name, how in (
+    for name, flags in (
         ("again", ["--noise=0.01", "--seed=3"]),
         ("exact", ["--seed=3"]),
         ("other", ["--seed=4"]),
     ):
-        assert remap(place, options[0], f"--out={place / name}", *options[2:], *how) == 0
-        kernels[name] = load_model(str(place / name)).params["layers"]["mlp"]["input"]["kernel"]
-    np.testing.assert_array_equal(first["layers"]["mlp"]["input"]["kernel"].shape, (4, 16, 24))
-    np.testing.assert_array_equal(first["layers"]["mlp"]["input"]["kernel"], kernels["again"])
+        assert remap(folder, options[0], f"--out={folder / name}", *options[2:], *flags) == 0
+        kernels[name] = load_model(str(folder / name)).params["layers"]["mlp"]["input"]["kernel"]
+    np.testing.assert_array_equal(first_params["layers"]["mlp"]["input"]["kernel"].shape, (4, 16, 24))
+    np.testing.assert_array_equal(first_params["layers"]["mlp"]["input"]["kernel"], kernels["again"])
     assert not np.array_equal(kernels["again"], kernels["exact"])
     assert not np.array_equal(kernels["other"], kernels["exact"])
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--method=hyperclone"], "remap: the following arguments are required: --out"),
         (["--method=hyperclon", "--out=OUT"], "did you mean 'hyperclone'"),
@@ -112,47 +112,49 @@ def test_a_table_and_a_method_that_is_not_exact(place, capsys):
     ],
     ids=str,
 )
-def test_what_cannot_be(options, says, place, capsys):
-    saved("BertForMaskedLM", place / "small")
-    assert remap(place, *[option.replace("OUT", str(place / "out")) for option in options]) == 2
-    error = capsys.readouterr().err
-    assert re.search(says, error), error
-    assert not (place / "out").exists()
+def test_invalid_options_exit_2(options, message, folder, capsys):
+    save_model("BertForMaskedLM", folder / "small")
+    assert remap(folder, *[option.replace("OUT", str(folder / "out")) for option in options]) == 2
+    stderr = capsys.readouterr().err
+    assert re.search(message, stderr), stderr
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "left"),
+    ("name", "dropped"),
     [
         ("BertForPreTraining", "pooler, next_sentence"),
         ("BertForSequenceClassification", "pooler, classifier"),
     ],
 )
-def test_another_family_gets_the_masked_lm_head_alone(name, left, place, capsys):
-    """BERT's pooler is a tanh, DistilBERT's a ReLU: copied, it would be another function in silence."""
-    small = saved(name, place / "small")
+def test_other_model_type_gets_masked_lm_head_only(name, dropped, folder, capsys):
+    """BERT's pooler is a tanh, DistilBERT's a ReLU: a copied pooler would compute a different function."""
+    small = save_model(name, folder / "small")
     sizes = ["--config.model.model_type=distilbert", "--config.model.type_vocab_size=0"]
-    assert remap(place, "--method=fna", f"--out={place / 'wide'}", *sizes) == 0
-    said = capsys.readouterr()
-    assert f"omitted, distilbert computes these heads differently from bert: {left}" in said.err
-    assert "model_type bert → distilbert" in said.out
-    kind = transformers.DistilBertForMaskedLM if "PreTraining" in name else transformers.DistilBertModel
-    wide, report = kind.from_pretrained(place / "wide", output_loading_info=True)
+    assert remap(folder, "--method=fna", f"--out={folder / 'wide'}", *sizes) == 0
+    output = capsys.readouterr()
+    assert f"omitted, distilbert computes these heads differently from bert: {dropped}" in output.err
+    assert "model_type bert → distilbert" in output.out
+    model_class = (
+        transformers.DistilBertForMaskedLM if "PreTraining" in name else transformers.DistilBertModel
+    )
+    wide, report = model_class.from_pretrained(folder / "wide", output_loading_info=True)
     assert not any(report.values()), report
-    words = small.bert.embeddings.word_embeddings.weight
-    torch.testing.assert_close(wide.get_input_embeddings().weight[:, : words.shape[1]], words)
-    assert load_model(str(place / "wide"), heads=None).labels == ()
+    word_table = small.bert.embeddings.word_embeddings.weight
+    torch.testing.assert_close(wide.get_input_embeddings().weight[:, : word_table.shape[1]], word_table)
+    assert load_model(str(folder / "wide"), heads=None).labels == ()
 
 
-def test_the_licence_is_handed_on(place):
-    saved("BertForMaskedLM", place / "small")
-    (place / "small" / "README.md").write_text("---\nlicense: cc-by-4.0\ntags:\n- mine\n---\n# Small\n")
-    assert remap(place, "--method=hyperclone", f"--out={place / 'wide'}") == 0
-    card = (place / "wide" / "README.md").read_text()
+def test_licence_is_copied(folder):
+    save_model("BertForMaskedLM", folder / "small")
+    (folder / "small" / "README.md").write_text("---\nlicense: cc-by-4.0\ntags:\n- mine\n---\n# Small\n")
+    assert remap(folder, "--method=hyperclone", f"--out={folder / 'wide'}") == 0
+    card = (folder / "wide" / "README.md").read_text()
     assert "license: cc-by-4.0\n" in card
     assert "mine" not in card
 
 
-def test_a_place_that_is_taken(place, capsys):
-    saved("BertForMaskedLM", place / "small")
-    assert remap(place, "--method=hyperclone", f"--out={place / 'small'}") == 2
+def test_nonempty_out_exits_2(folder, capsys):
+    save_model("BertForMaskedLM", folder / "small")
+    assert remap(folder, "--method=hyperclone", f"--out={folder / 'small'}") == 2
     assert "is not empty" in capsys.readouterr().err

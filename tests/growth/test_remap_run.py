@@ -1,4 +1,4 @@
-"""Runs that are grown in their middle, and new entries that are warmed up."""
+"""Runs grown in the middle of training, and the warm-up of new entries."""
 
 import json
 import re
@@ -28,7 +28,7 @@ from helpers.runs import dwt, prepared_project
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """(config:rows, folder): a tiny corpus, prepared, and a run that keeps its checkpoints 4, 8 and 12."""
+    """(config:rows, folder): a tiny prepared corpus, and a run with checkpoints 4, 8 and 12."""
     folder = tmp_path_factory.mktemp("growth")
     spec = prepared_project(folder)
     train(load_config(spec), folder / "small")
@@ -44,7 +44,7 @@ def grow(project, out, method, *overrides, step=8, moments="carry", run=None):
 
 
 def state_of(workdir, spec, overrides=None):
-    """The state that a run goes on with, on the host, and its step."""
+    """The state with which a run resumes, on the host, and its step."""
     run = setup_run(load_config(spec, overrides or {}), workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", 3)
     state, step = init_or_restore_state(run, checkpoints)
@@ -57,11 +57,11 @@ def adam(state):
     return next(filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam)))
 
 
-def test_grown_to_its_own_size_it_is_the_uninterrupted_run(project, tmp_path):
-    """Step, moments, batches, masks, dropout and learning rate go on: bitwise the same end."""
-    told = grow(project, tmp_path / "same", "stack")
-    assert told.exact
-    assert told.drift["max"] == 0
+def test_growth_to_same_size_equals_uninterrupted_run(project, tmp_path):
+    """Step, moments, batches, masks, dropout and learning rate continue: bitwise the same end."""
+    report = grow(project, tmp_path / "same", "stack")
+    assert report.function_preserving
+    assert report.logit_drift["max"] == 0
     train(load_config(project[0]), tmp_path / "same")
     assert_same_run(project[1] / "small", tmp_path / "same", begin=8)
     assert summary(tmp_path / "same")["flops"]["total"] == summary(project[1] / "small")["flops"]["total"]
@@ -71,12 +71,12 @@ def test_grown_to_its_own_size_it_is_the_uninterrupted_run(project, tmp_path):
         assert_same_run(project[1] / "small", tmp_path / "reset", begin=8)
 
 
-def test_a_wider_student_goes_on_where_the_small_one_was(project, tmp_path):
-    """By the commands as a user has them, and resumed as any run."""
+def test_wider_student_continues_from_source_run(project, tmp_path):
+    """From the command line, and resumed as any run."""
     keys = [f"--config.{key}={value}" for key, value in {**WIDER, "init.new_param_warmup": "0.5"}.items()]
     config, out = f"--config={project[0]}", tmp_path / "big"
     small = project[1] / "small"
-    found = dwt(
+    result = dwt(
         "remap-run",
         f"--run={small}",
         "--step=8",
@@ -86,72 +86,73 @@ def test_a_wider_student_goes_on_where_the_small_one_was(project, tmp_path):
         config,
         *keys,
     )
-    assert found.returncode == 0, found.stderr
-    assert "kept exactly" in found.stdout
-    command = found.stderr.split("continue with: dwt ")[1].split()
+    assert result.returncode == 0, result.stderr
+    assert "preserved exactly" in result.stdout
+    command = result.stderr.split("continue with: dwt ")[1].split()
     assert [p.name for p in (out / "checkpoints").iterdir() if p.name.isdigit()] == ["8"]
-    there, new = (
+    source_result, new = (
         dwt("evaluate", f"--model={m}", f"--data={project[1] / 'rows'}", "--json") for m in (small, out)
     )
     before = next(r for r in records(small, "evaluations.jsonl") if r["step"] == 8)
     assert json.loads(new.stdout)["held_out_loss"] == pytest.approx(before["held_out_loss"], abs=1e-5)
-    found = dwt(*command)  # with `init.*`, though it may leave that out
-    assert found.returncode == 0, found.stderr
-    assert "resumed at step 8" in found.stdout
-    assert f"grown from {small} (2 x 32, step 8) by net2net" in found.stdout
+    result = dwt(*command)  # with `init.*`, which is optional
+    assert result.returncode == 0, result.stderr
+    assert "resumed at step 8" in result.stdout
+    assert f"grown from {small} (2 x 32, step 8) by net2net" in result.stdout
     assert [r["step"] for r in records(out)] == [10, 12]
     cost, per_step = summary(small)["flops"]["student"] * 8 / 12, records(out)
     big = (per_step[1]["student_flops"] - per_step[0]["student_flops"]) / 2
     assert summary(out)["flops"]["student"] == pytest.approx(cost + 4 * big)
     assert summary(out)["init"] == {
-        "method": "net2net", "exact": True, "step": 8, "num_hidden_layers": 2, "hidden_size": 32,
+        "method": "net2net", "function_preserving": True, "step": 8,
+        "num_hidden_layers": 2, "hidden_size": 32,
     }  # fmt: skip
     assert (
-        "after 8 of its steps; before the next step it computed what that did"
+        "after 8 of its steps; before the next step it computed the same function"
         in (out / "model" / "README.md").read_text()
     )
-    assert json.loads(there.stdout)["held_out_loss"] > summary(out)["held_out"]["held_out_loss"] - 1
-    # Cut right after it was grown, and the run that it came from gone: the same end.
+    assert json.loads(source_result.stdout)["held_out_loss"] > summary(out)["held_out"]["held_out_loss"] - 1
+    # Resumed from the grown state, without the source run: the same end.
     shutil.copytree(small, tmp_path / "old")
-    told = json.loads((out / "init.json").read_text())
-    assert told["from"] == str(small)
+    record = json.loads((out / "init.json").read_text())
+    assert record["from"] == str(small)
     cut_after(out, tmp_path / "cut", 8)
-    mine = growth_overrides(project, "net2net", WIDER, init__new_param_warmup="0.5")
-    train(load_config(project[0], mine), tmp_path / "cut")
+    overrides = growth_overrides(project, "net2net", WIDER, init__new_param_warmup="0.5")
+    train(load_config(project[0], overrides), tmp_path / "cut")
     assert_same_run(out, tmp_path / "cut", begin=8)
 
 
 @pytest.mark.parametrize(("moments", "count"), [("reset", 0), ("carry", 8), ("asymmetric", 8)])
-def test_moments_as_asked(project, tmp_path, moments, count):
+def test_moments_option(project, tmp_path, moments, count):
     grow(project, tmp_path / "run", "hyperclone", WIDER, moments=moments)
     state, step = state_of(tmp_path / "run", project[0], WIDER)
-    found = adam(state)
+    grown_adam = adam(state)
     assert step == state.step == 8
-    assert found.count == count
-    table = found.mu["embeddings"]["word"]["embedding"]
-    old, _ = state_of(cut(project, tmp_path / "small", 8), project[0])
-    theirs = adam(old).mu["embeddings"]["word"]["embedding"]
+    assert grown_adam.count == count
+    table = grown_adam.mu["embeddings"]["word"]["embedding"]
+    old, _ = state_of(cut_small_run(project, tmp_path / "small", 8), project[0])
+    source_moments = adam(old).mu["embeddings"]["word"]["embedding"]
     if moments == "reset":
         assert not table.any()
         return
-    assert theirs.any()
-    half = theirs.shape[1]
-    # The word table is an output (embedding) and, tied, the decoder: the chain rule halves it.
-    np.testing.assert_allclose(table[:, :half], theirs / 2, rtol=1e-6)
-    expected = theirs / 2 if moments == "carry" else np.zeros_like(theirs)
+    assert source_moments.any()
+    half = source_moments.shape[1]
+    # The word table is an output (embedding) and, tied, the decoder: the chain rule halves its moments.
+    np.testing.assert_allclose(table[:, :half], source_moments / 2, rtol=1e-6)
+    expected = source_moments / 2 if moments == "carry" else np.zeros_like(source_moments)
     np.testing.assert_allclose(table[:, half:], expected, rtol=1e-6)
 
 
-def cut(project, folder, step):
+def cut_small_run(project, folder, step):
     cut_after(project[1] / "small", folder, step)
     return folder
 
 
-def test_gates_open_from_the_growth_on_and_a_grown_run_grows_again(project, tmp_path):
-    behind = {**WIDER, **DEEPER, "init.gate_warmup": "0.5"}
-    told = grow(project, tmp_path / "gated", "masked", behind, step=4)
-    assert told.exact
-    again = {**behind, "init.method": "masked", "init.from": "elsewhere"}
+def test_gates_open_after_growth_and_grown_run_grows_again(project, tmp_path):
+    gated = {**WIDER, **DEEPER, "init.gate_warmup": "0.5"}
+    report = grow(project, tmp_path / "gated", "masked", gated, step=4)
+    assert report.function_preserving
+    again = {**gated, "init.method": "masked", "init.from": "elsewhere"}
     train(load_config(project[0], again), tmp_path / "gated")
     shares = {r["step"]: r["gate"] for r in records(tmp_path / "gated")}
     assert shares == pytest.approx({6: 1 / 4, 8: 3 / 4, 10: 1, 12: 1})
@@ -159,21 +160,19 @@ def test_gates_open_from_the_growth_on_and_a_grown_run_grows_again(project, tmp_
     first = next(r for r in records(tmp_path / "gated", "evaluations.jsonl") if r["step"] == 4)
     assert first["held_out_loss"] == pytest.approx(before["held_out_loss"], abs=1e-5)
     assert not load_model(str(tmp_path / "gated")).model.gated_layers
-    deeper = {**WIDER, "model.num_hidden_layers": "4"}  # open by now: grows as an ordinary model
+    deeper = {**WIDER, "model.num_hidden_layers": "4"}  # the gates are open: grows as an ordinary model
     grow(project, tmp_path / "next", "stack_top", deeper, run=tmp_path / "gated")
     train(load_config(project[0], deeper), tmp_path / "next")
     assert summary(tmp_path / "next")["init"]["num_hidden_layers"] == 3
     cut_after(tmp_path / "gated", tmp_path / "cut", 4)
-    with pytest.raises(
-        UserError, match="weighted_norm true → false, expected true until it is annealed away"
-    ):
+    with pytest.raises(UserError, match="weighted_norm true → false, expected true until its gates are open"):
         grow(project, tmp_path / "shut", "stack_top", deeper, run=tmp_path / "cut", step=4)
     assert not (tmp_path / "shut").exists()
 
 
-def test_another_stream_is_refused_and_nothing_is_left(project, tmp_path):
+def test_different_data_stream_exits_2_and_writes_nothing(project, tmp_path):
     small = f"--run={project[1] / 'small'}"
-    for more, says in (
+    for extra, message in (
         (["--config.seed=1"], "config: seed is 1, expected 0 as in"),
         (["--config.train.batch_size=16"], "config: train.batch_size is 16, expected 8 as in"),
         (["--config.mlm.probability=0.3"], "config: mlm.probability is 0.3, expected 0.15 as in"),
@@ -183,33 +182,35 @@ def test_another_stream_is_refused_and_nothing_is_left(project, tmp_path):
         (["--seed=1"], "remap-run: unrecognized arguments: --seed=1"),
         (["--model=x"], "remap-run: unrecognized arguments: --model=x"),
     ):
-        run = [small, *([] if any(m.startswith("--step") for m in more) else ["--step=8"])]
-        found = dwt(
+        run = [small, *([] if any(m.startswith("--step") for m in extra) else ["--step=8"])]
+        result = dwt(
             "remap-run",
             *run,
             "--method=hyperclone",
             f"--config={project[0]}",
             f"--out={tmp_path / 'out'}",
-            *more,
+            *extra,
         )
-        assert found.returncode == 2, (more, found.stdout)
-        assert says in found.stderr, (says, found.stderr)
-        assert found.stderr.count("\n") == 1
+        assert result.returncode == 2, (extra, result.stdout)
+        assert message in result.stderr, (message, result.stderr)
+        assert result.stderr.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
 
 
-def test_remap_takes_a_kept_checkpoint_of_a_run(project, tmp_path):
+def test_remap_reads_saved_checkpoint_of_run(project, tmp_path):
     keys = [f"--config.{key}={value}" for key, value in WIDER.items()]
     small, out = f"--model={project[1] / 'small'}", f"--out={tmp_path / 'out'}"
-    found = dwt("remap", small, "--step=4", "--method=hyperclone", out, f"--config={project[0]}", *keys)
-    assert found.returncode == 0, found.stderr
+    result = dwt("remap", small, "--step=4", "--method=hyperclone", out, f"--config={project[0]}", *keys)
+    assert result.returncode == 0, result.stderr
     source = load_model(str(project[1] / "small"), step=4)
-    theirs, known = source.params["embeddings"]["word"]["embedding"], source.model.vocab_size
-    mine = load_model(str(tmp_path / "out")).params["embeddings"]["word"]["embedding"]
-    np.testing.assert_array_equal(mine[:known, : theirs.shape[1]], theirs[:known])
+    source_table, vocab_size = source.params["embeddings"]["word"]["embedding"], source.model.vocab_size
+    grown_table = load_model(str(tmp_path / "out")).params["embeddings"]["word"]["embedding"]
+    np.testing.assert_array_equal(
+        grown_table[:vocab_size, : source_table.shape[1]], source_table[:vocab_size]
+    )
 
 
-def test_what_is_no_run_and_what_was_not_grown(project, tmp_path):
+def test_not_a_run_or_not_grown_raises(project, tmp_path):
     with pytest.raises(UserError, match="is no run with checkpoints"):
         grow(project, tmp_path / "out", "stack", run=project[1] / "small" / "model")
     with pytest.raises(UserError, match=r"init\.step is 4, expected 0: only dwt remap-run sets it"):
@@ -225,7 +226,7 @@ def test_what_is_no_run_and_what_was_not_grown(project, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"source": 7}, "source is 7, expected an object as dwt remap-run wrote it"),
         ({"digest": None}, "digest is None, expected a string"),
@@ -236,86 +237,86 @@ def test_what_is_no_run_and_what_was_not_grown(project, tmp_path):
         (None, "init.json: missing, expected the record that dwt remap-run wrote"),
     ],
 )
-def test_a_damaged_record_is_told_before_training(project, once_grown, tmp_path, change, says):
-    shutil.copytree(once_grown, tmp_path / "run")
+def test_damaged_record_raises_before_training(project, grown_run, tmp_path, change, message):
+    shutil.copytree(grown_run, tmp_path / "run")
     record = tmp_path / "run" / "init.json"
     if change is None:
         record.unlink()
     else:
-        found = {**json.loads(record.read_text()), **change}
-        record.write_text(json.dumps({key: value for key, value in found.items() if value is not ...}))
-    with pytest.raises(UserError, match=re.escape(says)):
+        content = {**json.loads(record.read_text()), **change}
+        record.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+    with pytest.raises(UserError, match=re.escape(message)):
         train(load_config(project[0]), tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def once_grown(project, tmp_path_factory):
-    """The small run, grown to its own size after 8 steps with a second warm-up."""
+def grown_run(project, tmp_path_factory):
+    """The small run, grown to its own size after 8 steps, with new_param_warmup."""
     out = tmp_path_factory.mktemp("once") / "run"
     grow(project, out, "stack", {"init.new_param_warmup": "0.25"})
     return out
 
 
-def test_a_part_of_what_it_was_grown_by_is_enough(project, once_grown, tmp_path):
-    """What the config says stands and is compared, the rest is taken from there."""
-    shutil.copytree(once_grown, tmp_path / "run")
+def test_init_keys_left_out_are_read_from_run(project, grown_run, tmp_path):
+    """Keys in the config are compared, the others are read from the run."""
+    shutil.copytree(grown_run, tmp_path / "run")
     train(load_config(project[0], {"init.method": "stack", "init.from": "x"}), tmp_path / "run")
-    shutil.copytree(once_grown, tmp_path / "other")
+    shutil.copytree(grown_run, tmp_path / "other")
     other = {"init.method": "stack", "init.from": "x", "init.new_param_warmup": "0.5"}
     with pytest.raises(UserError, match=r"init\.new_param_warmup is 0\.25 there, 0\.5 here$"):
         train(load_config(project[0], other), tmp_path / "other")
 
 
-def test_flags_that_contradict_and_places_inside_a_run(project, tmp_path):
+def test_contradicting_flags_and_out_inside_run_exit_2(project, tmp_path):
     small, spec = project[1] / "small", project[0]
     command = [f"--run={small}", "--method=stack", f"--config={spec}"]
-    for more, says in (
+    for extra, message in (
         (["--carry", "--moments=reset"], "not allowed with argument"),
         (["--config.init.step=8"], "--config.init.step is '8', expected --step"),
         (["--config.init.method=fna"], "--config.init.method is 'fna', expected 'stack'"),
         (["--out", str(small / "checkpoints" / "grown")], f"lies in the run {small}, expected a place"),
     ):
-        out = [] if "--out" in more else [f"--out={tmp_path / 'out'}"]
-        found = dwt("remap-run", *command, *out, *more)
-        assert found.returncode == 2, found.stdout
-        assert says in found.stderr
+        out = [] if "--out" in extra else [f"--out={tmp_path / 'out'}"]
+        result = dwt("remap-run", *command, *out, *extra)
+        assert result.returncode == 2, result.stdout
+        assert message in result.stderr
         assert not list(tmp_path.iterdir())
     out = tmp_path / "with a blank"
-    found = dwt("remap-run", *command, "--step=8", f"--out={out}")
-    assert found.returncode == 0, found.stderr
-    said = found.stderr.splitlines()[-1].partition("continue with: ")[2]
-    again = dwt(*shlex.split(said)[1:])
+    result = dwt("remap-run", *command, "--step=8", f"--out={out}")
+    assert result.returncode == 0, result.stderr
+    command_line = result.stderr.splitlines()[-1].partition("continue with: ")[2]
+    again = dwt(*shlex.split(command_line)[1:])
     assert again.returncode == 0, again.stderr
 
 
-def test_a_source_that_becomes_the_teacher_is_charged_once(project, tmp_path):
-    """And one that stays it, or was it and is gone, as often."""
+def test_flops_of_source_that_becomes_teacher_count_once(project, tmp_path):
+    """The same for a source that stays the teacher, or was it before."""
     small = project[1] / "small"
     cost = summary(small)["flops"]["total"]
-    taught = {"teacher.path": str(small), "distill.preset": "paper_normal"}
+    with_teacher = {"teacher.path": str(small), "distill.preset": "paper_normal"}
     train(
         load_config(project[0], growth_overrides(project, "stack", model__num_hidden_layers="3")),
         tmp_path / "old",
     )
     deeper = {"model.num_hidden_layers": "4"}
-    for name, more, expected in (("alone", {}, cost), ("taught", taught, 0.0)):
-        grow(project, tmp_path / name, "stack", deeper, more, run=tmp_path / "old")
+    for name, extra, expected in (("alone", {}, cost), ("taught", with_teacher, 0.0)):
+        grow(project, tmp_path / name, "stack", deeper, extra, run=tmp_path / "old")
         assert json.loads((tmp_path / name / "init.json").read_text())["training_flops"] == expected
 
 
-def test_a_checkpoint_that_lacks_a_file_is_passed_over_in_silence(project, tmp_path):
+def test_incomplete_checkpoint_is_skipped(project, tmp_path):
     shutil.copytree(project[1] / "small", tmp_path / "small")
     for file in (tmp_path / "small" / "checkpoints" / "12" / "default" / "d").iterdir():
         file.unlink()
     out = f"--out={tmp_path / 'out'}"
-    found = dwt("remap-run", f"--run={tmp_path / 'small'}", "--method=stack", out, f"--config={project[0]}")
-    assert found.returncode == 0, found.stderr
-    assert "checkpoint 12 is damaged, trying the one before" in found.stdout
-    assert found.stderr.count("\n") == 1  # how it goes on
+    result = dwt("remap-run", f"--run={tmp_path / 'small'}", "--method=stack", out, f"--config={project[0]}")
+    assert result.returncode == 0, result.stderr
+    assert "checkpoint 12 is damaged, trying the one before" in result.stdout
+    assert result.stderr.count("\n") == 1  # the command to continue
 
 
-def test_new_entries_rise_from_nothing_alone(project, tmp_path):
-    """One update at share 0: what is old moves as ever, what is new or a further copy stays."""
+def test_new_param_warmup_scales_new_entries_only(project, tmp_path):
+    """After one update at share 0 old entries have changed, new and duplicated ones have not."""
     flat = {"optimizer.learning_rate.warmup_fraction": "0", "train.steps": "2", "init.new_param_warmup": "1"}
     overrides = growth_overrides(project, "hyperclone", WIDER, flat, {"train.save_every": "1"})
     train(load_config(project[0], overrides), tmp_path / "run")
@@ -325,27 +326,30 @@ def test_new_entries_rise_from_nothing_alone(project, tmp_path):
     from dwt_jax.remap.apply import grow_params
     from dwt_jax.remap.optimizer_state import copied_entry_mask
 
-    begun = grow_params(before.plan, before.source.params)
-    new = new_entry_mask(copied_entry_mask(before.plan), begun, PARAM_AXES)
-    seen = 0
-    for (path, old), found, mask in zip(
-        jax.tree_util.tree_leaves_with_path(begun), jax.tree.leaves(after), jax.tree.leaves(new), strict=True
+    initial_params = grow_params(before.plan, before.source.params)
+    new = new_entry_mask(copied_entry_mask(before.plan), initial_params, PARAM_AXES)
+    num_new = 0
+    for (path, old), trained, mask in zip(
+        jax.tree_util.tree_leaves_with_path(initial_params),
+        jax.tree.leaves(after),
+        jax.tree.leaves(new),
+        strict=True,
     ):
         mask = np.broadcast_to(mask, old.shape)
-        assert (found[mask] == old[mask]).all(), path_name(path)
-        seen += mask.sum()
+        assert (trained[mask] == old[mask]).all(), path_name(path)
+        num_new += mask.sum()
         if PARAM_AXES[path_name(path)][-1].fan == "out" and path_name(path).startswith("layers"):
-            assert (found[~mask] != old[~mask]).any(), path_name(path)
-    assert seen > 10_000
+            assert (trained[~mask] != old[~mask]).any(), path_name(path)
+    assert num_new > 10_000
     later = load_model(str(tmp_path / "run"), step=2).params["mlm"]["transform"]["kernel"]
-    assert (later[-1] != begun["mlm"]["transform"]["kernel"][-1]).any()
+    assert (later[-1] != initial_params["mlm"]["transform"]["kernel"][-1]).any()
 
 
-def test_the_next_batch_is_the_next_of_the_stream(project, tmp_path):
-    """Not only by the end being the same: the rows themselves."""
+def test_next_batch_continues_data_stream(project, tmp_path):
+    """The rows themselves, not only the end of training."""
     grow(project, tmp_path / "run", "stack")
     run = setup_run(load_config(project[0]), tmp_path / "run")
     old = setup_run(load_config(project[0]), project[1] / "small")
-    mine = next(data_rows.batch_iterator(run.rows, run.config.seed, 8, run.config.init.step, 12))
-    theirs = data_rows.get_batch(old.rows, old.config.seed, 8, 8)
-    np.testing.assert_array_equal(mine.tokens, theirs.tokens)
+    next_batch = next(data_rows.batch_iterator(run.rows, run.config.seed, 8, run.config.init.step, 12))
+    expected_batch = data_rows.get_batch(old.rows, old.config.seed, 8, 8)
+    np.testing.assert_array_equal(next_batch.tokens, expected_batch.tokens)

@@ -1,4 +1,4 @@
-"""Model directories: read back by transformers, and whole or not at all."""
+"""Model directories: read back by transformers, and saved atomically."""
 
 import dataclasses
 import json
@@ -66,31 +66,36 @@ def content(path):
     return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
-def test_transformers_reads_what_we_write(saved, model, params):
+def test_transformers_reads_saved_checkpoint(saved, model, params):
     bert, report = transformers.AutoModelForMaskedLM.from_pretrained(saved, output_loading_info=True)
     assert type(bert).__name__ == "BertForMaskedLM"
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         assert not report.get(kind), (kind, report[kind])
     assert bert.dtype == torch.float32
     fields = HF_NAMES["bert"].config_keys
-    ours_only = {"model_type", "weighted_norm", "gated_layers"}
-    assert {field.name for field in dataclasses.fields(BertConfig)} == set(fields) | ours_only
+    extra_fields = {"model_type", "weighted_norm", "gated_layers"}
+    assert {field.name for field in dataclasses.fields(BertConfig)} == set(fields) | extra_fields
     for name in fields:
         assert getattr(bert.config, name) == getattr(model, name), name
     assert bert.cls.predictions.decoder.weight is bert.bert.embeddings.word_embeddings.weight
 
-    words = transformers.AutoTokenizer.from_pretrained(saved)
-    encoded = words(["the weak teachers help", "teach the [MASK]"], padding=True, return_tensors="pt")
-    assert words.convert_ids_to_tokens(encoded["input_ids"][0])[1:5] == ["the", "weak", "teach", "##er"]
+    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(saved)
+    encoded = hf_tokenizer(["the weak teachers help", "teach the [MASK]"], padding=True, return_tensors="pt")
+    assert hf_tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])[1:5] == [
+        "the",
+        "weak",
+        "teach",
+        "##er",
+    ]
     with torch.no_grad():
-        there = bert.eval()(**encoded).logits.numpy()
+        torch_logits = bert.eval()(**encoded).logits.numpy()
     segments = encoded["attention_mask"].numpy()
     hidden = models_bert.encode(params, model, encoded["input_ids"].numpy(), segments)
-    here = np.asarray(lm_head_logits(params, model, hidden))[..., : model.vocab_size]
-    np.testing.assert_allclose(here[segments > 0], there[segments > 0], atol=5e-5)
+    logits = np.asarray(lm_head_logits(params, model, hidden))[..., : model.vocab_size]
+    np.testing.assert_allclose(logits[segments > 0], torch_logits[segments > 0], atol=5e-5)
 
 
-def test_we_read_what_we_write(saved, model, params):
+def test_save_and_load_round_trip(saved, model, params):
     loaded, loaded_model, *_ = checkpoint.load_checkpoint(saved)
     assert loaded_model == model
     flat, loaded_flat = (jax.tree_util.tree_leaves_with_path(x) for x in (params, loaded))
@@ -105,22 +110,22 @@ def test_we_read_what_we_write(saved, model, params):
         assert a.tobytes() == b.tobytes(), path
 
 
-def test_we_read_what_transformers_writes(tmp_path, saved, model):
+def test_load_checkpoint_saved_by_transformers(tmp_path, saved, model):
     bert = transformers.AutoModelForMaskedLM.from_pretrained(saved)
     bert.save_pretrained(tmp_path / "theirs")
-    theirs, their_model, *_ = checkpoint.load_checkpoint(tmp_path / "theirs")
-    ours = checkpoint.load_checkpoint(saved).params
+    their_params, their_model, *_ = checkpoint.load_checkpoint(tmp_path / "theirs")
+    expected_params = checkpoint.load_checkpoint(saved).params
     assert their_model == model
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, expected_params, their_params)
 
 
-def test_the_output_can_be_read_again_by_a_saver(tmp_path, saved, model, tokenizer):
+def test_save_loaded_checkpoint_gives_same_bytes(tmp_path, saved, model, tokenizer):
     loaded = checkpoint.load_checkpoint(saved).params
     checkpoint.save_checkpoint(loaded, model, tokenizer, tmp_path / "again")
     assert content(tmp_path / "again") == content(saved)
 
 
-def test_what_is_wrong_is_told_all_at_once(saved):
+def test_error_names_every_wrong_tensor(saved):
     tensors = safetensors.load_file(saved / "model.safetensors")
     del tensors["cls.predictions.bias"]
     del tensors["bert.encoder.layer.1.output.dense.weight"]
@@ -128,9 +133,9 @@ def test_what_is_wrong_is_told_all_at_once(saved):
     tensors["bert.encoder.layer.2.attention.self.query.weight"] = np.zeros((24, 25), np.float32)
     tensors["bert.encoder.layer.3.output.dense.bias"] = np.zeros(24, np.float32)
     safetensors.save_file(tensors, saved / "model.safetensors")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         checkpoint.load_checkpoint(saved)
-    message = str(caught.value)
+    message = str(error_info.value)
     assert "\n" not in message
     for part in (
         "model.safetensors",
@@ -144,17 +149,17 @@ def test_what_is_wrong_is_told_all_at_once(saved):
     assert message.count("; ") == 4
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_file(saved, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_file_raises(saved, fraction):
     file = saved / "model.safetensors"
     data = file.read_bytes()
-    file.write_bytes(data[: int(len(data) * share)])
+    file.write_bytes(data[: int(len(data) * fraction)])
     with pytest.raises(UserError, match=r"model\.safetensors"):
         checkpoint.load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
-def test_a_missing_file(saved, file):
+def test_missing_file_raises(saved, file):
     (saved / file).unlink()
     with pytest.raises(UserError, match=file):
         checkpoint.load_checkpoint(saved)
@@ -174,24 +179,24 @@ def test_a_missing_file(saved, file):
     ],
     ids=str,
 )
-def test_a_config_that_is_no_berts(saved, change, expected):
+def test_unsupported_config_raises(saved, change, expected):
     file = saved / "config.json"
     if isinstance(change, str):
         file.write_text(change)
     else:
         config = {**json.loads(file.read_text()), **change}
         file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-    with pytest.raises(UserError, match=expected) as caught:
+    with pytest.raises(UserError, match=expected) as error_info:
         checkpoint.load_checkpoint(saved)
-    assert "\n" not in str(caught.value)
-    assert "config.json" in str(caught.value)
+    assert "\n" not in str(error_info.value)
+    assert "config.json" in str(error_info.value)
 
 
-class Broken(BaseException):
+class Interruption(BaseException):
     """As a signal or a full disk would."""
 
 
-def test_an_interrupted_save_leaves_the_old_directory(monkeypatch, saved, model, params, tokenizer):
+def test_interrupted_save_keeps_old_directory(monkeypatch, saved, model, params, tokenizer):
     """Interrupted at every call that touches the disk, one after the other."""
     import os
     import pathlib
@@ -207,7 +212,7 @@ def test_an_interrupted_save_leaves_the_old_directory(monkeypatch, saved, model,
             nonlocal calls
             calls += 1
             if calls == stop_at:
-                raise Broken
+                raise Interruption
             return function(*args, **kwargs)
 
         return call
@@ -228,17 +233,17 @@ def test_an_interrupted_save_leaves_the_old_directory(monkeypatch, saved, model,
         try:
             checkpoint.save_checkpoint(changed, model, tokenizer, saved)
             finished = stop_at
-        except Broken:
+        except Interruption:
             assert saved.is_dir(), f"nothing is left after an interruption at call {stop_at}"
             assert content(saved) == before
     assert finished > 4
     after = content(saved)
     assert after["model.safetensors"] != before["model.safetensors"]
     assert {name for name in after if name != "model.safetensors"} == set(before) - {"model.safetensors"}
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]  # nothing left over
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]  # no temporary files
 
 
-def test_tensors_are_named_and_shaped_as_in_transformers(params, model, torch_bert):
+def test_tensor_names_and_shapes_equal_transformers(params, model, torch_bert):
     bert = torch_bert(params, model)
     expected = {name: tuple(p.shape) for name, p in bert.named_parameters()}
     assert {name: array.shape for name, array in checkpoint.to_hf_tensors(params, model).items()} == expected

@@ -1,4 +1,4 @@
-"""pytorch_model.bin made by hand or damaged: refused in a line, whatever it says."""
+"""Handmade and damaged pytorch_model.bin: refused in one line, whatever they contain."""
 
 import collections
 import contextlib
@@ -32,28 +32,30 @@ def text(value):
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
 
-def whole(value):
+def integer(value):
     """An integer of any size."""
     data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
     return b"\x8a" + bytes([len(data)]) + data
 
 
-def many(*items):
+def tuple_of(*items):
     return b"(" + b"".join(items) + b"t"
 
 
-def named(module, name):
+def global_name(module, name):
     return f"c{module}\n{name}\n".encode()
 
 
-def storage(kind="Float", key="0", size=6, last=b""):
-    kind = named("torch", f"{kind}Storage")
-    return many(text("storage"), kind, text(key), text("cpu"), whole(size), last) + b"Q"
+def storage(kind="Float", key="0", size=6, suffix=b""):
+    kind = global_name("torch", f"{kind}Storage")
+    return tuple_of(text("storage"), kind, text(key), text("cpu"), integer(size), suffix) + b"Q"
 
 
-def tensor(of=None, offset=0, shape=(2, 3), strides=(3, 1), function="_rebuild_tensor_v2", rest=b"\x89N"):
-    numbers = whole(offset), many(*map(whole, shape)), many(*map(whole, strides))
-    return named("torch._utils", function) + many(of or storage(), *numbers, rest) + b"R"
+def tensor(
+    storage_bytes=None, offset=0, shape=(2, 3), strides=(3, 1), function="_rebuild_tensor_v2", rest=b"\x89N"
+):
+    numbers = integer(offset), tuple_of(*map(integer, shape)), tuple_of(*map(integer, strides))
+    return global_name("torch._utils", function) + tuple_of(storage_bytes or storage(), *numbers, rest) + b"R"
 
 
 def state(x=None, more=b""):
@@ -73,45 +75,44 @@ def zip_file(main, members=None, order=b"little", compressed=None):
     return out.getvalue()
 
 
-def old_file(main, keys=("0",), storages=None, system=SYSTEM):
+def legacy_file(main, keys=("0",), storages=None, system=SYSTEM):
     if storages is None:
         storages = struct.pack("<q", 6) + DATA
     return MAGIC + system + main + pickle.dumps(list(keys), 2) + storages
 
 
-OLD_STORAGE = storage(last=b"N")
+LEGACY_STORAGE = storage(suffix=b"N")
 
 
-def test_files_made_by_hand_are_those_of_torch(tmp_path):
-    """The strides of an axis without a second element mean nothing, whatever they are."""
+def test_handmade_files_equal_torch(tmp_path):
+    """The strides of an axis without a second element are ignored."""
     path = tmp_path / "pytorch_model.bin"
     views = {"x": ((2, 3), (3, 1)), "one": ((1, 6), (2**62, 1)), "none": ((0, 3), (2**62, 2**62))}
-    for make, last in ((zip_file, b""), (old_file, b"N")):
-        tensors = [text(name) + tensor(storage(last=last), 0, *view) for name, view in views.items()]
+    for make, suffix in ((zip_file, b""), (legacy_file, b"N")):
+        tensors = [text(name) + tensor(storage(suffix=suffix), 0, *view) for name, view in views.items()]
         path.write_bytes(make(b"\x80\x02}(" + b"".join(tensors) + b"u."))
-        theirs = torch.load(path)
-        assert theirs["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
-        assert_same(open_weights(tmp_path), theirs)
+        torch_tensors = torch.load(path)
+        assert torch_tensors["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert_same(open_weights(tmp_path), torch_tensors)
         path.unlink()
 
 
-def changed(file, at, form, value, of=b"PK\1\2"):
-    """The zip with another value in the last record of a kind, by default the entry of data/0 in
-    the directory: 8 flags, 10 method, 20 stored size, 24 size, 42 where its header is."""
+def patch_record(file, at, form, value, signature=b"PK\1\2"):
+    """The zip with one value of the last record of a kind changed, by default the entry of data/0 in
+    the directory. Offsets: 8 flags, 10 method, 20 stored size, 24 size, 42 header offset."""
     file = bytearray(file)
-    struct.pack_into(form, file, file.rfind(of) + at, value)
+    struct.pack_into(form, file, file.rfind(signature) + at, value)
     return bytes(file)
 
 
-def wrapped(file):
-    """The zip whose members start before the file, by so much that counted from its end they are
-    where they were."""
+def shift_members(file):
+    """The zip whose members start before the file: their offsets are correct if counted from its end."""
     end = file.rfind(b"PK\5\6")
     (at,) = struct.unpack_from("<I", file, end + 16)
-    return changed(file, 16, "<I", at + len(file), of=b"PK\5\6")
+    return patch_record(file, 16, "<I", at + len(file), signature=b"PK\5\6")
 
 
-OBJECT = named("collections", "OrderedDict") + b")R"
+OBJECT = global_name("collections", "OrderedDict") + b")R"
 DEEP = b"N" + b"\x85" * 200_000  # a tuple in a tuple in …
 
 HOSTILE = {
@@ -132,7 +133,7 @@ HOSTILE = {
     "deep key": b"\x80\x02}" + DEEP + b"Ns.",
     "deep alone": b"\x80\x02" + DEEP + b".",
     "deep shape": state(
-        named("torch._utils", "_rebuild_tensor_v2") + many(storage(), b"K\0", DEEP, DEEP) + b"R"
+        global_name("torch._utils", "_rebuild_tensor_v2") + tuple_of(storage(), b"K\0", DEEP, DEEP) + b"R"
     ),
     "deep name": b"\x80\x04" + DEEP + text("x") + b"\x93.",
     "deep storage": b"\x80\x02" + DEEP + b"Q.",
@@ -143,9 +144,9 @@ HOSTILE = {
     "EXT1": b"\x80\x02\x82\x01.",
     "EXT4": b"\x80\x02\x84\xff\xff\xff\x7f.",
     "INST": b"(" + text("touch trace") + b"iposix\nsystem\n.",
-    "OBJ": b"(" + named("posix", "system") + text("touch trace") + b"o.",
-    "NEWOBJ": b"\x80\x02" + named("collections", "OrderedDict") + b")\x81.",
-    "NEWOBJ_EX": b"\x80\x04" + named("collections", "OrderedDict") + b")}\x92.",
+    "OBJ": b"(" + global_name("posix", "system") + text("touch trace") + b"o.",
+    "NEWOBJ": b"\x80\x02" + global_name("collections", "OrderedDict") + b")\x81.",
+    "NEWOBJ_EX": b"\x80\x04" + global_name("collections", "OrderedDict") + b")}\x92.",
     "PERSID": b"Ptouch trace\n.",
     "NEXT_BUFFER": b"\x80\x05\x97.",
     "EMPTY_SET": b"\x80\x04\x8f.",
@@ -154,15 +155,21 @@ HOSTILE = {
     "attribute of an attribute": b"\x80\x04" + text("collections") + text("OrderedDict.__init__") + b"\x93.",
     # what to call, and to change
     "call of a string": b"\x80\x02" + text("x") + b")R.",
-    "call of a type": b"\x80\x02" + named("torch", "FloatStorage") + b")R.",
+    "call of a type": b"\x80\x02" + global_name("torch", "FloatStorage") + b")R.",
     "call of a tensor": b"\x80\x02" + tensor() + b")R.",
-    "call without a tuple": b"\x80\x02" + named("collections", "OrderedDict") + b"NR.",
-    "arguments that are none": b"\x80\x02" + named("torch._utils", "_rebuild_tensor_v2") + b")R.",
-    "OrderedDict of a tensor": b"\x80\x02" + named("collections", "OrderedDict") + tensor() + b"\x85R.",
-    "OrderedDict of odd pairs": b"\x80\x02" + named("collections", "OrderedDict") + b"]]Na" + b"a\x85R.",
-    "attributes of a function": b"\x80\x02" + named("torch._utils", "_rebuild_tensor_v2") + b"}b.",
-    "attributes of a type": b"\x80\x02" + named("torch", "FloatStorage") + b"}b.",
-    "items of a function": b"\x80\x02" + named("torch._utils", "_rebuild_tensor_v2") + text("x") + b"Ns.",
+    "call without a tuple": b"\x80\x02" + global_name("collections", "OrderedDict") + b"NR.",
+    "arguments that are none": b"\x80\x02" + global_name("torch._utils", "_rebuild_tensor_v2") + b")R.",
+    "OrderedDict of a tensor": b"\x80\x02" + global_name("collections", "OrderedDict") + tensor() + b"\x85R.",
+    "OrderedDict of odd pairs": b"\x80\x02"
+    + global_name("collections", "OrderedDict")
+    + b"]]Na"
+    + b"a\x85R.",
+    "attributes of a function": b"\x80\x02" + global_name("torch._utils", "_rebuild_tensor_v2") + b"}b.",
+    "attributes of a type": b"\x80\x02" + global_name("torch", "FloatStorage") + b"}b.",
+    "items of a function": b"\x80\x02"
+    + global_name("torch._utils", "_rebuild_tensor_v2")
+    + text("x")
+    + b"Ns.",
     "items of a list": b"\x80\x02]" + text("x") + b"Ns.",
     "append to a dict": b"\x80\x02}Na.",
     "odd items": b"\x80\x02}(" + text("x") + b"u.",
@@ -192,10 +199,10 @@ HOSTILE = {
     "huge and empty": state(tensor(shape=(0, 2**62), strides=(1, 1))),
     "fewer strides": state(tensor(strides=(1,))),
     "many axes": state(tensor(shape=(1,) * 65, strides=(0,) * 65)),
-    "a shape of strings": state(tensor(rest=b"").replace(whole(3), text("3"))),
+    "a shape of strings": state(tensor(rest=b"").replace(integer(3), text("3"))),
     "negated": state(tensor(rest=b"\x89N}" + text("neg") + b"\x88s")),
     "no tensor in a parameter": state(
-        named("torch._utils", "_rebuild_parameter") + many(b"N", b"\x88", b"N") + b"R"
+        global_name("torch._utils", "_rebuild_parameter") + tuple_of(b"N", b"\x88", b"N") + b"R"
     ),
     "untyped without a type": state(tensor(function="_rebuild_tensor_v3")),
     # storages that are not there
@@ -207,26 +214,26 @@ HOSTILE = {
     "of two types": state(more=text("y") + tensor(storage("Int"))),
     "of an unknown type": state(tensor(storage("Evil"))),
     "no tuple": b"\x80\x02" + text("0") + b"Q.",
-    "a module": b"\x80\x02" + many(text("module"), b"N", b"N", b"N") + b"Q.",
+    "a module": b"\x80\x02" + tuple_of(text("module"), b"N", b"N", b"N") + b"Q.",
 }
 
-FILES_BY_HAND = {
+HANDMADE_FILES = {
     **{f"{name}, zip": zip_file(main) for name, main in HOSTILE.items()},
     **{
-        f"{name}, old": old_file(main.replace(storage()[:-2], OLD_STORAGE[:-2]))
+        f"{name}, old": legacy_file(main.replace(storage()[:-2], LEGACY_STORAGE[:-2]))
         for name, main in HOSTILE.items()
         if len(main) < 10**6
     },
     "compressed": zip_file(state(), compressed="data.pkl"),
     "a bomb": zip_file(state(), {"data/0": bytes(2**24)}, compressed="data/0"),
     "two of a name": zip_file(state(), {"data/1": DATA}).replace(b"data/1", b"data/0"),
-    "compressed to the same size": changed(zip_file(state()), 10, "<H", zipfile.ZIP_DEFLATED),
-    "stored at another size": changed(zip_file(state()), 20, "<I", 23),
-    "encrypted": changed(zip_file(state()), 8, "<H", 1),
-    "beyond the end": changed(zip_file(state()), 20, "<Q", 2**31 * (2**32 + 1)),
-    "before the start": wrapped(zip_file(state())),
-    "header beyond the end": changed(zip_file(state()), 42, "<I", 2**31),
-    "header that is none": changed(zip_file(state()), 0, "<I", 0, of=b"PK\3\4"),
+    "compressed to the same size": patch_record(zip_file(state()), 10, "<H", zipfile.ZIP_DEFLATED),
+    "stored at another size": patch_record(zip_file(state()), 20, "<I", 23),
+    "encrypted": patch_record(zip_file(state()), 8, "<H", 1),
+    "beyond the end": patch_record(zip_file(state()), 20, "<Q", 2**31 * (2**32 + 1)),
+    "before the start": shift_members(zip_file(state())),
+    "header beyond the end": patch_record(zip_file(state()), 42, "<I", 2**31),
+    "header that is none": patch_record(zip_file(state()), 0, "<I", 0, signature=b"PK\3\4"),
     "big-endian": zip_file(state(), order=b"big"),
     "no order": zip_file(state(), order=b"none"),
     "no pickle": zip_file(None),
@@ -238,23 +245,25 @@ FILES_BY_HAND = {
     "no directory": zip_file(state())[:-30],
     "only PK": b"PK\3\4",
     "old, other magic": pickle.dumps(3, 2) + pickle.dumps(1001, 2),
-    "old, other version": old_file(state(tensor(OLD_STORAGE))).replace(b"M\xe9\x03", b"M\xea\x03", 1),
-    "old, big-endian": old_file(state(), system=pickle.dumps({"little_endian": False}, 2)),
-    "old, no system": old_file(state(), system=pickle.dumps(3, 2)),
-    "old, a key too few": old_file(state(tensor(OLD_STORAGE)), keys=()),
-    "old, a key too many": old_file(state(tensor(OLD_STORAGE)), keys=("0", "1")),
-    "old, a key twice": old_file(state(tensor(OLD_STORAGE)), keys=("0", "0")),
-    "old, keys that are none": old_file(state(tensor(OLD_STORAGE)), keys=(0, DATA)),
-    "old, cut short": old_file(state(tensor(OLD_STORAGE)))[:-1],
-    "old, no storage": old_file(state(tensor(OLD_STORAGE)), storages=b""),
-    "old, other length": old_file(state(tensor(OLD_STORAGE)), storages=struct.pack("<q", 5) + DATA),
-    "old, negative length": old_file(state(tensor(OLD_STORAGE)), storages=struct.pack("<q", -6) + DATA),
-    "old, a view of a storage": old_file(state(tensor(storage(last=many(text("1"), whole(0), whole(6)))))),
+    "old, other version": legacy_file(state(tensor(LEGACY_STORAGE))).replace(b"M\xe9\x03", b"M\xea\x03", 1),
+    "old, big-endian": legacy_file(state(), system=pickle.dumps({"little_endian": False}, 2)),
+    "old, no system": legacy_file(state(), system=pickle.dumps(3, 2)),
+    "old, a key too few": legacy_file(state(tensor(LEGACY_STORAGE)), keys=()),
+    "old, a key too many": legacy_file(state(tensor(LEGACY_STORAGE)), keys=("0", "1")),
+    "old, a key twice": legacy_file(state(tensor(LEGACY_STORAGE)), keys=("0", "0")),
+    "old, keys that are none": legacy_file(state(tensor(LEGACY_STORAGE)), keys=(0, DATA)),
+    "old, cut short": legacy_file(state(tensor(LEGACY_STORAGE)))[:-1],
+    "old, no storage": legacy_file(state(tensor(LEGACY_STORAGE)), storages=b""),
+    "old, other length": legacy_file(state(tensor(LEGACY_STORAGE)), storages=struct.pack("<q", 5) + DATA),
+    "old, negative length": legacy_file(state(tensor(LEGACY_STORAGE)), storages=struct.pack("<q", -6) + DATA),
+    "old, a view of a storage": legacy_file(
+        state(tensor(storage(suffix=tuple_of(text("1"), integer(0), integer(6)))))
+    ),
     "web page": b"<!doctype html>",
     "tar": b"pickle".ljust(512, b"\0"),
 }
 
-# One process for all of them: a crash or a large allocation ends it.
+# One process reads all files: a crash or a large allocation ends it.
 READ_ALL = """
 import pathlib, resource, sys
 from dwt_jax.hf import tensor_files
@@ -263,30 +272,32 @@ mapped = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource
 resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**29, mapped + 2**29))
 for directory in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     try:
-        found = weights.open_weights(directory)
-        print(directory.name, "|", sorted(found))
+        tensors = tensor_files.open_weights(directory)
+        print(directory.name, "|", sorted(tensors))
     except UserError as error:
         print(directory.name, "|", "refused", str(error).replace(str(directory), ""))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much is mapped is read from /proc")
-def test_hostile_files(tmp_path):
-    for number, file in enumerate(FILES_BY_HAND.values()):
+def test_hostile_files_are_refused(tmp_path):
+    for number, file in enumerate(HANDMADE_FILES.values()):
         directory = tmp_path / f"{number:03}"
         directory.mkdir()
         (directory / "pytorch_model.bin").write_bytes(file)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", READ_ALL, str(tmp_path)],
         capture_output=True,
         text=True,
-        cwd=tmp_path,  # where a trace would be left
+        cwd=tmp_path,  # the directory of a trace file
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0, f"{list(FILES_BY_HAND)[len(lines)]}: {done.returncode} {done.stderr[-500:]}"
-    said = dict(zip(FILES_BY_HAND, (line.split(" | ", 1)[1] for line in lines), strict=True))
-    for name, line in said.items():
+    lines = result.stdout.splitlines()
+    assert result.returncode == 0, (
+        f"{list(HANDMADE_FILES)[len(lines)]}: {result.returncode} {result.stderr[-500:]}"
+    )
+    message_of = dict(zip(HANDMADE_FILES, (line.split(" | ", 1)[1] for line in lines), strict=True))
+    for name, line in message_of.items():
         assert line.startswith("refused /pytorch_model.bin: "), f"{name}: {line}"
         assert ", expected " in line, name
     for name, part in {
@@ -313,12 +324,12 @@ def test_hostile_files(tmp_path):
         "long pickle": "at most 8388608",
         "repeated to 8 GiB, zip": "8589934592 bytes",
     }.items():
-        assert part in said[name], f"{name}: {said[name]}"
+        assert part in message_of[name], f"{name}: {message_of[name]}"
     assert not list(tmp_path.rglob("trace"))
 
 
-def test_nothing_lasts_from_one_file_to_the_next():
-    """The functions that a pickle may name cannot be changed by it."""
+def test_files_cannot_change_allowed_functions():
+    """A pickle cannot modify the functions that it may name."""
     before = {name: dict(vars(value)) for name, value in unpickler._GLOBALS.items() if callable(value)}
     for main in HOSTILE.values():
         if len(main) < 10_000:
@@ -329,7 +340,7 @@ def test_nothing_lasts_from_one_file_to_the_next():
     }
 
 
-def saved(state, zipped):
+def torch_bytes(state, zipped):
     out = io.BytesIO()
     torch.save(state, out, _use_new_zipfile_serialization=zipped)
     return out.getvalue()
@@ -338,7 +349,7 @@ def saved(state, zipped):
 SMALL_STATE = collections.OrderedDict(
     a=torch.ones(2, 3).T, b=torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)), c=torch.ones(4)[1:3]
 )
-SMALL_ZIP, SMALL_OLD = saved(SMALL_STATE, True), saved(SMALL_STATE, False)
+SMALL_ZIP, SMALL_LEGACY = torch_bytes(SMALL_STATE, True), torch_bytes(SMALL_STATE, False)
 PICKLE_AT = SMALL_ZIP.index(b"\x80\x02")
 DIRECTORY_AT = SMALL_ZIP.index(b"PK\1\2")
 PICKLE_END = SMALL_ZIP.index(b"u.", PICKLE_AT) + 2
@@ -346,11 +357,11 @@ PICKLE_END = SMALL_ZIP.index(b"u.", PICKLE_AT) + 2
 
 @st.composite
 def damaged_zip(draw):
-    """Most of a zip is padding: damage the pickle in place, the directory, or anything."""
-    where = draw(st.sampled_from(["pickle", "directory", "anywhere"]))
-    if where == "anywhere":
+    """Most of a zip is padding: damage the pickle without moving it, the directory, or any byte."""
+    region = draw(st.sampled_from(["pickle", "directory", "anywhere"]))
+    if region == "anywhere":
         return draw(damage(SMALL_ZIP))
-    if where == "directory":
+    if region == "directory":
         return SMALL_ZIP[:DIRECTORY_AT] + draw(damage(SMALL_ZIP[DIRECTORY_AT:]))
     main = draw(damage(SMALL_ZIP[PICKLE_AT:PICKLE_END]))
     size = PICKLE_END - PICKLE_AT
@@ -359,25 +370,25 @@ def damaged_zip(draw):
 
 @hypothesis.settings(max_examples=800)
 @hypothesis.given(damaged_zip())
-def test_damaged_zip(tmp_path_factory, data):
+def test_damaged_zip_is_refused_or_read(tmp_path_factory, data):
     directory = tmp_path_factory.mktemp("damaged")
     (directory / "pytorch_model.bin").write_bytes(data)
     survives(directory)
 
 
 @hypothesis.settings(max_examples=800)
-@hypothesis.given(damage(SMALL_OLD))
-def test_damaged_old_file(tmp_path_factory, data):
+@hypothesis.given(damage(SMALL_LEGACY))
+def test_damaged_legacy_file_is_refused_or_read(tmp_path_factory, data):
     directory = tmp_path_factory.mktemp("damaged")
     (directory / "pytorch_model.bin").write_bytes(data)
     survives(directory)
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path):
-    """A file of 8 GiB, all of it a hole but for the start."""
+def test_tensors_are_read_on_access(tmp_path):
+    """A sparse file of 8 GiB with only its start written."""
     count = 2**31
-    main = state(tensor(storage(size=count, last=b"N"), shape=(count,), strides=(1,)))
-    head = old_file(main, storages=struct.pack("<q", count))
+    main = state(tensor(storage(size=count, suffix=b"N"), shape=(count,), strides=(1,)))
+    head = legacy_file(main, storages=struct.pack("<q", count))
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(head)
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""Model directories as others write them: every tensor bit for bit, and nothing believed."""
+"""Weight files of other libraries: every tensor bit for bit, and no value trusted."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def bert():
     return transformers.BertForMaskedLM(config)
 
 
-def test_safetensors_of_every_type(tmp_path):
+def test_safetensors_of_every_dtype(tmp_path):
     tensors = zoo()
     safetensors_torch.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     weights = open_weights(tmp_path)
@@ -41,31 +41,33 @@ def test_safetensors_of_every_type(tmp_path):
 
 
 @pytest.mark.parametrize("shard", ["10GB", "8KB"])
-def test_what_transformers_saves(tmp_path, bert, shard):
+def test_files_saved_by_transformers(tmp_path, bert, shard):
     bert.save_pretrained(tmp_path, max_shard_size=shard)
-    whole = shard == "10GB"
-    assert (tmp_path / "model.safetensors").exists() == whole
+    is_single_file = shard == "10GB"
+    assert (tmp_path / "model.safetensors").exists() == is_single_file
     weights = open_weights(tmp_path)
-    assert weights.path == tmp_path / WEIGHT_FILES[0 if whole else 1]
+    assert weights.path == tmp_path / WEIGHT_FILES[0 if is_single_file else 1]
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     expected = {name: tensor for name, tensor in bert.state_dict().items() if name not in tied}
     assert_same(weights, expected)
 
 
-def test_transformers_agrees_about_tensors_that_no_index_lists(tmp_path, bert):
-    """It reads whole shards, so a weight that the index forgot is there for it as for us."""
+def test_tensors_not_in_index_are_read_as_in_transformers(tmp_path, bert):
+    """transformers reads complete shards, so it has weights that the index does not list."""
     bert.save_pretrained(tmp_path, max_shard_size="8KB")
     index = tmp_path / "model.safetensors.index.json"
     listed = json.loads(index.read_text())
-    forgotten = "bert.encoder.layer.1.output.dense.bias"
-    del listed["weight_map"][forgotten]
+    unlisted = "bert.encoder.layer.1.output.dense.bias"
+    del listed["weight_map"][unlisted]
     index.write_text(json.dumps(listed))
-    theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path).state_dict()[forgotten]
-    assert open_weights(tmp_path)[forgotten].tobytes() == bits(theirs) == bits(bert.state_dict()[forgotten])
+    torch_tensor = transformers.BertForMaskedLM.from_pretrained(tmp_path).state_dict()[unlisted]
+    assert (
+        open_weights(tmp_path)[unlisted].tobytes() == bits(torch_tensor) == bits(bert.state_dict()[unlisted])
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_shards_of_torch(tmp_path, bert, zipped):
+def test_shards_saved_by_torch(tmp_path, bert, zipped):
     state = bert.state_dict()
     files = {name: f"pytorch_model-{i % 3}.bin" for i, name in enumerate(state)}
     for file in set(files.values()):
@@ -75,34 +77,34 @@ def test_shards_of_torch(tmp_path, bert, zipped):
     assert_same(open_weights(tmp_path), state)
 
 
-def test_the_first_of_several_files_counts(tmp_path):
+def test_first_of_several_files_is_used(tmp_path):
     """In the order of transformers."""
-    empty = {"weight_map": {"x": "x.safetensors"}}
+    index = {"weight_map": {"x": "x.safetensors"}}
     for number, name in reversed(list(enumerate(WEIGHT_FILES))):
-        one = {"x": torch.full((1,), float(number))}
+        tensors = {"x": torch.full((1,), float(number))}
         if name == "model.safetensors":
-            safetensors_torch.save_file(one, tmp_path / name)
+            safetensors_torch.save_file(tensors, tmp_path / name)
         elif name == "pytorch_model.bin":
-            torch.save(one, tmp_path / name)
+            torch.save(tensors, tmp_path / name)
         else:
             shard = f"{number}.{name.split('.')[1]}"
             save = safetensors_torch.save_file if shard.endswith("safetensors") else torch.save
-            save(one, tmp_path / shard)
-            empty["weight_map"]["x"] = shard
-            (tmp_path / name).write_text(json.dumps(empty))
+            save(tensors, tmp_path / shard)
+            index["weight_map"]["x"] = shard
+            (tmp_path / name).write_text(json.dumps(index))
         weights = open_weights(tmp_path)
         assert weights["x"] == number
         assert weights.path.name == name
 
 
-def test_no_weights(tmp_path):
+def test_no_weights_raises(tmp_path):
     (tmp_path / "flax_model.msgpack").write_bytes(b"x")
     refused(tmp_path, "no weights", *WEIGHT_FILES)
     with pytest.raises(UserError, match="no weights"):
         open_weights(tmp_path / "absent")
 
 
-def test_links_as_in_the_cache_of_the_hub(tmp_path):
+def test_links_of_hub_cache(tmp_path):
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
@@ -113,15 +115,15 @@ def test_links_as_in_the_cache_of_the_hub(tmp_path):
     (blobs / "5678").write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}))
     (snapshot / "model.safetensors.index.json").symlink_to("../../blobs/5678")
     assert_same(open_weights(snapshot), {"x": torch.ones(2)})
-    (blobs / "1234").unlink()  # a download that was cut short
+    (blobs / "1234").unlink()  # an interrupted download
     refused(snapshot, "a.safetensors", "no such file")
     torch.save({"x": torch.zeros(2)}, snapshot / "pytorch_model.bin")
     (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
     refused(snapshot, "model.safetensors", "no such file")
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path):
-    """A file of 8 GiB, all of it a hole."""
+def test_tensors_are_read_on_access(tmp_path):
+    """A sparse file of 8 GiB."""
     count = 2**31
     header = {"x": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}
     path = tmp_path / "model.safetensors"
@@ -157,7 +159,7 @@ assert not {{"torch", "jax", "transformers"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": PYTHONPATH})
 
 
-# Files that lie.
+# Invalid files.
 
 
 def safetensors_file(header, data=b"", length=None):
@@ -170,7 +172,7 @@ def entry(shape, begin, end, dtype="F32"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-LIES = {
+INVALID_FILES = {
     "no header": b"",
     "half a length": b"\x10\0\0",
     "a length of 2**60": safetensors_file({}, length=2**60),
@@ -200,9 +202,9 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_safetensors_that_lie(tmp_path, lie):
-    (tmp_path / "model.safetensors").write_bytes(LIES[lie])
+@pytest.mark.parametrize("case", INVALID_FILES)
+def test_invalid_safetensors_raise(tmp_path, case):
+    (tmp_path / "model.safetensors").write_bytes(INVALID_FILES[case])
     tracemalloc.start()
     try:
         refused(tmp_path, "model.safetensors")
@@ -214,20 +216,20 @@ def test_safetensors_that_lie(tmp_path, lie):
 @pytest.mark.parametrize(
     ("dtype", "size"), [("F8_E4M3", 2), ("F8_E5M2", 2), ("C64", 16), ("F4", 1), ("F0", 1)]
 )
-def test_types_that_are_not_known_are_named(tmp_path, dtype, size):
+def test_unsupported_dtypes_are_named(tmp_path, dtype, size):
     data = safetensors_file({"x": entry([2], 0, size, dtype)}, bytes(size))
     (tmp_path / "model.safetensors").write_bytes(data)
     refused(tmp_path, dtype)
 
 
 @pytest.mark.parametrize("name", WEIGHT_FILES)
-def test_a_pointer_of_git_lfs(tmp_path, name):
+def test_git_lfs_pointer_raises(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n")
     refused(tmp_path, name, "Git LFS pointer", "git lfs pull")
 
 
 @pytest.mark.parametrize("name", WEIGHT_FILES)
-def test_files_that_are_none(tmp_path, name):
+def test_files_of_other_formats_raise(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     refused(tmp_path, name)
     (tmp_path / name).write_bytes(b"<html>404</html>")
@@ -271,21 +273,21 @@ INDEXES = {
 
 
 @pytest.mark.parametrize("case", INDEXES)
-def test_an_index_that_is_wrong(tmp_path, case):
-    content, says = INDEXES[case]
+def test_invalid_index_raises(tmp_path, case):
+    content, parts = INDEXES[case]
     directory = tmp_path / "model"
     (directory / "sub").mkdir(parents=True)
-    for place in (directory / "a", tmp_path / "a", directory / "sub" / "a"):
-        safetensors_torch.save_file({"x": torch.ones(1)}, place.with_name("a.safetensors"))
+    for path in (directory / "a", tmp_path / "a", directory / "sub" / "a"):
+        safetensors_torch.save_file({"x": torch.ones(1)}, path.with_name("a.safetensors"))
     safetensors_torch.save_file({"x": torch.ones(1), "v": torch.ones(1)}, directory / "other.safetensors")
     if not isinstance(content, bytes):
         content = (content if isinstance(content, str) else json.dumps(content)).encode()
     (directory / "model.safetensors.index.json").write_bytes(content)
-    refused(directory, "model.safetensors.index.json", *says)
+    refused(directory, "model.safetensors.index.json", *parts)
 
 
-def test_a_shard_that_is_damaged_is_named(tmp_path):
-    (tmp_path / "a.safetensors").write_bytes(LIES["cut short"])
+def test_damaged_shard_is_named(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(INVALID_FILES["cut short"])
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}))
     refused(tmp_path, f"{tmp_path / 'a.safetensors'}: ")
 
@@ -298,7 +300,7 @@ SMALL_INDEX = json.dumps({"metadata": {}, "weight_map": {"a": "s", "b": "s", "c"
 
 @hypothesis.settings(max_examples=400)
 @hypothesis.given(damage(SMALL))
-def test_damaged_safetensors(tmp_path_factory, data):
+def test_damaged_safetensors_are_refused_or_read(tmp_path_factory, data):
     directory = tmp_path_factory.mktemp("damaged")
     (directory / "model.safetensors").write_bytes(data)
     survives(directory)
@@ -306,7 +308,7 @@ def test_damaged_safetensors(tmp_path_factory, data):
 
 @hypothesis.settings(max_examples=200)
 @hypothesis.given(damage(SMALL_INDEX))
-def test_damaged_index(tmp_path_factory, data):
+def test_damaged_index_is_refused_or_read(tmp_path_factory, data):
     directory = tmp_path_factory.mktemp("damaged")
     (directory / "s").write_bytes(SMALL)
     (directory / "model.safetensors.index.json").write_bytes(data)

@@ -1,4 +1,4 @@
-"""pytorch_model.bin: read as torch reads it, without torch, and without doing what it says."""
+"""pytorch_model.bin: read as by torch, without torch, and without running its pickle."""
 
 import builtins
 import collections
@@ -28,11 +28,11 @@ def save(directory, state, zipped=True, protocol=2):
     return path
 
 
-# What torch writes.
+# Files that torch writes.
 
 
 @BOTH
-def test_every_type_and_shape(tmp_path, zipped):
+def test_every_dtype_and_shape(tmp_path, zipped):
     save(tmp_path, zoo(), zipped)
     assert_same(open_weights(tmp_path), zoo())
 
@@ -52,7 +52,7 @@ VIEWS = {
 
 @st.composite
 def states(draw):
-    """State dicts whose tensors share storages, of which they are all kinds of views."""
+    """State dicts of tensors that are different views of shared storages."""
     state = collections.OrderedDict() if draw(st.booleans()) else {}
     for number in range(draw(st.integers(0, 3))):
         dtype = draw(st.sampled_from([*FLOATS, *INTEGERS, *NEW]))
@@ -67,16 +67,16 @@ def states(draw):
 
 @hypothesis.settings(max_examples=300)
 @hypothesis.given(state=states(), zipped=st.booleans(), protocol=st.sampled_from([2, 3, 4, 5]))
-def test_any_state_dict(state, zipped, protocol):
+def test_random_state_dict(state, zipped, protocol):
     with tempfile.TemporaryDirectory() as directory:
         path = save(Path(directory), state, zipped, protocol)
         assert_same(open_weights(Path(directory)), state)
-        if zipped or not any(x.dtype in NEW for x in state.values()):  # torch itself cannot read those
+        if zipped or not any(x.dtype in NEW for x in state.values()):  # torch cannot read these
             assert_same(open_weights(Path(directory)), torch.load(path, weights_only=False))
 
 
 @BOTH
-def test_a_module_with_its_metadata(tmp_path, zipped):
+def test_module_with_metadata(tmp_path, zipped):
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Embedding(5, 6))
     module.half()
     state = module.state_dict()
@@ -97,24 +97,24 @@ class Rebuilt:
 
 
 @BOTH
-def test_a_tensor_of_torch_0_3(tmp_path, zipped):
+def test_tensor_of_torch_0_3(tmp_path, zipped):
     x = torch.arange(12.0)
-    old = Rebuilt(torch._utils._rebuild_tensor, x._typed_storage(), 2, (2, 3), (4, 1))
-    path = save(tmp_path, {"x": old}, zipped)
+    rebuilt = Rebuilt(torch._utils._rebuild_tensor, x._typed_storage(), 2, (2, 3), (4, 1))
+    path = save(tmp_path, {"x": rebuilt}, zipped)
     assert_same(open_weights(tmp_path), torch.load(path, weights_only=False))
     assert open_weights(tmp_path)["x"].tolist() == [[2, 3, 4], [6, 7, 8]]
 
 
 @BOTH
-def test_an_ordered_dict_of_python_2(tmp_path, zipped):
+def test_ordered_dict_of_python_2(tmp_path, zipped):
     pairs = [["x", torch.ones(2)], ["y", torch.zeros(3)]]
     path = save(tmp_path, Rebuilt(collections.OrderedDict, pairs), zipped)
-    theirs = torch.load(path, weights_only=False)
-    assert list(theirs) == ["x", "y"]
-    assert_same(open_weights(tmp_path), theirs)
+    torch_tensors = torch.load(path, weights_only=False)
+    assert list(torch_tensors) == ["x", "y"]
+    assert_same(open_weights(tmp_path), torch_tensors)
 
 
-def test_a_zip_without_checksums_and_other_alignment(tmp_path):
+def test_zip_without_checksums_and_other_alignment(tmp_path):
     from torch.utils.serialization import config
 
     torch.serialization.set_crc32_options(False)
@@ -126,15 +126,15 @@ def test_a_zip_without_checksums_and_other_alignment(tmp_path):
     assert_same(open_weights(tmp_path), zoo())
 
 
-def test_large_counts_of_tensors_are_within_the_limits(tmp_path):
-    """BERT-large has 400, none of them takes more than this."""
+def test_10000_tensors_are_within_limits(tmp_path):
+    """BERT-large has 400 tensors, with shorter names."""
     name = "bert.encoder.layer.{}.attention.output.LayerNorm.some_more_of_a_name.weight"
     state = {name.format(i): torch.nn.Parameter(torch.zeros(1)) for i in range(10_000)}
     save(tmp_path, state)
     assert len(open_weights(tmp_path)) == 10_000
 
 
-# What it must not do.
+# Programs in pickles.
 
 PROGRAMS = {
     "posix.system": lambda trace: Rebuilt(os.system, f"touch {trace}"),
@@ -164,7 +164,7 @@ def in_arguments(program):
     )
 
 
-PLACES = {
+POSITIONS = {
     "alone": lambda program: program,
     "a value": lambda program: {"x": torch.ones(1), "y": program},
     "an attribute": InState,
@@ -176,22 +176,22 @@ PLACES = {
 
 @BOTH
 @pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("named", PROGRAMS)
-def test_programs_are_not_run(tmp_path, zipped, protocol, place, named):
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("function", PROGRAMS)
+def test_programs_are_not_run(tmp_path, zipped, protocol, position, function):
     trace = tmp_path / "trace"
     directory = tmp_path / "model"
     directory.mkdir()
-    path = save(directory, PLACES[place](PROGRAMS[named](trace)), zipped, protocol)
+    path = save(directory, POSITIONS[position](PROGRAMS[function](trace)), zipped, protocol)
     message = refused(directory, "expected tensors only")
-    assert any(name in message for name in named.split("|"))
+    assert any(name in message for name in function.split("|"))
     assert not trace.exists()
-    if place in ("alone", "a value"):  # that it is one: torch runs it when it is told to trust the file
+    if position in ("alone", "a value"):  # check that it is a program: torch runs it with weights_only=False
         torch.load(path, weights_only=False)
         assert trace.exists()
 
 
-def test_a_program_in_place_of_the_magic_number(tmp_path):
+def test_program_instead_of_magic_number(tmp_path):
     trace = tmp_path / "trace"
     for protocol in range(6):
         program = pickle.dumps(PROGRAMS["posix.system"](trace), protocol)
@@ -203,7 +203,7 @@ def test_a_program_in_place_of_the_magic_number(tmp_path):
 @BOTH
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize(
-    ("state", "says"),
+    ("state", "expected"),
     [
         ({"state_dict": {"x": torch.ones(1)}, "epoch": 3}, "dict named 'state_dict'"),
         ({"x": torch.ones(1), "epoch": 3}, "int named 'epoch'"),
@@ -224,14 +224,14 @@ def test_a_program_in_place_of_the_magic_number(tmp_path):
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_what_is_no_state_dict(tmp_path, zipped, state, says):
-    if zipped is False and says.startswith("torch.nn.modules"):
-        says = "no storage|torch.nn.modules"
+def test_other_than_state_dict_raises(tmp_path, zipped, state, expected):
+    if zipped is False and expected.startswith("torch.nn.modules"):
+        expected = "no storage|torch.nn.modules"
     save(tmp_path, state, zipped)
     message = refused(tmp_path)
-    assert any(part in message for part in says.split("|"))
+    assert any(part in message for part in expected.split("|"))
 
 
-def test_a_zip_of_torchscript(tmp_path):
+def test_torchscript_zip_raises(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "pytorch_model.bin")
     refused(tmp_path, "__torch__")

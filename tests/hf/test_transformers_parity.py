@@ -1,4 +1,4 @@
-"""The bridge against transformers in torch: every architecture, random small sizes."""
+"""Reading and writing checkpoints against transformers in torch: every class, random small sizes."""
 
 import json
 
@@ -35,9 +35,9 @@ sizes = st.fixed_dictionaries(
 )
 
 
-def here(found, tokens, segments, types):
-    """What our functions give for every head that is there."""
-    params, model = found.params, found.model
+def forward(loaded, tokens, segments, types):
+    """The outputs of every head that the checkpoint has."""
+    params, model = loaded.params, loaded.model
     hidden = bert.encode(params, model, tokens, segments, types)
     outputs = {"hidden": hidden}
     if "mlm" in params:
@@ -52,7 +52,7 @@ def here(found, tokens, segments, types):
     return {name: np.asarray(x) for name, x in outputs.items()}
 
 
-def there(model, tokens, segments, types):
+def torch_outputs(model, tokens, segments, types):
     inputs = {"input_ids": torch.tensor(tokens).long(), "attention_mask": torch.tensor(segments).long()}
     if "DistilBert" not in type(model).__name__:
         inputs["token_type_ids"] = torch.tensor(types).long()
@@ -72,8 +72,8 @@ def there(model, tokens, segments, types):
     return {name: x.numpy() for name, x in outputs.items()}
 
 
-def same_tensors(a, b, family, unused=()):
-    """Bitwise, under the names of the table; returns the names that only one has."""
+def check_same_tensors(a, b, family, unused=()):
+    """Compare tensors bitwise by canonical names, and return the names that only one has."""
     left, right = ({family.canonical_tensor_name(name): x[name] for name in x} for x in (a, b))
     for name in left.keys() & right.keys():
         if name not in unused:
@@ -83,52 +83,52 @@ def same_tensors(a, b, family, unused=()):
     return left.keys() ^ right.keys()
 
 
-def check(name, size, path, dtype="float32"):
-    theirs = torch_model(name, size)
-    theirs.to(getattr(torch, dtype)).save_pretrained(path / "theirs")
-    theirs = theirs.float()
-    found = checkpoint.load_checkpoint(path / "theirs")
-    assert found.dtype == dtype
-    assert not found.ignored
-    inputs = batch(found.model)
-    ours, expected = here(found, *inputs), there(theirs, *inputs)
-    assert set(ours) == set(expected)
-    real = inputs[1] > 0
+def check_round_trip(name, size, path, dtype="float32"):
+    torch_source = torch_model(name, size)
+    torch_source.to(getattr(torch, dtype)).save_pretrained(path / "theirs")
+    torch_source = torch_source.float()
+    loaded = checkpoint.load_checkpoint(path / "theirs")
+    assert loaded.dtype == dtype
+    assert not loaded.ignored
+    inputs = batch(loaded.model)
+    outputs, expected = forward(loaded, *inputs), torch_outputs(torch_source, *inputs)
+    assert set(outputs) == set(expected)
+    is_token = inputs[1] > 0
     for key, x in expected.items():
-        a, b = (ours[key][real], x[real]) if key in ("hidden", "mlm") else (ours[key], x)
+        a, b = (outputs[key][is_token], x[is_token]) if key in ("hidden", "mlm") else (outputs[key], x)
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=0, err_msg=key)
-    save_again(found, path)
-    family = HF_NAMES[found.model.model_type]
+    save_again(loaded, path)
+    family = HF_NAMES[loaded.model.model_type]
     unused = () if size["tied"] else {target for name, target in family.aliases.items() if "bias" in name}
-    assert not same_tensors(open_weights(path / "theirs"), open_weights(path / "ours"), family, unused)
-    report = type(theirs).from_pretrained(path / "ours", output_loading_info=True)[1]
+    assert not check_same_tensors(open_weights(path / "theirs"), open_weights(path / "ours"), family, unused)
+    report = type(torch_source).from_pretrained(path / "ours", output_loading_info=True)[1]
     assert not any(report.values()), report
 
 
-def save_again(found, path):
+def save_again(loaded, path):
     (path / "empty").mkdir(exist_ok=True)
     checkpoint.save_checkpoint(
-        found.params, found.model, path / "empty", path / "ours", dtype=found.dtype, labels=found.labels
+        loaded.params, loaded.model, path / "empty", path / "ours", dtype=loaded.dtype, labels=loaded.labels
     )
 
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_every_class_in_every_type(name, dtype, tmp_path):
-    check(name, SMALL, tmp_path, dtype)
+def test_every_class_in_every_dtype(name, dtype, tmp_path):
+    check_round_trip(name, SMALL, tmp_path, dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 @settings(max_examples=5)
 @given(size=sizes)
-def test_any_size(name, size, tmp_path_factory):
-    check(name, size, tmp_path_factory.mktemp("any"))
+def test_random_size(name, size, tmp_path_factory):
+    check_round_trip(name, size, tmp_path_factory.mktemp("any"))
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM"])
-def test_an_untied_decoder(name, tmp_path):
-    check(name, {**SMALL, "tied": False, "act": "relu"}, tmp_path)
+def test_untied_decoder(name, tmp_path):
+    check_round_trip(name, {**SMALL, "tied": False, "act": "relu"}, tmp_path)
 
 
 def old_style(name, tensors):
@@ -158,7 +158,7 @@ def old_style(name, tensors):
     "name", ["gamma and beta", "position_ids", "both of a tied pair", "the decoder alone", "no prefix"]
 )
 @pytest.mark.parametrize("binary", [False, True], ids=["safetensors", "bin"])
-def test_names_of_other_versions(name, binary, tmp_path):
+def test_tensor_names_of_other_versions(name, binary, tmp_path):
     from safetensors.torch import load_file, save_file
 
     torch_model("BertForMaskedLM", SMALL).save_pretrained(tmp_path)
@@ -170,13 +170,13 @@ def test_names_of_other_versions(name, binary, tmp_path):
         torch.save(tensors, tmp_path / "pytorch_model.bin")
     else:
         save_file(tensors, file)
-    found = checkpoint.load_checkpoint(tmp_path)
-    assert found.model == expected.model
-    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    loaded = checkpoint.load_checkpoint(tmp_path)
+    assert loaded.model == expected.model
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
 
 
-def test_a_pair_that_differs_is_not_tied(tmp_path):
-    """transformers does the same, and warns."""
+def test_different_decoder_is_not_tied(tmp_path):
+    """As in transformers, which warns."""
     from safetensors.torch import load_file, save_file
 
     torch_model("BertForMaskedLM", SMALL).save_pretrained(tmp_path)
@@ -184,16 +184,16 @@ def test_a_pair_that_differs_is_not_tied(tmp_path):
     word = tensors["bert.embeddings.word_embeddings.weight"]
     tensors["cls.predictions.decoder.weight"] = word + 1
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = checkpoint.load_checkpoint(tmp_path)
-    assert not found.model.tie_word_embeddings
-    inputs = batch(found.model)
-    theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path).eval()
-    ours, expected = here(found, *inputs), there(theirs, *inputs)
-    np.testing.assert_allclose(ours["mlm"][inputs[1] > 0], expected["mlm"][inputs[1] > 0], atol=1e-4)
+    loaded = checkpoint.load_checkpoint(tmp_path)
+    assert not loaded.model.tie_word_embeddings
+    inputs = batch(loaded.model)
+    torch_source = transformers.BertForMaskedLM.from_pretrained(tmp_path).eval()
+    outputs, expected = forward(loaded, *inputs), torch_outputs(torch_source, *inputs)
+    np.testing.assert_allclose(outputs["mlm"][inputs[1] > 0], expected["mlm"][inputs[1] > 0], atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"is_decoder": True}, "is_decoder is True, expected False"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),
@@ -213,16 +213,16 @@ def test_a_pair_that_differs_is_not_tied(tmp_path):
     ],
     ids=str,
 )
-def test_what_is_not_supported_is_named(change, says, tmp_path):
+def test_unsupported_config_is_named(change, message, tmp_path):
     torch_model("BertForMaskedLM", SMALL).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=message) as error_info:
         checkpoint.load_checkpoint(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error_info.value)
 
 
-def test_a_config_of_before_model_types(tmp_path):
+def test_config_without_model_type(tmp_path):
     torch_model("BertForPreTraining", SMALL).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
@@ -232,7 +232,7 @@ def test_a_config_of_before_model_types(tmp_path):
     assert checkpoint.load_checkpoint(tmp_path).model == expected
 
 
-def test_heads_of_others_are_left_out_and_named(tmp_path):
+def test_unsupported_heads_are_ignored_and_named(tmp_path):
     torch_model("BertModel", SMALL).save_pretrained(tmp_path)
     from safetensors.torch import load_file, save_file
 
@@ -241,9 +241,9 @@ def test_heads_of_others_are_left_out_and_named(tmp_path):
     assert checkpoint.load_checkpoint(tmp_path).ignored == ("qa_outputs.weight",)
 
 
-def test_a_number_too_large_for_float16(tmp_path):
+def test_overflow_of_float16_raises(tmp_path):
     torch_model("BertModel", SMALL).save_pretrained(tmp_path / "theirs")
-    found = checkpoint.load_checkpoint(tmp_path / "theirs")
-    found.params["pooler"]["bias"] = np.full(8, 1e5, np.float32)
+    loaded = checkpoint.load_checkpoint(tmp_path / "theirs")
+    loaded.params["pooler"]["bias"] = np.full(8, 1e5, np.float32)
     with pytest.raises(UserError, match=r"pooler\.dense\.bias does not fit float16"):
-        save_again(found._replace(dtype="float16"), tmp_path)
+        save_again(loaded._replace(dtype="float16"), tmp_path)

@@ -232,7 +232,7 @@ def test_growth_by_whole_factors_keeps_the_function(config):
     )
     tokens, segments = batch(config)
     grown, report = remap_params(params, config, target, "hyperclone", jax.random.key(0))
-    assert report.exact
+    assert report.function_preserving
     assert {name: leaf.shape for name, leaf in leaves(grown).items()} == {
         name: leaf.shape for name, leaf in leaves(family(target).abstract_params(target)).items()
     }

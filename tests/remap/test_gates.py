@@ -1,4 +1,4 @@
-"""Weighted norms and gated layers: optional parts of the model that end as nothing."""
+"""Weighted norms and gated layers: optional parts of the model that end at 1."""
 
 import dataclasses
 
@@ -21,68 +21,70 @@ GATED = small_with(weighted_norm=True, gated_layers=True)
 GROWN = dataclasses.replace(GATED, hidden_size=12, num_attention_heads=3, num_hidden_layers=4)
 
 
-def split(params):
-    """({name: annealed leaf}, {name: other leaf})"""
+def split_gates(params):
+    """({path: gate}, {path: other leaf})"""
     flat = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
-    return tuple({name: x for name, x in flat.items() if is_gate(name) == which} for which in (True, False))
+    return tuple({name: x for name, x in flat.items() if is_gate(name) == gates} for gates in (True, False))
 
 
-def test_they_are_there_only_when_asked_for():
-    assert split(bert.init_params(SMALL, KEY))[0] == {}
-    extra, ordinary = split(bert.init_params(GATED, KEY))
-    assert sorted(ordinary) == sorted(split(bert.init_params(SMALL, KEY))[1])
-    assert {x.shape for x in extra.values()} == {(8,), (2, 8), (2,)}
-    assert all((x == 1).all() for x in extra.values())
+def test_gates_exist_only_in_gated_models():
+    assert split_gates(bert.init_params(SMALL, KEY))[0] == {}
+    gates, ordinary = split_gates(bert.init_params(GATED, KEY))
+    assert sorted(ordinary) == sorted(split_gates(bert.init_params(SMALL, KEY))[1])
+    assert {x.shape for x in gates.values()} == {(8,), (2, 8), (2,)}
+    assert all((x == 1).all() for x in gates.values())
 
 
-def test_at_one_they_are_not_there():
+def test_open_gates_fold_to_ordinary_model():
     params = parameters(GATED)
-    done = open_gates(params, 1)
-    plain, model = fold_gates(done, GATED)
+    opened = open_gates(params, 1)
+    plain, model = fold_gates(opened, GATED)
     assert model == SMALL
     assert jax.tree.map(np.shape, plain) == jax.tree.map(np.shape, bert.abstract_params(SMALL))
     inputs = batch(SMALL)
     expected = model_logits(plain, SMALL, inputs, np.float64)
-    np.testing.assert_allclose(model_logits(done, GATED, inputs, np.float64), expected, atol=1e-12)
+    np.testing.assert_allclose(model_logits(opened, GATED, inputs, np.float64), expected, atol=1e-12)
 
 
-def test_annealing_begins_where_it_was_remapped_and_ends_at_exactly_one():
+def test_open_gates_starts_as_remapped_and_ends_at_one():
     params, _ = remap_params(parameters(SMALL, dtype=np.float32), SMALL, GROWN, "masked", KEY)
-    begin = split(params)[0]
-    for share in (0, 0.25, 1):
-        extra, ordinary = split(open_gates(params, np.float32(share)))
-        for name, x in extra.items():
-            np.testing.assert_allclose(x, begin[name] + (1 - begin[name]) * share, rtol=1e-6)
-            assert share != 1 or (x == 1).all()
-        for name, x in split(params)[1].items():
+    initial_gates = split_gates(params)[0]
+    for progress in (0, 0.25, 1):
+        gates, ordinary = split_gates(open_gates(params, np.float32(progress)))
+        for name, x in gates.items():
+            np.testing.assert_allclose(
+                x, initial_gates[name] + (1 - initial_gates[name]) * progress, rtol=1e-6
+            )
+            assert progress != 1 or (x == 1).all()
+        for name, x in split_gates(params)[1].items():
             np.testing.assert_array_equal(ordinary[name], x)
 
 
-def test_the_optimiser_leaves_them_alone():
+def test_optimizer_does_not_change_gates():
     params, _ = remap_params(parameters(SMALL, dtype=np.float32), SMALL, GROWN, "masked", KEY)
     inputs = batch(SMALL)
     labels = np.zeros_like(inputs[0])
-    found = jax.jit(jax.grad(mlm_loss), static_argnums=(1, 4))(params, GROWN, inputs, labels, np.float32)
-    extra, ordinary = split(found)
-    assert not any(x.any() for x in extra.values())
+    gradients = jax.jit(jax.grad(mlm_loss), static_argnums=(1, 4))(params, GROWN, inputs, labels, np.float32)
+    gates, ordinary = split_gates(gradients)
+    assert not any(x.any() for x in gates.values())
     assert all(np.isfinite(x).all() for x in ordinary.values())
     after, _ = train_steps(params, optimizers.make_optimizer(Optimizer(), GROWN).init(params), GROWN, 2)
-    for name, x in split(after)[0].items():
-        np.testing.assert_array_equal(x, split(params)[0][name])
+    for name, x in split_gates(after)[0].items():
+        np.testing.assert_array_equal(x, split_gates(params)[0][name])
 
 
-def test_gates_and_weights_are_exported_only_when_they_are_gone(tmp_path):
+def test_export_requires_open_gates(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
     params, _ = remap_params(parameters(SMALL, dtype=np.float32), SMALL, GROWN, "masked", KEY)
-    with pytest.raises(UserError, match=r"norm/weight is from 0 to 1, expected 1") as caught:
+    with pytest.raises(UserError, match=r"norm/weight is from 0 to 1, expected 1") as error_info:
         checkpoint.save_checkpoint(params, GROWN, tmp_path / "tokenizer", tmp_path / "model")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error_info.value)
     assert not (tmp_path / "model").exists()
-    done = open_gates(params, 1)
-    checkpoint.save_checkpoint(done, GROWN, tmp_path / "tokenizer", tmp_path / "model")
+    opened = open_gates(params, 1)
+    checkpoint.save_checkpoint(opened, GROWN, tmp_path / "tokenizer", tmp_path / "model")
     loaded = checkpoint.load_checkpoint(tmp_path / "model")
     assert loaded.model == dataclasses.replace(GROWN, weighted_norm=False, gated_layers=False)
     np.testing.assert_array_equal(
-        loaded.params["layers"]["mlp"]["input"]["kernel"], done["layers"]["mlp"]["input"]["kernel"]
+        loaded.params["layers"]["mlp"]["input"]["kernel"], opened["layers"]["mlp"]["input"]["kernel"]
     )

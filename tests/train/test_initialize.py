@@ -59,12 +59,12 @@ def test_a_cloned_student_begins_where_its_source_ended(project, tmp_path):
         losses.append(json.loads(found.stdout)["held_out_loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     told = json.loads((tmp_path / "run" / "init.json").read_text())
-    assert told["exact"]
+    assert told["function_preserving"]
     assert told["from"] == str(project[1] / "small")
-    assert 0 < told["drift"]["max"] < 1e-4 < told["drift"]["spread"]
+    assert 0 < told["logit_drift"]["max"] < 1e-4 < told["logit_drift"]["spread"]
     assert summary(tmp_path / "run")["init"] == {
         "method": "hyperclone",
-        "exact": True,
+        "function_preserving": True,
         "num_hidden_layers": 2,
         "hidden_size": 32,
     }
@@ -128,7 +128,7 @@ def test_amid_annealing_a_checkpoint_is_what_that_step_computes_with(project, ga
     found = dwt("export", f"--model={tmp_path / 'cut'}", f"--out={tmp_path / 'out'}")
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1
-    assert "must be annealed away before an export" in found.stderr
+    assert "must be open (1) before an export" in found.stderr
     assert not (tmp_path / "out").exists()
     train(load_config(project[0], overrides), tmp_path / "cut")
     assert_same_run(workdir, tmp_path / "cut")
@@ -172,7 +172,7 @@ def test_learned_maps_begin_a_run(project, tmp_path, capsys):
     assert "by ligo: " in said
     assert "another function (ligo: the maps are learned)" in said
     told = json.loads((tmp_path / "whole" / "init.json").read_text())
-    assert not told["exact"]
+    assert not told["function_preserving"]
     assert told["learned"]["steps"] == 3
     assert told["learned"]["loss_after"] != told["learned"]["loss_before"]
     small = summary(project[1] / "small")["flops"]["total"]
@@ -304,7 +304,7 @@ def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), a, b)
     told = [json.loads((tmp_path / name / "init.json").read_text()) for name in ("one", "many")]
     assert told[0]["leaves"] == told[1]["leaves"]
-    assert told[1]["drift"]["max"] < 1e-4
+    assert told[1]["logit_drift"]["max"] < 1e-4
 
 
 @pytest.mark.parametrize("run", [*METHODS, "paper", "paper_pr"])

@@ -14,8 +14,8 @@ import jax
 class Axis(NamedTuple):
     """One axis of a parameter.
 
-    contracted_with: what else a product sums this output with, where that has no fan `in`:
-    `words` (the word table as decoder) or `keys` (of attention).
+    contracted_with: the operand that this output is contracted with, where that has no fan `in`:
+    `output_embedding` (tied to the input embedding) or `keys` (of attention).
     """
 
     name: str  # layer, embed, head, head_dim, mlp, vocab, position, type, label
