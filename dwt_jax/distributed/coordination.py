@@ -19,6 +19,8 @@ T = TypeVar("T")
 PROCESS_LOGS_ENV = "DWT_PROCESS_LOGS"
 """A directory: every process except process 0 writes its output to a file in it."""
 
+HEARTBEAT_TIMEOUT_ENV = "DWT_HEARTBEAT_TIMEOUT"
+
 _EXIT_STATUS_PREFIX = "dwt/now/left/"  # + process index: its exit status
 _ALL_EXITED_PREFIX = "dwt/over/"  # + 0: process 0 has seen all processes exit
 _FAREWELL_PREFIX = "dwt/gone/"  # + process index: that process is about to exit
@@ -37,6 +39,27 @@ class PeerExited(Exception):
             f"process {process} ended with status {status}, so process {process_index()} ends too"
         )
         self.status = status
+
+
+def env_seconds(name: str, default: float) -> float:
+    """Read a number of seconds from the environment.
+
+    Raises:
+        UserError: the variable is not a positive number.
+    """
+    text = os.environ.get(name, "").strip()
+    try:
+        value = float(text or default)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{name}: {text!r}, expected seconds, more than 0")
+    return value
+
+
+def heartbeat_timeout() -> float:
+    """Return the seconds after which a process that does not answer is considered dead."""
+    return env_seconds(HEARTBEAT_TIMEOUT_ENV, 60)
 
 
 def coordination_client() -> Any:

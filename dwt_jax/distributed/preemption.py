@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 
-from dwt_jax.distributed import coordination, initialize
+from dwt_jax.distributed import coordination
 
 _STOP_KEY = "dwt/now/stop"
 
@@ -92,7 +92,7 @@ class PreemptionSync:
                 return
             if status == os.EX_TEMPFAIL:  # 75, preempted: SIGTERM also ends a process before its first step
                 os.kill(os.getpid(), signal.SIGTERM)
-        if self._closed.wait(initialize.heartbeat_timeout()):
+        if self._closed.wait(coordination.heartbeat_timeout()):
             return
         print(f"dwt: {coordination.PeerExited(process, status)}", file=sys.stderr, flush=True)
         coordination.report_exit(status or 1)
