@@ -17,7 +17,7 @@ def step_losses(tiny, mesh):
     student = dataclasses.replace(tiny, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     small = dataclasses.replace(student, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     params = bert.init_params(student, jax.random.key(0))
-    teacher = place(bert.init_params(small, jax.random.key(1)), small, mesh)
+    teacher = place(bert.init_params(small, jax.random.key(1)), mesh)
     _, metrics = run(spec(student, small), params, teacher, 5, mesh=mesh)
     names = ("loss", "hard_loss", "soft_loss", "grad_norm")
     return np.array([[step_metrics[name] for name in names] for step_metrics in metrics])
