@@ -62,7 +62,7 @@ def test_remap_params_of_sharded_source_is_sharded_and_equal_to_that_of_host_arr
 def test_grown_moments_are_sharded_as_the_parameters(mesh):
     host, key = parameters(SMALL, dtype=np.float32), jax.random.key(3)
     sharded = jax.device_put(host, infer_shardings(host, SMALL, mesh))
-    opt_state = make_optimizer(Optimizer()).init(sharded)
+    opt_state = make_optimizer(Optimizer(), SMALL).init(sharded)
     grown = grow_opt_state(plan_growth("net2net", SMALL, LARGE, key), opt_state)
     moments = grown[1].mu
     assert_sharded_as_inferred(moments, infer_shardings(moments, LARGE, mesh))
