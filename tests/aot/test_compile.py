@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwt_jax.cli import main
 from dwt_jax.aot import accelerators, report
 from dwt_jax.aot import compile as aot_compile
+from dwt_jax.cli import main
 from dwt_jax.config_loader import load_config
 from dwt_jax.errors import UserError
 from dwt_jax.models import bert, flops
