@@ -1,25 +1,30 @@
-"""The user's mistakes: one line each, exit status 2, never a traceback."""
+"""User errors: one line each, exit status 2, no traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in a config, a file or the command line.
+    """An error in a config, a file or the command line.
 
-    The message is one line that names the key or the file, what was found and what
-    was expected.
+    The message is one line: the key or the file, what was found, what was expected.
     """
 
 
 class ReportedElsewhere(UserError):
-    """A mistake that another process of the run tells about: this one ends in silence."""
+    """A UserError that another process prints; this process exits without a message."""
 
 
 def did_you_mean(word: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean 'x'?` for the nearest of `known`, or the whole list if none is near.
+    """Return a hint for a misspelled word, to append to an error message.
 
-    prefix: shown before the nearest, so that it can be copied.
+    Args:
+        word: what the user wrote.
+        candidates: the valid words.
+        prefix: shown before the closest candidate, so that it can be copied.
+
+    Returns:
+        "; did you mean 'x'?" for the closest candidate, or all candidates if none is close.
     """
     candidates = sorted(candidates)
     matches = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)

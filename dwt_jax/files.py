@@ -1,4 +1,4 @@
-"""Files and directories that are whole or absent: built under another name, then renamed."""
+"""Atomic writing of files and directories, and reading of JSON files."""
 
 import errno
 import json
@@ -14,12 +14,17 @@ from typing import Any
 from dwt_jax.errors import UserError
 
 LFS_POINTER_PREFIX = b"version https://git-lfs"
-"""How a file begins that Git LFS did not fetch."""
+"""The first bytes of a file that Git LFS has not downloaded."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` at the end, an exception removes it."""
+    """Write a file atomically.
+
+    Yields:
+        A temporary path in the same directory. It is renamed to `path` at the end of the block, and
+        removed if the block raises.
+    """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield partial
@@ -29,7 +34,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def resolve_output_dir(out: Path) -> Path:
-    """Where `--out` leads, links followed. Raises UserError if anything is there but an empty directory."""
+    """Resolve the path given as --out: `~` and symbolic links.
+
+    Raises:
+        UserError: something other than an empty directory exists at that path, or it is inside a run.
+    """
     try:
         path = out.expanduser().resolve()
     except RuntimeError:
@@ -38,27 +47,38 @@ def resolve_output_dir(out: Path) -> Path:
         raise UserError(f"--out: {path} is not empty; expected a new or empty directory")
     for parent in path.parents:
         if (parent / "run.json").exists():
-            raise UserError(f"--out: {path} lies in the run {parent}, expected a place outside of it")
+            raise UserError(f"--out: {path} is inside the run {parent}, expected a path outside of it")
     return path
 
 
 def is_file_or_raise(path: Path) -> bool:
-    """Whether there is a file. Raises UserError for a link to nothing: a download cut short, not an
-    absent file."""
+    """Return whether `path` is a file.
+
+    Raises:
+        UserError: `path` is a broken symbolic link, which is an incomplete download rather than an
+            absent file.
+    """
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path}: a link to nothing, expected a file")
+        raise UserError(f"{path}: a broken symbolic link, expected a file")
     return path.is_file()
 
 
 def reject_lfs_pointer(path: Path, start: bytes) -> None:
-    """Raises UserError if what a file starts with is Git LFS's."""
+    """Raise UserError if `start`, the first bytes of the file `path`, are those of a Git LFS pointer."""
     if start.startswith(LFS_POINTER_PREFIX):
         raise UserError(f"{path}: a Git LFS pointer, expected the file itself (git lfs pull)")
 
 
 def read_json_object(path: Path, expected: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError, which says that `wanted` was expected, for anything
-    else."""
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: the file.
+        expected: what the file should hold, for the error message.
+
+    Raises:
+        UserError: the file cannot be read, or it holds anything else.
+    """
     is_file_or_raise(path)
     try:
         data = path.read_bytes()
@@ -72,7 +92,10 @@ def read_json_object(path: Path, expected: str) -> dict[str, Any]:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON, which has no NaN: a number that is not finite becomes null. `metric_writer.restore_nans` undoes that."""
+    """Encode a value as JSON, which has no NaN: a number that is not finite becomes null.
+
+    `metrics_file.restore_nans` is the inverse for metrics.
+    """
     return json.dumps(_nonfinite_to_null(value), indent=indent, allow_nan=False)
 
 
@@ -86,10 +109,14 @@ def _nonfinite_to_null(value: Any) -> Any:
 
 @contextmanager
 def atomic_dir(out: Path) -> Iterator[Path]:
-    """A new directory beside `out` to build in; `commit_dir` makes it `out`, an exception removes it.
+    """Build a directory atomically.
 
-    Leftovers of processes of this machine that are gone are removed first. The name carries
-    process and machine, since containers that share a disk share process numbers too.
+    Directories left over by dead processes of this host are removed first. The temporary name contains
+    process id and host name, since containers that share a disk may have the same process ids.
+
+    Yields:
+        A new temporary directory next to `out`. `commit_dir` renames it to `out`; without that it is
+        removed at the end of the block.
     """
     host = socket.gethostname()
     prefix = f".{out.name}.partial-"
@@ -111,7 +138,7 @@ def atomic_dir(out: Path) -> Iterator[Path]:
 
 
 def commit_dir(partial: Path, out: Path) -> bool:
-    """Rename `partial` to `out`; False if `out` holds something by now."""
+    """Rename `partial` to `out`. Returns False if `out` is not an empty directory by now."""
     try:
         partial.rename(out)
     except OSError as error:
@@ -132,11 +159,11 @@ def _process_exists(pid: int) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Write a value as indented JSON, atomically."""
     with atomic_write(path) as partial:
         partial.write_text(json_text(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The object in a JSON file of ours; UserError for anything else."""
-    return read_json_object(path, "JSON that dwt wrote")
+    """Read a JSON object that dwt wrote. Raises UserError as `read_json_object` does."""
+    return read_json_object(path, "JSON written by dwt")

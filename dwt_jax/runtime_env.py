@@ -1,4 +1,4 @@
-"""Settings of the process that have to be made before jax is imported, each with its reason."""
+"""Process settings that must be made before jax is imported, and the cache directory."""
 
 import ctypes
 import hashlib
@@ -7,7 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
-# AVX-512 vectors where the CPU has them; XLA prefers 256 bits. 9–19 % of a step, measured.
+# AVX-512 vectors where the CPU has them, since XLA prefers 256 bits: 9–19 % of a step, measured.
 _XLA_FLAGS = ("--xla_cpu_prefer_vector_width=512",)
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
@@ -15,12 +15,11 @@ _HUGE_PAGE_BYTES, _MADV_HUGEPAGE = 2 << 20, 14  # sys/mman.h
 
 
 def set_xla_env() -> None:
-    """Flags for XLA's CPU backend (they do nothing elsewhere), a cache of compiled programs, so
-    that a resumed run starts at once, and a malloc that keeps memory.
+    """Set XLA's CPU flags, the compilation cache and malloc's options. Values set by the user win.
 
-    XLA allocates its temporaries anew each step. glibc maps and unmaps large blocks each
-    time, and the page faults took a quarter of a step on CPU; told not to, it hands the same
-    pages out again. What the user set in the environment wins.
+    The flags have no effect on other backends. The cache of compiled programs lets a resumed run start
+    at once. XLA allocates its temporaries at each step; glibc maps and unmaps large blocks each time,
+    and the page faults took a quarter of a step on CPU. With these options it reuses the same pages.
     """
     current_flags = os.environ.get("XLA_FLAGS", "")
     missing = [flag for flag in _XLA_FLAGS if flag.partition("=")[0] not in current_flags]
@@ -32,18 +31,18 @@ def set_xla_env() -> None:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(_M_MMAP_MAX, 0)
             libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
-            libc.mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads are unmapped all the same
+            libc.mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads would still be unmapped
             _enable_huge_pages(libc)
         except (OSError, AttributeError):  # another libc: slower, not wrong
             pass
 
 
 def _enable_huge_pages(libc: ctypes.CDLL) -> None:
-    """Let the heap to come, up to half of the machine's memory, have pages of 2 MB.
+    """Request 2 MB pages for future heap allocations; most kernels grant them only on madvise.
 
-    Most distributions' kernels give them to those who ask alone (`madvise`). A step of 4 x 256 takes 4 % less
-    time with them, measured side by side. The block is handed back unused: it takes addresses, no
-    memory, and what malloc hands out later lies in it.
+    A step of a 4 x 256 model takes 4 % less time with them, measured side by side. The block, half of the
+    machine's memory in size, is freed unused: it takes addresses but no memory, and malloc places later
+    allocations in it.
     """
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
@@ -63,9 +62,11 @@ def _enable_huge_pages(libc: ctypes.CDLL) -> None:
 
 
 def use_cpu_only() -> None:
-    """For compiling alone: this process runs nothing on an accelerator, even where there is one, and
-    libtpu does not look for the machine that it is on. Nor is what it compiles kept: without its device a
-    program cannot be read back, and one that could be would come without its text."""
+    """Set the environment of a process that compiles ahead of time and runs nothing on an accelerator.
+
+    libtpu does not query the machine for its TPUs. The compilation cache is off: without its device a
+    cached program cannot be loaded, and a loaded one would lack its HLO text.
+    """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     for name, value in {
@@ -80,13 +81,13 @@ def use_cpu_only() -> None:
 
 
 def cache_dir() -> Path:
-    """Where prepared data and compiled programs are kept: $DWT_CACHE or ~/.cache/dwt-jax."""
+    """Return the directory of prepared data and compiled programs: $DWT_CACHE or ~/.cache/dwt-jax."""
     return Path(os.environ.get("DWT_CACHE") or Path.home() / ".cache" / "dwt-jax")
 
 
 def _compile_cache_dir() -> Path:
-    """One folder a kind of processor: a home directory may be shared by several kinds, and a
-    program compiled for one crashes on another."""
+    """One directory per CPU type: machines of several types may share a home directory, and a program
+    compiled for one type crashes on another."""
     try:
         cpu = next(
             line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")

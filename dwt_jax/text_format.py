@@ -5,19 +5,25 @@ from typing import Any
 
 
 def format_duration(seconds: float) -> str:
-    """'1:02:03' or '2:03'"""
+    """Format seconds as '1:02:03' or '2:03'."""
     minutes, seconds = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def format_count(count: float) -> str:
-    """'67.0M', '412k'"""
+    """Format a large count as '67.0M' or '412k'."""
     return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
 
 
 def format_step(record: dict[str, Any], steps: int, eta: float) -> str:
-    """One logged step for a person."""
+    """Format the metrics of one step as a log line.
+
+    Args:
+        record: the metrics, as in a line of metrics.jsonl.
+        steps: the number of steps of the run.
+        eta: seconds until its end.
+    """
     parts = [
         f"step {record['step']}/{steps}",
         f"loss {record['loss']:.4f}",
@@ -39,12 +45,12 @@ def format_step(record: dict[str, Any], steps: int, eta: float) -> str:
 
 
 def format_float(value: float, decimals: int, signed: bool = False) -> str:
-    """With thousands separated, and a real minus sign; '–' for what is not finite."""
+    """Format a number with thousands separators and a typographic minus sign; '–' if it is not finite."""
     if not math.isfinite(value):
         return "–"
     return f"{round(value, decimals) + 0.0:{'+' if signed else ''},.{decimals}f}".replace("-", "−")
 
 
 def format_with_error(value: float, error: float) -> str:
-    """'5.7792 ± 0.0140'; of one document the error is not known."""
+    """Format a value as '5.7792 ± 0.0140', without an error that is not finite (a single document)."""
     return f"{format_float(value, 4)} ± {error:.4f}" if math.isfinite(error) else format_float(value, 4)

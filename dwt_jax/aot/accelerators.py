@@ -1,4 +1,4 @@
-"""Chips that need not be here: what they can do, and their names in `--topology`."""
+"""Accelerators to compile for: their peak rates, and the topologies that `--topology` accepts."""
 
 import math
 import re
@@ -10,31 +10,43 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Peak numbers of one chip, as their makers' pages give them."""
+    """Specifications of one chip, from its vendor's data sheet.
+
+    Attributes:
+        name: as in `--topology`.
+        platform: jax's name of the platform.
+        peak_flops: FLOPs per second, bf16, dense.
+        memory_bytes: memory that a program may use.
+        memory_bandwidth: bytes per second.
+        network_bandwidth: bytes per second from the chip over its links to others of the slice or node.
+        max_shape: the largest slice (TPU) or the number of chips in a node (GPU).
+        topology_options: further arguments of get_topology_desc.
+    """
 
     name: str
-    platform: str  # of jax
-    flops: float  # bf16, dense, a second
-    memory: float  # bytes that a program may use
-    bandwidth: float  # of that memory, bytes a second
-    network: float  # bytes a second that leave the chip over its links to others of the slice or node
-    max_shape: tuple[int, ...]  # slice, by axes, or number in one node
-    options: tuple[tuple[str, str], ...] = ()  # of get_topology_desc
+    platform: str
+    peak_flops: float
+    memory_bytes: float
+    memory_bandwidth: float
+    network_bandwidth: float
+    max_shape: tuple[int, ...]
+    topology_options: tuple[tuple[str, str], ...] = ()
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        # Cloud TPU's pages of each version (2026-11): peak, HBM, interchip bandwidth in Gbit/s / 8. Memory is
-        # what the compiler says is available.
+        # Cloud TPU's page of each version (2026-11): peak, HBM, interchip bandwidth in Gbit/s / 8. Memory is
+        # what the compiler reports as available.
         Chip(
             "v4", "tpu", 275e12, 30.75 * GIB, 1.2e12, 300e9, (12, 16, 16), (("chip_config_name", "megacore"),)
         ),
         Chip("v5e", "tpu", 197e12, 15.75 * GIB, 0.82e12, 200e9, (16, 16)),
         Chip("v5p", "tpu", 459e12, 95.7 * GIB, 2.765e12, 600e9, (16, 16, 24)),
         Chip("v6e", "tpu", 918e12, 31.24 * GIB, 1.64e12, 448e9, (16, 16)),
-        # NVIDIA's data sheets of the SXM modules; NVLink 900 GB/s is both directions together. Memory: of
-        # what CUDA shows (79.1, 139.8 GiB) the share that launch/env.sh lets jax take; XLA has no limit.
+        # NVIDIA's data sheets of the SXM modules; NVLink's 900 GB/s is the sum of both directions. Memory:
+        # the share that launch/env.sh lets jax allocate of what CUDA reports (79.1, 139.8 GiB); XLA has no
+        # limit of its own.
         Chip("h100", "cuda", 989e12, 0.92 * 79.1 * GIB, 3.35e12, 450e9, (8,)),
         Chip("h200", "cuda", 989e12, 0.92 * 139.8 * GIB, 4.8e12, 450e9, (8,)),
     )
@@ -44,7 +56,14 @@ TOPOLOGY_EXAMPLES = "v4:2x2x1, v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:8,
 
 
 def parse_topology(topology: str) -> tuple[Chip, int]:
-    """The chip and the number of them that `v5e:4x4` or `h100:8` says. Raises UserError."""
+    """Parse a topology such as `v5e:4x4` or `h100:8`.
+
+    Returns:
+        The chip and the number of chips.
+
+    Raises:
+        UserError: the chip is unknown, or the shape is invalid or too large.
+    """
     name, _, shape = topology.partition(":")
     if name not in CHIPS:
         raise UserError(

@@ -1,8 +1,8 @@
-"""`dwt compile`: the real training step, compiled for chips that are not here. Compiled, not run.
+"""Ahead-of-time compilation of the training step for accelerators that need not be present.
 
-XLA's compilers for TPU and GPU need no device, only a description of one. What they say of
-memory is what they would plan there, and an overflow is theirs; the times are bounds from
-peak numbers (chips.py), no measurements.
+XLA's compilers for TPU and GPU need only a description of the device. Memory use and out-of-memory
+errors are the compiler's own; times are roofline bounds from peak rates (accelerators.py), not
+measurements.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import importlib.util
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,39 +44,72 @@ EXTRAS = {"tpu": "requirements-tpu-compile.txt", "cuda": "requirements-gpu-compi
 
 
 class CompiledStep(NamedTuple):
-    """A step that was compiled, or did not fit. Bytes are one chip's."""
+    """The result of compiling a step: the object that `dwt compile --json` prints.
+
+    Attributes:
+        topology: as given in `--topology`.
+        num_chips: chips of the topology.
+        mesh: devices per mesh axis.
+        student: layers x hidden size.
+        teacher: layers x hidden size; empty without a teacher.
+        batch_size: rows of a step, over all chips.
+        sequence_length: tokens of a row.
+        fits: whether the step fits into the memory of a chip.
+        memory: bytes of one chip: `available`, and the compiler's plan: `arguments`, `outputs` (those that
+            alias no argument), `temporaries`, `generated_code` and their `total`. If the compiler ran out
+            of memory: `available`, and `required` if its message has it.
+        collectives: for each kind `count`, `bytes` and `bytes_sent` (by a chip) of a step.
+        trip_counts_known: False if a loop with collectives has an unknown trip count: it counts once.
+        flops: FLOPs of a step by formula, over all chips.
+        roofline_seconds: lower bounds on the time of a step at peak rates: `compute`, `memory`, `network`.
+        compile_seconds: time that compiling took.
+        compiler_message: the error message if the compiler ran out of memory.
+    """
 
     topology: str
-    chips: int
+    num_chips: int
     mesh: dict[str, int]
     student: str
     teacher: str
-    rows: int  # a step, over all chips
-    length: int
+    batch_size: int
+    sequence_length: int
     fits: bool
-    memory: dict[str, float]  # as the compiler planned it; of what did not fit what it said
-    collectives: list[dict[str, Any]]  # by kind
-    loops_known: bool  # else some loop counts once
-    flops: float  # of a step, by formula, over all chips
-    seconds: dict[str, float]  # bounds: compute, memory, network
+    memory: dict[str, float]
+    collectives: list[dict[str, Any]]
+    trip_counts_known: bool
+    flops: float
+    roofline_seconds: dict[str, float]
     compile_seconds: float
-    said: str = ""  # by the compiler, where it did not fit
+    compiler_message: str = ""
 
 
 class CompileTarget(NamedTuple):
-    """What to compile for."""
+    """What to compile, and for which devices.
+
+    Attributes:
+        topology: as given in `--topology`.
+        chip: specifications of its chips.
+        mesh: the mesh over them.
+        config: the config of the run, with the vocabulary's size filled in.
+        step_config: of the training step.
+        uint16_tokens: whether token ids are stored in 16 bits.
+    """
 
     topology: str
     chip: Chip
     mesh: Mesh
-    config: Config  # resolved
-    spec: StepConfig
-    uint16_tokens: bool  # whether ids are stored in 16 bits
+    config: Config
+    step_config: StepConfig
+    uint16_tokens: bool
 
 
 def make_compile_target(config: Config, topology: str) -> CompileTarget:
-    """Raises UserError for an unknown topology, a mesh that does not fit it, compilers that are not
-    installed, and a teacher whose sizes cannot be read."""
+    """Resolve a config and a topology into what to compile.
+
+    Raises:
+        UserError: the topology is unknown, the mesh does not fit it, its compiler is not installed, or
+            the teacher's config cannot be read.
+    """
     chip, count = parse_topology(topology)
     shape = mesh_shape(
         config.mesh, count, config.train.batch_size // config.train.gradient_accumulation_steps
@@ -86,15 +120,15 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model, init=Init())
     teacher = _load_teacher_config(config.teacher.path, vocab_size) if config.teacher.path else None
-    compute = config.precision.compute_dtype
-    policy = jnp.dtype("bfloat16" if compute == "auto" else compute)
+    compute_dtype = config.precision.compute_dtype
+    dtype = jnp.dtype("bfloat16" if compute_dtype == "auto" else compute_dtype)
     objective = objective_module(family(model).OBJECTIVE).abstract_objective(config, vocab_size)
-    spec = make_step_config(config, teacher, objective, Policy(policy, policy, False))
-    return CompileTarget(topology, chip, mesh, config, spec, vocab_size <= 2**16)
+    step_config = make_step_config(config, teacher, objective, Policy(dtype, dtype, False))
+    return CompileTarget(topology, chip, mesh, config, step_config, vocab_size <= 2**16)
 
 
 def _topology_devices(chip: Chip, topology: str, count: int, shape: list[int]) -> Any:
-    """The devices of a topology, laid out as the mesh."""
+    """The devices of a topology, arranged as the mesh."""
     if not any(importlib.util.find_spec(name) for name in WHEELS[chip.platform]):
         raise UserError(
             f"--topology: {topology} needs a compiler that is not installed, expected "
@@ -103,23 +137,23 @@ def _topology_devices(chip: Chip, topology: str, count: int, shape: list[int]) -
     try:
         if chip.platform == "tpu":
             topology_desc = topologies.get_topology_desc(
-                platform="tpu", topology_name=topology, **dict(chip.options)
+                platform="tpu", topology_name=topology, **dict(chip.topology_options)
             )
         else:
             topology_desc = topologies.get_topology_desc(
                 platform="cuda",
                 topology_name="",
-                topology=f"1x1x{count}",  # one partition, one host
+                topology=f"1x1x{count}",  # partitions x hosts x devices
                 target_config=gpu_target_config(chip),
             )
         return topologies.make_mesh(topology_desc, shape, ("data", "fsdp", "tensor")).devices
-    except Exception as error:  # many kinds
+    except Exception as error:  # of various types
         message = " ".join(str(error).split())[:200]
         raise UserError(f"--topology: {topology}: {message}; expected one like {TOPOLOGY_EXAMPLES}") from None
 
 
 def _vocabulary_size(config: Config) -> int:
-    """That the data will have, as far as it can be known without it."""
+    """The size of the vocabulary, as far as it is known without the data."""
     tokenizer = config.data.tokenizer
     if config.model.vocab_size:
         return config.model.vocab_size
@@ -127,7 +161,7 @@ def _vocabulary_size(config: Config) -> int:
 
 
 def _load_teacher_config(path: str, vocab_size: int) -> ModelConfig:
-    """Sizes of the teacher in `path`: a run, a model directory or, here alone, the config of a run."""
+    """The teacher's model config from `path`: a run, a model directory, or the config file of a run."""
     file = Path(path).expanduser() / "config.json"
     if file.exists():
         saved_config = read_json_object(file, "the config of a run or of a model")
@@ -144,116 +178,137 @@ def _load_teacher_config(path: str, vocab_size: int) -> ModelConfig:
     return dataclasses.replace(model, vocab_size=vocab_size)
 
 
-def lower_step(target: CompileTarget, rows: int) -> Any:
-    """The step of `rows` rows, traced and lowered for the target's platform."""
-    spec, struct = target.spec, jax.ShapeDtypeStruct
-    shape = rows, target.config.data.sequence_length
+def lower_step(target: CompileTarget, batch_size: int) -> Any:
+    """Trace and lower the step of `batch_size` rows (over all chips) for the target's platform.
+
+    Returns:
+        A jax.stages.Lowered.
+    """
+    step_config, struct = target.step_config, jax.ShapeDtypeStruct
+    shape = batch_size, target.config.data.sequence_length
     tokens_dtype = jnp.uint16 if target.uint16_tokens else jnp.uint32
     batch = jax.eval_shape(lambda: Batch(jnp.zeros(shape, tokens_dtype), jnp.zeros(shape, jnp.uint8)))
     teacher = None
-    if spec.teacher:
+    if step_config.teacher:
         dtype_name = target.config.teacher.dtype
-        dtype = spec.policy.compute_dtype if dtype_name == "auto" else jnp.dtype(dtype_name)
-        teacher = jax.tree.map(
-            lambda x: struct(x.shape, dtype), family(spec.teacher).abstract_params(spec.teacher)
-        )
-    state = abstract_state(spec.model, spec.optimizer)
+        dtype = step_config.policy.compute_dtype if dtype_name == "auto" else jnp.dtype(dtype_name)
+        params = family(step_config.teacher).abstract_params(step_config.teacher)
+        teacher = jax.tree.map(lambda x: struct(x.shape, dtype), params)
+    state = abstract_state(step_config.model, step_config.optimizer)
     schedules, seed = abstract_schedules(target.config), struct((), jnp.uint32)
-    traced = jit_train_step(spec, target.mesh).trace(state, teacher, batch, schedules, seed, None)
+    step = jit_train_step(step_config, target.mesh)
+    traced = step.trace(state, teacher, batch, schedules, seed, None)
     return traced.lower(lowering_platforms=(target.chip.platform,))
 
 
-def compile_step(target: CompileTarget, rows: int) -> CompiledStep:
-    """Compile the step of `rows` rows over all chips. What does not fit is an answer, not an error."""
+def compile_step(target: CompileTarget, batch_size: int) -> CompiledStep:
+    """Compile the step of `batch_size` rows over all chips.
+
+    A step that does not fit is a result, not an error: see `CompiledStep.fits`.
+    """
     start_time, message, program, hlo_text = time.perf_counter(), "", None, ""
     try:
-        program, hlo_text = compile_with_hlo_text(lower_step(target, rows))
+        program, hlo_text = compile_with_hlo_text(lower_step(target, batch_size))
     except jax.errors.JaxRuntimeError as error:
         message = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in message:
             raise
     compile_seconds = time.perf_counter() - start_time
     memory = _memory_plan(program.memory_analysis()) if program else parse_oom_message(message)
-    memory["available"] = target.chip.memory
+    memory["available"] = target.chip.memory_bytes
     collectives = hlo.find_collectives(hlo_text) if program else []
-    spec, length = target.spec, target.config.data.sequence_length
-    shape = rows, length, objective_module(spec.objective).predictions_per_row(spec.objective, length)
-    step_flops = flops.training_step_flops(spec.model, *shape)
-    step_flops += flops.forward_flops(spec.teacher, *shape) if spec.teacher else 0.0
-    chips = target.mesh.size
-    bytes_sent = sum(each.bytes_sent(chips) for each in collectives)
-    peak = target.chip.flops * (
-        0.5 if spec.policy.compute_dtype == jnp.float32 else 1
-    )  # as flops.peak_per_device
-    bounds = {"compute": step_flops / chips / peak}
+    student, teacher = target.step_config.model, target.step_config.teacher
+    objective, sequence_length = target.step_config.objective, target.config.data.sequence_length
+    num_predictions = objective_module(objective).predictions_per_row(objective, sequence_length)
+    num_chips, shape = target.mesh.size, (batch_size, sequence_length, num_predictions)
+    step_flops = flops.training_step_flops(student, *shape)
+    step_flops += flops.forward_flops(teacher, *shape) if teacher else 0.0
+    is_float32 = target.step_config.policy.compute_dtype == jnp.float32
+    peak_flops = target.chip.peak_flops * (0.5 if is_float32 else 1)  # as in peak_flops_per_device
+    bounds = {"compute": step_flops / num_chips / peak_flops}
     if program:
-        bounds["memory"] = _memory_traffic(program.memory_analysis()) / target.chip.bandwidth
-        bounds["network"] = bytes_sent / target.chip.network
+        bytes_sent = sum(collective.bytes_sent(num_chips) for collective in collectives)
+        bounds["memory"] = _memory_traffic(program.memory_analysis()) / target.chip.memory_bandwidth
+        bounds["network"] = bytes_sent / target.chip.network_bandwidth
     return CompiledStep(
         topology=target.topology,
-        chips=chips,
+        num_chips=num_chips,
         mesh=dict(target.mesh.shape),
-        student=_describe_model(spec.model),
-        teacher=_describe_model(spec.teacher) if spec.teacher else "",
-        rows=rows,
-        length=length,
-        fits=program is not None and memory["together"] <= target.chip.memory,
+        student=_describe_model(student),
+        teacher=_describe_model(teacher) if teacher else "",
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        fits=program is not None and memory["total"] <= target.chip.memory_bytes,
         memory=memory,
-        collectives=_sum_by_kind(collectives, chips),
-        loops_known=all(each.trip_counts_known for each in collectives),
+        collectives=_sum_by_kind(collectives, num_chips),
+        trip_counts_known=all(collective.trip_counts_known for collective in collectives),
         flops=step_flops,
-        seconds=bounds,
+        roofline_seconds=bounds,
         compile_seconds=compile_seconds,
-        said=message[:500],
+        compiler_message=message[:500],
     )
 
 
 def compile_with_hlo_text(step: Any) -> tuple[Any, str]:
-    """The compiled program and its text, as the compiler itself writes it down: `as_text()` has jaxlib
-    read the program back, which fails for what a newer libtpu made (a v5p's gathers on SparseCores)."""
+    """Compile a jax.stages.Lowered.
+
+    The text is the compiler's own dump: for `as_text()` jaxlib deserialises the program, which fails for
+    programs of a newer libtpu (gathers of a v5p on SparseCores).
+
+    Returns:
+        The compiled program and the text of its optimised HLO module.
+    """
     with tempfile.TemporaryDirectory() as folder:
         program = step.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         (dump,) = Path(folder).glob("*after_optimizations.txt")
         return program, dump.read_text()
 
 
-def _memory_plan(plan: Any) -> dict[str, float]:
+def _memory_plan(analysis: Any) -> dict[str, float]:
     parts = {
-        "arguments": plan.argument_size_in_bytes,
-        "results": plan.output_size_in_bytes - plan.alias_size_in_bytes,  # that take no argument's place
-        "temporaries": plan.temp_size_in_bytes,
-        "program": plan.generated_code_size_in_bytes,
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+        "generated_code": analysis.generated_code_size_in_bytes,
     }
-    return {**parts, "together": sum(parts.values())}
+    return {**parts, "total": sum(parts.values())}
 
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_oom_message(message: str) -> dict[str, float]:
-    """The sizes in a compiler's words on memory: `wanted`, and which of it (`what` is left in `said`)."""
+    """Parse the required bytes from the compiler's out-of-memory message.
+
+    Returns:
+        {"required": bytes}, or {} if the message has no size.
+    """
     match = re.search(
         r"(?:required for [^()]*|Used |allocate )\(?(\d+(?:\.\d+)?)\s*([BKMGT]?)i?B?\)?", message
     )
-    return {"wanted": float(match[1]) * _UNITS[match[2]]} if match else {}
+    return {"required": float(match[1]) * _UNITS[match[2]]} if match else {}
 
 
-def _memory_traffic(plan: Any) -> float:
-    """Bytes through the memory of a chip at the least: arguments read, what takes their place (not the
-    teacher's) and results written, temporaries written and read once."""
-    return plan.argument_size_in_bytes + plan.output_size_in_bytes + 2 * plan.temp_size_in_bytes
+def _memory_traffic(analysis: Any) -> float:
+    """The least bytes that a step moves through the memory of a chip: arguments are read and outputs
+    written once (the teacher is only an argument), temporaries are written and read once."""
+    return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + 2 * analysis.temp_size_in_bytes
 
 
-def _sum_by_kind(collectives: list[hlo.Collective], chips: int) -> list[dict[str, Any]]:
+def _sum_by_kind(collectives: list[hlo.Collective], num_chips: int) -> list[dict[str, Any]]:
+    by_kind = {
+        kind: [collective for collective in collectives if collective.kind == kind]
+        for kind in hlo.COLLECTIVE_KINDS
+    }
     return [
         {
             "kind": kind,
-            "count": sum(each.executions for each in collectives if each.kind == kind),
-            "bytes": sum(each.executions * each.bytes for each in collectives if each.kind == kind),
-            "sent": sum(each.bytes_sent(chips) for each in collectives if each.kind == kind),
+            "count": sum(collective.executions for collective in group),
+            "bytes": sum(collective.executions * collective.bytes for collective in group),
+            "bytes_sent": sum(collective.bytes_sent(num_chips) for collective in group),
         }
-        for kind in hlo.COLLECTIVE_KINDS
-        if any(each.kind == kind for each in collectives)
+        for kind, group in by_kind.items()
+        if group
     ]
 
 
@@ -262,16 +317,27 @@ def _describe_model(model: ModelConfig) -> str:
 
 
 def find_largest_batch(
-    target: CompileTarget, rows: int, log: Any
+    target: CompileTarget, batch_size: int, log: Callable[[str], None]
 ) -> tuple[CompiledStep | None, CompiledStep]:
-    """(the step of the most rows that fits, the next one, which does not), from `rows` on: doubled or
-    halved, then bisected to whole rows a chip. None if not even one row a chip fits."""
-    unit = target.mesh.shape["data"] * target.mesh.shape["fsdp"] * target.spec.gradient_accumulation_steps
+    """Search the largest batch that fits, to a sixteenth, by doubling or halving and then bisection.
+
+    Args:
+        target: what to compile.
+        batch_size: where to start, in rows over all chips.
+        log: is called with a line for each compiled step.
+
+    Returns:
+        The largest step that fits, or None if not even one row per chip does; and the smallest tried
+        step that does not fit.
+    """
+    data_parallelism = target.mesh.shape["data"] * target.mesh.shape["fsdp"]
+    unit = data_parallelism * target.step_config.gradient_accumulation_steps
     largest_fit, smallest_overflow = None, None
-    low, high, candidate = 0, 0, max(1, rows // unit)
+    low, high, candidate = 0, 0, max(1, batch_size // unit)
     while not high or high - low > max(1, low // 16):
         step = compile_step(target, candidate * unit)
-        log(f"{step.rows} rows: {'fits' if step.fits else 'does not fit'} ({step.compile_seconds:.0f} s)")
+        verdict = "fits" if step.fits else "does not fit"
+        log(f"batch size {step.batch_size}: {verdict} ({step.compile_seconds:.0f} s)")
         if step.fits:
             largest_fit, low = step, candidate
         else:

@@ -1,4 +1,4 @@
-"""What XLA asks of an NVIDIA GPU that is not here: a description, by the makers' data sheets."""
+"""Descriptions of NVIDIA GPUs for XLA's compiler, from the data sheets."""
 
 from dwt_jax.aot.accelerators import Chip
 
@@ -38,5 +38,7 @@ device_description_str: "NVIDIA {name}"
 
 
 def gpu_target_config(chip: Chip) -> str:
-    """A GpuTargetConfigProto in text form, of a chip of Hopper's generation."""
-    return _HOPPER_TEMPLATE.format(name=chip.name.upper(), bandwidth=chip.bandwidth, memory=chip.memory)
+    """Return the GpuTargetConfigProto, in text form, of a chip of the Hopper generation."""
+    return _HOPPER_TEMPLATE.format(
+        name=chip.name.upper(), bandwidth=chip.memory_bandwidth, memory=chip.memory_bytes
+    )

@@ -1,7 +1,7 @@
-"""Words between the processes of a run, through JAX's coordination service: no device takes part.
+"""Host-side messages between processes, through JAX's coordination service. No device takes part.
 
-A process that runs alone talks to itself: every function answers at once. All processes must
-call them in the same order, as they must the compiled programs.
+A single process answers itself, so every function returns at once. With several processes, all of
+them must call these functions in the same order, as they must call compiled programs.
 """
 
 import itertools
@@ -17,18 +17,22 @@ from dwt_jax.errors import ReportedElsewhere, UserError
 T = TypeVar("T")
 
 PROCESS_LOGS_ENV = "DWT_PROCESS_LOGS"
-"""A directory: each process but the first writes what it says there, to a file of its own."""
+"""A directory: every process except process 0 writes its output to a file in it."""
 
-_EXIT_STATUS_PREFIX = "dwt/now/left/"  # + process: the status that it ended with
-_ALL_EXITED_PREFIX, _FAREWELL_PREFIX = (
-    "dwt/over/",
-    "dwt/gone/",
-)  # what process 0 says at the end, and what the others do
+HEARTBEAT_TIMEOUT_ENV = "DWT_HEARTBEAT_TIMEOUT"
+
+_EXIT_STATUS_PREFIX = "dwt/now/left/"  # + process index: its exit status
+_ALL_EXITED_PREFIX = "dwt/over/"  # + 0: process 0 has seen all processes exit
+_FAREWELL_PREFIX = "dwt/gone/"  # + process index: that process is about to exit
 _call_ids = itertools.count()
 
 
 class PeerExited(Exception):
-    """Another process ended, so this one cannot go on. `status`: that one's exit status."""
+    """Another process exited, so this one cannot continue.
+
+    Attributes:
+        status: the exit status of the other process.
+    """
 
     def __init__(self, process: int, status: int):
         super().__init__(
@@ -37,40 +41,74 @@ class PeerExited(Exception):
         self.status = status
 
 
+def env_seconds(name: str, default: float) -> float:
+    """Read a number of seconds from the environment.
+
+    Raises:
+        UserError: the variable is not a positive number.
+    """
+    text = os.environ.get(name, "").strip()
+    try:
+        value = float(text or default)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{name}: {text!r}, expected seconds, more than 0")
+    return value
+
+
+def heartbeat_timeout() -> float:
+    """Return the seconds after which a process that does not answer is considered dead."""
+    return env_seconds(HEARTBEAT_TIMEOUT_ENV, 60)
+
+
 def coordination_client() -> Any:
-    """That of the coordination service. JAX has no public name for it; Orbax uses the same one."""
+    """Return the client of the coordination service, or None in a single process.
+
+    JAX has no public name for it; Orbax uses the same one.
+    """
     return _distributed_state().client if _distributed_state() else None
 
 
 def _distributed_state() -> Any:
-    """Of jax, if that was imported: without it nothing can be connected."""
+    """JAX's distributed state, or None before jax is imported: nothing can be connected then."""
     module = sys.modules.get("jax._src.distributed")
     return module.global_state if module else None
 
 
 def process_index() -> int:
-    """Of this process. Unlike jax.process_index() it starts no backend."""
+    """Return the index of this process. Unlike jax.process_index(), this starts no backend."""
     return _distributed_state().process_id if _distributed_state() else 0
 
 
 def process_count() -> int:
+    """Return the number of processes. Unlike jax.process_count(), this starts no backend."""
     return _distributed_state().num_processes if _distributed_state() else 1
 
 
 def is_single_process() -> bool:
+    """Return whether this process is not connected to others."""
     return coordination_client() is None
 
 
 def log_on_main(text: str) -> None:
-    """A line from process 0; from the others only into their logs, where those were asked for."""
+    """Print a line on process 0; the other processes print it only if they have log files."""
     if process_index() == 0 or os.environ.get(PROCESS_LOGS_ENV):
         print(text, flush=True)
 
 
 def all_gather_objects(value: Any, waiting_for: str = "") -> list[Any]:
-    """Every process's `value` (JSON) in order. Nobody goes on before all have given theirs.
+    """Gather `value` from all processes. Returns once every process has called.
 
-    waiting_for: said by whoever waits for long. Raises Ended when a process has ended meanwhile.
+    Args:
+        value: anything that JSON can represent.
+        waiting_for: printed by a process that waits for more than 5 seconds.
+
+    Returns:
+        The values of all processes, by process index.
+
+    Raises:
+        PeerExited: another process exited in the meantime.
     """
     if is_single_process():
         return [json.loads(json.dumps(value))]
@@ -78,7 +116,10 @@ def all_gather_objects(value: Any, waiting_for: str = "") -> list[Any]:
 
 
 def all_gather_with_key(name: str, value: Any, waiting_for: str = "") -> list[Any]:
-    """`all_gather_objects` under a name that is used once. Process 0 collects: 3 messages a process."""
+    """Gather as `all_gather_objects` does, under a key that is used once.
+
+    Process 0 collects the values, so this takes three messages a process.
+    """
     key = f"dwt/{name}/"
     coordination_client().key_value_set(f"{key}{process_index()}", json.dumps(value))
     if process_index() == 0:
@@ -88,7 +129,7 @@ def all_gather_with_key(name: str, value: Any, waiting_for: str = "") -> list[An
 
 
 def _wait_for_value(key: str, waiting_for: str) -> str:
-    """A value that will be set. Waits by the second, so that a signal or an end is noticed."""
+    """Wait for a key to be set, a second at a time, so that signals and exits are noticed."""
     start_time, has_logged = time.monotonic(), not waiting_for
     while True:
         try:
@@ -104,9 +145,11 @@ def _wait_for_value(key: str, waiting_for: str) -> str:
 
 
 def run_on_all(work: Callable[[], T]) -> T:
-    """`work()`, if it goes well in all processes.
+    """Call `work` on every process and return its result if it succeeds on all of them.
 
-    A UserError or a file's OSError in some is a UserError in all of them, told by process 0 alone.
+    Raises:
+        UserError: some process raised UserError, or OSError for a file. All processes raise; only
+            process 0 prints the message.
     """
     if is_single_process():
         return work()
@@ -118,9 +161,13 @@ def run_on_all(work: Callable[[], T]) -> T:
     except OSError as error:
         if error.filename is None:
             raise
-        problem = f"{error.filename}: {error.strerror}, expected a path that can be used"
+        problem = _describe_file_error(error)
     _raise_if_any(all_gather_objects(problem))
     return result
+
+
+def _describe_file_error(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}, expected a path that can be used"
 
 
 def _raise_if_any(problems: list[str | None]) -> None:
@@ -132,9 +179,14 @@ def _raise_if_any(problems: list[str | None]) -> None:
 
 
 def run_on_main(work: Callable[[], T], waiting_for: str = "process 0") -> T:
-    """What `work()` gives in process 0, in all of them (JSON). The others wait.
+    """Call `work` on process 0 and broadcast its result. The other processes wait.
 
-    Mistakes as in `run_on_all`.
+    Args:
+        work: a function whose result JSON can represent.
+        waiting_for: printed by a process that waits for more than 5 seconds.
+
+    Raises:
+        UserError: as in `run_on_all`.
     """
     if is_single_process():
         return work()
@@ -147,34 +199,36 @@ def run_on_main(work: Callable[[], T], waiting_for: str = "process 0") -> T:
         except OSError as error:
             if error.filename is None:
                 raise
-            outcome = {"problem": f"{error.filename}: {error.strerror}, expected a path that can be used"}
+            outcome = {"problem": _describe_file_error(error)}
     outcome = all_gather_objects(outcome, waiting_for)[0]
     _raise_if_any([outcome.get("problem")])
     return outcome["value"]
 
 
 def assert_equal_across_processes(values: dict[str, Any]) -> None:
-    """Raises UserError, which names the first difference, unless `values` (JSON) are those of process 0."""
+    """Check that `values` (JSON) are the same on all processes.
+
+    Raises:
+        UserError: a value differs from that of process 0. The message names the first difference.
+    """
     if is_single_process():
         return
     for process, other in enumerate(all_values := all_gather_objects(values)):
         for key in {**all_values[0], **other}:
-            expected = all_values[0].get(key)
-            if other.get(key) != expected:
+            value, expected = other.get(key), all_values[0].get(key)
+            if value != expected:
                 _raise_if_any(
-                    [
-                        f"{key} is {other.get(key)!r} in process {process}, expected {expected!r} as in process 0"
-                    ]
+                    [f"{key} is {value!r} in process {process}, expected {expected!r} as in process 0"]
                 )
 
 
 def report_exit(status: int) -> None:
-    """Tell the others that this process ends."""
+    """Publish that this process exits with `status`."""
     coordination_client().key_value_set(f"{_EXIT_STATUS_PREFIX}{process_index()}", str(status), True)
 
 
 def exited_processes(include_self: bool = False) -> dict[int, int]:
-    """The processes that have ended, with their statuses."""
+    """Return the exit status of every process that has published one, by process index."""
     statuses = {
         int(key.rpartition("/")[2]): int(value)
         for key, value in coordination_client().key_value_dir_get(_EXIT_STATUS_PREFIX)
@@ -185,15 +239,21 @@ def exited_processes(include_self: bool = False) -> dict[int, int]:
 
 
 def all_exited() -> bool:
-    """Whether all processes have ended. Process 0 says so: its number of them is the one that counts."""
+    """Return whether all processes have exited.
+
+    Process 0 decides, with its own number of processes; the others read its answer.
+    """
     if process_index():
         return bool(coordination_client().key_value_dir_get(_ALL_EXITED_PREFIX))
     return len(exited_processes(include_self=True)) == process_count()
 
 
 def final_barrier() -> None:
-    """The last words of a process that has left. Process 0 waits a little for those of the others: jax aborts
-    whoever loses it."""
+    """Wait at the final barrier before exit.
+
+    Process 0 hosts the coordination service and waits briefly for the others: JAX aborts any
+    process that loses it.
+    """
     if process_index():
         coordination_client().key_value_set(f"{_FAREWELL_PREFIX}{process_index()}", "", True)
         return
@@ -204,4 +264,4 @@ def final_barrier() -> None:
         and len(coordination_client().key_value_dir_get(_FAREWELL_PREFIX)) < process_count() - 1
     ):
         time.sleep(0.05)
-    time.sleep(0.2)  # from their last words to their ends
+    time.sleep(0.2)  # between its last message and its exit a process takes a moment

@@ -1,4 +1,4 @@
-"""One mesh with the axes (data, fsdp, tensor), and where every array lives on it."""
+"""The device mesh with axes (data, fsdp, tensor), and moving arrays to and from it."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from dwt_jax.errors import UserError
 
 
 class MeshSizes(Protocol):
-    """Devices per mesh axis; one axis may be -1: whatever is left."""
+    """Number of devices on each mesh axis. One axis may be -1: all remaining devices."""
 
     @property
     def data(self) -> int: ...
@@ -22,17 +22,29 @@ class MeshSizes(Protocol):
 
 
 BATCH_AXES = ("data", "fsdp")
-"""The mesh axes that a batch's rows are spread over."""
+"""The mesh axes that shard the rows of a batch."""
 
 
 def make_mesh(sizes: MeshSizes, microbatch_size: int) -> Mesh:
-    """The mesh over all devices. `rows`: of one part of a batch, for the check that they divide."""
+    """Make the mesh over all devices.
+
+    Args:
+        sizes: devices per axis.
+        microbatch_size: rows of a microbatch, which the batch axes must divide.
+
+    Raises:
+        UserError: as in `mesh_shape`.
+    """
     shape = mesh_shape(sizes, jax.device_count(), microbatch_size)
     return jax.make_mesh(tuple(shape), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
 def mesh_shape(sizes: MeshSizes, num_devices: int, microbatch_size: int) -> list[int]:
-    """The sizes of the axes over `count` devices; a -1 is what is left. Raises UserError."""
+    """Return the sizes of the three axes over `num_devices`, with a -1 filled in.
+
+    Raises:
+        UserError: the sizes do not fit the devices, or the batch axes do not divide a microbatch.
+    """
     shape = [sizes.data, sizes.fsdp, sizes.tensor]
     fixed = int(np.prod([size for size in shape if size != -1]))
     shape = [num_devices // fixed if size == -1 else size for size in shape]
@@ -43,26 +55,34 @@ def mesh_shape(sizes: MeshSizes, num_devices: int, microbatch_size: int) -> list
         )
     if microbatch_size % (shape[0] * shape[1]):
         raise UserError(
-            f"config: train.batch_size / train.gradient_accumulation_steps is {microbatch_size}, expected a multiple of the "
-            f"mesh's data x fsdp ({shape[0] * shape[1]})"
+            f"config: train.batch_size / train.gradient_accumulation_steps is {microbatch_size}, "
+            f"expected a multiple of the mesh's data x fsdp ({shape[0] * shape[1]})"
         )
     return shape
 
 
 def replicated_sharding(mesh: Any) -> NamedSharding:
+    """Return the sharding that holds an entire array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays whose leading axis is the rows of a batch."""
+    """Return the sharding of arrays [B, ...] whose leading axis is the rows of a batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def to_global(tree: Any, sharding: Any) -> Any:
-    """Host arrays on the mesh: `where` is a sharding, or a tree of them like `tree`.
+    """Put host arrays on the mesh.
 
-    Every process gives the same global arrays; each takes what its devices hold. jax.device_put
-    would compare them between the processes, a collective for each array.
+    Every process passes the same values, and each copies the shards of its own devices.
+    jax.device_put would compare the values between processes, with a collective for each array.
+
+    Args:
+        tree: a pytree of host arrays.
+        sharding: a sharding for all leaves, or a pytree of shardings like `tree`.
+
+    Returns:
+        The pytree with global arrays as leaves.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -79,18 +99,32 @@ def _to_global_array(x: Any, sharding: NamedSharding) -> jax.Array:
 def _make_global_array(
     shape: tuple[int, ...], sharding: NamedSharding, get_slice: Callable[[Any], np.ndarray]
 ) -> jax.Array:
-    with jax.transfer_guard_host_to_device("allow"):  # it is meant, as jax.device_put is
+    with jax.transfer_guard_host_to_device("allow"):  # an explicit transfer, as jax.device_put is
         return jax.make_array_from_callback(shape, sharding, get_slice)
 
 
 def local_row_indices(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """int [n], sorted: which rows of a batch of `rows` lie on the devices of this process."""
+    """Return which rows of a batch lie on the devices of this process.
+
+    Returns:
+        int [n], sorted.
+    """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices if index]))
 
 
 def make_global_batch(local_batch: Any, row_indices: np.ndarray, mesh: Mesh, batch_size: int) -> Any:
-    """A batch of `rows` rows on the mesh, of which this process has `own`, those of `numbers`."""
+    """Make a global batch from the rows of each process.
+
+    Args:
+        local_batch: a pytree of host arrays [n, ...], the rows of this process.
+        row_indices: int [n], the result of `local_row_indices`.
+        mesh: the mesh to put the batch on.
+        batch_size: B, rows over all processes.
+
+    Returns:
+        The pytree with global arrays [B, ...] as leaves.
+    """
     if len(row_indices) == batch_size:
         return to_global(local_batch, batch_sharding(mesh))
 
@@ -104,8 +138,10 @@ def make_global_batch(local_batch: Any, row_indices: np.ndarray, mesh: Mesh, bat
 
 
 def to_host(tree: Any) -> Any:
-    """Host arrays of a tree on the mesh. All processes must ask: what is spread over them is gathered,
-    a leaf at a time."""
+    """Copy a pytree of global arrays to host arrays.
+
+    All processes must call this: arrays sharded over processes are all-gathered, one leaf at a time.
+    """
     return jax.tree.map(_to_host_array, tree)
 
 
@@ -117,8 +153,11 @@ def _to_host_array(x: Any) -> np.ndarray:
 
 
 def split_microbatches(batch: Any, num_microbatches: int) -> Any:
-    """[B, …] → [parts, B / parts, …] of every leaf. Strided (row i goes to part i mod parts), so
-    that rows spread over devices stay where they are."""
+    """Reshape every leaf [B, ...] to [num_microbatches, B / num_microbatches, ...].
+
+    Rows are strided (row i is in microbatch i mod num_microbatches), so that no sharded row moves
+    between devices.
+    """
     return jax.tree.map(
         lambda x: x.reshape(x.shape[0] // num_microbatches, num_microbatches, *x.shape[1:]).swapaxes(0, 1),
         batch,

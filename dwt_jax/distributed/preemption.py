@@ -1,53 +1,60 @@
-"""All processes stop at the same moment, and none goes on without the others."""
+"""Agreement on the step at which all processes stop, and exit when another process has exited."""
 
 import os
 import signal
 import sys
 import threading
 
-from dwt_jax.distributed import coordination, initialize
+from dwt_jax.distributed import coordination
 
 _STOP_KEY = "dwt/now/stop"
 
 
 class PreemptionSync:
-    """`reached` answers True in every process from the same call on, some calls after anybody's `ask`.
+    """Make all processes stop at the same step after any of them requests it.
 
-    A thread listens, so an answer costs no message while nobody asks. Once somebody has, the
-    thread tells how many answers its process has had and the next one waits until all have told: it is
-    True from one more than the largest of those numbers on. Nobody can be past that, and whoever is
-    before it takes the same further steps as the others, so no step waits for a process that
-    stopped.
+    A thread polls the coordination service, so a step sends no message while no stop is requested.
+    After a stop request every process publishes its step count; all stop one step after the largest.
+    No process can be past that step, and a process before it takes the same further steps as the
+    others, so no step waits for a process that has stopped.
+
+    JAX's own preemption sync manager stops at a common step too, but only for SIGTERM: here Ctrl-C and
+    a request from the program count as well.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wake, self._agreed, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._requested = self._announced = False
-        self._calls = self._stop_call = 0
+        self._step_count = self._stop_step = 0  # calls of reached_sync_point
         threading.Thread(target=self._listen, name="agreement", daemon=True).start()
 
     def request_stop(self) -> None:
-        """Stop soon. Sends nothing itself: it is called in a signal's handler."""
+        """Request a stop. Sends nothing itself, since it is called from a signal handler."""
         self._requested = True
         self._wake.set()
 
     def reached_sync_point(self) -> bool:
+        """Count a step and return whether all processes stop at it. Call once a step.
+
+        Raises:
+            coordination.PeerExited: another process exited before the stop step was agreed on.
+        """
         with self._lock:
-            self._calls += 1
-            calls, announced = self._calls, self._announced
+            self._step_count += 1
+            step, announced = self._step_count, self._announced
         if not announced:
             return False
         while not self._agreed.wait(1.0):
             for process, status in coordination.exited_processes().items():
                 raise coordination.PeerExited(process, status)
-        if calls < self._stop_call:
+        if step < self._stop_step:
             return False
-        self.close()  # what is left to do takes as long as it takes: the heartbeat alone watches
+        self.close()  # what remains has no time limit: only the heartbeat watches it
         return True
 
     def close(self) -> None:
-        """Hear nothing any more. From here on no signal comes from here."""
+        """Stop polling. No signal is raised by this object afterwards."""
         with self._lock:
             self._closed.set()
         self._wake.set()
@@ -59,34 +66,33 @@ class PreemptionSync:
             try:
                 if not self._closed.is_set():
                     self._poll()
-            except (
-                RuntimeError,
-                coordination.PeerExited,
-            ):  # the coordinator is gone: jax ends the process itself
-                continue
+            except (RuntimeError, coordination.PeerExited):
+                continue  # the coordinator is unreachable: jax ends this process itself
 
     def _poll(self) -> None:
+        client = coordination.coordination_client()
         if self._requested and not self._announced:
-            coordination.coordination_client().key_value_set(
-                _STOP_KEY, str(coordination.process_index()), True
-            )
-        entries = dict(coordination.coordination_client().key_value_dir_get("dwt/now/"))
+            client.key_value_set(_STOP_KEY, str(coordination.process_index()), True)
+        entries = dict(client.key_value_dir_get("dwt/now/"))
         if _STOP_KEY in entries and not self._announced:
             with self._lock:
-                num_calls, self._announced = self._calls, True
-            self._stop_call = max(coordination.all_gather_with_key("stop", num_calls)) + 1
+                step_count, self._announced = self._step_count, True
+            self._stop_step = max(coordination.all_gather_with_key("stop", step_count)) + 1
             self._agreed.set()
         for process, status in coordination.exited_processes().items():
             self._exit_after_peer(process, status)
 
     def _exit_after_peer(self, process: int, status: int) -> None:
-        """Another one ended. If this one does not follow by itself, it hangs in something that needs all."""
+        """Exit because another process did, unless the main thread closes this object in time.
+
+        A process that does not end by itself hangs in a collective that needs all processes.
+        """
         with self._lock:
             if self._closed.is_set():
                 return
-            if status == os.EX_TEMPFAIL:  # 75: stopped by a signal; before the first step that ends this one
+            if status == os.EX_TEMPFAIL:  # 75, preempted: SIGTERM also ends a process before its first step
                 os.kill(os.getpid(), signal.SIGTERM)
-        if self._closed.wait(initialize.heartbeat_timeout()):
+        if self._closed.wait(coordination.heartbeat_timeout()):
             return
         print(f"dwt: {coordination.PeerExited(process, status)}", file=sys.stderr, flush=True)
         coordination.report_exit(status or 1)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: everything is saved first."""
+"""Handling of SIGTERM and Ctrl-C: a run saves its state before it ends."""
 
 import signal
 import threading
@@ -10,21 +10,25 @@ from dwt_jax.distributed import coordination, preemption
 
 
 class Preempted(BaseException):
-    """Stopped by a signal with everything saved: run the same command again (exit status 75).
+    """A signal stopped the work after everything was saved; the same command resumes it (exit status 75).
 
-    Not an Exception: a signal while a checkpoint is read is no fault of the checkpoint.
+    Not an Exception: a signal during the restore of a checkpoint does not make the checkpoint invalid.
     """
 
 
 class TrainingFailed(Exception):
-    """The run cannot go on; the message says why, the last good checkpoint is intact."""
+    """The run cannot continue. The message says why; the last good checkpoint is intact."""
 
 
 class ShutdownFlag:
-    """Whether a signal came, to any of the processes. Before `poll`, a signal ends the work at once
-    (nothing is lost yet); after it, whoever works asks `is_set` between steps and saves.
+    """Whether a signal has arrived, on any of the processes.
 
-    Of several processes each must ask equally often: all get True as the answer to the same question.
+    Before `arm`, a signal ends the work at once, since nothing can be lost yet. After it, the program
+    calls `is_set` between steps and saves. With several processes, all of them must call `is_set`
+    equally often: it turns True at the same call on every process.
+
+    Args:
+        preemption_sync: agrees on the step with the other processes; None in a single process.
     """
 
     def __init__(self, preemption_sync: preemption.PreemptionSync | None = None) -> None:
@@ -32,20 +36,28 @@ class ShutdownFlag:
         self._preemption_sync = preemption_sync
 
     def is_set(self) -> bool:
-        return (
-            self._signal_received
-            if self._preemption_sync is None
-            else self._preemption_sync.reached_sync_point()
-        )
+        """Return whether to save and stop now."""
+        if self._preemption_sync is None:
+            return self._signal_received
+        return self._preemption_sync.reached_sync_point()
 
     def arm(self) -> None:
+        """From here on a signal sets the flag. Waits for all processes to call it."""
         self._armed = True
         coordination.all_gather_objects("", "the other processes to be ready")
 
     def handle(self, signum: int, _: FrameType | None) -> None:
+        """Handle a signal; the arguments are those of `signal.signal`'s handlers.
+
+        Raises:
+            Preempted: the flag is not armed yet.
+            KeyboardInterrupt: at the second Ctrl-C.
+        """
         if not self._armed:
-            raise Preempted("stopped before it went on, nothing was changed; the same command starts again")
-        if self._signal_received and signum == signal.SIGINT:  # a second Ctrl-C is meant
+            raise Preempted(
+                "stopped before the first step; nothing was changed. Rerun the same command to start again."
+            )
+        if self._signal_received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal_received = True
         if self._preemption_sync is not None:
@@ -57,11 +69,14 @@ _pending_signals: list[int] = []
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """A signal inside the block, but outside of `handle_signals`, waits for the next `handle_signals` there. It raises
-    nothing by itself: a module that is being imported would take that for an error of its own."""
+    """Hold signals back inside the block until the next `handle_signals`, which handles them.
+
+    Raising from the handler would not do: a module that is being imported could take the exception
+    for an ImportError of its own. A second Ctrl-C still raises KeyboardInterrupt.
+    """
 
     def defer(signum: int, _: FrameType | None) -> None:
-        if _pending_signals and signum == signal.SIGINT:  # a second Ctrl-C is meant
+        if _pending_signals and signum == signal.SIGINT:
             raise KeyboardInterrupt
         _pending_signals.append(signum)
 
@@ -79,7 +94,10 @@ def defer_signals() -> Iterator[None]:
 
 @contextmanager
 def handle_signals() -> Iterator[ShutdownFlag]:
-    """Handle both signals inside the block; in another thread than the main one, do nothing."""
+    """Handle SIGTERM and SIGINT inside the block through the yielded flag.
+
+    Outside the main thread, where Python allows no signal handlers, the flag is never set.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield ShutdownFlag()
         return

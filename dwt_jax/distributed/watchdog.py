@@ -1,4 +1,4 @@
-"""A run that hangs ends: for a process that waits for ever, nobody else can tell why."""
+"""A watchdog that ends a process which makes no progress, and prints where each thread is."""
 
 import faulthandler
 import os
@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _TICKS_PER_TIMEOUT = 20
-"""So often it looks within its limit."""
 
 
 @contextmanager
 def hang_watchdog(timeout: float) -> Iterator[Callable[[], None]]:
-    """A function to call whenever something is done: each step, each batch of an evaluation.
+    """Abort the process if the yielded function is not called for `timeout` seconds.
 
-    If it is not called for `limit` seconds inside the block, every thread's stack is printed and the
-    process ends with status 1. Compiling, evaluating and saving are silent for as long as one of them
-    takes, so the limit must be longer. 0: never. Ticks are counted, not the clock's seconds: a
-    process that is suspended has not been hanging.
+    The stack of every thread is printed, and the process exits with status 1. Ticks of a timer are
+    counted, not wall-clock time: a suspended process does not hang.
+
+    Args:
+        timeout: seconds; 0 disables the watchdog. It must be longer than compilation, an evaluation
+            batch or a save, since none of them calls the function before it is done.
+
+    Yields:
+        A function to call after each unit of work, e.g. a step or a batch of an evaluation.
     """
     stop_event, ticks = threading.Event(), [0]
 
@@ -41,7 +45,7 @@ def hang_watchdog(timeout: float) -> Iterator[Callable[[], None]]:
 
 def _abort(timeout: float) -> None:
     print(
-        f"dwt: no step for {timeout:g} s (train.watchdog): this process ends; what each of its threads does:",
+        f"dwt: no step for {timeout:g} s (train.watchdog): this process ends. Stacks of its threads:",
         file=sys.stderr,
         flush=True,
     )

@@ -48,7 +48,7 @@ def test_pilot_steps_equal_run_steps(project):
     """After all steps from the run's initial parameters, the model is the run's."""
     run, source = prepare_run(project, "same", {"num_hidden_layers": 1})
     initial_params = jax.jit(lambda: bert.init_params(run.config.model, jax.random.key(run.config.seed)))()
-    trained = pilots._train_briefly(run, initial_params, 6, None, ())
+    trained = pilots._train_briefly(run, initial_params, source.model, "random", 6, None)
     tokens = run.config.model.vocab_size
     unpadded = map_with_axes(
         lambda axes, x: x[:tokens] if axes[0].name == "vocab" else x, PARAM_AXES, trained
@@ -106,7 +106,7 @@ def test_result_equals_separate_run(project):
         if result.method == "net2net"
     ]
     grown, _ = remap_params(source.params, source.model, run.config.model, "net2net", jax.random.key(0))
-    after = pilots._train_briefly(run, grown, 2, None, ())
+    after = pilots._train_briefly(run, grown, source.model, "net2net", 2, None)
     documents = likelihood.losses_per_document(
         after, run.config.model, run.data, mesh=run.mesh, policy=run.policy
     )

@@ -274,7 +274,7 @@ def test_contradicting_flags_and_out_inside_run_exit_2(project, tmp_path):
         (["--carry", "--moments=reset"], "not allowed with argument"),
         (["--config.init.step=8"], "--config.init.step is '8', expected --step"),
         (["--config.init.method=fna"], "--config.init.method is 'fna', expected 'stack'"),
-        (["--out", str(small / "checkpoints" / "grown")], f"lies in the run {small}, expected a place"),
+        (["--out", str(small / "checkpoints" / "grown")], f"is inside the run {small}, expected a path"),
     ):
         out = [] if "--out" in extra else [f"--out={tmp_path / 'out'}"]
         result = dwt("remap-run", *command, *out, *extra)

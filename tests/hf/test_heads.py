@@ -336,6 +336,6 @@ def test_broken_link_to_tokenizer_file_exits_2(name, tmp_path, capsys):
     capsys.readouterr()
     assert main(["export", f"--model={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"]) == 2
     stderr = capsys.readouterr().err
-    assert f"{name}: a link to nothing, expected a file" in stderr
+    assert f"{name}: a broken symbolic link, expected a file" in stderr
     assert stderr.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
