@@ -23,7 +23,6 @@ UNCHECKED: tuple[str, ...] = (
     "dwt_jax/__main__.py",
     "dwt_jax/aot/",
     "dwt_jax/cli/",
-    "dwt_jax/data/",
     "dwt_jax/distributed/",
     "dwt_jax/files.py",
     "dwt_jax/models/",
