@@ -22,7 +22,6 @@ PACKAGE = "dwt_jax"
 UNCHECKED: tuple[str, ...] = (
     "dwt_jax/__main__.py",
     "dwt_jax/cli/",
-    "dwt_jax/data/",
     "dwt_jax/models/",
     "dwt_jax/objectives/",
     "dwt_jax/runs/",
