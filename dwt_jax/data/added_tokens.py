@@ -33,9 +33,9 @@ def register_added_tokens(
     defaults: Mapping[str, str],
     added_tokens: AddedTokensById | None = None,
 ) -> None:
-    """Add the tokens that are matched in text before the pipeline runs.
+    """Add the tokens that are matched in text before the pipeline runs, as transformers does.
 
-    They are added as transformers does it: added tokens in the order of their ids, then special tokens.
+    Added tokens come first, in the order of their ids, then special tokens.
 
     Args:
         tokenizer: modified in place.

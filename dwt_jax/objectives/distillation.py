@@ -60,7 +60,12 @@ class LossWeights:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return the cross-entropy −log softmax(z)[y] in nats: fp32 [..., V], int [...] → [...]."""
+    """Return the cross-entropy −log softmax(z)[y] in nats, fp32 [...].
+
+    Args:
+        logits: z, fp32 [..., V].
+        labels: y, int [...].
+    """
     return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, labels)
 
 

@@ -8,10 +8,17 @@ from dwt_jax.config import Schedule
 
 
 def build_schedule(schedule: Schedule, steps: int) -> optax.Schedule:
-    """The schedule of a run of `steps` as an Optax one: step (an int or an array) → value.
+    """Build the optax schedule of a run.
 
-    Kinds: see `dwt_jax.config.Schedule`. `until_matched` gives its upper bound; what is left
-    of it depends on the losses and is decided in the step (`alpha_soft_scale`).
+    The schedule of `until_matched` is its upper bound; the factor that depends on the losses is applied
+    in the training step (`alpha_soft_scale`).
+
+    Args:
+        schedule: the kind and its parameters, see `dwt_jax.config.Schedule`.
+        steps: number of steps of the run.
+
+    Returns:
+        A function of the step, an int or an array of them.
     """
     value, end = schedule.value, schedule.end
     warmup_steps = round(schedule.warmup_fraction * steps)
@@ -40,19 +47,25 @@ def build_schedule(schedule: Schedule, steps: int) -> optax.Schedule:
 
 
 def schedule_values(schedule: Schedule, steps: int) -> np.ndarray:
-    """float32 [steps]: every value of the run. Always computed whole, so that a resumed run
-    reads the same bits."""
+    """Return the values of all steps of a run, float32 [steps].
+
+    A resumed run computes all of them too, so that it reads the same bits.
+    """
     step = jnp.arange(steps)
     return np.asarray(jnp.broadcast_to(build_schedule(schedule, steps)(step), step.shape), np.float32)
 
 
 def first_all_zero(values: np.ndarray) -> int:
-    """The first step from which the values stay 0; their number if they never do."""
+    """Return the first step from which on all values are 0, or their number if there is none."""
     nonzero = np.flatnonzero(values)
     return int(nonzero[-1]) + 1 if nonzero.size else 0
 
 
 def alpha_soft_scale(gap: jnp.ndarray, margin: float) -> jnp.ndarray:
-    """What `until_matched` leaves of α_s: 1 while the student's smoothed hard loss lies at
-    least `margin` nats above the teacher's, 0 once it has come down to it, linear between."""
+    """Return the factor of α_s under `until_matched`.
+
+    Args:
+        gap: the student's smoothed hard loss minus the teacher's, in nats.
+        margin: the gap from which on the factor is 1. It falls linearly to 0 at a gap of 0.
+    """
     return jnp.clip(gap / margin, 0.0, 1.0)

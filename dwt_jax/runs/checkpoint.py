@@ -1,7 +1,7 @@
-"""Training state on disk: Orbax, asynchronous, checked when it is read back.
+"""Save and restore the training state with Orbax, asynchronously and with checksums.
 
-A checkpoint that was cut short is an error in Orbax, but a flipped bit inside an array is
-not. So a checksum of every leaf is stored beside the state and compared on restore.
+Orbax reports a truncated checkpoint, but not a flipped bit inside an array. So a checksum of every leaf
+is stored with the state and compared on restore.
 """
 
 import functools
@@ -27,20 +27,20 @@ from dwt_jax.errors import UserError
 
 State = TypeVar("State")  # any tree of arrays
 
-_ITEM = "default"  # what Orbax calls the one thing that is saved
+_ITEM = "default"  # Orbax's name of a checkpoint's only item
 
 
 def checksum(state: Any) -> jax.Array:
-    """uint32 [leaves]: of each leaf the sum of its words, weighted by odd numbers, mod 2³², on every
-    device of the first leaf's.
+    """Return a checksum of every leaf, uint32 [leaves], replicated on the devices of the first leaf.
 
-    Integer sums do not depend on the order, so any sharding gives the same.
+    A checksum is the sum of the leaf's elements as integers, weighted by odd numbers, mod 2³². Integer sums
+    do not depend on the order, so every sharding gives the same.
     """
     return _jit_checksum(_replicated_sharding(jax.tree.leaves(state)[0].sharding))(state)
 
 
 def _replicated_sharding(sharding: Any) -> Any:
-    """The sharding that repeats an array on all devices of `where`."""
+    """The sharding that replicates an array on the devices of `sharding`."""
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     return sharding
@@ -61,23 +61,34 @@ def _jit_checksum(sharding: Any) -> Any:
     return jax.jit(lambda state: jnp.stack([leaf(x) for x in jax.tree.leaves(state)]), out_shardings=sharding)
 
 
-_barrier_counts: dict[str, Iterator[int]] = defaultdict(itertools.count)  # Orbax names some barriers alike
+_barrier_counts: dict[str, Iterator[int]] = defaultdict(itertools.count)  # Orbax uses some keys repeatedly
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
-    """A barrier of Orbax's writing threads. Its own waits for 20 minutes in two cases that end here at once:
-    for a process that has ended, and in one whose writing failed: on its way out that asks for a barrier at
-    which the others are not. The watchdog has the last word, not timeout_ms."""
+    """A barrier for Orbax's writing threads.
+
+    Orbax's own waits for 20 minutes in two cases that end at once here: another process has exited, or
+    writing failed in this one, which then asks for a barrier that the others do not reach. The watchdog
+    ends a process that hangs, so timeout_ms is not used.
+    """
     if sys.exc_info()[0] is None:
         coordination.all_gather_with_key(f"checkpoint/{key}/{next(_barrier_counts[key])}", None)
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving returns at once; errors of the writing threads are
-    raised by the next call."""
+    """The checkpoints of one run.
+
+    Saving happens in the background; the next call raises errors of the writing threads.
+    """
 
     def __init__(self, directory: Any, max_to_keep: int, read_only: bool = False):
-        """directory: absolute; a path of etils may be one on an object store."""
+        """Open the checkpoints of a directory.
+
+        Args:
+            directory: absolute path, or an etils path on an object store.
+            max_to_keep: number of checkpoints to keep; the oldest are deleted.
+            read_only: whether to leave the directory unchanged.
+        """
         self.directory, self._read_only = epath.Path(directory), read_only
         options = ocp.CheckpointManagerOptions(
             save_interval_steps=0 if read_only else 1,
@@ -94,7 +105,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state: State) -> None:
-        """Write `state` as the checkpoint of `step` in the background, unless it is there."""
+        """Write the checkpoint of a step in the background, unless it exists."""
         self._manager.check_for_errors()
         if step not in coordination.run_on_main(self.steps):
             item = {"state": state, "checksum": checksum(state)}
@@ -104,12 +115,21 @@ class Checkpoints:
     def restore(
         self, target: State, log: Callable[[str], None], only_step: int | None = None
     ) -> tuple[State, int] | None:
-        """The newest sound state (or that of the step `only`) and its step, laid out like the
-        abstract `like`; None if there is no checkpoint at all.
+        """Restore the latest intact checkpoint.
 
-        Damaged ones are reported and, once a sound one is found, moved to
-        `checkpoints-damaged/`; nothing is moved when read-only. Raises UserError, and moves
-        nothing, when there are checkpoints and none of them can be read.
+        Damaged checkpoints are reported and, once an intact one is read, moved to `checkpoints-damaged/`
+        (not if read-only).
+
+        Args:
+            target: abstract state (shapes, dtypes and shardings) to restore into.
+            log: receives a message for each damaged checkpoint.
+            only_step: the only step to try. None: all, latest first.
+
+        Returns:
+            The state and its step, or None if there are no checkpoints.
+
+        Raises:
+            UserError: none of the checkpoints can be read. Nothing is moved.
         """
         steps = (
             sorted(coordination.run_on_main(self.steps), reverse=True) if only_step is None else [only_step]
@@ -136,30 +156,31 @@ class Checkpoints:
         return None
 
     def steps(self) -> list[int]:
-        """Those of the checkpoints that are kept, in order."""
+        """Return the steps of the saved checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def wait(self) -> None:
-        """Until everything is on disk. Raises what the writing threads raised."""
+        """Wait until all checkpoints are on disk, and raise errors of the writing threads."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 
     def close(self) -> None:
+        """Release Orbax's resources."""
         self._manager.close()
 
     def _try_restore(self, step: int, target: State) -> tuple[State | None, str]:
-        """The state of a step, or None and why not: what is damaged for one process is so for all.
+        """The state of a step, or None and the reason. If one process cannot read it, no process has it.
 
-        Not by the manager: its reading ends with a collective, in which those who could read would wait
-        for ever for one who could not.
+        Orbax's manager is not used: its restore ends with a collective, which would wait for ever for a
+        process that cannot read.
         """
         item, problem = None, ""
         try:
             with _silence_orbax():
                 item = self._read(step, target)
-        except Exception as error:  # Orbax raises many kinds for a damaged file
+        except Exception as error:  # Orbax raises various exceptions for a damaged file
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                raise  # not the checkpoint's fault
+                raise  # the checkpoint is not the cause
             problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         problem = next(filter(None, coordination.all_gather_objects(problem)), "")
         if problem or item is None:
@@ -169,7 +190,7 @@ class Checkpoints:
         return item["state"], ""
 
     def _read(self, step: int, target: State) -> dict[str, Any]:
-        """What `save` wrote: {state, checksum}."""
+        """Read what `save` wrote: {state, checksum}."""
         replicated = _replicated_sharding(jax.tree.leaves(target)[0].sharding)
         abstract_checksum = jax.ShapeDtypeStruct(
             (len(jax.tree.leaves(target)),), jnp.uint32, sharding=replicated
@@ -198,8 +219,7 @@ class Checkpoints:
 
 
 def _move_directory(source: epath.Path, target: epath.Path) -> None:
-    """A folder. On an object store etils wants the folder above, and there are no empty ones; what it removes
-    itself it does not remember as being there."""
+    """Move a directory. etils cannot rename on object stores, so copy and delete through fsspec."""
     if "://" not in str(source):
         source.rename(target)
         return
@@ -210,8 +230,7 @@ def _move_directory(source: epath.Path, target: epath.Path) -> None:
 
 @contextmanager
 def _silence_orbax() -> Iterator[None]:
-    """Without Orbax's warnings, and the tracebacks that its coroutines and the threads below them print
-    when a read fails: the exception that counts is raised."""
+    """Suppress Orbax's warnings, and the tracebacks that its threads print in addition to the exception."""
     hooks = sys.unraisablehook, sys.excepthook
     sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
     levels = {"absl": logging.ERROR, "asyncio": logging.CRITICAL}
@@ -221,7 +240,7 @@ def _silence_orbax() -> Iterator[None]:
     try:
         yield
     except Exception:
-        time.sleep(0.5)  # reads that are still under way report that their loop is closed
+        time.sleep(0.5)  # pending reads report that their event loop is closed
         raise
     finally:
         gc.collect()

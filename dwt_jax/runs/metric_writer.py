@@ -1,5 +1,4 @@
-"""What a run says of itself: `metrics.jsonl`, TensorBoard, Weights & Biases, and a line or a
-bar for whoever watches."""
+"""Write the metrics of a run: JSON lines, TensorBoard, Weights & Biases, and log lines or a progress bar."""
 
 import hashlib
 import math
@@ -18,10 +17,18 @@ from dwt_jax.text_format import format_step, format_with_error
 
 
 class MetricWriter:
-    """Writes the records of one run; with `active=False` (all processes but the first) no file, and says
-    only what `coordination.log_on_main` lets through."""
+    """Writes the metrics of one run."""
 
     def __init__(self, workdir: Path, train: Train, step: int, name: str, active: bool = True):
+        """Open the outputs, and drop records after `step` that an interrupted run wrote.
+
+        Args:
+            workdir: directory of the run.
+            train: settings of the run.
+            step: completed steps.
+            name: name of the run in log lines.
+            active: whether this process writes. If not, there are log lines only.
+        """
         self._steps, self._name = train.steps, name
         self._file: TextIO | None = None
         self._writers: list[Callable[[dict[str, Any]], None]] = []
@@ -68,15 +75,18 @@ class MetricWriter:
         self._exit_stack.callback(wandb.finish)
 
     def log_step(self, record: dict[str, Any], eta: float) -> None:
-        """One logged training step."""
+        """Write the metrics of a training step.
+
+        Args:
+            record: the metrics, with the step.
+            eta: seconds until the end of the run.
+        """
         if self._file is not None:
             self._write(self._file, record)
         if self._bar is None:
             self.log_message(format_step(record, self._steps, eta))
         else:
-            fields = format_step(record, self._steps, eta).split("  ")[
-                1:-1
-            ]  # the bar has step and ETA itself
+            fields = format_step(record, self._steps, eta).split("  ")[1:-1]  # the bar has step and ETA
             self._bar.set_postfix_str("  ".join(fields), refresh=False)
             self._bar.update(record["step"] - self._bar.n)
 
@@ -86,25 +96,32 @@ class MetricWriter:
             write({key: x for key, x in record.items() if not isinstance(x, float) or math.isfinite(x)})
 
     def log_evaluation(self, record: dict[str, Any]) -> None:
+        """Write the result of an evaluation."""
         if self._file is not None:
             self._write(self._evaluations, record)
         loss = format_with_error(record["held_out_loss"], record["standard_error"])
         self.log_message(f"step {record['step']}: held-out loss {loss}")
 
     def log_message(self, text: str) -> None:
-        """A line for whoever watches, above the bar if there is one."""
+        """Print a log line, above the progress bar if there is one."""
         if self._bar is None:
             coordination.log_on_main(f"{self._name}: {text}")
         else:
             self._bar.write(f"{self._name}: {text}", file=sys.stderr)
 
     def close(self) -> None:
+        """Close all outputs."""
         self._exit_stack.close()
 
 
 class ThroughputMeter:
-    """Steps and tokens per second since the last `take`, the first interval without its first
-    step (the compilation)."""
+    """Measures steps and tokens per second since the last read.
+
+    The first interval begins after the first step, which includes compilation.
+
+    Attributes:
+        wait: seconds spent waiting for data, which the caller adds.
+    """
 
     def __init__(self) -> None:
         self._start = 0.0
@@ -112,17 +129,18 @@ class ThroughputMeter:
         self.wait = 0.0
 
     def add(self, tokens: int) -> None:
+        """Count a step of `tokens` tokens."""
         if self._start == 0:
             self._start = time.perf_counter()
         else:
             self._steps, self._tokens = self._steps + 1, self._tokens + tokens
 
     def restart(self) -> None:
-        """Leave out what happened since the last `take`: an evaluation is not training."""
+        """Begin a new interval, to exclude an evaluation."""
         self._start, self._steps, self._tokens, self.wait = time.perf_counter(), 0, 0, 0.0
 
     def read_and_reset(self) -> tuple[float, float, float]:
-        """(steps/s, tokens/s, share of the time spent waiting for data)"""
+        """Return steps/s, tokens/s and the share of time spent waiting for data; begin a new interval."""
         now = time.perf_counter()
         seconds = max(now - self._start, 1e-9)
         result = self._steps / seconds, self._tokens / seconds, min(self.wait / seconds, 1.0)

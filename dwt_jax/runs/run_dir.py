@@ -1,7 +1,7 @@
-"""A run's work directory: whose it is, and the model in it.
+"""The directory of a run: its identity, its lock and the location of its checkpoints.
 
-`config.json` is the resolved config, `run.json` what it was run on, `tokenizer/` the
-tokenizer; then metrics, checkpoints, and at the end `model/` and `summary.json`.
+`config.json` is the resolved config, `run.json` has digests of the inputs, `tokenizer/` is the
+tokenizer; then come metrics, checkpoints, and at the end `model/` and `summary.json`.
 """
 
 import fcntl
@@ -37,20 +37,27 @@ teacher and the source of init are compared by their digests, wherever they lie)
 
 
 class RunKind(NamedTuple):
-    """A kind of run, as its directory tells it."""
+    """A kind of run: pre-training or fine-tuning."""
 
-    identity_file: str  # the file of what it was run on
-    read_config: Callable[[Path], Any]  # its resolved config, from the directory
-    mutable_keys: tuple[str, ...]  # beginnings of keys, see RESUME_MUTABLE_KEYS
+    identity_file: str  # name of the file with the digests of the inputs
+    read_config: Callable[[Path], Any]  # reads the resolved config from the directory
+    mutable_keys: tuple[str, ...]  # prefixes of keys, see RESUME_MUTABLE_KEYS
 
 
 def init_run_dir(
     workdir: Path, config: Any, tokenizer: Path, identity: Mapping[str, Any], kind: RunKind | None = None
 ) -> None:
-    """Make `workdir` the directory of this run, or raise UserError if it is another's.
+    """Initialise the directory of a run, or check that it belongs to this run.
 
-    `identity`: digests of what is not in the config (data, teacher); kind: of pre-training if None. A
-    directory that holds other files but no run is refused too.
+    Args:
+        workdir: an existing directory.
+        config: resolved config.
+        tokenizer: directory of the tokenizer, which is copied.
+        identity: digests of the inputs that are not in the config (data, teacher).
+        kind: default: pre-training.
+
+    Raises:
+        UserError: the directory holds another run, or files but no run.
     """
     is_pretraining = kind is None
     kind = kind or RunKind("run.json", read_run_config, RESUME_MUTABLE_KEYS)
@@ -61,7 +68,7 @@ def init_run_dir(
             workdir, _run_identity(*saved_run), _run_identity(config, identity), kind.mutable_keys
         )
     else:
-        leftover_names = {"tokenizer", kind.identity_file}  # of a claim that was killed
+        leftover_names = {"tokenizer", kind.identity_file}  # of an interrupted initialisation
         if any(
             child.name not in leftover_names and not child.name.startswith(".") for child in workdir.iterdir()
         ):
@@ -71,17 +78,16 @@ def init_run_dir(
     if is_existing:
         return
     with atomic_dir(workdir / "tokenizer") as partial:
-        copy_tokenizer_files(tokenizer, partial)  # it may be a model's directory
+        copy_tokenizer_files(tokenizer, partial)  # its directory may hold a model too
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
         partial.rename(workdir / "tokenizer")
     write_json(workdir / kind.identity_file, dict(identity))
-    write_json(
-        workdir / "config.json", config_to_dict(config)
-    )  # last: its presence says that the claim is whole
+    # Last: its presence marks a complete initialisation.
+    write_json(workdir / "config.json", config_to_dict(config))
 
 
 def _run_identity(config: Any, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """All that makes a run what it is; keys that are newer than its record at their defaults."""
+    """Everything that identifies a run. Keys that an older record lacks have their defaults."""
     return {
         **flatten_dict(config_to_dict(config)),
         **{f"run.{key}": value for key, value in identity.items()},
@@ -106,7 +112,7 @@ def _check_same_run(
 
 
 def checkpoint_dir(workdir: Path, config: Config) -> Any:
-    """Where the run in `workdir` keeps its checkpoints: a path of etils, which may be one of gs://."""
+    """Return the etils path of a run's checkpoints, which may be on gs://."""
     from etils import epath
 
     configured_path = config.train.checkpoint_path
@@ -120,10 +126,13 @@ def checkpoint_dir(workdir: Path, config: Config) -> Any:
 
 
 def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, Any]) -> None:
-    """Make `train.checkpoint_path` this run's, or raise UserError if it is another's or cannot be reached.
+    """Initialise `train.checkpoint_path`, or check that it belongs to this run.
 
-    Its `run.json` says whose it is: a run whose work directory is lost goes on from there, in a new
-    one with the same config. Nothing to do where checkpoints lie in the work directory.
+    Its `run.json` identifies the run. If the work directory is lost, the run continues from there in a new
+    one with the same config. Nothing is done if checkpoints are in the work directory.
+
+    Raises:
+        UserError: the directory holds another run, or cannot be accessed.
     """
     if not config.train.checkpoint_path:
         return
@@ -131,7 +140,7 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
     record_path = directory / "run.json"
     with wrap_storage_errors(directory):
         saved_record = json.loads(record_path.read_text()) if record_path.exists() else None
-        if saved_record is not None:  # even if it saved nothing yet: it may be running
+        if saved_record is not None:  # even without checkpoints: that run may be in progress
             saved_identity = _run_identity(build_config(saved_record["config"]), saved_record["run"])
             _check_same_run(directory, saved_identity, _run_identity(config, identity), RESUME_MUTABLE_KEYS)
             return
@@ -143,7 +152,7 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
             raise UserError(f"{directory}: holds files but no run, expected an empty train.checkpoint_path")
         new_record = {"config": config_to_dict(config), "run": dict(identity)}
         directory.mkdir(parents=True, exist_ok=True)
-        if "://" in str(directory):  # where a file is whole or absent by itself
+        if "://" in str(directory):  # object stores write files atomically
             record_path.write_text(json.dumps(new_record, indent=2) + "\n")
         else:
             write_json(Path(record_path), new_record)
@@ -151,7 +160,7 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
 
 @contextmanager
 def wrap_storage_errors(directory: Any) -> Iterator[None]:
-    """What goes wrong with a `train.checkpoint_path` inside the block is a UserError."""
+    """Convert exceptions of a `train.checkpoint_path` to a UserError."""
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with a traceback
     try:
         yield
@@ -161,14 +170,18 @@ def wrap_storage_errors(directory: Any) -> Iterator[None]:
         raise UserError(
             f"config: train.checkpoint_path is {directory}, expected the package gcsfs installed ({error})"
         ) from None
-    except Exception as error:  # no permission, no bucket, no network: each library has its own
+    except Exception as error:  # no permission, bucket or network: each library has its own exceptions
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(f"config: train.checkpoint_path: {directory} cannot be used: {reason}") from None
 
 
 @contextmanager
 def run_lock(workdir: Path) -> Iterator[None]:
-    """No second process trains here: UserError at once. The lock ends with its process."""
+    """Lock a run's directory, which is created if needed, against other processes.
+
+    Raises:
+        UserError: another process has the lock, or `workdir` cannot be a directory.
+    """
     if scheme_match := re.match(r"[a-z0-9]{2,}:/", str(workdir)):
         raise UserError(
             f"--workdir: {workdir} begins with {scheme_match[0]}, expected a directory, of a file system "
@@ -196,8 +209,11 @@ def run_lock(workdir: Path) -> Iterator[None]:
 
 
 def wait_for_file(path: Path) -> None:
-    """Until a file that process 0 wrote is seen here. Raises UserError if it is not: a network's file
-    system may take its time, another disk never shows it."""
+    """Wait for a file that process 0 wrote to appear, since a network file system may have a delay.
+
+    Raises:
+        UserError: it did not appear within a minute; the directory is probably not shared.
+    """
     deadline = time.monotonic() + 60
     while not path.exists():
         if time.monotonic() > deadline:
@@ -208,5 +224,5 @@ def wait_for_file(path: Path) -> None:
 
 
 def read_run_config(workdir: Path) -> Config:
-    """The resolved config of a run."""
+    """Read the resolved config of a run."""
     return build_config(read_json(workdir / "config.json"))
