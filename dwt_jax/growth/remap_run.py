@@ -28,7 +28,7 @@ from dwt_jax.runs.pretrained import PretrainedModel, params_digest
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, checkpoint_dir, read_run_config
 from dwt_jax.runs.state import TrainState, init_train_state
 from dwt_jax.train import initialize as starts
-from dwt_jax.train.loop import flops_so_far, get_teacher_end_step
+from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
 from dwt_jax.train.setup import RunContext, effective_params, setup_run, sharded_abstract_state
 
 Moments = Literal["reset", "carry", "asymmetric"]

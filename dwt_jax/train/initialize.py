@@ -1,4 +1,4 @@
-"""What a student starts from that is no new model: a smaller one, grown to its size (`init.*`)."""
+"""Initialise a student from a smaller model (`init.*`)."""
 
 import dataclasses
 import functools
@@ -31,25 +31,30 @@ PROBE_ROWS = 8
 
 
 class GrowthSource(NamedTuple):
+    """What a student is grown from, and how."""
+
     path: str
     source: PretrainedModel
     plan: Plan
-    # Of a run that was grown in the middle of another (growth.py): what that had behind it.
+    # Of a run grown from another at a later step (growth/remap_run.py): that step and the FLOPs so far.
     step: int = 0
     student_flops: float = 0.0
     teacher_flops: float = 0.0
 
     @property
     def uses_ligo(self) -> bool:
-        """Whether the maps are learned (learn_maps.py), not given."""
+        """Whether the growth operator is learned (train/ligo_training.py)."""
         return self.plan.method.name == "ligo"
 
 
 def load_growth_source(config: Config, vocab: Vocabulary, workdir: Path) -> GrowthSource | None:
-    """The source that `init` of a resolved config names, and how the student is made of it; None for
-    a new model.
+    """Load the source that `init` of a resolved config names, and plan the growth.
 
-    Raises UserError if its vocabulary does not begin the data's, and for what the method cannot do.
+    Returns:
+        None for a random initialisation.
+
+    Raises:
+        UserError: the source's vocabulary is not the beginning of the data's, or the method cannot do it.
     """
     init = config.init
     if not init.method:
@@ -127,8 +132,10 @@ def copied_mask_for_warmup(
 
 
 def init_from_source(growth: GrowthSource, mesh: jax.sharding.Mesh) -> Params:
-    """The student's first parameters, laid out on the mesh as the role table says; nothing of them
-    is ever whole on one device or on the host."""
+    """Return the student's initial parameters, sharded on the mesh by their logical axes.
+
+    They are never in one piece on a device or on the host.
+    """
     source_params = to_global(
         growth.source.params, infer_shardings(growth.source.params, growth.source.model, mesh)
     )
@@ -139,10 +146,15 @@ def init_from_source(growth: GrowthSource, mesh: jax.sharding.Mesh) -> Params:
 
 
 def growth_report(growth: GrowthSource, params: Params, probe: Batch | None) -> RemapReport:
-    """What the student (`params`, or their shapes where there is no probe) has from its source. With
-    a `probe`, a batch [B, L], how far the logits moved on it."""
+    """Report what the student takes from its source, and how far the logits moved.
+
+    Args:
+        growth: the source and the plan.
+        params: the student's parameters, or their shapes if there is no probe.
+        probe: a batch [B, L] to compare the logits on; None: they are not compared.
+    """
     result = remap_report(growth.plan, growth.source.params, params)
-    if growth.uses_ligo:  # the shares are those of the maps that it begins with
+    if growth.uses_ligo:  # the shares are those of the initial maps
         result = dataclasses.replace(
             result, function_preserving=False, reasons_not_preserving=("ligo: the maps are learned",)
         )
@@ -159,12 +171,12 @@ def growth_report(growth: GrowthSource, params: Params, probe: Batch | None) -> 
 
 
 def probe_rows(rows: data_rows.PackedDataset, seed: int) -> Batch:
-    """A few rows of a run's own data: the first that it trains on."""
+    """Return the first rows that a run trains on."""
     return data_rows.get_batch(rows, seed, 0, PROBE_ROWS)
 
 
 def format_growth_line(growth: GrowthSource, result: RemapReport) -> str:
-    """The report in one line."""
+    """Return the report as one line."""
     source_config = growth.source.model
     shares = ", ".join(f"{share:.0%} {kind}" for kind, share in result.shares().items())
     function_text = (
@@ -187,9 +199,11 @@ def format_growth_line(growth: GrowthSource, result: RemapReport) -> str:
 def source_training_flops(
     growth: GrowthSource, workdir: Path, *teachers: PretrainedModel | None
 ) -> float | None:
-    """What the source's own pre-training cost, None where it is not known; 0 where it is one of the
-    teachers, whose own is charged already, and where nothing is taken from it. Learned maps are charged
-    too."""
+    """Return the FLOPs of the source's pre-training and of learning a growth operator.
+
+    It is 0 if the source is one of the teachers, which are charged already, or if nothing is taken from
+    it. It is None if it is not known.
+    """
     if growth.plan.method.random_init:
         return 0.0
     is_teacher = any(teacher is not None and teacher.digest == growth.source.digest for teacher in teachers)

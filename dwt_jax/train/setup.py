@@ -1,4 +1,4 @@
-"""Everything about a run that is settled before its first step."""
+"""Resolve a config into a run: everything that is fixed before the first step."""
 
 import dataclasses
 import importlib.util
@@ -40,24 +40,31 @@ from dwt_jax.train.step_schedules import StepSchedules, schedule_table
 _PATH_KEYS = ("data.path", "data.sources", "data.tokenizer", "teacher.path", "init.from")
 
 
+class ResolvedConfig(Config):
+    """A config whose vocabulary size, padding id, data and number of steps are set.
+
+    `Config` is what the user wrote. `resolve_config` is the only place that makes one of these.
+    """
+
+
 @dataclass(frozen=True)
 class RunContext:
-    """What stays the same from the first step to the last."""
+    """What stays the same from the first step to the last: the resolved config and what it names."""
 
-    config: Config  # resolved
+    config: ResolvedConfig
     workdir: Path
     data: Path
     rows: data_rows.PackedDataset
     mesh: jax.sharding.Mesh
     policy: Policy
     teacher: PretrainedModel | None
-    growth: starts.GrowthSource | None  # what the student is grown from; None: a new model
+    growth: starts.GrowthSource | None  # what the student is grown from; None: random initialisation
     no_teacher_config: StepConfig  # of the step without the teacher
     step_config: StepConfig  # of the step with it, if there is one
     schedules: StepSchedules  # of all steps, float32 [steps]
-    teacher_end_step: int  # the step at which α_s becomes 0 for good, as far as the schedule says
-    student_flops: float  # a step
-    teacher_flops: float  # a step
+    teacher_end_step: int  # the first step from which α_s is 0, according to the schedule
+    student_flops: float  # per step
+    teacher_flops: float  # per step
 
 
 def setup_run(
@@ -65,10 +72,18 @@ def setup_run(
     workdir: Path,
     load_source: Callable[..., starts.GrowthSource | None] = starts.load_growth_source,
 ) -> RunContext:
-    """Everything that can be wrong is found here; the first thing written is the claim.
+    """Resolve a config, load what it names and claim the work directory.
 
-    start_of: (resolved config, vocabulary, workdir) → what the student is grown from. Of several
-    processes the first alone claims and prepares, and a mistake in one ends all.
+    What several processes must agree on is agreed here: the config before anything is done, the digests
+    of what it names before anything is written. Process 0 alone prepares data and claims the directory.
+
+    Args:
+        config: as the user wrote it.
+        workdir: of the run.
+        load_source: (resolved config, vocabulary, workdir) → what the student is grown from.
+
+    Raises:
+        UserError: anything is wrong with the config or what it names, in any of the processes.
     """
     coordination.assert_equal_across_processes(_comparable_config(config))
     config = coordination.run_on_all(lambda: _check_environment(config, workdir))
@@ -81,8 +96,7 @@ def setup_run(
 
 
 def _comparable_config(config: Config) -> dict[str, Any]:
-    """What all processes must agree in before anything is done. Paths may differ: what they hold is compared
-    by its digests."""
+    """What all processes must agree on. Paths may differ: their contents are compared by digests."""
     config_values = {
         key: x for key, x in flatten_dict(config_to_dict(config)).items() if not key.startswith(_PATH_KEYS)
     }
@@ -90,7 +104,7 @@ def _comparable_config(config: Config) -> dict[str, Any]:
 
 
 def _check_environment(config: Config, workdir: Path) -> Config:
-    """The config, with the `init` of a run that is there, if this machine can do it."""
+    """The config, with the `init` of an existing run, if this machine can run it."""
     is_resume = (workdir / "config.json").exists()
     if is_resume:
         config = _inherit_growth_config(config, workdirs.read_run_config(workdir).init)
@@ -101,11 +115,10 @@ def _check_environment(config: Config, workdir: Path) -> Config:
         raise UserError(f"config: platform is {config.platform!r}, but JAX found none: {reason}") from None
     if config.platform not in ("any", backend):
         raise UserError(f"config: platform is {config.platform!r}, but JAX found {backend!r}")
-    source_path = "" if config.init.step else config.init.from_  # of a run that is grown, a record
+    source_path = "" if config.init.step else config.init.from_  # a grown run has a record instead
     for key, path in (("teacher.path", config.teacher.path), ("init.from", source_path)):
-        if (
-            path and not is_resume and not Path(path).expanduser().is_dir()
-        ):  # told before a corpus is prepared
+        # Checked before a corpus is prepared.
+        if path and not is_resume and not Path(path).expanduser().is_dir():
             raise UserError(f"config: {key}: {path}: no such directory, expected a model or run directory")
     if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UserError(
@@ -116,8 +129,7 @@ def _check_environment(config: Config, workdir: Path) -> Config:
 
 
 def _prepare_data(config: Config) -> Path:
-    """The prepared rows. The first process makes them, where that is to be done; the others find them in
-    the cache or, with a disk of their own, make the same."""
+    """Process 0 prepares the data if needed. The others read the shared cache or prepare a copy."""
     data_path = coordination.run_on_main(
         lambda: str(get_prepared(config.data)), "process 0 to have the data prepared"
     )
@@ -129,7 +141,7 @@ def _prepare_data(config: Config) -> Path:
 def _build_run(
     config: Config, workdir: Path, data: Path, load_source: Callable[..., starts.GrowthSource | None]
 ) -> tuple[RunContext, dict[str, Any]]:
-    """The run, and digests of what is not in its config."""
+    """The run, and digests of what its config names."""
     config = dataclasses.replace(config, data=recorded_config(config.data, data))
     vocab = load_vocabulary(data / "tokenizer")
     rows = data_rows.open_dataset(data, "train", [source.weight for source in config.data.sources])
@@ -182,8 +194,12 @@ def _inherit_growth_config(config: Config, saved_init: Init) -> Config:
     return dataclasses.replace(config, init=dataclasses.replace(saved_init, **overrides))
 
 
-def resolve_config(config: Config, vocab: Vocabulary, rows: data_rows.PackedDataset) -> Config:
-    """Fill in what depends on the data: vocabulary size, padding id, steps of the epochs."""
+def resolve_config(config: Config, vocab: Vocabulary, rows: data_rows.PackedDataset) -> ResolvedConfig:
+    """Set what depends on the data: vocabulary size, padding id, and steps from epochs.
+
+    Raises:
+        UserError: model.vocab_size is not the tokenizer's, or the resolved values fail a check.
+    """
     model, train = config.model, config.train
     if model.vocab_size not in (0, len(vocab.tokens)):
         raise UserError(
@@ -194,12 +210,16 @@ def resolve_config(config: Config, vocab: Vocabulary, rows: data_rows.PackedData
     if not train.steps:
         epoch = data_rows.rows_per_epoch(rows)
         train = dataclasses.replace(train, steps=max(1, math.ceil(train.epochs * epoch / train.batch_size)))
-    return check(dataclasses.replace(config, model=model, train=train))
+    resolved = check(dataclasses.replace(config, model=model, train=train))
+    return ResolvedConfig(**{f.name: getattr(resolved, f.name) for f in dataclasses.fields(Config)})
 
 
 def resolve_precision(config: Config) -> Policy:
-    """bf16 where the hardware has it. On CPU only the operands of products are bf16: its
-    kernels for everything else are slower in bf16 than in fp32."""
+    """Return the dtypes of a run on this machine.
+
+    `auto` is bf16 except on CPU. On CPU only the operands of products are bf16: XLA's other kernels are
+    slower in bf16 than in fp32.
+    """
     cpu = jax.default_backend() == "cpu"
     compute = config.precision.compute_dtype
     if compute == "auto":
@@ -209,7 +229,7 @@ def resolve_precision(config: Config) -> Policy:
 
 
 def init_run_state(run: RunContext, layout: Any) -> TrainState:
-    """The state before the first step, laid out as `layout` says."""
+    """Return the state before the first step, sharded by `layout`."""
     model, optimizer = run.config.model, run.config.optimizer
     if run.growth is not None:
         if run.growth.step:
@@ -233,7 +253,7 @@ def init_run_state(run: RunContext, layout: Any) -> TrainState:
 
 
 def _init_with_ligo(run: RunContext) -> Any:
-    """By learned maps, the record of which is left in init.json."""
+    """Parameters grown by a learned operator, which is recorded in init.json."""
     teacher_params = teachers.shard_params(run.teacher, run.mesh) if run.teacher else None
     assert run.growth is not None
     params, record = train_ligo_maps(
@@ -257,7 +277,7 @@ def _init_with_ligo(run: RunContext) -> Any:
 
 
 def sharded_abstract_state(run: RunContext) -> TrainState:
-    """Shapes of the state, and where each part of it lives."""
+    """Return shapes, dtypes and shardings of the state."""
     abstract = abstract_state(run.config.model, run.config.optimizer)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -267,19 +287,19 @@ def sharded_abstract_state(run: RunContext) -> TrainState:
 
 
 def init_or_restore_state(run: RunContext, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    """The state to begin with, on the mesh, and the number of steps that it has behind it."""
+    """Return the initial or the restored state, on the mesh, and its number of completed steps."""
     target = sharded_abstract_state(run)
     layout = jax.tree.map(lambda x: x.sharding, target)
     state_and_step = checkpoints.restore(target, coordination.log_on_main)
     if state_and_step is None:
         return init_run_state(run, layout), 0
     state, step = state_and_step
-    # Once through jit: buffers that XLA made can be donated, those that Orbax made perhaps not.
+    # A copy by jit: buffers made by XLA can be donated, those made by Orbax perhaps not.
     return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=layout)(state), step
 
 
 def effective_params(run: RunContext, params: Any, step: int) -> Any:
-    """The parameters that the model computes with after `step` steps."""
+    """Return the parameters that the model computes with after `step` steps: with its gates applied."""
     if not has_gates(run.config.model):
         return params
     init = run.config.init

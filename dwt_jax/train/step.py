@@ -46,8 +46,10 @@ TRACE_COUNTS: collections.Counter[str] = collections.Counter()
 
 @dataclass(frozen=True)
 class StepConfig:
-    """Everything that the compiled step depends on. Runs with equal ones share a compilation: seeds and
-    scheduled values are arguments, not constants."""
+    """Everything that the compiled step depends on.
+
+    Runs with equal step configs share a compilation: seeds and schedule values are arguments.
+    """
 
     model: ModelConfig
     teacher: ModelConfig | None
@@ -154,7 +156,7 @@ def train_step(
             params = open_gates(params, schedules.gate)
         return loss_fn(config, params, teacher_params, microbatch, loss_weights, key)
 
-    key = jax.random.fold_in(jax.random.key(seed), state.step)  # of dropout, see layers.dropout_mask
+    key = jax.random.fold_in(jax.random.key(seed), state.step)  # of dropout, see dropout.dropout_mask
     (value, sums), gradient = accumulate_gradients(
         jax.value_and_grad(loss, has_aux=True),
         state.params,
@@ -163,8 +165,8 @@ def train_step(
         config.gradient_accumulation_steps,
     )
     grad_norm = optax.global_norm(gradient)
-    # Known before the update, so that all of it is one pass over memory. An update is finite where these
-    # are: config.py bounds the learning rate, β₁, β₂, ε and the decay. That it is sensible, nobody promises.
+    # Known before the update, so that the update is one pass over memory. It is finite where these are:
+    # config.py bounds the learning rate, β₁, β₂, ε and the decay.
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
     params, opt_state = _update_params(config, state, gradient, finite, schedules, copied_mask)
     new_state = TrainState(

@@ -1,0 +1,152 @@
+"""What a run prints at its start, and what it leaves at its end: `model/` and `summary.json`."""
+
+from typing import Any
+
+import jax
+
+from dwt_jax import __version__
+from dwt_jax.distributed import coordination
+from dwt_jax.distributed.mesh import to_host
+from dwt_jax.files import read_json, write_json
+from dwt_jax.hf import checkpoint, model_card
+from dwt_jax.models import family
+from dwt_jax.models.protocol import ModelConfig
+from dwt_jax.runs.metric_writer import MetricWriter
+from dwt_jax.runs.metrics_file import total_flops
+from dwt_jax.runs.state import TrainState
+from dwt_jax.text_format import format_count
+from dwt_jax.train import initialize as starts
+from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
+from dwt_jax.train.setup import RunContext, effective_params
+
+
+def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_writer: MetricWriter) -> None:
+    """Log devices, sizes, teacher and growth source before the first step."""
+    model, train_config, device = run.config.model, run.config.train, jax.devices()[0]
+    num_params = sum(x.size for x in jax.tree.leaves(family(model).abstract_params(model)))
+    metric_writer.log_message(
+        f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), "
+        f"{run.policy.compute_dtype}; "
+        f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
+        f"{train_config.steps} steps of {train_config.batch_size} x {run.config.data.sequence_length} tokens"
+    )
+    if run.growth is not None:
+        log_growth_source(run, run.growth, state.params, start_step, metric_writer)
+    if run.teacher is None:
+        metric_writer.log_message("no teacher: training on the masked-LM loss only")
+    else:
+        metric_writer.log_message(
+            f"teacher {run.teacher.model.num_hidden_layers} x {run.teacher.model.hidden_size} from "
+            f"{run.config.teacher.path}: +{run.teacher_flops / run.student_flops:.0%} FLOPs per step"
+        )
+        if run.teacher_end_step == 0:
+            metric_writer.log_message("the teacher is not used: distill.alpha_soft is 0 at every step")
+        elif start_step >= get_teacher_end_step(run, state.teacher_gap.matched_step, start_step):
+            metric_writer.log_message("the teacher is no longer used: alpha_soft is 0 from here on")
+    if start_step:
+        metric_writer.log_message(f"resumed at step {start_step}")
+
+
+def log_growth_source(
+    run: RunContext, growth: starts.GrowthSource, params: Any, step: int, metric_writer: MetricWriter
+) -> None:
+    """Log what the student is grown from. Before the first step, write the report to `init.json` too."""
+    if step:
+        metric_writer.log_message(
+            starts.format_growth_line(growth, starts.growth_report(growth, params, None))
+        )
+        return
+    params = params if coordination.is_single_process() else to_host(params)
+
+    def write_report() -> None:
+        report = starts.growth_report(growth, params, starts.probe_rows(run.rows, run.config.seed))
+        metric_writer.log_message(starts.format_growth_line(growth, report))
+        path = run.workdir / "init.json"
+        ligo_record = {"learned": read_json(path)["learned"]} if growth.uses_ligo else {}
+        write_json(path, {"from": growth.path, **ligo_record, **report.to_dict()})
+
+    coordination.run_on_main(write_report)
+
+
+def export_and_summarize(
+    run: RunContext,
+    state: TrainState,
+    teacher_steps: int,
+    eval_metrics: dict[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """Write `model/`, then `summary.json`, whose presence says that the run is complete.
+
+    Args:
+        run: the run.
+        state: the last state.
+        teacher_steps: number of steps that used the teacher.
+        eval_metrics: record of the last evaluation.
+        seconds: wall-clock time of this process.
+
+    Returns:
+        The summary.
+    """
+    steps = run.config.train.steps
+    total_work = flops_so_far(run, steps, teacher_steps)
+    summary = {
+        "steps": steps,
+        "held_out": eval_metrics,
+        "skipped_updates": int(jax.device_get(state.skipped.total)),
+        "seconds_of_this_process": seconds,
+        "flops": {
+            "student": total_work["student_flops"],
+            "teacher_forward": total_work["teacher_flops"],
+            "total": total_flops(total_work),
+            "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
+            **(
+                {"source_training": starts.source_training_flops(run.growth, run.workdir, run.teacher)}
+                if run.growth
+                else {}
+            ),
+        },
+        "teacher_steps": max(0, teacher_steps - run.config.init.step),
+        "teacher": _model_sizes(run.teacher.model) if run.teacher else None,
+        **({"init": _init_summary(run.growth)} if run.growth else {}),
+        "data": _data_sizes(run),
+        "versions": {"dwt_jax": __version__, "jax": jax.__version__},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "compute": str(run.policy.compute_dtype),  # what precision.compute_dtype=auto came to
+    }
+    params = to_host(effective_params(run, state.params, steps))
+
+    def save_model() -> None:
+        checkpoint.save_checkpoint(
+            params,
+            run.config.model,
+            run.workdir / "tokenizer",
+            run.workdir / "model",
+            card=model_card.run_card(run.config, ["mlm"], summary, steps),
+        )
+        write_json(run.workdir / "summary.json", summary)
+
+    coordination.run_on_main(save_model, "process 0 to write the model")
+    return summary
+
+
+def _model_sizes(model: ModelConfig) -> dict[str, int]:
+    return {"num_hidden_layers": model.num_hidden_layers, "hidden_size": model.hidden_size}
+
+
+def _init_summary(growth: starts.GrowthSource) -> dict[str, Any]:
+    step_entry = {"step": growth.step} if growth.step else {}
+    return {
+        "method": growth.plan.method.name,
+        "function_preserving": growth.plan.function_preserving and not growth.uses_ligo,
+        **step_entry,
+        **_model_sizes(growth.source.model),
+    }
+
+
+def _data_sizes(run: RunContext) -> dict[str, int]:
+    index = read_json(run.data / "index.json")
+    return {
+        f"{split}_{unit}": index["splits"][split][unit]
+        for split in ("train", "held_out")
+        for unit in ("documents", "tokens")
+    }
