@@ -2,7 +2,7 @@
 
 Logits are by far the largest arrays of a step: [B·P, V] in fp32, several times over in autodiff. Here the
 gradient with respect to the logits is formed while they exist, and multiplied at once into the gradients
-of features and output embedding; no residual of size V·B·P is kept. With `distill.loss_chunk_rows` = n the
+of features and output embedding; no residual of size V·B·P is kept. `fused_lm_loss_reference` is the plain form. With `distill.loss_chunk_rows` = n the
 logits of n rows exist at a time, at no cost in FLOPs. Letters of shapes: see distillation.py; D is the
 hidden size.
 """
@@ -85,6 +85,31 @@ def fused_lm_loss(
     if teacher is not None:
         teacher = jax.lax.stop_gradient(teacher)
     return _fused_lm_loss(student, teacher, labels, weights, jax.lax.stop_gradient(loss_weights), loss_config)
+
+
+def fused_lm_loss_reference(
+    student: LMHead,
+    teacher: LMHead | None,
+    labels: jax.Array,
+    weights: jax.Array,
+    loss_weights: LossWeights,
+    loss_config: LossConfig,
+) -> tuple[jax.Array, LossSums]:
+    """Compute what `fused_lm_loss` computes, all logits at once, with JAX's own backward pass."""
+
+    def logits(head: LMHead) -> jax.Array:
+        return _logits(head, head.features, loss_config).reshape(*labels.shape, -1)
+
+    sums = loss_sums(
+        logits(student),
+        None if teacher is None else jax.lax.stop_gradient(logits(teacher)),
+        labels,
+        weights,
+        loss_weights.temperature,
+        loss_config.distill,
+        loss_config.temperature_is_one,
+    )
+    return total_loss(sums, loss_weights, loss_config.distill), sums
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
