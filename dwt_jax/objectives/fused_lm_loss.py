@@ -2,9 +2,9 @@
 
 Logits are by far the largest arrays of a step: [B·P, V] in fp32, several times over in autodiff. Here the
 gradient with respect to the logits is formed while they exist, and multiplied at once into the gradients
-of features and output embedding; no residual of size V·B·P is kept. `fused_lm_loss_reference` is the plain form. With `distill.loss_chunk_rows` = n the
-logits of n rows exist at a time, at no cost in FLOPs. Letters of shapes: see distillation.py; D is the
-hidden size.
+of features and output embedding; no residual of size V·B·P is kept. With `distill.loss_chunk_rows` = n the
+logits of n rows exist at a time, at no cost in FLOPs. `fused_lm_loss_reference` is the plain form.
+Letters of shapes: see distillation.py; D is the hidden size.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The gradient of the fused loss against autodiff: of its reference, and of the objective in plain jax.numpy."""
+"""The gradient of the fused loss against autodiff of its reference and of plain jax.numpy."""
 
 import dataclasses
 
