@@ -1,6 +1,7 @@
 """The DWT step of dwt_jax beside the same step in PyTorch, interleaved in one run:
 
     python benchmarks/train_step.py [--sizes 4x256 …] [--precisions float32 …] [--seconds 60]
+        [--checkout DIR]
 
 Same sizes, batch, number of masked positions and optimiser (AdamW, decay on matrices); no
 dropout; a frozen teacher of half the layers (6x768: of 4). dwt_jax draws its masks and checks for
@@ -45,6 +46,9 @@ def variants(size: str, precision: str, options: argparse.Namespace) -> dict[str
     found = {
         f"dwt_jax ({python})": [python, str(HERE / "jax_worker.py"), *common] for python in options.jax_python
     }
+    if options.checkout:  # its worker imports its own dwt_jax, see `measure`
+        worker = str(options.checkout / "benchmarks" / "jax_worker.py")
+        found["dwt_jax, other checkout"] = [options.jax_python[0], worker, *common]
     found |= {
         "torch compiled, masked": [*torch, "--compile"],
         "torch eager, masked": torch,
@@ -57,9 +61,9 @@ def variants(size: str, precision: str, options: argparse.Namespace) -> dict[str
 
 def measure(commands: dict[str, list[str]], seconds: float) -> dict[str, tuple[str, list[float]]]:
     """What each worker says it is, and its seconds a step, in turns."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     workers = {}
     for name, command in commands.items():
+        environment = {**os.environ, "PYTHONPATH": str(Path(command[1]).resolve().parent.parent)}
         workers[name] = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -121,6 +125,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--seconds", type=float, default=60.0, help="for each size and precision")
     parser.add_argument("--jax-python", nargs="+", default=[sys.executable], help="one or more to compare")
+    parser.add_argument("--checkout", type=Path, help="another checkout of dwt_jax, timed beside this one")
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--all-positions", action="store_true", help="also with the head at all positions")
     options = parser.parse_args()
@@ -137,6 +142,7 @@ def main() -> None:
             for name, (version, times) in found.items():
                 label = version if name.startswith("dwt_jax") else f"{version} {name.removeprefix('torch ')}"
                 label = f"**dwt_jax** on {label}" if name.startswith("dwt_jax") else label
+                label += ", other checkout" if name.endswith("other checkout") else ""
                 spread = f"{medians[name] * 1e3:.0f} ({min(times) * 1e3:.0f} to {max(times) * 1e3:.0f})"
                 speed = ROWS[size] * LENGTH / medians[name]
                 work = flops(size) / medians[name] / 1e9
