@@ -19,7 +19,8 @@ from dwt_jax.runs.metrics_file import read_jsonl
 from dwt_jax.runs.peak_flops import peak_flops_per_device
 from dwt_jax.runs.state import TrainState
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
-from dwt_jax.train.setup import RunContext, effective_params
+from dwt_jax.train.run_context import RunContext
+from dwt_jax.train.run_state import effective_params
 from dwt_jax.train.step import Metrics
 
 
