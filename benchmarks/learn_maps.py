@@ -19,10 +19,10 @@ import jax  # noqa: E402
 
 from dwt_jax.config import Config  # noqa: E402
 from dwt_jax.config_loader import bundled_config_path, load_config  # noqa: E402
-from dwt_jax.data.dataset import open_dataset  # noqa: E402
 from dwt_jax.runs.load import load_model  # noqa: E402
 from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps  # noqa: E402
-from dwt_jax.train.setup import RunContext, setup_run  # noqa: E402
+from dwt_jax.train.run_context import RunContext  # noqa: E402
+from dwt_jax.train.setup import setup_run  # noqa: E402
 
 
 def student(size: str, seed: int) -> Config:
@@ -65,15 +65,9 @@ def main() -> None:
             for noise in options.noises:
                 for rate in options.rates:
                     _, record = train_ligo_maps(
+                        run,
                         source.params,
                         source.model,
-                        run.step_config,
-                        jax.random.key(seed),
-                        run.rows,
-                        open_dataset(run.data, "held_out"),
-                        batch_size=run.config.train.batch_size,
-                        schedules=run.schedules,
-                        mesh=run.mesh,
                         seed=seed,
                         settings=LigoConfig(options.steps, rate, noise, options.validation_batches),
                     )

@@ -37,7 +37,9 @@ from dwt_jax.runs.pretrained import load_pretrained, params_digest
 from dwt_jax.runs.state import abstract_state, init_train_state
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.ligo_training import LigoConfig, LigoResult, train_ligo_maps
-from dwt_jax.train.setup import RunContext, effective_params, setup_run
+from dwt_jax.train.run_context import RunContext
+from dwt_jax.train.run_state import effective_params
+from dwt_jax.train.setup import setup_run
 from dwt_jax.train.step import jit_train_step
 
 BASELINE, LIGO = "random", "ligo"
@@ -160,19 +162,7 @@ def _init_with(
             grown_params, infer_shardings(grown_params, run.config.model, run.mesh)
         ), InitResult(name, function_preserving=report.function_preserving)
     grown_params, record = train_ligo_maps(
-        params,
-        source,
-        run.step_config,
-        key,
-        run.rows,
-        data_rows.open_dataset(run.data, "held_out"),
-        batch_size=run.config.train.batch_size,
-        schedules=run.schedules,
-        mesh=run.mesh,
-        seed=run.config.seed,
-        teacher_params=teacher_params,
-        settings=ligo_config,
-        options=run.config.init,
+        run, params, source, teacher_params=teacher_params, settings=ligo_config
     )
     return grown_params, InitResult(name, function_preserving=False, ligo=record)
 

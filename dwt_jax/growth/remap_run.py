@@ -29,7 +29,9 @@ from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, checkpoint_dir, read_run_c
 from dwt_jax.runs.state import TrainState, init_train_state
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
-from dwt_jax.train.setup import RunContext, effective_params, setup_run, sharded_abstract_state
+from dwt_jax.train.run_context import RunContext
+from dwt_jax.train.run_state import effective_params, sharded_abstract_state
+from dwt_jax.train.setup import setup_run
 
 Moments = Literal["reset", "carry", "asymmetric"]
 

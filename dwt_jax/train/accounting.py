@@ -2,7 +2,7 @@
 
 import jax
 
-from dwt_jax.train.setup import RunContext
+from dwt_jax.train.run_context import RunContext
 
 
 def get_teacher_end_step(run: RunContext, teacher_matched_step: jax.Array, step: int) -> int:

@@ -19,7 +19,8 @@ from dwt_jax.runs.metrics_file import read_jsonl
 from dwt_jax.runs.peak_flops import peak_flops_per_device
 from dwt_jax.runs.state import TrainState
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
-from dwt_jax.train.setup import RunContext, effective_params
+from dwt_jax.train.run_context import RunContext
+from dwt_jax.train.run_state import effective_params
 from dwt_jax.train.step import Metrics
 
 
@@ -35,6 +36,7 @@ class LoopState:
         with_teacher: whether the last step used the teacher.
         num_tokens: tokens of the last batch that are not padding, of all processes.
         throughput: time and tokens since metrics were last logged.
+        stop_requested: whether a signal had come when the checkpoint hook last looked.
     """
 
     state: TrainState
@@ -44,6 +46,7 @@ class LoopState:
     with_teacher: bool = False
     num_tokens: int = 0
     throughput: ThroughputMeter = field(default_factory=ThroughputMeter)
+    stop_requested: bool = False
 
     @property
     def teacher_steps(self) -> int:
@@ -205,9 +208,9 @@ class CheckpointSaver:
 
     def __call__(self, loop: LoopState) -> None:
         train_config = self.run.config.train
-        if is_due(loop.step, train_config.save_every, train_config.steps) or (
-            self.shutdown_flag.is_set() and loop.step < train_config.steps
-        ):
+        # Asked once a step: a signal that comes after the checkpoint stops the run at the next step.
+        loop.stop_requested = self.shutdown_flag.is_set() and loop.step < train_config.steps
+        if loop.stop_requested or is_due(loop.step, train_config.save_every, train_config.steps):
             self.metric_logger.flush(loop)
             self.checkpoints.save(loop.step, loop.state)
             self.heartbeat()
@@ -219,10 +222,9 @@ class PreemptionHook:
 
     run: RunContext
     checkpoints: Checkpoints
-    shutdown_flag: ShutdownFlag
 
     def __call__(self, loop: LoopState) -> None:
-        if self.shutdown_flag.is_set() and loop.step < self.run.config.train.steps:
+        if loop.stop_requested:
             self.checkpoints.wait()
             raise preemption_error(self.run, loop.step)
 
@@ -251,5 +253,5 @@ def make_hooks(
     metric_logger = MetricLogger(run, metric_writer)
     evaluator = Evaluator(run, metric_writer, metric_logger, shutdown_flag, heartbeat)
     saver = CheckpointSaver(run, checkpoints, metric_logger, shutdown_flag, heartbeat)
-    preemption = PreemptionHook(run, checkpoints, shutdown_flag)
+    preemption = PreemptionHook(run, checkpoints)
     return Hooks(metric_logger, evaluator, (metric_logger, watchdog, evaluator, saver, preemption))

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.batch import Batch
+from dwt_jax.data.dataset import batch_iterator, get_batch, open_dataset
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.errors import UserError
 from dwt_jax.models import family, flops
@@ -28,10 +28,10 @@ from dwt_jax.objectives import objective_module
 from dwt_jax.objectives.distillation import LossWeights
 from dwt_jax.objectives.targets import EVALUATION_SEED, row_keys
 from dwt_jax.remap import ligo
-from dwt_jax.remap.methods import GrowthOptions
 from dwt_jax.remap.optimizer_state import copied_entry_mask
 from dwt_jax.remap.plan import Plan
 from dwt_jax.runs.state import abstract_state
+from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.step import (
     LossAndSums,
     Microbatch,
@@ -82,68 +82,53 @@ class _LigoProgram:
 
 
 def train_ligo_maps(
+    run: RunContext,
     params: Params,
     source: ModelConfig,
-    step_config: StepConfig,
-    key: jax.Array,
-    rows: data_rows.PackedDataset,
-    held_out: data_rows.PackedDataset,
     *,
-    batch_size: int,
-    schedules: StepSchedules,
-    mesh: jax.sharding.Mesh,
-    seed: int = 0,
+    seed: int | None = None,
     teacher_params: Params | None = None,
     settings: LigoConfig = LigoConfig(),
-    options: GrowthOptions = GrowthOptions(),
 ) -> tuple[Params, LigoResult]:
-    """Grow a model by trained maps.
+    """Grow a model to the student of a run by trained maps.
 
     Args:
+        run: whose first batches, targets and scheduled values the maps are trained with (the last step's
+            values, where the maps take more steps); `config.init` says how to grow what is not trained.
         params: of the small model, host arrays.
         source: config of the small model.
-        step_config: of the training that follows; model, objective and teacher are taken from it.
-        key: of the initial maps.
-        rows: to train on, the first batches of the stream of `seed`.
-        held_out: rows that are not among them.
-        batch_size: rows a step, over all devices.
-        schedules: of all steps of the run, fp32 [steps]; its last step's where the maps take more steps.
-        mesh: of the run.
-        seed: of batches, targets and dropout.
-        teacher_params: on the mesh; needed where step_config.teacher is set.
+        seed: of initial maps, batches, targets and dropout; None: the run's.
+        teacher_params: on the mesh; needed where the run has a teacher.
         settings: steps, learning rate and noise.
-        options: of what is not trained, and of the initial maps.
 
     Returns:
-        (parameters of step_config.model on the mesh, a record of the training).
+        (parameters of the student on the mesh, a record of the training).
 
     Raises:
-        UserError: LiGO cannot grow `source` to the model.
+        UserError: LiGO cannot grow `source` to the student.
     """
     if settings.steps < 1:
         raise UserError(f"ligo: steps is {settings.steps}, expected at least 1")
-    step_config = dataclasses.replace(step_config, policy=policy_for_mesh(mesh, step_config.policy))
-    maps, plan = ligo.init_maps(params, source, step_config.model, key, settings.noise, options)
+    seed, mesh = run.config.seed if seed is None else seed, run.mesh
+    step_config = dataclasses.replace(run.step_config, policy=policy_for_mesh(mesh, run.step_config.policy))
+    maps, plan = ligo.init_maps(
+        params, source, step_config.model, jax.random.key(seed), settings.noise, run.config.init
+    )
     program = _LigoProgram(step_config, plan, mesh)
-    params = to_global(params, infer_shardings(params, source, mesh))
+    inputs = to_global(params, infer_shardings(params, source, mesh)), teacher_params
     maps = to_global(maps, replicated_sharding(mesh))
-    num_steps = len(np.asarray(schedules.learning_rate))
-    schedules = schedules[np.minimum(np.arange(settings.steps), num_steps - 1)]
-    inputs = params, teacher_params
-    validation_batches = [
-        data_rows.get_batch(held_out, EVALUATION_SEED, i, batch_size)
-        for i in range(settings.validation_batches)
-    ]
-    validation_loss = _make_validation_loss(program, inputs, validation_batches, schedules[-1])
+    schedules = run.schedules[np.minimum(np.arange(settings.steps), run.config.train.steps - 1)]
+    validation_loss = _make_validation_loss(program, run, inputs, schedules[-1], settings.validation_batches)
     loss_before = validation_loss(maps)
     optimizer = ligo_optimizer(settings)
     state = maps, to_global(optimizer.init(maps), replicated_sharding(mesh))
-    first_batch = to_global(data_rows.get_batch(rows, seed, 0, batch_size), batch_sharding(mesh))
+    batch_size = run.config.train.batch_size
+    first_batch = to_global(get_batch(run.rows, seed, 0, batch_size), batch_sharding(mesh))
     start_time = time.perf_counter()
     step_args = (inputs, first_batch, schedules[0], np.uint32(seed), np.int32(0))
     step = _compile_ligo_step(program, optimizer, state, step_args)
     compile_seconds, start_time = time.perf_counter() - start_time, time.perf_counter()
-    for i, batch in enumerate(data_rows.batch_iterator(rows, seed, batch_size, 0, settings.steps)):
+    for i, batch in enumerate(batch_iterator(run.rows, seed, batch_size, 0, settings.steps)):
         device_batch = to_global(batch, batch_sharding(mesh))
         state = step(state, inputs, device_batch, schedules[i], np.uint32(seed), np.int32(i))
     jax.block_until_ready(state)
@@ -157,7 +142,7 @@ def train_ligo_maps(
         peak_bytes=planned_bytes(step),
         training_bytes=_training_step_bytes(program, teacher_params, first_batch, schedules[0]),
     )
-    return _grow_params(program, state[0], params), record
+    return _grow_params(program, state[0], inputs[0]), record
 
 
 def _grow_params(program: _LigoProgram, maps: ligo.Maps, params: Params) -> Params:
@@ -169,9 +154,11 @@ def _grow_params(program: _LigoProgram, maps: ligo.Maps, params: Params) -> Para
 
 
 def _make_validation_loss(
-    program: _LigoProgram, inputs: LigoInputs, batches: list[Batch], schedules: StepSchedules
+    program: _LigoProgram, run: RunContext, inputs: LigoInputs, schedules: StepSchedules, num_batches: int
 ) -> Callable[[ligo.Maps], float]:
-    """Return maps → the loss of the model that they grow, over all batches."""
+    """Return maps → the loss of the model that they grow, over held-out batches."""
+    held_out, batch_size = open_dataset(run.data, "held_out"), run.config.train.batch_size
+    batches = [get_batch(held_out, EVALUATION_SEED, i, batch_size) for i in range(num_batches)]
     device_batches = to_global(batches, batch_sharding(program.mesh))
     score = jax.jit(functools.partial(_score_batch, program))
 

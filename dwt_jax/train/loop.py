@@ -22,7 +22,9 @@ from dwt_jax.runs.metric_writer import MetricWriter
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.accounting import get_teacher_end_step
 from dwt_jax.train.hooks import Hooks, LoopState, is_due, make_hooks, preemption_error
-from dwt_jax.train.setup import RunContext, init_or_restore_state, setup_run
+from dwt_jax.train.run_context import RunContext
+from dwt_jax.train.run_state import init_or_restore_state
+from dwt_jax.train.setup import setup_run
 from dwt_jax.train.step import jit_train_step
 from dwt_jax.train.summary import export_and_summarize, log_run_summary
 

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +18,21 @@ from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.data_cache import get_prepared, recorded_config
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.distributed import coordination
-from dwt_jax.distributed.mesh import make_mesh, replicated_sharding, to_global
+from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json, write_json
+from dwt_jax.files import read_json
 from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
-from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.objectives import objective_module, schedules
-from dwt_jax.remap.gates import gate_schedule, has_gates, open_gates
 from dwt_jax.runs import run_dir as workdirs
 from dwt_jax.runs import teacher as teachers
-from dwt_jax.runs.checkpoint import Checkpoints
-from dwt_jax.runs.pretrained import PretrainedModel
-from dwt_jax.runs.state import STATE_FORMAT, TrainState, abstract_state, init_train_state
+from dwt_jax.runs.state import STATE_FORMAT
 from dwt_jax.train import initialize as starts
-from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps
-from dwt_jax.train.step import StepConfig, make_step_config
-from dwt_jax.train.step_schedules import StepSchedules, schedule_table
+from dwt_jax.train.run_context import ResolvedConfig, RunContext
+from dwt_jax.train.step import make_step_config
+from dwt_jax.train.step_schedules import schedule_table
 
 _PATH_KEYS = ("data.path", "data.sources", "data.tokenizer", "teacher.path", "init.from")
-
-
-class ResolvedConfig(Config):
-    """A config whose vocabulary size, padding id, data and number of steps are set.
-
-    `Config` is what the user wrote. `resolve_config` is the only place that makes one of these.
-    """
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What stays the same from the first step to the last: the resolved config and what it names."""
-
-    config: ResolvedConfig
-    workdir: Path
-    data: Path
-    rows: data_rows.PackedDataset
-    mesh: jax.sharding.Mesh
-    policy: Policy
-    teacher: PretrainedModel | None
-    growth: starts.GrowthSource | None  # what the student is grown from; None: random initialisation
-    no_teacher_config: StepConfig  # of the step without the teacher
-    step_config: StepConfig  # of the step with it, if there is one
-    schedules: StepSchedules  # of all steps, float32 [steps]
-    teacher_end_step: int  # the first step from which α_s is 0, according to the schedule
-    student_flops: float  # per step
-    teacher_flops: float  # per step
 
 
 def setup_run(
@@ -226,85 +194,3 @@ def resolve_precision(config: Config) -> Policy:
         compute = "float32" if cpu else "bfloat16"
     single_cpu = cpu and jax.device_count() == 1
     return Policy(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute), single_cpu)
-
-
-def init_run_state(run: RunContext, layout: Any) -> TrainState:
-    """Return the state before the first step, sharded by `layout`."""
-    model, optimizer = run.config.model, run.config.optimizer
-    if run.growth is not None:
-        if run.growth.step:
-            raise UserError(
-                f"{run.workdir}: no checkpoint, expected that of step {run.growth.step} that dwt remap-run "
-                "wrote: run dwt remap-run again, with a new --out"
-            )
-        params = (
-            _init_with_ligo(run) if run.growth.uses_ligo else starts.init_from_source(run.growth, run.mesh)
-        )
-        return jax.jit(lambda params: init_train_state(params, model, optimizer), out_shardings=layout)(
-            params
-        )
-
-    def new() -> TrainState:
-        return init_train_state(
-            family(model).init_params(model, jax.random.key(run.config.seed)), model, optimizer
-        )
-
-    return jax.jit(new, out_shardings=layout)()
-
-
-def _init_with_ligo(run: RunContext) -> Any:
-    """Parameters grown by a learned operator, which is recorded in init.json."""
-    teacher_params = teachers.shard_params(run.teacher, run.mesh) if run.teacher else None
-    assert run.growth is not None
-    params, record = train_ligo_maps(
-        run.growth.source.params,
-        run.growth.source.model,
-        run.step_config,
-        jax.random.key(run.config.seed),
-        run.rows,
-        data_rows.open_dataset(run.data, "held_out"),
-        batch_size=run.config.train.batch_size,
-        schedules=run.schedules,
-        mesh=run.mesh,
-        seed=run.config.seed,
-        teacher_params=teacher_params,
-        settings=LigoConfig(steps=run.config.init.learning_steps),
-        options=run.config.init,
-    )
-    path = run.workdir / "init.json"
-    coordination.run_on_main(lambda: write_json(path, {"learned": dataclasses.asdict(record)}))
-    return params
-
-
-def sharded_abstract_state(run: RunContext) -> TrainState:
-    """Return shapes, dtypes and shardings of the state."""
-    abstract = abstract_state(run.config.model, run.config.optimizer)
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract,
-        infer_shardings(abstract, run.config.model, run.mesh),
-    )
-
-
-def init_or_restore_state(run: RunContext, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    """Return the initial or the restored state, on the mesh, and its number of completed steps."""
-    target = sharded_abstract_state(run)
-    layout = jax.tree.map(lambda x: x.sharding, target)
-    state_and_step = checkpoints.restore(target, coordination.log_on_main)
-    if state_and_step is None:
-        return init_run_state(run, layout), 0
-    state, step = state_and_step
-    # A copy by jit: buffers made by XLA can be donated, those made by Orbax perhaps not.
-    return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=layout)(state), step
-
-
-def effective_params(run: RunContext, params: Any, step: int) -> Any:
-    """Return the parameters that the model computes with after `step` steps: with its gates applied."""
-    if not has_gates(run.config.model):
-        return params
-    init = run.config.init
-    gate_value = gate_schedule(step, run.config.train.steps, init.gate_warmup, init.step)
-    device_gate = to_global(gate_value, replicated_sharding(run.mesh))
-    return jax.jit(open_gates, out_shardings=infer_shardings(params, run.config.model, run.mesh))(
-        params, device_gate
-    )

@@ -17,7 +17,8 @@ from dwt_jax.runs.state import TrainState
 from dwt_jax.text_format import format_count
 from dwt_jax.train import initialize as starts
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
-from dwt_jax.train.setup import RunContext, effective_params
+from dwt_jax.train.run_context import RunContext
+from dwt_jax.train.run_state import effective_params
 
 
 def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_writer: MetricWriter) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.cli import main
-from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag
+from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import collate, outputs, runner
 from dwt_jax.finetune import run as runs
@@ -21,7 +21,6 @@ from dwt_jax.hf import checkpoint as hf_checkpoint
 from dwt_jax.models import bert
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.models.common.matmul import Policy
-from dwt_jax.train.loop import TrainingFailed
 from helpers.finetuning import FAMILIES, checkpoint, config_of, write_task
 from helpers.glue import GLUE_FILES
 from helpers.runs import dwt, start

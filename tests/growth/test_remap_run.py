@@ -20,7 +20,8 @@ from dwt_jax.remap.optimizer_state import new_entry_mask
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.load import load_model
 from dwt_jax.train.loop import train
-from dwt_jax.train.setup import init_or_restore_state, setup_run
+from dwt_jax.train.run_state import init_or_restore_state
+from dwt_jax.train.setup import setup_run
 from helpers.growth import DEEPER, WIDER, growth_overrides
 from helpers.run_records import assert_same_run, cut_after, records, summary
 from helpers.runs import dwt, prepared_project

@@ -1,8 +1,5 @@
 """A model of 1 x 32 as the source of one of 2 x 48, by learned maps."""
 
-import jax
-
-from dwt_jax.data.dataset import open_dataset
 from dwt_jax.runs.load import load_model
 from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps
 from dwt_jax.train.setup import setup_run
@@ -27,15 +24,4 @@ def make_run(folder, config):
 def learn_maps(project, run, seed=0, settings=LIGO_CONFIG, **more):
     """Learn maps from the model in `source` of the project to the model of `run`: (params, record)."""
     source = load_model(str(project[0] / "source"))
-    options = {
-        "batch_size": 8,
-        "schedules": run.schedules,
-        "mesh": run.mesh,
-        "seed": seed,
-        "settings": settings,
-    }
-    held_out = open_dataset(run.data, "held_out")
-    key = jax.random.key(seed)
-    return train_ligo_maps(
-        source.params, source.model, run.step_config, key, run.rows, held_out, **options, **more
-    )
+    return train_ligo_maps(run, source.params, source.model, seed=seed, settings=settings, **more)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.config_loader import load_config
-from dwt_jax.distributed.shutdown import Preempted
+from dwt_jax.distributed.shutdown import Preempted, TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
 from dwt_jax.models.common.lm_head import lm_head_logits
@@ -21,7 +21,7 @@ from dwt_jax.runs.load import load_model
 from dwt_jax.runs.run_dir import run_lock
 from dwt_jax.train import loop
 from dwt_jax.train import step as steps
-from dwt_jax.train.loop import TrainingFailed, train
+from dwt_jax.train.loop import train
 from helpers.run_records import assert_same_run, records
 from helpers.runs import dwt, prepared_project, start
 

@@ -1,0 +1,41 @@
+"""What stays the same from the first step of a run to its last."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from dwt_jax.config import Config
+from dwt_jax.data.dataset import PackedDataset
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.runs.pretrained import PretrainedModel
+from dwt_jax.train.initialize import GrowthSource
+from dwt_jax.train.step import StepConfig
+from dwt_jax.train.step_schedules import StepSchedules
+
+
+class ResolvedConfig(Config):
+    """A config whose vocabulary size, padding id, data and number of steps are set.
+
+    `Config` is what the user wrote. `resolve_config` is the only place that makes one of these.
+    """
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What stays the same from the first step to the last: the resolved config and what it names."""
+
+    config: ResolvedConfig
+    workdir: Path
+    data: Path
+    rows: PackedDataset
+    mesh: jax.sharding.Mesh
+    policy: Policy
+    teacher: PretrainedModel | None
+    growth: GrowthSource | None  # what the student is grown from; None: random initialisation
+    no_teacher_config: StepConfig  # of the step without the teacher
+    step_config: StepConfig  # of the step with it, if there is one
+    schedules: StepSchedules  # of all steps, float32 [steps]
+    teacher_end_step: int  # the first step from which α_s is 0, according to the schedule
+    student_flops: float  # per step
+    teacher_flops: float  # per step

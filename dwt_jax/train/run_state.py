@@ -1,0 +1,96 @@
+"""The training state of a run on its mesh: initial or restored, and the parameters it stands for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dwt_jax.distributed import coordination
+from dwt_jax.distributed.mesh import replicated_sharding, to_global
+from dwt_jax.errors import UserError
+from dwt_jax.files import write_json
+from dwt_jax.models import family
+from dwt_jax.models.common.sharding import infer_shardings
+from dwt_jax.models.protocol import Params
+from dwt_jax.remap.gates import gate_schedule, has_gates, open_gates
+from dwt_jax.runs.checkpoint import Checkpoints
+from dwt_jax.runs.state import TrainState, abstract_state, init_train_state
+from dwt_jax.runs.teacher import shard_params
+from dwt_jax.train.initialize import init_from_source
+from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps
+from dwt_jax.train.run_context import RunContext
+
+
+def init_or_restore_state(run: RunContext, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """Restore the newest sound checkpoint, or initialise the state if there is none.
+
+    Returns:
+        (the state on the mesh, the number of steps it has completed).
+
+    Raises:
+        UserError: no checkpoint can be read, or a grown run has lost its first one.
+    """
+    target = sharded_abstract_state(run)
+    shardings = jax.tree.map(lambda x: x.sharding, target)
+    state_and_step = checkpoints.restore(target, coordination.log_on_main)
+    if state_and_step is None:
+        return _init_state(run, shardings), 0
+    state, step = state_and_step
+    # Once through jit: buffers that XLA allocated can be donated, those that Orbax allocated perhaps not.
+    return jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=shardings)(state), step
+
+
+def sharded_abstract_state(run: RunContext) -> TrainState:
+    """Return shapes, dtypes and shardings of the state of a run."""
+    abstract = abstract_state(run.config.model, run.config.optimizer)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        infer_shardings(abstract, run.config.model, run.mesh),
+    )
+
+
+def effective_params(run: RunContext, params: Params, step: int) -> Params:
+    """Return the parameters that the model computes with after `step` steps: with its gates applied."""
+    if not has_gates(run.config.model):
+        return params
+    init = run.config.init
+    gate = gate_schedule(step, run.config.train.steps, init.gate_warmup, init.step)
+    shardings = infer_shardings(params, run.config.model, run.mesh)
+    device_gate = to_global(gate, replicated_sharding(run.mesh))
+    return jax.jit(open_gates, out_shardings=shardings)(params, device_gate)
+
+
+def _init_state(run: RunContext, shardings: TrainState) -> TrainState:
+    """Return the state before the first step, of a new model or of one grown from another."""
+    model, optimizer = run.config.model, run.config.optimizer
+    if run.growth is None:
+
+        def init_new() -> TrainState:
+            params = family(model).init_params(model, jax.random.key(run.config.seed))
+            return init_train_state(params, model, optimizer)
+
+        return jax.jit(init_new, out_shardings=shardings)()
+    if run.growth.step:
+        raise UserError(
+            f"{run.workdir}: no checkpoint, expected that of step {run.growth.step} that dwt remap-run "
+            "wrote: run dwt remap-run again, with a new --out"
+        )
+    params = _init_with_ligo(run) if run.growth.uses_ligo else init_from_source(run.growth, run.mesh)
+    init = jax.jit(lambda params: init_train_state(params, model, optimizer), out_shardings=shardings)
+    return init(params)
+
+
+def _init_with_ligo(run: RunContext) -> Params:
+    """Grow the source by trained maps, and record their training in init.json."""
+    assert run.growth is not None
+    params, record = train_ligo_maps(
+        run,
+        run.growth.source.params,
+        run.growth.source.model,
+        teacher_params=shard_params(run.teacher, run.mesh) if run.teacher else None,
+        settings=LigoConfig(steps=run.config.init.learning_steps),
+    )
+    path = run.workdir / "init.json"
+    coordination.run_on_main(lambda: write_json(path, {"learned": dataclasses.asdict(record)}))
+    return params
