@@ -8,18 +8,24 @@ NEWEST := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PYTHON ?= $(NEWEST)
 RUN := $(VENV)/bin/python
-# One process a core; a file's tests stay together, they share what was trained for them.
+# One process per core. The tests of a file run in the same process and share trained models.
 AT_ONCE := -n auto --dist loadfile
+# The tests of tests/multidevice need eight CPU devices, hence a pytest process of their own.
+# TESTS=... (paths, options of pytest) runs only those.
+define run_pytest
+	$(RUN) -m pytest $(AT_ONCE) -m $(1) $(or $(TESTS),--ignore=tests/multidevice)
+	$(if $(TESTS),,$(RUN) -m pytest $(AT_ONCE) -m $(1) tests/multidevice)
+endef
 
 .PHONY: demo test slow lint format install dev clean
 demo: install
 	$(RUN) -m dwt_jax demo --workdir=$(WORKDIR) $(DEMO)
 
 test: dev
-	$(RUN) -m pytest $(AT_ONCE) -m "not slow" $(TESTS)
+	$(call run_pytest,"not slow")
 
 slow: dev
-	$(RUN) -m pytest $(AT_ONCE) -m slow $(TESTS)
+	$(call run_pytest,slow)
 
 lint: dev
 	$(VENV)/bin/ruff check .

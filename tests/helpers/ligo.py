@@ -29,7 +29,7 @@ def learn_maps(project, run, seed=0, settings=LIGO_CONFIG, **more):
     source = load_model(str(project[0] / "source"))
     options = {
         "batch_size": 8,
-        "knobs": run.schedule_values,
+        "schedule_values": run.schedule_values,
         "mesh": run.mesh,
         "seed": seed,
         "settings": settings,

@@ -1,4 +1,4 @@
-"""The training step on a small batch: its config, its inputs, several steps, the losses on a mesh."""
+"""The training step on a small batch: its config, its inputs, several steps."""
 
 import dataclasses
 import functools
@@ -6,11 +6,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from dwt_jax.config import Config, Distill, Mlm, Optimizer, Schedule, Train
-from dwt_jax.config import Mesh as MeshSizes
-from dwt_jax.distributed.mesh import make_mesh
-from dwt_jax.models import bert
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings
@@ -27,7 +25,9 @@ SEED = 17
 
 @functools.cache
 def one_device():
-    return make_mesh(MeshSizes(), B)
+    """A mesh of one device, however many there are."""
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), types, devices=jax.devices()[:1])
 
 
 def spec(
@@ -78,17 +78,3 @@ def run(spec, params, teacher, count, knobs=knobs(), seed=SEED, mesh=None, state
         state, metrics = step(state, teacher, batch(i), knobs, np.uint32(seed))
         every.append({name: value.item() for name, value in metrics.items()})
     return state, every
-
-
-def losses_on(model, meshes):
-    """[[loss, hard, soft, gradient norm] of five steps] for each mesh; runs in a process of its own."""
-    student = BertConfig(**{**model, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
-    small = dataclasses.replace(student, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    params = bert.init_params(student, jax.random.key(0))
-    teacher = bert.init_params(small, jax.random.key(1))
-    found = []
-    for sizes in meshes:
-        mesh = make_mesh(MeshSizes(*sizes), B)
-        _, metrics = run(spec(student, small), params, place(teacher, mesh), 5, mesh=mesh)
-        found.append([[m["loss"], m["hard_loss"], m["soft_loss"], m["grad_norm"]] for m in metrics])
-    return found

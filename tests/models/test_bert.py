@@ -1,8 +1,6 @@
 """The encoder against BertForMaskedLM of transformers in torch."""
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +22,6 @@ from dwt_jax.models.common.layers import (
 )
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.matmul import Policy
-from helpers.runs import environment
 
 torch = pytest.importorskip("torch")
 
@@ -451,30 +448,3 @@ def test_dropout_drops_its_share_and_nothing_of_it_is_alike(impl):
         assert sums.var() / block == pytest.approx(1, abs=5 * np.sqrt(2 / len(sums)))
     assert dropout_mask(None, 0.1, shape) is None
     assert dropout_mask(key, 0.0, shape) is None
-
-
-def test_every_device_draws_its_own_rows_alone():
-    """Over eight devices the choice is that of one, and no device holds more than its rows of it."""
-    program = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from dwt_jax.models.common.layers import dropout_mask
-mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-rows = NamedSharding(mesh, PartitionSpec("data"))
-def drop(x, seed):
-    key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), 3)
-    return jnp.where(dropout_mask(key, 0.3, x.shape), x, 0)
-x, seed = np.ones((64, 40), np.float32), np.uint32(5)
-program = jax.jit(drop, in_shardings=(rows, None), out_shardings=rows).lower(x, seed).compile()
-assert "[64,40]" not in program.as_text()
-assert "[8,40]" in program.as_text()
-assert (np.asarray(program(jax.device_put(x, rows), seed)) == np.asarray(jax.jit(drop)(x, seed))).all()
-"""
-    found = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment(JAX_NUM_CPU_DEVICES="8"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert found.returncode == 0, found.stderr

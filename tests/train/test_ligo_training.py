@@ -1,8 +1,6 @@
 """LiGO's learning loop: its loss against its beginning, its gradient, what it reports."""
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +22,8 @@ from dwt_jax.runs.load import load_model
 from dwt_jax.train.ligo_training import LigoConfig, ligo_loss_fn, make_mlm_batch
 from dwt_jax.train.loop import train
 from helpers.ligo import LIGO_CONFIG, SOURCE_SIZES, TARGET_SIZES, learn_maps, make_run, model_overrides
-from helpers.paths import PYTHONPATH
 from helpers.reference import parameters
-from helpers.runs import environment, make_project
+from helpers.runs import make_project
 
 TWICE = {**SOURCE_SIZES, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
 
@@ -160,41 +157,3 @@ def test_what_it_reports(run, first):
 def test_what_cannot_be_is_refused(project, run):
     with pytest.raises(UserError, match="steps is 0, expected at least 1"):
         learn_maps(project, run, settings=LigoConfig(steps=0))
-
-
-ON_EIGHT = """
-import sys, jax, numpy as np
-from dwt_jax import runtime_env
-runtime_env.set_xla_env()
-from pathlib import Path
-from helpers.ligo import TARGET_SIZES, learn_maps, make_run, model_overrides
-from dwt_jax.config_loader import load_config
-from dwt_jax.models.common.sharding import infer_shardings
-assert jax.device_count() == 8
-folder, config = Path(sys.argv[1]), sys.argv[2]
-mesh = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"}
-run = make_run(folder / "target-8", load_config(config, model_overrides(TARGET_SIZES, **mesh)))
-grown, record = learn_maps((folder, config), run)
-split, shardings = 0, jax.tree.leaves(infer_shardings(grown, run.config.model, run.mesh))
-for leaf, where in zip(jax.tree.leaves(grown), shardings, strict=True):
-    assert leaf.sharding == where, (leaf.sharding, where)
-    split += not leaf.sharding.is_fully_replicated
-assert split > 10
-losses = [record.loss_before, record.loss_after]
-np.savez(folder / "eight.npz", *map(np.asarray, jax.tree.leaves(grown)), losses=losses)
-"""
-
-
-@pytest.mark.slow
-def test_eight_devices_learn_the_same(project, run, first):
-    folder, config = project
-    flags = "--xla_force_host_platform_device_count=8"
-    env = environment(XLA_FLAGS=flags, PYTHONPATH=PYTHONPATH)
-    command = [sys.executable, "-c", ON_EIGHT, str(folder), config]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    grown, record = first
-    with np.load(folder / "eight.npz") as eight:
-        np.testing.assert_allclose(eight["losses"], [record.loss_before, record.loss_after], atol=1e-5)
-        for i, leaf in enumerate(jax.tree.leaves(grown)):
-            np.testing.assert_allclose(eight[f"arr_{i}"], leaf, atol=1e-5)

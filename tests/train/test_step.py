@@ -1,10 +1,6 @@
 """One step of training against a plain torch loop, and what must not change its result."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +14,6 @@ from dwt_jax.objectives.distillation import LossSums
 from dwt_jax.objectives.fused_lm_loss import LossWeights
 from dwt_jax.objectives.masking import apply_mlm_mask, row_keys
 from dwt_jax.train import step as steps
-from helpers.paths import PYTHONPATH
 from helpers.train_step import (
     SEED,
     TOKENS,
@@ -26,7 +21,6 @@ from helpers.train_step import (
     L,
     batch,
     knobs,
-    losses_on,
     one_device,
     run,
     spec,
@@ -138,47 +132,6 @@ def test_accumulation_changes_nothing(tiny, teacher_model, params, teacher):
     )
     assert_close(parts["params"], whole["params"], 1e-6)
     assert_close(metrics_of_parts, metrics, 2e-5)
-
-
-PROGRAM = """
-import json
-import jax
-assert jax.device_count() == {devices}
-from helpers.train_step import losses_on
-print("RESULT" + json.dumps(losses_on({model!r}, {meshes!r})))
-"""
-
-
-def elsewhere(devices, model, meshes):
-    program = PROGRAM.format(
-        devices=devices,
-        model=dataclasses.asdict(model),
-        meshes=meshes,
-    )
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": PYTHONPATH,
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    return np.array(json.loads(line[len("RESULT") :]))
-
-
-@pytest.mark.slow
-def test_eight_devices_compute_what_one_does(tiny):
-    """With dropout: resuming on another mesh must go on with the same run."""
-    alone = np.array(losses_on(dataclasses.asdict(tiny), [(1, 1, 1)]))[0]
-    assert len(set(alone[:, 0])) == 5
-    meshes = [(8, 1, 1), (4, 2, 1), (2, 2, 2)]
-    for mesh, many in zip(meshes, elsewhere(8, tiny, meshes), strict=True):
-        np.testing.assert_allclose(many[:, :2], alone[:, :2], rtol=1e-6, err_msg=str(mesh))
-        np.testing.assert_allclose(many[:, 2], alone[:, 2], rtol=1e-6, atol=1e-6, err_msg=str(mesh))
-        np.testing.assert_allclose(many[:, 3], alone[:, 3], rtol=1e-5, err_msg=str(mesh))
 
 
 @pytest.mark.parametrize("where", ["student", "teacher"])
