@@ -59,7 +59,7 @@ def is_file_or_raise(path: Path) -> bool:
             absent file.
     """
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path}: a link to nothing, expected a file")
+        raise UserError(f"{path}: a broken symbolic link, expected a file")
     return path.is_file()
 
 

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     """Train in --workdir, or resume the run there."""
     from dwt_jax import runtime_env
     from dwt_jax.config_loader import load_config
-    from dwt_jax.distributed import coordination, initialize
+    from dwt_jax.distributed import coordination, initialize, process_info
 
     def read_config() -> Config:
         config = load_config(options.config, overrides)
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
         return config
 
     # A single process reports a user error before it imports jax.
-    config = None if initialize.process_info_from_env() else read_config()
+    config = None if process_info.process_info_from_env() else read_config()
     runtime_env.set_xla_env()
 
     def train_and_report() -> None:

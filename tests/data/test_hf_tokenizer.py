@@ -353,10 +353,10 @@ def test_broken_link_is_refused(tmp_path, name):
     elif name != "vocab.txt":
         (tmp_path / "vocab.txt").write_text("\n".join(VOCAB))
     (tmp_path / name).symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match=rf"{name}: a link to nothing, expected a file"):
+    with pytest.raises(UserError, match=rf"{name}: a broken symbolic link, expected a file"):
         tokenizer.load_hf_tokenizer(tmp_path)
     if name != "config.json":
-        with pytest.raises(UserError, match=rf"{name}: a link to nothing, expected a file"):
+        with pytest.raises(UserError, match=rf"{name}: a broken symbolic link, expected a file"):
             tokenizer.has_tokenizer(tmp_path)
 
 

@@ -273,7 +273,7 @@ def test_flags_that_contradict_and_places_inside_a_run(project, tmp_path):
         (["--carry", "--moments=reset"], "not allowed with argument"),
         (["--config.init.step=8"], "--config.init.step is '8', expected --step"),
         (["--config.init.method=fna"], "--config.init.method is 'fna', expected 'stack'"),
-        (["--out", str(small / "checkpoints" / "grown")], f"lies in the run {small}, expected a place"),
+        (["--out", str(small / "checkpoints" / "grown")], f"is inside the run {small}, expected a path"),
     ):
         out = [] if "--out" in more else [f"--out={tmp_path / 'out'}"]
         found = dwt("remap-run", *command, *out, *more)

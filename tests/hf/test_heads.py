@@ -325,6 +325,6 @@ def test_a_tokenizer_that_was_not_fetched_whole(name, tmp_path, capsys):
     capsys.readouterr()
     assert main(["export", f"--model={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"]) == 2
     told = capsys.readouterr().err
-    assert f"{name}: a link to nothing, expected a file" in told
+    assert f"{name}: a broken symbolic link, expected a file" in told
     assert told.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
