@@ -51,8 +51,8 @@ def format_compile_report(step: CompiledStep) -> str:
     if step.collectives:
         lines += ["", f"{'collectives per step':20}{'count':>8}{'GB':>9}{'GB sent per chip':>18}"]
         for collective in step.collectives:
-            size, sent = collective["bytes"] / 1e9, collective["bytes_sent"] / 1e9
-            lines.append(f"  {collective['kind']:18}{collective['count']:8d}{size:9.3f}{sent:18.3f}")
+            gb, gb_sent = collective["bytes"] / 1e9, collective["bytes_sent"] / 1e9
+            lines.append(f"  {collective['kind']:18}{collective['count']:8d}{gb:9.3f}{gb_sent:18.3f}")
         if not step.trip_counts_known:
             lines.append("  (the trip count of a loop is unknown; its collectives count once)")
     lines += ["", f"FLOPs per step: {step.flops:.3g}; per chip: {step.flops / step.num_chips:.3g}"]
