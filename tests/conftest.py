@@ -3,8 +3,9 @@
 import os
 import tempfile
 
-# Before jax is imported anywhere: tests that want more devices start a process of their own.
+# Before jax is imported anywhere. Tests of several devices are in tests/multidevice, see its conftest.py.
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.pop("JAX_NUM_CPU_DEVICES", None)
 os.environ["XLA_FLAGS"] = " ".join(
     flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag
 )
