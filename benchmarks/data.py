@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dwt_jax.config import Data, Source, Tokenizer
-from dwt_jax.data import dataset as data_rows
+from dwt_jax.data.dataset import PackedDataset, batch_iterator, get_batch, num_rows, open_dataset, read_rows
 from dwt_jax.data.prepare import prepare_data
 
 # An assumption, not a measurement: a student of 6 x 768 with a teacher of 4 layers trains on half a million
@@ -110,15 +110,15 @@ def synthetic(path: Path, megabytes: float) -> Path:
 
 
 def time_reading(options: argparse.Namespace, folder: Path, index: dict) -> None:
-    opened = data_rows.open_dataset(folder / "rows", "train")
+    opened = open_dataset(folder / "rows", "train")
     records = write_records(opened, folder / "rows.array_record")
     readers: dict[str, tuple[Callable[[int], Iterator], int]] = {
         "batch(step), one thread": (
-            lambda n: (data_rows.get_batch(opened, 0, step, options.batch) for step in range(n)),
+            lambda n: (get_batch(opened, 0, step, options.batch) for step in range(n)),
             options.steps,
         ),
         "batches(), prefetch 2": (
-            lambda n: data_rows.batch_iterator(opened, 0, options.batch, 0, n),
+            lambda n: batch_iterator(opened, 0, options.batch, 0, n),
             options.steps,
         ),
         "one record a row, Grain": (
@@ -151,12 +151,12 @@ def time_reading(options: argparse.Namespace, folder: Path, index: dict) -> None
     )
 
 
-def write_records(opened: data_rows.PackedDataset, path: Path) -> Path:
+def write_records(opened: PackedDataset, path: Path) -> Path:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(path), "group_size:1")
-    for at in range(0, data_rows.num_rows(opened), 4096):
-        found = data_rows.read_rows(opened, np.arange(at, min(at + 4096, data_rows.num_rows(opened))))
+    for at in range(0, num_rows(opened), 4096):
+        found = read_rows(opened, np.arange(at, min(at + 4096, num_rows(opened))))
         for tokens, segments in zip(found.tokens, found.segment_ids, strict=True):
             writer.write(tokens.tobytes() + segments.tobytes())
     writer.close()

@@ -35,7 +35,7 @@ class PreemptionSync:
         self._wake.set()
 
     def reached_sync_point(self) -> bool:
-        """Count a step and return whether all processes stop at it. Call once a step.
+        """Count a call and return whether all processes stop at it. All must call it equally often.
 
         Raises:
             coordination.PeerExited: another process exited before the stop step was agreed on.

@@ -16,7 +16,7 @@ from dwt_jax.finetune.collate import ExampleBatch
 from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.protocol import ModelConfig
-from dwt_jax.runs import optimizer as optimizers
+from dwt_jax.runs.optimizer import make_optimizer
 
 FINETUNE_TRACE_COUNTS: collections.Counter[str] = collections.Counter()
 """Number of traces of the training and prediction steps: one per padded length, which a test checks."""
@@ -87,9 +87,7 @@ def init_finetune_state(step_config: FinetuneStepConfig, params: Any, seeds: jax
         seed_params = {**new_params, **{name: params[name] for name in pretrained_keys}}
         return {
             "params": seed_params,
-            "opt_state": optimizers.make_optimizer(step_config.optimizer, step_config.model).init(
-                seed_params
-            ),
+            "opt_state": make_optimizer(step_config.optimizer, step_config.model).init(seed_params),
         }
 
     return jax.vmap(init_seed)(seeds)
@@ -182,7 +180,7 @@ def jit_finetune_step(step_config: FinetuneStepConfig) -> Any:
         loss, grads = jax.value_and_grad(
             lambda params: finetune_loss(step_config, finetune_logits(step_config, params, batch, key), batch)
         )(state["params"])
-        update, opt_state = optimizers.make_optimizer(step_config.optimizer, step_config.model).update(
+        update, opt_state = make_optimizer(step_config.optimizer, step_config.model).update(
             grads, state["opt_state"], state["params"]
         )
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state["params"], update)

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from dwt_jax.config import Config
-from dwt_jax.data import dataset as data_rows
+from dwt_jax.data.dataset import batch_iterator
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding
 from dwt_jax.errors import UserError
@@ -32,10 +32,10 @@ from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.methods import METHODS, get_method
 from dwt_jax.remap.plan import plan_growth
-from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.pretrained import load_pretrained, params_digest
 from dwt_jax.runs.state import abstract_state, init_train_state
-from dwt_jax.train import initialize as starts
+from dwt_jax.runs.teacher import shard_params
+from dwt_jax.train.initialize import copied_mask_for_warmup
 from dwt_jax.train.ligo_training import LigoConfig, LigoResult, train_ligo_maps
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.run_state import effective_params
@@ -100,7 +100,7 @@ def run_pilot(
     for name in methods:
         get_method(name)
     names = [BASELINE, *(name for name in methods or METHODS if name != BASELINE)]
-    teacher_params = teachers.shard_params(run.teacher, run.mesh) if run.teacher else None
+    teacher_params = shard_params(run.teacher, run.mesh) if run.teacher else None
     results: list[InitResult] = []
     method_of_digest: dict[str, str] = {}
     baseline_losses: likelihood.DocumentLosses | None = None
@@ -173,7 +173,7 @@ def _train_briefly(
     """The parameters after the run's first `steps` steps from `params`."""
     config = run.config
     growth_plan = plan_growth(method, source, config.model, jax.random.key(config.seed), config.init)
-    copied_mask = starts.copied_mask_for_warmup(config, growth_plan, run.mesh)
+    copied_mask = copied_mask_for_warmup(config, growth_plan, run.mesh)
     layout = infer_shardings(abstract_state(config.model, config.optimizer), config.model, run.mesh)
     # jit copies the parameters: the step donates its state.
     state = jax.jit(
@@ -184,7 +184,7 @@ def _train_briefly(
         jit_train_step(run.no_teacher_config, run.mesh),
         jit_train_step(run.step_config, run.mesh),
     )
-    batches = data_rows.batch_iterator(
+    batches = batch_iterator(
         run.rows, config.seed, config.train.batch_size, 0, steps, prefetch=config.data.prefetch
     )
     for step, batch in enumerate(batches):

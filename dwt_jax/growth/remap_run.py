@@ -27,8 +27,14 @@ from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.runs.pretrained import PretrainedModel, params_digest
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS, checkpoint_dir, read_run_config
 from dwt_jax.runs.state import TrainState, init_train_state
-from dwt_jax.train import initialize as starts
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
+from dwt_jax.train.initialize import (
+    GrowthSource,
+    growth_report,
+    plan_student_growth,
+    probe_rows,
+    source_training_flops,
+)
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.run_state import effective_params, sharded_abstract_state
 from dwt_jax.train.setup import setup_run
@@ -67,12 +73,12 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
         min(step, get_teacher_end_step(source_run, source_state.teacher_gap.matched_step, step)),
     )
 
-    def load_source(resolved_config: Config, *_: Any) -> starts.GrowthSource:
+    def load_source(resolved_config: Config, *_: Any) -> GrowthSource:
         pretrained_model = PretrainedModel(params, model, params_digest(jax.device_get(params)), None)
-        return starts.GrowthSource(
+        return GrowthSource(
             run_path,
             pretrained_model,
-            starts.plan_student_growth(resolved_config, model),
+            plan_student_growth(resolved_config, model),
             step,
             **source_flops,
         )
@@ -84,9 +90,7 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
         grown_state = _grow_state(run, run.growth, adam, moments)
         if run.teacher and source_run.teacher and run.teacher.digest == source_run.teacher.digest:
             grown_state = dataclasses.replace(grown_state, teacher_gap=source_state.teacher_gap)
-        report = starts.growth_report(
-            run.growth, grown_state.params, starts.probe_rows(run.rows, run.config.seed)
-        )
+        report = growth_report(run.growth, grown_state.params, probe_rows(run.rows, run.config.seed))
         _save_first_checkpoint(run, partial, step, grown_state)
         record = {
             "from": run_path,
@@ -168,7 +172,7 @@ def _adam_state(opt_state: Any) -> optax.ScaleByAdamState:
 
 
 def _grow_state(
-    run: RunContext, growth: starts.GrowthSource, adam: optax.ScaleByAdamState, moments: Moments
+    run: RunContext, growth: GrowthSource, adam: optax.ScaleByAdamState, moments: Moments
 ) -> TrainState:
     """The state of the larger student, sharded on the mesh."""
 
@@ -209,7 +213,7 @@ def _inherited_flops(run: RunContext, source_run: RunContext) -> float | None:
     same_teacher = run.teacher and source_run.teacher and run.teacher.digest == source_run.teacher.digest
     teacher_flops = 0.0 if same_teacher or not source_run.teacher else source_run.teacher.training_flops
     source_flops = (
-        starts.source_training_flops(source_run.growth, source_run.workdir, source_run.teacher, run.teacher)
+        source_training_flops(source_run.growth, source_run.workdir, source_run.teacher, run.teacher)
         if source_run.growth
         else 0.0
     )

@@ -27,7 +27,6 @@ from dwt_jax.models.common.post_norm import Embeddings, EncoderLayer, MlmHead
 from dwt_jax.models.protocol import Params
 
 OBJECTIVE = "mlm"
-ROW_FORMAT = "cls_sep"
 HEADS = ("mlm", "pooler", "next_sentence", "classifier")
 """What may stand beside `embeddings` and `layers` in the parameters; pre-training has `mlm` alone."""
 

@@ -76,7 +76,6 @@ class Family(Protocol):
     Config: type[ModelConfig]
     HEADS: Sequence[str]  # what may stand beside `embeddings` and `layers` in the parameters
     OBJECTIVE: str  # the objective it is pre-trained with, a name of dwt_jax.objectives
-    ROW_FORMAT: str  # special tokens of a packed row, a name of dwt_jax.data.packing
     TIED_TO: Mapping[str, str]  # leaf → the leaf that is used where it is absent
     HF_NAMES: Mapping[str, "HFNames"]  # model_type → names of tensors and config keys
     FUNCTION_FIELDS: Sequence[str]  # fields of the config that change the function at equal sizes

@@ -208,7 +208,8 @@ class CheckpointSaver:
 
     def __call__(self, loop: LoopState) -> None:
         train_config = self.run.config.train
-        # Asked once a step: a signal that comes after the checkpoint stops the run at the next step.
+        # One answer for saving and stopping: a signal after the save stops the run at the next step, with
+        # a checkpoint of that step.
         loop.stop_requested = self.shutdown_flag.is_set() and loop.step < train_config.steps
         if loop.stop_requested or is_due(loop.step, train_config.save_every, train_config.steps):
             self.metric_logger.flush(loop)

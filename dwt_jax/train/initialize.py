@@ -10,8 +10,8 @@ import numpy as np
 
 from dwt_jax.config import Config
 from dwt_jax.config_loader import build_dataclass
-from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.batch import Batch
+from dwt_jax.data.dataset import PackedDataset, get_batch
 from dwt_jax.data.tokenizer import Vocabulary
 from dwt_jax.distributed.mesh import replicated_sharding, to_global
 from dwt_jax.errors import UserError
@@ -170,9 +170,9 @@ def growth_report(growth: GrowthSource, params: Params, probe: Batch | None) -> 
     return result.with_logit_drift(logit_drift(growth.source.params, source, params, target, rows))
 
 
-def probe_rows(rows: data_rows.PackedDataset, seed: int) -> Batch:
+def probe_rows(rows: PackedDataset, seed: int) -> Batch:
     """Return the first rows that a run trains on."""
-    return data_rows.get_batch(rows, seed, 0, PROBE_ROWS)
+    return get_batch(rows, seed, 0, PROBE_ROWS)
 
 
 def format_growth_line(growth: GrowthSource, result: RemapReport) -> str:

@@ -9,19 +9,19 @@ import jax
 import numpy as np
 
 from dwt_jax.config import Config
-from dwt_jax.data import dataset as data_rows
+from dwt_jax.data.dataset import batch_iterator
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import local_row_indices, make_global_batch, replicated_sharding, to_global
 from dwt_jax.distributed.shutdown import Preempted, handle_signals
 from dwt_jax.distributed.watchdog import hang_watchdog
 from dwt_jax.files import read_json
-from dwt_jax.runs import run_dir as workdirs
-from dwt_jax.runs import teacher as teachers
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.metric_writer import MetricWriter
-from dwt_jax.train import initialize as starts
+from dwt_jax.runs.run_dir import checkpoint_dir, run_lock
+from dwt_jax.runs.teacher import shard_params
 from dwt_jax.train.accounting import get_teacher_end_step
 from dwt_jax.train.hooks import Hooks, LoopState, is_due, make_hooks, preemption_error
+from dwt_jax.train.initialize import copied_mask_for_warmup
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.run_state import init_or_restore_state
 from dwt_jax.train.setup import setup_run
@@ -42,12 +42,12 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         TrainingFailed: losses stayed non-finite.
     """
     with handle_signals() as shutdown_flag, ExitStack() as stack:
-        coordination.run_on_main(lambda: stack.enter_context(workdirs.run_lock(workdir)) and None)
+        coordination.run_on_main(lambda: stack.enter_context(run_lock(workdir)) and None)
         run = setup_run(config, workdir)  # resolved config, data, teacher, mesh, step configs
         if (summary := coordination.run_on_main(lambda: _finished_summary(workdir))) is not None:
             return summary
         train_config = run.config.train
-        checkpoints = Checkpoints(workdirs.checkpoint_dir(workdir, run.config), train_config.keep_checkpoints)
+        checkpoints = Checkpoints(checkpoint_dir(workdir, run.config), train_config.keep_checkpoints)
         state, start_step = init_or_restore_state(run, checkpoints)
         heartbeat = stack.enter_context(hang_watchdog(train_config.watchdog))
         is_main = coordination.process_index() == 0
@@ -102,12 +102,12 @@ def train_loop(run: RunContext, loop: LoopState, hooks: Hooks, metric_writer: Me
     no_teacher_step = jit_train_step(run.no_teacher_config, run.mesh)
     distill_step = jit_train_step(run.step_config, run.mesh)
     use_teacher = run.teacher is not None and loop.step < loop.teacher_end_step
-    teacher_params = teachers.shard_params(run.teacher, run.mesh) if run.teacher and use_teacher else None
+    teacher_params = shard_params(run.teacher, run.mesh) if run.teacher and use_teacher else None
     replicated = replicated_sharding(run.mesh)
     seed = to_global(np.uint32(run.config.seed), replicated)
-    copied_mask = starts.copied_mask_for_warmup(run.config, run.growth.plan if run.growth else None, run.mesh)
+    copied_mask = copied_mask_for_warmup(run.config, run.growth.plan if run.growth else None, run.mesh)
     local_rows = local_row_indices(run.mesh, batch_size)
-    batches = data_rows.batch_iterator(
+    batches = batch_iterator(
         run.rows,
         run.config.seed,
         batch_size,

@@ -15,9 +15,9 @@ from dwt_jax.train.step_schedules import StepSchedules
 
 
 class ResolvedConfig(Config):
-    """A config whose vocabulary size, padding id, data and number of steps are set.
+    """A config whose vocabulary size, padding id and number of steps are set (`setup.resolve_config`).
 
-    `Config` is what the user wrote. `resolve_config` is the only place that makes one of these.
+    `Config` is what the user wrote.
     """
 
 

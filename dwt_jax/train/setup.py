@@ -14,8 +14,8 @@ import numpy as np
 from dwt_jax import __version__
 from dwt_jax.config import Config, Init, check
 from dwt_jax.config_loader import config_to_dict, flatten_dict
-from dwt_jax.data import dataset as data_rows
 from dwt_jax.data.data_cache import get_prepared, recorded_config
+from dwt_jax.data.dataset import PackedDataset, open_dataset, rows_per_epoch
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import make_mesh
@@ -24,10 +24,10 @@ from dwt_jax.files import read_json
 from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives import objective_module, schedules
-from dwt_jax.runs import run_dir as workdirs
-from dwt_jax.runs import teacher as teachers
+from dwt_jax.runs.run_dir import init_run_dir, read_run_config, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
-from dwt_jax.train import initialize as starts
+from dwt_jax.runs.teacher import load_teacher
+from dwt_jax.train.initialize import GrowthSource, load_growth_source
 from dwt_jax.train.run_context import ResolvedConfig, RunContext
 from dwt_jax.train.step import make_step_config
 from dwt_jax.train.step_schedules import schedule_table
@@ -38,7 +38,7 @@ _PATH_KEYS = ("data.path", "data.sources", "data.tokenizer", "teacher.path", "in
 def setup_run(
     config: Config,
     workdir: Path,
-    load_source: Callable[..., starts.GrowthSource | None] = starts.load_growth_source,
+    load_source: Callable[..., GrowthSource | None] = load_growth_source,
 ) -> RunContext:
     """Resolve a config, load what it names and claim the work directory.
 
@@ -58,8 +58,8 @@ def setup_run(
     data = _prepare_data(config)
     run, identity = coordination.run_on_all(lambda: _build_run(config, workdir, data, load_source))
     coordination.assert_equal_across_processes(identity)
-    coordination.run_on_main(lambda: workdirs.init_run_dir(workdir, run.config, data / "tokenizer", identity))
-    coordination.run_on_all(lambda: workdirs.wait_for_file(workdir / "config.json"))
+    coordination.run_on_main(lambda: init_run_dir(workdir, run.config, data / "tokenizer", identity))
+    coordination.run_on_all(lambda: wait_for_file(workdir / "config.json"))
     return run
 
 
@@ -75,7 +75,7 @@ def _check_environment(config: Config, workdir: Path) -> Config:
     """The config, with the `init` of an existing run, if this machine can run it."""
     is_resume = (workdir / "config.json").exists()
     if is_resume:
-        config = _inherit_growth_config(config, workdirs.read_run_config(workdir).init)
+        config = _inherit_growth_config(config, read_run_config(workdir).init)
     try:
         backend = jax.default_backend()
     except RuntimeError as error:  # JAX_PLATFORMS asks for what is not there
@@ -107,19 +107,19 @@ def _prepare_data(config: Config) -> Path:
 
 
 def _build_run(
-    config: Config, workdir: Path, data: Path, load_source: Callable[..., starts.GrowthSource | None]
+    config: Config, workdir: Path, data: Path, load_source: Callable[..., GrowthSource | None]
 ) -> tuple[RunContext, dict[str, Any]]:
     """The run, and digests of what its config names."""
     config = dataclasses.replace(config, data=recorded_config(config.data, data))
     vocab = load_vocabulary(data / "tokenizer")
-    rows = data_rows.open_dataset(data, "train", [source.weight for source in config.data.sources])
+    rows = open_dataset(data, "train", [source.weight for source in config.data.sources])
     config = resolve_config(config, vocab, rows)
     mesh = make_mesh(config.mesh, config.train.batch_size // config.train.gradient_accumulation_steps)
     policy = resolve_precision(config)
     teacher = None
     if config.teacher.path:
         dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
-        teacher = teachers.load_teacher(config.teacher.path, vocab, config.data.sequence_length, dtype)
+        teacher = load_teacher(config.teacher.path, vocab, config.data.sequence_length, dtype)
     growth = load_source(config, vocab, workdir)
     identity = {
         "state_format": STATE_FORMAT,
@@ -162,7 +162,7 @@ def _inherit_growth_config(config: Config, saved_init: Init) -> Config:
     return dataclasses.replace(config, init=dataclasses.replace(saved_init, **overrides))
 
 
-def resolve_config(config: Config, vocab: Vocabulary, rows: data_rows.PackedDataset) -> ResolvedConfig:
+def resolve_config(config: Config, vocab: Vocabulary, rows: PackedDataset) -> ResolvedConfig:
     """Set what depends on the data: vocabulary size, padding id, and steps from epochs.
 
     Raises:
@@ -176,7 +176,7 @@ def resolve_config(config: Config, vocab: Vocabulary, rows: data_rows.PackedData
         )
     model = dataclasses.replace(model, vocab_size=len(vocab.tokens), pad_token_id=vocab.pad_id)
     if not train.steps:
-        epoch = data_rows.rows_per_epoch(rows)
+        epoch = rows_per_epoch(rows)
         train = dataclasses.replace(train, steps=max(1, math.ceil(train.epochs * epoch / train.batch_size)))
     resolved = check(dataclasses.replace(config, model=model, train=train))
     return ResolvedConfig(**{f.name: getattr(resolved, f.name) for f in dataclasses.fields(Config)})

@@ -15,8 +15,14 @@ from dwt_jax.runs.metric_writer import MetricWriter
 from dwt_jax.runs.metrics_file import total_flops
 from dwt_jax.runs.state import TrainState
 from dwt_jax.text_format import format_count
-from dwt_jax.train import initialize as starts
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
+from dwt_jax.train.initialize import (
+    GrowthSource,
+    format_growth_line,
+    growth_report,
+    probe_rows,
+    source_training_flops,
+)
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.run_state import effective_params
 
@@ -49,19 +55,17 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
 
 
 def log_growth_source(
-    run: RunContext, growth: starts.GrowthSource, params: Any, step: int, metric_writer: MetricWriter
+    run: RunContext, growth: GrowthSource, params: Any, step: int, metric_writer: MetricWriter
 ) -> None:
     """Log what the student is grown from. Before the first step, write the report to `init.json` too."""
     if step:
-        metric_writer.log_message(
-            starts.format_growth_line(growth, starts.growth_report(growth, params, None))
-        )
+        metric_writer.log_message(format_growth_line(growth, growth_report(growth, params, None)))
         return
     params = params if coordination.is_single_process() else to_host(params)
 
     def write_report() -> None:
-        report = starts.growth_report(growth, params, starts.probe_rows(run.rows, run.config.seed))
-        metric_writer.log_message(starts.format_growth_line(growth, report))
+        report = growth_report(growth, params, probe_rows(run.rows, run.config.seed))
+        metric_writer.log_message(format_growth_line(growth, report))
         path = run.workdir / "init.json"
         ligo_record = {"learned": read_json(path)["learned"]} if growth.uses_ligo else {}
         write_json(path, {"from": growth.path, **ligo_record, **report.to_dict()})
@@ -101,7 +105,7 @@ def export_and_summarize(
             "total": total_flops(total_work),
             "teacher_training": run.teacher.training_flops if run.teacher else 0.0,
             **(
-                {"source_training": starts.source_training_flops(run.growth, run.workdir, run.teacher)}
+                {"source_training": source_training_flops(run.growth, run.workdir, run.teacher)}
                 if run.growth
                 else {}
             ),
@@ -134,7 +138,7 @@ def _model_sizes(model: ModelConfig) -> dict[str, int]:
     return {"num_hidden_layers": model.num_hidden_layers, "hidden_size": model.hidden_size}
 
 
-def _init_summary(growth: starts.GrowthSource) -> dict[str, Any]:
+def _init_summary(growth: GrowthSource) -> dict[str, Any]:
     step_entry = {"step": growth.step} if growth.step else {}
     return {
         "method": growth.plan.method.name,
