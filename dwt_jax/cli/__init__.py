@@ -98,7 +98,12 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     if not flags[0].startswith("-") and flags[0] not in COMMANDS:
         raise UserError(f"unknown command {flags[0]!r}{did_you_mean(flags[0], COMMANDS)}")
     _check_renamed_flags(flags)
-    options = parser.parse_args(flags)
+    options, unknown = parser.parse_known_args(flags)
+    if unknown:  # argparse does not name the command here before Python 3.12
+        raise UserError(
+            f"{options.command}: unrecognized arguments: {' '.join(unknown)}; "
+            f"see dwt {options.command} --help"
+        )
     if overrides and not hasattr(options, "config"):
         raise UserError(f"--config.{next(iter(overrides))}: 'dwt {options.command}' takes no config")
     return options, overrides

@@ -82,7 +82,7 @@ def finished_study(small_study):
 
 def test_runs_of_one_shape_share_their_steps(finished_study):
     """Five runs, two programs: teacher and students without a teacher have one shape."""
-    assert finished_study[1] == {"alone": 1, "teacher": 1}
+    assert finished_study[1] == {"no_teacher": 1, "teacher": 1}
 
 
 def test_finished_jobs_are_not_repeated(small_study, finished_study, capsys):

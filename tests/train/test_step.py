@@ -281,7 +281,7 @@ def test_targets_at_all_positions_are_those_at_each_position(tiny, teacher_model
 
     every = jnp.broadcast_to(jnp.arange(L), (B, L))
     found, expected = (jax.jit(jax.value_and_grad(value))(params, at) for at in (None, every))
-    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert found[0] == pytest.approx(float(expected[0]), rel=1e-6)
     assert_close(found[1], expected[1], 1e-6)
 
 
