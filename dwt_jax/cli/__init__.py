@@ -99,7 +99,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         raise UserError(f"unknown command {flags[0]!r}{did_you_mean(flags[0], COMMANDS)}")
     _check_renamed_flags(flags)
     options, unknown = parser.parse_known_args(flags)
-    if unknown:  # argparse does not name the command here before Python 3.12
+    if unknown:  # argparse would report these without the name of the command
         raise UserError(
             f"{options.command}: unrecognized arguments: {' '.join(unknown)}; "
             f"see dwt {options.command} --help"
