@@ -50,7 +50,7 @@ def test_compile_step_reports_memory_flops_and_bounds_of_the_training_step(confi
     student, teacher = target.step_config.model, target.step_config.teacher
     params = jax.eval_shape(lambda: bert.init_params(student, jax.random.key(0)))
     num_params = sum(x.size for x in jax.tree.leaves(params))
-    scalars = 4 * 7 + 4 * 4 + 4  # counters and running means, schedule values, seed
+    scalars = 4 * 7 + 4 * 4 + 4  # counters and running means, schedules, seed
     arguments = 12 * num_params + 2 * num_params + 8 * 32 * 3 + scalars
     assert step.memory["arguments"] == pytest.approx(arguments, abs=64)
     assert step.fits

@@ -35,7 +35,7 @@ def constrain_batch(x: jax.Array, policy: Policy) -> jax.Array:
     """Constrain the leading axis of activations to the batch's sharding.
 
     Without this constraint XLA shards activations over channels under FSDP and all-reduces them, instead
-    of all-gathering the weights (held by tests/aot/test_collectives.py).
+    of all-gathering the weights (held by tests/multidevice/test_collectives.py).
     """
     return x if policy.batch_sharding is None else jax.lax.with_sharding_constraint(x, policy.batch_sharding)
 
