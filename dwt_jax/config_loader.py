@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dwt_jax.config import Config, check
+from dwt_jax.config import Config
+from dwt_jax.config_checks import check
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, model_config_type
 from dwt_jax.models.protocol import ModelConfig

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from dwt_jax.config import Config, Schedule, Source, check
+from dwt_jax.config import Config, Schedule, Source
+from dwt_jax.config_checks import check
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict, load_config, read_config_file
 from dwt_jax.errors import UserError, did_you_mean
 from helpers.paths import ROOT

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dwt_jax.config import Optimizer, Precision, Schedule, optimizer_problems
+from dwt_jax.config import Optimizer, Precision, Schedule
+from dwt_jax.config_checks import optimizer_problems
 from dwt_jax.config_loader import build_dataclass, read_config_file
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import read_json_object

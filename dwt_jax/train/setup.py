@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax import __version__
-from dwt_jax.config import Config, Init, check
+from dwt_jax.config import Config, Init
+from dwt_jax.config_checks import check
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.data.data_cache import get_prepared, recorded_config
 from dwt_jax.data.dataset import PackedDataset, open_dataset, rows_per_epoch
@@ -143,7 +144,7 @@ def _build_run(
         no_teacher_config=make_step_config(config, None, objective, policy),
         step_config=make_step_config(config, teacher.model if teacher else None, objective, policy),
         schedules=run_schedules,
-        teacher_end_step=schedules.first_all_zero(np.asarray(run_schedules.alpha_soft)) if teacher else 0,
+        teacher_end_step=schedules.zero_from(np.asarray(run_schedules.alpha_soft)) if teacher else 0,
         student_flops=flops.training_step_flops(config.model, *shape),
         teacher_flops=flops.forward_flops(teacher.model, *shape) if teacher else 0.0,
     )

@@ -1,0 +1,219 @@
+"""Check the values of a `Config`, alone and in combination. This module does not import jax."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+
+from dwt_jax.config import Config, Init, Optimizer, Schedule
+from dwt_jax.errors import UserError
+from dwt_jax.remap.methods import get_method
+
+
+def check(config: Config) -> Config:
+    """Return `config` if its values are valid, alone and in combination.
+
+    Raises:
+        UserError: the first problem, with the key, its value and what was expected.
+    """
+    for problem in _problems(config):
+        raise UserError(f"config: {problem}")
+    return config
+
+
+def _problems(config: Config) -> Iterator[str]:
+    """Yield one line for each problem, in the order of the sections."""
+    if not 0 <= config.seed < 2**32:
+        yield f"seed is {config.seed}, expected at least 0 and less than 2**32"
+    for problem in config.model.problems():
+        yield f"model.{problem}"
+    if config.data.sequence_length > config.model.max_length:
+        yield (
+            f"data.sequence_length is {config.data.sequence_length}, expected at most the model's "
+            f"{config.model.max_length} positions (model.max_position_embeddings)"
+        )
+    yield from _data_problems(config)
+    yield from _init_problems(config)
+    yield from _objective_problems(config)
+    yield from _training_problems(config)
+
+
+def _check_minimum(group: object, prefix: str, minimum: float, *keys: str) -> Iterator[str]:
+    for key in keys:
+        if getattr(group, key) < minimum:
+            yield f"{prefix}.{key} is {getattr(group, key)}, expected at least {minimum}"
+
+
+def _check_fraction(group: object, prefix: str, *keys: str) -> Iterator[str]:
+    for key in keys:
+        if not 0 <= getattr(group, key) <= 1:
+            yield f"{prefix}.{key} is {getattr(group, key)}, expected a share from 0 to 1"
+
+
+def _data_problems(config: Config) -> Iterator[str]:
+    data, mlm = config.data, config.mlm
+    yield from _check_minimum(data, "data", 8, "sequence_length")
+    yield from _check_minimum(data, "data", 1, "sentence_stride", "prefetch")
+    if not 0 < data.validation_fraction < 1:
+        yield f"data.validation_fraction is {data.validation_fraction}, expected a share above 0 and below 1"
+    if not data.sources:
+        yield "data.sources is empty, expected at least one source"
+    for i, source in enumerate(data.sources):
+        if source.kind != "builtin" and not source.path:
+            yield f"data.sources.{i}.path is empty, expected a path for kind '{source.kind}'"
+        if source.weight <= 0:
+            yield f"data.sources.{i}.weight is {source.weight}, expected more than 0"
+        yield from _check_minimum(source, f"data.sources.{i}", 1, "blank_lines")
+    if not data.tokenizer.path:
+        yield from _check_minimum(data.tokenizer, "data.tokenizer", 100, "vocab_size")
+    if data.tokenizer.sample_megabytes <= 0:
+        yield f"data.tokenizer.sample_megabytes is {data.tokenizer.sample_megabytes}, expected more than 0"
+    if not 0 < mlm.probability < 1:
+        yield f"mlm.probability is {mlm.probability}, expected a share above 0 and below 1"
+    if round(mlm.probability * data.sequence_length) < 1:
+        yield (
+            f"mlm.probability is {mlm.probability}, expected at least one prediction in "
+            f"{data.sequence_length} tokens"
+        )
+    yield from _check_fraction(mlm, "mlm", "mask_token_share", "random_token_share")
+    if mlm.mask_token_share + mlm.random_token_share > 1 + 1e-9:
+        total = mlm.mask_token_share + mlm.random_token_share
+        yield f"mlm.mask_token_share + mlm.random_token_share is {total}, expected at most 1"
+
+
+def _init_problems(config: Config) -> Iterator[str]:
+    init = config.init
+    if init.method:
+        try:
+            get_method(init.method)
+        except UserError as error:
+            yield f"init.{error}"
+        if init.method.endswith("+ligo"):
+            yield f"init.method is {init.method!r}, expected 'ligo': it learns the depth map too"
+        if init.method == "ligo" and init.step:
+            yield "init.method is 'ligo', expected another: LiGO cannot grow a run at init.step"
+        if not (init.from_ or config.teacher.path):
+            yield f"init.method is {init.method!r}, expected init.from or teacher.path to name a model"
+    elif init != Init():
+        key = next(f.name for f in fields(init) if getattr(init, f.name) != f.default)
+        yield f"init.{key.rstrip('_')} is set, expected init.method to say how (it is empty)"
+    yield from _check_minimum(init, "init", 0, "noise", "step")
+    yield from _check_minimum(init, "init", 1, "learning_steps")
+    yield from _check_fraction(init, "init", "gate_warmup", "new_param_warmup")
+    if init.step and config.train.steps and init.step >= config.train.steps:
+        yield f"init.step is {init.step}, expected less than train.steps ({config.train.steps})"
+
+
+def _schedule_problems(schedule: Schedule, name: str) -> Iterator[str]:
+    yield from _check_minimum(schedule, name, 0, "value", "end")
+    yield from _check_fraction(schedule, name, "warmup_fraction", "decay_start", "decay_end")
+    if schedule.kind in ("linear", "cosine", "warmup_stable_decay"):
+        start = max(schedule.decay_start, schedule.warmup_fraction)
+        if schedule.decay_end <= start:
+            yield (
+                f"{name}.decay_end is {schedule.decay_end}, expected more than its decay_start or "
+                f"warmup_fraction ({start})"
+            )
+
+
+def _ends_at_zero(schedule: Schedule) -> bool:
+    last = schedule.value if schedule.kind in ("constant", "until_matched") else schedule.end
+    return last == 0
+
+
+def _objective_problems(config: Config) -> Iterator[str]:
+    distill = config.distill
+    if distill.preset != "custom" and not config.teacher.path:
+        yield f"distill.preset is {distill.preset!r}, expected teacher.path to name a teacher (it is empty)"
+    hard = distill.alpha_hard
+    if not config.teacher.path and distill.alpha_soft != Schedule():
+        yield "distill.alpha_soft is set, expected teacher.path to name a teacher (it is empty)"
+    nonzero_weight = "a non-zero loss weight at the end of training"
+    if _ends_at_zero(hard):
+        if not config.teacher.path and hard.value == 0:
+            yield f"distill.alpha_hard is 0 and teacher.path is empty, expected {nonzero_weight}"
+        if _ends_at_zero(distill.alpha_soft) or distill.alpha_soft.kind == "until_matched":
+            yield f"distill.alpha_hard and distill.alpha_soft both end at 0, expected {nonzero_weight}"
+    for key in ("alpha_hard", "alpha_soft", "temperature"):
+        schedule = getattr(distill, key)
+        yield from _schedule_problems(schedule, f"distill.{key}")
+        if schedule.kind == "until_matched" and key != "alpha_soft":
+            yield f"distill.{key}.kind is 'until_matched', expected that for distill.alpha_soft only"
+    temperature = distill.temperature
+    lowest = temperature.value if temperature.kind == "constant" else min(temperature.value, temperature.end)
+    if temperature.warmup_fraction > 0:
+        lowest = 0
+    if lowest <= 0:
+        yield f"distill.temperature goes down to {lowest}, expected more than 0"
+    yield from _check_fraction(distill, "distill", "drop_fraction")
+    yield from _check_minimum(distill, "distill", 0, "loss_chunk_rows")
+    if distill.match_margin <= 0:
+        yield f"distill.match_margin is {distill.match_margin}, expected more than 0"
+    if not 0 <= distill.gap_ema_decay < 1:
+        yield f"distill.gap_ema_decay is {distill.gap_ema_decay}, expected at least 0 and less than 1"
+
+
+def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
+    """Yield one line for each problem of an optimizer.
+
+    Args:
+        optimizer: the section to check.
+        name: its dotted key, with which each line begins.
+    """
+    yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate")
+    if optimizer.learning_rate.kind == "until_matched":
+        yield f"{name}.learning_rate.kind is 'until_matched', expected that for distill.alpha_soft only"
+    yield from _check_minimum(optimizer, name, 0, "weight_decay", "clip_norm")
+    if optimizer.eps < 1e-30:  # else 0/0 where a gradient is 0: embeddings of tokens that never occur
+        yield f"{name}.eps is {optimizer.eps}, expected more than 0 (at least 1e-30: it is in float32)"
+    for key in ("b1", "b2"):
+        if not 0 <= getattr(optimizer, key) <= 1 - 2**-24:
+            yield f"{name}.{key} is {getattr(optimizer, key)}, expected at least 0 and, as a float32, below 1"
+
+
+def _training_problems(config: Config) -> Iterator[str]:
+    train = config.train
+    yield from _check_minimum(train, "train", 0, "steps", "epochs", "eval_every", "watchdog")
+    if not train.steps and not train.epochs:
+        yield "train.steps is 0, expected at least 1 (or train.epochs above 0)"
+    yield from _check_minimum(
+        train,
+        "train",
+        1,
+        "batch_size",
+        "gradient_accumulation_steps",
+        "save_every",
+        "keep_checkpoints",
+        "log_every",
+        "max_consecutive_nonfinite",
+    )
+    scheme = re.match(r"[a-z0-9]{2,}:/", train.checkpoint_path)
+    if scheme and scheme[0] != "gs:/":
+        yield f"train.checkpoint_path begins with {scheme[0]}, expected a directory or gs://…"
+    elif train.checkpoint_path and not train.checkpoint_path.startswith(("/", "~", "gs://")):
+        yield f"train.checkpoint_path is {train.checkpoint_path!r}, expected a whole path, from / or ~ on"
+    yield from optimizer_problems(config.optimizer, "optimizer")
+    rate = max(config.optimizer.learning_rate.value, config.optimizer.learning_rate.end)
+    if rate > 1e6:  # the step relies on updates that cannot overflow
+        yield f"optimizer.learning_rate goes up to {rate}, expected at most 1e6"
+    elif rate * (decay := config.optimizer.weight_decay) > 1:
+        yield f"optimizer.weight_decay is {decay}, expected at most 1 / optimizer.learning_rate ({rate})"
+    yield from _batch_problems(config)
+
+
+def _batch_problems(config: Config) -> Iterator[str]:
+    train, mesh = config.train, config.mesh
+    if train.batch_size % train.gradient_accumulation_steps:
+        yield (
+            f"train.batch_size is {train.batch_size}, expected a multiple of "
+            f"train.gradient_accumulation_steps ({train.gradient_accumulation_steps})"
+        )
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        yield f"mesh is {sizes}, expected sizes of at least 1, at most one of them -1"
+    num_shards = max(mesh.data, 1) * max(mesh.fsdp, 1)
+    microbatch_size = train.batch_size // max(train.gradient_accumulation_steps, 1)
+    if microbatch_size % num_shards:
+        yield (
+            f"train.batch_size / train.gradient_accumulation_steps is {microbatch_size}, expected a "
+            f"multiple of the mesh's data x fsdp ({num_shards})"
+        )
