@@ -3,9 +3,9 @@
     python benchmarks/digests.py --workdir=/tmp/before --out=before.json   # in the checkout before
     python benchmarks/digests.py --workdir=/tmp/after --expect=before.json # in the one after
 
-Runs, on one CPU device in fp32, the shortened demo (a teacher, students, fine-tunings), a run grown in
-its middle, one with accumulation, dropout and packed options of the objective, and prints the SHA-256 of
-every model's tensors and the exact losses. The digests depend on the CPU and on the versions: compare
+Runs, on one CPU device in fp32, the shortened demo (a teacher, students, fine-tunings), runs grown in
+depth and in width in their middle, and one with accumulation, dropout and other options of the objective.
+Prints the SHA-256 of every model's tensors and the exact losses. The digests depend on the CPU and on the versions: compare
 on one machine. Exit status 1 if anything differs. benchmarks/results/digests.json holds the last record.
 """
 
@@ -37,7 +37,18 @@ ACCUMULATED = [
     "--config.distill.token_selection=entropy",
     "--config.distill.loss_chunk_rows=3",
 ]
-LARGER = ["--config.model.num_hidden_layers=4", "--config.model.gated_layers=True"]
+DEEPER = ["--config.model.num_hidden_layers=4", "--config.model.gated_layers=True"]
+WIDER = [
+    "--config.model.hidden_size=192",
+    "--config.model.num_attention_heads=6",
+    "--config.model.intermediate_size=640",
+    "--config.model.weighted_norm=True",
+]
+GROWTHS = {  # name of the run: sizes, method, moments
+    "grown-stack": (DEEPER, "stack", "carry"),
+    "grown-masked": (DEEPER, "masked", "asymmetric"),
+    "grown-width": (WIDER, "lemon", "carry"),
+}
 GROWN = ["--config.init.gate_warmup=0.5", "--config.init.new_param_warmup=0.3"]
 
 
@@ -55,12 +66,12 @@ def run_all(workdir: Path) -> None:
     teacher = f"--config.teacher.path={demo / 'teacher'}"
     dwt("train", config, f"--workdir={workdir / 'accumulated'}", teacher, *SMALL, *ACCUMULATED)
     dwt("train", config, f"--workdir={workdir / 'small'}", *SMALL)
-    for method, moments in (("stack", "carry"), ("masked", "asymmetric")):
-        out = workdir / f"grown-{method}"
+    for name, (sizes, method, moments) in GROWTHS.items():
+        out = workdir / name
         if not out.exists():
             growth = [f"--run={workdir / 'small'}", "--step=8", f"--method={method}", f"--moments={moments}"]
-            dwt("remap-run", config, f"--out={out}", *growth, *SMALL, *LARGER, *GROWN)
-        dwt("train", config, f"--workdir={out}", *SMALL, *LARGER)
+            dwt("remap-run", config, f"--out={out}", *growth, *SMALL, *sizes, *GROWN)
+        dwt("train", config, f"--workdir={out}", *SMALL, *sizes)
 
 
 def tensors_digest(path: Path) -> str:
