@@ -101,38 +101,65 @@ def run_pilot(
         get_method(name)
     names = [BASELINE, *(name for name in methods or METHODS if name != BASELINE)]
     teacher_params = shard_params(run.teacher, run.mesh) if run.teacher else None
+    pilot = _Pilot(run, params, source, steps, ligo_config, teacher_params)
     results: list[InitResult] = []
-    method_of_digest: dict[str, str] = {}
-    baseline_losses: likelihood.DocumentLosses | None = None
     for index, name in enumerate(names, start=1):
         log(f"pilot {index}/{len(names)}: {name}")
+        result = pilot.run_method(name)
+        results.append(result)
+        if result.refused:
+            log(f"  refused: {result.refused}")
+        elif result.same_as:
+            log(f"  same parameters as {result.same_as}")
+        else:
+            log(f"  held-out loss {result.initial_loss:.4f} → {result.loss:.4f}, {result.seconds:.0f} s")
+    return rank_results(results)
+
+
+class _Pilot:
+    """What the methods of a pilot share. The baseline runs first: the others are compared with it."""
+
+    def __init__(
+        self,
+        run: RunContext,
+        params: Params,
+        source: ModelConfig,
+        steps: int,
+        ligo_config: LigoConfig,
+        teacher_params: Params | None,
+    ) -> None:
+        self.run = run
+        self.params = params
+        self.source = source
+        self.steps = steps
+        self.ligo_config = ligo_config
+        self.teacher_params = teacher_params
+        self.method_of_digest: dict[str, str] = {}
+        self.baseline_losses: likelihood.DocumentLosses | None = None
+
+    def run_method(self, name: str) -> InitResult:
+        """Initialise with a method, train, and measure the held-out loss before and after."""
         start_time = time.perf_counter()
         try:
-            grown_params, result = _init_with(run, params, source, name, ligo_config, teacher_params)
+            params, result = _init_with(
+                self.run, self.params, self.source, name, self.ligo_config, self.teacher_params
+            )
         except UserError as error:
-            results.append(InitResult(name, refused=str(error)))
-            log(f"  refused: {error}")
-            continue
-        digest = params_digest(grown_params)
-        if digest in method_of_digest:
-            same_as = method_of_digest[digest]
-            results.append(dataclasses.replace(result, same_as=same_as, ligo=None))
-            log(f"  same parameters as {same_as}")
-            continue
-        method_of_digest[digest] = name
+            return InitResult(name, refused=str(error))
+        same_as = self.method_of_digest.setdefault(params_digest(params), name)
+        if same_as != name:
+            return dataclasses.replace(result, same_as=same_as, ligo=None)
         seconds = time.perf_counter() - start_time
-        initial_losses = _document_losses(run, grown_params, 0)
+        initial_losses = _document_losses(self.run, params, 0)
         start_time = time.perf_counter()
-        grown_params = _train_briefly(run, grown_params, source, name, steps, teacher_params)
+        params = _train_briefly(self.run, params, self.source, name, self.steps, self.teacher_params)
         seconds += time.perf_counter() - start_time
-        document_losses = _document_losses(run, grown_params, steps)
-        baseline_losses = document_losses if name == BASELINE else baseline_losses
-        flops = _pilot_flops(run, steps) + (result.ligo.flops if result.ligo else 0.0)
+        losses = _document_losses(self.run, params, self.steps)
+        if name == BASELINE:
+            self.baseline_losses = losses
+        flops = _pilot_flops(self.run, self.steps) + (result.ligo.flops if result.ligo else 0.0)
         result = dataclasses.replace(result, seconds=seconds, flops=flops)
-        result = _with_losses(result, initial_losses, document_losses, baseline_losses)
-        log(f"  held-out loss {result.initial_loss:.4f} → {result.loss:.4f}, {result.seconds:.0f} s")
-        results.append(result)
-    return rank_results(results)
+        return _with_losses(result, initial_losses, losses, self.baseline_losses)
 
 
 def rank_results(results: Sequence[InitResult]) -> list[InitResult]:

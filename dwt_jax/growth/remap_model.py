@@ -71,9 +71,6 @@ def remap_model(
     target_params, report = apply.remap_params(
         loaded_model.params, source, target, method, jax.random.key(seed), options=options, probe=probe
     )
-    heads = [head for head in family(target).HEADS if head in target_params]
-    source_card = model_card.existing_card(loaded_model.tokenizer)
-    source_name = Path(path).expanduser().absolute().name
     checkpoint.save_checkpoint(
         target_params,
         target,
@@ -82,7 +79,12 @@ def remap_model(
         labels=loaded_model.labels,
         passthrough=loaded_model.passthrough,
         card=model_card.grown_card(
-            target, heads, source_name, method, report.function_preserving, source_card
+            target,
+            [head for head in family(target).HEADS if head in target_params],
+            Path(path).expanduser().absolute().name,
+            method,
+            report.function_preserving,
+            model_card.existing_card(loaded_model.tokenizer),
         ),
     )
     return report

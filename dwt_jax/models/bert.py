@@ -36,8 +36,8 @@ _NORM = {"scale": "out:embed", "bias": "out:embed", "weight": "in:embed"}  # it 
 _LAST_NORM = {**_NORM, **dict.fromkeys(("scale", "bias"), "out:embed>output_embedding")}
 
 
-_HEADS = dense_axes("in:embed", "out:head out:head_dim")
-_QUERY = dense_axes("in:embed", "out:head out:head_dim>keys")
+_PROJECTION = dense_axes("in:embed", "out:head out:head_dim")
+_QUERY_PROJECTION = dense_axes("in:embed", "out:head out:head_dim>keys")
 
 _AXIS_TEXTS: dict[str, Any] = {
     "embeddings": {
@@ -48,9 +48,9 @@ _AXIS_TEXTS: dict[str, Any] = {
     },
     "layers": {
         "attention": {
-            "query": _QUERY,
-            "key": _HEADS,
-            "value": _HEADS,
+            "query": _QUERY_PROJECTION,
+            "key": _PROJECTION,
+            "value": _PROJECTION,
             "output": dense_axes("in:head in:head_dim", "out:embed"),
             "norm": _NORM,
         },

@@ -55,7 +55,7 @@ def schedule_values(schedule: Schedule, steps: int) -> np.ndarray:
     return np.asarray(jnp.broadcast_to(build_schedule(schedule, steps)(step), step.shape), np.float32)
 
 
-def first_all_zero(values: np.ndarray) -> int:
+def zero_from(values: np.ndarray) -> int:
     """Return the first step from which on all values are 0, or their number if there is none."""
     nonzero = np.flatnonzero(values)
     return int(nonzero[-1]) + 1 if nonzero.size else 0

@@ -117,7 +117,7 @@ def _record_field(path: Path, record: dict[str, Any], key: str, kind: str) -> An
 def ligo_training_flops(workdir: Path) -> float | None:
     """Of the learning of maps that `init.json` records; None where it does not say."""
     path = workdir / "init.json"
-    ligo_record = read_json(path).get("learned") if path.exists() else None
+    ligo_record = read_json(path).get("ligo") if path.exists() else None
     flops = ligo_record.get("flops") if isinstance(ligo_record, dict) else None
     return flops if isinstance(flops, (int, float)) and not isinstance(flops, bool) else None
 

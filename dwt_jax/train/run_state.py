@@ -92,5 +92,5 @@ def _init_with_ligo(run: RunContext) -> Params:
         settings=LigoConfig(steps=run.config.init.learning_steps),
     )
     path = run.workdir / "init.json"
-    coordination.run_on_main(lambda: write_json(path, {"learned": dataclasses.asdict(record)}))
+    coordination.run_on_main(lambda: write_json(path, {"ligo": dataclasses.asdict(record)}))
     return params

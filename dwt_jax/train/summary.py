@@ -67,7 +67,7 @@ def log_growth_source(
         report = growth_report(growth, params, probe_rows(run.rows, run.config.seed))
         metric_writer.log_message(format_growth_line(growth, report))
         path = run.workdir / "init.json"
-        ligo_record = {"learned": read_json(path)["learned"]} if growth.uses_ligo else {}
+        ligo_record = {"ligo": read_json(path)["ligo"]} if growth.uses_ligo else {}
         write_json(path, {"from": growth.path, **ligo_record, **report.to_dict()})
 
     coordination.run_on_main(write_report)

@@ -173,7 +173,7 @@ def test_a_step_may_be_an_array_or_traced():
     ],
 )
 def test_zero_from(values, step):
-    assert schedules.first_all_zero(np.array(values, np.float32)) == step
+    assert schedules.zero_from(np.array(values, np.float32)) == step
 
 
 def test_the_teacher_of_knowledge_inheritance_goes_after_a_quarter():
@@ -181,7 +181,7 @@ def test_the_teacher_of_knowledge_inheritance_goes_after_a_quarter():
         {"train": {"steps": STEPS}, "distill": {"preset": "knowledge_inheritance"}, "teacher": {"path": "t"}}
     ).distill
     soft = schedules.schedule_values(distill.alpha_soft, STEPS)
-    assert schedules.first_all_zero(soft) == STEPS // 4
+    assert schedules.zero_from(soft) == STEPS // 4
     # (1 − α)·CE + α·KL at every step
     np.testing.assert_allclose(schedules.schedule_values(distill.alpha_hard, STEPS) + soft, 1.0, atol=1e-6)
 

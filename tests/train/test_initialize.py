@@ -173,11 +173,11 @@ def test_learned_maps_begin_a_run(project, tmp_path, capsys):
     assert "another function (ligo: the maps are learned)" in said
     told = json.loads((tmp_path / "whole" / "init.json").read_text())
     assert not told["function_preserving"]
-    assert told["learned"]["steps"] == 3
-    assert told["learned"]["loss_after"] != told["learned"]["loss_before"]
+    assert told["ligo"]["steps"] == 3
+    assert told["ligo"]["loss_after"] != told["ligo"]["loss_before"]
     small = summary(project[1] / "small")["flops"]["total"]
     cost = summary(tmp_path / "whole")["flops"]["source_training"]
-    assert cost == small + told["learned"]["flops"] > small
+    assert cost == small + told["ligo"]["flops"] > small
     cut_after(tmp_path / "whole", tmp_path / "cut", 4)
     train(load_config(project[0], overrides), tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -191,10 +191,10 @@ def test_learned_maps_and_a_second_warm_up(project, tmp_path):
     )
     train(load_config(project[0], overrides), tmp_path)
     assert [r["new_param_scale"] for r in records(tmp_path)] == [0.5, 1]  # of the steps 2 and 4
-    record = json.loads((tmp_path / "init.json").read_text())["learned"]
+    record = json.loads((tmp_path / "init.json").read_text())["ligo"]
     assert record["training_bytes"] > 0
     record["flops"] = "many"
-    (tmp_path / "init.json").write_text(json.dumps({"learned": record}))
+    (tmp_path / "init.json").write_text(json.dumps({"ligo": record}))
     assert starts.ligo_training_flops(tmp_path) is None
     (tmp_path / "init.json").unlink()
     assert starts.ligo_training_flops(tmp_path) is None
