@@ -5,8 +5,9 @@
 
 Runs, on one CPU device in fp32, the shortened demo (a teacher, students, fine-tunings), runs grown in
 depth and in width in their middle, and one with accumulation, dropout and other options of the objective.
-Prints the SHA-256 of every model's tensors and the exact losses. The digests depend on the CPU and on the versions: compare
-on one machine. Exit status 1 if anything differs. benchmarks/results/digests.json holds the last record.
+Prints the SHA-256 of every model's tensors and the exact losses. The digests depend on the CPU and on the
+versions: compare on one machine. Exit status 1 if anything differs. benchmarks/results/digests.json holds
+the last record.
 """
 
 import argparse

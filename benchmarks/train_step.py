@@ -1,7 +1,7 @@
 """The DWT step of dwt_jax beside the same step in PyTorch, interleaved in one run:
 
     python benchmarks/train_step.py [--sizes 4x256 …] [--precisions float32 …] [--seconds 60]
-        [--checkout DIR]
+        [--checkout DIR [--no-torch]]
 
 Same sizes, batch, number of masked positions and optimiser (AdamW, decay on matrices); no
 dropout; a frozen teacher of half the layers (6x768: of 4). dwt_jax draws its masks and checks for
@@ -49,6 +49,8 @@ def variants(size: str, precision: str, options: argparse.Namespace) -> dict[str
     if options.checkout:  # its worker imports its own dwt_jax, see `measure`
         worker = str(options.checkout / "benchmarks" / "jax_worker.py")
         found["dwt_jax, other checkout"] = [options.jax_python[0], worker, *common]
+    if options.no_torch:
+        return found
     found |= {
         "torch compiled, masked": [*torch, "--compile"],
         "torch eager, masked": torch,
@@ -80,7 +82,9 @@ def measure(commands: dict[str, list[str]], seconds: float) -> dict[str, tuple[s
         times: dict[str, list[float]] = {name: [] for name in workers}
         start = time.monotonic()
         while time.monotonic() - start < seconds or min(map(len, times.values())) < 3:
-            for name, worker in workers.items():
+            # Backward every second time: who follows a slow neighbour finds colder caches.
+            turns = list(workers.items())[:: 1 if len(times[next(iter(times))]) % 2 else -1]
+            for name, worker in turns:
                 # One step unmeasured: the pages of a process that waited its turn may have been taken.
                 for steps in (1, 2):
                     worker.stdin.write(f"run {steps}\n")
@@ -126,19 +130,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="for each size and precision")
     parser.add_argument("--jax-python", nargs="+", default=[sys.executable], help="one or more to compare")
     parser.add_argument("--checkout", type=Path, help="another checkout of dwt_jax, timed beside this one")
+    parser.add_argument("--no-torch", action="store_true", help="compare with the other checkout alone")
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--all-positions", action="store_true", help="also with the head at all positions")
     options = parser.parse_args()
     date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     print(f"command: benchmarks/train_step.py {' '.join(sys.argv[1:])}; {date}")
     print(f"fp32 product of 2048²: {peak(options.jax_python[0]):.0f} GFLOP/s; {os.cpu_count()} cores\n")
-    print("| size | precision | variant | tokens/s | GFLOP/s | ms a step (min to max) | against best torch |")
+    if options.no_torch and not options.checkout:
+        parser.error("--no-torch needs --checkout: nothing is left to compare with")
+    reference, label = ("dwt_jax, other", "other checkout") if options.no_torch else ("torch", "best torch")
+    print(f"| size | precision | variant | tokens/s | GFLOP/s | ms a step (min to max) | against {label} |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for size in options.sizes:
         for precision in options.precisions:
             found = measure(variants(size, precision, options), options.seconds)
             medians = {name: statistics.median(times) for name, (_, times) in found.items()}
-            best = min(value for name, value in medians.items() if name.startswith("torch"))
+            best = min(value for name, value in medians.items() if name.startswith(reference))
             for name, (version, times) in found.items():
                 label = version if name.startswith("dwt_jax") else f"{version} {name.removeprefix('torch ')}"
                 label = f"**dwt_jax** on {label}" if name.startswith("dwt_jax") else label
