@@ -139,8 +139,8 @@ def main() -> None:
     print(f"fp32 product of 2048²: {peak(options.jax_python[0]):.0f} GFLOP/s; {os.cpu_count()} cores\n")
     if options.no_torch and not options.checkout:
         parser.error("--no-torch needs --checkout: nothing is left to compare with")
-    reference, peer = ("dwt_jax, other", "other checkout") if options.no_torch else ("torch", "best torch")
-    print(f"| size | precision | variant | tokens/s | GFLOP/s | ms a step (min to max) | against {peer} |")
+    reference, label = ("dwt_jax, other", "other checkout") if options.no_torch else ("torch", "best torch")
+    print(f"| size | precision | variant | tokens/s | GFLOP/s | ms a step (min to max) | against {label} |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for size in options.sizes:
         for precision in options.precisions:

@@ -98,7 +98,7 @@ class Teacher:
 class Init(GrowthOptions):
     """Initialisation of the student from a smaller model, grown to the student's size (see remap/).
 
-    `split`, `noise`, `new_tokens` and `new_positions` are those of `GrowthOptions`.
+    `split`, `noise`, `new_tokens`, `new_positions` and `new_layers` are those of `GrowthOptions`.
     """
 
     method: str = ""  # a method of remap/methods.py, or 'depth+method'; empty: a new model

@@ -50,6 +50,12 @@ def add_growth_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--new-positions", choices=("random", "tiled"), help="embeddings of new positions (default: random)"
     )
+    parser.add_argument(
+        "--new-layers",
+        choices=("copy", "zero"),
+        default="",
+        help="added layers: copies, or copies that add 0 (default: as the method says)",
+    )
 
 
 def init_overrides(
@@ -77,6 +83,7 @@ def init_overrides(
         "noise": str(options.noise or ""),
         "new_tokens": options.new_tokens,
         "new_positions": options.new_positions,
+        "new_layers": options.new_layers,
     }
     requested = {f"init.{key}": value for key, value in flags.items() if value}
     for key, value in requested.items():

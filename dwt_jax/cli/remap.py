@@ -45,7 +45,11 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     from dwt_jax.remap.methods import GrowthOptions
 
     growth_options = GrowthOptions(
-        options.split, options.noise, options.new_tokens or "mean", options.new_positions or "random"
+        split=options.split,
+        noise=options.noise,
+        new_tokens=options.new_tokens or "mean",
+        new_positions=options.new_positions or "random",
+        new_layers=options.new_layers,
     )
     report = remap_model(
         options.model, target, options.method, options.out, growth_options, options.seed, options.step

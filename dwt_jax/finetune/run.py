@@ -82,7 +82,7 @@ def load_source_model(path: str, step: int | None = None) -> SourceModel:
     Raises:
         UserError: if `path` is not a model, or its embedding is smaller than the tokenizer's vocabulary.
     """
-    checkpoint = load_model(path, heads=None, step=step)
+    checkpoint = load_model(path, heads="all", step=step)
     params, model = fold_gates(checkpoint.params, checkpoint.model)
     vocab = load_vocabulary(checkpoint.tokenizer)
     if len(vocab) > model.vocab_size:
@@ -196,7 +196,7 @@ def seeds_that_fit(memory: int, model: ModelConfig, recipe: Recipe) -> int:
         model: config of the model.
         recipe: gives batch size, maximum length and number of seeds.
     """
-    heads = ("pooler", "classifier")
+    heads = family(model).CLASSIFIER_HEADS
     num_params = sum(leaf.size for leaf in jax.tree.leaves(family(model).abstract_params(model, heads)))
     batch_size, length = recipe.batch_size, recipe.max_length
     tokens = batch_size * length * (16 * model.hidden_size + 4 * model.intermediate_size)

@@ -82,7 +82,10 @@ def init_finetune_state(step_config: FinetuneStepConfig, params: Any, seeds: jax
 
     def init_seed(seed: jax.Array) -> dict[str, Any]:
         new_params = family(step_config.model).init_params(
-            step_config.model, jax.random.key(seed), ("pooler", "classifier"), step_config.labels
+            step_config.model,
+            jax.random.key(seed),
+            family(step_config.model).CLASSIFIER_HEADS,
+            step_config.labels,
         )
         seed_params = {**new_params, **{name: params[name] for name in pretrained_keys}}
         return {
@@ -126,18 +129,19 @@ def finetune_logits(
         fp32 [B, labels].
     """
     encoder_key, classifier_key = (None, None) if key is None else jax.random.split(key)
+    first_token = jnp.zeros((len(batch.tokens), 1), jnp.int32)
     hidden = family(step_config.model).encode(
         params,
         step_config.model,
         batch.tokens,
         batch.segment_ids,
         batch.token_type_ids,
-        positions=jnp.zeros((len(batch.tokens), 1), jnp.int32),  # the pooler's
+        positions=first_token if family(step_config.model).pools_first_token(step_config.model) else None,
         key=encoder_key,
         policy=step_config.policy,
     )
     return family(step_config.model).classifier_logits(
-        params, step_config.model, hidden, key=classifier_key, policy=step_config.policy
+        params, step_config.model, hidden, batch.segment_ids, key=classifier_key, policy=step_config.policy
     )
 
 

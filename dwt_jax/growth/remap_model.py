@@ -56,7 +56,7 @@ def remap_model(
     """
     out = resolve_output_dir(out)
     _check_supported(target, method)
-    loaded_model = load_model(path, heads=None, step=step)
+    loaded_model = load_model(path, heads="all", step=step)
     source = loaded_model.model
     if target.model_type != source.model_type:
         loaded_model = _convert_family(loaded_model, target.model_type)
@@ -67,7 +67,8 @@ def remap_model(
         tie_word_embeddings=source.tie_word_embeddings,
     )
     check_tokenizer(loaded_model._replace(model=target))
-    probe = _random_probe(source, target) if "mlm" in loaded_model.params else None
+    has_lm_head = all(head in loaded_model.params for head in family(source).LM_HEADS)
+    probe = _random_probe(source, target) if has_lm_head else None
     target_params, report = apply.remap_params(
         loaded_model.params, source, target, method, jax.random.key(seed), options=options, probe=probe
     )
@@ -113,8 +114,9 @@ def _random_probe(source: ModelConfig, target: ModelConfig) -> dict[str, np.ndar
 
 def _convert_family(loaded_model: LoadedModel, model_type: str) -> LoadedModel:
     """The parts that both model types compute alike; the names of the others are printed."""
+    module = family(loaded_model.model)
     dropped_heads = [
-        head for head in family(loaded_model.model).HEADS if head in loaded_model.params and head != "mlm"
+        head for head in module.HEADS if head in loaded_model.params and head not in module.LM_HEADS
     ]
     if dropped_heads:
         print(

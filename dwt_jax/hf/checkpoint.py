@@ -24,7 +24,7 @@ from dwt_jax.hf.config import load_hf_config, to_hf_config
 from dwt_jax.hf.tensor_files import Weights, open_weights
 from dwt_jax.models import family
 from dwt_jax.models.common.hf_names import HFNames
-from dwt_jax.models.common.logical_axes import Axes, is_gate, path_name
+from dwt_jax.models.common.logical_axes import Axes, init_value, is_gate, path_name
 from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap.gates import fold_gates
 
@@ -64,6 +64,7 @@ def to_hf_tensors(params: Params, model: ModelConfig, dtype: str = "float32") ->
     is_classifier = "classifier" in params
     bare = not any(head in params for head in family(model).HEADS if head != "pooler")
     bias_aliases = {target: name for name, target in names.aliases.items() if name.endswith("decoder.bias")}
+    absent_names = [name.removeprefix(names.prefix) if bare else name for name in names.absent_tensors]
     tensors: dict[str, np.ndarray] = {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
         path, array = path_name(key_path), np.asarray(leaf)
@@ -72,11 +73,15 @@ def to_hf_tensors(params: Params, model: ModelConfig, dtype: str = "float32") ->
         axes = param_axes[path]
         if axes[0].name == "layer":
             for i, layer_array in enumerate(array):
-                tensors[name.format(layer=i)] = _to_tensor(layer_array, axes[1:], model, dtype)
+                layer_name = name.format(layer=i)
+                if layer_name not in absent_names:
+                    tensors[layer_name] = _to_tensor(layer_array, axes[1:], model, dtype)
             continue
         tensors[name] = _to_tensor(array, axes, model, dtype)
         if name in bias_aliases and not model.tie_word_embeddings:  # the decoder's second bias
             tensors[bias_aliases[name]] = tensors[name]
+    for name, array in names.computed_tensors(model).items():
+        tensors[name.removeprefix(names.prefix) if bare else name] = array.astype(DTYPES[dtype])
     return tensors
 
 
@@ -108,7 +113,8 @@ def _tensor_shape(shape: tuple[int, ...], axes: Axes, model: ModelConfig) -> tup
         fan: [n for n, a in zip(shape, axes, strict=True) if a.fan == fan] for fan in ("out", "in", "")
     }
     if sizes_by_fan["in"]:
-        return int(np.prod(sizes_by_fan["out"])), int(np.prod(sizes_by_fan["in"]))
+        num_inputs = int(np.prod(sizes_by_fan["in"]))
+        return int(np.prod(shape)) // num_inputs, num_inputs
     return shape if sizes_by_fan[""] else (int(np.prod(shape)),)
 
 
@@ -146,9 +152,9 @@ def from_hf_tensors(
         reader.read_leaf, family(model).abstract_params(model, heads, num_labels)
     )
     unused = sorted(set(file_names) - reader.used_names)
-    unused_pooler = (
-        tuple(names.tensor_name(f"pooler/{leaf}") for leaf in ("kernel", "bias")) if is_classifier else ()
-    )
+    unused_pooler: tuple[str, ...] = ()
+    if is_classifier and "pooler" in names.modules:
+        unused_pooler = tuple(names.tensor_name(f"pooler/{leaf}") for leaf in ("kernel", "bias"))
     problems += [
         f"unexpected {file_names[name]}"
         for name in unused
@@ -200,8 +206,9 @@ class _LeafReader:
         arrays = []
         for i in range(abstract_leaf.shape[0] if layered else 1):
             tensor_name = self.names.tensor_name(name, self.is_classifier).format(layer=i)
-            array = self._read_tensor(tensor_name, axes, shape)
-            if array is not None:
+            if tensor_name in self.names.absent_tensors:
+                arrays.append(np.full(shape, init_value(name), np.float32))
+            elif (array := self._read_tensor(tensor_name, axes, shape)) is not None:
                 arrays.append(array)
         if self.problems:
             return np.zeros(())
@@ -261,10 +268,8 @@ def _canonical_names(tensors: Weights, names: HFNames) -> tuple[dict[str, str], 
 def _is_tied(tensors: Weights, file_names: dict[str, str], model: ModelConfig, names: HFNames) -> bool:
     """Whether the decoder is tied to the input embedding, as transformers decides it: it is not if the file
     has both and they differ, independent of config.json. An equal copy is dropped from `file_names`."""
-    word, decoder = (
-        names.tensor_name("embeddings/word/embedding"),
-        names.tensor_name("mlm/decoder/embedding"),
-    )
+    ((tied_leaf, source_leaf),) = family(model).TIED_TO.items()
+    word, decoder = names.tensor_name(source_leaf), names.tensor_name(tied_leaf)
     if decoder not in file_names or not model.tie_word_embeddings:
         return model.tie_word_embeddings
     if word not in file_names:
@@ -298,7 +303,7 @@ def _detect_heads(
     is_sequence_model = not any(
         name.endswith(("ForTokenClassification", "ForMultipleChoice")) for name in architectures
     )
-    is_classifier = is_sequence_model and has_head("classifier", True) and has_head("pooler", True)
+    is_classifier = is_sequence_model and all(has_head(head, True) for head in family(model).CLASSIFIER_HEADS)
     heads = []
     for head in family(model).HEADS:
         if head == "classifier" and not is_classifier:

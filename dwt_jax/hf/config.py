@@ -26,21 +26,25 @@ class HFConfig(NamedTuple):
 
 
 def to_hf_config(
-    model: ModelConfig, heads: Sequence[str] = ("mlm",), labels: Sequence[str] = (), dtype: str = "float32"
+    model: ModelConfig,
+    heads: Sequence[str] | None = None,
+    labels: Sequence[str] = (),
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Return the content of `config.json` for a model.
 
     Args:
         model: config of the model.
-        heads: heads that the parameters have.
+        heads: heads that the parameters have. None: those of pre-training.
         labels: names of the classifier's outputs.
         dtype: dtype of the saved weights.
     """
     names = family(model).HF_NAMES[model.model_type]
     config: dict[str, Any] = {
-        "architectures": [names.architecture_name(heads)],
+        "architectures": [names.architecture_name(family(model).LM_HEADS if heads is None else heads)],
         "model_type": model.model_type,
         **{key: getattr(model, field) for field, key in names.config_keys.items()},
+        **names.nest_config(model),
         "dtype": dtype,
     }
     if labels:
@@ -95,10 +99,11 @@ def _check_required_values(config: Mapping[str, Any], kind: str, config_path: Pa
 def _parse_model(config: Mapping[str, Any], kind: str, config_path: Path) -> ModelConfig:
     config_type, names = family(kind).Config, family(kind).HF_NAMES[kind]
     hints = get_type_hints(config_type)
-    values = {field: config[key] for field, key in names.config_keys.items() if key in config}
-    if values.get("pad_token_id", 0) is None:
-        del values["pad_token_id"]
     try:
+        config = names.flatten_config(config)
+        values = {field: config[key] for field, key in names.config_keys.items() if key in config}
+        if values.get("pad_token_id", 0) is None:
+            del values["pad_token_id"]
         values = {
             field: parse_scalar(hints[field], value, names.config_keys[field])
             for field, value in values.items()
@@ -116,7 +121,7 @@ def _guess_family(tensor_names: Sequence[str]) -> str | None:
         (
             kind
             for kind in FAMILIES
-            if any(name.startswith(family(kind).HF_NAMES[kind].prefix) for name in tensor_names)
+            if family(kind).HF_NAMES[kind].tensor_name("embeddings/word/embedding") in tensor_names
         ),
         None,
     )

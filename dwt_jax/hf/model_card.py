@@ -10,8 +10,18 @@ from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.text_format import format_count, format_float, format_with_error
 
-_PIPELINE_TAGS = {"mlm": "fill-mask", "classifier": "text-classification"}
-_AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "classifier": "AutoModelForSequenceClassification"}
+_FEATURES, _MASKED_LM, _CLASSIFIER = (
+    ("feature-extraction", "AutoModel"),
+    ("fill-mask", "AutoModelForMaskedLM"),
+    ("text-classification", "AutoModelForSequenceClassification"),
+)
+"""The hub's name of a task and the class of transformers that loads a model for it."""
+
+
+def _task_and_class(model: ModelConfig, heads: Sequence[str]) -> tuple[str, str]:
+    if set(heads).issuperset(family(model).LM_HEADS):
+        return _MASKED_LM
+    return _CLASSIFIER if set(heads).issuperset(family(model).CLASSIFIER_HEADS) else _FEATURES
 
 
 def run_card(config: Config, heads: Sequence[str], summary: Mapping[str, Any], step: int) -> str:
@@ -36,7 +46,7 @@ def run_card(config: Config, heads: Sequence[str], summary: Mapping[str, Any], s
         _teacher_section(config, summary),
         _results_section(held_out),
         _cost_section(summary),
-        _usage_section(heads),
+        _usage_section(config.model, heads),
     ]
     return header + "\n" + _join_sections(parts)
 
@@ -61,14 +71,14 @@ def directory_card(
         return (
             _front_matter(model, heads, ["dwt-jax"], name)
             + "\n"
-            + _join_sections([*parts, _usage_section(heads, tokenizer)])
+            + _join_sections([*parts, _usage_section(model, heads, tokenizer)])
         )
     metadata, text = _split_front_matter(source_card)
     parts = [
         f"# {name}",
         _model_section(model, heads),
         f"{origin}of which parts are omitted. Below its use is the card of the complete model.",
-        _usage_section(heads, tokenizer),
+        _usage_section(model, heads, tokenizer),
         f"## The card of `{source}`",
         text,
     ]
@@ -113,7 +123,7 @@ def grown_card(
     origin = (
         f"Grown by dwt-jax from the model directory `{source}` by `{method}` (parameter remapping). {verdict}"
     )
-    parts = [f"# {name}", _model_section(model, heads), origin, _usage_section(heads)]
+    parts = [f"# {name}", _model_section(model, heads), origin, _usage_section(model, heads)]
     inherited = _inherited_metadata(_split_front_matter(source_card)[0])
     return (
         _front_matter(model, heads, ["dwt-jax", "remapped"], name, extra_metadata=inherited)
@@ -131,7 +141,7 @@ def classifier_card(model: ModelConfig, source: str, config: Any, results: Mappi
         config: a finetune.config.FineTune.
         results: content of the run's results.json.
     """
-    heads, name = ("pooler", "classifier"), f"{_model_title(model)}, {config.examples.task}"
+    heads, name = family(model).CLASSIFIER_HEADS, f"{_model_title(model)}, {config.examples.task}"
     recipe, learning_rate = config.recipe, config.recipe.optimizer.learning_rate
     best_record = results["seeds"][str(results["model_of_seed"])]
     dev_scores = best_record["history"][best_record["best_epoch"] - 1]["dev"]
@@ -157,7 +167,7 @@ def classifier_card(model: ModelConfig, source: str, config: Any, results: Mappi
         ),
         f"Over all seeds the score is {best} at the best epoch and {last} at the last one (± standard "
         "deviation).",
-        _usage_section(heads),
+        _usage_section(model, heads),
     ]
     index = {"model-index": [_task_results(name, config.examples.task, kind, rows)]}
     return _front_matter(model, heads, ["dwt-jax"], name, extra_metadata=index) + "\n" + _join_sections(parts)
@@ -219,7 +229,7 @@ def _front_matter(
 ) -> str:
     import yaml
 
-    task = next((_PIPELINE_TAGS[head] for head in _PIPELINE_TAGS if head in heads), "feature-extraction")
+    task = _task_and_class(model, heads)[0]
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": task,
@@ -361,8 +371,8 @@ def _format_flops(flops: float | None) -> str:
     return "unknown" if flops is None else f"{flops:.3g} FLOPs"
 
 
-def _usage_section(heads: Sequence[str], tokenizer: bool = True) -> str:
-    auto_class = next((_AUTO_CLASSES[head] for head in _AUTO_CLASSES if head in heads), "AutoModel")
+def _usage_section(model: ModelConfig, heads: Sequence[str], tokenizer: bool = True) -> str:
+    auto_class = _task_and_class(model, heads)[1]
     lines = [f"from transformers import {auto_class}" + (", AutoTokenizer" if tokenizer else ""), ""]
     lines += [f'model = {auto_class}.from_pretrained("PATH")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained("PATH")'] if tokenizer else []

@@ -11,6 +11,8 @@ from dwt_jax.models.protocol import Family, ModelConfig
 FAMILIES = {
     "bert": "dwt_jax.models.bert",
     "distilbert": "dwt_jax.models.bert",
+    "modernbert": "dwt_jax.models.modernbert",
+    "roformer": "dwt_jax.models.bert",
     "roberta": "dwt_jax.models.bert",
 }
 """`model_type`, as in Hugging Face's config.json, and the module of its family.

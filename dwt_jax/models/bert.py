@@ -1,9 +1,9 @@
-"""BERT, RoBERTa and DistilBERT: post-norm encoders with learned positions.
+"""BERT, RoBERTa, DistilBERT and RoFormer: post-norm encoders.
 
-One architecture under three names (Devlin et al. 2019, Liu et al. 2019, Sanh et al. 2019), which differ
-in token types, the numbering of positions, the pooler and Hugging Face's names. `params` is a nested
-dict of arrays. Those below `layers` carry a leading layer axis and are run by a scan (unrolled on one
-CPU device), so that compile time is flat in depth and depth remapping is indexing.
+One architecture under four names (Devlin et al. 2019, Liu et al. 2019, Sanh et al. 2019, Su et al. 2021),
+which differ in token types, positions (RoFormer's are rotary), the pooler and Hugging Face's names.
+`params` is a nested dict of arrays. Those below `layers` carry a leading layer axis and are run by a scan
+(unrolled on one CPU device), so that compile time is flat in depth and depth remapping is indexing.
 
 Letters of shapes: B rows, L tokens a row, Q output positions, D hidden_size, H heads, K size of a head,
 F intermediate_size, N layers, V padded vocabulary.
@@ -20,15 +20,18 @@ from flax import nnx
 from dwt_jax.models.bert_config import HF_NAMES as HF_NAMES
 from dwt_jax.models.bert_config import Config as Config
 from dwt_jax.models.common.dropout import dropout
-from dwt_jax.models.common.layers import Dense, padded_vocab_size
+from dwt_jax.models.common.layers import ACTIVATIONS, Dense, padded_vocab_size, positions_in_segments
 from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_axes
 from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
 from dwt_jax.models.common.post_norm import Embeddings, EncoderLayer, MlmHead
+from dwt_jax.models.common.rope import rope_rotation
 from dwt_jax.models.protocol import Params
 
 OBJECTIVE = "mlm"
+ENCODER_PARTS = ("embeddings", "layers")
 HEADS = ("mlm", "pooler", "next_sentence", "classifier")
-"""What may stand beside `embeddings` and `layers` in the parameters; pre-training has `mlm` alone."""
+LM_HEADS = ("mlm",)
+CLASSIFIER_HEADS = ("pooler", "classifier")
 
 
 _NORM = {"scale": "out:embed", "bias": "out:embed", "weight": "in:embed"}  # it sums over weight·x
@@ -106,14 +109,24 @@ def axis_sizes(config: Config) -> dict[str, int]:
         "head_dim": config.hidden_size // config.num_attention_heads,
         "mlp": config.intermediate_size,
         "vocab": padded_vocab_size(config.vocab_size),
-        "position": config.max_position_embeddings,
+        "position": position_rows(config)[1],
         "type": config.type_vocab_size,
     }
 
 
+def fixed_axes(config: Config) -> dict[str, str]:
+    """Return the axes of which growth keeps the size, and why."""
+    return {"head_dim": "rotary positions depend on it"} if config.is_rotary else {}
+
+
 def position_rows(config: Config) -> tuple[int, int]:
     """Return (rows before the first position, rows in all) of the position table."""
-    return config.position_offset, config.max_position_embeddings
+    return (0, 0) if config.is_rotary else (config.position_offset, config.max_position_embeddings)
+
+
+def layer_period(config: Config) -> int:
+    """Return after how many layers the kinds of layers repeat: all are alike."""
+    return 1
 
 
 # The model.
@@ -137,7 +150,7 @@ def _merge_module(name: str, config: Config, params: Params) -> Any:
 
 
 def init_params(
-    config: Config, key: jax.Array, heads: Sequence[str] = ("mlm",), num_labels: int = 1
+    config: Config, key: jax.Array, heads: Sequence[str] = LM_HEADS, num_labels: int = 1
 ) -> Params:
     """Initialise fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1.
 
@@ -164,17 +177,9 @@ def init_params(
     }
 
 
-def abstract_params(config: Config, heads: Sequence[str] = ("mlm",), num_labels: int = 1) -> Params:
+def abstract_params(config: Config, heads: Sequence[str] = LM_HEADS, num_labels: int = 1) -> Params:
     """Return shapes and dtypes of the parameters, without memory."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), heads, num_labels))
-
-
-def positions_in_segments(segment_ids: jax.Array) -> jax.Array:
-    """Return how far each token is from the start of its segment, for segment ids int [B, L]."""
-    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
-    previous = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    start = jnp.where(segment_ids != previous, index, 0)
-    return index - jax.lax.cummax(start, axis=1)
 
 
 def encode(
@@ -228,10 +233,16 @@ def encode(
         layer_params, layer_key = inputs
         layer_keys = (None,) * 3 if key is None else tuple(jax.random.split(layer_key, 3))
         return constrain_batch(
-            _merge_module("layer", config, layer_params)(x, segment_ids, layer_keys, policy, positions),
+            _merge_module("layer", config, layer_params)(
+                x, segment_ids, layer_keys, policy, positions, rotation
+            ),
             policy,
         ), None
 
+    rotation = None
+    if config.is_rotary:
+        head_dim = config.hidden_size // config.num_attention_heads
+        rotation = rope_rotation(positions_in_segments(segment_ids), head_dim, 10000.0)
     layer_keys = None if key is None else jax.random.split(dropout_keys[1], config.num_hidden_layers)
     # XLA's loop on CPU copies what it keeps of every layer: unrolled it is a tenth faster.
     unroll = min(config.num_hidden_layers, 12) if policy.single_cpu_layout else 1
@@ -257,26 +268,38 @@ def output_embedding(params: Params) -> tuple[jax.Array, jax.Array]:
 def pooler_output(
     params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()
 ) -> jax.Array:
-    """Pool the first token of [B, L, D] to [B, D]. DistilBERT's pooler has a ReLU, the others tanh."""
+    """Pool the first token of [B, L, D] to [B, D].
+
+    The activation is a ReLU in DistilBERT, that of the layers in RoFormer, else tanh.
+    """
     features = _merge_module("pooler", config, params["pooler"])(hidden[:, 0], policy)
+    if config.is_rotary:
+        return ACTIVATIONS[config.hidden_act](features)
     return jax.nn.relu(features) if config.model_type == "distilbert" else jnp.tanh(features)
+
+
+def pools_first_token(config: Config) -> bool:
+    """Return whether a classifier reads the first token alone: it does."""
+    return True
 
 
 def classifier_logits(
     params: Params,
     config: Config,
     hidden: jax.Array,
+    segment_ids: jax.Array,
     *,
     key: jax.Array | None = None,
     policy: Policy = Policy(),
 ) -> jax.Array:
-    """Return fp32 logits [B, labels] of hidden states [B, L, D].
+    """Return fp32 logits [B, labels] of hidden states [B, L, D]; segment_ids are not read.
 
-    With a `key`, dropout as in transformers: on the pooler's output, and in RoBERTa on its input too.
+    With a `key`, dropout as in transformers: on the pooler's output, and in RoBERTa and RoFormer on its
+    input too.
     """
     input_key, output_key = (None, None) if key is None else jax.random.split(key)
     rate = config.hidden_dropout_prob
-    if config.model_type == "roberta":
+    if config.model_type in ("roberta", "roformer"):
         hidden = dropout(hidden[:, :1], rate, input_key)
     features = dropout(pooler_output(params, config, hidden, policy=policy), rate, output_key)
     return _merge_module("classifier", config, params["classifier"])(features, policy).astype(jnp.float32)
@@ -288,7 +311,8 @@ def pretrained_classifier_parts(config: Config, parts: Sequence[str]) -> tuple[s
     BERT's pooler and DistilBERT's pre_classifier are kept. RoBERTa's is kept only where it is a
     classifier's: the pooler of its encoder is not what a classifier has.
     """
-    keeps_pooler = "pooler" in parts and (config.model_type != "roberta" or "classifier" in parts)
+    is_classifiers = config.model_type in ("roberta", "roformer")
+    keeps_pooler = "pooler" in parts and (not is_classifiers or "classifier" in parts)
     return ("embeddings", "layers", "pooler") if keeps_pooler else ("embeddings", "layers")
 
 

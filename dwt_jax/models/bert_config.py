@@ -1,19 +1,22 @@
-"""Config and Hugging Face names of BERT, RoBERTa and DistilBERT. This module does not import jax."""
+"""Config and Hugging Face names of BERT, RoBERTa, DistilBERT, RoFormer. It does not import jax."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import numpy as np
+
+from dwt_jax.errors import UserError
 from dwt_jax.models.common.hf_names import HFNames, encoder_names
 from dwt_jax.models.protocol import ModelConfig
 
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """Sizes of a BERT, RoBERTa or DistilBERT encoder, under Hugging Face's names."""
+    """Sizes of a BERT, RoBERTa, DistilBERT or RoFormer encoder, under Hugging Face's names."""
 
-    model_type: Literal["bert", "distilbert", "roberta"] = "bert"
+    model_type: Literal["bert", "distilbert", "roberta", "roformer"] = "bert"
     type_vocab_size: int = 2  # distilbert: 0
     hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
     layer_norm_eps: float = 1e-12
@@ -24,6 +27,11 @@ class Config(ModelConfig):
     def position_offset(self) -> int:
         """Rows of the position table before the first position: RoBERTa counts from its padding id."""
         return self.pad_token_id + 1 if self.model_type == "roberta" else 0
+
+    @property
+    def is_rotary(self) -> bool:
+        """Whether positions turn queries and keys (RoFormer), in place of a table that is added."""
+        return self.model_type == "roformer"
 
     @property
     def max_length(self) -> int:
@@ -62,6 +70,11 @@ class Config(ModelConfig):
         if (self.type_vocab_size == 0) != (self.model_type == "distilbert"):
             expected = "0, a DistilBERT has none" if self.type_vocab_size else "at least 1"
             yield f"type_vocab_size is {self.type_vocab_size}, expected {expected}"
+        if self.is_rotary and self.hidden_size // self.num_attention_heads % 2:
+            yield (
+                f"hidden_size / num_attention_heads is {self.hidden_size // self.num_attention_heads}, "
+                "expected an even number: rotary positions turn pairs of channels"
+            )
         if self.model_type == "distilbert" and self.layer_norm_eps != 1e-12:
             yield f"layer_norm_eps is {self.layer_norm_eps}, expected 1e-12: a DistilBERT has no other"
 
@@ -75,6 +88,12 @@ _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, []),
     "quantization_config": (),
 }
+_ARCHITECTURES = (
+    (("classifier",), "ForSequenceClassification"),
+    (("mlm", "next_sentence"), "ForPreTraining"),
+    (("mlm",), "ForMaskedLM"),
+    (("next_sentence",), "ForNextSentencePrediction"),
+)
 _BUFFERS = (".position_ids", ".token_type_ids")
 
 _BERT_ENCODER = {
@@ -127,9 +146,51 @@ _BERT_FIELDS = {
     )
 }
 
+
+def _sinusoidal_table(config: ModelConfig) -> dict[str, np.ndarray]:
+    """The table of sines, then cosines, that transformers stores and this project computes."""
+    head_dim = config.hidden_size // config.num_attention_heads
+    frequencies = np.power(10000.0, -np.arange(0, head_dim, 2) / head_dim)
+    angles = np.arange(config.max_position_embeddings)[:, None] * frequencies
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    return {"roformer.encoder.embed_positions.weight": table}
+
+
+def _embedding_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Check that the tables are as wide as the layers."""
+    hidden_size = config.get("hidden_size", 768)
+    if config.get("embedding_size") not in (None, hidden_size):
+        raise UserError(f"embedding_size is {config['embedding_size']}, expected hidden_size ({hidden_size})")
+    return config
+
+
 _BASE_DEFAULTS = {"vocab_size": 30522, "num_hidden_layers": 12}  # where the defaults of Config are others
 
 HF_NAMES = {
+    "roformer": HFNames(
+        class_prefix="RoFormer",
+        prefix="roformer.",
+        bare_prefixes=("embeddings.", "encoder."),
+        modules={
+            **encoder_names("roformer.", "encoder.layer", _BERT_ENCODER),
+            "mlm/transform": "cls.predictions.transform.dense",
+            "mlm/norm": "cls.predictions.transform.LayerNorm",
+            "mlm/decoder": "cls.predictions.decoder",
+            "mlm": "cls.predictions",
+            "pooler": "classifier.dense",
+            "classifier": "classifier.out_proj",
+        },
+        classifier_modules={},
+        aliases={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+        config_keys=_BERT_FIELDS,
+        defaults={**_BASE_DEFAULTS, "vocab_size": 50000, "max_position_embeddings": 1536},
+        required_values={**_REQUIRED_VALUES, "rotary_value": (False,)},
+        architectures=_ARCHITECTURES,
+        buffers=(*_BUFFERS, ".embed_positions.weight"),
+        flatten_config=_embedding_size,
+        nest_config=lambda config: {"embedding_size": config.hidden_size, "rotary_value": False},
+        computed_tensors=_sinusoidal_table,
+    ),
     "bert": HFNames(
         class_prefix="Bert",
         prefix="bert.",
@@ -148,6 +209,7 @@ HF_NAMES = {
         config_keys=_BERT_FIELDS,
         defaults=_BASE_DEFAULTS,
         required_values=_REQUIRED_VALUES,
+        architectures=_ARCHITECTURES,
         buffers=_BUFFERS,
     ),
     "roberta": HFNames(
@@ -167,6 +229,7 @@ HF_NAMES = {
         config_keys=_BERT_FIELDS,
         defaults={**_BASE_DEFAULTS, "vocab_size": 50265, "pad_token_id": 1},
         required_values=_REQUIRED_VALUES,
+        architectures=_ARCHITECTURES,
         buffers=_BUFFERS,
     ),
     "distilbert": HFNames(
@@ -205,6 +268,7 @@ HF_NAMES = {
         },
         defaults={"vocab_size": 30522, "type_vocab_size": 0, "layer_norm_eps": 1e-12},
         required_values=_REQUIRED_VALUES,
+        architectures=_ARCHITECTURES,
         buffers=_BUFFERS,
     ),
 }

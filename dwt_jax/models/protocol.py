@@ -74,12 +74,15 @@ class Family(Protocol):
     """
 
     Config: type[ModelConfig]
-    HEADS: Sequence[str]  # what may stand beside `embeddings` and `layers` in the parameters
+    ENCODER_PARTS: Sequence[str]  # the parts of the parameters that `encode` reads
+    HEADS: Sequence[str]  # the parts that may stand beside them
+    LM_HEADS: Sequence[str]  # those of pre-training: what `lm_features` and `output_embedding` read
+    CLASSIFIER_HEADS: Sequence[str]  # those of fine-tuning: what `classifier_logits` reads
     OBJECTIVE: str  # the objective it is pre-trained with, a name of dwt_jax.objectives
     TIED_TO: Mapping[str, str]  # leaf → the leaf that is used where it is absent
     HF_NAMES: Mapping[str, "HFNames"]  # model_type → names of tensors and config keys
     FUNCTION_FIELDS: Sequence[str]  # fields of the config that change the function at equal sizes
-    SIZE_KEYS: Mapping[str, str]  # logical axis → what the config calls its size
+    SIZE_KEYS: Mapping[str, str]  # logical axis that may grow → what the config calls its size
 
     def param_axes(self, config: ModelConfig) -> "ParamAxes":
         """Return the logical axes of every leaf, by its path."""
@@ -87,8 +90,14 @@ class Family(Protocol):
     def axis_sizes(self, config: ModelConfig) -> dict[str, int]:
         """Return the size of the arrays along each logical axis."""
 
+    def fixed_axes(self, config: ModelConfig) -> Mapping[str, str]:
+        """Return the axes of which growth keeps the size, and why."""
+
     def position_rows(self, config: ModelConfig) -> tuple[int, int]:
         """Return (rows before the first position, rows in all) of the position table."""
+
+    def layer_period(self, config: ModelConfig) -> int:
+        """Return after how many layers the kinds of layers repeat; 1 if all are alike."""
 
     def init_params(
         self, config: ModelConfig, key: "jax.Array", heads: Sequence[str] = ..., num_labels: int = 1
@@ -120,16 +129,20 @@ class Family(Protocol):
     def output_embedding(self, params: Params) -> "tuple[jax.Array, jax.Array]":
         """Return the output embedding [V, D] and bias [V] of the LM head."""
 
+    def pools_first_token(self, config: ModelConfig) -> bool:
+        """Return whether a classifier reads the first token alone."""
+
     def classifier_logits(
         self,
         params: Params,
         config: ModelConfig,
         hidden: "jax.Array",
+        segment_ids: "jax.Array",
         *,
         key: "jax.Array | None" = None,
         policy: "Policy" = ...,
     ) -> "jax.Array":
-        """Return fp32 logits [B, labels] from hidden states [B, L, D]."""
+        """Return fp32 logits [B, labels] from hidden states [B, L, D], L = 1 if it pools the first token."""
 
     def pretrained_classifier_parts(self, config: ModelConfig, parts: Sequence[str]) -> tuple[str, ...]:
         """Return which of a model's `parts` a new classifier keeps, as transformers does."""

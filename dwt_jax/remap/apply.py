@@ -148,7 +148,7 @@ def _grow_leaf(growth_plan: Plan, name: str, x: Any, order: int, zero_duplicates
     if order:
         return y
     y = _fill_new(growth_plan, name, y, axes, maps, xp)
-    return _add_noise(growth_plan, name, y, axes, maps, xp)
+    return _zero_new_layers(growth_plan, _add_noise(growth_plan, name, y, axes, maps, xp), axes)
 
 
 def _target_shape(growth_plan: Plan, axes: Axes, x: Any) -> tuple[int, ...]:
@@ -194,7 +194,7 @@ def axis_scale(growth_plan: Plan, axis: Axis, m: AxisMap, order: int, zero_dupli
     share: Any = m.split
     if splits_share(growth_plan, axis):
         share = 1 / scale
-    elif axis.name == "layer" and not growth_plan.target.gated_layers:
+    elif axis.name == "layer" and not (growth_plan.target.gated_layers or growth_plan.zero_new_layers):
         share = 1.0
     return (share * (m.kind == COPIED if zero_duplicates else m.kind != NEW)) ** order
 
@@ -237,6 +237,15 @@ def _add_noise(growth_plan: Plan, name: str, y: Any, axes: Axes, maps: list[Axis
     noise = jax.random.normal(_leaf_key(growth_plan, f"{name} noise"), y.shape, jnp.float32)
     scale = 1 + growth_plan.options.noise * (to_numpy_if_concrete(noise) if xp is np else noise)
     return xp.where(_duplicate_mask(axes, maps), y * scale, y).astype(y.dtype)
+
+
+def _zero_new_layers(growth_plan: Plan, y: Any, axes: Axes) -> Any:
+    """Set what added layers write to the residual stream to 0, if the plan says so."""
+    layers = growth_plan.maps.get("layer")
+    writes_residual = any(axis.contracted_with == "residual" for axis in axes)
+    if layers is None or not growth_plan.zero_new_layers or not writes_residual:
+        return y
+    return y * _broadcast_along(layers.kind == COPIED, 0, y.ndim).astype(y.dtype)
 
 
 def _init_leaf(growth_plan: Plan, name: str, shape: tuple[int, ...], dtype: Any, order: int, xp: Any) -> Any:

@@ -1,9 +1,9 @@
 """Depth maps: which layer of the source each layer of the target is copied from.
 
 Each is a function of the two numbers of layers, defined for every pair: where the target is shallower it
-selects layers. A new layer in a post-LN encoder is never the identity, so none of these preserves the
-function where it adds layers, unless the added ones are gated (`masked`, or any depth map
-with model.gated_layers).
+selects layers. Deeper models preserve the function where the added layers are the identity: in a pre-norm
+encoder if their residual branches add 0 (GrowthOptions.new_layers), in a post-norm encoder only if they are
+gated (model.gated_layers).
 """
 
 from collections.abc import Callable
@@ -62,3 +62,23 @@ DEPTH_MAPS: dict[str, Callable[[int, int], list[int]]] = {
     function.__name__: function for function in (repeat_last, stack, stack_top, interleave, middle, prefix)
 }
 """Depth maps by name."""
+
+
+def source_layers(depth: str, old: int, new: int, period: int) -> list[int]:
+    """Return the source of each layer, or NEW, so that every layer gets one of its own kind.
+
+    Args:
+        depth: a key of DEPTH_MAPS. It maps periods of layers.
+        old: layers of the source.
+        new: layers of the target.
+        period: layers i and i + `period` are of one kind (local and global attention). The last period may
+            be cut short.
+    """
+    periods = DEPTH_MAPS[depth](-(-old // period), -(-new // period))
+    sources = []
+    for i in range(new):
+        source = NEW if periods[i // period] == NEW else periods[i // period] * period + i % period
+        if source >= old:  # in a period that is cut short: the layer of this kind before it
+            source -= period
+        sources.append(max(source, NEW))
+    return sources

@@ -34,6 +34,7 @@ class Method:
     split: Literal["even", "uneven"] = "even"
     random_init: bool = False  # nothing is copied from the source
     from_next_layer: bool = False  # new units are copied from the layer above
+    new_layers: Literal["copy", "zero"] = "copy"  # zero: where the family has residual branches
     integer_factor_only: bool = False  # widths that are not a multiple are refused
     function_preserving: bool = False  # pairs for which the function would change are refused
 
@@ -46,6 +47,9 @@ class GrowthOptions:
     noise: float = 0.0  # duplicated entries are multiplied with 1 + noise·N(0, 1)
     new_tokens: Literal["mean", "random"] = "mean"  # mean of the old tokens, or as in a new model
     new_positions: Literal["random", "tiled"] = "random"  # as in a new model, or the old ones repeated
+    # Added layers: copies, or copies whose residual branches add 0, so that the function stays (pre-norm
+    # families). Empty: the method's default.
+    new_layers: Literal["", "copy", "zero"] = ""
 
 
 def random() -> Method:
@@ -110,11 +114,18 @@ def lemon() -> Method:
     W'[j, k] = α_j·W[g_in(j), g_out(k)] with Σ_{j: g(j)=i} α_j = 1.
 
     Always preserves the function: pairs for which it cannot are refused. LEMON's own treatment of
-    LayerNorm (new channels hold the mean) is exact before a layer only, not after it. In these post-LN
-    models a hidden size that is not a multiple needs model.weighted_norm, more layers
-    model.gated_layers.
+    LayerNorm (new channels hold the mean) is exact before a layer only, not after it. A hidden size that is
+    not a multiple needs model.weighted_norm. Added layers of a pre-norm model add 0 to the residual stream;
+    those of a post-norm model need model.gated_layers.
     """
-    return Method("lemon", depth="interleave", width="tile", split="uneven", function_preserving=True)
+    return Method(
+        "lemon",
+        depth="interleave",
+        width="tile",
+        split="uneven",
+        new_layers="zero",
+        function_preserving=True,
+    )
 
 
 def masked() -> Method:
@@ -122,10 +133,11 @@ def masked() -> Method:
 
     New parts are random and hidden by gates that open from 0 to 1 over n steps: added
     layers by y = μ·layer(x) + (1 − μ)·x (model.gated_layers), new channels by their weight in
-    LayerNorm (model.weighted_norm). The kernels that read new units start at 0. Always preserves
-    the function: pairs for which the model does not have the gates are refused.
+    LayerNorm (model.weighted_norm). The kernels that read new units start at 0, and so do the outputs of
+    added layers in a pre-norm model. Always preserves the function: pairs for which the model does not have
+    the gates are refused.
     """
-    return Method("masked", depth="stack", width="zero_fan_in", function_preserving=True)
+    return Method("masked", depth="stack", width="zero_fan_in", new_layers="zero", function_preserving=True)
 
 
 def ligo() -> Method:

@@ -9,7 +9,7 @@ import numpy as np
 from dwt_jax.errors import UserError
 from dwt_jax.models import family
 from dwt_jax.models.common.layers import padded_vocab_size
-from dwt_jax.models.common.logical_axes import Axis, ParamAxes
+from dwt_jax.models.common.logical_axes import Axis, ParamAxes, has_norm_weights
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap import depth_maps, width_maps
 from dwt_jax.remap.methods import GrowthOptions, Method, get_method
@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     maps: dict[str, AxisMap]  # by axis, for the axes that change
     tied: bool  # the output embedding is the input embedding
     query_scale: float  # factor of the queries, because attention scores are divided by √head size
+    zero_new_layers: bool  # the residual branches of added layers add 0
     key: jax.Array
     reasons_not_preserving: tuple[str, ...]  # why the function changes; empty: it is preserved
 
@@ -69,7 +70,7 @@ def plan_growth(
             names the size, its value and the expected one.
     """
     method = get_method(method) if isinstance(method, str) else method
-    for problem in _unsupported(method, source, target):
+    for problem in _unsupported(method, source, target, options):
         raise UserError(f"{method.name}: {problem}")
     reasons = tuple(_reasons_not_preserving(method, source, target, options))
     if reasons and method.function_preserving:
@@ -86,6 +87,7 @@ def plan_growth(
         maps=maps,
         tied=target.tie_word_embeddings,
         query_scale=(new / old) ** 0.5,
+        zero_new_layers=_zeroes_new_layers(method, target, options),
         key=jax.random.fold_in(key, 1),
         reasons_not_preserving=reasons,
     )
@@ -119,7 +121,24 @@ def _changed_axes(source: ModelConfig, target: ModelConfig) -> Iterator[tuple[st
     return ((axis, old[axis], new[axis]) for axis in family(source).SIZE_KEYS if old[axis] != new[axis])
 
 
-def _unsupported(method: Method, source: ModelConfig, target: ModelConfig) -> Iterator[str]:
+def _has_residual_branches(model: ModelConfig) -> bool:
+    """Whether a layer adds to its input, without a norm behind the sum: then it may be the identity."""
+    axes = family(model).param_axes(model).values()
+    return any(axis.contracted_with == "residual" for leaf in axes for axis in leaf)
+
+
+def _zeroes_new_layers(method: Method, target: ModelConfig, options: GrowthOptions) -> bool:
+    return (options.new_layers or method.new_layers) == "zero" and _has_residual_branches(target)
+
+
+def _source_layers(method: Method, source: ModelConfig, target: ModelConfig) -> list[int]:
+    old, new = source.num_hidden_layers, target.num_hidden_layers
+    return depth_maps.source_layers(method.depth, old, new, family(target).layer_period(target))
+
+
+def _unsupported(
+    method: Method, source: ModelConfig, target: ModelConfig, options: GrowthOptions
+) -> Iterator[str]:
     """Yield why the method does not support the pair of models."""
     for name, model in (("the source's ", source), ("", target)):
         if model.vocab_size < 1:
@@ -138,10 +157,14 @@ def _unsupported(method: Method, source: ModelConfig, target: ModelConfig) -> It
     for flag in ("weighted_norm", "gated_layers"):
         if getattr(source, flag) and not getattr(target, flag):
             yield f"{flag} true → false, expected true until its gates are open (1)"
+    if options.new_layers == "zero" and not _has_residual_branches(target):
+        yield "new_layers is 'zero', expected 'copy': no layer of a post-norm model is the identity"
     if target.tie_word_embeddings and not source.tie_word_embeddings:
         yield "tie_word_embeddings false → true, expected false: two tables do not fit into one"
     for axis, old, new in _changed_axes(source, target):
         change = f"{family(source).SIZE_KEYS[axis]} {old} → {new}"
+        if axis in (fixed := family(source).fixed_axes(source)):
+            yield f"{change}, expected {old}: {fixed[axis]}"
         if axis == "layer" and method.depth == "same":
             yield f"{change}, expected {old} (or a depth map before it, as in stack+{method.name})"
         if axis in WIDTH_AXES and method.width == "same":
@@ -172,14 +195,31 @@ def _reasons_not_preserving(
             continue
         grows |= axis in WIDTH_AXES
         if axis == "layer" and not target.gated_layers:
-            yield f"{change}, expected model.gated_layers: an added post-LN layer is never the identity"
+            yield from _layer_reasons(method, source, target, options, change)
         if axis == "embed" and not target.weighted_norm:
-            if method.width not in ("tile", "random_copies"):
-                yield f"{change}, expected model.weighted_norm"
-            elif new % old:
-                yield f"{change}, expected a multiple of {old} or model.weighted_norm"
+            is_copied = method.width in ("tile", "random_copies")
+            if not is_copied or new % old:
+                expected = [f"a multiple of {old}"] if is_copied else []
+                expected += (
+                    ["model.weighted_norm"] if has_norm_weights(family(target).param_axes(target)) else []
+                )
+                yield f"{change}, expected {' or '.join(expected) or 'a method that copies channels'}"
     if method.from_next_layer and grows and source.num_hidden_layers > 1:
         yield f"{method.name}: new units come from the layer above"
+
+
+def _layer_reasons(
+    method: Method, source: ModelConfig, target: ModelConfig, options: GrowthOptions, change: str
+) -> Iterator[str]:
+    """Yield why added layers change the function."""
+    if not _has_residual_branches(target):
+        yield f"{change}, expected model.gated_layers: an added post-LN layer is never the identity"
+    elif not _zeroes_new_layers(method, target, options):
+        yield f"{change}, expected new_layers 'zero': the added layers are copies"
+    else:
+        layers = _layer_map(_source_layers(method, source, target), source.num_hidden_layers)
+        if list(layers.index[layers.kind == COPIED]) != list(range(source.num_hidden_layers)):
+            yield f"{change}, expected a depth map that keeps all layers and their order"
 
 
 def _axis_maps(
@@ -189,7 +229,7 @@ def _axis_maps(
     for i, (axis, old, new) in enumerate(_changed_axes(source, target)):
         axis_key = jax.random.fold_in(key, i)
         if axis == "layer":
-            maps[axis] = _layer_map(depth_maps.DEPTH_MAPS[method.depth](old, new), old)
+            maps[axis] = _layer_map(_source_layers(method, source, target), old)
         elif axis == "vocab":
             maps[axis] = _vocab_map(source, target, options.new_tokens)
         elif axis == "type":

@@ -32,13 +32,13 @@ def export_model(path: str, step: int | None, out: Path, dtype: str, encoder_onl
         UserError: `out` is not empty, or the model cannot be read.
     """
     out = resolve_output_dir(out)
-    loaded_model = load_model(path, heads=None, step=step)
+    loaded_model = load_model(path, heads="all", step=step)
     names = family(loaded_model.model).HF_NAMES[loaded_model.model.model_type]
     if encoder_only:
         keep_pooler = names.has_pooler and not (
             "classifier" in loaded_model.params and "pooler" in names.classifier_modules
         )
-        parts = ["embeddings", "layers", *(["pooler"] if keep_pooler else [])]
+        parts = [*family(loaded_model.model).ENCODER_PARTS, *(["pooler"] if keep_pooler else [])]
         excluded = tuple(name for name in loaded_model.params if name not in parts)
         params = {name: part for name, part in loaded_model.params.items() if name in parts}
         passthrough = {

@@ -1,15 +1,16 @@
 """Load a model from a Hugging Face directory or from a run."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from dwt_jax.errors import UserError
 from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.hf.tensor_files import has_weights
+from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.gates import fold_gates, gate_schedule, has_gates, open_gates
 from dwt_jax.runs.checkpoint import Checkpoints
@@ -30,14 +31,15 @@ class LoadedModel(NamedTuple):
     ignored: tuple[str, ...] = ()  # names of tensors that were omitted
 
 
-def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | None = None) -> LoadedModel:
+def load_model(path: str, heads: Literal["lm", "all"] = "lm", step: int | None = None) -> LoadedModel:
     """Load the model of a Hugging Face directory or of a run.
 
     A run's model is its `model/` directory, or its latest checkpoint while that has no weights.
 
     Args:
         path: model directory or run directory.
-        heads: heads that the model must have; others are omitted. None: all heads that it has.
+        heads: lm: those of pre-training, which the model must have; others are omitted. all: all that it
+            has.
         step: checkpoint of a run to read. None: the latest.
 
     Raises:
@@ -75,26 +77,19 @@ def load_model(path: str, heads: Sequence[str] | None = ("mlm",), step: int | No
             f"{path}: neither weights (model.safetensors, pytorch_model.bin) nor a run's checkpoints, "
             "expected a model or run directory"
         )
-    return result if heads is None else _select_heads(result, heads, path)
+    return result if heads == "all" else _select_lm_heads(result, path)
 
 
-def _select_heads(loaded_model: LoadedModel, heads: Sequence[str], path: str) -> LoadedModel:
-    if missing_heads := [head for head in heads if head not in loaded_model.params]:
-        available_heads = [head for head in loaded_model.params if head not in ("embeddings", "layers")]
+def _select_lm_heads(loaded_model: LoadedModel, path: str) -> LoadedModel:
+    module, params = family(loaded_model.model), loaded_model.params
+    if any(head not in params for head in module.LM_HEADS):
+        available_heads = ", ".join(head for head in module.HEADS if head in params)
         raise UserError(
-            f"{path}: a model without {_HEAD_NAMES[missing_heads[0]]} (it has "
-            f"{', '.join(_HEAD_NAMES[head] for head in available_heads) or 'no head'}), expected one with it"
+            f"{path}: a model without a language-model head (it has {available_heads or 'no head'}), "
+            "expected one with it"
         )
-    params = {name: loaded_model.params[name] for name in ("embeddings", "layers", *heads)}
-    return loaded_model._replace(params=params)
-
-
-_HEAD_NAMES = {
-    "mlm": "a masked-LM head",
-    "pooler": "a pooler",
-    "next_sentence": "a next-sentence head",
-    "classifier": "a classifier",
-}
+    selected = {name: params[name] for name in (*module.ENCODER_PARTS, *module.LM_HEADS)}
+    return loaded_model._replace(params=selected)
 
 
 def _load_from_checkpoint(workdir: Path, step: int | None) -> LoadedModel:

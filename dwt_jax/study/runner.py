@@ -321,16 +321,16 @@ def _model_with_vocab_size(job: Job) -> Any:
 
 def _finetuning_flops(tasks: Sequence[TaskSize], job: Job) -> float | None:
     """Estimate an upper bound of the FLOPs: every example at full length."""
-    from dwt_jax.models import flops
+    from dwt_jax.models import family, flops
 
     total = 0.0
     for config, count in tasks:
         if count is None:
             return None
         recipe = config.recipe
-        flops_per_example = 3 * flops.encoder_flops(
-            _model_with_vocab_size(job), 1, recipe.max_length, output_positions=1
-        )
+        model = _model_with_vocab_size(job)
+        output_positions = 1 if family(model).pools_first_token(model) else recipe.max_length
+        flops_per_example = 3 * flops.encoder_flops(model, 1, recipe.max_length, output_positions)
         total += flops_per_example * count * recipe.epochs * len(recipe.seeds)
     return total
 

@@ -126,7 +126,7 @@ def export_and_summarize(
             run.config.model,
             run.workdir / "tokenizer",
             run.workdir / "model",
-            card=model_card.run_card(run.config, ["mlm"], summary, steps),
+            card=model_card.run_card(run.config, family(run.config.model).LM_HEADS, summary, steps),
         )
         write_json(run.workdir / "summary.json", summary)
 

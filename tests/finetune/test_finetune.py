@@ -219,9 +219,9 @@ def test_classifier_input_dropout(family):
     unit = {"kernel": np.eye(size, dtype=np.float32), "bias": np.zeros(size, np.float32)}
     params = {"pooler": unit, "classifier": unit}
     hidden = np.full((50, 1, size), 0.3, np.float32)
-    plain = bert.classifier_logits(params, model, hidden)
+    plain = bert.classifier_logits(params, model, hidden, None)
     np.testing.assert_allclose(plain, np.tanh(0.3), rtol=1e-5)
-    dropped = np.asarray(bert.classifier_logits(params, model, hidden, key=jax.random.key(0)))
+    dropped = np.asarray(bert.classifier_logits(params, model, hidden, None, key=jax.random.key(0)))
     scaled = 2 * np.tanh(0.6 if family == "roberta" else 0.3)
     assert set(np.unique(np.round(dropped, 4))) == {0.0, np.float32(np.round(scaled, 4))}
     assert abs((dropped > 0).mean() - (0.25 if family == "roberta" else 0.5)) < 0.05

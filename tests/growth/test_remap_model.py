@@ -61,7 +61,7 @@ def test_doubled_width_has_same_outputs_in_torch(name, folder, capsys):
             expected = torch.cat([x, x], -1) if x.shape[-1] == 8 else x  # hidden states are tiled
             torch.testing.assert_close(wide.eval()(ids)[key], expected, atol=1e-4, rtol=0)
     assert "computes the same function" in (folder / "wide" / "README.md").read_text()
-    assert load_model(str(folder / "wide"), heads=None).params.keys() == parts_of_class(name)
+    assert load_model(str(folder / "wide"), heads="all").params.keys() == parts_of_class(name)
 
 
 def parts_of_class(name):
@@ -142,7 +142,7 @@ def test_other_model_type_gets_masked_lm_head_only(name, dropped, folder, capsys
     assert not any(report.values()), report
     word_table = small.bert.embeddings.word_embeddings.weight
     torch.testing.assert_close(wide.get_input_embeddings().weight[:, : word_table.shape[1]], word_table)
-    assert load_model(str(folder / "wide"), heads=None).labels == ()
+    assert load_model(str(folder / "wide"), heads="all").labels == ()
 
 
 def test_licence_is_copied(folder):

@@ -1,5 +1,7 @@
 """Small models of transformers in torch with every parameter random, and a batch for them."""
 
+import re
+
 import numpy as np
 
 L = 9
@@ -14,6 +16,12 @@ CLASSES = [
     "RobertaForMaskedLM",
     "RobertaModel",
     "RobertaForSequenceClassification",
+    "RoFormerForMaskedLM",
+    "RoFormerModel",
+    "RoFormerForSequenceClassification",
+    "ModernBertForMaskedLM",
+    "ModernBertModel",
+    "ModernBertForSequenceClassification",
 ]
 
 SMALL = {
@@ -52,8 +60,21 @@ def torch_model(name, size, seed=0):
             activation=size["act"],
             **common,
         )
+    elif name.startswith("ModernBert"):
+        config = transformers.ModernBertConfig(
+            hidden_size=width,
+            num_hidden_layers=size["layers"],
+            num_attention_heads=size["heads"],
+            intermediate_size=size["mlp"],
+            hidden_activation=size["act"],
+            norm_eps=size["eps"],
+            global_attn_every_n_layers=2,
+            local_attention=4,
+            classifier_pooling="mean" if size["labels"] % 2 else "cls",
+            **common,
+        )
     else:
-        config = getattr(transformers, f"{name.split('For')[0].removesuffix('Model')}Config")(
+        config = getattr(transformers, re.sub(r"(For[A-Z]\w+|Model)$", "Config", name))(
             hidden_size=width,
             num_hidden_layers=size["layers"],
             num_attention_heads=size["heads"],

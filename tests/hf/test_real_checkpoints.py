@@ -146,7 +146,7 @@ def test_evaluate_with_and_without_masked_lm_head(project):
     assert json.loads(result.stdout)["held_out_loss"] < np.log(591) - 1  # it was trained on similar text
     result = dwt("evaluate", f"--model={fetch_or_skip('minilm')}", f"--data={project / 'rows'}")
     assert result.returncode == 2
-    assert "a model without a masked-LM head" in result.stderr
+    assert "a model without a language-model head" in result.stderr
     assert result.stderr.count("\n") == 1
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from dwt_jax.hf.checkpoint import to_hf_tensors
 from dwt_jax.models import bert as models_bert
 from dwt_jax.models.bert import Config as BertConfig
-from dwt_jax.models.common.attention import dot_product_attention
+from dwt_jax.models.common.attention import dot_product_attention, segment_mask
 from dwt_jax.models.common.dropout import dropout, dropout_mask, keep_threshold
-from dwt_jax.models.common.layers import gather_positions, padded_vocab_size
+from dwt_jax.models.common.layers import gather_positions, padded_vocab_size, positions_in_segments
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.matmul import Policy
 
@@ -148,7 +148,7 @@ def test_padded_vocabulary(size, padded):
 
 def test_positions_start_anew_in_each_segment():
     segments = np.array([[1, 1, 1, 2, 2, 3, 0, 0], [5, 5, 5, 5, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 0, 0]])
-    found = models_bert.positions_in_segments(jnp.asarray(segments))
+    found = positions_in_segments(jnp.asarray(segments))
     np.testing.assert_array_equal(found[0, :6], [0, 1, 2, 0, 1, 0])
     np.testing.assert_array_equal(found[1], range(8))
     assert ((found >= 0) & (found < 8)).all()
@@ -297,11 +297,13 @@ def test_attention_of_some_queries_and_its_gradient():
     def some(x):
         parts = x[:, places, :1], x[:, :, 1:]
         return dot_product_attention(
-            parts, (segments[:, places], segments), Policy(), keep[:, :, places], 1 / 0.7
+            parts, segment_mask(segments[:, places], segments), Policy(), keep[:, :, places], 1 / 0.7
         )
 
     def all_of_them(x):
-        return dot_product_attention((x,), (segments, segments), Policy(), keep, 1 / 0.7)[:, places]
+        return dot_product_attention((x,), segment_mask(segments, segments), Policy(), keep, 1 / 0.7)[
+            :, places
+        ]
 
     np.testing.assert_allclose(some(qkv), all_of_them(qkv), atol=1e-6)
     slope, expected = (jax.grad(lambda x: (f(x) * weights).sum())(qkv) for f in (some, all_of_them))  # noqa: B023
@@ -324,7 +326,8 @@ def test_attention_and_its_gradient_with_dropout():
         return jnp.einsum("bhqm,bmhk->bqhk", p if keep is None else p * keep * scale, value)
 
     for kept, scale in ((None, 1.0), (keep, 1 / 0.7)):
-        ours = jax.jit(lambda x: dot_product_attention((x,), (segments, segments), Policy(), kept, scale))  # noqa: B023
+        mask = segment_mask(segments, segments)
+        ours = jax.jit(lambda x: dot_product_attention((x,), mask, Policy(), kept, scale))  # noqa: B023
         naive = jax.jit(lambda x: textbook(x, kept, scale))  # noqa: B023
         np.testing.assert_allclose(ours(qkv), naive(qkv), atol=1e-6)
         slope, expected = (jax.grad(lambda x: (f(x) * weights).sum())(qkv) for f in (ours, naive))  # noqa: B023

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from dwt_jax import models
+from dwt_jax.errors import UserError
 from dwt_jax.hf.checkpoint import from_hf_tensors, to_hf_tensors
 from dwt_jax.hf.config import load_hf_config, to_hf_config
 from dwt_jax.models import FAMILIES, family, flops
@@ -23,6 +24,7 @@ from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.models.protocol import Family, ModelConfig
 from dwt_jax.remap.apply import remap_params
+from dwt_jax.remap.methods import GrowthOptions
 from helpers.jaxprs import count_flops
 from helpers.paths import ROOT
 
@@ -45,7 +47,7 @@ def small(model_type: str, **sizes: object) -> ModelConfig:
     return config.with_dropout(0.0)
 
 
-def random_params(config: ModelConfig, heads=None, seed=0):
+def random_params(config: ModelConfig, heads=None, seed=0, labels=1):
     """Parameters with no zero bias and no scale of one, so that a leaf in the wrong place shows."""
     random = np.random.default_rng(seed)
 
@@ -53,7 +55,7 @@ def random_params(config: ModelConfig, heads=None, seed=0):
         x = 0.2 * random.normal(size=like.shape)
         return (1 + x if init_value(path_name(path)) else x).astype(np.float32)
 
-    abstract = family(config).abstract_params(config, *([heads] if heads else []))
+    abstract = family(config).abstract_params(config, heads or family(config).LM_HEADS, labels)
     return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
@@ -104,7 +106,7 @@ def test_the_config_is_checked(config):
 
 def test_axes_cover_every_leaf_with_its_shape(config):
     axes, sizes = family(config).param_axes(config), family(config).axis_sizes(config)
-    found = leaves(family(config).abstract_params(config, family(config).HEADS[:1]))
+    found = leaves(family(config).abstract_params(config))
     for name, leaf in found.items():
         assert len(axes[name]) == len(leaf.shape), name
         assert leaf.shape == tuple(sizes[axis.name] for axis in axes[name]), name
@@ -117,8 +119,25 @@ def test_axes_cover_every_leaf_with_its_shape(config):
     assert set(everything) <= set(axes)
 
 
+def test_the_parts_of_the_parameters_are_named(config):
+    module = family(config)
+    everything = (*module.ENCODER_PARTS, *module.HEADS)
+    assert set(module.abstract_params(config, module.HEADS)) == set(everything)
+    assert set(module.abstract_params(config)) == {*module.ENCODER_PARTS, *module.LM_HEADS}
+    assert {path.split("/")[0] for path in module.param_axes(config)} == set(everything)
+    assert {*module.LM_HEADS, *module.CLASSIFIER_HEADS} <= set(module.HEADS)
+
+
 def test_sizes_have_a_config_key(config):
-    assert set(family(config).axis_sizes(config)) == set(family(config).SIZE_KEYS)
+    sizes, keys = family(config).axis_sizes(config), family(config).SIZE_KEYS
+    assert set(keys) <= set(sizes)
+    # What has no key is the same in all models of the family.
+    larger = small(config.model_type, hidden_size=32, intermediate_size=48, num_hidden_layers=4)
+    fixed = set(sizes) - set(keys)
+    assert {axis: sizes[axis] for axis in fixed} == {
+        axis: family(config).axis_sizes(larger)[axis] for axis in fixed
+    }
+    assert set(family(config).fixed_axes(config)) <= set(keys)
     fields = {field.name for field in dataclasses.fields(config)}
     assert set(family(config).FUNCTION_FIELDS) <= fields
 
@@ -165,10 +184,15 @@ def test_round_trip_to_hugging_face_is_bit_for_bit(config, tied, tmp_path):
     checkpoint = from_hf_tensors(Tensors(to_hf_tensors(params, model)), model, "memory")
     assert checkpoint.model == model
     assert leaves(checkpoint.params).keys() == leaves(params).keys()
+    names = family(model).HF_NAMES[model.model_type]
     for name, expected in leaves(params).items():
+        expected = expected.copy()
         if axes[name][0].name == "vocab":  # its padding is not stored
-            expected = expected.copy()
             expected[model.vocab_size :] = 0
+        elif axes[name][0].name == "layer":  # nor what a layer does not have
+            for i in range(model.num_hidden_layers):
+                if names.tensor_name(name).format(layer=i) in names.absent_tensors:
+                    expected[i] = init_value(name)
         np.testing.assert_array_equal(leaves(checkpoint.params)[name], expected, err_msg=name)
     (tmp_path / "config.json").write_text(json.dumps(to_hf_config(model)))
     assert load_hf_config(tmp_path).model == model
@@ -239,6 +263,56 @@ def test_growth_by_whole_factors_keeps_the_function(config):
     before = logits(params, config, tokens, segments, np.float64)
     after = logits(grown, target, tokens, segments, np.float64)
     np.testing.assert_allclose(after, before, atol=1e-9)
+
+
+def test_classifier_logits_equal_transformers(config):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    module, labels = family(config), ("a", "b", "c")
+    params = random_params(config, module.CLASSIFIER_HEADS, labels=len(labels))
+    values = to_hf_config(config, module.CLASSIFIER_HEADS, labels)
+    hf_config = transformers.AutoConfig.for_model(
+        **{key: value for key, value in values.items() if key not in ("architectures", "dtype")}
+    )
+    twin = getattr(transformers, values["architectures"][0])(hf_config).eval()
+    tensors = {name: torch.tensor(array) for name, array in to_hf_tensors(params, config).items()}
+    missing, unexpected = twin.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    # A classifier of transformers may hold a pooler that it does not use.
+    assert all("pooler" in name for name in set(missing) & set(dict(twin.named_parameters())))
+    tokens = batch(config)[0]
+    mask = np.arange(LENGTH) < np.array([[LENGTH], [7]])
+    with torch.no_grad():
+        expected = twin(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits
+    first = np.zeros((ROWS, 1), np.int32) if module.pools_first_token(config) else None
+    segments = mask.astype(np.int32)
+    hidden = module.encode(params, config, tokens, segments, positions=first)
+    found = module.classifier_logits(params, config, hidden, segments)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_a_deeper_model_keeps_the_function_where_layers_can_be_the_identity(config):
+    module = family(config)
+    period = module.layer_period(config)
+    source = dataclasses.replace(config, num_hidden_layers=period)
+    target = dataclasses.replace(config, num_hidden_layers=3 * period)
+    params = jax.tree.map(lambda x: x.astype(np.float64), random_params(source))
+    tokens, segments = batch(config)
+    options = GrowthOptions(new_layers="zero")
+    if not any(a.contracted_with == "residual" for axes in module.param_axes(config).values() for a in axes):
+        with pytest.raises(UserError, match="new_layers is 'zero', expected 'copy'"):
+            remap_params(params, source, target, "stack", jax.random.key(0), options=options)
+        return
+    for method in ("stack", "interleave", "middle", "prefix"):
+        grown, report = remap_params(params, source, target, method, jax.random.key(0), options=options)
+        assert report.function_preserving, report.reasons_not_preserving
+        before = logits(params, source, tokens, segments, np.float64)
+        after = logits(grown, target, tokens, segments, np.float64)
+        np.testing.assert_allclose(after, before, atol=1e-9, err_msg=method)
+        copied, report = remap_params(params, source, target, method, jax.random.key(0))
+        assert not report.function_preserving
+        after = logits(copied, target, tokens, segments, np.float64)
+        assert np.abs(after - before).max() > 1e-3
 
 
 def test_no_family_is_named_outside_models():

@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 
 from dwt_jax.hf import checkpoint
-from dwt_jax.models import bert
+from dwt_jax.models import family
 from dwt_jax.models.common.lm_head import lm_head_logits
 from helpers.paths import GOLDEN
 from helpers.torch_models import SMALL, batch, torch_model
 
-CLASSES = ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM", "BertForSequenceClassification"]
+CLASSES = [
+    "BertForMaskedLM",
+    "RobertaForMaskedLM",
+    "DistilBertForMaskedLM",
+    "BertForSequenceClassification",
+    "ModernBertForMaskedLM",
+    "ModernBertForSequenceClassification",
+]
 
 
 def renew(name, directory, file):
@@ -25,7 +32,7 @@ def renew(name, directory, file):
     theirs.save_pretrained(directory)
     tokens, segments, types = batch(theirs.config)
     inputs = {"input_ids": torch.tensor(tokens).long(), "attention_mask": torch.tensor(segments).long()}
-    if "DistilBert" not in name:
+    if name.startswith(("Bert", "Roberta", "RoFormer")):
         inputs["token_type_ids"] = torch.tensor(types).long()
     with torch.no_grad():
         logits = theirs(**inputs).logits.numpy()
@@ -51,9 +58,10 @@ def test_golden_logits(name, tmp_path, request):
     save_file(tensors, tmp_path / "model.safetensors")
     found = checkpoint.load_checkpoint(tmp_path)
     tokens, segments, types = (golden[f"in_{key}"] for key in ("tokens", "segments", "types"))
-    hidden = bert.encode(found.params, found.model, tokens, segments, types)
+    module = family(found.model)
+    hidden = module.encode(found.params, found.model, tokens, segments, types)
     if "classifier" in found.params:
-        logits, real = bert.classifier_logits(found.params, found.model, hidden), ...
+        logits, real = module.classifier_logits(found.params, found.model, hidden, segments), ...
     else:
         logits = lm_head_logits(found.params, found.model, hidden)[..., : found.model.vocab_size]
         real = segments > 0

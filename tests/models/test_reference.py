@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwt_jax.models.common.attention import dot_product_attention, dot_product_attention_reference
+from dwt_jax.models.common.attention import (
+    dot_product_attention,
+    dot_product_attention_reference,
+    segment_mask,
+)
 from dwt_jax.models.common.matmul import Policy, matmul, matmul_reference
 
 POLICIES = {
@@ -71,7 +75,7 @@ def test_attention(policy, num_queries, with_dropout):
 
     def apply(function):
         return value_and_gradients(
-            lambda *parts: function(parts, ids, policy, keep, scale), weights, *projections
+            lambda *parts: function(parts, segment_mask(*ids), policy, keep, scale), weights, *projections
         )
 
     assert_close(apply(dot_product_attention), apply(dot_product_attention_reference), tolerance)

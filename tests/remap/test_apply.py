@@ -327,7 +327,7 @@ def test_every_model_type_and_head_is_grown(source):
     outputs = []
     for tree, model in ((params, source), (grown, target)):
         hidden = models_bert.encode(tree, model, *inputs)
-        outputs.append(models_bert.classifier_logits(tree, model, hidden))
+        outputs.append(models_bert.classifier_logits(tree, model, hidden, inputs[1]))
     np.testing.assert_allclose(*outputs, atol=1e-4)
 
 

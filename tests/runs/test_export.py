@@ -167,5 +167,5 @@ def test_a_model_without_a_head_cannot_be_evaluated(project, tmp_path):
     assert dwt("prepare", f"--config={project / 'tiny.py'}", f"--workdir={rows}").returncode == 0
     found = dwt("evaluate", f"--model={tmp_path / 'bare'}", f"--data={rows}")
     assert found.returncode == 2
-    assert "a model without a masked-LM head (it has a pooler)" in found.stderr
+    assert "a model without a language-model head (it has pooler)" in found.stderr
     assert found.stderr.count("\n") == 1

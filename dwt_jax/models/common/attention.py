@@ -1,4 +1,4 @@
-"""Attention within segments, with a custom backward pass.
+"""Masked attention with a custom backward pass.
 
 It saves the probabilities in the compute dtype and nothing else of size [L, L].
 `dot_product_attention_reference` is the plain form. Letters of shapes: see models/bert.py.
@@ -17,17 +17,17 @@ NEG_INF = -1e9  # finite, so that a row without a partner stays free of NaN; exp
 
 def dot_product_attention(
     projections: tuple[jax.Array, ...],
-    segment_ids: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
     policy: Policy,
     keep: jax.Array | None = None,
     scale: float = 1.0,
 ) -> jax.Array:
-    """Compute softmax attention of Q tokens a row over the tokens of the row in their own segment.
+    """Compute softmax attention of Q tokens a row over the L tokens of the row.
 
     Args:
         projections: projected queries, keys and values as one array [B, L, 3, H, K] (then Q = L), or
             queries [B, Q, 1, H, K] and keys and values [B, L, 2, H, K].
-        segment_ids: of the queries, int [B, Q], and of the keys, int [B, L]. 0 is padding.
+        mask: bool [B, 1, Q, L], which keys a query attends to, see `segment_mask`.
         policy: dtypes of the products. Scores and softmax are fp32.
         keep: bool [B, H, Q, L], the probabilities that dropout keeps, or None.
         scale: what dropout multiplies these with.
@@ -35,12 +35,12 @@ def dot_product_attention(
     Returns:
         fp32 [B, Q, H, K].
     """
-    return _attention(projections, _segment_mask(segment_ids), keep, policy, scale)
+    return _attention(projections, mask, keep, policy, scale)
 
 
 def dot_product_attention_reference(
     projections: tuple[jax.Array, ...],
-    segment_ids: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
     policy: Policy,
     keep: jax.Array | None = None,
     scale: float = 1.0,
@@ -50,14 +50,36 @@ def dot_product_attention_reference(
     query, key, value = (x.astype(policy.compute_dtype) for x in stacked)
     dtype = at_least_fp32(query)
     scores = jnp.einsum("bqhk,blhk->bhql", query, key, preferred_element_type=dtype)
-    scores = jnp.where(_segment_mask(segment_ids), scores * query.shape[-1] ** -0.5, NEG_INF)
+    scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, NEG_INF)
     weights = _apply_dropout(jax.nn.softmax(scores, axis=-1), keep, scale).astype(policy.compute_dtype)
     return jnp.einsum("bhql,blhk->bqhk", weights, value, preferred_element_type=dtype)
 
 
-def _segment_mask(segment_ids: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """bool [B, 1, Q, L]: whether query and key are in the same segment."""
-    return segment_ids[0][:, None, :, None] == segment_ids[1][:, None, None, :]
+def segment_mask(query_segment_ids: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """Return whether query and key are in the same segment.
+
+    Args:
+        query_segment_ids: of the queries, int [B, Q].
+        segment_ids: of the keys, int [B, L].
+
+    Returns:
+        bool [B, 1, Q, L].
+    """
+    return query_segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+
+
+def window_mask(query_positions: jax.Array, positions: jax.Array, distance: int) -> jax.Array:
+    """Return whether a key is at most `distance` tokens from the query, on either side.
+
+    Args:
+        query_positions: of the queries in their rows, int [B, Q].
+        positions: of the keys, int [B, L].
+        distance: half of the window.
+
+    Returns:
+        bool [B, 1, Q, L].
+    """
+    return jnp.abs(query_positions[:, None, :, None] - positions[:, None, None, :]) <= distance
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

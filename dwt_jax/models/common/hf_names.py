@@ -4,9 +4,12 @@ The path of a module here stands beside its name there. What becomes of an array
 (transposed, heads flattened, one tensor a layer) follows from its logical axes, see hf/checkpoint.py.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dwt_jax.models.protocol import ModelConfig
 
 LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 
@@ -26,7 +29,16 @@ class HFNames:
     required_values: Mapping[
         str, tuple[Any, ...]
     ]  # keys of config.json and the values they may have (or null)
+    # (heads, ending of the class's name), the first that a model has all heads of; none: 'Model'
+    architectures: Sequence[tuple[tuple[str, ...], str]]
     buffers: tuple[str, ...] = ()  # endings of tensors that older versions saved and that hold no weights
+    absent_tensors: tuple[str, ...] = ()  # of layers without a leaf that others have; it counts as new
+    # Of keys of config.json that are no plain values, to and from what `config_keys` names. The first may
+    # raise a UserError; the second's keys are written beside the others.
+    flatten_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    nest_config: Callable[["ModelConfig"], Mapping[str, Any]] = lambda config: {}
+    # Tensors that are computed here and stored by transformers, by name.
+    computed_tensors: Callable[["ModelConfig"], Mapping[str, Any]] = lambda config: {}
 
     def tensor_name(self, path: str, is_classifier: bool = False) -> str:
         """Return the tensor's name of a leaf: 'layers/mlp/input/kernel' → '….layer.{layer}.….weight'."""
@@ -37,7 +49,7 @@ class HFNames:
     @property
     def has_pooler(self) -> bool:
         """Whether a pooler is part of the encoder. Elsewhere it is the classifier's."""
-        return self.modules["pooler"].startswith(self.prefix)
+        return self.modules.get("pooler", "").startswith(self.prefix)
 
     def canonical_tensor_name(self, name: str) -> str:
         """Return the table's name of a tensor as some version of transformers saved it.
@@ -52,14 +64,8 @@ class HFNames:
     def architecture_name(self, heads: Iterable[str]) -> str:
         """Return the class of transformers that holds these heads, e.g. 'XyzForMaskedLM'."""
         heads = set(heads)
-        if "classifier" in heads:
-            return f"{self.class_prefix}ForSequenceClassification"
-        if {"mlm", "next_sentence"} <= heads:
-            return f"{self.class_prefix}ForPreTraining"
-        if "mlm" in heads:
-            return f"{self.class_prefix}ForMaskedLM"
-        ending = "ForNextSentencePrediction" if "next_sentence" in heads else "Model"
-        return f"{self.class_prefix}{ending}"
+        endings = (ending for needed, ending in self.architectures if heads.issuperset(needed))
+        return f"{self.class_prefix}{next(endings, 'Model')}"
 
 
 def encoder_names(prefix: str, layer: str, names: Mapping[str, str]) -> dict[str, str]:

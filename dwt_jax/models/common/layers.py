@@ -20,6 +20,14 @@ def padded_vocab_size(vocab_size: int) -> int:
     return -(-vocab_size // VOCAB_SIZE_MULTIPLE) * VOCAB_SIZE_MULTIPLE
 
 
+def positions_in_segments(segment_ids: jax.Array) -> jax.Array:
+    """Return how far each token is from the start of its segment, for segment ids int [B, L]."""
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
+    previous = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    start = jnp.where(segment_ids != previous, index, 0)
+    return index - jax.lax.cummax(start, axis=1)
+
+
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
     """Gather hidden states [B, L, D] at positions int [B, Q]. Returns [B, Q, D]."""
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
@@ -29,6 +37,7 @@ ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
 
 
@@ -39,9 +48,9 @@ class LayerNorm(nnx.Module):
     (remap/gates.py).
     """
 
-    def __init__(self, size: int, epsilon: float, weighted: bool = False):
+    def __init__(self, size: int, epsilon: float, weighted: bool = False, use_bias: bool = True):
         self.scale = nnx.Param(jnp.ones((size,)))
-        self.bias = nnx.Param(jnp.zeros((size,)))
+        self.bias = nnx.Param(jnp.zeros((size,))) if use_bias else None
         self.epsilon = epsilon
         self.weighted = weighted
         if weighted:
@@ -58,25 +67,28 @@ class LayerNorm(nnx.Module):
         x = x.astype(at_least_fp32(x))
         centered = x - self.mean(x)
         variance = self.mean(jnp.square(centered))
-        return (centered * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]).astype(
-            policy.activation_dtype
-        )
+        y = centered * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(policy.activation_dtype)
 
 
 class Dense(nnx.Module):
     """Dense layer with kernel [*inputs, *outputs] and bias [*outputs]."""
 
     def __init__(
-        self, inputs: tuple[int, ...], outputs: tuple[int, ...], config: ModelConfig, rngs: nnx.Rngs
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
     ):
         self.kernel = nnx.Param(normal_init(rngs.params(), (*inputs, *outputs), config))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
         self.num_input_axes = len(inputs)
 
     def __call__(self, x: jax.Array, policy: Policy) -> jax.Array:
-        return (linear(x, self.kernel[...], policy, self.num_input_axes) + self.bias[...]).astype(
-            policy.activation_dtype
-        )
+        y = linear(x, self.kernel[...], policy, self.num_input_axes)
+        return (y if self.bias is None else y + self.bias[...]).astype(policy.activation_dtype)
 
 
 class Embed(nnx.Module):

@@ -15,10 +15,11 @@ class Axis(NamedTuple):
     """One axis of a parameter.
 
     contracted_with: the operand that this output is contracted with, where that has no fan `in`:
-    `output_embedding` (tied to the input embedding) or `keys` (of attention).
+    `output_embedding` (tied to the input embedding) or `keys` (of attention); `residual` where the output is
+    added to the residual stream as it is.
     """
 
-    name: str  # layer, embed, head, head_dim, mlp, vocab, position, type, label
+    name: str  # layer, embed, head, head_dim, mlp, vocab, position, type, label, qkv, glu
     fan: str  # in, out or ""
     contracted_with: str = ""
 
@@ -72,6 +73,11 @@ def init_value(path: str) -> float:
 def is_gate(path: str) -> bool:
     """Return whether the leaf is not trained but a function of the step that ends at 1 (remap/gates.py)."""
     return path.rpartition("/")[2] in ("weight", "gate")
+
+
+def has_norm_weights(param_axes: ParamAxes) -> bool:
+    """Return whether norms of the family may weight their channels (remap/gates.py)."""
+    return any(path.rpartition("/")[2] == "weight" for path in param_axes)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

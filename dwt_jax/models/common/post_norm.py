@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dwt_jax.models.common.attention import dot_product_attention
+from dwt_jax.models.common.attention import dot_product_attention, segment_mask
 from dwt_jax.models.common.dropout import dropout, dropout_mask, keep_threshold
 from dwt_jax.models.common.layers import (
     ACTIVATIONS,
@@ -20,6 +20,7 @@ from dwt_jax.models.common.layers import (
     padded_vocab_size,
 )
 from dwt_jax.models.common.matmul import Policy, linear
+from dwt_jax.models.common.rope import Rotation, apply_rope
 
 if TYPE_CHECKING:
     from dwt_jax.models.bert import Config
@@ -30,12 +31,14 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: "Config", rngs: nnx.Rngs):
         self.word = Embed(padded_vocab_size(config.vocab_size), config, rngs)
-        self.position = Embed(config.max_position_embeddings, config, rngs)
+        if not config.is_rotary:
+            self.position = Embed(config.max_position_embeddings, config, rngs)
         if config.type_vocab_size:
             self.type = Embed(config.type_vocab_size, config, rngs)
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, config.weighted_norm)
         self.dropout_rate = config.hidden_dropout_prob
         self.offset, self.has_token_types = config.position_offset, config.type_vocab_size > 0
+        self.has_positions = not config.is_rotary
 
     def __call__(
         self,
@@ -46,7 +49,9 @@ class Embeddings(nnx.Module):
         policy: Policy,
     ) -> jax.Array:
         """Embed tokens at positions, all int [B, L]. Returns [B, L, D]."""
-        x = self.word(tokens) + self.position(positions + self.offset)
+        x = self.word(tokens)
+        if self.has_positions:
+            x = x + self.position(positions + self.offset)
         if self.has_token_types:
             x = x + self.type(token_type_ids)
         return dropout(self.norm(x, policy), self.dropout_rate, key)
@@ -73,8 +78,12 @@ class Attention(nnx.Module):
         dropout_keys: tuple[jax.Array | None, ...],
         policy: Policy,
         positions: jax.Array | None = None,
+        rotation: Rotation | None = None,
     ) -> jax.Array:
-        """Map [B, L, D] to [B, L, D], or to [B, Q, D] at `positions` int [B, Q] alone."""
+        """Map [B, L, D] to [B, L, D], or to [B, Q, D] at `positions` int [B, Q] alone.
+
+        With a `rotation`, queries and keys are turned by it, channels 2i and 2i + 1 together.
+        """
         query_inputs, query_segment_ids = x, segment_ids
         groups: tuple[tuple[jax.Array, tuple[Dense, ...]], ...] = ((x, (self.query, self.key, self.value)),)
         if positions is not None:
@@ -84,12 +93,15 @@ class Attention(nnx.Module):
             )
             groups = (query_inputs, (self.query,)), (x, (self.key, self.value))
         projections = tuple(_fused_projection(inputs, layers, policy) for inputs, layers in groups)
+        if rotation is not None:
+            projections = _rotate(projections, rotation, positions)
         batch_size, length, heads = x.shape[0], x.shape[1], projections[0].shape[3]
         keep = dropout_mask(
             dropout_keys[0], self.attention_dropout_rate, (batch_size, heads, query_inputs.shape[1], length)
         )
         scale = 65536 / keep_threshold(self.attention_dropout_rate)
-        context = dot_product_attention(projections, (query_segment_ids, segment_ids), policy, keep, scale)
+        mask = segment_mask(query_segment_ids, segment_ids)
+        context = dot_product_attention(projections, mask, policy, keep, scale)
         return self.norm(
             query_inputs + dropout(self.output(context, policy), self.dropout_rate, dropout_keys[1]),
             policy,
@@ -99,7 +111,22 @@ class Attention(nnx.Module):
 def _fused_projection(x: jax.Array, layers: tuple[Dense, ...], policy: Policy) -> jax.Array:
     """Apply several dense layers of one shape by one product: [B, L, D] → [B, L, N, H, K]."""
     kernel = jnp.stack([layer.kernel[...] for layer in layers], axis=1)
-    return linear(x, kernel, policy) + jnp.stack([layer.bias[...] for layer in layers])
+    return linear(x, kernel, policy) + jnp.stack(
+        [layer.bias[...] for layer in layers if layer.bias is not None]
+    )
+
+
+def _rotate(
+    projections: tuple[jax.Array, ...], rotation: Rotation, positions: jax.Array | None
+) -> tuple[jax.Array, ...]:
+    """Turn the queries and keys among projections as `dot_product_attention` takes them."""
+    if positions is None:
+        (qkv,) = projections
+        return apply_rope(qkv[:, :, :2], rotation, interleaved=True), qkv[:, :, 2:]
+    query, key_value = projections
+    cos, sin = (gather_positions(part, positions) for part in rotation)
+    query = apply_rope(query, (cos, sin), interleaved=True)
+    return query, apply_rope(key_value[:, :, :1], rotation, interleaved=True), key_value[:, :, 1:]
 
 
 class Mlp(nnx.Module):
@@ -137,10 +164,10 @@ class EncoderLayer(nnx.Module):
         dropout_keys: tuple[jax.Array | None, ...],
         policy: Policy,
         positions: jax.Array | None = None,
+        rotation: Rotation | None = None,
     ) -> jax.Array:
-        y = self.mlp(
-            self.attention(x, segment_ids, dropout_keys[:2], policy, positions), dropout_keys[2], policy
-        )
+        y = self.attention(x, segment_ids, dropout_keys[:2], policy, positions, rotation)
+        y = self.mlp(y, dropout_keys[2], policy)
         if not self.gated:
             return y
         gate = jax.lax.stop_gradient(self.gate[...])

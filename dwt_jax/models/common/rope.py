@@ -1,0 +1,37 @@
+"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864, equation 34).
+
+Letters of shapes: B rows, L tokens a row, N stacked projections, H heads, K size of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Rotation = tuple[jax.Array, jax.Array]
+"""cos and sin of the angle of each pair of channels at each position, fp32 [B, L, K/2]."""
+
+
+def rope_rotation(positions: jax.Array, head_dim: int, theta: float) -> Rotation:
+    """Return the rotation of pair i of channels by position · θ^(−2i/K).
+
+    Args:
+        positions: int [B, L].
+        head_dim: K, even.
+        theta: base of the wavelengths.
+    """
+    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x: jax.Array, rotation: Rotation, interleaved: bool = False) -> jax.Array:
+    """Rotate queries or keys [B, L, N, H, K].
+
+    Args:
+        x: projections.
+        rotation: from `rope_rotation`.
+        interleaved: whether pair i is the channels 2i and 2i + 1, not i and i + K/2.
+    """
+    cos, sin = (part[:, :, None, None].astype(x.dtype) for part in rotation)
+    first, second = (x[..., ::2], x[..., 1::2]) if interleaved else jnp.split(x, 2, axis=-1)
+    pair = first * cos - second * sin, second * cos + first * sin
+    return jnp.stack(pair, axis=-1).reshape(x.shape) if interleaved else jnp.concatenate(pair, axis=-1)
