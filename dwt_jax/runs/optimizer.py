@@ -30,9 +30,7 @@ def make_optimizer(optimizer: Optimizer, model: ModelConfig) -> optax.GradientTr
     """
     param_axes = family(model).param_axes(model)
     adam = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
-    decay = optax.add_decayed_weights(
-        optimizer.weight_decay, mask=functools.partial(decay_mask, param_axes)
-    )
+    decay = optax.add_decayed_weights(optimizer.weight_decay, mask=functools.partial(decay_mask, param_axes))
     if optimizer.kind == "adamw":
         chain = [adam, decay]
     elif optimizer.kind == "stable_adamw":
