@@ -156,8 +156,16 @@ class Train:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with global-norm clipping."""
+    """An optimizer with global-norm clipping and decoupled weight decay.
 
+    - adamw: Loshchilov & Hutter 2019.
+    - stable_adamw: AdamW whose update is clipped by its root mean square, per matrix (Wortsman et al. 2023).
+    - muon: momentum orthogonalised by Newton-Schulz iterations for the kernels of layers and heads (Jordan
+      et al. 2024), with updates of AdamW's size (Liu et al. 2025); AdamW for tables, norms, biases and
+      classifiers.
+    """
+
+    kind: Literal["adamw", "stable_adamw", "muon"] = "adamw"
     learning_rate: Schedule = field(
         default_factory=lambda: Schedule(kind="linear", value=5e-4, warmup_fraction=0.05)
     )
@@ -166,6 +174,9 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.01  # of matrices only
     clip_norm: float = 1.0  # 0: off
+    momentum: float = 0.95  # muon: decay of its momentum, which is Nesterov's
+    ns_steps: int = 5  # muon: Newton-Schulz iterations per step
+    adam_lr_ratio: float = 1.0  # muon: learning rate of its AdamW as a multiple of `learning_rate`
 
 
 @dataclass(frozen=True)

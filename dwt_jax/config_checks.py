@@ -162,10 +162,11 @@ def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
     yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate")
     if optimizer.learning_rate.kind == "until_matched":
         yield f"{name}.learning_rate.kind is 'until_matched', expected that for distill.alpha_soft only"
-    yield from _check_minimum(optimizer, name, 0, "weight_decay", "clip_norm")
+    yield from _check_minimum(optimizer, name, 0, "weight_decay", "clip_norm", "adam_lr_ratio")
+    yield from _check_minimum(optimizer, name, 1, "ns_steps")
     if optimizer.eps < 1e-30:  # else 0/0 where a gradient is 0: embeddings of tokens that never occur
         yield f"{name}.eps is {optimizer.eps}, expected more than 0 (at least 1e-30: it is in float32)"
-    for key in ("b1", "b2"):
+    for key in ("b1", "b2", "momentum"):
         if not 0 <= getattr(optimizer, key) <= 1 - 2**-24:
             yield f"{name}.{key} is {getattr(optimizer, key)}, expected at least 0 and, as a float32, below 1"
 
@@ -192,12 +193,19 @@ def _training_problems(config: Config) -> Iterator[str]:
     elif train.checkpoint_path and not train.checkpoint_path.startswith(("/", "~", "gs://")):
         yield f"train.checkpoint_path is {train.checkpoint_path!r}, expected a whole path, from / or ~ on"
     yield from optimizer_problems(config.optimizer, "optimizer")
-    rate = max(config.optimizer.learning_rate.value, config.optimizer.learning_rate.end)
-    if rate > 1e6:  # the step relies on updates that cannot overflow
-        yield f"optimizer.learning_rate goes up to {rate}, expected at most 1e6"
-    elif rate * (decay := config.optimizer.weight_decay) > 1:
-        yield f"optimizer.weight_decay is {decay}, expected at most 1 / optimizer.learning_rate ({rate})"
+    yield from _learning_rate_problems(config.optimizer)
     yield from _batch_problems(config)
+
+
+def _learning_rate_problems(optimizer: Optimizer) -> Iterator[str]:
+    """The step relies on updates that cannot overflow."""
+    rate, key = max(optimizer.learning_rate.value, optimizer.learning_rate.end), "optimizer.learning_rate"
+    if optimizer.kind == "muon" and optimizer.adam_lr_ratio > 1:
+        rate, key = rate * optimizer.adam_lr_ratio, f"{key} x optimizer.adam_lr_ratio"
+    if rate > 1e6:
+        yield f"{key} goes up to {rate}, expected at most 1e6"
+    elif rate * optimizer.weight_decay > 1:
+        yield f"optimizer.weight_decay is {optimizer.weight_decay}, expected at most 1 / {key} ({rate})"
 
 
 def _batch_problems(config: Config) -> Iterator[str]:

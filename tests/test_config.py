@@ -267,6 +267,11 @@ IMPOSSIBLE = [
     ({"optimizer.b1": 1}, "optimizer.b1"),
     ({"optimizer.b2": 1}, "optimizer.b2"),
     ({"optimizer.b2": 1 - 1e-9}, "optimizer.b2"),  # 1 in float32
+    ({"optimizer.momentum": 1}, "optimizer.momentum"),
+    ({"optimizer.ns_steps": 0}, "optimizer.ns_steps"),
+    ({"optimizer.adam_lr_ratio": -1}, "optimizer.adam_lr_ratio"),
+    ({"optimizer.kind": "muon", "optimizer.adam_lr_ratio": 1e10}, "optimizer.adam_lr_ratio"),
+    ({"optimizer.kind": "muon", "optimizer.adam_lr_ratio": 1e6}, "optimizer.weight_decay is 0.01"),
     ({"optimizer.learning_rate.value": 2e6}, "optimizer.learning_rate"),
     ({"optimizer.weight_decay": 1e5}, "optimizer.weight_decay"),
     ({"optimizer.learning_rate.value": -1}, "optimizer.learning_rate.value"),

@@ -35,6 +35,7 @@ from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import objective_module
+from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.runs.state import abstract_state
 from dwt_jax.train.step import StepConfig, jit_train_step, make_step_config
 from dwt_jax.train.step_schedules import abstract_schedules
@@ -222,6 +223,7 @@ def compile_step(target: CompileTarget, batch_size: int) -> CompiledStep:
     num_predictions = objective_module(objective).predictions_per_row(objective, sequence_length)
     num_chips, shape = target.mesh.size, (batch_size, sequence_length, num_predictions)
     step_flops = flops.training_step_flops(student, *shape)
+    step_flops += optimizer_flops(target.step_config.optimizer, student)
     step_flops += flops.forward_flops(teacher, *shape) if teacher else 0.0
     is_float32 = target.step_config.policy.compute_dtype == jnp.float32
     peak_flops = target.chip.peak_flops * (0.5 if is_float32 else 1)  # as in peak_flops_per_device

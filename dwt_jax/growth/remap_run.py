@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dwt_jax.config import Config
 from dwt_jax.config_loader import config_to_dict, flatten_dict
@@ -20,7 +19,7 @@ from dwt_jax.files import atomic_dir, commit_dir, read_json, resolve_output_dir,
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.apply import grow_params
 from dwt_jax.remap.gates import drop_gates, fold_gates, gate_schedule, has_gates
-from dwt_jax.remap.optimizer_state import grow_opt_state
+from dwt_jax.remap.optimizer_state import grow_opt_state, moment_states, replace_moment_states
 from dwt_jax.remap.report import RemapReport
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.metrics_file import sum_or_none
@@ -59,13 +58,13 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
         The report of the growth.
 
     Raises:
-        UserError: a different seed, data, masking or batch size, `train.steps` not above `step`, or sizes
-            that the method does not support. Nothing is written then (except run.json in a
-            train.checkpoint_path).
+        UserError: a different seed, data, masking or batch size, a different `optimizer.kind` whose moments
+            are not reset, `train.steps` not above `step`, or sizes that the method does not
+            support. Nothing is written then (except run.json in a train.checkpoint_path).
     """
     out = resolve_output_dir(out)
     source_run, source_state, step = _restore_source_run(Path(run_path).expanduser(), config, step)
-    params, model, adam = _source_model(source_run, source_state, step)
+    params, model, optimizer_states = _source_model(source_run, source_state, step)
     init = dataclasses.replace(config.init, from_=run_path, step=step)
     source_flops = flops_so_far(
         source_run,
@@ -86,8 +85,10 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
     with atomic_dir(out) as partial:
         run = setup_run(dataclasses.replace(config, init=init), partial, load_source)
         _check_same_data_stream(run, source_run, run_path)
+        if moments != "reset":
+            _check_same_optimizer(run, source_run, run_path)
         assert run.growth is not None
-        grown_state = _grow_state(run, run.growth, adam, moments)
+        grown_state = _grow_state(run, run.growth, optimizer_states, moments)
         if run.teacher and source_run.teacher and run.teacher.digest == source_run.teacher.digest:
             grown_state = dataclasses.replace(grown_state, teacher_gap=source_state.teacher_gap)
         report = growth_report(run.growth, grown_state.params, probe_rows(run.rows, run.config.seed))
@@ -146,46 +147,40 @@ def _restore_source_run(path: Path, config: Config, step: int | None) -> tuple[R
     return source_run, *state_and_step
 
 
-def _source_model(
-    source_run: RunContext, state: TrainState, step: int
-) -> tuple[Any, ModelConfig, optax.ScaleByAdamState]:
+def _source_model(source_run: RunContext, state: TrainState, step: int) -> tuple[Any, ModelConfig, list[Any]]:
     """Parameters, model and moments after `step` steps; without gates if these are open by then."""
     config = source_run.config
-    params, model, adam = (
+    params, model, optimizer_states = (
         effective_params(source_run, state.params, step),
         config.model,
-        _adam_state(state.opt_state),
+        moment_states(state.opt_state),
     )
     gate_value = gate_schedule(step, config.train.steps, config.init.gate_warmup, config.init.step)
     if has_gates(model) and gate_value == 1:
         params, model = fold_gates(params, model)
-        adam = adam._replace(mu=drop_gates(adam.mu), nu=drop_gates(adam.nu))
-    return params, model, adam
-
-
-def _is_adam(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByAdamState)
-
-
-def _adam_state(opt_state: Any) -> optax.ScaleByAdamState:
-    return next(filter(_is_adam, jax.tree.leaves(opt_state, is_leaf=_is_adam)))
+        optimizer_states = [
+            node._replace(**{field: drop_gates(value) for field, value in node._asdict().items()})
+            for node in optimizer_states
+        ]
+    return params, model, optimizer_states
 
 
 def _grow_state(
-    run: RunContext, growth: GrowthSource, adam: optax.ScaleByAdamState, moments: Moments
+    run: RunContext, growth: GrowthSource, optimizer_states: list[Any], moments: Moments
 ) -> TrainState:
     """The state of the larger student, sharded on the mesh."""
 
-    def build(params: Any, adam: optax.ScaleByAdamState) -> TrainState:
+    def build(params: Any, optimizer_states: list[Any]) -> TrainState:
         state = init_train_state(grow_params(growth.plan, params), run.config.model, run.config.optimizer)
-        grown_adam = grow_opt_state(growth.plan, adam, moments)
-        opt_state = jax.tree.map(
-            lambda node: grown_adam if _is_adam(node) else node, state.opt_state, is_leaf=_is_adam
-        )
+        opt_state = state.opt_state
+        if moments != "reset":
+            opt_state = replace_moment_states(
+                opt_state, grow_opt_state(growth.plan, optimizer_states, moments)
+            )
         return dataclasses.replace(state, opt_state=opt_state, step=jnp.int32(growth.step))
 
     layout = jax.tree.map(lambda x: x.sharding, sharded_abstract_state(run))
-    return jax.jit(build, out_shardings=layout)(growth.source.params, adam)
+    return jax.jit(build, out_shardings=layout)(growth.source.params, optimizer_states)
 
 
 def _check_same_data_stream(run: RunContext, source_run: RunContext, path: str) -> None:
@@ -202,6 +197,14 @@ def _check_same_data_stream(run: RunContext, source_run: RunContext, path: str) 
             raise UserError(
                 f"config: {key} is {new_values[key]!r}, expected {source_values.get(key)!r} as in {path}"
             )
+
+
+def _check_same_optimizer(run: RunContext, source_run: RunContext, path: str) -> None:
+    kind, source_kind = run.config.optimizer.kind, source_run.config.optimizer.kind
+    if kind != source_kind:
+        raise UserError(
+            f"config: optimizer.kind is {kind!r}, expected {source_kind!r} as in {path} (or --moments=reset)"
+        )
 
 
 def _data_digest(run: RunContext) -> str:

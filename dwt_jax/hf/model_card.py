@@ -10,6 +10,7 @@ from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.text_format import format_count, format_float, format_with_error
 
+_OPTIMIZER_NAMES = {"adamw": "AdamW", "stable_adamw": "StableAdamW", "muon": "Muon with AdamW"}
 _FEATURES, _MASKED_LM, _CLASSIFIER = (
     ("feature-extraction", "AutoModel"),
     ("fill-mask", "AutoModelForMaskedLM"),
@@ -155,9 +156,9 @@ def classifier_card(model: ModelConfig, source: str, config: Any, results: Mappi
         _model_section(model, heads),
         f"`{source}` fine-tuned by dwt-jax on the task {config.examples.task} ({kind}): "
         f"{results['examples']['train']:,} examples, {recipe.epochs} epochs in batches of "
-        f"{recipe.batch_size}, up to {recipe.max_length} tokens, AdamW at {learning_rate.value:g} "
-        f"({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), weight decay "
-        f"{recipe.optimizer.weight_decay:g}, dropout {recipe.dropout:g}.",
+        f"{recipe.batch_size}, up to {recipe.max_length} tokens, {_OPTIMIZER_NAMES[recipe.optimizer.kind]} "
+        f"at {learning_rate.value:g} ({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), "
+        f"weight decay {recipe.optimizer.weight_decay:g}, dropout {recipe.dropout:g}.",
         "## Results\n"
         f"The best epoch ({best_record['best_epoch']}) of the best of {len(results['seeds'])} seeds "
         f"({results['model_of_seed']}), selected on the dev set that it is scored on, so the score is "
@@ -271,8 +272,9 @@ def _training_section(config: Config, summary: Mapping[str, Any], step: int) -> 
         f"* {step:,} of {train.steps:,} steps of {train.batch_size} rows of {data.sequence_length} tokens "
         f"({format_count(tokens)} positions), seed {config.seed}",
         f"* data: {sources}; {config.mlm.probability:.0%} of the tokens predicted",
-        f"* AdamW, learning rate {learning_rate.value:g} ({learning_rate.kind}, warm-up "
-        f"{learning_rate.warmup_fraction:.0%}), weight decay {config.optimizer.weight_decay:g}",
+        f"* {_OPTIMIZER_NAMES[config.optimizer.kind]}, learning rate {learning_rate.value:g} "
+        f"({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), "
+        f"weight decay {config.optimizer.weight_decay:g}",
     ]
     if data_stats := summary.get("data"):
         lines[2] += f"; {data_stats['train_tokens']:,} tokens in {data_stats['train_documents']:,} documents"

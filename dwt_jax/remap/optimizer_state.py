@@ -6,7 +6,7 @@ the method preserves the function, shares are even (or norms weighted by the sam
 and for every entry that is not new. It is exact for means of gradients; a mean of squares over
 batches in which the gradient varies is exact too, since the gradient of every batch is scaled alike.
 
-Where copies have equal parameters and equal moments, AdamW without dropout keeps them equal: their
+Where copies have equal parameters and equal moments, AdamW and Muon without dropout keep them equal: their
 gradients are equal too. An uneven split, noise, or `asymmetric` breaks the symmetry.
 """
 
@@ -15,8 +15,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from dwt_jax.models.common.logical_axes import Axes, ParamAxes, map_with_axes
+from dwt_jax.models.common.logical_axes import Axes, ParamAxes, kernel_dims, map_with_axes, path_name
 from dwt_jax.remap.apply import grow_params
 from dwt_jax.remap.plan import Plan, axis_sizes
 from dwt_jax.remap.width_maps import COPIED
@@ -40,22 +41,51 @@ def grow_opt_state(
     """
 
     def grow_node(node: Any) -> Any:
-        fields = [field for field in getattr(node, "_fields", ()) if field in GRADIENT_ORDER]
-        if not fields:
-            return node
         new = {
-            f: grow_params(plan, getattr(node, f), GRADIENT_ORDER[f], moments == "asymmetric") for f in fields
+            field: _grow_moments(plan, getattr(node, field), GRADIENT_ORDER[field], moments == "asymmetric")
+            for field in node._fields
+            if field in GRADIENT_ORDER
         }
         if moments == "reset":
             new = jax.tree.map(lambda x: x * 0, new)
-            if hasattr(node, "count"):
+            if "count" in node._fields:
                 new["count"] = node.count * 0
         return node._replace(**new)
 
-    def is_moment_state(node: Any) -> bool:
-        return any(field in GRADIENT_ORDER for field in getattr(node, "_fields", ()))
+    return replace_moment_states(opt_state, [grow_node(node) for node in moment_states(opt_state)])
 
-    return jax.tree.map(grow_node, opt_state, is_leaf=is_moment_state)
+
+def _grow_moments(plan: Plan, tree: Any, order: int, zero_duplicates: bool) -> Any:
+    """The target's moments, without the leaves that another part of an `optax.partition` has.
+
+    Such parts are kernels and everything else.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    parts = {kernel_dims(plan.param_axes[name]) is None for name in names}
+    return map_with_axes(
+        lambda axes, x: x if (kernel_dims(axes) is None) in parts else optax.MaskedNode(),
+        plan.param_axes,
+        grow_params(plan, tree, order, zero_duplicates),
+    )
+
+
+def _is_moment_state(node: Any) -> bool:
+    return any(field in GRADIENT_ORDER for field in getattr(node, "_fields", ()))
+
+
+def moment_states(opt_state: Any) -> list[Any]:
+    """Return the Optax states that hold moments, e.g. one ScaleByAdamState, in the order of the tree."""
+    return [*filter(_is_moment_state, jax.tree.leaves(opt_state, is_leaf=_is_moment_state))]
+
+
+def replace_moment_states(opt_state: Any, new_states: list[Any]) -> Any:
+    """Return `opt_state` with `new_states` in place of its `moment_states`."""
+    remaining = iter(new_states)
+    return jax.tree.map(
+        lambda node: next(remaining) if _is_moment_state(node) else node,
+        opt_state,
+        is_leaf=_is_moment_state,
+    )
 
 
 def copied_entry_mask(plan: Plan) -> dict[str, np.ndarray]:

@@ -295,6 +295,7 @@ def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
     """Estimate the FLOPs of a run, as if the teacher were used in every step."""
     from dwt_jax.models import family, flops
     from dwt_jax.objectives import objective_module
+    from dwt_jax.runs.optimizer import optimizer_flops
 
     config, train = job.config, job.config.train
     if not train.steps:
@@ -304,7 +305,7 @@ def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
     module = objective_module(family(model).OBJECTIVE)
     predictions = module.predictions_per_row(module.abstract_objective(config, model.vocab_size), length)
     shape = train.batch_size, length, predictions
-    total = flops.training_step_flops(model, *shape)
+    total = flops.training_step_flops(model, *shape) + optimizer_flops(config.optimizer, model)
     if config.teacher.path:
         teacher = next((by_name[name] for name in job.needs if config.teacher.path.endswith(name)), None)
         if teacher is None:

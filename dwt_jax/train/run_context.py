@@ -37,5 +37,5 @@ class RunContext:
     step_config: StepConfig  # of the step with it, if there is one
     schedules: StepSchedules  # of all steps, float32 [steps]
     teacher_end_step: int  # the first step from which α_s is 0, according to the schedule
-    student_flops: float  # per step
+    student_flops: float  # per step, those of the optimizer included
     teacher_flops: float  # per step

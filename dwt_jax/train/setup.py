@@ -25,6 +25,7 @@ from dwt_jax.files import read_json
 from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives import objective_module, schedules
+from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.runs.run_dir import init_run_dir, read_run_config, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
 from dwt_jax.runs.teacher import load_teacher
@@ -145,7 +146,8 @@ def _build_run(
         step_config=make_step_config(config, teacher.model if teacher else None, objective, policy),
         schedules=run_schedules,
         teacher_end_step=schedules.zero_from(np.asarray(run_schedules.alpha_soft)) if teacher else 0,
-        student_flops=flops.training_step_flops(config.model, *shape),
+        student_flops=flops.training_step_flops(config.model, *shape)
+        + optimizer_flops(config.optimizer, config.model),
         teacher_flops=flops.forward_flops(teacher.model, *shape) if teacher else 0.0,
     )
     return run, identity

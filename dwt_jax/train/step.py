@@ -166,7 +166,7 @@ def train_step(
     )
     grad_norm = optax.global_norm(gradient)
     # Known before the update, so that the update is one pass over memory. It is finite where these are:
-    # config.py bounds the learning rate, β₁, β₂, ε and the decay.
+    # config.py bounds the learning rate, β₁, β₂, the momentum, ε and the decay.
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
     params, opt_state = _update_params(config, state, gradient, finite, schedules, copied_mask)
     new_state = TrainState(

@@ -13,6 +13,7 @@ from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.runs.metric_writer import MetricWriter
 from dwt_jax.runs.metrics_file import total_flops
+from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.runs.state import TrainState
 from dwt_jax.text_format import format_count
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
@@ -37,6 +38,11 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
         f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
         f"{train_config.steps} steps of {train_config.batch_size} x {run.config.data.sequence_length} tokens"
     )
+    if update_flops := optimizer_flops(run.config.optimizer, model):
+        metric_writer.log_message(
+            f"{run.config.optimizer.kind}: {update_flops / run.student_flops:.0%} of the student's FLOPs per "
+            "step are Newton-Schulz iterations"
+        )
     if run.growth is not None:
         log_growth_source(run, run.growth, state.params, start_step, metric_writer)
     if run.teacher is None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.cli import main
+from dwt_jax.config import Optimizer
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import collate, outputs, runner
@@ -374,6 +375,33 @@ def test_seeds_in_parallel_match_single_seeds(models, task, tmp_path):
     for single, parallel in zip(results[1], results[3], strict=True):
         np.testing.assert_allclose(single.logits["dev"][-1], parallel.logits["dev"][-1], atol=5e-3)
     assert not np.allclose(results[1][0].logits["dev"][-1], results[1][1].logits["dev"][-1], atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["muon", "stable_adamw"])
+def test_other_optimizers_match_for_seeds_in_parallel_and_alone(tiny, randomised, kind):
+    optimizer = Optimizer(kind, eps=1e-3)
+    config = steps.finetune_step_config(tiny, 0.0, 2, False, optimizer, Policy())
+    random, shape = np.random.default_rng(0), (2, 6, 9)
+    tokens, ones = random.integers(5, 119, shape).astype(np.int32), np.ones(shape, np.int32)
+    labels = random.integers(0, 2, shape[:2]).astype(np.int32)
+    batch = collate.ExampleBatch(tokens, ones, 0 * ones, labels, np.ones(shape[:2], np.float32))
+    seeds, params = np.uint32([5, 6]), randomised(tiny)
+
+    def train(rows):
+        state = steps.jit_init_finetune_state(config)(params, seeds[rows])
+        before = jax.device_get(state["params"])
+        for step in range(2):
+            state, losses = steps.jit_finetune_step(config)(
+                state, jax.tree.map(lambda x: x[rows], batch), seeds[rows], np.int32(step), np.float32(1e-2)
+            )
+        return before, jax.device_get((state["params"], losses))
+
+    before, after = train(slice(0, 2))
+    for i in range(2):
+        alone = train(slice(i, i + 1))[1]
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y[0], atol=2e-5), after, alone)
+    for name in ("classifier", "pooler"):
+        assert np.abs(after[0][name]["kernel"] - before[name]["kernel"]).max() > 1e-3
 
 
 def test_one_compilation_per_padded_length(models, task, tmp_path):

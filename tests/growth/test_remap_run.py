@@ -16,7 +16,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.growth import remap_run
 from dwt_jax.models.bert import PARAM_AXES
 from dwt_jax.models.common.logical_axes import path_name
-from dwt_jax.remap.optimizer_state import new_entry_mask
+from dwt_jax.remap.optimizer_state import moment_states, new_entry_mask
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.load import load_model
 from dwt_jax.train.loop import train
@@ -70,6 +70,23 @@ def test_growth_to_same_size_equals_uninterrupted_run(project, tmp_path):
     train(load_config(project[0]), tmp_path / "reset")
     with pytest.raises(AssertionError):
         assert_same_run(project[1] / "small", tmp_path / "reset", begin=8)
+
+
+def test_growth_of_a_run_with_muon(project, tmp_path):
+    """To the same size it ends bitwise as the uninterrupted run; AdamW's moments are not Muon's."""
+    muon = {"optimizer.kind": "muon"}
+    train(load_config(project[0], muon), tmp_path / "small")
+    grow(project, tmp_path / "same", "stack", muon, run=tmp_path / "small")
+    train(load_config(project[0], muon), tmp_path / "same")
+    assert_same_run(tmp_path / "small", tmp_path / "same", begin=8)
+    message = "optimizer.kind is 'muon', expected 'adamw' as in .*small"
+    with pytest.raises(UserError, match=message) as error:
+        grow(project, tmp_path / "other", "hyperclone", {**muon, **WIDER})
+    assert "\n" not in str(error.value)
+    grow(project, tmp_path / "other", "hyperclone", {**muon, **WIDER}, moments="reset")
+    state, step = state_of(tmp_path / "other", project[0], {**muon, **WIDER})
+    assert step == 8
+    assert not any(np.any(x) for x in jax.tree.leaves([node.mu for node in moment_states(state.opt_state)]))
 
 
 def test_wider_student_continues_from_source_run(project, tmp_path):

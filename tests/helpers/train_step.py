@@ -33,14 +33,20 @@ def one_device():
 
 
 def spec(
-    model, teacher=None, distill=Distill(), gradient_accumulation_steps=1, soft=Schedule(), temperature=2.0
+    model,
+    teacher=None,
+    distill=Distill(),
+    gradient_accumulation_steps=1,
+    soft=Schedule(),
+    temperature=2.0,
+    optimizer=OPTIMIZER,
 ):
     config = Config(
         model=model,
         mlm=OBJECTIVE.config,
         distill=dataclasses.replace(distill, alpha_soft=soft, temperature=Schedule(value=temperature)),
         train=Train(gradient_accumulation_steps=gradient_accumulation_steps),
-        optimizer=OPTIMIZER,
+        optimizer=optimizer,
     )
     return steps.make_step_config(config, teacher, OBJECTIVE, Policy())
 
@@ -51,8 +57,8 @@ def place(tree, mesh):
     return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=layout)(tree)
 
 
-def start(params, mesh=None):
-    return place(init_train_state(params, BertConfig(), OPTIMIZER), mesh or one_device())
+def start(params, mesh=None, optimizer=OPTIMIZER):
+    return place(init_train_state(params, BertConfig(), optimizer), mesh or one_device())
 
 
 def batch(step=0):
@@ -74,7 +80,7 @@ def run(spec, params, teacher, count, values=schedules(), seed=SEED, mesh=None, 
     """(last state, metrics of each step as floats)"""
     mesh = mesh or one_device()
     step = steps.jit_train_step(spec, mesh)
-    state = start(params, mesh) if state is None else state
+    state = start(params, mesh, spec.optimizer) if state is None else state
     every = []
     for i in range(count):
         state, metrics = step(state, teacher, batch(i), values, np.uint32(seed), None)

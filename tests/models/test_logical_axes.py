@@ -12,9 +12,17 @@ from dwt_jax.models import bert as models_bert
 from dwt_jax.models.bert import HF_NAMES, PARAM_AXES
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.models.common.hf_names import LEAF_NAMES
-from dwt_jax.models.common.logical_axes import Axis, decay_mask, is_gate, map_with_axes, path_name
+from dwt_jax.models.common.logical_axes import (
+    Axis,
+    decay_mask,
+    flatten_axes,
+    is_gate,
+    kernel_dims,
+    map_with_axes,
+    path_name,
+)
 from dwt_jax.models.common.sharding import infer_shardings
-from dwt_jax.runs.state import init_train_state
+from dwt_jax.runs.state import abstract_state
 
 SMALL = BertConfig(
     vocab_size=300, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40
@@ -109,6 +117,19 @@ def test_decay_is_hugging_faces():
     assert found == expected
 
 
+def test_kernels_are_dense_layers_without_tables_and_classifiers():
+    found = {name: kernel_dims(axes) for name, axes in PARAM_AXES.items() if kernel_dims(axes)}
+    assert set(found) == {name for name in PARAM_AXES if name.endswith("/kernel")} - {
+        "classifier/kernel",
+        "next_sentence/kernel",
+    }
+    assert found["layers/attention/value/kernel"] == ((1,), (2, 3))
+    assert found["layers/attention/output/kernel"] == ((1, 2), (3,))
+    assert found["pooler/kernel"] == ((0,), (1,))
+    fused = flatten_axes({"layers": {"qkv": "in:embed qkv out:head out:head_dim"}})["layers/qkv"]
+    assert kernel_dims(fused) == ((1,), (3, 4))
+
+
 def mesh_of(data, fsdp, tensor):
     return AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"))
 
@@ -148,10 +169,9 @@ def test_an_axis_is_split_only_where_it_divides(sizes):
             assert axis is None or size % mesh.shape[axis] == 0, name
 
 
-def test_moments_lie_where_their_parameters_do_and_the_rest_everywhere():
-    state = jax.eval_shape(
-        lambda: init_train_state(models_bert.init_params(SMALL, jax.random.key(0)), SMALL, Optimizer())
-    )
+@pytest.mark.parametrize("kind", ["adamw", "stable_adamw", "muon"])
+def test_moments_lie_where_their_parameters_do_and_the_rest_everywhere(kind):
+    state = abstract_state(SMALL, Optimizer(kind))
     mesh = mesh_of(1, 2, 4)
     of_params = specs(state.params, mesh)
     of_state = specs(state, mesh)
@@ -163,7 +183,8 @@ def test_moments_lie_where_their_parameters_do_and_the_rest_everywhere():
             assert spec == of_params[owner], path
         else:
             assert spec == PartitionSpec(), path
-    assert set(seen.values()) == {3}  # the parameter and Adam's two moments
+    for name, count in seen.items():  # the parameter and Adam's two moments, or Muon's one
+        assert count == (2 if kind == "muon" and kernel_dims(PARAM_AXES[name]) else 3), name
 
 
 def test_meshes_that_do_not_fit_the_devices():

@@ -9,7 +9,9 @@ import pytest
 from dwt_jax.config import Mesh
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.models import bert
-from helpers.train_step import B, one_device, place, run, spec
+from dwt_jax.models.common.logical_axes import path_name
+from dwt_jax.remap.optimizer_state import moment_states
+from helpers.train_step import OPTIMIZER, B, one_device, place, run, spec
 
 
 def step_losses(tiny, mesh):
@@ -37,3 +39,30 @@ def test_train_step_on_eight_devices_equals_one_device(tiny, expected, sizes):
     np.testing.assert_allclose(losses[:, :2], expected[:, :2], rtol=1e-6)
     np.testing.assert_allclose(losses[:, 2], expected[:, 2], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(losses[:, 3], expected[:, 3], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["muon", "stable_adamw"])
+def test_optimizer_on_eight_devices_equals_one_device(tiny, kind):
+    """Parameters after three steps; the momentum lies where the parameters do."""
+    optimizer, mesh = dataclasses.replace(OPTIMIZER, kind=kind), make_mesh(Mesh(2, 2, 2), B)
+    params = bert.init_params(tiny, jax.random.key(0))
+    single, _ = run(spec(tiny, optimizer=optimizer), params, None, 3)
+    state, _ = run(spec(tiny, optimizer=optimizer), params, None, 3, mesh=mesh)
+    for (path, x), y, start in zip(
+        jax.tree_util.tree_leaves_with_path(state.params),
+        jax.tree.leaves(single.params),
+        jax.tree.leaves(params),
+        strict=True,
+    ):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=2e-6, err_msg=path_name(path))
+        assert np.abs(x - start).max() > 1e-4 or path[-1].key != "kernel"
+    expected = {path_name(path): x.sharding for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
+    momentum = moment_states(state.opt_state)[-1].mu
+    found = {path_name(path): x.sharding for path, x in jax.tree_util.tree_leaves_with_path(momentum)}
+    assert found == {name: expected[name] for name in found}
+    assert len(found) == (7 if kind == "muon" else len(expected))
+    if kind == "muon":
+        assert not any(sharding.is_fully_replicated for sharding in found.values())
+        kernel = momentum["layers"]["attention"]["query"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size / 4  # over fsdp and tensor

@@ -12,19 +12,25 @@ from dwt_jax.config import Optimizer
 from dwt_jax.models.common.logical_axes import is_gate, path_name
 from dwt_jax.remap.apply import grow_params, remap_params
 from dwt_jax.remap.methods import GrowthOptions
-from dwt_jax.remap.optimizer_state import copied_entry_mask, grow_opt_state, new_entry_mask, scale_new_updates
+from dwt_jax.remap.optimizer_state import (
+    copied_entry_mask,
+    grow_opt_state,
+    moment_states,
+    new_entry_mask,
+    scale_new_updates,
+)
 from dwt_jax.remap.plan import plan_growth
 from dwt_jax.runs import optimizer as optimizers
 from helpers.reference import batch, parameters
 from helpers.remapping import KEY, SMALL, mlm_loss, random_labels, small_with, train_steps
 
+jit_gradient = jax.jit(jax.grad(mlm_loss), static_argnums=(1, 4))
 
-def gradient(params, model):
-    inputs = batch(SMALL)
+
+def gradient(params, model, seed=1):
+    inputs = batch(SMALL, seed=seed)
     with jax.enable_x64(True):
-        gradients = jax.jit(jax.grad(mlm_loss), static_argnums=(1, 4))(
-            params, model, inputs, random_labels(inputs), np.float64
-        )
+        gradients = jit_gradient(params, model, inputs, random_labels(inputs), np.float64)
         return jax.tree.map(np.asarray, gradients)
 
 
@@ -99,6 +105,42 @@ def check_chain_rule(source, params, source_gradient, method, target, options):
             expected = np.where(new, 0, expected)
         np.testing.assert_allclose(m, expected, rtol=1e-8, atol=1e-13, err_msg=name)
         np.testing.assert_allclose(v, expected**2, rtol=1e-8, atol=1e-13, err_msg=name)
+
+
+def state_after(optimizer, params, model, batches=3):
+    """The optimizer state after gradients of several batches at the same parameters, in float64."""
+    chain = optimizers.make_optimizer(optimizer, model)
+    gradients = [gradient(params, model, seed) for seed in range(batches)]
+    with jax.enable_x64(True):
+        state, update = chain.init(params), jax.jit(chain.update)
+        for g in gradients:
+            _, state = update(g, state, params)
+        return jax.tree.map(np.asarray, state)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("method", "target", "options"),
+    [CHAIN_RULE_CASES["twice"], CHAIN_RULE_CASES["everything"]],
+    ids=["twice", "everything"],
+)
+def test_grown_state_is_that_of_the_grown_model(source, kind, method, target, options):
+    """Moments are means of gradients and of their squares: growth and training commute while the
+    parameters stand still. Without clipping, since the norm of the gradient is another."""
+    params, optimizer = source[0], Optimizer(kind, clip_norm=0.0)
+    plan = plan_growth(method, SMALL, target, KEY, options)
+    state = state_after(optimizer, params, SMALL)
+    expected = state_after(optimizer, grow_params(plan, params), target)
+    found = grow_opt_state(plan, state)
+    assert len(moment_states(found)) == (2 if kind == "muon" else 1)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-13), found, expected)
+    for moments, count in (("reset", 0), ("asymmetric", 3)):
+        other = grow_opt_state(plan, state, moments)
+        assert jax.tree.structure(other) == jax.tree.structure(expected)
+        for node in moment_states(other):
+            assert node.count == count
+            assert any(np.any(x) for x in jax.tree.leaves(node.mu)) == (count > 0)
 
 
 def copy_distance(params):

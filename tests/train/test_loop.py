@@ -22,7 +22,7 @@ from dwt_jax.runs.run_dir import run_lock
 from dwt_jax.train import loop
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import train
-from helpers.run_records import assert_same_run, records
+from helpers.run_records import assert_same_run, cut_after, records
 from helpers.runs import dwt, prepared_project, start
 
 
@@ -151,6 +151,26 @@ def test_killed_between_any_two_checkpoints_equals_uninterrupted(project, whole,
             file.write('{"step": 12, "los')  # a line torn by the kill
         train(load_config(project[0], taught(project)), cut)
         assert_same_run(whole, cut)
+
+
+def test_a_run_with_muon_resumes_bit_for_bit_and_counts_newton_schulz(project, whole, tmp_path, capsys):
+    overrides = taught(project, optimizer__kind="muon", optimizer__ns_steps="3")
+    summary = train(load_config(project[0], overrides), tmp_path / "muon")
+    shape_flops = [[32, 32]] * 4 + [[32, 64]] * 2  # of a layer, the smaller side first; the head has one
+    matrices = 2 * sum(4 * m**2 * n + 2 * m**3 for m, n in shape_flops) + 6 * 32**3
+    adamw = json.loads((whole / "summary.json").read_text())["flops"]
+    assert summary["flops"]["student"] == adamw["student"] + 12 * 3 * matrices
+    assert summary["flops"]["teacher_forward"] == adamw["teacher_forward"]
+    share = 12 * 3 * matrices / summary["flops"]["student"]
+    line = f"muon: {share:.0%} of the student's FLOPs per step are Newton-Schulz iterations"
+    assert capsys.readouterr().out.count(line) == 1
+    cut_after(tmp_path / "muon", tmp_path / "cut", 4)
+    for key, value in (("kind", "adamw"), ("ns_steps", "5"), ("momentum", "0.9"), ("adam_lr_ratio", "0.5")):
+        with pytest.raises(UserError, match=rf"optimizer\.{key} is .* there, '?{value}'? here"):
+            train(load_config(project[0], {**overrides, f"optimizer.{key}": value}), tmp_path / "cut")
+    train(load_config(project[0], overrides), tmp_path / "cut")
+    assert_same_run(tmp_path / "muon", tmp_path / "cut")
+    assert "* Muon with AdamW, learning rate 0.003" in (tmp_path / "cut" / "model" / "README.md").read_text()
 
 
 def test_an_evaluation_that_is_stopped_twice_is_made_up_for(project, whole, tmp_path, monkeypatch):

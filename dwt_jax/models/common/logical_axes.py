@@ -107,6 +107,17 @@ def is_matrix(axes: Axes) -> bool:
     return bool(input_axes) and any(axis.fan == "out" for axis in axes)
 
 
+def kernel_dims(axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the (input, output) dimensions of a hidden layer's kernel; None: the leaf is something else.
+
+    A leaf with a row per token, position, type or class is a table or a classifier. Dimensions without a
+    fan (`layer`) number kernels that are stacked in one leaf.
+    """
+    inputs, outputs = (tuple(i for i, axis in enumerate(axes) if axis.fan == fan) for fan in ("in", "out"))
+    is_table = any(axis.name in ("vocab", "position", "type", "label") for axis in axes)
+    return None if is_table or not inputs or not outputs else (inputs, outputs)
+
+
 def decay_mask(param_axes: ParamAxes, params: Any) -> Any:
     """Return True for matrices and embedding tables, False for biases and norms."""
     return map_with_axes(lambda axes, _: is_matrix(axes), param_axes, params)
