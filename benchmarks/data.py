@@ -3,6 +3,7 @@
     python benchmarks/data.py                              # built-in corpus
     python benchmarks/data.py --text='corpus/*.txt.xz' --blank-lines=2 --tokenizer=vocab.txt
     python benchmarks/data.py --synthetic=50               # 50 MB of made-up words
+    python benchmarks/data.py --row-mode=packed --rounds=0 # how full the rows are, without reading
 
 Reading is timed in interleaved rounds next to what it replaced, one ArrayRecord record a row
 read through Grain, over the same rows; medians, and their ratio.
@@ -16,23 +17,26 @@ import statistics
 import sys
 import tempfile
 import time
+import typing
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dwt_jax.config import Data, Source, Tokenizer
+from dwt_jax.config import Data, RowMode, Source, Tokenizer
+from dwt_jax.data import packing, shards
 from dwt_jax.data.dataset import PackedDataset, batch_iterator, get_batch, num_rows, open_dataset, read_rows
 from dwt_jax.data.prepare import prepare_data
 
 # An assumption, not a measurement: a student of 6 x 768 with a teacher of 4 layers trains on half a million
-# tokens a second on an H200. Each token costs about 6 * 43M + 2 * 29M = 3.2e8 operations in the encoders, so
+# positions a second on an H200. Each costs about 6 * 43M + 2 * 29M = 3.2e8 operations in the encoders, so
 # that is 1.6e14 a second, a sixth of the bf16 peak (9.9e14); at 40 % of the peak it would be 1.2 million.
-GPUS, TOKENS_A_GPU = 8, 5e5
+GPUS, POSITIONS_A_GPU = 8, 5e5
 
 
 def main() -> None:
@@ -46,7 +50,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         index = time_prepare(options, folder)
-        time_reading(options, folder, index)
+        print_fill(folder, index)
+        if options.rounds:
+            time_reading(options, folder, index)
 
 
 def parse() -> argparse.Namespace:
@@ -57,7 +63,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blank-lines", type=int, default=1, help="empty lines between documents")
     parser.add_argument("--synthetic", type=float, default=0, metavar="MB", help="made-up text instead")
     parser.add_argument("--tokenizer", default="", help="directory or vocab.txt; default: train one")
-    parser.add_argument("--length", type=int, default=128, help="tokens a row (default %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=8192, help="to train (default %(default)s)")
+    parser.add_argument("--row-mode", choices=typing.get_args(RowMode), default=Data().row_mode)
+    parser.add_argument("--length", type=int, default=128, help="positions a row (default %(default)s)")
     parser.add_argument("--batch", type=int, default=128, help="rows a batch (default %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="batches a round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
@@ -72,28 +80,53 @@ def time_prepare(options: argparse.Namespace, folder: Path) -> dict:
         source = Source(kind="text", path=str(synthetic(folder / "text.txt", options.synthetic)))
     elif options.text:
         source = Source(kind="text", path=options.text, blank_lines=options.blank_lines)
-    data = Data(
-        sources=(source,), sequence_length=options.length, tokenizer=Tokenizer(path=options.tokenizer)
-    )
+    tokenizer_path = options.tokenizer or str(folder / "tokenizer")
     if not options.tokenizer:
         from dwt_jax.data import tokenizer
         from dwt_jax.data.sources import iter_documents
 
         began = time.perf_counter()
-        trained = tokenizer.train_tokenizer(lambda: iter_documents(source), 8192, True, sample_megabytes=20)
+        trained = tokenizer.train_tokenizer(lambda: iter_documents(source), options.vocab_size, True, 20)
         tokenizer.save_tokenizer(trained, folder / "tokenizer", True)
-        print(f"tokenizer trained in {time.perf_counter() - began:.1f} s (8192 tokens, up to 20 MB)")
-        data = Data(
-            sources=(source,), sequence_length=options.length, tokenizer=Tokenizer(str(folder / "tokenizer"))
-        )
+        seconds = time.perf_counter() - began
+        print(f"tokenizer trained in {seconds:.1f} s ({options.vocab_size} tokens, up to 20 MB)")
+    data = Data(
+        sources=(source,),
+        sequence_length=options.length,
+        row_mode=options.row_mode,
+        tokenizer=Tokenizer(path=tokenizer_path),
+    )
     lines: list[str] = []
+    packing_seconds = 0.0
+
+    def timed_pack(*arguments: typing.Any) -> tuple[packing.PackedRows, packing.Spans]:
+        nonlocal packing_seconds
+        began = time.thread_time()  # not the time of other processes: packing is done in one thread
+        result = packing.pack_spans(*arguments)
+        packing_seconds += time.thread_time() - began
+        return result
+
     began = time.perf_counter()
-    index = prepare_data(data, folder / "rows", workers=options.workers or None, log=lines.append)
+    with mock.patch.object(shards, "pack_spans", timed_pack):
+        index = prepare_data(data, folder / "rows", workers=options.workers or None, log=lines.append)
     seconds = time.perf_counter() - began
     rows = index["splits"]["train"]["rows"] + index["splits"]["held_out"]["rows"]
     said = next(line for line in lines if line.endswith("done")).removeprefix("prepare: ")
     print(f"prepare   {said} ({seconds:.1f} s in all, {rows:,} rows)")
+    print(f"packing   {packing_seconds:.2f} s of one core, {rows / packing_seconds:,.0f} rows/s")
     return index
+
+
+def print_fill(folder: Path, index: dict) -> None:
+    """How much of the training rows' positions is text, special tokens and padding."""
+    opened, totals = open_dataset(folder / "rows", "train"), index["splits"]["train"]
+    positions = totals["rows"] * index["sequence_length"]
+    special = 2 * sum(int(segments.max(1).sum()) for segments in opened.segments)  # [CLS] and [SEP]
+    print(
+        f"rows      {index['row_mode']}, {index['sequence_length']} positions: "
+        f"{(totals['tokens'] - special) / positions:.2%} text, {special / positions:.2%} special tokens, "
+        f"{totals['padding']:.2%} padding"
+    )
 
 
 def synthetic(path: Path, megabytes: float) -> Path:
@@ -135,15 +168,15 @@ def time_reading(options: argparse.Namespace, folder: Path, index: dict) -> None
             if round_:  # the first imports and warms the page cache
                 speeds[name].append(steps * options.batch * options.length / (time.perf_counter() - began))
     median = {name: statistics.median(found) for name, found in speeds.items()}
-    need = GPUS * TOKENS_A_GPU
+    need = GPUS * POSITIONS_A_GPU
     print(
-        f"reading   {options.batch} x {options.length} tokens a batch, medians of {options.rounds} rounds; "
-        f"{GPUS} H200 are assumed to eat {need / 1e6:.0f}M tokens/s"
+        f"reading   {options.batch} x {options.length} positions, medians of {options.rounds} rounds; "
+        f"{GPUS} H200 are assumed to eat {need / 1e6:.0f}M positions/s"
     )
     for name, found in median.items():
         low, high = min(speeds[name]) / 1e6, max(speeds[name]) / 1e6
         spread = f"({low:.2f} to {high:.2f})"
-        print(f"  {name:25} {found / 1e6:7.2f}M tokens/s {spread}, {found / need:6.2f} of the need")
+        print(f"  {name:25} {found / 1e6:7.2f}M positions/s {spread}, {found / need:6.2f} of the need")
     slow = median.pop("one record a row, Grain")
     print(
         "  against one record a row: "

@@ -91,19 +91,19 @@ def table_row(student: str, topology: str) -> str:
     collectives = ", ".join(f"{each['count']} {each['kind']}" for each in record["collectives"])
     gigabytes = sum(each["bytes_sent"] for each in record["collectives"]) / 1e9
     times = " / ".join(f"{1e3 * seconds[name]:.1f}" for name in ("compute", "memory", "network"))
-    tokens = record["batch_size"] * record["sequence_length"]
+    positions = record["batch_size"] * record["sequence_length"]
     return (
         f"{start} {memory['total'] / 2**30:.2f} of {available:.1f} | {collectives} | {gigabytes:.2f} "
         f"| {times} "
         f"| {seconds['compute'] / high:.0%} to {seconds['compute'] / low:.0%} "
-        f"| {tokens / high / 1e6:.2f} to {tokens / low / 1e6:.2f} |"
+        f"| {positions / high / 1e6:.2f} to {positions / low / 1e6:.2f} |"
     )
 
 
 def format_table() -> str:
     header = (
         "| student | topology (chips) | GiB per chip | collectives per step | GB sent per chip "
-        "| ms at peak rates: compute / memory / network | MFU at most | M tokens/s at most |"
+        "| ms at peak rates: compute / memory / network | MFU at most | M positions/s at most |"
     )
     rows = [table_row(student, topology) for student in STUDENTS for topology in TOPOLOGIES]
     return "\n".join([header, "|---" * 8 + "|", *rows])

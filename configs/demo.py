@@ -34,7 +34,12 @@ def get_config(run: str = "student") -> ConfigDict:
                 "hidden_dropout_prob": 0.0,  # no overfitting in less than one epoch
                 "attention_probs_dropout_prob": 0.0,
             },
-            "data": {"tokenizer": {"vocab_size": 2048}, "sequence_length": 64, "validation_fraction": 0.05},
+            "data": {
+                "tokenizer": {"vocab_size": 2048},
+                "sequence_length": 64,
+                "row_mode": "packed",
+                "validation_fraction": 0.05,
+            },
             "train": {
                 "steps": steps,
                 "batch_size": 16,

@@ -61,6 +61,9 @@ class Tokenizer:
     sample_megabytes: float = 100.0  # amount of text to train the tokenizer on
 
 
+RowMode = Literal["wrapped", "packed", "sentence"]
+
+
 @dataclass(frozen=True)
 class Data:
     """The training and validation text, and the rows of tokens made of it."""
@@ -69,7 +72,9 @@ class Data:
     sources: tuple[Source, ...] = (Source(),)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     sequence_length: int = 128
-    row_mode: Literal["packed", "sentence"] = "packed"
+    # What a row holds. wrapped: text to its end, continued in the next row; packed: whole sentences;
+    # sentence: one sentence.
+    row_mode: RowMode = "wrapped"
     validation_fraction: float = 0.01  # fraction of the documents, selected by a hash of their text
     sentence_stride: int = 1  # keep one sentence of every n (the paper's corpus: 4)
     prefetch: int = 2  # batches read ahead

@@ -44,6 +44,7 @@ def get_config(run: str) -> ConfigDict:
                     "sources": [{"kind": "text", "path": "data/wikipedia-2015.txt.xz", "blank_lines": 2}],
                     "tokenizer": {"vocab_size": vocab_size},
                     "sequence_length": length,
+                    "row_mode": "packed",
                     "validation_fraction": 0.002,
                 },
                 "train": {"steps": steps, "batch_size": batch_size, "log_every": 100},

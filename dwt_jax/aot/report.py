@@ -42,7 +42,7 @@ def format_compile_report(step: CompiledStep) -> str:
     teacher = f"teacher {step.teacher}" if step.teacher else "no teacher"
     chip = step.topology.partition(":")[0]
     lines = [
-        f"compiled, not run: {step.batch_size} rows of {step.sequence_length} tokens on "
+        f"compiled, not run: {step.batch_size} rows of {step.sequence_length} positions on "
         f"{step.num_chips} x {chip} ({mesh})",
         f"student {step.student}, {teacher}; compiled in {step.compile_seconds:.0f} s",
         "",
@@ -88,11 +88,11 @@ def step_time_bounds(step: CompiledStep) -> tuple[float, float]:
 
 def _format_times(step: CompiledStep) -> list[str]:
     low, high = step_time_bounds(step)
-    compute, tokens = step.roofline_seconds["compute"], step.batch_size * step.sequence_length
+    compute, positions = step.roofline_seconds["compute"], step.batch_size * step.sequence_length
     bounds = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in step.roofline_seconds.items())
     return [
         f"at peak rates (bounds, not measurements): {bounds}",
         f"step: {1e3 * low:.2f} ms with full overlap, {1e3 * high:.2f} ms without; "
         f"MFU at most {compute / low:.0%}, {compute / high:.0%}; "
-        f"{tokens / low:,.0f}, {tokens / high:,.0f} tokens/s",
+        f"{positions / low:,.0f}, {positions / high:,.0f} positions/s",
     ]

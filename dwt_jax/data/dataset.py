@@ -27,6 +27,7 @@ class PackedDataset:
     sources: np.ndarray  # int64 [sources + 1]: the first row of each source, then the number of rows
     epoch_slots: np.ndarray  # int64 [sources + 1]: the first slot of each source, then the number of slots
     shard_documents: np.ndarray  # int64 [shards]: number of documents in the sources before the shard's
+    tokens_per_row: float  # mean over an epoch, without padding
 
 
 def open_dataset(path: Path, split: str, weights: Sequence[float] | None = None) -> PackedDataset:
@@ -67,6 +68,11 @@ def open_dataset(path: Path, split: str, weights: Sequence[float] | None = None)
         raise UserError(
             f"{path}: split '{split}' has no rows under the weights {weights}, expected at least one"
         )
+    tokens_per_epoch = sum(
+        count * source["tokens"] / source["rows"]
+        for count, source in zip(slots, split_sources, strict=True)
+        if count
+    )
     documents_before = dict(
         zip(map(id, split_sources), _offsets(source["documents"] for source in split_sources), strict=False)
     )
@@ -76,6 +82,7 @@ def open_dataset(path: Path, split: str, weights: Sequence[float] | None = None)
         sources=_offsets(source["rows"] for source in split_sources),
         epoch_slots=_offsets(slots),
         shard_documents=np.array([documents_before[id(source)] for source, _ in shards], np.int64),
+        tokens_per_row=tokens_per_epoch / sum(slots),
     )
 
 

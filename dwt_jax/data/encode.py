@@ -8,17 +8,22 @@ import itertools
 import os
 import signal
 import threading
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from dwt_jax.config import RowMode
 from dwt_jax.data.cached_wordpiece import EncodeFn, make_text_encoder
 from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
-from dwt_jax.data.packing import Sentences
+from dwt_jax.data.packing import Spans
 from dwt_jax.data.sentence_splitter import split_sentences
 from dwt_jax.data.sources import document_fingerprint
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.data.tokenizer_checks import wrap_tokenizer_errors
+
+# The words at which wrapped rows are cut. A change of these numbers changes the rows: raise FORMAT_VERSION.
+MIN_SEGMENT_TOKENS = 4  # of text, at the beginning and the end of a document
+MAX_WORD_TOKENS = 8  # a longer word may be cut
 
 
 class EncodeConfig(NamedTuple):
@@ -27,7 +32,7 @@ class EncodeConfig(NamedTuple):
     tokenizer: str  # directory
     tokenizer_digest: str
     length: int  # tokens of a row, with special tokens
-    row_mode: Literal["packed", "sentence"]
+    row_mode: RowMode
     sentence_stride: int
     validation_fraction: float
 
@@ -35,8 +40,8 @@ class EncodeConfig(NamedTuple):
 class EncodedChunk(NamedTuple):
     """One encoded chunk. Documents are numbered from 0 in each split; those without tokens have no number."""
 
-    train: Sentences
-    held_out: Sentences
+    train: Spans
+    held_out: Spans
     fingerprints: bytes  # 32 bytes for each document of the chunk
     text_bytes: int  # of UTF-8
 
@@ -60,7 +65,7 @@ def is_held_out(text_fingerprint: bytes, fraction: float) -> bool:
 
 
 def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
-    """Split documents into sentences, select by stride, tokenize without special tokens and cut to length.
+    """Split documents into sentences, select by stride, tokenize, and cut to spans that fit into a row.
 
     Args:
         texts: documents.
@@ -69,7 +74,7 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
     Raises:
         UserError: if the tokenizer fails on a text.
     """
-    encode_texts, dtype, space = _load_encode_fn(config)
+    encode_texts, dtype, space, continuation = _load_encode_fn(config)
     fingerprints = [document_fingerprint(text) for text in texts]
     sentences: list[str] = []
     document_ids: list[int] = []
@@ -90,21 +95,28 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
         ids = encode_texts(sentences)
     lengths = np.array([len(sentence_ids) for sentence_ids in ids], np.int64)
     tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
-    all_sentences = Sentences(tokens, lengths, np.array(document_ids, np.int64))
-    cut_sentences = _split_long_sentences if config.row_mode == "packed" else _truncate_sentences
-    pieces = cut_sentences(all_sentences, config.length - 2)
+    spans = Spans(tokens, lengths, np.array(document_ids, np.int64))
+    if config.row_mode == "wrapped":
+        spans = split_words(spans, continuation)
+    cut_long_spans = _truncate_spans if config.row_mode == "sentence" else _split_long_spans
+    spans = cut_long_spans(spans, config.length - 2)
     held_out = np.array([is_held_out(each, config.validation_fraction) for each in fingerprints], bool)
     return EncodedChunk(
-        train=_select_sentences(pieces, ~held_out[pieces.documents]),
-        held_out=_select_sentences(pieces, held_out[pieces.documents]),
+        train=_select_spans(spans, ~held_out[spans.documents]),
+        held_out=_select_spans(spans, held_out[spans.documents]),
         fingerprints=b"".join(fingerprints),
         text_bytes=sum(len(text.encode()) for text in texts),
     )
 
 
 @functools.lru_cache(maxsize=1)
-def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str]:
-    """(texts to ids, dtype of tokens, what precedes each sentence but the first of a document)"""
+def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str, np.ndarray]:
+    """What encoding needs of the tokenizer.
+
+    Returns:
+        (texts to ids, dtype of tokens, what precedes each sentence but the first of a document, whether a
+        token continues a word [vocab])
+    """
     tokenizer = load_hf_tokenizer(config.tokenizer)
     tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not the end of a segment
     vocab = load_vocabulary(config.tokenizer)
@@ -112,35 +124,65 @@ def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str]:
         make_text_encoder(tokenizer),
         token_dtype(len(vocab)),
         " " if vocab.word_prefix == "Ġ" else "",
+        vocab.continuation,
     )
 
 
-def _split_long_sentences(sentences: Sentences, max_tokens: int) -> Sentences:
-    """Split sentences of more than `max_tokens` tokens into pieces; drop empty ones."""
-    counts = -(-sentences.lengths // max_tokens)
+def split_words(sentences: Spans, continuation: np.ndarray) -> Spans:
+    """Split sentences into words, so that a row can end after any word.
+
+    A word is a token and the continuations that follow it in the sentence. Two rules bound what it costs:
+
+    - The first `MIN_SEGMENT_TOKENS` tokens of a document stay together, and so do the last: no row begins or
+      ends with less of a document, which would be two special tokens for three or fewer without context. (A
+      document of less than twice as many tokens is one span.)
+    - A word of more than `MAX_WORD_TOKENS` tokens may be cut anywhere. Otherwise text of a tokenizer that
+      marks few beginnings of words, as SentencePiece in Chinese, would leave rows far from full.
+
+    Args:
+        sentences: whole documents; empty sentences are dropped.
+        continuation: bool [vocab], whether a token continues a word.
+    """
+    num_tokens = len(sentences.tokens)
+    documents = np.repeat(sentences.documents, sentences.lengths)
+    starts_span = ~continuation[sentences.tokens]
+    starts_span[(np.cumsum(sentences.lengths) - sentences.lengths)[sentences.lengths > 0]] = True
+    word_lengths = np.diff(np.flatnonzero(starts_span), append=num_tokens)
+    starts_span |= np.repeat(word_lengths > MAX_WORD_TOKENS, word_lengths)
+    document_starts = np.flatnonzero(np.diff(documents, prepend=-1))
+    document_lengths = np.diff(document_starts, append=num_tokens)
+    position = np.arange(num_tokens) - np.repeat(document_starts, document_lengths)
+    num_following = np.repeat(document_lengths, document_lengths) - position
+    starts_span &= (position >= MIN_SEGMENT_TOKENS) & (num_following >= MIN_SEGMENT_TOKENS)
+    starts_span[document_starts] = True
+    starts = np.flatnonzero(starts_span)
+    return Spans(sentences.tokens, np.diff(starts, append=num_tokens), documents[starts])
+
+
+def _split_long_spans(spans: Spans, max_tokens: int) -> Spans:
+    """Split spans of more than `max_tokens` tokens; drop empty ones."""
+    counts = -(-spans.lengths // max_tokens)
     lengths = np.full(counts.sum(), max_tokens, np.int64)
     nonempty = counts > 0
-    lengths[np.cumsum(counts)[nonempty] - 1] = (sentences.lengths - (counts - 1) * max_tokens)[nonempty]
-    return Sentences(sentences.tokens, lengths, np.repeat(sentences.documents, counts))
+    lengths[np.cumsum(counts)[nonempty] - 1] = (spans.lengths - (counts - 1) * max_tokens)[nonempty]
+    return Spans(spans.tokens, lengths, np.repeat(spans.documents, counts))
 
 
-def _truncate_sentences(sentences: Sentences, max_tokens: int) -> Sentences:
-    """Keep the first `max_tokens` tokens of each sentence; drop empty ones."""
-    offsets = np.cumsum(sentences.lengths) - sentences.lengths
-    positions = np.arange(len(sentences.tokens)) - np.repeat(offsets, sentences.lengths)
-    nonempty = sentences.lengths > 0
-    lengths = np.minimum(sentences.lengths, max_tokens)
-    return Sentences(
-        sentences.tokens[positions < max_tokens], lengths[nonempty], sentences.documents[nonempty]
-    )
+def _truncate_spans(spans: Spans, max_tokens: int) -> Spans:
+    """Keep the first `max_tokens` tokens of each span; drop empty ones."""
+    offsets = np.cumsum(spans.lengths) - spans.lengths
+    positions = np.arange(len(spans.tokens)) - np.repeat(offsets, spans.lengths)
+    nonempty = spans.lengths > 0
+    lengths = np.minimum(spans.lengths, max_tokens)
+    return Spans(spans.tokens[positions < max_tokens], lengths[nonempty], spans.documents[nonempty])
 
 
-def _select_sentences(sentences: Sentences, mask: np.ndarray) -> Sentences:
-    """Select sentences, and number their documents from 0 without gaps. mask: bool [S]."""
-    documents = sentences.documents[mask]
+def _select_spans(spans: Spans, mask: np.ndarray) -> Spans:
+    """Select spans, and number their documents from 0 without gaps. mask: bool [S]."""
+    documents = spans.documents[mask]
     document_ids = np.cumsum(np.diff(documents, prepend=documents[:1]) != 0)
-    tokens = sentences.tokens[np.repeat(mask, sentences.lengths)]
-    return Sentences(tokens, sentences.lengths[mask], document_ids)
+    tokens = spans.tokens[np.repeat(mask, spans.lengths)]
+    return Spans(tokens, spans.lengths[mask], document_ids)
 
 
 def init_worker() -> None:

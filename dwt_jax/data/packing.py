@@ -1,18 +1,20 @@
-"""Pack sentences into rows, a chunk of documents at a time.
+"""Pack text into rows, a chunk of documents at a time.
 
-A row consists of segments and then padding. A segment is `[CLS] sentences [SEP]`, with consecutive
-sentences of one document. Nothing loops over tokens or sentences: one binary search finds, for all
-sentences at once, where a row that begins at that sentence would end. Only the chain of row starts is
-followed in Python.
+A span is text that no row cuts: a sentence, or with row_mode "wrapped" a word. A row consists of segments
+and then padding. A segment is `[CLS] spans [SEP]`, with consecutive spans of one document. Nothing loops
+over tokens or spans: only the chain of row starts is followed in Python, with one binary search a row.
 """
 
-from typing import Literal, NamedTuple
+import bisect
+from typing import NamedTuple
 
 import numpy as np
 
+from dwt_jax.config import RowMode
 
-class Sentences(NamedTuple):
-    """S consecutive sentences."""
+
+class Spans(NamedTuple):
+    """S consecutive spans."""
 
     tokens: np.ndarray  # [sum of lengths], without special tokens
     lengths: np.ndarray  # int64 [S], 1 to L - 2
@@ -31,7 +33,7 @@ class RowFormat(NamedTuple):
     """Layout of a row."""
 
     length: int  # L
-    row_mode: Literal["packed", "sentence"]
+    row_mode: RowMode
     pad_id: int
     cls_id: int
     sep_id: int
@@ -43,102 +45,104 @@ class RowFormat(NamedTuple):
         return np.dtype(np.uint8 if self.length // 3 <= 255 else np.uint16)
 
 
-def empty_sentences(dtype: np.dtype) -> Sentences:
-    """Return zero sentences with tokens of `dtype`."""
-    return Sentences(np.empty(0, dtype), np.empty(0, np.int64), np.empty(0, np.int64))
+def empty_spans(dtype: np.dtype) -> Spans:
+    """Return zero spans with tokens of `dtype`."""
+    return Spans(np.empty(0, dtype), np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def concat_sentences(first: Sentences, second: Sentences) -> Sentences:
-    """Concatenate sentences. Documents must be numbered through both."""
-    return Sentences(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+def concat_spans(first: Spans, second: Spans) -> Spans:
+    """Concatenate spans. Documents must be numbered through both."""
+    return Spans(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
 
 
-def pack_sentences(sentences: Sentences, row_format: RowFormat, last: bool) -> tuple[PackedRows, Sentences]:
-    """Pack sentences into rows in order; a sentence that does not fit begins the next row.
+def pack_spans(spans: Spans, row_format: RowFormat, last: bool) -> tuple[PackedRows, Spans]:
+    """Pack spans into rows in order; a span that does not fit begins the next row.
 
-    The rows do not depend on how the stream of sentences is divided into calls.
+    The rows do not depend on how the stream of spans is divided into calls.
 
     Args:
-        sentences: those left over by the previous call, then new ones.
-        row_format: layout of a row. In row_mode "sentence" each row holds one sentence.
-        last: whether no more sentences follow. If False, a row that could take more sentences is left over.
+        spans: those left over by the previous call, then new ones.
+        row_format: layout of a row. In row_mode "sentence" each row holds one span.
+        last: whether no more spans follow. If False, a row that could take more spans is left over.
 
     Returns:
-        (rows, the sentences left over for the next call)
+        (rows, the spans left over for the next call)
     """
-    num_sentences = len(sentences.lengths)
-    # Whether a sentence is the first of its document, or of this call.
-    starts_segment = np.ones(num_sentences, bool)
-    starts_segment[1:] = np.diff(sentences.documents) != 0
-    # Where each sentence ends if all of them are in one row, with [CLS] and [SEP] around each segment.
-    ends = np.cumsum(sentences.lengths + 2 * starts_segment)
-    # Where a row would begin whose first sentence is this one, preceded by [CLS].
-    row_begins = ends - sentences.lengths - 2
-    if row_format.row_mode == "packed":
-        next_row_start = np.searchsorted(ends, row_begins + row_format.length, side="right")
-    else:
-        next_row_start = np.arange(1, num_sentences + 1)
-    *chain, num_used = _follow_row_starts(next_row_start.tolist(), last or row_format.row_mode == "sentence")
-    row_starts = np.array(chain, np.int64)
-    rows = np.repeat(np.arange(len(row_starts)), np.diff(row_starts, append=num_used))
-    starts_segment = starts_segment[:num_used].copy()
+    num_spans = len(spans.lengths)
+    one_a_row = row_format.row_mode == "sentence"
+    # Whether a span is the first of its document, or of this call.
+    starts_segment = np.ones(num_spans, bool)
+    starts_segment[1:] = np.diff(spans.documents) != 0
+    # Where each span ends if all of them are in one row, with [CLS] and [SEP] around each segment.
+    ends = np.cumsum(spans.lengths + 2 * starts_segment)
+    # Where a row would begin whose first span is this one, preceded by [CLS].
+    row_begins = ends - spans.lengths - 2
+    row_starts = (
+        np.arange(num_spans + 1) if one_a_row else _row_starts(row_begins, ends, row_format.length, last)
+    )
+    row_starts, num_used = row_starts[:-1], int(row_starts[-1])
     starts_segment[row_starts] = True
-    used = Sentences(sentences.tokens, sentences.lengths[:num_used], sentences.documents[:num_used])
-    columns = ends[:num_used] - used.lengths - row_begins[row_starts][rows] - 1
-    packed_rows = _write_rows(used, rows, columns, starts_segment, used.documents[row_starts], row_format)
-    num_used_tokens = int(used.lengths.sum())
-    return packed_rows, Sentences(
-        sentences.tokens[num_used_tokens:], sentences.lengths[num_used:], sentences.documents[num_used:]
+    segment_starts = np.flatnonzero(starts_segment[:num_used])
+    segments = Spans(
+        spans.tokens,
+        np.add.reduceat(spans.lengths[:num_used], segment_starts),
+        spans.documents[segment_starts],
+    )
+    rows = np.searchsorted(row_starts, segment_starts, side="right") - 1
+    columns = row_begins[segment_starts] + 1 - row_begins[row_starts][rows]
+    packed_rows = _write_segments(segments, rows, columns, spans.documents[row_starts], row_format)
+    num_used_tokens = int(segments.lengths.sum())
+    return packed_rows, Spans(
+        spans.tokens[num_used_tokens:], spans.lengths[num_used:], spans.documents[num_used:]
     )
 
 
-def _follow_row_starts(next_row_start: list[int], last: bool) -> list[int]:
-    """The index of the first sentence of each complete row, then of the first sentence left over.
-
-    next_row_start: for each sentence, the first sentence of the next row if a row begins at it.
-    """
-    starts, current, total = [0], 0, len(next_row_start)
-    while current < total and (last or next_row_start[current] < total):
-        current = next_row_start[current]
-        starts.append(current)
-    return starts
-
-
-def _write_rows(
-    sentences: Sentences,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    starts_segment: np.ndarray,
-    documents: np.ndarray,
-    row_format: RowFormat,
-) -> PackedRows:
-    """Write each sentence into its row, with [CLS] and [SEP] around each segment.
+def _row_starts(row_begins: np.ndarray, ends: np.ndarray, length: int, last: bool) -> np.ndarray:
+    """The index of the first span of each complete row, then of the first span left over.
 
     Args:
-        sentences: S sentences; further tokens are ignored.
-        rows: int64 [S], the row of each sentence.
-        columns: int64 [S], where in its row each sentence begins.
-        starts_segment: bool [S], whether [CLS] precedes the sentence.
+        row_begins: int64 [S], where a row would begin whose first span is this one.
+        ends: int64 [S], where each span ends.
+        length: of a row.
+        last: whether the last row is complete although it could take more spans.
+    """
+    begin_view, end_view, total = memoryview(row_begins), memoryview(ends), len(ends)
+    starts = [0]
+    while (start := starts[-1]) < total:
+        row_end = begin_view[start] + length
+        next_start = bisect.bisect_right(end_view, row_end, start + 1, min(total, start + length))
+        if next_start == total and not last:
+            break
+        starts.append(next_start)
+    return np.array(starts, np.int64)
+
+
+def _write_segments(
+    segments: Spans, rows: np.ndarray, columns: np.ndarray, documents: np.ndarray, row_format: RowFormat
+) -> PackedRows:
+    """Write each segment into its row, with [CLS] and [SEP] around it.
+
+    Args:
+        segments: S spans that fill a segment each; further tokens are ignored.
+        rows: int64 [S], the row of each segment.
+        columns: int64 [S], where in its row the text of each segment begins.
         documents: int64 [R], the first document of each row.
         row_format: layout of a row.
     """
     tokens = np.full((len(documents), row_format.length), row_format.pad_id, row_format.dtype)
-    segments = np.zeros((len(documents), row_format.length), row_format.segment_dtype)
-    flat_tokens, flat_segments = tokens.reshape(-1), segments.reshape(-1)
+    segment_ids = np.zeros((len(documents), row_format.length), row_format.segment_dtype)
+    flat_tokens, flat_segment_ids = tokens.reshape(-1), segment_ids.reshape(-1)
     flat_starts = rows * row_format.length + columns
-    segment_numbers = sentences.documents - documents[rows] + 1
-    num_tokens = int(sentences.lengths.sum())
-    offsets = np.cumsum(sentences.lengths) - sentences.lengths
-    targets = np.repeat(flat_starts - offsets, sentences.lengths) + np.arange(num_tokens)
-    flat_tokens[targets] = sentences.tokens[:num_tokens]
-    flat_segments[targets] = np.repeat(segment_numbers, sentences.lengths)
-    # A sentence ends a segment if the next one starts one. The last sentence ends one, and the roll gives
-    # it the value of the first, which starts one.
-    ends_segment = np.roll(starts_segment, -1)
-    for mask, index, token in (
-        (starts_segment, flat_starts - 1, row_format.cls_id),
-        (ends_segment, flat_starts + sentences.lengths, row_format.sep_id),
+    segment_numbers = segments.documents - documents[rows] + 1
+    num_tokens = int(segments.lengths.sum())
+    offsets = np.cumsum(segments.lengths) - segments.lengths
+    targets = np.repeat(flat_starts - offsets, segments.lengths) + np.arange(num_tokens)
+    flat_tokens[targets] = segments.tokens[:num_tokens]
+    flat_segment_ids[targets] = np.repeat(segment_numbers, segments.lengths)
+    for index, token in (
+        (flat_starts - 1, row_format.cls_id),
+        (flat_starts + segments.lengths, row_format.sep_id),
     ):
-        flat_tokens[index[mask]] = token
-        flat_segments[index[mask]] = segment_numbers[mask]
-    return PackedRows(tokens, segments, documents)
+        flat_tokens[index] = token
+        flat_segment_ids[index] = segment_numbers
+    return PackedRows(tokens, segment_ids, documents)

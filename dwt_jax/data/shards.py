@@ -9,10 +9,10 @@ import numpy as np
 from dwt_jax.data.packing import (
     PackedRows,
     RowFormat,
-    Sentences,
-    concat_sentences,
-    empty_sentences,
-    pack_sentences,
+    Spans,
+    concat_spans,
+    empty_spans,
+    pack_spans,
 )
 from dwt_jax.errors import UserError
 from dwt_jax.renamed_keys import RENAMED_KEYS
@@ -24,7 +24,7 @@ ARRAY_NAMES = ("tokens", "segments", "documents")
 
 
 class ShardWriter:
-    """Packs and writes the rows of one source in one split, as sentences arrive."""
+    """Packs and writes the rows of one source in one split, as spans arrive."""
 
     def __init__(self, directory: Path, source: int, row_format: RowFormat, shard_bytes: int):
         """Open no file yet.
@@ -37,18 +37,18 @@ class ShardWriter:
         """
         self._directory, self._source, self._row_format = directory, source, row_format
         self._shard_rows = max(1, shard_bytes // (row_format.length * row_format.dtype.itemsize))
-        self._pending = empty_sentences(row_format.dtype)
+        self._pending = empty_spans(row_format.dtype)
         self._buffer: PackedRows | None = None
         self._num_buffered = 0
         self._shards: list[dict[str, Any]] = []
         self._num_documents = self._num_tokens = 0
 
-    def add(self, sentences: Sentences) -> None:
-        """Add the sentences of further documents, numbered from 0."""
-        if len(sentences.lengths):
-            documents = sentences.documents + self._num_documents
+    def add(self, spans: Spans) -> None:
+        """Add the spans of further documents, numbered from 0."""
+        if len(spans.lengths):
+            documents = spans.documents + self._num_documents
             self._num_documents = int(documents[-1]) + 1
-            self._pack(concat_sentences(self._pending, sentences._replace(documents=documents)), last=False)
+            self._pack(concat_spans(self._pending, spans._replace(documents=documents)), last=False)
 
     def finish(self) -> dict[str, Any]:
         """Write the remaining rows.
@@ -65,8 +65,8 @@ class ShardWriter:
             "shards": self._shards,
         }
 
-    def _pack(self, sentences: Sentences, last: bool) -> None:
-        packed_rows, self._pending = pack_sentences(sentences, self._row_format, last)
+    def _pack(self, spans: Spans, last: bool) -> None:
+        packed_rows, self._pending = pack_spans(spans, self._row_format, last)
         self._num_tokens += int(np.count_nonzero(packed_rows.segments))
         start, total = 0, len(packed_rows.documents)
         while start < total:

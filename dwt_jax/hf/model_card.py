@@ -265,18 +265,21 @@ def _model_section(model: ModelConfig, heads: Sequence[str]) -> str:
 def _training_section(config: Config, summary: Mapping[str, Any], step: int) -> str:
     train, data = config.train, config.data
     sources = ", ".join(f"{s.kind}" + (f" `{Path(s.path).name}`" if s.path else "") for s in data.sources)
-    tokens = step * train.batch_size * data.sequence_length
+    num_rows, data_stats = step * train.batch_size, summary.get("data", {})
+    counts = f"{format_count(num_rows * data.sequence_length)} positions"
+    if "tokens_per_row" in data_stats:
+        counts += f", {format_count(num_rows * data_stats['tokens_per_row'])} tokens without padding"
     learning_rate = config.optimizer.learning_rate
     lines = [
         "## Training",
-        f"* {step:,} of {train.steps:,} steps of {train.batch_size} rows of {data.sequence_length} tokens "
-        f"({format_count(tokens)} positions), seed {config.seed}",
+        f"* {step:,} of {train.steps:,} steps of {train.batch_size} rows of {data.sequence_length} positions "
+        f"({counts}), seed {config.seed}",
         f"* data: {sources}; {config.mlm.probability:.0%} of the tokens predicted",
         f"* {_OPTIMIZER_NAMES[config.optimizer.kind]}, learning rate {learning_rate.value:g} "
         f"({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), "
         f"weight decay {config.optimizer.weight_decay:g}",
     ]
-    if data_stats := summary.get("data"):
+    if data_stats:
         lines[2] += f"; {data_stats['train_tokens']:,} tokens in {data_stats['train_documents']:,} documents"
     return "\n".join(lines)
 

@@ -349,9 +349,10 @@ def _flops_per_second(jobs: Sequence[Job]) -> float | None:
             speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second")]
             if speeds:
                 summary, config = read_json(job.workdir / "summary.json"), job.config
-                tokens = summary["steps"] * config.train.batch_size * config.data.sequence_length
+                # Runs of earlier versions recorded no tokens per row.
+                row_tokens = summary.get("data", {}).get("tokens_per_row", config.data.sequence_length)
                 total_flops += summary["flops"]["total"]
-                seconds += tokens / statistics.median(speeds)
+                seconds += summary["steps"] * config.train.batch_size * row_tokens / statistics.median(speeds)
     if seconds:
         return total_flops / seconds
     import jax

@@ -257,7 +257,7 @@ CONTROLLED_SETTINGS = {
     "data (digest)": ("run.data_digest",),
     "steps": ("train.steps", "train.epochs"),
     "rows a step": ("train.batch_size",),
-    "tokens a row": ("data.sequence_length",),
+    "positions a row": ("data.sequence_length",),
     "student's size": ("model.",),
     "masks": ("mlm.",),
     "optimizer and learning rate": ("optimizer.",),

@@ -36,7 +36,8 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
         f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), "
         f"{run.policy.compute_dtype}; "
         f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
-        f"{train_config.steps} steps of {train_config.batch_size} x {run.config.data.sequence_length} tokens"
+        f"{train_config.steps} steps of {train_config.batch_size} rows of "
+        f"{run.config.data.sequence_length} positions ({run.rows.tokens_per_row:.1f} tokens)"
     )
     if update_flops := optimizer_flops(run.config.optimizer, model):
         metric_writer.log_message(
@@ -154,10 +155,11 @@ def _init_summary(growth: GrowthSource) -> dict[str, Any]:
     }
 
 
-def _data_sizes(run: RunContext) -> dict[str, int]:
+def _data_sizes(run: RunContext) -> dict[str, float]:
     index = read_json(run.data / "index.json")
-    return {
+    sizes = {
         f"{split}_{unit}": index["splits"][split][unit]
         for split in ("train", "held_out")
         for unit in ("documents", "tokens")
     }
+    return {**sizes, "tokens_per_row": run.rows.tokens_per_row}

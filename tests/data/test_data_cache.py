@@ -43,7 +43,7 @@ def test_data_path_must_match_the_config(tokenizer_dir, corpus, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*WORDPIECE.special_tokens, "a"]))
     for change, message in [
         ({"sequence_length": 64}, "data.sequence_length is 64, expected 32"),
-        ({"row_mode": "sentence"}, "data.row_mode is sentence, expected packed"),
+        ({"row_mode": "sentence"}, "data.row_mode is sentence, expected wrapped"),
         ({"tokenizer": Tokenizer(path=str(tmp_path / "vocab.txt"))}, "data.tokenizer.path is .*vocab.txt"),
         (
             {"path": str(tmp_path / "gone")},

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dwt_jax.config import Source
 from dwt_jax.data import dataset
 from dwt_jax.data.batch import Batch
+from dwt_jax.data.prepare import prepare_data
 from dwt_jax.errors import UserError
+from helpers.prepared_data import data_config, silent
 
 LENGTH = 8
 
@@ -25,7 +28,7 @@ def write(directory: Path, sizes: list[list[int]]) -> np.ndarray:
     tokens = np.arange(sum(map(sum, sizes)) * LENGTH).astype(np.uint16).reshape(-1, LENGTH)
     sources, start = [], 0
     for source, shards in enumerate(sizes):
-        entry = {"rows": sum(shards), "documents": sum(shards), "shards": []}
+        entry = {"rows": sum(shards), "tokens": LENGTH * sum(shards), "documents": sum(shards), "shards": []}
         document = 0
         for number, size in enumerate(shards):
             name = f"{source:03d}-{number:05d}"
@@ -66,6 +69,24 @@ def test_row_counts_and_document_ids(three):
     opened = dataset.open_dataset(three[0], "train")
     assert dataset.num_rows(opened) == dataset.rows_per_epoch(opened) == 2000
     np.testing.assert_array_equal(dataset.first_document_ids(opened), np.arange(2000))
+
+
+def test_tokens_per_row_is_the_mean_of_an_epoch(tokenizer_dir, texts, tmp_path):
+    """Of a mixture of full rows and of rows with much padding."""
+    (tmp_path / "text").mkdir()
+    for name, documents in (("long", texts[:30]), ("short", texts[30:])):
+        (tmp_path / "text" / name).write_text("\n".join(documents))
+    sources = [
+        Source(kind="text", path=str(tmp_path / "text" / "long"), documents="file"),
+        Source(kind="text", path=str(tmp_path / "text" / "short"), documents="lines", weight=3),
+    ]
+    data = data_config(tokenizer_dir, *sources, row_mode="sentence", sequence_length=128)
+    prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    opened = dataset.open_dataset(tmp_path / "out", "train", [1, 3])
+    rows = dataset.read_rows(opened, dataset.row_indices(opened, 0, 0, dataset.rows_per_epoch(opened)))
+    assert opened.tokens_per_row == pytest.approx((rows.segment_ids > 0).sum() / len(rows.tokens))
+    unweighted = dataset.open_dataset(tmp_path / "out", "train")
+    assert abs(opened.tokens_per_row - unweighted.tokens_per_row) > 0.1
 
 
 @pytest.mark.parametrize("number", [-1, 2000])

@@ -2,10 +2,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwt_jax.data.packing import RowFormat, Sentences, concat_sentences, empty_sentences, pack_sentences
+from dwt_jax.data.packing import RowFormat, Spans, concat_spans, empty_spans, pack_spans
 from helpers.prepared_data import CLS, PAD, SEP, pack_naively
 
-ROW_FORMATS = [RowFormat(length, "packed", PAD, CLS, SEP, np.dtype(np.uint16)) for length in (8, 13, 1000)]
+ROW_FORMATS = [
+    RowFormat(length, row_mode, PAD, CLS, SEP, np.dtype(np.uint16))
+    for length in (8, 13, 1000)
+    for row_mode in ("packed", "wrapped")  # which differ in what a span is
+]
 
 
 @settings(deadline=None)
@@ -18,30 +22,26 @@ def test_rows_do_not_depend_on_the_division_into_calls(row_format, lengths, docu
     """And are the naive packer's; with rows of 1000 some hold more than 255 segments' worth."""
     numbers = iter(range(10, 60000))
     documents = [[[next(numbers) for _ in range(n)] for n in document] for document in lengths]
-    pending = empty_sentences(row_format.dtype)
+    pending = empty_spans(row_format.dtype)
     packed_rows = []
     for start in range(0, len(documents), documents_a_call):
         flat = [
             (i, ids) for i, d in enumerate(documents[start : start + documents_a_call], start) for ids in d
         ]
         tokens = np.array([t for _, ids in flat for t in ids], np.uint16)
-        new_sentences = Sentences(
-            tokens, np.array([len(ids) for _, ids in flat]), np.array([i for i, _ in flat])
-        )
-        packed, pending = pack_sentences(concat_sentences(pending, new_sentences), row_format, last=False)
+        new_spans = Spans(tokens, np.array([len(ids) for _, ids in flat]), np.array([i for i, _ in flat]))
+        packed, pending = pack_spans(concat_spans(pending, new_spans), row_format, last=False)
         packed_rows.append(packed)
-    packed_rows.append(pack_sentences(pending, row_format, last=True)[0])
+    packed_rows.append(pack_spans(pending, row_format, last=True)[0])
     rows = [row for packed in packed_rows for row in zip(*(array.tolist() for array in packed), strict=True)]
     assert rows == pack_naively(documents, row_format.length)
 
 
 def test_more_than_255_segments_in_a_row():
-    row_format = ROW_FORMATS[2]
+    row_format = ROW_FORMATS[-1]
     count = 300
     ones = np.ones(count, np.int64)
-    packed, _ = pack_sentences(
-        Sentences(np.full(count, 9, np.uint16), ones, np.arange(count)), row_format, last=True
-    )
+    packed, _ = pack_spans(Spans(np.full(count, 9, np.uint16), ones, np.arange(count)), row_format, last=True)
     assert packed.segments.dtype == np.uint16
     assert packed.segments.max() == 300
     assert packed.tokens.tolist() == [[CLS, 9, SEP] * 300 + [PAD] * 100]

@@ -1,6 +1,7 @@
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import subprocess
@@ -27,19 +28,24 @@ from helpers.prepared_data import (
     pack_naively,
     read_split,
     silent,
+    wrap_naively,
 )
 
 
+@pytest.mark.parametrize("row_mode", ["wrapped", "packed"])
 @pytest.mark.parametrize("length", [8, 32, 128])
-def test_packed_rows_equal_the_naive_packer(tokenizer_dir, texts, corpus, tmp_path, length):
-    data = data_config(tokenizer_dir, corpus, sequence_length=length)
+def test_rows_equal_the_naive_packer(tokenizer_dir, texts, corpus, tmp_path, length, row_mode):
+    data = data_config(tokenizer_dir, corpus, sequence_length=length, row_mode=row_mode)
     index = prepare_data(data, tmp_path / "out", workers=1, log=silent, shard_bytes=length * 2 * 50)
     for split, in_split in (
         ("train", lambda t: hash_fraction(t) >= 0.2),
         ("held_out", lambda t: hash_fraction(t) < 0.2),
     ):
-        expected = pack_naively(
-            [encode_sentences(tokenizer_dir, text) for text in texts if in_split(text)], length
+        documents = [encode_sentences(tokenizer_dir, text) for text in texts if in_split(text)]
+        expected = (
+            pack_naively(documents, length)
+            if row_mode == "packed"
+            else wrap_naively(documents, length, continuation_ids(tokenizer_dir))
         )
         assert read_split(tmp_path / "out", split) == expected
         totals = index["splits"][split]
@@ -53,9 +59,28 @@ def test_packed_rows_equal_the_naive_packer(tokenizer_dir, texts, corpus, tmp_pa
     assert sum(index["splits"][split]["documents"] for split in index["splits"]) == len(texts) - 2
 
 
-def test_documents_can_be_read_back(tokenizer_dir, texts, corpus, tmp_path):
+def continuation_ids(tokenizer_dir: Path) -> set[int]:
+    tokens = tokenizer.load_vocabulary(tokenizer_dir).tokens
+    return {i for i, token in enumerate(tokens) if token.startswith("##")}
+
+
+@pytest.mark.parametrize("length", [64, 128])
+def test_wrapped_rows_are_full_and_cut_no_word(tokenizer_dir, texts, corpus, tmp_path, length):
+    data = data_config(tokenizer_dir, corpus, row_mode="wrapped", sequence_length=length)
+    index = prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    rows = read_split(tmp_path / "out", "train")
+    last_row_padding = rows[-1][1].count(0) / (len(rows) * length)
+    assert index["splits"]["train"]["padding"] - last_row_padding < 0.02
+    continuations = continuation_ids(tokenizer_dir)
+    for tokens, _, _ in rows:
+        assert not any(t in continuations for cls, t in itertools.pairwise(tokens) if cls == CLS)
+
+
+@pytest.mark.parametrize("row_mode", ["wrapped", "packed"])
+def test_documents_can_be_read_back(tokenizer_dir, texts, corpus, tmp_path, row_mode):
     """From the rows alone: the tokens of segment s of a row belong to document first + s − 1."""
-    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "out", workers=1, log=silent)
+    data = data_config(tokenizer_dir, corpus, row_mode=row_mode)
+    prepare_data(data, tmp_path / "out", workers=1, log=silent)
     documents: dict[int, list[int]] = {}
     for tokens, segments, first in read_split(tmp_path / "out", "train"):
         for segment in range(1, max(segments) + 1):
@@ -133,13 +158,25 @@ def test_sentence_stride(tokenizer_dir, texts, corpus, tmp_path):
 # What the output depends on
 
 
+@pytest.mark.parametrize("row_mode", ["wrapped", "packed", "sentence"])
+def test_same_output_for_any_chunks(tokenizer_dir, corpus, tmp_path, monkeypatch, row_mode):
+    data = data_config(tokenizer_dir, corpus, row_mode=row_mode)
+    hashes = []
+    for chars in (1, 5000, 1 << 20):
+        monkeypatch.setattr("dwt_jax.data.prepare.CHUNK_CHARS", chars)
+        prepare_data(data, tmp_path / str(chars), workers=1, log=silent)
+        hashes.append(file_hashes(tmp_path / str(chars)))
+    assert hashes[0] == hashes[1] == hashes[2]
+
+
 @pytest.mark.slow
-def test_same_output_for_any_number_of_workers(tokenizer_dir, texts, tmp_path):
+@pytest.mark.parametrize("row_mode", ["wrapped", "packed"])
+def test_same_output_for_any_number_of_workers(tokenizer_dir, texts, tmp_path, row_mode):
     path = tmp_path / "many.jsonl"
     draw = random.Random(1)
     many = ["\n".join(draw.choices(texts, k=40)) for _ in range(30)]  # several chunks of a megabyte
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in many))
-    data = data_config(tokenizer_dir, Source(kind="jsonl", path=str(path)))
+    data = data_config(tokenizer_dir, Source(kind="jsonl", path=str(path)), row_mode=row_mode)
     for workers in (1, 2):
         prepare_data(data, tmp_path / f"out{workers}", workers=workers, log=silent)
     assert file_hashes(tmp_path / "out1") == file_hashes(tmp_path / "out2")
@@ -175,6 +212,7 @@ def test_digest_depends_on_the_content_only(tokenizer_dir, corpus, tmp_path):
         "c": {"sentence_stride": 2},
         "d": {"validation_fraction": 0.3},
         "e": {"row_mode": "sentence"},
+        "f": {"row_mode": "packed"},
     }.items():
         other = prepare_data(
             data_config(tokenizer_dir, corpus, **changes), tmp_path / name, workers=1, log=silent
@@ -239,7 +277,7 @@ def test_index_describes_config_and_tokenizer(tokenizer_dir, corpus, tmp_path):
     index = prepare_data(data, tmp_path / "out", workers=1, log=silent)
     assert index == json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["data"] == json.loads(json.dumps(dataclasses.asdict(data)))
-    assert (index["sequence_length"], index["row_mode"], index["dtype"]) == (32, "packed", "uint16")
+    assert (index["sequence_length"], index["row_mode"], index["dtype"]) == (32, "wrapped", "uint16")
     assert index["tokenizer"]["vocab_size"] == 1000
     assert index["tokenizer"]["digest"] == tokenizer.tokenizer_digest(tokenizer_dir)
 

@@ -80,6 +80,61 @@ def pack_naively(documents: list[list[list[int]]], length: int) -> list[tuple[li
     return rows
 
 
+def wrap_cuts(document: list[list[int]], continuations: set[int]) -> list[int]:
+    """After how many of a document's tokens a wrapped row may end: between words, and inside long ones.
+
+    Not after fewer than 4 tokens, nor with fewer than 4 left.
+    """
+    cuts, size = [], sum(map(len, document))
+    words: list[list[int]] = []
+    for sentence in document:
+        for i, token in enumerate(sentence):
+            if i and token in continuations:
+                words[-1].append(token)
+            else:
+                words.append([token])
+    end = 0
+    for word in words:
+        inside = range(end + 1, end + len(word)) if len(word) > 8 else ()
+        end += len(word)
+        cuts += [cut for cut in (*inside, end) if 4 <= cut <= size - 4 or cut == size]
+    return cuts
+
+
+def wrap_naively(
+    documents: list[list[list[int]]], length: int, continuations: set[int]
+) -> list[tuple[list[int], list[int], int]]:
+    """As `pack_naively`, but each row takes as much of a document as fits into it."""
+    rows, row, segments, first = [], [], [], 0
+    number = -1
+
+    def close():
+        nonlocal row, segments
+        padding = [PAD] * (length - len(row))
+        rows.append((row + padding, segments + [0] * len(padding), first))
+        row, segments = [], []
+
+    for document in documents:
+        rest = [token for sentence in document for token in sentence]
+        cuts = wrap_cuts(document, continuations)
+        number += bool(rest)
+        while rest:
+            fitting = [cut for cut in cuts if 0 < cut <= length - 2 - len(row)]
+            if not fitting and row:
+                close()
+                continue
+            size = fitting[-1] if fitting else length - 2
+            first = first if row else number
+            segments += [segments[-1] + 1 if segments else 1] * (size + 2)
+            row += [CLS, *rest[:size], SEP]
+            rest, cuts = rest[size:], [cut - size for cut in cuts]
+            if rest:
+                close()
+    if row:
+        close()
+    return rows
+
+
 def read_split(directory: Path, split: str) -> list[tuple[list[int], list[int], int]]:
     split_data = dataset.open_dataset(directory, split)
     rows = dataset.read_rows(split_data, np.arange(dataset.num_rows(split_data)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from dwt_jax.text_format import format_count
 from helpers.runs import dwt, make_project
 from helpers.torch_models import SMALL, torch_model
 
@@ -92,6 +93,9 @@ def test_the_card_says_what_the_run_says(project):
     }
     assert f"{summary['held_out']['held_out_loss']:.4f}" in body
     assert f"{summary['data']['train_tokens']:,} tokens" in body
+    rows = 12 * 8
+    num_tokens = format_count(rows * summary["data"]["tokens_per_row"])
+    assert f"({format_count(rows * 32)} positions, {num_tokens} tokens without padding)" in body
     assert str(project) not in card  # nobody's folders are published
 
 

@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from dwt_jax.config import Config, Data, Train
 from dwt_jax.errors import UserError
 from dwt_jax.study import manifest, runner, sweep_html, sweep_tables
 from dwt_jax.study import results as study_results
@@ -366,3 +368,13 @@ def test_killed_anywhere_the_report_is_the_same(small_study, finished_study, tmp
     assert completed.returncode == 0, completed.stderr
     assert (workdir / "report.csv").read_text() == expected
     shutil.rmtree(workdir)
+
+
+def test_flops_per_second_counts_tokens_as_the_log_does(tmp_path):
+    """10 steps of 4 rows with 50 tokens and padding, at 100 tokens/s: 20 s."""
+    config = Config(train=Train(batch_size=4), data=Data(sequence_length=64))
+    job = SimpleNamespace(kind="train", is_done=lambda: True, workdir=tmp_path, config=config)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10, "tokens_per_second": 100}) + "\n")
+    summary = {"steps": 10, "flops": {"total": 1e9}, "data": {"tokens_per_row": 50}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert runner._flops_per_second([job]) == pytest.approx(1e9 / 20)
