@@ -96,7 +96,8 @@ class Data:
 class Mlm:
     """Masked language modelling: which tokens are predicted, and what replaces them in the input."""
 
-    probability: float = 0.15  # fraction of a row's tokens that are predicted
+    # Fraction of a row's tokens that are predicted. Evaluation always predicts 15 %.
+    probability: Schedule = field(default_factory=lambda: Schedule(value=0.15))
     mask_token_share: float = 0.8  # fraction of those replaced by [MASK]
     random_token_share: float = 0.1  # fraction of those replaced by a random token; the rest stay
     whole_word: bool = False  # mask all tokens of a word or none

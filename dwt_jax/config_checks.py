@@ -68,13 +68,13 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield from _check_minimum(data.tokenizer, "data.tokenizer", 100, "vocab_size")
     if data.tokenizer.sample_megabytes <= 0:
         yield f"data.tokenizer.sample_megabytes is {data.tokenizer.sample_megabytes}, expected more than 0"
-    if not 0 < mlm.probability < 1:
-        yield f"mlm.probability is {mlm.probability}, expected a share above 0 and below 1"
-    if round(mlm.probability * data.sequence_length) < 1:
-        yield (
-            f"mlm.probability is {mlm.probability}, expected at least one prediction in "
-            f"{data.sequence_length} tokens"
-        )
+    yield from _schedule_problems(mlm.probability, "mlm.probability")
+    prefix = f"mlm.probability {'is' if mlm.probability.kind == 'constant' else 'goes to'}"
+    for probability in mlm.probability.stage_values():
+        if not 0 < probability < 1:
+            yield f"{prefix} {probability}, expected a share above 0 and below 1"
+        if round(probability * data.sequence_length) < 1:
+            yield f"{prefix} {probability}, expected at least one prediction in {data.sequence_length} tokens"
     yield from _check_fraction(mlm, "mlm", "mask_token_share", "random_token_share")
     if mlm.mask_token_share + mlm.random_token_share > 1 + 1e-9:
         total = mlm.mask_token_share + mlm.random_token_share
