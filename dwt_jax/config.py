@@ -16,13 +16,16 @@ from dwt_jax.remap.methods import GrowthOptions
 class Schedule:
     """A number as a function of the step, with times as fractions of the run from 0 to 1.
 
+    Wherever a config has a schedule, a plain number means a constant.
+
     Every kind first rises linearly from 0 to `value` over `warmup_fraction`. After that:
 
     - constant: stays at `value`.
     - linear, cosine: changes from `value` at `decay_start` (or the end of the warmup, if later) to
       `end` at `decay_end`, and stays at `end`.
-    - warmup_stable_decay: the same as linear; the name says that `decay_start` is late.
-    - piecewise: `value` before `decay_start`, `end` from there on (two stages).
+    - warmup_stable_decay: the same along `decay_type`; the name says that `decay_start` is late.
+    - piecewise: `value` before `decay_start`, `end` from there on (two stages). With `boundaries`: `value`
+      before the first of them, `boundary_values[i]` from `boundaries[i]` on.
     - until_matched (only for `distill.alpha_soft`): `value` times a factor that falls from 1 to 0 as
       the student's smoothed hard loss approaches the teacher's (see objectives/schedules.py).
     """
@@ -35,6 +38,20 @@ class Schedule:
     warmup_fraction: float = 0.0
     decay_start: float = 0.0
     decay_end: float = 1.0
+    # warmup_stable_decay: how the rest of the decay falls with t, the share of it that is over. Named as in
+    # transformers' get_wsd_schedule; 1-sqrt is that of Hägele et al. 2024 (arXiv 2405.18392).
+    decay_type: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    boundaries: tuple[float, ...] = ()  # piecewise: where its stages begin, but for the first
+    boundary_values: tuple[float, ...] = ()  # piecewise: one value for each of the boundaries
+
+    def stage_values(self) -> tuple[float, ...]:
+        """Return the values between which the schedule changes, in their order."""
+        later_values: tuple[float, ...] = (self.end,)
+        if self.kind in ("constant", "until_matched"):
+            later_values = ()
+        elif self.boundaries:
+            later_values = self.boundary_values
+        return (*((0.0,) if self.warmup_fraction > 0 else ()), self.value, *later_values)
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,8 @@ class Data:
 class Mlm:
     """Masked language modelling: which tokens are predicted, and what replaces them in the input."""
 
-    probability: float = 0.15  # fraction of a row's tokens that are predicted
+    # Fraction of a row's tokens that are predicted. Evaluation always predicts 15 %.
+    probability: Schedule = field(default_factory=lambda: Schedule(value=0.15))
     mask_token_share: float = 0.8  # fraction of those replaced by [MASK]
     random_token_share: float = 0.1  # fraction of those replaced by a random token; the rest stay
     whole_word: bool = False  # mask all tokens of a word or none

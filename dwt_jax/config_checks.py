@@ -1,5 +1,6 @@
 """Check the values of a `Config`, alone and in combination. This module does not import jax."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -67,13 +68,13 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield from _check_minimum(data.tokenizer, "data.tokenizer", 100, "vocab_size")
     if data.tokenizer.sample_megabytes <= 0:
         yield f"data.tokenizer.sample_megabytes is {data.tokenizer.sample_megabytes}, expected more than 0"
-    if not 0 < mlm.probability < 1:
-        yield f"mlm.probability is {mlm.probability}, expected a share above 0 and below 1"
-    if round(mlm.probability * data.sequence_length) < 1:
-        yield (
-            f"mlm.probability is {mlm.probability}, expected at least one prediction in "
-            f"{data.sequence_length} tokens"
-        )
+    yield from _schedule_problems(mlm.probability, "mlm.probability")
+    prefix = f"mlm.probability {'is' if mlm.probability.kind == 'constant' else 'goes to'}"
+    for probability in mlm.probability.stage_values():
+        if not 0 < probability < 1:
+            yield f"{prefix} {probability}, expected a share above 0 and below 1"
+        if round(probability * data.sequence_length) < 1:
+            yield f"{prefix} {probability}, expected at least one prediction in {data.sequence_length} tokens"
     yield from _check_fraction(mlm, "mlm", "mask_token_share", "random_token_share")
     if mlm.mask_token_share + mlm.random_token_share > 1 + 1e-9:
         total = mlm.mask_token_share + mlm.random_token_share
@@ -104,6 +105,8 @@ def _init_problems(config: Config) -> Iterator[str]:
 
 
 def _schedule_problems(schedule: Schedule, name: str) -> Iterator[str]:
+    if schedule.kind == "until_matched" and name != "distill.alpha_soft":
+        yield f"{name}.kind is 'until_matched', expected that for distill.alpha_soft only"
     yield from _check_minimum(schedule, name, 0, "value", "end")
     yield from _check_fraction(schedule, name, "warmup_fraction", "decay_start", "decay_end")
     if schedule.kind in ("linear", "cosine", "warmup_stable_decay"):
@@ -113,11 +116,28 @@ def _schedule_problems(schedule: Schedule, name: str) -> Iterator[str]:
                 f"{name}.decay_end is {schedule.decay_end}, expected more than its decay_start or "
                 f"warmup_fraction ({start})"
             )
+    if schedule.decay_type != "linear" and schedule.kind != "warmup_stable_decay":
+        yield f"{name}.decay_type is {schedule.decay_type!r}, expected kind 'warmup_stable_decay' with it"
+    yield from _stage_problems(schedule, name)
 
 
-def _ends_at_zero(schedule: Schedule) -> bool:
-    last = schedule.value if schedule.kind in ("constant", "until_matched") else schedule.end
-    return last == 0
+def _stage_problems(schedule: Schedule, name: str) -> Iterator[str]:
+    """Yield one line for each problem of `boundaries` and `boundary_values`."""
+    boundaries, values = schedule.boundaries, schedule.boundary_values
+    if len(boundaries) != len(values):
+        yield (
+            f"{name}.boundary_values has {len(values)} entries, expected as many as {name}.boundaries "
+            f"({len(boundaries)})"
+        )
+    if boundaries and schedule.kind != "piecewise":
+        yield f"{name}.kind is {schedule.kind!r}, expected 'piecewise' with boundaries"
+    if boundaries and (schedule.end, schedule.decay_start) != (Schedule.end, Schedule.decay_start):
+        yield f"{name}.end or decay_start is set, expected neither beside boundaries"
+    is_increasing = all(a < b for a, b in itertools.pairwise((0, *boundaries, 1)))
+    if boundaries and not is_increasing:
+        yield f"{name}.boundaries is {list(boundaries)}, expected increasing shares above 0 and below 1"
+    if min(values, default=0) < 0:
+        yield f"{name}.boundary_values is {list(values)}, expected at least 0"
 
 
 def _objective_problems(config: Config) -> Iterator[str]:
@@ -128,21 +148,15 @@ def _objective_problems(config: Config) -> Iterator[str]:
     if not config.teacher.path and distill.alpha_soft != Schedule():
         yield "distill.alpha_soft is set, expected teacher.path to name a teacher (it is empty)"
     nonzero_weight = "a non-zero loss weight at the end of training"
-    if _ends_at_zero(hard):
+    if hard.stage_values()[-1] == 0:
         if not config.teacher.path and hard.value == 0:
             yield f"distill.alpha_hard is 0 and teacher.path is empty, expected {nonzero_weight}"
-        if _ends_at_zero(distill.alpha_soft) or distill.alpha_soft.kind == "until_matched":
+        soft = distill.alpha_soft
+        if soft.stage_values()[-1] == 0 or soft.kind == "until_matched":
             yield f"distill.alpha_hard and distill.alpha_soft both end at 0, expected {nonzero_weight}"
     for key in ("alpha_hard", "alpha_soft", "temperature"):
-        schedule = getattr(distill, key)
-        yield from _schedule_problems(schedule, f"distill.{key}")
-        if schedule.kind == "until_matched" and key != "alpha_soft":
-            yield f"distill.{key}.kind is 'until_matched', expected that for distill.alpha_soft only"
-    temperature = distill.temperature
-    lowest = temperature.value if temperature.kind == "constant" else min(temperature.value, temperature.end)
-    if temperature.warmup_fraction > 0:
-        lowest = 0
-    if lowest <= 0:
+        yield from _schedule_problems(getattr(distill, key), f"distill.{key}")
+    if (lowest := min(distill.temperature.stage_values())) <= 0:
         yield f"distill.temperature goes down to {lowest}, expected more than 0"
     yield from _check_fraction(distill, "distill", "drop_fraction")
     yield from _check_minimum(distill, "distill", 0, "loss_chunk_rows")
@@ -160,8 +174,6 @@ def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
         name: its dotted key, with which each line begins.
     """
     yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate")
-    if optimizer.learning_rate.kind == "until_matched":
-        yield f"{name}.learning_rate.kind is 'until_matched', expected that for distill.alpha_soft only"
     yield from _check_minimum(optimizer, name, 0, "weight_decay", "clip_norm", "adam_lr_ratio")
     yield from _check_minimum(optimizer, name, 1, "ns_steps")
     if optimizer.eps < 1e-30:  # else 0/0 where a gradient is 0: embeddings of tokens that never occur
@@ -199,7 +211,7 @@ def _training_problems(config: Config) -> Iterator[str]:
 
 def _learning_rate_problems(optimizer: Optimizer) -> Iterator[str]:
     """The step relies on updates that cannot overflow."""
-    rate, key = max(optimizer.learning_rate.value, optimizer.learning_rate.end), "optimizer.learning_rate"
+    rate, key = max(optimizer.learning_rate.stage_values()), "optimizer.learning_rate"
     if optimizer.kind == "muon" and optimizer.adam_lr_ratio > 1:
         rate, key = rate * optimizer.adam_lr_ratio, f"{key} x optimizer.adam_lr_ratio"
     if rate > 1e6:

@@ -2,7 +2,8 @@
 
 A config file is Python with a function `get_config(arg)` that returns an `ml_collections.ConfigDict`
 or a dict of the values that differ from the defaults in config.py. Precedence, from lowest to highest:
-the defaults, a `distill.preset`, the file, `--config.key=value` on the command line.
+the defaults, a `distill.preset`, the file, `--config.key=value` on the command line. A plain number in
+place of a `Schedule` is a constant.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dwt_jax.config import Config
+from dwt_jax.config import Config, Schedule
 from dwt_jax.config_checks import check
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, model_config_type
@@ -247,15 +248,25 @@ def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> Non
             raise _unknown_key_error(".".join(parents[: i + 1]), key, hints)
         kind = hints[key]
         if key not in node:  # one default entry of a list, so that a field of it can be set
-            node[key] = [config_to_dict(get_args(kind)[0]())] if _is_tuple_type(kind) else {}
+            node[key] = _default_entries(kind) if _is_tuple_type(kind) else {}
+        if kind is Schedule and not isinstance(node[key], Mapping):  # a number, of which fields are set
+            node[key] = {"value": node[key]}
         node = node[key]
         if not isinstance(node, (dict, list)):
             raise UserError(
                 f"config: '{dotted}' does not exist, '{'.'.join(parents[: i + 1])}' is a plain value"
             )
+    if _is_tuple_type(kind) and not dataclasses.is_dataclass(get_args(kind)[0]):
+        raise UserError(f"--config.{dotted}: expected the whole list: --config.{'.'.join(parents)}=[…]")
     if not isinstance(node, dict):
         raise UserError(f"--config.{dotted}: expected a field of the entry, e.g. --config.{dotted}.path=…")
     node[last] = _CommandLineText(text)
+
+
+def _default_entries(kind: Any) -> list[Any]:
+    """Return one default entry of a list of groups; a list of plain values begins empty."""
+    entry = get_args(kind)[0]
+    return [config_to_dict(typing.cast(Any, entry)())] if dataclasses.is_dataclass(entry) else []
 
 
 class _CommandLineText(str):
@@ -277,6 +288,8 @@ def _build_value(kind: Any, value: Any, path: str) -> Any:
     if kind is ModelConfig and isinstance(value, Mapping):
         kind = _model_config_type(value, path)
     if dataclasses.is_dataclass(kind):
+        if kind is Schedule and not isinstance(value, Mapping):
+            return _constant_schedule(value, path)
         if not isinstance(value, Mapping):
             keys = ", ".join(f"{path}.{name}" for name in _field_types(kind, path))
             raise UserError(f"config: {path} is {str(value)!r}, expected a group with the keys {keys}")
@@ -295,6 +308,15 @@ def _build_value(kind: Any, value: Any, path: str) -> Any:
             raise UserError(f"config: {path} is {value!r}, expected a list")
         return tuple(_build_value(get_args(kind)[0], item, f"{path}.{i}") for i, item in enumerate(value))
     return parse_scalar(kind, value, path)
+
+
+def _constant_schedule(value: Any, path: str) -> Schedule:
+    """Return the schedule that a plain number means."""
+    try:
+        return Schedule(value=parse_scalar(float, value, path))
+    except UserError as error:
+        keys = ", ".join(_field_types(Schedule, path))
+        raise UserError(f"{error} or a group with the keys {keys}") from None
 
 
 def _model_config_type(tree: Mapping[str, Any], path: str) -> type[ModelConfig]:

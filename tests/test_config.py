@@ -115,8 +115,14 @@ def test_did_you_mean():
         ("data.sources", {"kind": "text"}, "list"),
         ("data.sources", ["builtin"], "data.sources.0"),
         ("data.sources", [{"kind": "txet", "path": "x"}], "data.sources.0.kind"),
-        ("optimizer.learning_rate", 1e-3, "optimizer.learning_rate.value"),
-        ("distill.temperature", 2, "distill.temperature.value"),
+        ("optimizer.learning_rate", "fast", "a number or a group with the keys kind, value, end"),
+        ("optimizer.learning_rate", None, "a number or a group"),
+        ("distill.temperature", [2], "a number or a group"),
+        ("distill.temperature", True, "a number or a group"),
+        ("mlm.probability", float("nan"), "a number or a group"),
+        ("mlm.probability.boundaries", 0.5, "list"),
+        ("mlm.probability.boundary_values", ["x"], "mlm.probability.boundary_values.0"),
+        ("optimizer.learning_rate.decay_type", "sqrt", "did you mean '1-sqrt'?"),
         ("train", 5, "train.steps"),
         ("model", None, "model.hidden_size"),
     ],
@@ -148,6 +154,9 @@ def test_a_wrong_type_in_a_file(key, value, expected):
         ("data.sources.0", "x", "data.sources.0"),
         ("data.sources.0.pth", "x", "did you mean 'data.sources.0.path'?"),
         ("data.sources.0.weight", "heavy", "data.sources.0.weight"),
+        ("optimizer.learning_rate", "3e-3x", "a number or a group with the keys kind, value, end"),
+        ("mlm.probability.boundaries", "0.5", "list"),
+        ("mlm.probability.boundaries.0", "0.5", "the whole list: --config.mlm.probability.boundaries=[…]"),
     ],
 )
 def test_a_wrong_type_on_the_command_line(key, text, expected):
@@ -166,6 +175,12 @@ def test_a_group_that_is_none_with_a_key_below_it(overrides):
     complaint({"data": None, "train": None}, overrides)
 
 
+STAGES = {
+    "mlm.probability": 0.4,
+    "mlm.probability.kind": "piecewise",
+    "mlm.probability.boundaries": [0.3, 0.6],
+    "mlm.probability.boundary_values": [0.3, 0.2],
+}
 IMPOSSIBLE = [
     # (settings, the key that the message must name)
     ({"seed": -1}, "seed"),
@@ -202,6 +217,20 @@ IMPOSSIBLE = [
     ({"mlm.probability": 0}, "mlm.probability"),
     ({"mlm.probability": 1}, "mlm.probability"),
     ({"mlm.probability": 0.003}, "mlm.probability"),  # 0.4 of a token
+    ({"mlm.probability": 0.4, "mlm.probability.kind": "linear"}, "mlm.probability goes to 0.0"),
+    ({"mlm.probability": 0.4, "mlm.probability.warmup_fraction": 0.1}, "mlm.probability"),  # rises from 0
+    ({"mlm.probability.kind": "linear", "mlm.probability.end": 0.4}, "mlm.probability goes to 1.0"),
+    ({"mlm.probability": 0.4, "mlm.probability.kind": "until_matched"}, "mlm.probability.kind"),
+    ({**STAGES, "mlm.probability.boundaries": [0.5]}, "mlm.probability.boundary_values"),
+    ({**STAGES, "mlm.probability.boundaries": [0.5, 0.5]}, "mlm.probability.boundaries"),
+    ({**STAGES, "mlm.probability.boundaries": [0, 0.5]}, "mlm.probability.boundaries"),
+    ({**STAGES, "mlm.probability.boundaries": [0.5, 1]}, "mlm.probability.boundaries"),
+    ({**STAGES, "mlm.probability.kind": "constant"}, "mlm.probability.kind"),
+    ({**STAGES, "mlm.probability.end": 0.2}, "mlm.probability.end"),
+    ({**STAGES, "mlm.probability.decay_start": 0.2}, "decay_start"),
+    ({**STAGES, "mlm.probability.boundary_values": [0.3, 1]}, "mlm.probability goes to 1.0"),
+    ({**STAGES, "mlm.probability.boundary_values": [0.3, -1]}, "mlm.probability.boundary_values"),
+    ({"optimizer.learning_rate.decay_type": "1-sqrt"}, "optimizer.learning_rate.decay_type"),
     ({"mlm.mask_token_share": -0.1}, "mlm.mask_token_share"),
     ({"mlm.random_token_share": 1.1}, "mlm.random_token_share"),
     ({"mlm.mask_token_share": 0.8, "mlm.random_token_share": 0.3}, "mlm.random_token_share"),
@@ -293,19 +322,20 @@ def test_impossible_settings(overrides, key):
     assert "expected" in message
 
 
+SCHEDULES = re.compile(
+    r"^distill\.(alpha_hard|alpha_soft|temperature)|^optimizer\.learning_rate|^mlm\.probability"
+)
+
+
 def test_every_setting_is_checked_or_free():
     """Every number of Config has an impossible value above, or is listed here as having none."""
     free = set()
     numbers = {
-        re.sub(r"^distill\.(alpha_hard|alpha_soft|temperature)|^optimizer\.learning_rate", "schedule", key)
+        SCHEDULES.sub("schedule", key)
         for key, value in flatten_dict(config_to_dict(Config())).items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    tried = {
-        re.sub(r"^distill\.(alpha_hard|alpha_soft|temperature)|^optimizer\.learning_rate", "schedule", key)
-        for overrides, _ in IMPOSSIBLE
-        for key in overrides
-    }
+    tried = {SCHEDULES.sub("schedule", key) for overrides, _ in IMPOSSIBLE for key in overrides}
     assert numbers - tried - free <= {"mesh.tensor"}
 
 
@@ -401,7 +431,7 @@ settings_of_a_run = st.fixed_dictionaries(
         "seed": st.integers(0, 2**32 - 1),
         "train.batch_size": st.integers(1, 10**6),
         "model.layer_norm_eps": st.floats(1e-30, 1),
-        "mlm.probability": st.floats(0.01, 0.99),
+        "mlm.probability.value": st.floats(0.01, 0.99),
         "mlm.whole_word": st.booleans(),
         "teacher.path": st.text("ab /é\"'", min_size=1, max_size=5),
         "distill.preset": st.sampled_from(["custom", "paper_decay", "knowledge_inheritance"]),
@@ -411,6 +441,65 @@ settings_of_a_run = st.fixed_dictionaries(
         "platform": st.sampled_from(["any", "cpu", "gpu", "tpu"]),
     },
 )
+
+
+@pytest.mark.parametrize("number", [3e-3, 1, "3e-3"])
+def test_a_number_in_place_of_a_schedule_is_a_constant(number):
+    expected = Schedule(value=float(number))
+    if not isinstance(number, str):
+        assert build_config(with_("optimizer.learning_rate", number)).optimizer.learning_rate == expected
+    for raw in (MINIMAL, with_("optimizer.learning_rate", {"kind": "linear", "warmup_fraction": 0.1})):
+        config = build_config(raw, {"optimizer.learning_rate": str(number)})
+        assert config.optimizer.learning_rate == expected  # nothing is left of a schedule below it
+    preset = with_("distill", {"preset": "paper_decay", "alpha_soft": 2})
+    assert build_config(preset).distill.alpha_soft == Schedule(value=2.0)
+
+
+def test_fields_of_a_schedule_may_be_added_to_a_number():
+    expected = Schedule("linear", value=0.4, end=0.15)
+    fields = {"mlm.probability.kind": "linear", "mlm.probability.end": "0.15"}
+    assert build_config(with_("mlm.probability", 0.4), fields).mlm.probability == expected
+    assert build_config(MINIMAL, {"mlm.probability": "0.4", **fields}).mlm.probability == expected
+    # The later of two wins.
+    assert build_config(MINIMAL, {**fields, "mlm.probability": "0.3"}).mlm.probability == Schedule(value=0.3)
+
+
+def test_config_json_has_the_fields_of_a_schedule_and_an_older_one_a_number():
+    config = build_config(with_("mlm.probability", 0.4))
+    written = json.loads(json.dumps(config_to_dict(config)))
+    assert written["mlm"]["probability"]["value"] == 0.4
+    assert written["mlm"]["probability"]["kind"] == "constant"
+    older = {**written, "mlm": {**written["mlm"], "probability": 0.4}}
+    older["optimizer"] = json.loads(json.dumps(written["optimizer"]))
+    for key in ("decay_type", "boundaries", "boundary_values"):
+        del older["optimizer"]["learning_rate"][key]
+    assert build_config(older) == config
+
+
+def test_stages_of_a_file_and_of_the_command_line():
+    stages = {
+        key: json.dumps(value) if isinstance(value, list) else str(value) for key, value in STAGES.items()
+    }
+    line = build_config(MINIMAL, stages)
+    assert line.mlm.probability == Schedule(
+        "piecewise", value=0.4, boundaries=(0.3, 0.6), boundary_values=(0.3, 0.2)
+    )
+    assert build_config(json.loads(json.dumps(config_to_dict(line)))) == line
+    assert line.mlm.probability.stage_values() == (0.4, 0.3, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Schedule(value=3.0, end=9.0), (3,)),
+        (Schedule(value=3.0, warmup_fraction=0.1), (0, 3)),
+        (Schedule("linear", 3.0, 1.0), (3, 1)),
+        (Schedule("piecewise", 3.0, 1.0, decay_start=0.5), (3, 1)),
+        (Schedule("until_matched", 3.0, 1.0), (3,)),
+    ],
+)
+def test_stage_values(schedule, expected):
+    assert schedule.stage_values() == expected
 
 
 @given(settings_of_a_run)

@@ -274,7 +274,7 @@ def _training_section(config: Config, summary: Mapping[str, Any], step: int) -> 
         "## Training",
         f"* {step:,} of {train.steps:,} steps of {train.batch_size} rows of {data.sequence_length} positions "
         f"({counts}), seed {config.seed}",
-        f"* data: {sources}; {config.mlm.probability:.0%} of the tokens predicted",
+        f"* data: {sources}; {_format_schedule(config.mlm.probability, '.0%')} of the tokens predicted",
         f"* {_OPTIMIZER_NAMES[config.optimizer.kind]}, learning rate {learning_rate.value:g} "
         f"({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), "
         f"weight decay {config.optimizer.weight_decay:g}",
@@ -322,13 +322,19 @@ def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
     )
 
 
-def _format_schedule(schedule: Schedule) -> str:
+def _format_schedule(schedule: Schedule, number: str = "g") -> str:
+    """Return a schedule in words, with its values in the format `number`."""
     if schedule.kind == "constant":
-        return f"{schedule.value:g}"
+        return f"{schedule.value:{number}}"
     if schedule.kind == "until_matched":
-        return f"{schedule.value:g} until the student is as good as the teacher"
-    span = f"{schedule.kind}, from {schedule.decay_start:.0%} to {schedule.decay_end:.0%} of the steps"
-    return f"{schedule.value:g} to {schedule.end:g} ({span})"
+        return f"{schedule.value:{number}} until the student is as good as the teacher"
+    if schedule.boundaries:
+        stages = zip(schedule.boundaries, schedule.boundary_values, strict=True)
+        later = "".join(f", {value:{number}} from {start:.0%} of the steps on" for start, value in stages)
+        return f"{schedule.value:{number}}{later}"
+    kind = schedule.kind if schedule.decay_type == "linear" else f"{schedule.kind} by {schedule.decay_type}"
+    span = f"{kind}, from {schedule.decay_start:.0%} to {schedule.decay_end:.0%} of the steps"
+    return f"{schedule.value:{number}} to {schedule.end:{number}} ({span})"
 
 
 def _results_section(held_out: Mapping[str, Any] | None) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dwt_jax.config import Config
     from dwt_jax.data.batch import Batch
     from dwt_jax.data.tokenizer import Vocabulary
-    from dwt_jax.objectives.targets import Targets
+    from dwt_jax.objectives.targets import PredictionCounts, Targets
 
 OBJECTIVES = {"mlm": "dwt_jax.objectives.mlm"}
 """The name of an objective (`OBJECTIVE` of a model family) and its module."""
@@ -39,10 +39,22 @@ class ObjectiveModule(Protocol):
         """Return an objective of the right shapes where there is no tokenizer: to compile or to count."""
 
     def predictions_per_row(self, objective: Objective, length: int) -> int:
-        """Return P, the number of labels of a row of `length` tokens."""
+        """Return P, the highest number of labels of a row of `length` tokens."""
 
-    def make_targets(self, batch: "Batch", keys: "jax.Array", objective: Objective) -> "Targets":
-        """Return inputs and labels of a batch, drawn by a key for each row."""
+    def scheduled_predictions(self, config: "Config") -> "PredictionCounts | None":
+        """Return by the step how many labels rows have; None if that is the same at every step."""
+
+    def make_targets(
+        self,
+        batch: "Batch",
+        keys: "jax.Array",
+        objective: Objective,
+        num_predictions: "jax.Array | None" = None,
+    ) -> "Targets":
+        """Return inputs and labels of a batch, drawn by a key for each row.
+
+        Where `num_predictions` is given, int [L + 1], a row with n tokens has `num_predictions[n]` labels.
+        """
 
 
 def objective_module(objective: Objective | str) -> ObjectiveModule:

@@ -4,6 +4,7 @@ Masks are drawn on the device, with a key for each row (see `targets.row_keys`),
 depend on how the batch is laid over devices. (Devlin et al. 2019, section 3.1).
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -12,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Config, Mlm
+from dwt_jax.config import Config, Mlm, Schedule
 from dwt_jax.data.batch import Batch
 from dwt_jax.data.tokenizer import Vocabulary
-from dwt_jax.objectives.targets import Targets
+from dwt_jax.objectives.schedules import schedule_values
+from dwt_jax.objectives.targets import PredictionCounts, Targets
 
 
 class MaskingVocab(NamedTuple):
@@ -40,53 +42,89 @@ class MaskingVocab(NamedTuple):
 
 @dataclass(frozen=True)
 class MlmObjective:
-    """Masked language modelling with the shares of a config over a vocabulary."""
+    """Masked language modelling with the shares of a config over a vocabulary.
+
+    The probability of `config` is a constant, the highest of the run: it determines the shapes.
+    """
 
     config: Mlm
     vocabulary: MaskingVocab
     name: ClassVar[str] = "mlm"
 
+    @property
+    def probability(self) -> float:
+        """Share of a row's tokens that are predicted, at most."""
+        return self.config.probability.value
+
 
 def make_objective(config: Config, vocabulary: Vocabulary) -> MlmObjective:
     """Return the objective of `config.mlm`."""
-    return MlmObjective(config.mlm, MaskingVocab.from_vocabulary(vocabulary, config.mlm.whole_word))
+    return _objective(config.mlm, MaskingVocab.from_vocabulary(vocabulary, config.mlm.whole_word))
 
 
 def make_evaluation_objective(vocabulary: Vocabulary) -> MlmObjective:
     """Return the original masking, 15 % of the tokens and 80/10/10, whatever a run was trained with."""
-    return MlmObjective(Mlm(), MaskingVocab.from_vocabulary(vocabulary, whole_word=False))
+    return _objective(Mlm(), MaskingVocab.from_vocabulary(vocabulary, whole_word=False))
 
 
 def abstract_objective(config: Config, vocab_size: int) -> MlmObjective:
     """Return `config.mlm` over a vocabulary of which only the size is known: shapes and program are right."""
     bits = bytes(-(-vocab_size // 8)) if config.mlm.whole_word else b""
     # Which ids are special changes constants alone.
-    return MlmObjective(config.mlm, MaskingVocab(vocab_size, 4, tuple(range(5)), bits))
+    return _objective(config.mlm, MaskingVocab(vocab_size, 4, tuple(range(5)), bits))
+
+
+def _objective(config: Mlm, vocabulary: MaskingVocab) -> MlmObjective:
+    """Return the objective without what may change from step to step, so that schedules share a program."""
+    highest = Schedule(value=max(config.probability.stage_values()))
+    return MlmObjective(dataclasses.replace(config, probability=highest), vocabulary)
+
+
+def scheduled_predictions(config: Config) -> PredictionCounts | None:
+    """Return the numbers of predictions of all steps; None if they are the same at every step."""
+    schedule, steps = config.mlm.probability, max(config.train.steps, 1)
+    if schedule.kind == "constant":
+        return None
+    values = schedule_values(schedule, steps, np.float64)
+    # A rounding error may take an interpolated value beyond the ends, and its row beyond P predictions.
+    stages = schedule.stage_values()
+    return PredictionCounts(np.clip(values, min(stages), max(stages)), config.data.sequence_length)
 
 
 def predictions_per_row(objective: MlmObjective, length: int) -> int:
-    """Return the number of predictions of a full row of `length` tokens."""
-    return max(1, round(objective.config.probability * length))
+    """Return the number of predictions of a full row of `length` tokens, the highest of the run."""
+    return max(1, round(objective.probability * length))
 
 
-def make_targets(batch: Batch, keys: jax.Array, objective: MlmObjective) -> Targets:
+def make_targets(
+    batch: Batch, keys: jax.Array, objective: MlmObjective, num_predictions: jax.Array | None = None
+) -> Targets:
     """Draw the predictions of each row.
 
-    A row with n tokens (specials counted, padding not) has round(probability · n) predictions: exactly P
-    where it is full, else the rest weighs 0. Special tokens and padding are never predicted. With
-    `whole_word`, words are taken whole, in random order, as long as they fit, so that a row may stay below
-    its number by less than a word.
+    A row with n tokens (specials counted, padding not) has round(probability · n) predictions. A full row
+    has exactly P at the highest probability of the run; in all others the rest weighs 0. Special tokens and
+    padding are never predicted. With `whole_word`, words are taken whole, in random order, as long as they
+    fit, so that a row may stay below its number by less than a word.
 
     Args:
         batch: tokens and segment ids, int [B, L].
         keys: one random key a row [B].
         objective: probabilities and vocabulary.
+        num_predictions: number of predictions of a row by its number of tokens, int [L + 1]; None: that of
+            the objective's probability.
     """
     tokens, segment_ids = jnp.asarray(batch.tokens, jnp.int32), jnp.asarray(batch.segment_ids, jnp.int32)
-    return jax.vmap(functools.partial(_mask_row, objective=objective))(tokens, segment_ids, keys)
+    mask_row = functools.partial(_mask_row, objective=objective, table=num_predictions)
+    return jax.vmap(mask_row)(tokens, segment_ids, keys)
 
 
-def _mask_row(tokens: jax.Array, segment_ids: jax.Array, key: jax.Array, objective: MlmObjective) -> Targets:
+def _mask_row(
+    tokens: jax.Array,
+    segment_ids: jax.Array,
+    key: jax.Array,
+    objective: MlmObjective,
+    table: jax.Array | None,
+) -> Targets:
     """Return the targets of one row [L]."""
     mlm, vocabulary, length = objective.config, objective.vocabulary, tokens.shape[0]
     max_predictions = predictions_per_row(objective, length)
@@ -94,8 +132,8 @@ def _mask_row(tokens: jax.Array, segment_ids: jax.Array, key: jax.Array, objecti
     special = jnp.isin(tokens, jnp.array(vocabulary.special_ids, jnp.int32))
     candidate = (segment_ids > 0) & ~special
     num_tokens = (segment_ids > 0).sum()
-    # A table, because rounding in fp32 is not Python's: at some rates a full row would lack one.
-    table = jnp.array([predictions_per_row(objective, n) for n in range(length + 1)], jnp.int32)
+    if table is None:  # not computed from num_tokens, because rounding in fp32 is not Python's
+        table = jnp.array([predictions_per_row(objective, n) for n in range(length + 1)], jnp.int32)
     num_predictions = table[num_tokens]
     uniform = jax.random.uniform(choose_key, (length,))
     if mlm.whole_word:

@@ -1,5 +1,6 @@
-"""Scheduled numbers: learning rate, α_h, α_s and temperature as functions of the step."""
+"""Scheduled numbers: learning rate, α_h, α_s, temperature and masking rate as functions of the step."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -24,35 +25,54 @@ def build_schedule(schedule: Schedule, steps: int) -> optax.Schedule:
     warmup_steps = round(schedule.warmup_fraction * steps)
     decay_start = max(round(schedule.decay_start * steps), warmup_steps)
     decay_steps = max(round(schedule.decay_end * steps) - decay_start, 1)
-    if schedule.kind in ("constant", "until_matched"):
+    shape = schedule.decay_type if schedule.kind == "warmup_stable_decay" else schedule.kind
+    if shape in ("constant", "until_matched"):
         main_schedule = optax.constant_schedule(value)
-    elif schedule.kind == "piecewise":
+    elif shape == "piecewise":
+        boundaries = [max(round(share * steps), warmup_steps) for share in schedule.boundaries]
+        values = (value, *schedule.boundary_values) if boundaries else (value, end)
         main_schedule = optax.join_schedules(
-            [optax.constant_schedule(value), optax.constant_schedule(end)], [decay_start]
+            [optax.constant_schedule(x) for x in values], boundaries or [decay_start]
         )
-    elif schedule.kind == "cosine":
-        main_schedule = optax.join_schedules(
-            [
-                optax.constant_schedule(value),
-                lambda n: end + (value - end) * optax.cosine_decay_schedule(1.0, decay_steps)(n),
-            ],
-            [decay_start],
-        )
-    else:  # linear, warmup_stable_decay
+    elif shape == "linear":
         main_schedule = optax.linear_schedule(value, end, decay_steps, decay_start)
+    else:
+        make_decay = {"cosine": _cosine, "1-sqrt": _one_minus_sqrt}[shape]
+        decay = make_decay(decay_steps)
+        main_schedule = optax.join_schedules(
+            [optax.constant_schedule(value), lambda n: end + (value - end) * decay(n)], [decay_start]
+        )
     if not warmup_steps:
         return main_schedule
     warmup_schedule = optax.linear_schedule(0.0, value, warmup_steps)
     return lambda step: jnp.where(step < warmup_steps, warmup_schedule(step), main_schedule(step))
 
 
-def schedule_values(schedule: Schedule, steps: int) -> np.ndarray:
-    """Return the values of all steps of a run, float32 [steps].
+def _cosine(decay_steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(1.0, decay_steps)
+
+
+def _one_minus_sqrt(decay_steps: int) -> optax.Schedule:
+    """Return 1 − √t, from 1 to 0, with t = step / decay_steps (Hägele et al. 2024, arXiv 2405.18392)."""
+    return lambda step: 1 - jnp.sqrt(jnp.clip(step / decay_steps, 0, 1))
+
+
+def schedule_values(
+    schedule: Schedule, steps: int, dtype: type[np.float32 | np.float64] = np.float32
+) -> np.ndarray:
+    """Return the values of all steps of a run, [steps].
 
     A resumed run computes all of them too, so that it reads the same bits.
+
+    Args:
+        schedule: the kind and its parameters.
+        steps: number of steps of the run.
+        dtype: in which they are computed. In float64 a constant, or a stage of `piecewise`, is exactly the
+            number of the config.
     """
-    step = jnp.arange(steps)
-    return np.asarray(jnp.broadcast_to(build_schedule(schedule, steps)(step), step.shape), np.float32)
+    with jax.enable_x64(dtype == np.float64):
+        step = jnp.arange(steps)
+        return np.asarray(jnp.broadcast_to(build_schedule(schedule, steps)(step), step.shape), dtype)
 
 
 def zero_from(values: np.ndarray) -> int:

@@ -1,9 +1,11 @@
 """What an objective makes of a batch: inputs of the model, and labels at some of its positions."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 EVALUATION_SEED = 20230518  # fixed: the same targets for every model that is ever compared
 
@@ -29,6 +31,19 @@ class Targets:
     def num_predictions(self) -> jax.Array:
         """Return the number of predictions as an fp32 scalar, at least 1."""
         return jnp.maximum(self.weights.sum(), 1)
+
+
+class PredictionCounts:
+    """Numbers of predictions by step and number of tokens, computed where they are indexed by the step."""
+
+    def __init__(self, probabilities: np.ndarray, length: int) -> None:
+        """Take float64 probabilities [steps] and the length L of a row."""
+        self.probabilities, self.length = probabilities, length
+
+    def __getitem__(self, steps: Any) -> np.ndarray:
+        """Return round(probability · n), at least 1, for n from 0 to L: int32 [..., L + 1]."""
+        shares = self.probabilities[steps, None] * np.arange(self.length + 1)
+        return np.maximum(1, np.rint(shares)).astype(np.int32)  # rint rounds as Python's round does
 
 
 def row_keys(seed: jax.Array | int, step: jax.Array | int, rows: jax.Array) -> jax.Array:

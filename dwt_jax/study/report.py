@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dwt_jax.config import Init
+from dwt_jax.config import Config, Schedule
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
@@ -42,6 +42,13 @@ MUST_MATCH_KEYS = ("model.", "mlm.", "train.steps", "run.data_digest", "held-out
 
 GROWTH_KEYS = ("model.weighted_norm", "model.gated_layers")
 """Keys that only a grown model has; they do not prevent a comparison."""
+
+_DEFAULT_SETTINGS = {
+    key: value
+    for key, value in flatten_dict(config_to_dict(Config())).items()
+    if not key.startswith("model.")  # these depend on the family
+}
+"""What a setting is that the config of an older version lacks."""
 
 DOWNSTREAM_DIR = "downstream"
 """Directory of fine-tunings beside the runs, one per run (`dwt finetune --workdir=downstream/NAME`)."""
@@ -87,7 +94,7 @@ class RunRecord:
         """Return config, data and environment by dotted key."""
         identity = {f"run.{key}": value for key, value in self.identity.items()}
         return {
-            **flatten_dict({"init": config_to_dict(Init())}),  # for runs of versions without it
+            **_DEFAULT_SETTINGS,
             **flatten_dict(self.config),
             **identity,
             "held-out predictions": self.summary["held_out"].get("predictions"),
@@ -256,13 +263,21 @@ def _read_run(name: str, path: Path) -> RunRecord:
         role="student",
         teacher="",
         path=path,
-        config=read_json(path / "config.json"),
+        config=_read_config(path / "config.json"),
         identity=read_json(path / "run.json") if (path / "run.json").exists() else {},
         summary=summary,
         metrics=read_jsonl(path / "metrics.jsonl"),
         evaluations=[by_step[step] for step in sorted(by_step)],
         documents=read_document_losses(path / "documents.npz"),
     )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read a run's config; the masking rate of an older version is a number."""
+    config = read_json(path)
+    if not isinstance(rate := config["mlm"]["probability"], Mapping):
+        config["mlm"]["probability"] = config_to_dict(Schedule(value=rate))
+    return config
 
 
 def read_document_losses(path: Path) -> tuple[np.ndarray, np.ndarray] | None:

@@ -134,12 +134,23 @@ def describe_schedule(schedule: Mapping[str, Any]) -> str:
         return value + rise
     if kind == "until_matched":
         return f"{value} until the teacher is matched{rise}"
+    if boundaries := schedule.get("boundaries"):
+        stages = zip(boundaries, schedule["boundary_values"], strict=True)
+        return value + "".join(f", from {_format_percent(at)} on {x:g}" for at, x in stages) + rise
     if kind == "piecewise":
         return f"{value}, from {_format_percent(decay_start)} on {end}{rise}"
     name = kind.replace("_", "-")
+    if (decay_type := schedule.get("decay_type", "linear")) != "linear":
+        name += f" ({decay_type})"
     span = f" from {_format_percent(decay_start)}" if decay_start > warmup else ""
     span += f" to {_format_percent(decay_end)}" if decay_end != 1 else ""
     return f"{value} → {end} {name}{span}{rise}"
+
+
+def _describe_masks(probability: Mapping[str, Any]) -> str:
+    if probability["kind"] == "constant":
+        return f"{_format_percent(probability['value'])} of the tokens"
+    return f"{describe_schedule(probability)}, as a share of the tokens"
 
 
 def describe_loss_weights(config: Mapping[str, Any]) -> str:
@@ -273,7 +284,7 @@ def controlled_settings_table(study: "RunComparisonStudy") -> ReportTable:
     config = students[0].config
     values = {
         "student's size": _model_size(students[0]),
-        "masks": f"{_format_percent(config['mlm']['probability'])} of the tokens",
+        "masks": _describe_masks(config["mlm"]["probability"]),
         "optimizer and learning rate": describe_schedule(config["optimizer"]["learning_rate"]),
     }
     rows = []

@@ -128,6 +128,8 @@ def step_record(
     """Return losses and schedule values of a step as they are logged."""
     schedules = run.schedules[step - 1]
     optional = {name: getattr(schedules, name) for name in ("gate", "new_param_scale")}
+    if schedules.num_predictions is not None:
+        optional["predictions_per_row"] = schedules.num_predictions[-1]  # of a full row
     return {
         "step": step,
         "loss": values["loss"],

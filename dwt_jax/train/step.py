@@ -193,7 +193,9 @@ def make_microbatch(
     Returns:
         (targets and segment ids of all rows, weights of the loss).
     """
-    targets = objective_module(config.objective).make_targets(batch, keys, config.objective)
+    targets = objective_module(config.objective).make_targets(
+        batch, keys, config.objective, schedules.num_predictions
+    )
     loss_weights = LossWeights(
         alpha_hard=jnp.asarray(schedules.alpha_hard),
         alpha_soft=jnp.asarray(schedules.alpha_soft),

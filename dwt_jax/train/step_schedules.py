@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.config import Config
+from dwt_jax.models import family
+from dwt_jax.objectives import objective_module
 from dwt_jax.objectives.schedules import schedule_values
+from dwt_jax.objectives.targets import PredictionCounts
 from dwt_jax.remap.gates import gate_schedule, has_gates
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepSchedules:
-    """The scheduled values of a step, fp32 scalars; or of all steps of a run, fp32 [steps].
+    """The scheduled values of a step, fp32 scalars (but for the last); or of all steps of a run, [steps].
 
     Attributes:
         alpha_hard: weight of the hard loss.
@@ -26,6 +29,8 @@ class StepSchedules:
             model has no gates.
         new_param_scale: factor of the updates of a grown model's new entries, from 0 to 1; None: they are
             not warmed up.
+        num_predictions: number of predictions of a row by its number of tokens, int32 [L + 1]; of all steps:
+            a `PredictionCounts`; None: the same at every step.
     """
 
     alpha_hard: np.ndarray | jax.Array
@@ -34,6 +39,7 @@ class StepSchedules:
     learning_rate: np.ndarray | jax.Array
     gate: np.ndarray | jax.Array | None = None
     new_param_scale: np.ndarray | jax.Array | None = None
+    num_predictions: Any = None
 
     def __getitem__(self, steps: Any) -> "StepSchedules":
         """Return the values of some steps of a run; any index of NumPy."""
@@ -55,16 +61,23 @@ def schedule_table(config: Config) -> StepSchedules:
         learning_rate=schedule_values(config.optimizer.learning_rate, steps),
         gate=gate,
         new_param_scale=new_param_scale,
+        num_predictions=_scheduled_predictions(config),
     )
+
+
+def _scheduled_predictions(config: Config) -> PredictionCounts | None:
+    return objective_module(family(config.model).OBJECTIVE).scheduled_predictions(config)
 
 
 def abstract_schedules(config: Config) -> StepSchedules:
     """Return shapes and dtypes of the scheduled values of one step."""
+    by_step = _scheduled_predictions(config)
 
     def zeros() -> StepSchedules:
         zero = jnp.float32(0)
         gate = zero if has_gates(config.model) else None
         new_param_scale = zero if config.init.new_param_warmup > 0 else None
-        return StepSchedules(zero, zero, zero, zero, gate, new_param_scale)
+        num_predictions = None if by_step is None else jnp.asarray(by_step[0])
+        return StepSchedules(zero, zero, zero, zero, gate, new_param_scale, num_predictions)
 
     return jax.eval_shape(zeros)

@@ -193,7 +193,7 @@ def test_different_data_stream_exits_2_and_writes_nothing(project, tmp_path):
     for extra, message in (
         (["--config.seed=1"], "config: seed is 1, expected 0 as in"),
         (["--config.train.batch_size=16"], "config: train.batch_size is 16, expected 8 as in"),
-        (["--config.mlm.probability=0.3"], "config: mlm.probability is 0.3, expected 0.15 as in"),
+        (["--config.mlm.probability=0.3"], "config: mlm.probability.value is 0.3, expected 0.15 as in"),
         (["--config.train.steps=8"], "config: init.step is 8, expected less than train.steps (8)"),
         (["--step=5"], "--step is 5, expected a checkpoint that"),
         (["--config.model.hidden_size=48"], "config: init.method: hyperclone: hidden_size 32 → 48"),

@@ -19,7 +19,7 @@ from dwt_jax.train import step as steps
 from dwt_jax.train.step_schedules import StepSchedules
 
 B, L = 8, 16
-OBJECTIVE = MlmObjective(Mlm(probability=0.3), MaskingVocab(119, 4, (0, 1, 2, 3, 4)))
+OBJECTIVE = MlmObjective(Mlm(probability=Schedule(value=0.3)), MaskingVocab(119, 4, (0, 1, 2, 3, 4)))
 # eps is large: the gradient of a key's bias is zero but for rounding, and Adam would blow it up.
 OPTIMIZER = Optimizer(eps=1e-3, weight_decay=0.1, clip_norm=1.0)
 SEED = 17

@@ -6,11 +6,15 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from dwt_jax.config import Mlm
+from dwt_jax.config import Config, Data, Mlm, Schedule, Train
 from dwt_jax.data.batch import Batch
+from dwt_jax.objectives import mlm as mlm_module
 from dwt_jax.objectives.mlm import MaskingVocab, MlmObjective, make_targets, predictions_per_row
+from dwt_jax.objectives.schedules import schedule_values
 from dwt_jax.objectives.targets import row_keys
 
 V, L = 60, 40
@@ -55,7 +59,9 @@ def rows_of(masked):
     return zip(masked.inputs, masked.positions, masked.labels, masked.weights, strict=True)
 
 
-@pytest.mark.parametrize("mlm", [Mlm(), Mlm(probability=0.4, whole_word=True)], ids=str)
+@pytest.mark.parametrize(
+    "mlm", [Mlm(), Mlm(probability=Schedule(value=0.4), whole_word=True)], ids=["tokens", "words"]
+)
 @pytest.mark.parametrize("seed", range(4))
 def test_what_holds_in_every_row(mlm, seed):
     tokens, segments = make_rows(64, seed)
@@ -64,7 +70,7 @@ def test_what_holds_in_every_row(mlm, seed):
         masked.positions.shape
         == masked.labels.shape
         == masked.weights.shape
-        == (64, round(mlm.probability * L))
+        == (64, round(mlm.probability.value * L))
     )
     for row, (after, positions, labels, weights) in enumerate(rows_of(masked)):
         before = tokens[row]
@@ -79,7 +85,7 @@ def test_what_holds_in_every_row(mlm, seed):
         unchosen = np.setdiff1d(np.arange(L), chosen)
         np.testing.assert_array_equal(after[unchosen], before[unchosen])
         candidates = ((segments[row] > 0) & ~np.isin(before, SPECIAL)).sum()
-        wanted = min(max(1, round(mlm.probability * (segments[row] > 0).sum())), candidates)
+        wanted = min(max(1, round(mlm.probability.value * (segments[row] > 0).sum())), candidates)
         if mlm.whole_word:
             assert len(chosen) <= wanted
         else:
@@ -89,7 +95,7 @@ def test_what_holds_in_every_row(mlm, seed):
 @pytest.mark.parametrize(("length", "rate"), [(150, 0.07), (128, 0.15)])
 def test_a_full_row_has_exactly_its_share(length, rate):
     """0.07 · 150 is 10.500000000000002 in float64 and 10.5 in float32."""
-    mlm = Mlm(probability=rate)
+    mlm = Mlm(probability=Schedule(value=rate))
     tokens = np.full((1, length), 9)
     masked = masked_of(tokens, np.ones_like(tokens), row_keys(0, 0, np.arange(1)), mlm, PLAIN)
     assert predictions_per_row(MlmObjective(mlm, PLAIN), length) == round(rate * length)
@@ -97,12 +103,117 @@ def test_a_full_row_has_exactly_its_share(length, rate):
     assert masked.weights.all()
 
 
+LENGTHS = [*range(3, L + 1), *range(3, L + 1)]  # two rows of each number of tokens
+
+
+def counted(config, step):
+    """Targets of rows of each length at a step of a run, and the run's number of predictions by length."""
+    tokens = np.where(np.arange(L) < np.array(LENGTHS)[:, None], 9, PAD)
+    objective = mlm_module.abstract_objective(config, V)
+    counts = mlm_module.scheduled_predictions(config)
+    keys = keys_of(3, step, np.arange(len(tokens)))
+    batch = Batch(tokens, (tokens > 0).astype(np.int32))
+    return jit_targets(batch, keys, objective, None if counts is None else counts[step])
+
+
+jit_targets = jax.jit(make_targets, static_argnums=2)
+RUN_LENGTHS = st.sampled_from([1, 10, 333])  # few: each is a compilation
+rates = st.floats(0.05, 0.9) | st.sampled_from([0.15, 0.3, 0.4, 0.07, 0.45])
+
+
+@st.composite
+def rate_schedules(draw_from, highest=None):
+    """Schedules of any kind; with a highest value if one is given."""
+    rate = rates if highest is None else st.just(highest) | st.floats(0.05, highest)
+    kind = draw_from(st.sampled_from(["linear", "cosine", "warmup_stable_decay", "piecewise", "stages"]))
+    values = draw_from(st.permutations([highest or draw_from(rate), draw_from(rate), draw_from(rate)]))
+    start = draw_from(st.floats(0, 0.9))
+    if kind == "stages":
+        boundaries = (start / 2 + 0.01, start / 2 + 0.4)
+        return Schedule("piecewise", values[0], boundaries=boundaries, boundary_values=tuple(values[1:]))
+    shape = draw_from(st.sampled_from(["linear", "1-sqrt"])) if kind == "warmup_stable_decay" else "linear"
+    ends = values[:2] if highest is None else sorted(values)[1:]
+    return Schedule(kind, *draw_from(st.permutations(ends)), decay_start=start, decay_type=shape)
+
+
+def scheduled(schedule, steps, whole_word=False):
+    mlm = Mlm(schedule, whole_word=whole_word)
+    return Config(mlm=mlm, data=Data(sequence_length=L), train=Train(steps=steps))
+
+
+@given(rate_schedules(), RUN_LENGTHS)
+@settings(max_examples=40, deadline=None)
+def test_numbers_of_predictions_are_pythons_rounding_of_the_rate(schedule, steps):
+    found = mlm_module.scheduled_predictions(scheduled(schedule, steps))[:]
+    stages = schedule.stage_values()
+    values = schedule_values(schedule, steps, np.float64).clip(min(stages), max(stages))
+    assert found.max() <= max(1, round(max(stages) * L))
+    for step in {0, steps // 2, steps - 1}:
+        assert found[step].tolist() == [max(1, round(float(values[step]) * n)) for n in range(L + 1)]
+
+
+@given(st.data(), st.sampled_from([(0.45, False), (0.4, True)]), RUN_LENGTHS)
+@settings(max_examples=30, deadline=None)
+def test_a_row_has_exactly_its_predictions_at_every_step_of_a_schedule(data, highest, steps):
+    highest_rate, whole_word = highest  # two of them, for the same reason
+    schedule = data.draw(rate_schedules(highest_rate))
+    step = data.draw(st.integers(0, steps - 1) | st.sampled_from([0, steps - 1]))
+    rate = min(float(schedule_values(schedule, steps, np.float64)[step]), highest_rate)
+    targets = counted(scheduled(schedule, steps, whole_word), step)
+    assert targets.weights.shape == (len(LENGTHS), round(highest_rate * L))
+    expected = [max(1, round(rate * n)) for n in LENGTHS]  # words of one token, so whole_word is exact too
+    np.testing.assert_array_equal(targets.weights.sum(1), expected)
+
+
+@pytest.mark.parametrize(("rate", "whole_word"), [(0.15, False), (0.45, False), (0.4, True)])
+def test_a_schedule_that_does_not_change_has_the_targets_of_a_number(rate, whole_word):
+    number, unchanging = (
+        scheduled(schedule, 7, whole_word)
+        for schedule in (Schedule(value=rate), Schedule("linear", rate, rate))
+    )
+    assert mlm_module.scheduled_predictions(number) is None
+    assert mlm_module.abstract_objective(number, V) == mlm_module.abstract_objective(unchanging, V)
+    for step in range(7):
+        jax.tree.map(np.testing.assert_array_equal, counted(number, step), counted(unchanging, step))
+
+
+def test_a_rounding_error_of_the_interpolation_takes_no_row_beyond_its_room():
+    """(0.1125 − 0.04) + 0.04 is 0.11250000000000002: of 40 tokens 4.5 round to 4, more to 5."""
+    schedule = Schedule("linear", 0.1125, 0.04)
+    assert schedule_values(schedule, 1, np.float64)[0] > 0.1125
+    assert mlm_module.scheduled_predictions(scheduled(schedule, 1))[0][L] == round(0.1125 * L) == 4
+
+
+def test_numbers_of_predictions_of_several_steps():
+    config = scheduled(Schedule("piecewise", 0.4, 0.15, decay_start=0.5), 4)
+    counts = mlm_module.scheduled_predictions(config)
+    table = [[max(1, round(rate * n)) for n in range(L + 1)] for rate in (0.4, 0.4, 0.15, 0.15)]
+    np.testing.assert_array_equal(counts[:], table)
+    np.testing.assert_array_equal(counts[np.array([3, 0])], [table[3], table[0]])
+    np.testing.assert_array_equal(counts[2], table[2])
+    assert counts[2].dtype == np.int32
+
+
+def test_schedules_with_one_highest_rate_share_the_objective_and_evaluation_has_its_own():
+    from dwt_jax.data.tokenizer import Vocabulary
+
+    words = tuple("PUCSMabc")
+    vocabulary = Vocabulary(words, 0, 1, 2, 3, 4, SPECIAL, np.zeros(8, bool))
+    falling, rising, number = (
+        mlm_module.make_objective(Config(mlm=Mlm(schedule)), vocabulary)
+        for schedule in (Schedule("linear", 0.4, 0.15), Schedule("piecewise", 0.1, 0.4), Schedule(value=0.4))
+    )
+    assert falling == rising == number
+    assert falling.probability == 0.4
+    assert mlm_module.make_evaluation_objective(vocabulary).probability == 0.15
+
+
 def test_a_row_without_candidates_has_no_prediction():
     tokens = np.zeros((64, L), np.int32)
     tokens[1, :2] = CLS, SEP
     tokens[2, :3] = CLS, 9, SEP
     segments = (tokens > 0).astype(np.int32)
-    for mlm, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
+    for mlm, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=Schedule(value=0.4), whole_word=True), WORDS)):
         masked = draw(tokens, segments, mlm, vocabulary)
         np.testing.assert_array_equal(masked.weights.sum(1)[:4], [0, 0, 1, 0])
         assert masked.labels[2, 0] == 9
@@ -168,7 +279,7 @@ def test_whether_a_token_is_masked_does_not_depend_on_where_it_stands(many):
 
 def test_only_seed_step_and_row_matter():
     tokens, segments = make_rows(64)
-    for mlm, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=0.4, whole_word=True), WORDS)):
+    for mlm, vocabulary in ((Mlm(), PLAIN), (Mlm(probability=Schedule(value=0.4), whole_word=True), WORDS)):
         whole = draw(tokens, segments, mlm, vocabulary, seed=1, step=5)
         rows = np.random.default_rng(0).permutation(64)
         for part in (rows, rows[:8])[: 1 if mlm.whole_word else 2]:
@@ -213,7 +324,7 @@ def test_whole_words(rate):
     tokens, segments = make_rows(64, seed=11)
     # A continuation right after [CLS], or at a segment's beginning, starts a word of its own.
     tokens[:20, 1] = 45
-    masked = draw(tokens, segments, Mlm(probability=rate, whole_word=True), WORDS)
+    masked = draw(tokens, segments, Mlm(probability=Schedule(value=rate), whole_word=True), WORDS)
     broken = 0
     for row, (_, positions, _, weights) in enumerate(rows_of(masked)):
         chosen = set(positions[weights == 1].tolist())
@@ -235,7 +346,7 @@ def test_words_are_chosen_without_regard_to_place():
     row = [CLS, *(token for n in lengths for token in [9, 45, 46][:n]), SEP, PAD, PAD]
     tokens = np.tile(np.array(row, np.int32), (5000, 1))
     segments = (tokens != PAD).astype(np.int32)
-    masked = draw(tokens, segments, Mlm(probability=0.5, whole_word=True), WORDS)
+    masked = draw(tokens, segments, Mlm(probability=Schedule(value=0.5), whole_word=True), WORDS)
     counts = np.zeros(L, int)
     np.add.at(counts, masked.positions[masked.weights == 1], 1)
     starts = np.flatnonzero(np.array(row) == 9)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dwt_jax.config import Config, Mlm
+from dwt_jax.config import Config, Mlm, Schedule
 from dwt_jax.data.batch import Batch
 from dwt_jax.models import FAMILIES, family
 from dwt_jax.objectives import OBJECTIVES, ObjectiveModule, objective_module
@@ -29,7 +29,7 @@ def test_family_names_registered_objective(model_type):
 
 @pytest.mark.parametrize("whole_word", [False, True])
 def test_abstract_objective_has_targets_of_the_right_shapes(whole_word):
-    config = Config(mlm=Mlm(probability=0.3, whole_word=whole_word))
+    config = Config(mlm=Mlm(probability=Schedule(value=0.3), whole_word=whole_word))
     module = objective_module(family(config.model).OBJECTIVE)
     objective = module.abstract_objective(config, 50)
     assert objective_module(objective) is module

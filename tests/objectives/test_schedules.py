@@ -26,12 +26,18 @@ def closed_form(schedule, step, steps):
     value, end = schedule.value, schedule.end
     if step < warmup:
         return value * step / warmup
+    if schedule.boundaries:
+        stage = sum(step >= round(boundary * steps) for boundary in schedule.boundaries)
+        return (value, *schedule.boundary_values)[stage]
     if schedule.kind in ("constant", "until_matched") or step < begin:
         return value
     if schedule.kind == "piecewise":
         return end
     done = min((step - begin) / max(until - begin, 1), 1.0)
-    if schedule.kind == "cosine":
+    shape = schedule.decay_type if schedule.kind == "warmup_stable_decay" else schedule.kind
+    if shape == "1-sqrt":
+        return end + (value - end) * (1 - math.sqrt(done))
+    if shape == "cosine":
         return end + (value - end) * (1 + math.cos(math.pi * done)) / 2
     return value + (end - value) * done
 
@@ -54,13 +60,31 @@ SCHEDULES = [
     Schedule("piecewise", value=4.0, end=1.0, decay_start=0.4),
     Schedule("piecewise", value=4.0, end=1.0, decay_start=0.1, warmup_fraction=0.2),
     Schedule("piecewise", value=4.0, end=1.0),
+    Schedule("piecewise", value=4.0, boundaries=(0.3,), boundary_values=(1.0,)),
+    Schedule(
+        "piecewise",
+        value=4.0,
+        warmup_fraction=0.4,
+        boundaries=(0.3, 0.6, 0.601),
+        boundary_values=(1.0, 0.0, 2.0),
+    ),
+    *(
+        Schedule("warmup_stable_decay", value=4.0, end=end, decay_type=decay_type, **when)
+        for decay_type in ("cosine", "1-sqrt")
+        for end in (0.0, 1.0)
+        for when in (
+            {},
+            {"warmup_fraction": 0.1, "decay_start": 0.8},
+            {"warmup_fraction": 0.3, "decay_start": 0.2, "decay_end": 0.9},
+        )
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     "schedule",
     SCHEDULES,
-    ids=lambda s: f"{s.kind}-{s.value}-{s.warmup_fraction}-{s.decay_start}-{s.decay_end}",
+    ids=lambda s: f"{s.kind}-{s.decay_type}-{s.value}-{s.warmup_fraction}-{s.decay_start}-{s.decay_end}",
 )
 def test_the_closed_form(schedule):
     found = schedules.schedule_values(schedule, STEPS)
@@ -68,6 +92,11 @@ def test_the_closed_form(schedule):
     assert found.shape == (STEPS,)
     expected = [closed_form(schedule, step, STEPS) for step in range(STEPS)]
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    exact = schedules.schedule_values(schedule, STEPS, np.float64)
+    assert exact.dtype == np.float64
+    np.testing.assert_allclose(exact, expected, rtol=1e-14, atol=1e-14)
+    if schedule.kind in ("constant", "piecewise") and not schedule.warmup_fraction:
+        assert exact.tolist() == expected
     # Beyond the end it stays; and a single step, traced or not, gives what the table has.
     one = schedules.build_schedule(schedule, STEPS)
     assert float(one(10 * STEPS)) == pytest.approx(closed_form(schedule, 10 * STEPS, STEPS), abs=2e-6)
@@ -140,8 +169,29 @@ def rates(make, value):
             Schedule("piecewise", 0.4, end=0.1, decay_start=0.25),
             lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [STEPS // 4], gamma=0.25),
         ),
+        (
+            Schedule("piecewise", 0.4, boundaries=(0.25, 0.4), boundary_values=(0.1, 0.025)),
+            lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [STEPS // 4, 2 * STEPS // 5], gamma=0.25),
+        ),
+        *(
+            (
+                Schedule(
+                    "warmup_stable_decay",
+                    5e-4,
+                    end,
+                    warmup_fraction=warmup / STEPS,
+                    decay_start=0.8,
+                    decay_type=decay_type,
+                ),
+                lambda o, warmup=warmup, end=end, decay_type=decay_type: transformers.get_wsd_schedule(
+                    o, warmup, STEPS // 5, STEPS, decay_type=decay_type, min_lr_ratio=end / 5e-4
+                ),
+            )
+            for decay_type in ("linear", "cosine", "1-sqrt")
+            for warmup, end in ((STEPS // 20, 0.0), (0, 1e-4))  # with a floor, theirs begins there too
+        ),
     ],
-    ids=["hf-linear", "hf-cosine", "hf-constant", "LinearLR", "CosineAnnealingLR", "MultiStepLR"],
+    ids=lambda x: x.decay_type + "-" + x.kind if isinstance(x, Schedule) else "",
 )
 def test_as_torch_and_transformers_have_them(schedule, make):
     np.testing.assert_allclose(
@@ -150,6 +200,19 @@ def test_as_torch_and_transformers_have_them(schedule, make):
         rtol=2e-5,
         atol=1e-7 * schedule.value,
     )
+
+
+def test_one_minus_sqrt_falls_faster_than_linear_and_ends_at_the_same_value():
+    """Hägele et al. 2024: 1 − √((n − (N − N_decay)) / N_decay)."""
+    decay = {"warmup_fraction": 0.1, "decay_start": 0.8}
+    linear, root = (
+        schedules.schedule_values(Schedule("warmup_stable_decay", decay_type=shape, **decay), STEPS)
+        for shape in ("linear", "1-sqrt")
+    )
+    begin, length = STEPS * 8 // 10, STEPS // 5
+    np.testing.assert_array_equal(root[: begin + 1], linear[: begin + 1])
+    assert (root[begin + 1 :] < linear[begin + 1 :]).all()
+    assert root[begin + length // 4] == pytest.approx(0.5)
 
 
 def test_a_step_may_be_an_array_or_traced():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dwt_jax.config import Config, Distill, Schedule, Teacher, Train
+from dwt_jax.config import Config, Distill, Mlm, Schedule, Teacher, Train
 from dwt_jax.config_loader import config_to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
@@ -409,6 +409,27 @@ def test_runs_one_level_further_down(tmp_path):
     assert study.runs[0].role == "teacher"
 
 
+def test_runs_of_a_version_with_a_number_for_the_masking_rate_are_comparable(tmp_path):
+    make_study(tmp_path)
+    for name in ("alone", "teacher"):
+        path = tmp_path / name / "config.json"
+        config = json.loads(path.read_text())
+        config["mlm"]["probability"] = config["mlm"]["probability"]["value"]
+        del config["optimizer"]["learning_rate"]["decay_type"]
+        path.write_text(json.dumps(config))
+    (comparison,) = (c for c in report.collect_runs(tmp_path).comparisons if c.run.name == "normal")
+    assert comparison.verdict == "helped"
+    assert not comparison.differing_keys
+    assert "15 % of the tokens" in report.write_report(tmp_path).read_text()
+
+
+def test_masking_schedules_are_described(tmp_path):
+    falling = Mlm(Schedule("linear", 0.4, 0.15))
+    write_run(tmp_path / "a", config_of(mlm=falling), curve(5.6))
+    write_run(tmp_path / "b", config_of(teacher="runs/t", mlm=falling), curve(5.5))
+    assert "0.4 → 0.15 linear, as a share of the tokens" in report.write_report(tmp_path).read_text()
+
+
 def test_unfinished_runs_are_listed(tmp_path):
     make_study(tmp_path)
     (tmp_path / "decay" / "summary.json").unlink()
@@ -533,6 +554,14 @@ def test_non_finite_losses_are_not_drawn(tmp_path):
         (Schedule("piecewise", 4.0, 1.0, decay_start=0.5), "4, from 50 % on 1"),
         (Schedule("until_matched", 1.0), "1 until the teacher is matched"),
         (Schedule("warmup_stable_decay", 1.0, decay_start=0.9), "1 → 0 warmup-stable-decay from 90 %"),
+        (
+            Schedule("warmup_stable_decay", 1.0, decay_start=0.9, decay_type="1-sqrt"),
+            "1 → 0 warmup-stable-decay (1-sqrt) from 90 %",
+        ),
+        (
+            Schedule("piecewise", 0.4, boundaries=(0.5, 0.8), boundary_values=(0.3, 0.15)),
+            "0.4, from 50 % on 0.3, from 80 % on 0.15",
+        ),
     ],
 )
 def test_describe_schedule(schedule, description):

@@ -16,9 +16,10 @@ from dwt_jax.config_loader import load_config
 from dwt_jax.distributed.shutdown import Preempted, TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
+from dwt_jax.models import flops
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.runs.load import load_model
-from dwt_jax.runs.run_dir import run_lock
+from dwt_jax.runs.run_dir import read_run_config, run_lock
 from dwt_jax.train import loop
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import train
@@ -335,6 +336,42 @@ def test_runs_that_differ_in_weights_and_seed_share_one_compilation(project, tmp
         overrides = taught(project, distill__preset=preset, seed=str(i), train__steps="4")
         train(load_config(project[0], overrides), tmp_path / preset)
     assert steps.TRACE_COUNTS == {"teacher": 1}
+
+
+def test_a_masking_rate_that_changes_is_traced_once_and_resumes_bit_for_bit(project, whole, tmp_path):
+    overrides = {
+        "mlm.probability": "0.4",
+        "mlm.probability.kind": "linear",
+        "mlm.probability.end": "0.1",
+        "train.log_every": "1",
+    }
+    steps.TRACE_COUNTS.clear()
+    steps.jit_train_step.cache_clear()
+    summary = train(load_config(project[0], overrides), tmp_path / "whole")
+    assert steps.TRACE_COUNTS == {"no_teacher": 1}
+    predictions = [record["predictions_per_row"] for record in records(tmp_path / "whole")]
+    assert predictions == [round((0.4 - 0.3 * step / 12) * 32) for step in range(12)]
+    for step in (4, 8):
+        cut_after(tmp_path / "whole", tmp_path / f"cut{step}", step)
+        train(load_config(project[0], overrides), tmp_path / f"cut{step}")
+        assert_same_run(tmp_path / "whole", tmp_path / f"cut{step}")
+    # P is that of the highest rate: so many predictions are computed, and counted, at every step.
+    config = read_run_config(tmp_path / "whole")
+    assert summary["flops"]["student"] == 12 * flops.training_step_flops(config.model, 8, 32, round(0.4 * 32))
+    # Evaluation has 15 % of the tokens, as that of any run.
+    held_out = [records(run, "evaluations.jsonl")[-1]["predictions"] for run in (tmp_path / "whole", whole)]
+    assert held_out[0] == held_out[1]
+
+
+def test_an_older_run_with_a_number_for_the_masking_rate_resumes(project, whole, tmp_path):
+    cut_after(whole, tmp_path / "cut", 8)
+    config = json.loads((tmp_path / "cut" / "config.json").read_text())
+    config["mlm"]["probability"] = config["mlm"]["probability"]["value"]
+    for key in ("decay_type", "boundaries", "boundary_values"):
+        del config["optimizer"]["learning_rate"][key], config["distill"]["alpha_soft"][key]
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(config))
+    train(load_config(project[0], taught(project)), tmp_path / "cut")
+    assert_same_run(whole, tmp_path / "cut")
 
 
 def test_a_silent_transfer_in_the_loop_is_an_error(project, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwt_jax.config import Config, Distill, Optimizer, Schedule, Train
+from dwt_jax.config import Config, Distill, Mlm, Optimizer, Schedule, Train
 from dwt_jax.data.batch import Batch
 from dwt_jax.hf.checkpoint import to_hf_tensors
 from dwt_jax.models import bert as models_bert
@@ -16,7 +16,7 @@ from dwt_jax.objectives.mlm import make_targets
 from dwt_jax.objectives.targets import Targets, row_keys
 from dwt_jax.runs.state import TeacherGap
 from dwt_jax.train import step as steps
-from dwt_jax.train.step_schedules import StepSchedules, schedule_table
+from dwt_jax.train.step_schedules import StepSchedules, abstract_schedules, schedule_table
 from helpers.train_step import (
     OBJECTIVE,
     SEED,
@@ -365,4 +365,34 @@ def test_schedule_table_holds_each_schedule_by_name():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), table, expected)
     assert all(values.dtype == np.float32 for values in jax.tree.leaves(table))
     assert table[2].alpha_soft == 2.5
-    assert table.gate is table.new_param_scale is None
+    assert table.gate is table.new_param_scale is table.num_predictions is None
+
+
+@pytest.mark.parametrize("mlm", [Mlm(), Mlm(Schedule("piecewise", 0.4, 0.15, decay_start=0.5))])
+def test_abstract_schedules_are_those_of_any_step(mlm):
+    config = Config(mlm=mlm, train=Train(steps=4))
+    table, abstract = schedule_table(config), abstract_schedules(config)
+    for step in range(4):
+        found = jax.tree.map(lambda x: (x.shape, x.dtype), table[step])
+        assert found == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    several = table[np.array([1, 2])]
+    if mlm.probability.kind != "constant":
+        assert [values.num_predictions[128] for values in (table[1], table[2])] == [51, 19]
+        assert several.num_predictions.shape == (2, 129)
+        assert several[-1].num_predictions[128] == 19
+
+
+@pytest.mark.slow
+def test_rows_have_the_predictions_of_the_step_and_the_loss_is_their_mean(tiny, params):
+    """As the objective with the lower rate, whose P is smaller, but for the draws of the replacements."""
+    lower = dataclasses.replace(OBJECTIVE.config, probability=Schedule(value=0.15), mask_token_share=1.0)
+    lower = dataclasses.replace(lower, random_token_share=0.0)
+    higher = dataclasses.replace(lower, probability=OBJECTIVE.config.probability)
+    found = []
+    for mlm, counts in ((lower, None), (higher, np.array([max(1, round(0.15 * n)) for n in range(L + 1)]))):
+        objective = dataclasses.replace(OBJECTIVE, config=mlm)
+        config = dataclasses.replace(spec(tiny), objective=objective)
+        values = dataclasses.replace(schedules(), num_predictions=counts)
+        found.append(run(config, params, None, 2, values))
+    assert_close(found[0][0].params, found[1][0].params, 1e-6)
+    assert found[0][1][1]["loss"] == pytest.approx(found[1][1][1]["loss"], rel=1e-6)
