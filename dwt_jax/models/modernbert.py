@@ -316,7 +316,8 @@ def classifier_logits(
         pooled = hidden[:, 0]
     else:
         weights = (segment_ids > 0).astype(hidden.dtype)
-        pooled = jnp.einsum("bld,bl->bd", hidden, weights) / weights.sum(-1, keepdims=True)
+        count = jnp.maximum(weights.sum(-1, keepdims=True), 1)  # rows that fill up a batch have no token
+        pooled = jnp.einsum("bld,bl->bd", hidden, weights) / count
     features = _merge_module("head", config, params["head"])(pooled, policy)
     features = dropout(features, config.classifier_dropout, key)
     return _merge_module("classifier", config, params["classifier"])(features, policy).astype(jnp.float32)

@@ -28,7 +28,12 @@ from helpers.runs import dwt, start
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-CASES = [("Bert", False), ("DistilBert", True), ("Roberta", False)]  # family, regression
+CASES = [
+    ("Bert", False),
+    ("DistilBert", True),
+    ("Roberta", False),
+    ("ModernBert", False),
+]  # family, regression
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +281,7 @@ def _torch_batch(run, name, rows):
         "attention_mask": batch.segment_ids,
         "token_type_ids": batch.token_type_ids,
     }
-    if run.step_config.model.model_type == "distilbert":
+    if run.step_config.model.model_type in ("distilbert", "modernbert"):
         del fields["token_type_ids"]
     return {key: torch.tensor(value) for key, value in fields.items()}
 

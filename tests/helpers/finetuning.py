@@ -4,6 +4,7 @@ import json
 import random
 
 from dwt_jax.config_loader import build_dataclass
+from dwt_jax.data.hf_tokenizer import build_wordpiece_tokenizer
 from dwt_jax.finetune.config import FinetuneConfig, check_finetune_config
 from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 
@@ -18,7 +19,7 @@ VOCAB = [
     "the",
     ".",
 ]
-FAMILIES = ("Bert", "DistilBert", "Roberta")
+FAMILIES = ("Bert", "DistilBert", "Roberta", "ModernBert")
 
 
 def checkpoint(name, path, seed=0, **options):
@@ -34,10 +35,24 @@ def checkpoint(name, path, seed=0, **options):
     else:
         size = len(VOCAB)
         (path / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCAB))
-        (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+        specials = {f"{role}_token": token for role, token in WORDPIECE.special_tokens._asdict().items()}
+        tokenizer_config = {"tokenizer_class": "BertTokenizer", **specials}
+        (path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+        if family == "ModernBert":  # transformers reads nothing but a tokenizer.json beside one
+            build_wordpiece_tokenizer({token: i for i, token in enumerate(VOCAB)}).save(
+                str(path / "tokenizer.json")
+            )
     sizes = {"vocab_size": size, "max_position_embeddings": 26, "pad_token_id": int(family == "Roberta")}
     if family == "DistilBert":
         sizes |= {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+    elif family == "ModernBert":
+        sizes |= {
+            "hidden_size": 16,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+        }
+        sizes |= {"global_attn_every_n_layers": 2, "local_attention": 8, "classifier_pooling": "mean"}
     else:
         width = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
         sizes |= width | {"type_vocab_size": 1 if family == "Roberta" else 2}

@@ -107,6 +107,31 @@ def test_the_model_gives_the_same_logits_in_transformers(whole):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_a_student_of_another_family_than_its_teacher(project, tmp_path):
+    torch = pytest.importorskip("torch")
+    import jax.numpy as jnp
+    from transformers import AutoModelForMaskedLM
+
+    from dwt_jax.models import family
+    from dwt_jax.runs.load import load_model
+
+    sizes = {"model__model_type": "modernbert", "model__global_attn_every_n_layers": "2"}
+    recipe = {"mlm__probability": "0.4", "optimizer__kind": "muon", "optimizer__learning_rate__value": "1e-2"}
+    train(load_config(project[0], taught(project, **sizes, **recipe)), tmp_path / "run")
+    found = records(tmp_path / "run")
+    assert found[-1]["teacher_hard_loss"] > 0
+    assert found[-1]["hard_loss"] < found[0]["hard_loss"]
+    model, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    assert not any(info.values())
+    loaded = load_model(str(tmp_path / "run"))
+    tokens = np.random.default_rng(0).integers(5, loaded.model.vocab_size, (2, 20)).astype(np.int32)
+    with torch.no_grad():
+        expected = model.eval()(input_ids=torch.tensor(tokens)).logits.numpy()
+    hidden = family(loaded.model).encode(loaded.params, loaded.model, tokens, jnp.ones_like(tokens))
+    logits = lm_head_logits(loaded.params, loaded.model, hidden)[..., : loaded.model.vocab_size]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
 def kill_at_random(arguments: list[str], rng: random.Random) -> bool:
     """Start the run, kill -9 it at a moment that may lie anywhere; whether steps had been taken."""
     process = start(*arguments)
