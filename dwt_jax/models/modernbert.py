@@ -11,7 +11,7 @@ F intermediate_size, N layers, V padded vocabulary.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -257,8 +257,10 @@ def encode(
     return _merge_module("final_norm", config, params["final_norm"])(x, policy)
 
 
-def _attention_inputs(config: Config, segment_ids: jax.Array) -> Any:
-    """A function of (is global, has input norm, output positions or None) → AttentionInputs."""
+def _attention_inputs(
+    config: Config, segment_ids: jax.Array
+) -> Callable[[jax.Array, jax.Array, jax.Array | None], AttentionInputs]:
+    """What the attention of a layer needs, by its kind and the output positions."""
     columns = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
     head_dim = config.hidden_size // config.num_attention_heads
     in_segment = positions_in_segments(segment_ids)
