@@ -150,8 +150,8 @@ _BERT_FIELDS = {
 def _sinusoidal_table(config: ModelConfig) -> dict[str, np.ndarray]:
     """The table of sines, then cosines, that transformers stores and this project computes."""
     head_dim = config.hidden_size // config.num_attention_heads
-    frequencies = np.power(10000.0, -np.arange(0, head_dim, 2) / head_dim)
-    angles = np.arange(config.max_position_embeddings)[:, None] * frequencies
+    wavelengths = np.power(10000, np.arange(0, head_dim, 2) / head_dim)
+    angles = np.arange(config.max_position_embeddings)[:, None] / wavelengths
     table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
     return {"roformer.encoder.embed_positions.weight": table}
 

@@ -88,7 +88,8 @@ def torch_model(name, size, seed=0):
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
+            if parameter.requires_grad:  # RoFormer's table of sines is not trained
+                parameter.normal_(0, 0.3)
     return model
 
 
