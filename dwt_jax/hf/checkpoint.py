@@ -301,7 +301,8 @@ def _detect_heads(
         return any(names.tensor_name(path, is_classifier) in file_names for path in paths)
 
     is_sequence_model = not any(
-        name.endswith(("ForTokenClassification", "ForMultipleChoice")) for name in architectures
+        name.endswith(("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering"))
+        for name in architectures
     )
     is_classifier = is_sequence_model and all(has_head(head, True) for head in family(model).CLASSIFIER_HEADS)
     heads = []
@@ -312,6 +313,9 @@ def _detect_heads(
             continue
         if has_head(head, is_classifier):
             heads.append(head)
+    lm_heads, classifier_heads = set(family(model).LM_HEADS), set(family(model).CLASSIFIER_HEADS)
+    if not (lm_heads <= set(heads) or classifier_heads <= set(heads)):  # what both read is of no use alone
+        heads = [head for head in heads if head not in lm_heads & classifier_heads]
     return tuple(heads)
 
 

@@ -12,7 +12,8 @@ from dwt_jax.models import FAMILIES, family
 from dwt_jax.models.protocol import ModelConfig
 
 CLASSIFIER_KEYS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
-PASSTHROUGH_KEYS = (*CLASSIFIER_KEYS, "bos_token_id", "eos_token_id", "tokenizer_class")
+_TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+PASSTHROUGH_KEYS = (*CLASSIFIER_KEYS, *_TOKEN_ID_KEYS, "tokenizer_class")
 """Keys without a meaning in dwt_jax that transformers reads. They are copied to an exported model."""
 
 
@@ -74,7 +75,10 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UserError(f"{config_path}: architectures is {architectures!r}, expected a list of names")
-    passthrough = {key: config[key] for key in PASSTHROUGH_KEYS if config.get(key) is not None}
+    fields = family(kind).HF_NAMES[kind].config_keys.values()
+    passthrough = {
+        key: config[key] for key in PASSTHROUGH_KEYS if config.get(key) is not None and key not in fields
+    }
     for key in ("tokenizer_class", "problem_type"):
         if not isinstance(passthrough.get(key, ""), str):
             raise UserError(f"{config_path}: {key} is {passthrough[key]!r}, expected a name")

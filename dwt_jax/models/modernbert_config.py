@@ -118,9 +118,15 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
         flat["global_attn_every_n_layers"] = _global_layer_period(
             layer_types, config.get("global_attn_every_n_layers")
         )
+        num_layers = config.get("num_hidden_layers", 22)
+        if len(layer_types) != num_layers:
+            raise UserError(f"layer_types has {len(layer_types)} entries, expected {num_layers}, one a layer")
     rope = config.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"rope_parameters is {rope!r}, expected an object by layer type")
+    known = isinstance(rope, dict) and set(rope) <= set(_THETA_KEYS)
+    if not known or not all(isinstance(x or {}, dict) for x in rope.values()):
+        raise UserError(
+            f"rope_parameters is {str(rope)[:200]}, expected an object with {' and '.join(_THETA_KEYS)}"
+        )
     for layer_type, key in _THETA_KEYS.items():
         parameters = rope.get(layer_type) or {}
         if parameters.get("rope_type", "default") != "default":
@@ -158,7 +164,9 @@ def _nest(config: ModelConfig) -> dict[str, Any]:
         kind: {"rope_type": "default", "rope_theta": getattr(config, _THETA_KEYS[kind])}
         for kind in _THETA_KEYS
     }
-    return {"layer_types": layer_types, "rope_parameters": rope}
+    # transformers' own ids of special tokens lie beyond a small vocabulary.
+    token_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+    return {"layer_types": layer_types, "rope_parameters": rope, **token_ids}
 
 
 HF_NAMES = {

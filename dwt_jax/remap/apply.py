@@ -62,6 +62,8 @@ def remap_params(
         UserError: the method does not support the pair of models; the message names the size.
     """
     growth_plan = plan_growth(method, source, target, key, options)
+    if not set(family(source).LM_HEADS) <= set(params):  # nothing reads the word table a second time
+        growth_plan = growth_plan._replace(tied=False)
     target_params = grow_params(growth_plan, params)
     report = remap_report(growth_plan, params, target_params)
     if probe is not None:

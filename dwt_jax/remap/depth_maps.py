@@ -74,11 +74,13 @@ def source_layers(depth: str, old: int, new: int, period: int) -> list[int]:
         period: layers i and i + `period` are of one kind (local and global attention). The last period may
             be cut short.
     """
+    if depth == "prefix":  # every layer keeps its index
+        return prefix(old, new)
     periods = DEPTH_MAPS[depth](-(-old // period), -(-new // period))
     sources = []
     for i in range(new):
         source = NEW if periods[i // period] == NEW else periods[i // period] * period + i % period
         if source >= old:  # in a period that is cut short: the layer of this kind before it
-            source -= period
-        sources.append(max(source, NEW))
+            source = source - period if source >= period else old - 1
+        sources.append(source)
     return sources

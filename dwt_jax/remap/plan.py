@@ -219,7 +219,8 @@ def _layer_reasons(
     else:
         layers = _layer_map(_source_layers(method, source, target), source.num_hidden_layers)
         if list(layers.index[layers.kind == COPIED]) != list(range(source.num_hidden_layers)):
-            yield f"{change}, expected a depth map that keeps all layers and their order"
+            period = family(target).layer_period(target)
+            yield f"{change}, expected multiples of {period}: periods of layers of several kinds are copied"
 
 
 def _axis_maps(

@@ -250,3 +250,17 @@ def test_overflow_of_float16_raises(tmp_path):
     loaded.params["pooler"]["bias"] = np.full(8, 1e5, np.float32)
     with pytest.raises(UserError, match=r"pooler\.dense\.bias does not fit float16"):
         save_again(loaded._replace(dtype="float16"), tmp_path)
+
+
+@pytest.mark.parametrize("task", ["TokenClassification", "QuestionAnswering"])
+def test_heads_of_other_tasks_are_omitted_and_named(task, tmp_path):
+    torch_model(f"ModernBertFor{task}", SMALL).save_pretrained(tmp_path)
+    loaded = checkpoint.load_checkpoint(tmp_path)
+    assert set(loaded.params) == set(family(loaded.model).ENCODER_PARTS)
+    assert {"head.dense.weight", "head.norm.weight", "classifier.weight"} <= set(loaded.ignored)
+
+
+def test_a_classifiers_dropout_rate_follows_the_config(tmp_path):
+    torch_model("ModernBertForSequenceClassification", SMALL).save_pretrained(tmp_path / "m")
+    loaded = checkpoint.load_checkpoint(tmp_path / "m")
+    assert "classifier_dropout" not in loaded.passthrough

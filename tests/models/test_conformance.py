@@ -291,6 +291,24 @@ def test_classifier_logits_equal_transformers(config):
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
+def test_growth_keeps_the_logits_of_a_classifier(config):
+    module = family(config)
+    params = random_params(config, module.CLASSIFIER_HEADS, labels=3)
+    params = jax.tree.map(lambda x: x.astype(np.float64), params)
+    target = dataclasses.replace(config, hidden_size=32, num_attention_heads=4, intermediate_size=48)
+    grown, report = remap_params(params, config, target, "hyperclone", jax.random.key(0))
+    assert report.function_preserving
+    tokens, segments = batch(config)
+    segments[0, 8:] = 0
+    policy, outputs = Policy(np.dtype(np.float64), np.dtype(np.float64)), []
+    with jax.enable_x64(True):
+        for tree, model in ((params, config), (grown, target)):
+            hidden = module.encode(tree, model, tokens, segments, policy=policy)
+            found = module.classifier_logits(tree, model, hidden, segments, policy=policy)
+            outputs.append(np.asarray(found))
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)
+
+
 def test_a_deeper_model_keeps_the_function_where_layers_can_be_the_identity(config):
     module = family(config)
     period = module.layer_period(config)

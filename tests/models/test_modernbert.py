@@ -198,6 +198,9 @@ def test_transformers_reads_the_written_config_as_it_was():
             {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1.0}}},
             "rope_parameters.full_attention.rope_type is 'yarn', expected 'default'",
         ),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries, expected 4"),
+        ({"rope_parameters": {"full_attention": "x"}}, "rope_parameters is .*, expected an object with"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 9}}, "rope_parameters is .*, expected"),
         ({"classifier_pooling": "max"}, "classifier_pooling is 'max'; known: cls, mean"),
         (
             {"hidden_size": 9, "num_attention_heads": 3},
@@ -222,7 +225,12 @@ def test_gates_are_refused():
 def test_every_layer_comes_from_one_of_its_kind(depth, old, new):
     sources = source_layers(depth, old, new, 3)
     assert len(sources) == new
-    assert all(source < old and (source < 0 or source % 3 == i % 3) for i, source in enumerate(sources))
+    is_global = [layer % 3 == 0 for layer in range(old)]
+    for i, source in enumerate(sources):
+        assert source < old
+        assert source >= 0 or depth == "prefix"
+        if source >= 0:
+            assert is_global[source] == (i % 3 == 0)
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 6), (4, 7), (5, 8), (4, 12), (4, 6)])
