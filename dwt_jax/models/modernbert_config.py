@@ -122,8 +122,8 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
         if len(layer_types) != num_layers:
             raise UserError(f"layer_types has {len(layer_types)} entries, expected {num_layers}, one a layer")
     rope = config.get("rope_parameters") or {}
-    known = isinstance(rope, dict) and set(rope) <= set(_THETA_KEYS)
-    if not known or not all(isinstance(x or {}, dict) for x in rope.values()):
+    is_by_type = isinstance(rope, dict) and set(rope) <= set(_THETA_KEYS)
+    if not is_by_type or not all(isinstance(x or {}, dict) for x in rope.values()):
         raise UserError(
             f"rope_parameters is {str(rope)[:200]}, expected an object with {' and '.join(_THETA_KEYS)}"
         )
