@@ -23,6 +23,7 @@ from dwt_jax.models.common.dropout import dropout
 from dwt_jax.models.common.layers import ACTIVATIONS, Dense, padded_vocab_size, positions_in_segments
 from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_axes
 from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
+from dwt_jax.models.common.modules import init_module, merge_module, scan_layers
 from dwt_jax.models.common.post_norm import Embeddings, EncoderLayer, MlmHead
 from dwt_jax.models.common.rope import rope_rotation
 from dwt_jax.models.protocol import Params
@@ -139,14 +140,8 @@ def _build_module(name: str, config: Config, num_labels: int, rngs: nnx.Rngs) ->
     return Dense((config.hidden_size,), (outputs,), config, rngs)
 
 
-@functools.cache
-def _graphdef(name: str, config: Config) -> Any:
-    """The structure of a module without its arrays."""
-    return nnx.graphdef(nnx.eval_shape(lambda: _build_module(name, config, 1, nnx.Rngs(0))))
-
-
 def _merge_module(name: str, config: Config, params: Params) -> Any:
-    return nnx.merge(_graphdef(name, config), params)
+    return merge_module(_build_module, name, config, params)
 
 
 def init_params(
@@ -163,17 +158,17 @@ def init_params(
     if config.vocab_size < 1:
         raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
 
-    def init_module(name: str, key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(_build_module(name, config, num_labels, nnx.Rngs(params=key))))
+    def init(name: str, key: jax.Array) -> Params:
+        return init_module(_build_module, name, config, num_labels, key)
 
     keys = jax.random.split(key, 3)
     head_keys = {name: jax.random.fold_in(keys[2], i) if i else keys[2] for i, name in enumerate(HEADS)}
     return {
-        "embeddings": init_module("embeddings", keys[0]),
-        "layers": jax.vmap(functools.partial(init_module, "layer"))(
+        "embeddings": init("embeddings", keys[0]),
+        "layers": jax.vmap(functools.partial(init, "layer"))(
             jax.random.split(keys[1], config.num_hidden_layers)
         ),
-        **{name: init_module(name, head_keys[name]) for name in heads},
+        **{name: init(name, head_keys[name]) for name in heads},
     }
 
 
@@ -244,13 +239,8 @@ def encode(
         head_dim = config.hidden_size // config.num_attention_heads
         rotation = rope_rotation(positions_in_segments(segment_ids), head_dim, 10000.0)
     layer_keys = None if key is None else jax.random.split(dropout_keys[1], config.num_hidden_layers)
-    # XLA's loop on CPU copies what it keeps of every layer: unrolled it is a tenth faster.
-    unroll = min(config.num_hidden_layers, 12) if policy.single_cpu_layout else 1
     inputs = params["layers"], layer_keys
-    if positions is None:
-        return jax.lax.scan(layer, x, inputs, unroll=unroll)[0]
-    x = jax.lax.scan(layer, x, jax.tree.map(lambda leaf: leaf[:-1], inputs), unroll=unroll)[0]
-    return layer(x, jax.tree.map(lambda leaf: leaf[-1], inputs), positions)[0]
+    return scan_layers(layer, x, inputs, config.num_hidden_layers, positions, policy)
 
 
 def lm_features(params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()) -> jax.Array:

@@ -30,6 +30,7 @@ from dwt_jax.models.common.layers import (
 )
 from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_axes
 from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
+from dwt_jax.models.common.modules import init_module, merge_module, scan_layers
 from dwt_jax.models.common.pre_norm import AttentionInputs, PredictionHead, PreNormLayer, TokenEmbedding
 from dwt_jax.models.common.rope import Rotation, rope_rotation
 from dwt_jax.models.modernbert_config import HF_NAMES as HF_NAMES
@@ -155,14 +156,8 @@ class Decoder(nnx.Module):
             self.embedding = nnx.Param(table.embedding[...])
 
 
-@functools.cache
-def _graphdef(name: str, config: Config) -> Any:
-    """The structure of a module without its arrays."""
-    return nnx.graphdef(nnx.eval_shape(lambda: _build_module(name, config, 1, nnx.Rngs(0))))
-
-
 def _merge_module(name: str, config: Config, params: Params) -> Any:
-    return nnx.merge(_graphdef(name, config), params)
+    return merge_module(_build_module, name, config, params)
 
 
 def init_params(
@@ -179,17 +174,17 @@ def init_params(
     if config.vocab_size < 1:
         raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
 
-    def init_module(name: str, key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(_build_module(name, config, num_labels, nnx.Rngs(params=key))))
+    def init(name: str, key: jax.Array) -> Params:
+        return init_module(_build_module, name, config, num_labels, key)
 
     keys = jax.random.split(key, 2 + len(HEADS))
     return {
-        "embeddings": init_module("embeddings", keys[0]),
-        "layers": jax.vmap(functools.partial(init_module, "layer"))(
+        "embeddings": init("embeddings", keys[0]),
+        "layers": jax.vmap(functools.partial(init, "layer"))(
             jax.random.split(keys[1], config.num_hidden_layers)
         ),
-        "final_norm": init_module("final_norm", keys[0]),
-        **{name: init_module(name, keys[2 + HEADS.index(name)]) for name in heads},
+        "final_norm": init("final_norm", keys[0]),
+        **{name: init(name, keys[2 + HEADS.index(name)]) for name in heads},
     }
 
 
@@ -246,14 +241,8 @@ def encode(
         module = _merge_module("layer", config, layer_params)
         return constrain_batch(module(x, inputs, keys, policy, positions), policy), None
 
-    # XLA's loop on CPU copies what it keeps of every layer: unrolled it is a tenth faster.
-    unroll = min(config.num_hidden_layers, 12) if policy.single_cpu_layout else 1
     inputs = params["layers"], layer_keys, is_global, index == 0
-    if positions is None:
-        x = jax.lax.scan(layer, x, inputs, unroll=unroll)[0]
-    else:
-        x = jax.lax.scan(layer, x, jax.tree.map(lambda leaf: leaf[:-1], inputs), unroll=unroll)[0]
-        x = layer(x, jax.tree.map(lambda leaf: leaf[-1], inputs), positions)[0]
+    x = scan_layers(layer, x, inputs, config.num_hidden_layers, positions, policy)
     return _merge_module("final_norm", config, params["final_norm"])(x, policy)
 
 
