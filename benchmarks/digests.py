@@ -3,8 +3,9 @@
     python benchmarks/digests.py --workdir=/tmp/before --out=before.json   # in the checkout before
     python benchmarks/digests.py --workdir=/tmp/after --expect=before.json # in the one after
 
-Runs, on one CPU device in fp32, the shortened demo (a teacher, students, fine-tunings), runs grown in
-depth and in width in their middle, and one with accumulation, dropout and other options of the objective.
+Runs, on one CPU device in fp32: a small teacher of BERT, students with and without it, fine-tunings, runs
+grown in depth and in width in their middle, one with accumulation, dropout and other options of the
+objective, and a ModernBERT with Muon.
 Prints the SHA-256 of every model's tensors and the exact losses. The digests depend on the CPU and on the
 versions: compare on one machine. Exit status 1 if anything differs. benchmarks/results/digests.json holds
 the last record.
@@ -38,6 +39,11 @@ ACCUMULATED = [
     "--config.distill.token_selection=entropy",
     "--config.distill.loss_chunk_rows=3",
 ]
+FINETUNING = [
+    "--config.examples.max_train_examples=400",
+    "--config.recipe.seeds=[0,1]",
+    "--config.recipe.epochs=2",
+]
 DEEPER = ["--config.model.num_hidden_layers=4", "--config.model.gated_layers=True"]
 WIDER = [
     "--config.model.hidden_size=192",
@@ -45,6 +51,15 @@ WIDER = [
     "--config.model.intermediate_size=640",
     "--config.model.weighted_norm=True",
 ]
+STUDENTS = {  # name of the run: overrides
+    "alone": [],
+    "alone-seed1": ["--config.seed=1"],
+    "normal": ["--config.distill.preset=paper_normal"],
+    "strong": ["--config.distill.preset=paper_strong"],
+    "decay": ["--config.distill.preset=paper_decay"],
+    "grown": ["--config.distill.preset=paper_normal", "--config.init.method=fna"],
+}
+FINETUNED = ("teacher", "alone", "normal")
 GROWTHS = {  # name of the run: sizes, method, moments
     "grown-stack": (DEEPER, "stack", "carry"),
     "grown-masked": (DEEPER, "masked", "asymmetric"),
@@ -62,9 +77,29 @@ def dwt(*arguments: str) -> None:
 
 def run_all(workdir: Path) -> None:
     """Run everything below `workdir`; what is finished there is not run again."""
-    demo, config = workdir / "demo", "--config=configs/demo.py:student"
-    dwt("demo", f"--workdir={demo}", "--scale=0.1")
-    teacher = f"--config.teacher.path={demo / 'teacher'}"
+    config = "--config=configs/small_bert.py:2x128"
+    teacher = f"--config.teacher.path={workdir / 'teacher'}"
+    dwt(
+        "train",
+        "--config=configs/small_bert.py:2x64",
+        f"--workdir={workdir / 'teacher'}",
+        "--config.train.steps=180",
+    )
+    for name, overrides in STUDENTS.items():
+        with_teacher = [teacher] if "distill" in str(overrides) else []
+        dwt(
+            "train",
+            config,
+            f"--workdir={workdir / name}",
+            "--config.train.steps=90",
+            *with_teacher,
+            *overrides,
+        )
+    for name in FINETUNED:
+        out = workdir / "finetuned" / name
+        if not (out / "results.json").exists():
+            dwt("finetune", f"--model={workdir / name}", f"--workdir={out}", "--task=era", *FINETUNING)
+    dwt("train", "--config=configs/modernbert.py:2x128", f"--workdir={workdir / 'modernbert'}", *SMALL)
     dwt("train", config, f"--workdir={workdir / 'accumulated'}", teacher, *SMALL, *ACCUMULATED)
     dwt("train", config, f"--workdir={workdir / 'small'}", *SMALL)
     for name, (sizes, method, moments) in GROWTHS.items():

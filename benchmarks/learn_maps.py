@@ -3,7 +3,7 @@
     python benchmarks/learn_maps.py --source=RUN [--targets 2x128 4x64 …] [--rates 1e-4 …] [--seeds 0 …]
 
 Prints the objective on held-back batches before and after the learning; and what it cost, beside
-a training step. RUN: e.g. the teacher of configs/demo.py.
+a training step. RUN: e.g. configs/small_bert.py:2x64.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def student(size: str, seed: int) -> Config:
         "intermediate_size": 4 * width,
     }
     overrides = {f"model.{key}": str(value) for key, value in sizes.items()}
-    return load_config(f"{bundled_config_path('demo.py')}:student", {**overrides, "seed": str(seed)})
+    return load_config(f"{bundled_config_path('small_bert.py')}:2x128", {**overrides, "seed": str(seed)})
 
 
 def prepared(config: Config) -> RunContext:

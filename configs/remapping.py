@@ -6,9 +6,9 @@ initialized with the paper's remapping (`paper_pr`) or at random (`paper`):
     dwt train --config=configs/paper.py:teacher4 --workdir=runs/teacher4
     dwt train --config=configs/remapping.py:paper_pr --workdir=runs/pr
 
-Any method at the demo's size, from the demo's teacher, without distillation:
+Any method at the sizes of configs/small_bert.py, without distillation:
 
-    dwt train --config=configs/demo.py:teacher --workdir=runs/teacher
+    dwt train --config=configs/small_bert.py:2x64 --workdir=runs/teacher
     dwt train --config=configs/remapping.py:hyperclone --workdir=runs/grown
 
 Width methods double the hidden size, depth methods the layers; `masked` grows both with gates.
@@ -32,7 +32,7 @@ def get_config(run: str = "hyperclone") -> ConfigDict:
     if run not in (*WIDTH_METHODS, *DEPTH_METHODS, "masked"):
         methods = ", ".join(WIDTH_METHODS + DEPTH_METHODS)
         raise ValueError(f"no run {run!r}, expected one of paper, paper_pr, {methods}, masked")
-    config = sibling_config(__file__, "demo").get_config("student")
+    config = sibling_config(__file__, "small_bert").get_config("2x128")
     if run in DEPTH_METHODS:
         config.model.update(num_hidden_layers=4, hidden_size=64, num_attention_heads=2, intermediate_size=256)
     if run == "masked":

@@ -38,4 +38,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": {"kind": "constant", "value": 2.0},
         "scale_by_temperature_squared": True,
     },
+    # 4 -> 0 over the first half: a weak teacher helps early and harms late (docs/recipe.md).
+    "early_decay": {
+        "alpha_hard": _constant_one,
+        "alpha_soft": {"kind": "linear", "value": 4.0, "end": 0.0, "decay_end": 0.5},
+        "temperature": _constant_one,
+        "scale_by_temperature_squared": False,
+    },
 }

@@ -1,6 +1,7 @@
 """Numbers, durations and log lines as text."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -54,3 +55,11 @@ def format_float(value: float, decimals: int, signed: bool = False) -> str:
 def format_with_error(value: float, error: float) -> str:
     """Format a value as '5.7792 ± 0.0140', without an error that is not finite (a single document)."""
     return f"{format_float(value, 4)} ± {error:.4f}" if math.isfinite(error) else format_float(value, 4)
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows of cells as lines with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Several processes on this machine, over loopback, each with some simulated CPU devices:
-#   bash launch/local.sh --processes=2 --devices=2 -- train --config=configs/demo.py:student --workdir=demo
+#   bash launch/local.sh --processes=2 --devices=2 -- train --config=configs/modernbert.py:2x128 --workdir=demo
 # Ends with 0 if all did, with 75 if they were stopped (run it again), else with the first failure's
 # status, the others killed. --dry-run prints the commands. PYTHON=… overrides the interpreter.
 set -euo pipefail

@@ -16,7 +16,7 @@ SCALES = {  # hidden size, vocabulary, length, batch, steps, learning rate
     "h200": (512, 16384, 128, 256, 8000, 5e-4),
     "cpu": (64, 4096, 64, 32, 2400, 2e-3),
 }
-# For a small model that is trained for less than one epoch; see configs/demo.py.
+# For a small model that is trained for less than one epoch; see configs/small_bert.py.
 SMALL = {"initializer_range": 0.05, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 

@@ -13,7 +13,7 @@ ROWS = ["data.row_mode=wrapped"]
 ADAMW = ["optimizer.kind=adamw", "optimizer.learning_rate.value=4e-3", "optimizer.b2=0.98"]
 FEWER_MASKS = ["mlm.probability=0.15"]
 MORE_MASKS = ["mlm.probability=0.4"]
-BERT, MODERNBERT = "configs/demo.py:student", "configs/modernbert.py:2x128"
+BERT, MODERNBERT = "configs/small_bert.py:2x128", "configs/modernbert.py:2x128"
 ARMS = {  # label, config, overrides
     "bert": ("BERT: learned positions, AdamW, 15 % masks", BERT, ROWS),
     "bert-masks": ("… 40 % masks", BERT, [*ROWS, *MORE_MASKS]),

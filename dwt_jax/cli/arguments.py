@@ -14,7 +14,7 @@ def add_config_argument(
     parser: argparse.ArgumentParser,
     text: str = "config",
     *,
-    file: str = "configs/demo.py:student",
+    file: str = "configs/modernbert.py:2x128",
     override: str = "train.steps=1e3",
     required: bool = True,
 ) -> None:

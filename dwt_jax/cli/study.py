@@ -41,10 +41,6 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
 
     runtime_env.set_xla_env()
 
-    def run_and_report() -> None:
-        if runner.run_study(study, options.workdir, options.index):
-            from dwt_jax.study import sweep_html
+    from dwt_jax.study.run_and_report import run_and_report
 
-            print(f"report in {sweep_html.write_study_report(options.workdir)}")
-
-    return training_exit_status(run_and_report)
+    return training_exit_status(lambda: run_and_report(study, options.workdir, options.index))

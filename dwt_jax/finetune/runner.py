@@ -17,6 +17,7 @@ from dwt_jax.finetune.config import FinetuneConfig
 from dwt_jax.finetune.outputs import mean_std
 from dwt_jax.finetune.tasks import AVERAGE_DEFINITION, SCORE_DEFINITION, format_percent
 from dwt_jax.runs.run_dir import run_lock
+from dwt_jax.text_format import format_table
 
 
 def finetune_tasks(
@@ -148,10 +149,7 @@ def format_finetune_table(summary: Mapping[str, Any]) -> str:
     average = summary["average"]
     if len(summary["tasks"]) > 1:
         rows.append(("average", "", format_percent(average["best"]), format_percent(average["last"]), ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    lines = format_table(rows)
     lines += ["", f"in %; score of a task: {summary['score']}; ± standard deviation over seeds"]
     if len(summary["tasks"]) > 1:
         lines.append(f"average over {', '.join(average['of'])}: {average['definition']}")

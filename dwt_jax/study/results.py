@@ -15,6 +15,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import read_json
 from dwt_jax.runs.metrics_file import read_jsonl, total_flops
 from dwt_jax.study import manifest
+from dwt_jax.study.extra_results import BAG_OF_WORDS_NAME, MASKED_WORDS_NAME
 from dwt_jax.study.report import TargetCrossing, read_document_losses, steps_to_target
 from dwt_jax.study.statistics import Interval, PairedDocuments, paired_loss_interval, paired_score_interval
 from dwt_jax.study.sweep import FINAL_STEP, LOSS_MEASURES, Arm, Hypothesis, JobRecord, Study
@@ -66,6 +67,8 @@ class StudyResults:
     num_done: int
     num_jobs: int
     hypothesis_results: tuple[HypothesisResult, ...]
+    bag_of_words: Mapping[str, float]  # score by task, 0 to 1
+    masked_words: Sequence[Mapping[str, Any]]  # text, word, and the guesses by arm
 
 
 def collect_study_results(workdir: Path) -> StudyResults:
@@ -74,6 +77,8 @@ def collect_study_results(workdir: Path) -> StudyResults:
         raise UserError(f"{workdir}: no {manifest.MANIFEST_NAME}, expected the directory of a dwt study")
     study, jobs = manifest.read_manifest(workdir)
     arms = {arm.name: _arm_results(arm, jobs) for arm in study.arms}
+    floor_path, masked_words_path = workdir / BAG_OF_WORDS_NAME, workdir / MASKED_WORDS_NAME
+    floor = read_json(floor_path) if floor_path.exists() else {}
     return StudyResults(
         study=study,
         workdir=workdir,
@@ -81,6 +86,8 @@ def collect_study_results(workdir: Path) -> StudyResults:
         num_done=sum(job.is_done() for job in jobs),
         num_jobs=len(jobs),
         hypothesis_results=tuple(evaluate_hypothesis(hypothesis, study, arms) for hypothesis in study.claims),
+        bag_of_words={task: result["score"] for task, result in floor.items()},
+        masked_words=read_json(masked_words_path) if masked_words_path.exists() else [],
     )
 
 

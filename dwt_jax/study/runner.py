@@ -20,7 +20,7 @@ from dwt_jax.finetune import config as finetuning
 from dwt_jax.runs.metrics_file import read_jsonl
 from dwt_jax.runs.peak_flops import peak_flops_per_device
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
-from dwt_jax.study import manifest
+from dwt_jax.study import extra_results, manifest
 from dwt_jax.study.provenance import ProvenanceChecker
 from dwt_jax.study.sweep import (
     FINAL_STEP,
@@ -31,7 +31,7 @@ from dwt_jax.study.sweep import (
     resolve_config_path,
     study_jobs,
 )
-from dwt_jax.text_format import format_duration
+from dwt_jax.text_format import format_duration, format_table
 
 if TYPE_CHECKING:
     from dwt_jax.finetune.collate import ExampleCache
@@ -51,13 +51,16 @@ class Cost(NamedTuple):
     seconds: float | None
 
 
-def run_study(study: Study, workdir: Path, index: int | None = None) -> bool:
+def run_study(
+    study: Study, workdir: Path, index: int | None = None, on_job_done: Callable[[Job], None] = lambda _: None
+) -> bool:
     """Run the jobs of a study that are not done.
 
     Args:
         study: the config.
         workdir: directory of the study.
         index: run only the job with this index.
+        on_job_done: called after each job that was run.
 
     Returns:
         Whether all jobs are done now.
@@ -96,7 +99,12 @@ def run_study(study: Study, workdir: Path, index: int | None = None) -> bool:
             print(f"study: {i + 1} of {len(jobs)}, {job.name}", flush=True)
             provenance.record(job)
             _run_job(study, job, by_name, tasks, example_cache)
-    return all(job.is_done() for job in jobs)
+            on_job_done(job)
+    if not all(job.is_done() for job in jobs):
+        return False
+    extra_results.write_bag_of_words(study, tasks, example_cache, workdir)
+    extra_results.write_masked_words(study, jobs, workdir)
+    return True
 
 
 def _check_inputs(
@@ -234,8 +242,7 @@ def format_plan(study: Study, workdir: Path, costs: bool) -> str:
         state = "in progress" if job.workdir.exists() else "–"
         row = (str(i), job.name, "done" if job.is_done() else state, ", ".join(job.needs) or "–")
         rows.append((*row, *(_format_cost(cost) if cost else ())))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = format_table(rows)
     if costs:
         remaining = [cost for job, cost in zip(jobs, estimates, strict=True) if cost and not job.is_done()]
         durations = [cost.seconds for cost in remaining if cost.seconds is not None]

@@ -43,6 +43,15 @@ class StudyFinetuning:
     config: str = ""  # a config of dwt finetune
     tasks: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
+    bag_of_words: bool = False  # beside it, logistic regression on bags of words, without pre-training
+
+
+@dataclass(frozen=True)
+class MaskedWords:
+    """Masked words of held-out rows, for which the report prints what some arms guess."""
+
+    arms: tuple[str, ...] = ()  # their runs of the first seed; empty: none
+    rows: int = 6
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class Study:
     set: tuple[str, ...] = ()  # overrides of every arm; an arm's own take precedence
     finetuning: StudyFinetuning = field(default_factory=StudyFinetuning)
     out_of_domain: OutOfDomain = field(default_factory=OutOfDomain)
+    masked_words: MaskedWords = field(default_factory=MaskedWords)
     claims: tuple[Hypothesis, ...] = ()
 
 
@@ -158,6 +168,13 @@ def study_problems(study: Study) -> Iterator[str]:
     yield from _override_problems("out_of_domain.set", study.out_of_domain.set)
     if study.baseline and study.baseline not in names:
         yield f"baseline is {study.baseline!r}{did_you_mean(study.baseline, names)}"
+    if study.finetuning.bag_of_words and not study.finetuning.tasks:
+        yield "finetuning.bag_of_words is set, expected finetuning.tasks"
+    for name in study.masked_words.arms:
+        if name not in names:
+            yield f"masked_words.arms has {name!r}{did_you_mean(name, names)}"
+    if study.masked_words.rows < 1:
+        yield f"masked_words.rows is {study.masked_words.rows}, expected at least 1"
     for i, hypothesis in enumerate(study.claims):
         yield from _hypothesis_problems(f"claims.{i}", hypothesis, study)
 

@@ -25,7 +25,7 @@ from dwt_jax.study.results import (
 from dwt_jax.study.statistics import Interval
 from dwt_jax.study.sweep import FINAL_STEP
 from dwt_jax.study.tables import ReportTable, escape_markdown, markdown_table
-from dwt_jax.text_format import format_float
+from dwt_jax.text_format import format_float, format_table
 
 METHOD_NOTE = (
     "± is the standard deviation over seeds. Intervals are 95 % confidence intervals of the difference to "
@@ -48,6 +48,10 @@ PARETO_NOTE = (
     "without the teacher's training. An arm is on the Pareto front if no other arm has a mean score at least "
     "as high for fewer FLOPs, or a higher one for as many; seed variance is not considered."
 )
+
+
+BAG_OF_WORDS_LABEL = "no model: logistic regression on bags of words"
+MASKED_WORDS_NOTE = "The three most probable tokens where one word was masked, by the runs of the first seed."
 
 
 def hypothesis_sentence(result: HypothesisResult, results: StudyResults) -> str:
@@ -109,7 +113,35 @@ def arm_results_table(results: StudyResults) -> ReportTable:
             if measure in (*LOSS_MEASURES, AVERAGE_MEASURE):
                 row.append(_vs_baseline(results, name, measure))
         rows.append(row)
+    if any(task in results.bag_of_words for task in measures):
+        cells = {task: f"{100 * score:.2f}" for task, score in results.bag_of_words.items()}
+        row = [BAG_OF_WORDS_LABEL, "–"]
+        for measure in measures:
+            row += [cells.get(measure, "–")] + ["–"] * (measure in (*LOSS_MEASURES, AVERAGE_MEASURE))
+        rows.append(row)
     return ReportTable(header, rows)
+
+
+def masked_words_table(results: StudyResults) -> ReportTable | None:
+    """Tabulate masked words and the guesses of some arms; None if the study has none."""
+    if not results.masked_words:
+        return None
+    names = list(results.masked_words[0]["guesses"])
+    rows = [
+        [
+            record["text"],
+            record["word"],
+            *(format_guesses(record["guesses"][name]) for name in names),
+        ]
+        for record in results.masked_words
+    ]
+    header = ["held-out text", "word", *(arm_label(results, name) for name in names)]
+    return ReportTable(header, rows, text_columns=len(header))
+
+
+def format_guesses(guesses: Sequence[tuple[str, float]]) -> str:
+    """Format guesses as 'people 41 %, citizens 12 %'."""
+    return ", ".join(f"{word} {probability:.0%}".replace("%", " %") for word, probability in guesses)
 
 
 def scores_by_checkpoint(results: StudyResults, measure: str) -> ReportTable | None:
@@ -255,6 +287,22 @@ def study_tables(results: StudyResults) -> Iterator[tuple[str, ReportTable, str]
         yield "Average score against FLOPs", table, PARETO_NOTE
     if (table := flops_to_target_table(results)) is not None:
         yield "FLOPs to the baseline's loss", table, ""
+    if (table := masked_words_table(results)) is not None:
+        yield "Masked words", table, MASKED_WORDS_NOTE
+
+
+def study_lines(results: StudyResults) -> list[str]:
+    """Return the results and the guesses of masked words as lines for a terminal."""
+    table = arm_results_table(results)
+    lines = format_table([table.header, *table.rows])
+    for record in results.masked_words:
+        lines += ["", f"… {record['text']} …   ({record['word']})"]
+        guesses = [
+            (f"  {arm_label(results, name)}", format_guesses(guesses))
+            for name, guesses in record["guesses"].items()
+        ]
+        lines += format_table(guesses)
+    return lines
 
 
 def study_markdown(results: StudyResults) -> str:

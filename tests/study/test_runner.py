@@ -16,7 +16,8 @@ from dwt_jax.config import Config, Data, Train
 from dwt_jax.errors import UserError
 from dwt_jax.study import manifest, runner, sweep_html, sweep_tables
 from dwt_jax.study import results as study_results
-from dwt_jax.study.sweep import load_study, study_jobs
+from dwt_jax.study.run_and_report import run_and_report
+from dwt_jax.study.sweep import MaskedWords, OutOfDomain, StudyFinetuning, load_study, study_jobs
 from dwt_jax.train import step as steps
 from helpers.runs import dwt, prepared_project, start
 
@@ -56,7 +57,8 @@ def small_study(tmp_path_factory):
                 "finetune_at": [1.0],
             },
         ],
-        "finetuning": {"config": "configs/glue.py", "tasks": ["era"], "set": RECIPE},
+        "finetuning": {"config": "configs/glue.py", "tasks": ["era"], "set": RECIPE, "bag_of_words": True},
+        "masked_words": {"arms": ["alone", "distilled"], "rows": 3},
         "out_of_domain": {"config": config.partition(":")[0], "set": ["data.validation_fraction=0.3"]},
         "claims": [
             {"text": "A teacher helps", "arm": "distilled", "paper": "so it says"},
@@ -132,6 +134,49 @@ def test_report_has_every_measured_value(finished_study):
     assert points["distilled"].flops > points["alone"].flops > 0
     assert points["distilled"].scores[1] == pytest.approx(sum(scores_of_run) / 2)
     assert len([r for r in rows if r["measure"] == "loss_elsewhere"]) == 5
+
+
+def test_report_has_the_floor_and_the_guesses_of_masked_words(finished_study):
+    workdir = finished_study[0]
+    collected = study_results.collect_study_results(workdir)
+    floor = json.loads((workdir / "bag_of_words.json").read_text())["era"]
+    assert 0.2 < floor["score"] < 0.8  # 64 examples of four classes
+    row = sweep_tables.arm_results_table(collected).rows[-1]
+    assert row[0].startswith("no model")
+    assert f"{100 * floor['score']:.2f}" in row
+    records = json.loads((workdir / "masked_words.json").read_text())
+    assert len(records) == 3
+    page, lines = sweep_html.write_study_report(workdir), sweep_tables.study_lines(collected)
+    for text in (page.read_text(), page.with_suffix(".md").read_text(), "\n".join(lines)):
+        for record in records:
+            assert record["word"] in text
+            for guesses in record["guesses"].values():
+                assert len(guesses) == 3
+                assert 0 < guesses[0][1] <= 1
+                assert sweep_tables.format_guesses(guesses) in text.replace("\\", "")
+    assert set(records[0]["guesses"]) == {"alone", "distilled"}
+
+
+def test_the_report_follows_the_runs(small_study, tmp_path, capsys):
+    """A report is on disk, and its path printed, once two runs are finished."""
+    study = load_study(small_study[0])
+    study = dataclasses.replace(
+        study,
+        arms=tuple(
+            dataclasses.replace(arm, finetune_at=(), set=("train.steps=2", "train.tensorboard=False"))
+            for arm in study.arms[:2]
+        ),
+        claims=(),
+        out_of_domain=OutOfDomain(),
+        masked_words=MaskedWords(),
+        finetuning=StudyFinetuning(),
+    )
+    run_and_report(study, tmp_path / "study")
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if "the first two runs are finished" in line)
+    assert any("3 of 3, alone-seed1" in line for line in lines[first:])
+    assert lines[-1] == f"report in {tmp_path / 'study' / 'report.html'}"
+    assert any(line.startswith("baseline (no teacher)  2") for line in lines[first:])
 
 
 def test_unpaired_results_are_not_comparable(finished_study):

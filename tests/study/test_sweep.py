@@ -31,6 +31,18 @@ def test_every_study_has_valid_jobs(name, scale, tmp_path):
     assert not any(str(tmp_path) in str(job.config.data) for job in jobs)
 
 
+@pytest.mark.parametrize("scale", ["1", "0.01"])
+def test_the_demo_is_a_valid_study(scale, tmp_path):
+    """Every arm has two seeds, the teacher one; students differ only in teacher and growth."""
+    jobs = study_jobs(load_study(f"configs/study/demo.py:{scale}"), tmp_path)
+    runs = [job for job in jobs if job.kind == "train"]
+    arms = [job.arm for job in runs]
+    assert {arm: arms.count(arm) for arm in arms} == dict.fromkeys(arms, 2) | {"teacher": 1}
+    students = [job.config for job in runs if job.arm != "teacher"]
+    assert len({(c.model, c.data, c.mlm, c.train, c.optimizer) for c in students}) == 1
+    assert [job.arm for job in runs[:2]] == ["teacher", "alone"]
+
+
 def test_the_papers_numbers(tmp_path):
     jobs = {
         job.name: job for job in study_jobs(load_study("configs/study/teacher_quality.py:paper"), tmp_path)
@@ -43,12 +55,12 @@ def test_the_papers_numbers(tmp_path):
 
 
 def study(**more):
-    arm = {"config": "configs/demo.py:student", "set": ["train.steps=100", "train.save_every=10"]}
+    arm = {"config": "configs/small_bert.py:2x128", "set": ["train.steps=100", "train.save_every=10"]}
     return {
         "title": "t",
         "baseline": "alone",
         "arms": [
-            {"name": "teacher", "role": "teacher", "config": "configs/demo.py:teacher", "seeds": [0, 1]},
+            {"name": "teacher", "role": "teacher", "config": "configs/small_bert.py:2x64", "seeds": [0, 1]},
             {"name": "alone", **arm, "seeds": [0, 1, 2]},
             {
                 "name": "distilled",
@@ -113,7 +125,7 @@ def test_shares_are_rounded_to_checkpoints(tmp_path, shares, expected):
     raw_study["arms"][2] |= {"finetune_at": shares, "set": ["train.steps=100", "train.save_every=10"]}
     raw_study["arms"][2]["set"] += ["train.keep_checkpoints=10"]
     loaded_study = load_study(write_config(tmp_path, raw_study))
-    config = load_config("configs/demo.py:student", parse_overrides(loaded_study.arms[2].set))
+    config = load_config("configs/small_bert.py:2x128", parse_overrides(loaded_study.arms[2].set))
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
             finetune_steps(loaded_study.arms[2], config)

@@ -310,7 +310,7 @@ def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
 @pytest.mark.parametrize("run", [*METHODS, "paper", "paper_pr"])
 def test_the_configs_of_every_method(run):
     """Each can be made of the model that its docstring names."""
-    name = "paper.py:teacher4" if run.startswith("paper") else "demo.py:teacher"
+    name = "paper.py:teacher4" if run.startswith("paper") else "small_bert.py:2x64"
     source = load_config(f"configs/{name}").model
     config = load_config(
         f"configs/remapping.py:{run}", {"teacher.path" if "paper" in run else "init.from": "x"}

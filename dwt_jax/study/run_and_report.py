@@ -1,0 +1,39 @@
+"""Run a study and keep its report up to date (`dwt study`, `dwt demo`)."""
+
+from pathlib import Path
+
+from dwt_jax.study import sweep_tables
+from dwt_jax.study.results import collect_study_results
+from dwt_jax.study.runner import run_study
+from dwt_jax.study.sweep import Job, Study
+from dwt_jax.study.sweep_html import write_study_report
+
+
+def run_and_report(study: Study, workdir: Path, index: int | None = None) -> None:
+    """Run the jobs of a study that are not done, write the report after each, and print it at the end.
+
+    The path of the report is printed at the end, and once the first run that can be compared is finished.
+
+    Args:
+        study: the config.
+        workdir: directory of the study.
+        index: run only the job with this index; then the report is written once all jobs are done.
+
+    Raises:
+        UserError: as `run_study` does.
+        Preempted: after a signal.
+    """
+    num_runs_done = 0
+
+    def update_report(job: Job) -> None:
+        nonlocal num_runs_done
+        num_runs_done += job.kind == "train"
+        path = write_study_report(workdir)
+        if job.kind == "train" and num_runs_done == 2:
+            print(f"study: the first two runs are finished; report so far in {path}", flush=True)
+
+    if not run_study(study, workdir, index, update_report if index is None else lambda _: None):
+        return
+    path = write_study_report(workdir)
+    print("\n".join(["", *sweep_tables.study_lines(collect_study_results(workdir)), ""]))
+    print(f"report in {path}", flush=True)
