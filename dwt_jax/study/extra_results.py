@@ -80,4 +80,4 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
         }
         for i, masked_word in enumerate(masked_words)
     ]
-    write_json(workdir / MASKED_WORDS_NAME, records)
+    write_json(workdir / MASKED_WORDS_NAME, {"rows": records})

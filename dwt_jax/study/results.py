@@ -87,7 +87,7 @@ def collect_study_results(workdir: Path) -> StudyResults:
         num_jobs=len(jobs),
         hypothesis_results=tuple(evaluate_hypothesis(hypothesis, study, arms) for hypothesis in study.claims),
         bag_of_words={task: result["score"] for task, result in floor.items()},
-        masked_words=read_json(masked_words_path) if masked_words_path.exists() else [],
+        masked_words=read_json(masked_words_path)["rows"] if masked_words_path.exists() else [],
     )
 
 

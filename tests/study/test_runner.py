@@ -144,7 +144,7 @@ def test_report_has_the_floor_and_the_guesses_of_masked_words(finished_study):
     row = sweep_tables.arm_results_table(collected).rows[-1]
     assert row[0].startswith("no model")
     assert f"{100 * floor['score']:.2f}" in row
-    records = json.loads((workdir / "masked_words.json").read_text())
+    records = json.loads((workdir / "masked_words.json").read_text())["rows"]
     assert len(records) == 3
     page, lines = sweep_html.write_study_report(workdir), sweep_tables.study_lines(collected)
     for text in (page.read_text(), page.with_suffix(".md").read_text(), "\n".join(lines)):
