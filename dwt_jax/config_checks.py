@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 
-from dwt_jax.config import Config, Init, Optimizer, Schedule
+from dwt_jax.config import Config, Init, Optimizer, Schedule, Train
 from dwt_jax.errors import UserError
 from dwt_jax.remap.methods import get_method
 
@@ -236,4 +236,26 @@ def _batch_problems(config: Config) -> Iterator[str]:
         yield (
             f"train.batch_size / train.gradient_accumulation_steps is {microbatch_size}, expected a "
             f"multiple of the mesh's data x fsdp ({num_shards})"
+        )
+    yield from _batch_ramp_problems(train, num_shards)
+
+
+def _batch_ramp_problems(train: Train, num_shards: int) -> Iterator[str]:
+    ramp, fraction = list(train.batch_ramp), train.batch_ramp_fraction
+    if not ramp and fraction:
+        yield f"train.batch_ramp_fraction is {fraction}, expected train.batch_ramp with it (it is empty)"
+    if ramp and not 0 < fraction <= 1:
+        yield (
+            f"train.batch_ramp_fraction is {fraction}, expected a share above 0 and at most 1 with "
+            f"train.batch_ramp ({ramp})"
+        )
+    if not all(a < b for a, b in itertools.pairwise((0, *ramp, train.batch_size))):
+        yield (
+            f"train.batch_ramp is {ramp}, expected increasing numbers of rows above 0 and below "
+            f"train.batch_size ({train.batch_size})"
+        )
+    if any(size % (train.gradient_accumulation_steps * num_shards) for size in ramp):
+        yield (
+            f"train.batch_ramp is {ramp}, expected multiples of train.gradient_accumulation_steps x the "
+            f"mesh's data x fsdp ({train.gradient_accumulation_steps} x {num_shards})"
         )

@@ -181,6 +181,7 @@ STAGES = {
     "mlm.probability.boundaries": [0.3, 0.6],
     "mlm.probability.boundary_values": [0.3, 0.2],
 }
+RAMP = {"train.batch_ramp": [4, 8], "train.batch_ramp_fraction": 0.3}
 IMPOSSIBLE = [
     # (settings, the key that the message must name)
     ({"seed": -1}, "seed"),
@@ -311,6 +312,20 @@ IMPOSSIBLE = [
     (
         {"mesh.data": 8, "train.batch_size": 32, "train.gradient_accumulation_steps": 8},
         "train.gradient_accumulation_steps",
+    ),
+    ({"train.batch_ramp_fraction": 0.3}, "train.batch_ramp_fraction is 0.3, expected train.batch_ramp"),
+    ({"train.batch_ramp": [4, 8]}, "train.batch_ramp_fraction is 0.0, expected a share above 0"),
+    ({**RAMP, "train.batch_ramp_fraction": 1.1}, "train.batch_ramp_fraction is 1.1"),
+    ({**RAMP, "train.batch_ramp_fraction": -0.3}, "train.batch_ramp_fraction is -0.3"),
+    ({**RAMP, "train.batch_ramp": [8, 4]}, "train.batch_ramp is [8, 4], expected increasing"),
+    ({**RAMP, "train.batch_ramp": [4, 4]}, "train.batch_ramp is [4, 4], expected increasing"),
+    ({**RAMP, "train.batch_ramp": [0, 4]}, "train.batch_ramp is [0, 4], expected increasing"),
+    ({**RAMP, "train.batch_size": 8}, "train.batch_ramp is [4, 8], expected increasing"),
+    ({**RAMP, "train.gradient_accumulation_steps": 8}, "train.batch_ramp is [4, 8], expected multiples"),
+    ({**RAMP, "mesh.data": 8}, "train.batch_ramp is [4, 8], expected multiples"),
+    (
+        {**RAMP, "mesh.fsdp": 2, "train.gradient_accumulation_steps": 4},
+        "train.batch_ramp is [4, 8], expected multiples",
     ),
 ]
 

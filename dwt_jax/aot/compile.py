@@ -107,6 +107,8 @@ class CompileTarget(NamedTuple):
 def make_compile_target(config: Config, topology: str) -> CompileTarget:
     """Resolve a config and a topology into what to compile.
 
+    Of a batch ramp only the last stage is compiled, the full batch: it needs the most memory.
+
     Raises:
         UserError: the topology is unknown, the mesh does not fit it, its compiler is not installed, or
             the teacher's config cannot be read.

@@ -6,7 +6,7 @@ compute any part of any batch, and a run can resume at any step.
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,34 +237,53 @@ def get_batch(
     Returns:
         A batch [n, L], as `read_rows` returns it.
     """
-    if isinstance(local_rows, np.ndarray):
-        return read_rows(
-            dataset, row_indices(dataset, seed, step * batch_size, (step + 1) * batch_size)[local_rows]
-        )
-    first, last, stride = local_rows.indices(batch_size)
-    if stride == 1:  # compute only this part of the order
-        indices = row_indices(dataset, seed, step * batch_size + first, step * batch_size + max(first, last))
-    else:
-        indices = row_indices(dataset, seed, step * batch_size, (step + 1) * batch_size)[local_rows]
-    return read_rows(dataset, indices)
+    return _read_stream(dataset, seed, step * batch_size, batch_size, local_rows)
+
+
+def _read_stream(
+    dataset: PackedDataset, seed: int, start: int, count: int, local_rows: slice | np.ndarray
+) -> Batch:
+    """Read `local_rows` of the `count` rows of the stream from position `start` on."""
+    if isinstance(local_rows, slice):
+        first, last, stride = local_rows.indices(count)
+        if stride == 1:  # compute only this part of the order
+            return read_rows(dataset, row_indices(dataset, seed, start + first, start + max(first, last)))
+    return read_rows(dataset, row_indices(dataset, seed, start, start + count)[local_rows])
 
 
 def batch_iterator(
     dataset: PackedDataset,
     seed: int,
-    batch_size: int,
+    batch_size: int | np.ndarray,
     start: int,
     stop: int,
-    local_rows: slice | np.ndarray = slice(None),
+    local_rows: slice | np.ndarray | Mapping[int, np.ndarray] = slice(None),
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """Yield `get_batch` for steps start … stop − 1, with `prefetch` batches read ahead by threads."""
+    """Yield the batches of steps start … stop − 1, with `prefetch` batches read ahead by threads.
+
+    Args:
+        dataset: the rows.
+        seed: of their order.
+        batch_size: rows in the global batch of every step, see `get_batch`; or of each step, int [stop] from
+            step 0 on: every step has the rows of the stream that follow those of the step before.
+        start: the first step.
+        stop: the step to stop before.
+        local_rows: as for `get_batch`; a mapping has them by the number of rows in the global batch.
+        prefetch: batches read ahead.
+    """
     import grain
+
+    first_rows = None if isinstance(batch_size, int) else np.cumsum(batch_size) - batch_size
+
+    def read_batch(step: int) -> Batch:
+        size = batch_size if isinstance(batch_size, int) else int(batch_size[step])
+        first_row = step * size if first_rows is None else int(first_rows[step])
+        rows = local_rows[size] if isinstance(local_rows, Mapping) else local_rows
+        return _read_stream(dataset, seed, first_row, size, rows)
 
     # As fast as a hand-written thread pool (7 to 11 million tokens a second either way, on two busy cores,
     # with rows of 64). The second thread hides the latency of pages that are read from disk.
     options = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
     steps = grain.MapDataset.range(start, stop)
-    yield from steps.map(
-        lambda step: get_batch(dataset, seed, int(step), batch_size, local_rows)
-    ).to_iter_dataset(options)
+    yield from steps.map(lambda step: read_batch(int(step))).to_iter_dataset(options)

@@ -5,6 +5,7 @@ The loss of a remapped model before training is a poor predictor of its loss aft
 Every method trains exactly the first steps of the run: the same batches, masks, dropout and
 schedules, learning rate included. The result is the loss of the run after those steps. A pilot
 that ends within the warm-up of the learning rate says little.
+A batch ramp is left out: every step of a pilot has the full batch of `train.batch_size` rows.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from dwt_jax.remap.plan import plan_growth
 from dwt_jax.runs.pretrained import load_pretrained, params_digest
 from dwt_jax.runs.state import abstract_state, init_train_state
 from dwt_jax.runs.teacher import shard_params
+from dwt_jax.train.accounting import step_flops
 from dwt_jax.train.initialize import copied_mask_for_warmup
 from dwt_jax.train.ligo_training import LigoConfig, LigoResult, train_ligo_maps
 from dwt_jax.train.run_context import RunContext
@@ -197,7 +199,7 @@ def _init_with(
 def _train_briefly(
     run: RunContext, params: Any, source: ModelConfig, method: str, steps: int, teacher_params: Any
 ) -> Any:
-    """The parameters after the run's first `steps` steps from `params`."""
+    """The parameters after the run's first `steps` steps from `params`, all with the full batch."""
     config = run.config
     growth_plan = plan_growth(method, source, config.model, jax.random.key(config.seed), config.init)
     copied_mask = copied_mask_for_warmup(config, growth_plan, run.mesh)
@@ -257,7 +259,12 @@ def _with_losses(
 
 
 def _pilot_flops(run: RunContext, steps: int) -> float:
-    return steps * run.student_flops + min(steps, run.teacher_end_step) * run.teacher_flops
+    """The FLOPs of the first `steps` steps with the full batch."""
+    config = run.config
+    student_flops, teacher_flops = step_flops(
+        run.step_config, config.data.sequence_length, config.train.batch_size
+    )
+    return steps * student_flops + min(steps, run.teacher_end_step) * teacher_flops
 
 
 def format_pilot_table(results: Sequence[InitResult], steps: int) -> str:
@@ -341,6 +348,8 @@ def print_pilot_ranking(
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
         return
     print(format_pilot_table(results, steps))
+    if config.train.batch_ramp:
+        print(f"Every step had {config.train.batch_size} rows: a pilot has no train.batch_ramp.")
     warmup_end = int(np.argmax(run.schedules.learning_rate))
     if steps <= warmup_end:
         print(f"The learning rate is still warming up, until step {warmup_end}: use more steps.")

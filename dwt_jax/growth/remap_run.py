@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from dwt_jax.config import Config
 from dwt_jax.config_loader import config_to_dict, flatten_dict
+from dwt_jax.data.batch_ramp import count_rows
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir, read_json, resolve_output_dir, write_json
 from dwt_jax.models.protocol import ModelConfig
@@ -40,7 +41,7 @@ from dwt_jax.train.setup import setup_run
 
 Moments = Literal["reset", "carry", "asymmetric"]
 
-DATA_STREAM_KEYS = ("seed", "data", "mlm.", "train.batch_size")
+DATA_STREAM_KEYS = ("seed", "data", "mlm.", "train.batch_size", "train.batch_ramp")
 """Config keys (prefixes) that determine the next batches and their masks."""
 
 
@@ -59,8 +60,9 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
 
     Raises:
         UserError: a different seed, data, masking or batch size, a different `optimizer.kind` whose moments
-            are not reset, `train.steps` not above `step`, or sizes that the method does not
-            support. Nothing is written then (except run.json in a train.checkpoint_path).
+            are not reset, `train.steps` not above `step`, or with which a batch ramp has had other rows by
+            `step`, or sizes that the method does not support. Nothing is written then (except run.json in a
+            train.checkpoint_path).
     """
     out = resolve_output_dir(out)
     source_run, source_state, step = _restore_source_run(Path(run_path).expanduser(), config, step)
@@ -188,15 +190,21 @@ def _check_same_data_stream(run: RunContext, source_run: RunContext, path: str) 
     new_values, source_values = (
         {"data": _data_digest(x), **flatten_dict(config_to_dict(x.config))} for x in (run, source_run)
     )
-    for key in new_values:
+    for key in {**new_values, **source_values}:
+        new_value, source_value = new_values.get(key), source_values.get(key)
         if (
             key.startswith(DATA_STREAM_KEYS)
             and not key.startswith(RESUME_MUTABLE_KEYS)
-            and new_values[key] != source_values.get(key)
+            and new_value != source_value
         ):
-            raise UserError(
-                f"config: {key} is {new_values[key]!r}, expected {source_values.get(key)!r} as in {path}"
-            )
+            raise UserError(f"config: {key} is {new_value!r}, expected {source_value!r} as in {path}")
+    step, train, source_train = run.config.init.step, run.config.train, source_run.config.train
+    num_rows, source_rows = count_rows(train, step), count_rows(source_train, step)
+    if num_rows != source_rows:  # the stages of a ramp are shares of train.steps
+        raise UserError(
+            f"config: train.steps is {train.steps}, expected {source_train.steps} as in {path}: its first "
+            f"{step} steps have {source_rows} rows, with this train.batch_ramp {num_rows}"
+        )
 
 
 def _check_same_optimizer(run: RunContext, source_run: RunContext, path: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dwt_jax.config import Config, Schedule
+from dwt_jax.data.batch_ramp import count_rows, describe_rows_per_step
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.text_format import format_count, format_float, format_with_error
@@ -265,15 +266,15 @@ def _model_section(model: ModelConfig, heads: Sequence[str]) -> str:
 def _training_section(config: Config, summary: Mapping[str, Any], step: int) -> str:
     train, data = config.train, config.data
     sources = ", ".join(f"{s.kind}" + (f" `{Path(s.path).name}`" if s.path else "") for s in data.sources)
-    num_rows, data_stats = step * train.batch_size, summary.get("data", {})
+    num_rows, data_stats = count_rows(train, step), summary.get("data", {})
     counts = f"{format_count(num_rows * data.sequence_length)} positions"
     if "tokens_per_row" in data_stats:
         counts += f", {format_count(num_rows * data_stats['tokens_per_row'])} tokens without padding"
     learning_rate = config.optimizer.learning_rate
     lines = [
         "## Training",
-        f"* {step:,} of {train.steps:,} steps of {train.batch_size} rows of {data.sequence_length} positions "
-        f"({counts}), seed {config.seed}",
+        f"* {step:,} of {train.steps:,} steps of {describe_rows_per_step(train)} of {data.sequence_length} "
+        f"positions ({counts}), seed {config.seed}",
         f"* data: {sources}; {_format_schedule(config.mlm.probability, '.0%')} of the tokens predicted",
         f"* {_OPTIMIZER_NAMES[config.optimizer.kind]}, learning rate {learning_rate.value:g} "
         f"({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), "

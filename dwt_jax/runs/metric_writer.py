@@ -115,7 +115,7 @@ class MetricWriter:
 
 
 class ThroughputMeter:
-    """Measures steps and tokens per second since the last read.
+    """Measures FLOPs and tokens per second since the last read.
 
     The first interval begins after the first step, which includes compilation.
 
@@ -125,24 +125,24 @@ class ThroughputMeter:
 
     def __init__(self) -> None:
         self._start = 0.0
-        self._steps = self._tokens = 0
+        self._flops, self._tokens = 0.0, 0
         self.wait = 0.0
 
-    def add(self, tokens: int) -> None:
-        """Count a step of `tokens` tokens."""
+    def add(self, tokens: int, flops: float) -> None:
+        """Count a step of `tokens` tokens and `flops` FLOPs."""
         if self._start == 0:
             self._start = time.perf_counter()
         else:
-            self._steps, self._tokens = self._steps + 1, self._tokens + tokens
+            self._flops, self._tokens = self._flops + flops, self._tokens + tokens
 
     def restart(self) -> None:
         """Begin a new interval, to exclude an evaluation."""
-        self._start, self._steps, self._tokens, self.wait = time.perf_counter(), 0, 0, 0.0
+        self._start, self._flops, self._tokens, self.wait = time.perf_counter(), 0.0, 0, 0.0
 
     def read_and_reset(self) -> tuple[float, float, float]:
-        """Return steps/s, tokens/s and the share of time spent waiting for data; begin a new interval."""
+        """Return FLOP/s, tokens/s and the share of time spent waiting for data; begin a new interval."""
         now = time.perf_counter()
         seconds = max(now - self._start, 1e-9)
-        result = self._steps / seconds, self._tokens / seconds, min(self.wait / seconds, 1.0)
+        result = self._flops / seconds, self._tokens / seconds, min(self.wait / seconds, 1.0)
         self.restart()
         return result

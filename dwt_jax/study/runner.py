@@ -300,6 +300,7 @@ def _count_train_examples(config: finetuning.FinetuneConfig, example_cache: "Exa
 
 def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
     """Estimate the FLOPs of a run, as if the teacher were used in every step."""
+    from dwt_jax.data.batch_ramp import count_rows
     from dwt_jax.models import family, flops
     from dwt_jax.objectives import objective_module
     from dwt_jax.runs.optimizer import optimizer_flops
@@ -311,14 +312,14 @@ def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
     model = _model_with_vocab_size(job)
     module = objective_module(family(model).OBJECTIVE)
     predictions = module.predictions_per_row(module.abstract_objective(config, model.vocab_size), length)
-    shape = train.batch_size, length, predictions
-    total = flops.training_step_flops(model, *shape) + optimizer_flops(config.optimizer, model)
+    shape = count_rows(train, train.steps), length, predictions  # of the run: FLOPs are linear in the rows
+    total = flops.training_step_flops(model, *shape) + train.steps * optimizer_flops(config.optimizer, model)
     if config.teacher.path:
         teacher = next((by_name[name] for name in job.needs if config.teacher.path.endswith(name)), None)
         if teacher is None:
             return None
         total += flops.forward_flops(_model_with_vocab_size(teacher), *shape)
-    return total * train.steps
+    return total
 
 
 def _model_with_vocab_size(job: Job) -> Any:
@@ -349,6 +350,8 @@ def _flops_per_second(jobs: Sequence[Job]) -> float | None:
     The rate of a run is the median over its logged steps: it may have been interrupted, or have shared
     its machine for a while.
     """
+    from dwt_jax.data.batch_ramp import count_rows
+
     total_flops = seconds = 0.0
     for job in jobs:
         if job.kind == "train" and job.is_done():
@@ -359,7 +362,8 @@ def _flops_per_second(jobs: Sequence[Job]) -> float | None:
                 # Runs of earlier versions recorded no tokens per row.
                 row_tokens = summary.get("data", {}).get("tokens_per_row", config.data.sequence_length)
                 total_flops += summary["flops"]["total"]
-                seconds += summary["steps"] * config.train.batch_size * row_tokens / statistics.median(speeds)
+                train = dataclasses.replace(config.train, steps=summary["steps"])  # resolved, from epochs
+                seconds += count_rows(train, train.steps) * row_tokens / statistics.median(speeds)
     if seconds:
         return total_flops / seconds
     import jax

@@ -267,7 +267,7 @@ CONTROLLED_SETTINGS = {
     "seed": ("seed",),
     "data (digest)": ("run.data_digest",),
     "steps": ("train.steps", "train.epochs"),
-    "rows a step": ("train.batch_size",),
+    "rows a step": ("train.batch_size", "train.batch_ramp"),
     "positions a row": ("data.sequence_length",),
     "student's size": ("model.",),
     "masks": ("mlm.",),

@@ -1,8 +1,44 @@
-"""What a run has used: teacher steps and FLOPs."""
+"""What a run uses: teacher steps and FLOPs."""
 
 import jax
+import numpy as np
 
+from dwt_jax.models import flops
+from dwt_jax.objectives import objective_module
+from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.train.run_context import RunContext
+from dwt_jax.train.step import StepConfig
+
+
+def step_flops(config: StepConfig, length: int, rows: int) -> tuple[float, float]:
+    """Return the FLOPs of one step: (the student's, its teacher's forward pass).
+
+    The student's include those of the optimizer, which do not depend on the number of rows.
+
+    Args:
+        config: of the step with the teacher, if there is one.
+        length: positions a row.
+        rows: of the batch.
+    """
+    predictions = objective_module(config.objective).predictions_per_row(config.objective, length)
+    shape = rows, length, predictions
+    student_flops = flops.training_step_flops(config.model, *shape) + optimizer_flops(
+        config.optimizer, config.model
+    )
+    return student_flops, flops.forward_flops(config.teacher, *shape) if config.teacher else 0.0
+
+
+def flops_by_step(config: StepConfig, length: int, batch_sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `step_flops` of each step, two arrays float64 [steps].
+
+    Args:
+        config: of the step with the teacher, if there is one.
+        length: positions a row.
+        batch_sizes: rows of each step, int [steps].
+    """
+    sizes, stages = np.unique(batch_sizes, return_inverse=True)
+    student_flops, teacher_flops = np.array([step_flops(config, length, int(size)) for size in sizes]).T
+    return student_flops[stages], teacher_flops[stages]
 
 
 def get_teacher_end_step(run: RunContext, teacher_matched_step: jax.Array, step: int) -> int:
@@ -34,6 +70,11 @@ def flops_so_far(run: RunContext, step: int, teacher_steps: int) -> dict[str, fl
     source_steps = run.growth.step if run.growth else 0
     source_flops = (run.growth.student_flops, run.growth.teacher_flops) if run.growth else (0.0, 0.0)
     return {
-        "student_flops": source_flops[0] + (step - source_steps) * run.student_flops,
-        "teacher_flops": source_flops[1] + max(0, teacher_steps - source_steps) * run.teacher_flops,
+        "student_flops": source_flops[0] + float(run.student_flops[source_steps:step].sum()),
+        "teacher_flops": source_flops[1] + float(run.teacher_flops[source_steps:teacher_steps].sum()),
     }
+
+
+def remaining_flops(run: RunContext, step: int, teacher_end_step: int) -> float:
+    """Return the FLOPs of the steps after the first `step`, with the teacher before `teacher_end_step`."""
+    return float(run.student_flops[step:].sum() + run.teacher_flops[step:teacher_end_step].sum())

@@ -18,7 +18,7 @@ from dwt_jax.runs.metric_writer import MetricWriter, ThroughputMeter
 from dwt_jax.runs.metrics_file import read_jsonl
 from dwt_jax.runs.peak_flops import peak_flops_per_device
 from dwt_jax.runs.state import TrainState
-from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
+from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step, remaining_flops
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.run_state import effective_params
 from dwt_jax.train.step import Metrics
@@ -35,7 +35,7 @@ class LoopState:
         metrics: of the last step, on the devices.
         with_teacher: whether the last step used the teacher.
         num_tokens: tokens of the last batch that are not padding, of all processes.
-        throughput: time and tokens since metrics were last logged.
+        throughput: time, tokens and FLOPs since metrics were last logged.
         stop_requested: whether a signal had come when the checkpoint hook last looked.
     """
 
@@ -79,7 +79,10 @@ class MetricLogger:
 
     def __call__(self, loop: LoopState) -> None:
         self.flush(loop)
-        loop.throughput.add(loop.num_tokens)
+        step_flops = self.run.student_flops[loop.step - 1]
+        if loop.with_teacher:
+            step_flops += self.run.teacher_flops[loop.step - 1]
+        loop.throughput.add(loop.num_tokens, float(step_flops))
         train_config = self.run.config.train
         if is_due(loop.step, train_config.log_every, 0) or loop.step == train_config.steps:
             self._pending = loop.step, loop.metrics
@@ -98,18 +101,19 @@ class MetricLogger:
         (step, metrics), self._pending = self._pending, None
         values = {key: value.item() for key, value in jax.device_get(metrics).items()}
         train_config = self.run.config.train
-        steps_per_second, tokens_per_second, data_wait = loop.throughput.read_and_reset()
+        flops_per_second, tokens_per_second, data_wait = loop.throughput.read_and_reset()
         teacher_steps = min(step, loop.teacher_end_step)
-        step_flops = self.run.student_flops + (self.run.teacher_flops if teacher_steps == step else 0)
         peak_flops = self.peak_flops * jax.device_count() if self.peak_flops else None
         record = {
             **step_record(self.run, step, values, with_teacher=teacher_steps == step),
             "tokens_per_second": tokens_per_second,
-            "mfu": steps_per_second * step_flops / peak_flops if peak_flops else None,
+            "mfu": flops_per_second / peak_flops if peak_flops else None,
             "data_wait": data_wait,
             **flops_so_far(self.run, step, teacher_steps),
         }
-        eta = (train_config.steps - step) / steps_per_second if steps_per_second else 0.0
+        # By FLOPs and not by steps: those of a batch ramp, or without the teacher, take less time.
+        remaining = remaining_flops(self.run, step, loop.teacher_end_step)
+        eta = remaining / flops_per_second if flops_per_second else 0.0
         self.metric_writer.log_step(record, eta)
         if values["max_consecutive_skips"] >= train_config.max_consecutive_nonfinite:
             raise TrainingFailed(
@@ -130,6 +134,8 @@ def step_record(
     optional = {name: getattr(schedules, name) for name in ("gate", "new_param_scale")}
     if schedules.num_predictions is not None:
         optional["predictions_per_row"] = schedules.num_predictions[-1]  # of a full row
+    if run.config.train.batch_ramp:
+        optional["batch_size"] = run.batch_sizes[step - 1]
     return {
         "step": step,
         "loss": values["loss"],

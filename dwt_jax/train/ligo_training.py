@@ -2,7 +2,8 @@
 
 Wang et al. 2023 (arXiv 2303.00980, section 3.2): minimise the loss of the grown model with respect to the
 maps alone, the small model's parameters fixed, for about 100 steps; then train the grown model as ever.
-Targets, weights and teacher are those of the run's first steps (train/step.py).
+Targets, weights and teacher are those of the run's first steps (train/step.py). Every batch is a full one,
+of `train.batch_size` rows, whatever the run's batch ramp.
 """
 
 import dataclasses

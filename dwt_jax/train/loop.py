@@ -98,7 +98,7 @@ def train_loop(run: RunContext, loop: LoopState, hooks: Hooks, metric_writer: Me
 
     Implicit transfers between host and devices raise an error.
     """
-    batch_size, last_step = run.config.train.batch_size, run.config.train.steps
+    last_step = run.config.train.steps
     no_teacher_step = jit_train_step(run.no_teacher_config, run.mesh)
     distill_step = jit_train_step(run.step_config, run.mesh)
     use_teacher = run.teacher is not None and loop.step < loop.teacher_end_step
@@ -106,11 +106,11 @@ def train_loop(run: RunContext, loop: LoopState, hooks: Hooks, metric_writer: Me
     replicated = replicated_sharding(run.mesh)
     seed = to_global(np.uint32(run.config.seed), replicated)
     copied_mask = copied_mask_for_warmup(run.config, run.growth.plan if run.growth else None, run.mesh)
-    local_rows = local_row_indices(run.mesh, batch_size)
+    local_rows = {size: local_row_indices(run.mesh, size) for size in set(run.batch_sizes.tolist())}
     batches = batch_iterator(
         run.rows,
         run.config.seed,
-        batch_size,
+        run.batch_sizes,
         loop.step,
         last_step,
         slice(None) if coordination.is_single_process() else local_rows,
@@ -126,7 +126,8 @@ def train_loop(run: RunContext, loop: LoopState, hooks: Hooks, metric_writer: Me
             wait_start = time.perf_counter()
             batch = next(batches)
             loop.throughput.wait += time.perf_counter() - wait_start
-            device_batch = make_global_batch(batch, local_rows, run.mesh, batch_size)
+            batch_size = int(run.batch_sizes[step])
+            device_batch = make_global_batch(batch, local_rows[batch_size], run.mesh, batch_size)
             schedules = to_global(run.schedules[step], replicated)
             loop.with_teacher = teacher_params is not None
             train_step = distill_step if loop.with_teacher else no_teacher_step
@@ -134,7 +135,7 @@ def train_loop(run: RunContext, loop: LoopState, hooks: Hooks, metric_writer: Me
                 loop.state, teacher_params, device_batch, schedules, seed, copied_mask
             )
             loop.step = step + 1
-            loop.num_tokens = int((batch.segment_ids > 0).sum() * batch_size / len(local_rows))
+            loop.num_tokens = int((batch.segment_ids > 0).sum() * batch_size / len(local_rows[batch_size]))
             for hook in hooks.in_order:
                 hook(loop)
         hooks.metric_logger.flush(loop)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from dwt_jax.config import Config
 from dwt_jax.data.dataset import PackedDataset
@@ -36,6 +37,7 @@ class RunContext:
     no_teacher_config: StepConfig  # of the step without the teacher
     step_config: StepConfig  # of the step with it, if there is one
     schedules: StepSchedules  # of all steps, float32 [steps]
+    batch_sizes: np.ndarray  # rows of each step over all processes, int64 [steps]
     teacher_end_step: int  # the first step from which α_s is 0, according to the schedule
-    student_flops: float  # per step, those of the optimizer included
-    teacher_flops: float  # per step
+    student_flops: np.ndarray  # of each step, those of the optimizer included, float64 [steps]
+    teacher_flops: np.ndarray  # of each step, if it uses the teacher, float64 [steps]

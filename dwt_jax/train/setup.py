@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dwt_jax import __version__
 from dwt_jax.config import Config, Init
 from dwt_jax.config_checks import check
 from dwt_jax.config_loader import config_to_dict, flatten_dict
+from dwt_jax.data.batch_ramp import rows_per_step, steps_for_rows
 from dwt_jax.data.data_cache import get_prepared, recorded_config
 from dwt_jax.data.dataset import PackedDataset, open_dataset, rows_per_epoch
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
@@ -22,13 +22,13 @@ from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json
-from dwt_jax.models import family, flops
+from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives import objective_module, schedules
-from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.runs.run_dir import init_run_dir, read_run_config, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
 from dwt_jax.runs.teacher import load_teacher
+from dwt_jax.train.accounting import flops_by_step
 from dwt_jax.train.initialize import GrowthSource, load_growth_source
 from dwt_jax.train.run_context import ResolvedConfig, RunContext
 from dwt_jax.train.step import make_step_config
@@ -117,6 +117,8 @@ def _build_run(
     rows = open_dataset(data, "train", [source.weight for source in config.data.sources])
     config = resolve_config(config, vocab, rows)
     mesh = make_mesh(config.mesh, config.train.batch_size // config.train.gradient_accumulation_steps)
+    # With the sizes that -1 stands for: the devices must divide the stages of a batch ramp too.
+    check(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape)))
     policy = resolve_precision(config)
     teacher = None
     if config.teacher.path:
@@ -131,8 +133,9 @@ def _build_run(
     }
     run_schedules = schedule_table(config)
     objective = objective_module(family(config.model).OBJECTIVE).make_objective(config, vocab)
-    predictions = objective_module(objective).predictions_per_row(objective, config.data.sequence_length)
-    shape = (config.train.batch_size, config.data.sequence_length, predictions)
+    step_config = make_step_config(config, teacher.model if teacher else None, objective, policy)
+    batch_sizes = rows_per_step(config.train)
+    student_flops, teacher_flops = flops_by_step(step_config, config.data.sequence_length, batch_sizes)
     run = RunContext(
         config=config,
         workdir=workdir,
@@ -143,12 +146,12 @@ def _build_run(
         teacher=teacher,
         growth=growth,
         no_teacher_config=make_step_config(config, None, objective, policy),
-        step_config=make_step_config(config, teacher.model if teacher else None, objective, policy),
+        step_config=step_config,
         schedules=run_schedules,
+        batch_sizes=batch_sizes,
         teacher_end_step=schedules.zero_from(np.asarray(run_schedules.alpha_soft)) if teacher else 0,
-        student_flops=flops.training_step_flops(config.model, *shape)
-        + optimizer_flops(config.optimizer, config.model),
-        teacher_flops=flops.forward_flops(teacher.model, *shape) if teacher else 0.0,
+        student_flops=student_flops,
+        teacher_flops=teacher_flops,
     )
     return run, identity
 
@@ -179,8 +182,7 @@ def resolve_config(config: Config, vocab: Vocabulary, rows: PackedDataset) -> Re
         )
     model = dataclasses.replace(model, vocab_size=len(vocab.tokens), pad_token_id=vocab.pad_id)
     if not train.steps:
-        epoch = rows_per_epoch(rows)
-        train = dataclasses.replace(train, steps=max(1, math.ceil(train.epochs * epoch / train.batch_size)))
+        train = dataclasses.replace(train, steps=steps_for_rows(train, train.epochs * rows_per_epoch(rows)))
     resolved = check(dataclasses.replace(config, model=model, train=train))
     return ResolvedConfig(**{f.name: getattr(resolved, f.name) for f in dataclasses.fields(Config)})
 

@@ -41,7 +41,10 @@ CopiedMask = Mapping[str, jax.Array]
 """What `optimizer_state.copied_entry_mask` returns: bool [D] by logical axis."""
 
 TRACE_COUNTS: collections.Counter[str] = collections.Counter()
-"""How often the step was traced with a `teacher` and with `no_teacher`: once for each `StepConfig`."""
+"""How often the step was traced with a `teacher` and with `no_teacher`.
+
+Once for each `StepConfig` and number of rows: once a stage of a batch ramp.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ def jit_train_step(config: StepConfig, mesh: jax.sharding.Mesh) -> Any:
     """Return the jitted `train_step` of a config on a mesh, as a function of its other arguments.
 
     State and teacher are laid out by the logical axes of their leaves, the rows of the batch over (data,
-    fsdp), the rest is replicated. The state is donated. All arguments are positional.
+    fsdp), the rest is replicated. The state is donated. All arguments are positional. A batch of another
+    number of rows is traced and compiled when it first comes.
     """
     state_shardings = infer_shardings(abstract_state(config.model, config.optimizer), config.model, mesh)
     teacher_shardings = None

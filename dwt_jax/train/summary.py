@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from dwt_jax import __version__
+from dwt_jax.data.batch_ramp import describe_rows_per_step
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import to_host
 from dwt_jax.files import read_json, write_json
@@ -36,22 +37,23 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
         f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), "
         f"{run.policy.compute_dtype}; "
         f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
-        f"{train_config.steps} steps of {train_config.batch_size} rows of "
+        f"{train_config.steps} steps of {describe_rows_per_step(train_config)} of "
         f"{run.config.data.sequence_length} positions ({run.rows.tokens_per_row:.1f} tokens)"
     )
     if update_flops := optimizer_flops(run.config.optimizer, model):
         metric_writer.log_message(
-            f"{run.config.optimizer.kind}: {update_flops / run.student_flops:.0%} of the student's FLOPs per "
-            "step are Newton-Schulz iterations"
+            f"{run.config.optimizer.kind}: {update_flops / run.student_flops.mean():.0%} of the student's "
+            "FLOPs per step are Newton-Schulz iterations"
         )
     if run.growth is not None:
         log_growth_source(run, run.growth, state.params, start_step, metric_writer)
     if run.teacher is None:
         metric_writer.log_message("no teacher: training on the masked-LM loss only")
     else:
+        ratio = run.teacher_flops.sum() / run.student_flops.sum()
         metric_writer.log_message(
             f"teacher {run.teacher.model.num_hidden_layers} x {run.teacher.model.hidden_size} from "
-            f"{run.config.teacher.path}: +{run.teacher_flops / run.student_flops:.0%} FLOPs per step"
+            f"{run.config.teacher.path}: +{ratio:.0%} FLOPs per step"
         )
         if run.teacher_end_step == 0:
             metric_writer.log_message("the teacher is not used: distill.alpha_soft is 0 at every step")

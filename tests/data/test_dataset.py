@@ -195,6 +195,31 @@ def test_batch_iterator_yields_steps_in_order(three, start, stop, prefetch):
         assert same(batch, dataset.get_batch(opened, 3, step, 8, part))
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("start", [0, 2, 3, 5, 9])
+def test_batch_iterator_reads_each_row_of_the_stream_once(three, start, processes):
+    """From any step on, the first of a stage or not, in any number of processes."""
+    opened = dataset.open_dataset(three[0], "train")
+    sizes = np.repeat([5, 12, 600], 3)
+    stream = iter(dataset.row_indices(opened, 3, int(sizes[:start].sum()), int(sizes.sum())).tolist())
+    parts = [{n: np.arange(i, n, processes) for n in set(sizes.tolist())} for i in range(processes)]
+    readers = [dataset.batch_iterator(opened, 3, sizes, start, len(sizes), part) for part in parts]
+    for size, batches in zip(sizes[start:].tolist(), zip(*readers, strict=True), strict=True):
+        tokens = np.full((size, LENGTH), -1)
+        for part, batch in zip(parts, batches, strict=True):
+            tokens[part[size]] = batch.tokens
+        rows = [next(stream) for _ in range(size)]
+        np.testing.assert_array_equal(tokens, [three[1][row] for row in rows])
+    assert next(stream, None) is None
+
+
+def test_batch_iterator_of_equal_sizes_yields_the_constant_batch(three):
+    opened = dataset.open_dataset(three[0], "train")
+    batches = dataset.batch_iterator(opened, 3, np.full(9, 8), 2, 9)
+    for step, batch in zip(range(2, 9), batches, strict=True):
+        assert same(batch, dataset.get_batch(opened, 3, step, 8))
+
+
 def test_batch_iterator_closes_early(three):
     """And an endless stream is no reason to hang."""
     opened = dataset.open_dataset(three[0], "train")

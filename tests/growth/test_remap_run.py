@@ -89,6 +89,27 @@ def test_growth_of_a_run_with_muon(project, tmp_path):
     assert not any(np.any(x) for x in jax.tree.leaves([node.mu for node in moment_states(state.opt_state)]))
 
 
+def test_growth_of_a_run_with_batch_ramp(project, tmp_path):
+    """It goes on with the next rows, and is refused where these would be others."""
+    ramp = {"train.batch_ramp": "[4]", "train.batch_ramp_fraction": "0.5"}
+    train(load_config(project[0], ramp), tmp_path / "small")
+    grow(project, tmp_path / "same", "stack", ramp, run=tmp_path / "small")
+    train(load_config(project[0], ramp), tmp_path / "same")
+    assert_same_run(tmp_path / "small", tmp_path / "same", begin=8)
+    for keys, message in (
+        ({}, r"train\.batch_ramp_fraction is 0\.0, expected 0\.5 as in"),
+        ({**ramp, "train.batch_ramp": "[2,4]"}, r"train\.batch_ramp\.0 is 2, expected 4 as in"),
+        (
+            {**ramp, "train.steps": "16"},
+            r"train\.steps is 16, expected 12 as in .*: its first 8 steps have 40 r",
+        ),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            grow(project, tmp_path / "other", "stack", keys, run=tmp_path / "small")
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "other").exists()
+
+
 def test_wider_student_continues_from_source_run(project, tmp_path):
     """From the command line, and resumed as any run."""
     keys = [f"--config.{key}={value}" for key, value in {**WIDER, "init.new_param_warmup": "0.5"}.items()]

@@ -1,6 +1,6 @@
 import pytest
 
-from dwt_jax.config import Config, Mlm, Schedule
+from dwt_jax.config import Config, Mlm, Schedule, Train
 from dwt_jax.hf.model_card import run_card
 
 
@@ -24,3 +24,11 @@ from dwt_jax.hf.model_card import run_card
 )
 def test_masking_rate_of_run_card(probability, text):
     assert text in run_card(Config(mlm=Mlm(probability)), [], {}, 3)
+
+
+def test_rows_of_run_card_with_batch_ramp():
+    """20 of 100 steps: 15 of 4,000 rows and 5 of 8,000; 100,000 rows of 128 positions."""
+    train = Train(steps=100, batch_size=16000, batch_ramp=(4000, 8000), batch_ramp_fraction=0.3)
+    card = run_card(Config(train=train), [], {}, 20)
+    assert "* 20 of 100 steps of 4000 rows to step 15, 8000 rows to step 30, then 16000 rows of 128" in card
+    assert "(12.8M positions)" in card

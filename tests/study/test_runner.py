@@ -12,8 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dwt_jax.config import Config, Data, Train
+from dwt_jax.config import Config, Data, Optimizer, Train
 from dwt_jax.errors import UserError
+from dwt_jax.models import flops
+from dwt_jax.models.bert import Config as BertConfig
+from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.study import manifest, runner, sweep_html, sweep_tables
 from dwt_jax.study import results as study_results
 from dwt_jax.study.run_and_report import run_and_report
@@ -423,3 +426,26 @@ def test_flops_per_second_counts_tokens_as_the_log_does(tmp_path):
     summary = {"steps": 10, "flops": {"total": 1e9}, "data": {"tokens_per_row": 50}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert runner._flops_per_second([job]) == pytest.approx(1e9 / 20)
+
+
+def test_flops_per_second_counts_the_rows_of_a_batch_ramp(tmp_path):
+    """5 steps of 2 rows and 5 of 4, with 50 tokens, at 100 tokens/s: 15 s."""
+    train = Train(
+        epochs=1, batch_size=4, batch_ramp=(2,), batch_ramp_fraction=0.5
+    )  # the summary has the steps
+    job = SimpleNamespace(kind="train", is_done=lambda: True, workdir=tmp_path, config=Config(train=train))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10, "tokens_per_second": 100}) + "\n")
+    summary = {"steps": 10, "flops": {"total": 1e9}, "data": {"tokens_per_row": 50}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert runner._flops_per_second([job]) == pytest.approx(1e9 / 15)
+
+
+def test_estimated_flops_are_the_sum_over_steps_of_a_batch_ramp():
+    model = BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    train = Train(steps=10, batch_size=8, batch_ramp=(2, 4), batch_ramp_fraction=0.6)
+    config = Config(model=model, train=train, optimizer=Optimizer(kind="muon"))
+    expected = sum(
+        flops.training_step_flops(model, rows, 128, 19) + optimizer_flops(config.optimizer, model)
+        for rows in [2] * 3 + [4] * 3 + [8] * 4
+    )
+    assert runner._training_flops(SimpleNamespace(config=config, needs=()), {}) == expected

@@ -1,5 +1,6 @@
 """The hooks of the training loop, called as the loop does, with a recorder in place of files and devices."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 from dwt_jax.config import Config, Train
 from dwt_jax.distributed.shutdown import Preempted, TrainingFailed
 from dwt_jax.models.common.matmul import Policy
+from dwt_jax.runs import metric_writer
 from dwt_jax.train.hooks import LoopState, make_hooks
 from dwt_jax.train.step_schedules import StepSchedules
 
@@ -22,8 +24,10 @@ class Recorder:
 
     def __init__(self, stop_at_poll=None):
         self.events, self.polls, self.stop_at_poll = [], 0, stop_at_poll
+        self.rates = {}  # by step: (MFU, tokens/s, ETA)
 
     def log_step(self, record, eta):
+        self.rates[record["step"]] = record["mfu"], record["tokens_per_second"], eta
         self.events.append(f"metrics {record['step']}")
 
     def save(self, step, state):
@@ -55,8 +59,9 @@ def run(monkeypatch):
         teacher=None,
         teacher_end_step=0,
         growth=None,
-        student_flops=1.0,
-        teacher_flops=0.5,
+        batch_sizes=np.full(TRAIN.steps, TRAIN.batch_size),
+        student_flops=np.full(TRAIN.steps, 1.0),
+        teacher_flops=np.full(TRAIN.steps, 0.5),
     )
 
 
@@ -132,3 +137,25 @@ def test_until_matched_ends_the_teacher_at_a_logged_step(run):
     assert loop.state.teacher_end_step == TRAIN.steps
     loop.take_steps(until=6, matched_step=4)
     assert loop.state.teacher_end_step == 6
+
+
+def test_mfu_and_eta_count_the_flops_of_each_step(run, monkeypatch):
+    """A device of 10 FLOP/s, 6 small steps and 6 large ones, the first 8 with a teacher."""
+    run.config = Config(train=dataclasses.replace(TRAIN, eval_every=0, save_every=100))
+    run.student_flops = np.repeat([10.0, 40.0], 6)
+    run.teacher_flops = run.student_flops / 2
+    loop = Loop(run, Recorder())
+    loop.state.teacher_end_step = 8
+    seconds = [0.1 * (10 + 30 * (step >= 6)) * (1.5 if step < 8 else 1) for step in range(12)]
+    now = 100.0  # the hooks of a step are called when the step before it has ended
+    monkeypatch.setattr(metric_writer, "time", SimpleNamespace(perf_counter=lambda: now))
+    for step in range(12):
+        loop.state.with_teacher, loop.state.num_tokens = step < 8, 7 if step < 6 else 28
+        loop.take_steps(until=step + 1)
+        now += seconds[step]
+    loop.hooks.metric_logger.flush(loop.state)
+    for step, tokens in ((6, 21), (9, 84), (12, 84)):
+        mfu, tokens_per_second, eta = loop.recorder.rates[step]
+        assert mfu == pytest.approx(10 / 1e9)
+        assert tokens_per_second == pytest.approx(tokens / sum(seconds[step - 3 : step]))
+        assert eta == pytest.approx(sum(seconds[step:]))
