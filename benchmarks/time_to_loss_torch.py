@@ -44,7 +44,7 @@ if variant == "modernbert":
     model = transformers.ModernBertForMaskedLM(
         transformers.ModernBertConfig(
             **common,
-            intermediate_size=8 * WIDTH // 3,
+            intermediate_size=8 * round(WIDTH / 3),
             global_attn_every_n_layers=1,
             rope_parameters={"full_attention": theta, "sliding_attention": theta},
             eos_token_id=3,
