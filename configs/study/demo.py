@@ -11,13 +11,13 @@ grown, initial parameters. All have the teacher of seed 0.
 from ml_collections import ConfigDict
 
 TEACHER, STUDENT = "configs/modernbert.py:1x128", "configs/modernbert.py:2x128"
-TEACHER_STEPS, STUDENT_STEPS = 900, 1500
-FINETUNED = ("teacher", "alone", "early")
+TEACHER_STEPS, STUDENT_STEPS = 900, 1800
+SEEN = ("teacher", "alone", "early")  # fine-tuned, and asked for masked words
 GROWN = ("init.method=stack", "init.new_layers=zero")
 ARMS = {  # label, overrides
     "alone": ("student alone", ()),
-    "constant": ("student, teacher 1 : 1 throughout", ("distill.preset=paper_normal",)),
     "early": ("student, teacher 4 → 0 over half", ("distill.preset=early_decay",)),
+    "constant": ("student, teacher 1 : 1 throughout", ("distill.preset=paper_normal",)),
     "grown": ("student grown from the teacher", GROWN),
     "grown-early": ("grown, teacher 4 → 0 over half", (*GROWN, "distill.preset=early_decay")),
 }
@@ -51,13 +51,14 @@ def get_config(scale: str = "1") -> ConfigDict:
             }
         )
     for arm in arms:
-        arm["finetune_at"] = [1.0] if arm["name"] in FINETUNED else []
+        arm["finetune_at"] = [1.0] if arm["name"] in SEEN else []
     return ConfigDict(
         {
             "title": "A weak teacher on the State of the Union",
             "baseline": "alone",
             "arms": arms,
-            "masked_words": {"arms": FINETUNED, "rows": 6},
+            "set": ["train.eval_every=300", "train.save_every=600", "train.log_every=150"],
+            "masked_words": {"arms": SEEN, "rows": 6},
             "finetuning": {
                 "config": "configs/glue.py",
                 "tasks": ["era"],

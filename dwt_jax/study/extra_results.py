@@ -42,20 +42,28 @@ def write_bag_of_words(
 def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None:
     """Write masked words of held-out rows and the guesses of each arm of `study.masked_words`.
 
+    It is done as soon as the first runs of these arms are finished, and not repeated until one is run again.
+
     Raises:
         UserError: for arms of different vocabularies.
     """
     if not study.masked_words.arms:
+        return
+    path = workdir / MASKED_WORDS_NAME
+    first_runs = {
+        name: next(job for job in jobs if job.kind == "train" and job.arm == name)
+        for name in study.masked_words.arms
+    }
+    if not all(job.is_done() for job in first_runs.values()):
+        return
+    last_run = max((job.workdir / "summary.json").stat().st_mtime for job in first_runs.values())
+    if path.exists() and path.stat().st_mtime > last_run:
         return
     from dwt_jax.data.data_cache import get_prepared
     from dwt_jax.data.tokenizer import load_vocabulary
     from dwt_jax.eval.masked_words import choose_masked_words, guess_masked_words
     from dwt_jax.runs.load import load_model
 
-    first_runs = {
-        name: next(job for job in jobs if job.kind == "train" and job.arm == name)
-        for name in study.masked_words.arms
-    }
     data = get_prepared(first_runs[study.masked_words.arms[0]].config.data)
     masked_words, vocabulary = (
         choose_masked_words(data, study.masked_words.rows),
@@ -80,4 +88,4 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
         }
         for i, masked_word in enumerate(masked_words)
     ]
-    write_json(workdir / MASKED_WORDS_NAME, {"rows": records})
+    write_json(path, {"rows": records})

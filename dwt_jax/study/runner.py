@@ -99,6 +99,7 @@ def run_study(
             print(f"study: {i + 1} of {len(jobs)}, {job.name}", flush=True)
             provenance.record(job)
             _run_job(study, job, by_name, tasks, example_cache)
+            extra_results.write_masked_words(study, jobs, workdir)
             on_job_done(job)
     if not all(job.is_done() for job in jobs):
         return False

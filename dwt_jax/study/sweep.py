@@ -217,20 +217,11 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
     """
     jobs: list[Job] = []
     arms = {arm.name: arm for arm in study.arms}
-    for arm in study.arms:
-        for seed in arm.seeds:
-            source_runs = {key: _run_name(arms[name], seed) for key, name in _source_arms(arm) if name}
-            overrides = parse_overrides((*study.set, *arm.set))
-            overrides |= {key: str(workdir / "runs" / name) for key, name in source_runs.items()}
-            overrides["seed"] = str(seed)
-            try:
-                config = load_config(resolve_config_path(arm.config), overrides)
-            except UserError as error:
-                raise UserError(f"arm {arm.name!r}: {error}") from None
-            name = f"{arm.name}-seed{seed}"
-            needs = tuple(source_runs.values())
-            job_dir = workdir / "runs" / name
-            jobs.append(Job("train", name, arm.name, seed, job_dir, needs=needs, config=config))
+    # The first seed of every arm before the second: an unfinished study has something of every arm.
+    for i in range(max(len(arm.seeds) for arm in study.arms)):
+        for arm in study.arms:
+            if i < len(arm.seeds):
+                jobs.append(_training_job(study, arm, arms, arm.seeds[i], workdir))
     for training_job in tuple(jobs):
         make_job = functools.partial(
             Job,
@@ -248,6 +239,21 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
             tasks = study.finetuning.tasks
             jobs.append(make_job("finetune", name, workdir=job_dir, step=step, share=share, tasks=tasks))
     return tuple(jobs)
+
+
+def _training_job(study: Study, arm: Arm, arms: Mapping[str, Arm], seed: int, workdir: Path) -> Job:
+    """Return the pre-training run of an arm and a seed."""
+    source_runs = {key: _run_name(arms[name], seed) for key, name in _source_arms(arm) if name}
+    overrides = parse_overrides((*study.set, *arm.set))
+    overrides |= {key: str(workdir / "runs" / name) for key, name in source_runs.items()}
+    overrides["seed"] = str(seed)
+    try:
+        config = load_config(resolve_config_path(arm.config), overrides)
+    except UserError as error:
+        raise UserError(f"arm {arm.name!r}: {error}") from None
+    name = f"{arm.name}-seed{seed}"
+    needs = tuple(source_runs.values())
+    return Job("train", name, arm.name, seed, workdir / "runs" / name, needs=needs, config=config)
 
 
 def finetune_steps(arm: Arm, config: Config) -> dict[int, float]:

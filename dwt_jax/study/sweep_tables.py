@@ -292,9 +292,14 @@ def study_tables(results: StudyResults) -> Iterator[tuple[str, ReportTable, str]
 
 
 def study_lines(results: StudyResults) -> list[str]:
-    """Return the results and the guesses of masked words as lines for a terminal."""
+    """Return the results as lines for a terminal."""
     table = arm_results_table(results)
-    lines = format_table([table.header, *table.rows])
+    return [*format_table([table.header, *table.rows]), *masked_words_lines(results)]
+
+
+def masked_words_lines(results: StudyResults) -> list[str]:
+    """Return masked words and the guesses of some arms as lines for a terminal."""
+    lines = []
     for record in results.masked_words:
         lines += ["", f"… {record['text']} …   ({record['word']})"]
         guesses = [

@@ -22,7 +22,7 @@ def test_words_decide_and_order_does_not():
 
 
 def test_the_score_is_the_tasks_metric():
-    """All predictions are class 0 of two: accuracy is its share, Matthews' coefficient is 0/0 and counts 0."""
+    """All predictions are class 0: accuracy is its share, Matthews' coefficient is 0/0 and counts 0."""
     train = split(["a", "a", "a", "a"], [0, 0, 0, 1])
     dev = split(["a", "a", "a"], [0, 1, 1])
     data = TaskData({"train": train, "dev": dev}, ("0", "1"), ("accuracy",))
