@@ -57,7 +57,7 @@ def get_config(scale: str = "1") -> ConfigDict:
             "title": "A weak teacher on the State of the Union",
             "baseline": "alone",
             "arms": arms,
-            "set": ["train.eval_every=300", "train.save_every=600", "train.log_every=150"],
+            "set": ["train.eval_every=450", "train.save_every=900", "train.log_every=150"],
             "masked_words": {"arms": SEEN, "rows": 6},
             "finetuning": {
                 "config": "configs/glue.py",
