@@ -97,6 +97,16 @@ def test_teacher_has_the_same_seed_if_possible(tmp_path):
     assert "alone-seed0-end" not in jobs
 
 
+def test_the_first_seed_of_every_arm_comes_first(tmp_path):
+    """An unfinished study has something of every arm."""
+    jobs = study_jobs(load_study(write_config(tmp_path, study())), tmp_path / "w")
+    assert [job.name for job in jobs if job.kind == "train"] == [
+        *("teacher-seed0", "alone-seed0", "distilled-seed0"),
+        *("teacher-seed1", "alone-seed1", "distilled-seed1"),
+        *("alone-seed2", "distilled-seed2"),
+    ]
+
+
 def test_too_few_checkpoints_for_fine_tuning_are_refused(tmp_path):
     loaded_study = load_study(write_config(tmp_path, study()))
     arm = loaded_study.arms[2]
