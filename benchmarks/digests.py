@@ -8,7 +8,7 @@ grown in depth and in width in their middle, one with accumulation, dropout and 
 objective, and a ModernBERT with Muon.
 Prints the SHA-256 of every model's tensors and the exact losses. The digests depend on the CPU and on the
 versions: compare on one machine. Exit status 1 if anything differs. benchmarks/results/digests.json holds
-the last record.
+the record of 3b4c13f, when the runs had other names and ran in the demo of then.
 """
 
 import argparse

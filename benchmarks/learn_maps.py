@@ -1,4 +1,4 @@
-"""LiGO's maps learned at several rates and noises, from a run to sizes of the demo's student:
+"""LiGO's maps learned at several rates and noises, from a run to sizes of configs/small_bert.py:2x128:
 
     python benchmarks/learn_maps.py --source=RUN [--targets 2x128 4x64 …] [--rates 1e-4 …] [--seeds 0 …]
 
@@ -26,7 +26,7 @@ from dwt_jax.train.setup import setup_run  # noqa: E402
 
 
 def student(size: str, seed: int) -> Config:
-    """The demo's student with another size, layers × hidden size."""
+    """configs/small_bert.py:2x128 with another size, layers × hidden size."""
     layers, width = map(int, size.split("x"))
     sizes = {
         "num_hidden_layers": layers,

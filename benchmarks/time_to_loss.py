@@ -1,13 +1,14 @@
 """How long do trainers take to a held-out loss?
 
     python -m pip install -r benchmarks/requirements.txt
-    python benchmarks/time_to_loss.py --out benchmarks/results/time_to_loss [--size demo|wiki] [--text FILE]
+    python benchmarks/time_to_loss.py --out benchmarks/results/time_to_loss
+    python benchmarks/time_to_loss.py --size wiki --text data/wikipedia-2015.txt.xz --out …
 
 Every variant trains a model of about the same number of parameters on the same rows of the built-in corpus
 (wiki: of --text) and is evaluated with the same masks on the same held-out rows. Each is a process of its
-own; they take turns, a few steps at a time, and only a variant's own steps count. The time of the first
-steps, in which programs are compiled, stands in a column of its own. FLOPs are not compared: torch's
-variants compute others.
+own; they take turns, a few steps at a time, and only a variant's own steps count: no evaluation, checkpoint
+or log of any of them. The time of the first steps, in which programs are compiled, stands in a column of
+its own. FLOPs are not compared: torch's variants compute others.
 
 run_mlm         transformers' Trainer as its run_mlm sets it up: BERT, fp32, AdamW, head at all positions
 torch BERT      the same BERT: torch.compile, head at the masked positions, fused AdamW
@@ -26,6 +27,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -246,16 +248,19 @@ def main() -> int:
     parser.add_argument("--held-out-rows", type=int, default=512)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="LABEL")
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, help="default: a new temporary directory")
     parser.add_argument("--out", type=Path, help="write NAME.json, NAME.md and NAME.png")
     options = parser.parse_args()
     from digests import cpu_model
 
-    options.workdir.mkdir(parents=True)
-    settings = write_settings(options, options.workdir)
+    if options.size == "wiki" and not options.text:
+        parser.error("--size wiki needs --text: the built-in corpus is too small for its 4M tokens")
+    workdir = options.workdir or Path(tempfile.mkdtemp(prefix="time_to_loss-"))
+    workdir.mkdir(parents=True, exist_ok=options.workdir is None)
+    settings = write_settings(options, workdir)
     with_teacher = any(VARIANTS[label][1] == "taught" for label in options.variants)
-    teacher_seconds = train_teacher(settings, options.workdir) if with_teacher else 0.0
-    curves = take_turns(options.variants, settings, options.workdir)
+    teacher_seconds = train_teacher(settings, workdir) if with_teacher else 0.0
+    curves = take_turns(options.variants, settings, workdir)
     table = markdown(curves, teacher_seconds, settings)
     print(table)
     if options.out:

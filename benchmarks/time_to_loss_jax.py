@@ -15,11 +15,12 @@ from dwt_jax import runtime_env  # noqa: E402
 runtime_env.set_xla_env()
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from dwt_jax.config_loader import load_config  # noqa: E402
 from dwt_jax.data.batch import Batch  # noqa: E402
-from dwt_jax.data.dataset import batch_iterator  # noqa: E402
+from dwt_jax.data.dataset import batch_iterator, get_batch  # noqa: E402
 from dwt_jax.distributed.mesh import local_row_indices, make_global_batch, replicated_sharding, to_global  # noqa: E402
 from dwt_jax.models import family  # noqa: E402
 from dwt_jax.models.common.lm_head import lm_head_logits  # noqa: E402
@@ -77,10 +78,20 @@ with np.load(settings["rows"]) as rows:
 MODEL = run.config.model
 
 
+def compile_both_steps() -> None:
+    """Take each step on a copy of the state, so that none is compiled in the middle of the run."""
+    batch = make_global_batch(get_batch(run.rows, 0, 0, batch_size), local_rows, run.mesh, batch_size)
+    schedules = to_global(run.schedules[0], replicated)
+    for train_step, params in ((distill_step, teacher_params), (no_teacher_step, None)):
+        train_step(jax.tree.map(jnp.copy, state), params, batch, schedules, seed, None)
+
+
 def train(count: int) -> float:
     """The loop of dwt_jax.train.loop, without its hooks."""
     global state, step
     start = time.perf_counter()
+    if step == 0 and run.teacher is not None:
+        compile_both_steps()
     for _ in range(count):
         batch = make_global_batch(next(batches), local_rows, run.mesh, batch_size)
         schedules = to_global(run.schedules[step], replicated)

@@ -122,6 +122,7 @@ def run_trainer() -> None:
             if self.left == 0:
                 answers.write(f"{time.perf_counter() - self.start:.6f}\n")
 
+    special_ids = torch.tensor(settings["special_ids"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(Path(settings["data"]) / "tokenizer")
     trainer = transformers.Trainer(
         model=model,
@@ -138,7 +139,9 @@ def run_trainer() -> None:
             disable_tqdm=True,
             use_cpu=True,
         ),
-        train_dataset=[{"input_ids": row} for row in train_rows],
+        train_dataset=[
+            {"input_ids": row, "special_tokens_mask": torch.isin(row, special_ids)} for row in train_rows
+        ],
         data_collator=transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=RATE),
         callbacks=[Turns()],
     )
@@ -147,59 +150,109 @@ def run_trainer() -> None:
         raise RuntimeError("asked for more steps than there are")
 
 
-def mask(tokens: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+SPECIAL = torch.zeros(VOCABULARY).index_fill(0, torch.tensor(settings["special_ids"]), 2.0)
+PREDICTIONS = round(RATE * LENGTH)
+
+
+def mask(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(inputs, positions, labels): the same number of positions in every row; 80/10/10."""
-    scores = torch.rand(tokens.shape, generator=generator)
-    scores[torch.isin(tokens, torch.tensor(settings["special_ids"]))] = 2
-    positions = scores.argsort(1)[:, : round(RATE * LENGTH)].sort(1)[0]
+    scores = torch.rand(tokens.shape) + SPECIAL[tokens]
+    positions = scores.topk(PREDICTIONS, largest=False, sorted=False).indices
     labels = tokens.gather(1, positions)
-    kind = torch.rand(labels.shape, generator=generator)
-    random = torch.randint(5, VOCABULARY, labels.shape, generator=generator)
+    kind = torch.rand(labels.shape)
+    random = torch.randint(5, VOCABULARY, labels.shape)
     new = torch.where(kind < 0.8, settings["mask_id"], torch.where(kind < 0.9, random, labels))
     return tokens.scatter(1, positions, new), positions, labels
 
 
-def make_optimizers() -> list[torch.optim.Optimizer]:
-    named = list(model.named_parameters())
-    is_kernel = lambda name, p: p.ndim == 2 and "embeddings" not in name and "decoder" not in name  # noqa: E731
-    if variant == "modernbert":
-        kernels = [p for name, p in named if is_kernel(name, p)]
-        others = [p for name, p in named if not is_kernel(name, p)]
-        muon = torch.optim.Muon(
-            kernels, lr=PEAK, weight_decay=0.01, ns_steps=3, adjust_lr_fn="match_rms_adamw"
-        )
-        return [muon, torch.optim.AdamW(others, lr=PEAK, weight_decay=0.01, fused=True)]
-    groups = [
-        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": 0.01},
-        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [torch.optim.AdamW(groups, lr=PEAK, fused=True)]
+def orthogonalize(x: torch.Tensor) -> torch.Tensor:
+    """Three Newton-Schulz iterations of matrices [N, m, n], m ≤ n, in fp32 or, on CPUs that have it, bf16."""
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-8)
+    x = x.bfloat16() if bf16 else x
+    for _ in range(3):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.float()
+
+
+class Muon:
+    """Muon on stacks of matrices of one shape: Q, K, V and both halves of the GLU apart, as in dwt_jax."""
+
+    def __init__(self, kernels: dict[str, torch.nn.Parameter]):
+        stacks: dict[tuple[int, int], list[tuple[torch.nn.Parameter, int, int, bool]]] = {}
+        for name, p in kernels.items():
+            parts = 3 if "Wqkv" in name else 2 if "mlp.Wi" in name else 1
+            rows, columns = p.shape[0] // parts, p.shape[1]
+            for i in range(parts):
+                key = min(rows, columns), max(rows, columns)
+                stacks.setdefault(key, []).append((p, i * rows, rows, rows > columns))
+        self.stacks = stacks
+        self.momentum = {key: torch.zeros(len(x), *key) for key, x in stacks.items()}
+        self.update = torch.compile(self._update)
+
+    @staticmethod
+    def _update(momentum: torch.Tensor, gradients: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        gradient = torch.stack(gradients)
+        momentum = 0.95 * momentum + gradient
+        update = orthogonalize(gradient + 0.95 * momentum)
+        return momentum, update * (0.2 * max(update.shape[1:]) ** 0.5)
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        for key, parts in self.stacks.items():
+            gradients = [
+                p.grad[start : start + rows].mT if tall else p.grad[start : start + rows]
+                for p, start, rows, tall in parts
+            ]
+            self.momentum[key], updates = self.update(self.momentum[key], gradients)
+            for (p, start, rows, tall), update in zip(parts, updates, strict=True):
+                part = p[start : start + rows]
+                part.mul_(1 - 0.01 * learning_rate).sub_((update.mT if tall else update) * learning_rate)
+
+
+def is_kernel(name: str, p: torch.nn.Parameter) -> bool:
+    return variant == "modernbert" and p.ndim == 2 and "embeddings" not in name and "decoder" not in name
 
 
 def run_loop() -> None:
     """The best loop for this model."""
-    optimizers, generator = make_optimizers(), torch.Generator().manual_seed(0)
-    order = torch.randperm(len(train_rows), generator=generator)
+    named = dict(model.named_parameters())
+    if variant == "modernbert":  # its own initialization is smaller at the outputs of layers
+        for p in named.values():
+            if p.ndim == 2:
+                torch.nn.init.normal_(p, std=0.05)
+    kernels = {name: p for name, p in named.items() if is_kernel(name, p)}
+    others = [p for name, p in named.items() if name not in kernels]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adam, muon = torch.optim.AdamW(groups, lr=PEAK, fused=True), Muon(kernels) if kernels else None
 
-    def loss_of(inputs, positions, labels):
+    def loss_of(tokens):
+        inputs, positions, labels = mask(tokens)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = logits_at(inputs, positions)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
 
-    compiled, step = torch.compile(loss_of), 0
+    compiled, step, order = torch.compile(loss_of), 0, torch.empty(0, dtype=torch.int64)
     model.train()
     for count in requests():
         start = time.perf_counter()
         for _ in range(count):
-            rows = order[torch.arange(step * BATCH, (step + 1) * BATCH) % len(order)]
-            loss = compiled(*mask(train_rows[rows], generator))
+            if len(order) < BATCH:
+                order = torch.randperm(len(train_rows))
+            rows, order = order[:BATCH], order[BATCH:]
+            loss = compiled(train_rows[rows])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = PEAK * learning_rate(step)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            rate = PEAK * learning_rate(step)
+            for group in adam.param_groups:
+                group["lr"] = rate
+            adam.step()
+            if muon:
+                muon.step(rate)
+            model.zero_grad(set_to_none=True)
             step += 1
         loss.item()
         answers.write(f"{time.perf_counter() - start:.6f}\n")

@@ -14,7 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir", type=path_argument, default=Path("demo"), help="output directory (default: %(default)s)"
     )
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="factor on the number of steps, for trials (default: 1)"
+        "--scale",
+        type=float,
+        default=1.0,
+        help="factor on the steps and fine-tuning examples, for trials (default: 1)",
     )
 
 

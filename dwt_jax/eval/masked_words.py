@@ -6,7 +6,7 @@ its vocabulary is asked the same.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from dwt_jax.models import family
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.objectives.targets import EVALUATION_SEED
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BLANK = "____"
 CONTEXT_TOKENS = 14  # printed on each side of a masked word
@@ -60,18 +63,16 @@ def choose_masked_words(data: Path, count: int) -> list[MaskedWord]:
     for row, tokens, segment_ids in zip(
         rows, np.asarray(batch.tokens, np.int32), np.asarray(batch.segment_ids, np.int32), strict=True
     ):
-        positions = _word_positions(tokens, segment_ids, vocabulary)
-        if not len(positions):
+        positions = _word_positions(tokens, segment_ids, vocabulary, tokenizer)
+        if not positions:
             continue
         position = int(np.random.default_rng([EVALUATION_SEED, int(row)]).choice(positions))
-        segment = np.flatnonzero(segment_ids == segment_ids[position])
-        start = max(segment[0], position - CONTEXT_TOKENS)
-        stop = min(segment[-1] + 1, position + 1 + CONTEXT_TOKENS)
+        start, stop = _context(tokens, segment_ids, position, vocabulary)
         before, after = (
-            tokenizer.decode(tokens[part].tolist(), skip_special_tokens=True)
+            tokenizer.decode(tokens[part].tolist(), skip_special_tokens=True).strip()
             for part in (slice(start, position), slice(position + 1, stop))
         )
-        word = _word(tokens[position], vocabulary)
+        word = decode_token(tokenizer, tokens[position])
         masked = tokens.copy()
         masked[position] = vocabulary.mask_id
         text = f"{before} {BLANK} {after}".strip()
@@ -79,27 +80,44 @@ def choose_masked_words(data: Path, count: int) -> list[MaskedWord]:
     return masked_words
 
 
-def _word_positions(tokens: np.ndarray, segment_ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Return the positions of words of one token in the middle half of a row, int64."""
-    length = len(tokens)
+def _word_positions(
+    tokens: np.ndarray, segment_ids: np.ndarray, vocabulary: Vocabulary, tokenizer: "Tokenizer"
+) -> list[int]:
+    """Return the positions of words of one token in the middle half of a row."""
     continues = np.append(vocabulary.continuation[tokens], False)
-    is_word = np.array(
-        [len(word) >= MIN_LETTERS and word.isalpha() for word in (_word(i, vocabulary) for i in tokens)]
-    )
-    is_word &= (segment_ids > 0) & ~continues[:-1] & ~continues[1:]
-    is_word &= ~np.isin(tokens, vocabulary.special_ids)
-    return length // 4 + np.flatnonzero(is_word[length // 4 : length - length // 4])
+    candidates = (segment_ids > 0) & ~continues[:-1] & ~continues[1:]
+    candidates &= ~np.isin(tokens, vocabulary.special_ids)
+    length = len(tokens)
+    positions = [int(i) for i in np.flatnonzero(candidates) if length // 4 <= i < length - length // 4]
+    texts = [decode_token(tokenizer, tokens[i]) for i in positions]
+    return [
+        i for i, text in zip(positions, texts, strict=True) if len(text) >= MIN_LETTERS and text.isalpha()
+    ]
 
 
-def _word(token: int, vocabulary: Vocabulary) -> str:
-    return vocabulary.tokens[token].removeprefix(vocabulary.word_prefix)
+def _context(
+    tokens: np.ndarray, segment_ids: np.ndarray, position: int, vocabulary: Vocabulary
+) -> tuple[int, int]:
+    """Return (start, stop) of whole words around a position, of its segment."""
+    segment = np.flatnonzero(segment_ids == segment_ids[position])
+    start, stop = max(segment[0], position - CONTEXT_TOKENS), min(segment[-1] + 1, position + CONTEXT_TOKENS)
+    while start > segment[0] and vocabulary.continuation[tokens[start]]:
+        start -= 1
+    while stop <= segment[-1] and vocabulary.continuation[tokens[stop]]:
+        stop += 1
+    return int(start), int(stop)
+
+
+def decode_token(tokenizer: "Tokenizer", token: int) -> str:
+    """Return the text of one token, without the space or mark before it."""
+    return tokenizer.decode([int(token)], skip_special_tokens=False).strip().removeprefix("##")
 
 
 def guess_masked_words(
     params: Params,
     model: ModelConfig,
     masked_words: Sequence[MaskedWord],
-    vocabulary: Vocabulary,
+    tokenizer_dir: Path,
     top_k: int = 3,
 ) -> list[list[Guess]]:
     """Return the `top_k` most probable tokens for each masked word, the best first.
@@ -108,9 +126,13 @@ def guess_masked_words(
         params: of the model.
         model: its config.
         masked_words: what `choose_masked_words` returned.
-        vocabulary: of the rows and the model.
+        tokenizer_dir: of the rows and the model.
         top_k: number of guesses.
+
+    Returns:
+        A list for each word; an empty one where the model's logits are not finite.
     """
+    tokenizer = load_hf_tokenizer(tokenizer_dir)
     tokens, segment_ids = (
         np.stack([getattr(masked_word, name) for masked_word in masked_words])
         for name in ("tokens", "segment_ids")
@@ -127,6 +149,8 @@ def guess_masked_words(
 
     probabilities, ids = jax.device_get(top_guesses(params, tokens, segment_ids, positions))
     return [
-        [Guess(_word(i, vocabulary), float(p)) for i, p in zip(row_ids, row, strict=True)]
+        [Guess(decode_token(tokenizer, i), float(p)) for i, p in zip(row_ids, row, strict=True)]
+        if np.isfinite(row).all()
+        else []
         for row_ids, row in zip(ids, probabilities, strict=True)
     ]

@@ -41,7 +41,7 @@ from dwt_jax.train.setup import setup_run
 
 Moments = Literal["reset", "carry", "asymmetric"]
 
-DATA_STREAM_KEYS = ("seed", "data", "mlm.", "train.batch_size", "train.batch_ramp")
+DATA_STREAM_KEYS = ("seed", "data", "mlm.", "train.batch_size")
 """Config keys (prefixes) that determine the next batches and their masks."""
 
 
@@ -200,10 +200,11 @@ def _check_same_data_stream(run: RunContext, source_run: RunContext, path: str) 
             raise UserError(f"config: {key} is {new_value!r}, expected {source_value!r} as in {path}")
     step, train, source_train = run.config.init.step, run.config.train, source_run.config.train
     num_rows, source_rows = count_rows(train, step), count_rows(source_train, step)
-    if num_rows != source_rows:  # the stages of a ramp are shares of train.steps
+    if num_rows != source_rows:  # the stages of a ramp are shares of train.steps: other keys, the same rows
         raise UserError(
-            f"config: train.steps is {train.steps}, expected {source_train.steps} as in {path}: its first "
-            f"{step} steps have {source_rows} rows, with this train.batch_ramp {num_rows}"
+            f"config: train.batch_ramp is {list(train.batch_ramp)} over {train.batch_ramp_fraction} of "
+            f"{train.steps} steps, expected the {source_rows} rows of the first {step} steps of {path}, "
+            f"found {num_rows}"
         )
 
 

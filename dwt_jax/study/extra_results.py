@@ -1,10 +1,14 @@
-"""What a study computes once its jobs are done: a floor for the scores, and guesses of masked words."""
+"""What a study computes beside its jobs: a floor for the scores, and guesses of masked words."""
 
+import hashlib
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dwt_jax.config_loader import config_to_dict
+import numpy as np
+
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, write_json
 from dwt_jax.study.sweep import Job, Study
@@ -12,6 +16,7 @@ from dwt_jax.study.sweep import Job, Study
 if TYPE_CHECKING:
     from dwt_jax.finetune.collate import ExampleCache
     from dwt_jax.finetune.config import FinetuneConfig
+    from dwt_jax.finetune.datasets import TaskData
 
 BAG_OF_WORDS_NAME, MASKED_WORDS_NAME = "bag_of_words.json", "masked_words.json"
 
@@ -21,7 +26,7 @@ def write_bag_of_words(
 ) -> None:
     """Write {task: score of logistic regression on bags of words}, from the examples of the fine-tunings.
 
-    A task whose examples have not changed is not repeated.
+    Tasks whose labels are numbers have none. A task whose examples have not changed is not repeated.
     """
     if not study.finetuning.bag_of_words:
         return
@@ -31,21 +36,30 @@ def write_bag_of_words(
     previous = read_json(path) if path.exists() else {}
     results: dict[str, Any] = {}
     for task in tasks:
-        examples, result = config_to_dict(task.examples), previous.get(task.examples.task)
-        if result is None or result["examples"] != examples:
-            score = bag_of_words_score(example_cache.read(task.examples))
-            result = {"score": score, "examples": examples}
+        data, result = example_cache.read(task.examples), previous.get(task.examples.task)
+        if not data.labels:
+            continue
+        digest = _examples_digest(data)
+        if result is None or result["examples_digest"] != digest:
+            result = {"score": bag_of_words_score(data), "examples_digest": digest}
         results[task.examples.task] = result
     write_json(path, results)
+
+
+def _examples_digest(data: "TaskData") -> str:
+    """Return the hex SHA-256 of the texts and labels of the training and dev examples."""
+    digest = hashlib.sha256()
+    for name in ("train", "dev"):
+        split = data.splits[name]
+        digest.update(json.dumps([split.texts, split.text_pairs, np.asarray(split.labels).tolist()]).encode())
+    return digest.hexdigest()
 
 
 def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None:
     """Write masked words of held-out rows and the guesses of each arm of `study.masked_words`.
 
     It is done as soon as the first runs of these arms are finished, and not repeated until one is run again.
-
-    Raises:
-        UserError: for arms of different vocabularies.
+    An arm whose model cannot be asked (another vocabulary, removed weights) has no guesses; a line says why.
     """
     if not study.masked_words.arms:
         return
@@ -56,8 +70,8 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
     }
     if not all(job.is_done() for job in first_runs.values()):
         return
-    last_run = max((job.workdir / "summary.json").stat().st_mtime for job in first_runs.values())
-    if path.exists() and path.stat().st_mtime > last_run:
+    newest = max((job.workdir / "summary.json").stat().st_mtime for job in first_runs.values())
+    if path.exists() and path.stat().st_mtime > newest:
         return
     from dwt_jax.data.data_cache import get_prepared
     from dwt_jax.data.tokenizer import load_vocabulary
@@ -71,15 +85,21 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
     )
     if not masked_words:
         return
-    guesses = {}
+    guesses: dict[str, Any] = {}
     for name, job in first_runs.items():
-        loaded_model = load_model(str(job.workdir))
+        guesses[name] = [[] for _ in masked_words]
+        try:
+            loaded_model = load_model(str(job.workdir))
+        except UserError as error:
+            print(f"study: no guesses of {name}: {error}", file=sys.stderr)
+            continue
         if load_vocabulary(loaded_model.tokenizer).tokens != vocabulary.tokens:
-            raise UserError(
-                f"masked_words.arms has {name!r} with another vocabulary than "
-                f"{study.masked_words.arms[0]!r}, expected the same"
-            )
-        guesses[name] = guess_masked_words(loaded_model.params, loaded_model.model, masked_words, vocabulary)
+            first = study.masked_words.arms[0]
+            print(f"study: no guesses of {name}: another vocabulary than that of {first}", file=sys.stderr)
+            continue
+        guesses[name] = guess_masked_words(
+            loaded_model.params, loaded_model.model, masked_words, data / "tokenizer"
+        )
     records = [
         {
             "text": masked_word.text,

@@ -77,8 +77,6 @@ def collect_study_results(workdir: Path) -> StudyResults:
         raise UserError(f"{workdir}: no {manifest.MANIFEST_NAME}, expected the directory of a dwt study")
     study, jobs = manifest.read_manifest(workdir)
     arms = {arm.name: _arm_results(arm, jobs) for arm in study.arms}
-    floor_path, masked_words_path = workdir / BAG_OF_WORDS_NAME, workdir / MASKED_WORDS_NAME
-    floor = read_json(floor_path) if floor_path.exists() else {}
     return StudyResults(
         study=study,
         workdir=workdir,
@@ -86,9 +84,30 @@ def collect_study_results(workdir: Path) -> StudyResults:
         num_done=sum(job.is_done() for job in jobs),
         num_jobs=len(jobs),
         hypothesis_results=tuple(evaluate_hypothesis(hypothesis, study, arms) for hypothesis in study.claims),
-        bag_of_words={task: result["score"] for task, result in floor.items()},
-        masked_words=read_json(masked_words_path)["rows"] if masked_words_path.exists() else [],
+        bag_of_words=_bag_of_words(study, workdir),
+        masked_words=_masked_words(study, workdir),
     )
+
+
+def _bag_of_words(study: Study, workdir: Path) -> dict[str, float]:
+    """Read the scores of bags of words, of the tasks that the study has now."""
+    path = workdir / BAG_OF_WORDS_NAME
+    if not study.finetuning.bag_of_words or not path.exists():
+        return {}
+    return {
+        task: result["score"] for task, result in read_json(path).items() if task in study.finetuning.tasks
+    }
+
+
+def _masked_words(study: Study, workdir: Path) -> list[Mapping[str, Any]]:
+    """Read the masked words and the guesses of the arms that the study names now."""
+    path = workdir / MASKED_WORDS_NAME
+    if not study.masked_words.arms or not path.exists():
+        return []
+    return [
+        {**row, "guesses": {arm: row["guesses"].get(arm, []) for arm in study.masked_words.arms}}
+        for row in read_json(path)["rows"]
+    ]
 
 
 def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...]) -> ArmResults:

@@ -13,7 +13,7 @@ from dwt_jax.study.sweep_html import write_study_report
 def run_and_report(study: Study, workdir: Path, index: int | None = None) -> None:
     """Run the jobs of a study that are not done, write the report after each, and print it at the end.
 
-    The path of the report is printed at the end, and once the first two runs are finished. The guesses of
+    The path of the report is printed at the end, and once there are two runs to compare. The guesses of
     masked words are printed as soon as there are any.
 
     Args:
@@ -25,18 +25,18 @@ def run_and_report(study: Study, workdir: Path, index: int | None = None) -> Non
         UserError: as `run_study` does.
         Preempted: after a signal.
     """
-    num_runs_done, masked_words_printed = 0, (workdir / MASKED_WORDS_NAME).exists()
+    announced, masked_words_printed = False, (workdir / MASKED_WORDS_NAME).exists()
 
     def update_report(job: Job) -> None:
-        nonlocal num_runs_done, masked_words_printed
-        num_runs_done += job.kind == "train"
-        path = write_study_report(workdir)
-        if job.kind == "train" and num_runs_done == 2:
-            print(f"study: the first two runs are finished; report so far in {path}", flush=True)
-        if not masked_words_printed and (workdir / MASKED_WORDS_NAME).exists():
+        nonlocal announced, masked_words_printed
+        path, results = write_study_report(workdir), collect_study_results(workdir)
+        if job.kind == "train" and not announced and sum(len(arm.runs) for arm in results.arms.values()) > 1:
+            announced = True
+            print(f"study: report so far in {path}", flush=True)
+        if not masked_words_printed and results.masked_words:
             masked_words_printed = True
-            lines = sweep_tables.masked_words_lines(collect_study_results(workdir))
-            print("\n".join([*lines, "", f"report so far in {path}"]), flush=True)
+            lines = sweep_tables.masked_words_lines(results)
+            print("\n".join([*lines, "", f"study: report so far in {path}"]), flush=True)
 
     if not run_study(study, workdir, index, update_report if index is None else lambda _: None):
         return

@@ -176,10 +176,12 @@ def _check_config_matches(
     if not (directory / "config.json").exists():
         return
     run_config = flatten_dict(config_to_dict(parse_config(read_json(directory / "config.json"))))
-    for key, study_value in flatten_dict(config_to_dict(config)).items():
-        if not key.startswith(tuple(ignored_keys)) and run_config.get(key) != study_value:
+    study_config = flatten_dict(config_to_dict(config))
+    for key in {**study_config, **run_config}:  # of a list, one may have more items
+        run_value, study_value = run_config.get(key), study_config.get(key)
+        if not key.startswith(tuple(ignored_keys)) and run_value != study_value:
             raise UserError(
-                f"{directory}: {key} is {run_config.get(key)!r}, expected {study_value!r} as in the study "
+                f"{directory}: {key} is {run_value!r}, expected {study_value!r} as in the study "
                 "(give the arm another name, or the study another --workdir)"
             )
 

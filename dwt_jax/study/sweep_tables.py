@@ -140,7 +140,9 @@ def masked_words_table(results: StudyResults) -> ReportTable | None:
 
 
 def format_guesses(guesses: Sequence[tuple[str, float]]) -> str:
-    """Format guesses as 'people 41 %, citizens 12 %'."""
+    """Format guesses as 'people 41 %, citizens 12 %', a dash if there are none."""
+    if not guesses:
+        return "–"
     return ", ".join(f"{word} {probability:.0%}".replace("%", " %") for word, probability in guesses)
 
 

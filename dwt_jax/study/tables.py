@@ -153,6 +153,13 @@ def _describe_masks(probability: Mapping[str, Any]) -> str:
     return f"{describe_schedule(probability)}, as a share of the tokens"
 
 
+def _describe_rows(train: Mapping[str, Any]) -> str:
+    if not (ramp := train.get("batch_ramp")):
+        return str(train["batch_size"])
+    share = _format_percent(train["batch_ramp_fraction"])
+    return f"{', '.join(map(str, ramp))} over {share} of the steps, then {train['batch_size']}"
+
+
 def describe_loss_weights(config: Mapping[str, Any]) -> str:
     """Describe the objective; parts with their default value are left out."""
     distill = config["distill"]
@@ -283,6 +290,7 @@ def controlled_settings_table(study: "RunComparisonStudy") -> ReportTable:
     settings = [{**run.settings(), "device": run.summary.get("device", "unknown")} for run in students]
     config = students[0].config
     values = {
+        "rows a step": _describe_rows(config["train"]),
         "student's size": _model_size(students[0]),
         "masks": _describe_masks(config["mlm"]["probability"]),
         "optimizer and learning rate": describe_schedule(config["optimizer"]["learning_rate"]),

@@ -4,6 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from tokenizers import ByteLevelBPETokenizer
+
+from dwt_jax.config import Source
 from dwt_jax.config_loader import load_config
 from dwt_jax.data.dataset import num_rows, open_dataset, read_rows
 from dwt_jax.data.prepare import prepare_data
@@ -12,6 +15,7 @@ from dwt_jax.eval.masked_words import BLANK, choose_masked_words, guess_masked_w
 from dwt_jax.models import bert
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.models.common.lm_head import lm_head_logits
+from helpers.prepared_data import data_config
 from helpers.runs import make_project
 
 
@@ -64,11 +68,45 @@ def test_guesses_are_the_most_probable_tokens(rows, randomised):
         max_position_embeddings=32,
     )
     params, masked_words = randomised(model), choose_masked_words(rows, 3)
-    guesses = guess_masked_words(params, model, masked_words, vocabulary, top_k=4)
+    guesses = guess_masked_words(params, model, masked_words, rows / "tokenizer", top_k=4)
     for masked_word, row in zip(masked_words, guesses, strict=True):
         hidden = bert.encode(params, model, masked_word.tokens[None], masked_word.segment_ids[None])
         logits = lm_head_logits(params, model, hidden)[0, masked_word.position, : len(vocabulary)]
         probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
         best = np.argsort(-probabilities)[:4]
-        assert [guess.word for guess in row] == [vocabulary.tokens[i] for i in best]
+        assert [guess.word for guess in row] == [vocabulary.tokens[i].removeprefix("##") for i in best]
         np.testing.assert_allclose([guess.probability for guess in row], probabilities[best], rtol=1e-5)
+
+
+def test_a_model_that_diverged_has_no_guesses(rows, randomised):
+    model = BertConfig(
+        vocab_size=len(load_vocabulary(rows / "tokenizer")),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=32,
+    )
+    params = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), bert.abstract_params(model))
+    masked_words = choose_masked_words(rows, 2)
+    assert guess_masked_words(params, model, masked_words, rows / "tokenizer") == [[] for _ in masked_words]
+
+
+def test_words_of_a_byte_level_tokenizer(tmp_path):
+    """Words are letters of the text, not symbols for its bytes: 'é' is two of them."""
+    text = "Café élève déjà naïve “quoted” — café élève déjà naïve. "
+    (tmp_path / "a.txt").write_text("\n\n".join(f"{i} {text * 40}" for i in range(30)))
+    trained = ByteLevelBPETokenizer()
+    special_tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train([str(tmp_path / "a.txt")], vocab_size=400, special_tokens=special_tokens)
+    (tmp_path / "bpe").mkdir()
+    trained.save_model(str(tmp_path / "bpe"))
+    source = Source(kind="text", path=str(tmp_path / "a.txt"), documents="blank_lines")
+    data = data_config(tmp_path / "bpe", source)
+    prepare_data(data, tmp_path / "rows", workers=1, log=lambda _: None)
+    masked_words = choose_masked_words(tmp_path / "rows", 4)
+    assert masked_words
+    for masked_word in masked_words:
+        assert masked_word.word.lower() in {"café", "élève", "déjà", "naïve", "quoted"}
+        assert "Ġ" not in masked_word.text
+        assert "Ã" not in masked_word.text

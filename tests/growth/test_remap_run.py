@@ -96,13 +96,12 @@ def test_growth_of_a_run_with_batch_ramp(project, tmp_path):
     grow(project, tmp_path / "same", "stack", ramp, run=tmp_path / "small")
     train(load_config(project[0], ramp), tmp_path / "same")
     assert_same_run(tmp_path / "small", tmp_path / "same", begin=8)
+    longer = {**ramp, "train.steps": "24", "train.batch_ramp_fraction": "0.25"}  # the same stages
+    grow(project, tmp_path / "longer", "stack", longer, run=tmp_path / "small")
     for keys, message in (
-        ({}, r"train\.batch_ramp_fraction is 0\.0, expected 0\.5 as in"),
-        ({**ramp, "train.batch_ramp": "[2,4]"}, r"train\.batch_ramp\.0 is 2, expected 4 as in"),
-        (
-            {**ramp, "train.steps": "16"},
-            r"train\.steps is 16, expected 12 as in .*: its first 8 steps have 40 r",
-        ),
+        ({}, r"train\.batch_ramp is \[\] over 0\.0 of 12 steps, expected the 40 rows .* found 64"),
+        ({**ramp, "train.batch_ramp": "[2,4]"}, r"train\.batch_ramp is \[2, 4\] over .* found 34"),
+        ({**ramp, "train.steps": "16"}, r"train\.batch_ramp is \[4\] over 0\.5 of 16 steps, .* found 32"),
     ):
         with pytest.raises(UserError, match=message) as error:
             grow(project, tmp_path / "other", "stack", keys, run=tmp_path / "small")

@@ -160,8 +160,36 @@ def test_report_has_the_floor_and_the_guesses_of_masked_words(finished_study):
     assert set(records[0]["guesses"]) == {"alone", "distilled"}
 
 
-def test_the_report_follows_the_runs(small_study, tmp_path, capsys):
-    """A report is on disk, and its path printed, once two runs are finished."""
+def test_extra_results_are_those_of_the_study_now(finished_study, tmp_path):
+    """An arm that was not asked has no guesses; without the sections their files are not read."""
+    workdir = tmp_path / "study"
+    shutil.copytree(finished_study[0], workdir)
+    study, jobs = manifest.read_manifest(workdir)
+
+    def collect(**changes):
+        path = workdir / manifest.MANIFEST_NAME
+        grid = json.loads(path.read_text())
+        grid["grid"] |= changes
+        path.write_text(json.dumps(grid))
+        return study_results.collect_study_results(workdir)
+
+    other = collect(masked_words={"arms": ["teacher", "alone"], "rows": 3})
+    assert [set(row["guesses"]) for row in other.masked_words] == [{"teacher", "alone"}] * 3
+    assert "–" in "\n".join(sweep_tables.study_lines(other))
+    assert collect(masked_words={"arms": []}).masked_words == []
+    assert collect(finetuning={"config": "configs/glue.py", "tasks": ["era"]}).bag_of_words == {}
+
+
+def test_the_report_follows_the_runs(small_study, tmp_path, capsys, monkeypatch):
+    """A report is on disk before the next run begins; its path is printed once two runs are finished."""
+    run_job, num_started = runner._run_job, 0
+
+    def checked_run_job(*arguments):
+        nonlocal num_started
+        assert (tmp_path / "study" / "report.html").exists() == bool(num_started)
+        num_started += 1
+        run_job(*arguments)
+
     study = load_study(small_study[0])
     study = dataclasses.replace(
         study,
@@ -174,9 +202,10 @@ def test_the_report_follows_the_runs(small_study, tmp_path, capsys):
         masked_words=MaskedWords(),
         finetuning=StudyFinetuning(),
     )
+    monkeypatch.setattr(runner, "_run_job", checked_run_job)
     run_and_report(study, tmp_path / "study")
     lines = capsys.readouterr().out.splitlines()
-    first = next(i for i, line in enumerate(lines) if "the first two runs are finished" in line)
+    first = next(i for i, line in enumerate(lines) if "study: report so far in" in line)
     assert any("3 of 3, alone-seed1" in line for line in lines[first:])
     assert lines[-1] == f"report in {tmp_path / 'study' / 'report.html'}"
     assert any(line.startswith("baseline (no teacher)  2") for line in lines[first:])
