@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-
 from tokenizers import ByteLevelBPETokenizer
 
 from dwt_jax.config import Source

@@ -164,7 +164,6 @@ def test_extra_results_are_those_of_the_study_now(finished_study, tmp_path):
     """An arm that was not asked has no guesses; without the sections their files are not read."""
     workdir = tmp_path / "study"
     shutil.copytree(finished_study[0], workdir)
-    study, jobs = manifest.read_manifest(workdir)
 
     def collect(**changes):
         path = workdir / manifest.MANIFEST_NAME
