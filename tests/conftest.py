@@ -6,8 +6,14 @@ import tempfile
 # Before jax is imported anywhere. Tests of several devices are in tests/multidevice, see its conftest.py.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)
+# Compile quickly: most of the time of these tests is that of LLVM, on models that run for milliseconds.
+COMPILE_QUICKLY = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
+_flags = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join(
-    flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag
+    [
+        *(flag for flag in _flags if "host_platform_device_count" not in flag),
+        *(flag for flag in COMPILE_QUICKLY if flag.partition("=")[0] not in " ".join(_flags)),
+    ]
 )
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"

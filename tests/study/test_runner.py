@@ -398,7 +398,7 @@ def test_single_job_by_index(small_study, tmp_path, capsys):
     jobs = study_jobs(study, tmp_path / "s")
     index_of = {job.name: i for i, job in enumerate(jobs)}
     with pytest.raises(
-        UserError, match=r"--index is 3, distilled-seed0: expected teacher-seed0 to be finished first"
+        UserError, match=r"--index is 2, distilled-seed0: expected teacher-seed0 to be finished first"
     ):
         runner.run_study(study, tmp_path / "s", index_of["distilled-seed0"])
     with pytest.raises(UserError, match="--index is 99, expected from 0 to"):
