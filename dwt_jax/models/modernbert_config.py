@@ -135,6 +135,8 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
             )
         if "rope_theta" in parameters:
             flat[key] = parameters["rope_theta"]
+    if "local_rope_theta" in flat and flat["local_rope_theta"] is None:  # version 4: that of global layers
+        flat["local_rope_theta"] = flat.get("global_rope_theta", Config.global_rope_theta)
     return flat
 
 

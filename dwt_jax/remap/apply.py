@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dwt_jax.errors import UserError
 from dwt_jax.models import family
 from dwt_jax.models.common.layers import normal_init
 from dwt_jax.models.common.logical_axes import Axes, Axis, init_value, is_matrix, path_name
@@ -61,6 +62,7 @@ def remap_params(
     Raises:
         UserError: the method does not support the pair of models; the message names the size.
     """
+    _check_heads(params, source, target)
     growth_plan = plan_growth(method, source, target, key, options)
     if not set(family(source).LM_HEADS) <= set(params):  # nothing reads the word table a second time
         growth_plan = growth_plan._replace(tied=False)
@@ -69,6 +71,18 @@ def remap_params(
     if probe is not None:
         report = report.with_logit_drift(logit_drift(params, source, target_params, target, probe))
     return target_params, report
+
+
+def _check_heads(params: Params, source: ModelConfig, target: ModelConfig) -> None:
+    """Refuse a wider model whose LM head and classifier share a part: each needs another scale of it."""
+    module = family(source)
+    shared = set(module.LM_HEADS) & set(module.CLASSIFIER_HEADS)
+    has_both = {*module.LM_HEADS, *module.CLASSIFIER_HEADS} <= set(params)
+    if shared and has_both and source.hidden_size != target.hidden_size:
+        raise UserError(
+            f"a model with an LM head and a classifier that share {', '.join(sorted(shared))}, expected one of "
+            f"them to grow hidden_size from {source.hidden_size} to {target.hidden_size}"
+        )
 
 
 def grow_params(growth_plan: Plan, tree: Params, order: int = 0, zero_duplicates: bool = False) -> Params:

@@ -269,3 +269,27 @@ def test_growth_that_changes_the_function_is_refused(changes, message):
     target = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(UserError, match=message):
         remap_params(random_params(CONFIG), CONFIG, target, "lemon", KEY)
+
+
+def test_growth_of_two_heads_that_share_a_part_is_refused():
+    """The LM head needs its last norm scaled, the classifier does not. Growth in depth leaves both alone."""
+    heads = (*modernbert.LM_HEADS, "classifier")
+    params = random_params(CONFIG, heads, labels=3)
+    wider = dataclasses.replace(CONFIG, hidden_size=32, num_attention_heads=4)
+    with pytest.raises(UserError, match="that share head, expected one of them to grow hidden_size from 16"):
+        remap_params(params, CONFIG, wider, "net2net", KEY)
+    deeper = dataclasses.replace(CONFIG, num_hidden_layers=10)
+    grown, _ = remap_params(params, CONFIG, deeper, "stack", KEY)
+    assert set(grown) == set(params)
+
+
+def test_a_local_theta_of_null_is_the_global_one(tmp_path):
+    """As transformers 4 has it."""
+    values = {
+        **to_hf_config(CONFIG, modernbert.LM_HEADS),
+        "global_rope_theta": 700.0,
+        "local_rope_theta": None,
+    }
+    values = {key: x for key, x in values.items() if key not in ("rope_parameters", "layer_types")}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load_hf_config(tmp_path).model.local_rope_theta == 700
