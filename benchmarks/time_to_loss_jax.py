@@ -22,6 +22,7 @@ from dwt_jax.config_loader import load_config  # noqa: E402
 from dwt_jax.data.batch import Batch  # noqa: E402
 from dwt_jax.data.dataset import batch_iterator, get_batch  # noqa: E402
 from dwt_jax.distributed.mesh import local_row_indices, make_global_batch, replicated_sharding, to_global  # noqa: E402
+from dwt_jax.eval import likelihood  # noqa: E402
 from dwt_jax.models import family  # noqa: E402
 from dwt_jax.models.common.lm_head import lm_head_logits  # noqa: E402
 from dwt_jax.objectives.distillation import cross_entropy  # noqa: E402
@@ -64,6 +65,7 @@ if variant == "taught":
         "teacher.path": str(Path(settings["workdir"]) / "teacher"),
         "distill.preset": "early_decay",
     }
+workdir.mkdir()
 run = setup_run(load_config(SPECS[variant], overrides), workdir)
 checkpoints = Checkpoints(checkpoint_dir(workdir, run.config), 1)
 state, step = init_or_restore_state(run, checkpoints)
@@ -123,6 +125,6 @@ answers.write(json.dumps({"parameters": parameters, "version": f"jax {jax.__vers
 for line in sys.stdin:
     request, _, count = line.partition(" ")
     answers.write(f"{train(int(count)) if request == 'run' else held_out_loss():.6f}\n")
-if step == run.config.train.steps:  # the teacher: for the student that reads it
-    metrics = {"held_out_loss": held_out_loss(), "perplexity": float(np.exp(held_out_loss()))}
-    export_and_summarize(run, state, 0, metrics, 0.0)
+if variant == "teacher":  # for the student that reads it
+    losses = likelihood.losses_per_document(state.params, MODEL, run.data, mesh=run.mesh)
+    export_and_summarize(run, state, 0, likelihood.summarize_losses(losses), 0.0)

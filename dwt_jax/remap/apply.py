@@ -80,8 +80,8 @@ def _check_heads(params: Params, source: ModelConfig, target: ModelConfig) -> No
     has_both = {*module.LM_HEADS, *module.CLASSIFIER_HEADS} <= set(params)
     if shared and has_both and source.hidden_size != target.hidden_size:
         raise UserError(
-            f"a model with an LM head and a classifier that share {', '.join(sorted(shared))}, expected one of "
-            f"them to grow hidden_size from {source.hidden_size} to {target.hidden_size}"
+            f"an LM head and a classifier that share {', '.join(sorted(shared))}, expected one of them "
+            f"to grow hidden_size from {source.hidden_size} to {target.hidden_size}"
         )
 
 
