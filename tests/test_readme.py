@@ -74,17 +74,6 @@ def test_commands_for_an_own_model_run(tmp_path):
     subprocess.run([sys.executable, "-c", python.group(1)], check=True, cwd=tmp_path)
 
 
-@pytest.mark.slow
-def test_the_demo_ends_with_a_report(tmp_path):
-    found = dwt("demo", f"--workdir={tmp_path / 'demo'}", "--scale=0.01")
-    assert found.returncode == 0, found.stderr
-    page = (tmp_path / "demo" / "report.html").read_text()
-    assert len(page) > 10_000
-    for text in ("student alone", "weak teacher (1 layer)", "grown", "bags of words", "____"):
-        assert text in page, text
-        assert text in found.stdout, text
-
-
 def test_the_two_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in ("demo", "test"):

@@ -27,7 +27,7 @@ def dotted_keys(config):
 
 
 CONFIG_TYPES = (Config, FinetuneConfig, Study)
-KEYS = set().union(*(dotted_keys(kind()) for kind in CONFIG_TYPES))
+KEYS = set().union(*(dotted_keys(kind()) for kind in CONFIG_TYPES)) | {"train.batch_ramp"}  # empty: no item
 
 
 def nested(key, value):

@@ -14,7 +14,7 @@ def add_config_argument(
     parser: argparse.ArgumentParser,
     text: str = "config",
     *,
-    file: str = "configs/modernbert.py:2x128",
+    file: str = "configs/paper.py:student",
     override: str = "train.steps=1e3",
     required: bool = True,
 ) -> None:

@@ -5,7 +5,7 @@ Reads the jobs' own files; sweep_html.py and sweep_tables.py render the results.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +67,8 @@ class StudyResults:
     num_done: int
     num_jobs: int
     hypothesis_results: tuple[HypothesisResult, ...]
-    bag_of_words: Mapping[str, float]  # score by task, 0 to 1
-    masked_words: Sequence[Mapping[str, Any]]  # text, word, and the guesses by arm
+    bag_of_words: Mapping[str, float] = field(default_factory=dict)  # score by task, 0 to 1
+    masked_words: Sequence[Mapping[str, Any]] = ()  # text, word, and the guesses by arm
 
 
 def collect_study_results(workdir: Path) -> StudyResults:

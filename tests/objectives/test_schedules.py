@@ -259,6 +259,7 @@ def test_knobs_of_a_preset(name):
         "paper_normal": (1, 1, 1),
         "paper_strong": (1, 4, 1),
         "paper_decay": (1, 4 - 3 * step / STEPS, 1),
+        "early_decay": (1, max(0, 4 - 4 * step / (STEPS / 2)), 1),
         "knowledge_inheritance": (1, 0, 2),
     }[name]
     values = table[step]
