@@ -30,8 +30,8 @@ def get_config(size: str = "2x128") -> ConfigDict:
                 "num_hidden_layers": num_layers,
                 "hidden_size": hidden_size,
                 "num_attention_heads": hidden_size // 32,
-                "intermediate_size": 8
-                * round(hidden_size / 3),  # two thirds of 4x; a multiple of 8 is faster
+                # Two thirds of 4 x hidden_size, rounded to a multiple of 8, which is faster.
+                "intermediate_size": 8 * round(hidden_size / 3),
                 "max_position_embeddings": length,
                 "global_attn_every_n_layers": 1,  # rows are shorter than the window
                 "global_rope_theta": 10_000.0,

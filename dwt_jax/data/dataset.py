@@ -274,13 +274,13 @@ def batch_iterator(
     """
     import grain
 
-    first_rows = None if isinstance(batch_size, int) else np.cumsum(batch_size) - batch_size
+    sizes = np.broadcast_to(np.asarray(batch_size, np.int64), (stop,))
+    first_rows = np.cumsum(sizes) - sizes
 
     def read_batch(step: int) -> Batch:
-        size = batch_size if isinstance(batch_size, int) else int(batch_size[step])
-        first_row = step * size if first_rows is None else int(first_rows[step])
+        size = int(sizes[step])
         rows = local_rows[size] if isinstance(local_rows, Mapping) else local_rows
-        return _read_stream(dataset, seed, first_row, size, rows)
+        return _read_stream(dataset, seed, int(first_rows[step]), size, rows)
 
     # As fast as a hand-written thread pool (7 to 11 million tokens a second either way, on two busy cores,
     # with rows of 64). The second thread hides the latency of pages that are read from disk.

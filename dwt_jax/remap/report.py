@@ -15,6 +15,7 @@ from dwt_jax.models.common.logical_axes import Axis, path_name
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.plan import Plan, splits_share
 from dwt_jax.remap.width_maps import COPIED, NEW, AxisMap
+from dwt_jax.text_format import format_table
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,7 @@ class RemapReport:
             rows.append(
                 (leaf.path, _format_shape(leaf.source), _format_shape(leaf.target), *shares, leaf.origin)
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
-        return "\n".join([*lines, "", *self._summary()])
+        return "\n".join([*format_table(rows), "", *self._summary()])
 
     def _summary(self) -> list[str]:
         source, target = self.parameters

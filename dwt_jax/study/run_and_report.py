@@ -4,10 +4,11 @@ from pathlib import Path
 
 from dwt_jax.study import sweep_tables
 from dwt_jax.study.extra_results import MASKED_WORDS_NAME
+from dwt_jax.study.report import report_path
 from dwt_jax.study.results import collect_study_results
 from dwt_jax.study.runner import run_study
 from dwt_jax.study.sweep import Job, Study
-from dwt_jax.study.sweep_html import write_study_report
+from dwt_jax.study.sweep_html import write_study_results
 
 
 def run_and_report(study: Study, workdir: Path, index: int | None = None) -> None:
@@ -25,11 +26,13 @@ def run_and_report(study: Study, workdir: Path, index: int | None = None) -> Non
         UserError: as `run_study` does.
         Preempted: after a signal.
     """
+    path = report_path(workdir, None)
     announced, masked_words_printed = False, (workdir / MASKED_WORDS_NAME).exists()
 
     def update_report(job: Job) -> None:
         nonlocal announced, masked_words_printed
-        path, results = write_study_report(workdir), collect_study_results(workdir)
+        results = collect_study_results(workdir)
+        write_study_results(results, path)
         if job.kind == "train" and not announced and sum(len(arm.runs) for arm in results.arms.values()) > 1:
             announced = True
             print(f"study: report so far in {path}", flush=True)
@@ -40,6 +43,7 @@ def run_and_report(study: Study, workdir: Path, index: int | None = None) -> Non
 
     if not run_study(study, workdir, index, update_report if index is None else lambda _: None):
         return
-    path = write_study_report(workdir)
-    print("\n".join(["", *sweep_tables.study_lines(collect_study_results(workdir)), ""]))
+    results = collect_study_results(workdir)
+    write_study_results(results, path)
+    print("\n".join(["", *sweep_tables.study_lines(results), ""]))
     print(f"report in {path}", flush=True)

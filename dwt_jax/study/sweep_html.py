@@ -34,7 +34,12 @@ def write_study_report(workdir: Path, out: Path | None = None) -> Path:
     Raises:
         UserError: as `collect_study_results` does.
     """
-    target, results = report_path(workdir, out), collect_study_results(workdir)
+    target = report_path(workdir, out)
+    return write_study_results(collect_study_results(workdir), target)
+
+
+def write_study_results(results: StudyResults, target: Path) -> Path:
+    """Write report.html, report.md and report.csv of collected results beside `target`, and return it."""
     renders = {".csv": sweep_tables.study_csv, ".md": sweep_tables.study_markdown, ".html": render_study_html}
     write_report_files(target, {suffix: render(results) for suffix, render in renders.items()})
     return target

@@ -62,6 +62,16 @@ def prepared_project(folder: Path) -> str:
     return f"{config}:{folder / 'rows'}"
 
 
+def project_with_teacher(folder: Path, steps: int) -> tuple[str, Path]:
+    """`prepared_project`, and in folder/teacher a teacher of one layer that was trained for `steps` steps."""
+    from dwt_jax.config_loader import load_config
+    from dwt_jax.train.loop import train
+
+    spec = prepared_project(folder)
+    train(load_config(spec, {"train.steps": str(steps), "model.num_hidden_layers": "1"}), folder / "teacher")
+    return spec, folder
+
+
 def make_project(folder: Path) -> Path:
     """Corpus and config file in `folder`; the path of the config."""
     write_corpus(folder / "corpus.txt")

@@ -17,7 +17,7 @@ from dwt_jax.train.loop import train
 from dwt_jax.train.setup import setup_run
 from dwt_jax.train.summary import log_run_summary
 from helpers.run_records import assert_same_run, cut_after, records
-from helpers.runs import prepared_project
+from helpers.runs import project_with_teacher
 
 SIZES = [2] * 3 + [4] * 3 + [8] * 6
 RAMP = {"train.batch_ramp": "[2,4]", "train.batch_ramp_fraction": "0.5"}
@@ -28,10 +28,7 @@ PREDICTIONS = round(0.15 * 32)  # of a row
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """(config:rows, folder): a tiny corpus, prepared, and a teacher."""
-    folder = tmp_path_factory.mktemp("ramp")
-    spec = prepared_project(folder)
-    train(load_config(spec, {"train.steps": "2", "model.num_hidden_layers": "1"}), folder / "teacher")
-    return spec, folder
+    return project_with_teacher(tmp_path_factory.mktemp("ramp"), steps=2)
 
 
 @pytest.fixture(scope="module")

@@ -24,16 +24,13 @@ from dwt_jax.train import loop
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import train
 from helpers.run_records import assert_same_run, cut_after, records
-from helpers.runs import dwt, prepared_project, start
+from helpers.runs import dwt, project_with_teacher, start
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """(config:rows, folder): a tiny corpus, prepared, and a trained teacher."""
-    folder = tmp_path_factory.mktemp("project")
-    spec = prepared_project(folder)
-    train(load_config(spec, {"train.steps": "30", "model.num_hidden_layers": "1"}), folder / "teacher")
-    return spec, folder
+    return project_with_teacher(tmp_path_factory.mktemp("project"), steps=30)
 
 
 def taught(project, **overrides: str) -> dict[str, str]:
