@@ -264,12 +264,12 @@ def batch_iterator(
 
     Args:
         dataset: the rows.
-        seed: of their order.
-        batch_size: rows in the global batch of every step, see `get_batch`; or of each step, int [stop] from
-            step 0 on: every step has the rows of the stream that follow those of the step before.
+        seed: seed of the row order.
+        batch_size: rows in the global batch. One number for all steps, or int [stop] with one number a step,
+            counted from step 0 and not from `start`. Each step reads the rows after those of the step before.
         start: the first step.
         stop: the step to stop before.
-        local_rows: as for `get_batch`; a mapping has them by the number of rows in the global batch.
+        local_rows: as for `get_batch`, or a mapping from each number of rows in the global batch to them.
         prefetch: batches read ahead.
     """
     import grain

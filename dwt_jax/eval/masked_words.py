@@ -45,14 +45,14 @@ class Guess(NamedTuple):
 
 
 def choose_masked_words(data: Path, count: int) -> list[MaskedWord]:
-    """Mask a word in each of `count` held-out rows, evenly spaced.
+    """Mask one word in each of up to `count` evenly spaced held-out rows.
 
-    A word is one token of at least MIN_LETTERS letters. Each is drawn among the words in the middle half of
-    its row. Rows without such a word are left out.
+    A word is a whole word that is a single token of at least MIN_LETTERS letters. It is drawn with a fixed
+    seed from the middle half of its row. A row without such a word is skipped, not replaced.
 
     Args:
         data: a prepared directory.
-        count: number of rows, at least 1.
+        count: number of rows to try, at least 1.
     """
     dataset, vocabulary = open_dataset(data, "held_out"), load_vocabulary(data / "tokenizer")
     tokenizer = load_hf_tokenizer(data / "tokenizer")
@@ -132,6 +132,8 @@ def guess_masked_words(
     Returns:
         A list for each word; an empty one where the model's logits are not finite.
     """
+    if not masked_words:
+        return []
     tokenizer = load_hf_tokenizer(tokenizer_dir)
     tokens, segment_ids = (
         np.stack([getattr(masked_word, name) for masked_word in masked_words])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dwt_jax.config_loader import config_to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, write_json
 from dwt_jax.study.sweep import Job, Study
@@ -56,10 +57,11 @@ def _examples_digest(data: "TaskData") -> str:
 
 
 def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None:
-    """Write masked words of held-out rows and the guesses of each arm of `study.masked_words`.
+    """Write masked words of held-out rows, and what the first run of each arm that is named guesses.
 
-    It is done as soon as the first runs of these arms are finished, and not repeated until one is run again.
-    An arm whose model cannot be asked (another vocabulary, removed weights) has no guesses; a line says why.
+    The rows are those of the first arm's data. Nothing is done until all these runs are finished, or if the
+    file is newer than they are and for the same arms and number of rows. An arm has no guesses, and a line on
+    stderr says why, if its model does not load or its vocabulary is not the first arm's.
     """
     if not study.masked_words.arms:
         return
@@ -71,7 +73,8 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
     if not all(job.is_done() for job in first_runs.values()):
         return
     newest = max((job.workdir / "summary.json").stat().st_mtime for job in first_runs.values())
-    if path.exists() and path.stat().st_mtime > newest:
+    settings = config_to_dict(study.masked_words)
+    if path.exists() and path.stat().st_mtime > newest and read_json(path).get("settings") == settings:
         return
     from dwt_jax.data.data_cache import get_prepared
     from dwt_jax.data.tokenizer import load_vocabulary
@@ -83,8 +86,6 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
         choose_masked_words(data, study.masked_words.rows),
         load_vocabulary(data / "tokenizer"),
     )
-    if not masked_words:
-        return
     guesses: dict[str, Any] = {}
     for name, job in first_runs.items():
         guesses[name] = [[] for _ in masked_words]
@@ -108,4 +109,4 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
         }
         for i, masked_word in enumerate(masked_words)
     ]
-    write_json(path, {"rows": records})
+    write_json(path, {"settings": settings, "rows": records})

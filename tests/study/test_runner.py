@@ -17,7 +17,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.models import flops
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.runs.optimizer import optimizer_flops
-from dwt_jax.study import manifest, runner, sweep_html, sweep_tables
+from dwt_jax.study import extra_results, manifest, runner, sweep_html, sweep_tables
 from dwt_jax.study import results as study_results
 from dwt_jax.study.run_and_report import run_and_report
 from dwt_jax.study.sweep import MaskedWords, OutOfDomain, StudyFinetuning, load_study, study_jobs
@@ -177,6 +177,27 @@ def test_extra_results_are_those_of_the_study_now(finished_study, tmp_path):
     assert "–" in "\n".join(sweep_tables.study_lines(other))
     assert collect(masked_words={"arms": []}).masked_words == []
     assert collect(finetuning={"config": "configs/glue.py", "tasks": ["era"]}).bag_of_words == {}
+
+
+def test_masked_words_follow_the_settings(small_study, finished_study, tmp_path):
+    """They are written again for other arms or another number of rows, and not for the same."""
+    workdir, study = tmp_path / "study", load_study(small_study[0])
+    shutil.copytree(finished_study[0], workdir)
+    path = workdir / "masked_words.json"
+
+    def write(**changes):
+        changed = dataclasses.replace(study, masked_words=dataclasses.replace(study.masked_words, **changes))
+        before = path.read_bytes()
+        extra_results.write_masked_words(changed, study_jobs(changed, workdir), workdir)
+        return path.read_bytes() != before, json.loads(path.read_text())["rows"]
+
+    assert not write()[0]
+    is_new, rows = write(rows=2)
+    assert is_new
+    assert len(rows) == 2
+    is_new, rows = write(rows=2, arms=("teacher",))
+    assert is_new
+    assert set(rows[0]["guesses"]) == {"teacher"}
 
 
 def test_the_report_follows_the_runs(small_study, tmp_path, capsys, monkeypatch):
