@@ -237,7 +237,7 @@ def encode(
     rotation = None
     if config.is_rotary:
         head_dim = config.hidden_size // config.num_attention_heads
-        rotation = rope_rotation(positions_in_segments(segment_ids), head_dim, 10000.0)
+        rotation = rope_rotation(positions_in_segments(segment_ids), segment_ids.shape[1], head_dim, 10000.0)
     layer_keys = None if key is None else jax.random.split(dropout_keys[1], config.num_hidden_layers)
     inputs = params["layers"], layer_keys
     return scan_layers(layer, x, inputs, config.num_hidden_layers, positions, policy)

@@ -254,7 +254,7 @@ def _attention_inputs(
     head_dim = config.hidden_size // config.num_attention_heads
     in_segment = positions_in_segments(segment_ids)
     rotations = [
-        rope_rotation(in_segment, head_dim, theta)
+        rope_rotation(in_segment, segment_ids.shape[1], head_dim, theta)
         for theta in (config.global_rope_theta, config.local_rope_theta)
     ]
 

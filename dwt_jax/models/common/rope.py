@@ -5,22 +5,27 @@ Letters of shapes: B rows, L tokens a row, N stacked projections, H heads, K siz
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Rotation = tuple[jax.Array, jax.Array]
 """cos and sin of the angle of each pair of channels at each position, fp32 [B, L, K/2]."""
 
 
-def rope_rotation(positions: jax.Array, head_dim: int, theta: float) -> Rotation:
+def rope_rotation(positions: jax.Array, num_positions: int, head_dim: int, theta: float) -> Rotation:
     """Return the rotation of pair i of channels by position · θ^(−2i/K).
 
     Args:
-        positions: int [B, L].
+        positions: int [B, L], from 0 to num_positions − 1.
+        num_positions: upper bound of the positions; larger ones give NaN.
         head_dim: K, even.
         theta: base of the wavelengths.
     """
-    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    angles = np.arange(num_positions)[:, None] * frequencies
+    # Looked up: XLA fuses cos and sin into every use, and so would compute them again for each head.
+    tables = (jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin))
+    cos, sin = (table.at[positions].get(mode="fill", fill_value=jnp.nan) for table in tables)
+    return cos, sin
 
 
 def apply_rope(x: jax.Array, rotation: Rotation, interleaved: bool = False) -> jax.Array:
