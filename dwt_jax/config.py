@@ -220,7 +220,9 @@ class Mesh:
 class Precision:
     """Dtype of compute and activations; parameters and optimizer state are float32."""
 
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
+    # auto: bfloat16, but float32 on CPUs without bf16 instructions and where the environment has
+    # JAX_DEFAULT_MATMUL_PRECISION=float32
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,21 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DWT_CACHE") or Path.home() / ".cache" / "dwt-jax")
 
 
+def cpu_has_bf16_products() -> bool:
+    """Return whether the CPU multiplies bf16 matrices faster than fp32 ones (AMX, or AVX-512 with bf16)."""
+    return bool({"amx_bf16", "avx512_bf16"} & set(_cpu_features().split()))
+
+
+def _cpu_features() -> str:
+    """Return the CPU's features as /proc/cpuinfo lists them, or its name where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def _compile_cache_dir() -> Path:
     """One directory per CPU type: machines of several types may share a home directory, and a program
     compiled for one type crashes on another."""
-    try:
-        cpu = next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
-        )
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    return cache_dir() / f"compiled-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"
+    return cache_dir() / f"compiled-{hashlib.sha256(_cpu_features().encode()).hexdigest()[:8]}"

@@ -15,6 +15,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         *(flag for flag in COMPILE_QUICKLY if flag.partition("=")[0] not in " ".join(_flags)),
     ]
 )
+# The same dtype on every machine: precision.compute_dtype=auto may be bf16 on CPUs that have it.
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "float32"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Prepared data and compiled programs of this session: nothing of the user's, nothing left behind.

@@ -371,6 +371,8 @@ def _flops_per_second(jobs: Sequence[Job]) -> float | None:
         return total_flops / seconds
     import jax
 
+    from dwt_jax.train.setup import resolve_precision
+
     print(f"no run is finished yet: assuming {ASSUMED_PEAK_SHARE:.0%} of peak FLOP/s", file=sys.stderr)
-    peak = peak_flops_per_device("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    peak = peak_flops_per_device(str(resolve_precision(Config()).compute_dtype))
     return None if peak is None else ASSUMED_PEAK_SHARE * peak * jax.device_count()

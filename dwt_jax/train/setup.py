@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax import __version__
-from dwt_jax.config import Config, Init
+from dwt_jax.config import Config, Init, Precision
 from dwt_jax.config_checks import check
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.data.batch_ramp import rows_per_step, steps_for_rows
@@ -28,6 +28,7 @@ from dwt_jax.objectives import objective_module, schedules
 from dwt_jax.runs.run_dir import init_run_dir, read_run_config, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
 from dwt_jax.runs.teacher import load_teacher
+from dwt_jax.runtime_env import cpu_has_bf16_products
 from dwt_jax.train.accounting import flops_by_step
 from dwt_jax.train.initialize import GrowthSource, load_growth_source
 from dwt_jax.train.run_context import ResolvedConfig, RunContext
@@ -119,7 +120,7 @@ def _build_run(
     mesh = make_mesh(config.mesh, config.train.batch_size // config.train.gradient_accumulation_steps)
     # With the sizes that -1 stands for: the devices must divide the stages of a batch ramp too.
     check(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape)))
-    policy = resolve_precision(config)
+    policy, is_recorded = _run_precision(config, workdir)
     teacher = None
     if config.teacher.path:
         dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
@@ -130,6 +131,7 @@ def _build_run(
         "data_digest": read_json(data / "index.json")["digest"],
         "teacher_digest": teacher.digest if teacher else "",
         **({"init_digest": growth.source.digest} if growth else {}),
+        **({"compute_dtype": str(policy.compute_dtype)} if is_recorded else {}),
     }
     run_schedules = schedule_table(config)
     objective = objective_module(family(config.model).OBJECTIVE).make_objective(config, vocab)
@@ -187,15 +189,33 @@ def resolve_config(config: Config, vocab: Vocabulary, rows: PackedDataset) -> Re
     return ResolvedConfig(**{f.name: getattr(resolved, f.name) for f in dataclasses.fields(Config)})
 
 
+def _run_precision(config: Config, workdir: Path) -> tuple[Policy, bool]:
+    """Return the dtypes of a run and whether its record has them.
+
+    A resumed run keeps the dtype that it began with, whatever `auto` would be on this machine. Records of
+    earlier versions lack it: `auto` was fp32 on every CPU.
+    """
+    record = read_json(workdir / "run.json") if (workdir / "config.json").exists() else None
+    if record is None or config.precision.compute_dtype != "auto":
+        return resolve_precision(config), record is None or "compute_dtype" in record
+    before = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    precision = Precision(record.get("compute_dtype", before))
+    return resolve_precision(dataclasses.replace(config, precision=precision)), "compute_dtype" in record
+
+
 def resolve_precision(config: Config) -> Policy:
     """Return the dtypes of a run on this machine.
 
-    `auto` is bf16 except on CPU. On CPU only the operands of products are bf16: XLA's other kernels are
-    slower in bf16 than in fp32.
+    `auto` is bf16, but fp32 on CPUs without instructions for it, and where jax_default_matmul_precision is
+    "float32" or "highest". On CPU only the operands of products are bf16: XLA's other kernels are slower
+    in bf16 than in fp32.
     """
     cpu = jax.default_backend() == "cpu"
     compute = config.precision.compute_dtype
     if compute == "auto":
-        compute = "float32" if cpu else "bfloat16"
+        is_slow = cpu and not cpu_has_bf16_products()
+        default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        is_exact = default in ("float32", "highest")
+        compute = "float32" if is_slow or is_exact else "bfloat16"
     single_cpu = cpu and jax.device_count() == 1
     return Policy(jnp.dtype(compute), jnp.dtype("float32" if cpu else compute), single_cpu)

@@ -1,0 +1,58 @@
+"""What a run resolves on this machine."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dwt_jax import runtime_env
+from dwt_jax.config import Config, Precision
+from dwt_jax.config_loader import load_config
+from dwt_jax.train import setup
+from dwt_jax.train.setup import resolve_precision, setup_run
+from helpers.runs import prepared_project
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [("flags : avx2 avx512f", False), ("flags : avx512_bf16 fma", True), ("flags : amx_bf16", True)],
+)
+def test_bf16_products_are_read_off_the_features_of_the_cpu(monkeypatch, features, expected):
+    monkeypatch.setattr(runtime_env, "_cpu_features", lambda: features)
+    assert runtime_env.cpu_has_bf16_products() == expected
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "matmul_precision", "expected"),
+    [(True, None, "bfloat16"), (False, None, "float32"), (True, "float32", "float32")],
+)
+def test_auto_precision_follows_the_cpu(monkeypatch, has_bf16, matmul_precision, expected):
+    monkeypatch.setattr(setup, "cpu_has_bf16_products", lambda: has_bf16)
+    with jax.default_matmul_precision(matmul_precision):
+        policy = resolve_precision(Config())
+        explicit = resolve_precision(dataclasses.replace(Config(), precision=Precision("bfloat16")))
+    assert policy.compute_dtype == jnp.dtype(expected)
+    assert explicit.compute_dtype == jnp.bfloat16
+    assert policy.activation_dtype == jnp.float32
+
+
+def test_a_resumed_run_keeps_its_precision(monkeypatch, tmp_path):
+    """On another CPU, and where its record is from before there was such a choice."""
+    config = load_config(prepared_project(tmp_path), {"precision.compute_dtype": "auto"})
+
+    def compute_dtype(workdir, has_bf16):
+        (tmp_path / workdir).mkdir(exist_ok=True)
+        monkeypatch.setattr(setup, "cpu_has_bf16_products", lambda: has_bf16)
+        with jax.default_matmul_precision(None):
+            return str(setup_run(config, tmp_path / workdir).policy.compute_dtype)
+
+    assert compute_dtype("run", has_bf16=True) == "bfloat16"
+    assert compute_dtype("run", has_bf16=False) == "bfloat16"
+    assert compute_dtype("other", has_bf16=False) == "float32"
+    record_path = tmp_path / "run" / "run.json"
+    record = json.loads(record_path.read_text())
+    assert record.pop("compute_dtype") == "bfloat16"
+    record_path.write_text(json.dumps(record))
+    assert compute_dtype("run", has_bf16=True) == "float32"
