@@ -115,6 +115,18 @@ def test_resumed_run_equals_uninterrupted(project, overrides, whole, tmp_path, c
     assert not steps.TRACE_COUNTS
 
 
+def test_accumulated_gradients_give_the_same_losses(project, overrides, tmp_path):
+    """Two microbatches a step, of half the rows of its stage. Dropout would differ."""
+    no_dropout = {"model.attention_probs_dropout_prob": "0", "model.hidden_dropout_prob": "0"}
+    losses = []
+    for count in ("1", "2"):
+        changed = {**overrides, **no_dropout, "train.gradient_accumulation_steps": count}
+        train(load_config(project[0], changed), tmp_path / count)
+        losses.append([record["loss"] for record in records(tmp_path / count)])
+    assert len(losses[0]) == len(SIZES)
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
