@@ -133,6 +133,7 @@ def write_settings(options: argparse.Namespace, workdir: Path) -> dict[str, Any]
         "special_ids": list(vocabulary.special_ids),
         "batch_size": 16,
         "steps": options.steps or size["steps"],
+        "seed": options.seed,
         "precision": options.precision if options.precision != "auto" else default_precision(),
     }
     (workdir / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
@@ -245,6 +246,7 @@ def main() -> int:
     parser.add_argument("--text", help="text file in place of the built-in corpus")
     parser.add_argument("--blank-lines", type=int, default=2, help="blank lines between documents of --text")
     parser.add_argument("--steps", type=int, help="steps of every variant; default: the size's")
+    parser.add_argument("--seed", type=int, default=0, help="of every variant but the teacher")
     parser.add_argument("--held-out-rows", type=int, default=512)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="LABEL")
@@ -269,7 +271,7 @@ def main() -> int:
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
             "versions": {name: importlib.metadata.version(name) for name in packages},
-            **{key: settings[key] for key in ("student", "teacher", "length", "vocab_size", "steps")},
+            **{key: settings[key] for key in ("student", "teacher", "length", "vocab_size", "steps", "seed")},
             "precision": settings["precision"],
             "teacher_seconds": teacher_seconds,
             "curves": curves,

@@ -45,6 +45,7 @@ workdir = Path(settings["workdir"]) / variant
 layers, width = map(int, settings["student"].split("x"))
 overrides = {
     **settings["overrides"],
+    "seed": "0" if variant == "teacher" else str(settings["seed"]),
     "data.path": settings["data"],
     "data.sequence_length": str(settings["length"]),
     "data.row_mode": "wrapped",

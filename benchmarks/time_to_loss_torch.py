@@ -23,7 +23,7 @@ LAYERS, WIDTH = map(int, settings["student"].split("x"))
 PEAK = {"run_mlm": 3e-3, "bert": 3e-3, "modernbert": 1e-2}[variant]
 RATE = 0.4 if variant == "modernbert" else 0.15
 bf16 = settings["precision"] == "bfloat16" and variant != "run_mlm"
-torch.manual_seed(0)
+torch.manual_seed(settings["seed"])
 with np.load(settings["rows"]) as arrays:
     train_rows = torch.from_numpy(arrays["train"].astype(np.int64))
     held_out = {
@@ -129,6 +129,7 @@ def run_trainer() -> None:
         args=transformers.TrainingArguments(
             output_dir=str(Path(settings["workdir"]) / "trainer"),
             max_steps=STEPS,
+            seed=settings["seed"],
             per_device_train_batch_size=BATCH,
             learning_rate=PEAK,
             warmup_steps=round(0.05 * STEPS),
