@@ -1,25 +1,61 @@
-"""Compute the held-out masked-LM loss, perplexity and accuracy of a model."""
+"""Compute the held-out masked-LM loss of a model, or its accuracy on minimal pairs."""
 
 import argparse
 
 from dwt_jax.cli.arguments import MODEL_HELP, path_argument
+from dwt_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--model", required=True, help=MODEL_HELP)
-    parser.add_argument(
-        "--data", type=path_argument, required=True, help="prepared data directory (see dwt prepare)"
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--data", type=path_argument, help="prepared data directory (see dwt prepare): loss and accuracies"
+    )
+    source.add_argument(
+        "--pairs",
+        type=_pairs_argument,
+        help="folder or zip archive of minimal pairs (*.jsonl of BLiMP, *.txt of Zorro), or 'grammar', pairs "
+        "in words of the built-in corpus: accuracy without training",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument(
+        "--pll",
+        choices=("word-l2r", "original"),
+        help="what is masked with a token of a pair's sentence: the later tokens of its word too, or nothing "
+        "else (default: word-l2r)",
+    )
+    parser.add_argument(
+        "--normalize-length", action="store_true", help="divide a sentence's score by its number of tokens"
+    )
+    parser.add_argument(
+        "--out", type=path_argument, help="JSON file of the pairs' scores; the same command resumes from it"
+    )
+
+
+def _pairs_argument(text: str) -> str:
+    path_argument(text)
+    return text  # as it is: Path('./grammar') is Path('grammar')
 
 
 def run(options: argparse.Namespace, _: dict[str, str]) -> None:
     """Evaluate the model and print its metrics."""
     from dwt_jax import runtime_env
 
+    if options.data is not None:
+        flags = {"--pll": options.pll, "--normalize-length": options.normalize_length, "--out": options.out}
+        for flag in (name for name, value in flags.items() if value):
+            raise UserError(f"evaluate: {flag} is given with --data, expected it with --pairs only")
     runtime_env.set_xla_env()
+    if options.data is not None:
+        _evaluate_data(options)
+    else:
+        _evaluate_pairs(options)
+
+
+def _evaluate_data(options: argparse.Namespace) -> None:
     from dwt_jax.eval.evaluate_model import evaluate_model
     from dwt_jax.files import json_text
     from dwt_jax.text_format import format_float, format_with_error
@@ -33,3 +69,18 @@ def run(options: argparse.Namespace, _: dict[str, str]) -> None:
     print(f"perplexity      {format_float(metrics['perplexity'], 2)}")
     print(f"accuracy        top-1 {metrics['top1_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}")
     print(f"computed from   {metrics['predictions']:,} predictions in {metrics['documents']:,} documents")
+
+
+def _evaluate_pairs(options: argparse.Namespace) -> None:
+    from dwt_jax.eval.evaluate_pairs import evaluate_pairs
+    from dwt_jax.eval.pair_results import format_pair_results
+    from dwt_jax.eval.sentence_scores import Scoring
+    from dwt_jax.files import json_text
+
+    scoring = Scoring(options.pll or "word-l2r", options.normalize_length)
+    results = evaluate_pairs(options.model, options.pairs, scoring, options.batch_size, options.out)
+    if options.json:
+        print(json_text(results))
+        return
+    print(format_pair_results(results))
+    print(f"unknown tokens: {results['unknown_share']:.2%}")

@@ -12,7 +12,8 @@ from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
 from dwt_jax.models.common.sharding import infer_shardings
-from dwt_jax.runs.load import load_model
+from dwt_jax.models.protocol import Params
+from dwt_jax.runs.load import LoadedModel, load_model
 
 
 def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
@@ -49,23 +50,32 @@ def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likeli
             f"{path} and {data} have equal vocabularies but different tokenizers (e.g. lower-casing)",
             file=sys.stderr,
         )
-    if loaded_model.model.vocab_size < len(vocab):
-        raise UserError(
-            f"--model: {path} has vocab_size {loaded_model.model.vocab_size}, "
-            f"expected at least its tokenizer's {len(vocab)}"
-        )
+    check_vocab_size(loaded_model, path, len(vocab))
     length = index["sequence_length"]
     if length > loaded_model.model.max_length:
         raise UserError(
             f"--data: {data} has rows of {length} tokens, expected at most the model's "
             f"{loaded_model.model.max_length} positions"
         )
-    mesh = make_mesh(Mesh(), jax.device_count())
-    params = jax.device_put(
-        loaded_model.params, infer_shardings(loaded_model.params, loaded_model.model, mesh)
-    )
+    params, mesh = put_on_mesh(loaded_model)
     document_losses = likelihood.losses_per_document(
         params, loaded_model.model, data, mesh=mesh, batch_size=batch_size
     )
     assert document_losses is not None  # should_stop is never true
     return document_losses
+
+
+def check_vocab_size(loaded_model: LoadedModel, path: str, num_tokens: int) -> None:
+    """Raise UserError if the model of `path` has fewer rows than its tokenizer has tokens."""
+    if loaded_model.model.vocab_size < num_tokens:
+        raise UserError(
+            f"--model: {path} has vocab_size {loaded_model.model.vocab_size}, "
+            f"expected at least its tokenizer's {num_tokens}"
+        )
+
+
+def put_on_mesh(loaded_model: LoadedModel) -> tuple[Params, jax.sharding.Mesh]:
+    """Put the parameters on a mesh of all devices. Returns (parameters, mesh)."""
+    mesh = make_mesh(Mesh(), jax.device_count())
+    shardings = infer_shardings(loaded_model.params, loaded_model.model, mesh)
+    return jax.device_put(loaded_model.params, shardings), mesh
