@@ -97,9 +97,10 @@ def write_settings(options: argparse.Namespace, workdir: Path) -> dict[str, Any]
     from dwt_jax.data.tokenizer import load_vocabulary
     from dwt_jax.objectives import mlm
     from dwt_jax.objectives.targets import EVALUATION_SEED, row_keys
+    from dwt_jax.train.setup import resolve_precision
 
     size = SIZES[options.size]
-    overrides = {}
+    overrides = {"precision.compute_dtype": options.precision}
     if options.text:
         overrides["data.sources"] = json.dumps(
             [{"kind": "text", "path": options.text, "blank_lines": options.blank_lines}]
@@ -134,15 +135,10 @@ def write_settings(options: argparse.Namespace, workdir: Path) -> dict[str, Any]
         "batch_size": 16,
         "steps": options.steps or size["steps"],
         "seed": options.seed,
-        "precision": options.precision if options.precision != "auto" else default_precision(),
+        "precision": str(resolve_precision(config).compute_dtype),
     }
     (workdir / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
     return settings
-
-
-def default_precision() -> str:
-    flags = Path("/proc/cpuinfo").read_text()
-    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
 
 
 def train_teacher(settings: dict[str, Any], workdir: Path) -> float:

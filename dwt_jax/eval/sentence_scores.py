@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -164,22 +164,6 @@ class _BatchLayout(NamedTuple):
     policy: Policy
 
 
-class _LogProbabilities(Protocol):
-    """Computes the log probability of every token, a batch at a time."""
-
-    def __call__(
-        self,
-        params: Params,
-        model: ModelConfig,
-        sentences: EncodedSentences,
-        vocabulary: Vocabulary,
-        scoring: Scoring,
-        layout: _BatchLayout,
-        /,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (indices into `sentences.tokens`, log probabilities), until all tokens have one."""
-
-
 def _masked_log_probabilities(
     params: Params,
     model: ModelConfig,
@@ -188,7 +172,10 @@ def _masked_log_probabilities(
     scoring: Scoring,
     layout: _BatchLayout,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield as `_LogProbabilities` does, with a row for each token. One batch is computed ahead."""
+    """Yield (indices into `sentences.tokens`, their log probabilities), with a row for each token.
+
+    One batch is computed ahead.
+    """
     score = _jit_masked_score(model, layout.policy, layout.mesh)
     sharding = batch_sharding(layout.mesh)
     mask_ends = np.arange(len(sentences.tokens)) + 1 if scoring.pll == "original" else sentences.word_ends
@@ -208,8 +195,9 @@ def _masked_log_probabilities(
         yield next_result()
 
 
-_LOG_PROBABILITIES: dict[str, _LogProbabilities] = {"mlm": _masked_log_probabilities}
-"""By the objective of a family. That of a causal model would yield the tokens of a batch of sentences."""
+_LOG_PROBABILITIES = {"mlm": _masked_log_probabilities}
+"""By the objective of a family. Each yields all tokens once; that of a causal model would yield
+those of a batch of sentences."""
 
 
 def _token_batches(
