@@ -158,6 +158,23 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
             write_json(Path(record_path), new_record)
 
 
+def read_run_record(workdir: Path, config: Config) -> dict[str, Any] | None:
+    """Return the digests of an existing run, from its work directory or else its `train.checkpoint_path`.
+
+    Raises:
+        UserError: the checkpoint path cannot be accessed.
+    """
+    if (workdir / "config.json").exists():
+        record: dict[str, Any] = read_json(workdir / "run.json")
+        return record
+    if not config.train.checkpoint_path:
+        return None
+    directory = checkpoint_dir(workdir, config)
+    with wrap_storage_errors(directory):
+        path = directory / "run.json"
+        return dict(json.loads(path.read_text())["run"]) if path.exists() else None
+
+
 @contextmanager
 def wrap_storage_errors(directory: Any) -> Iterator[None]:
     """Convert exceptions of a `train.checkpoint_path` to a UserError."""

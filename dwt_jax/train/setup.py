@@ -25,7 +25,7 @@ from dwt_jax.files import read_json
 from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives import objective_module, schedules
-from dwt_jax.runs.run_dir import init_run_dir, read_run_config, wait_for_file
+from dwt_jax.runs.run_dir import init_run_dir, read_run_config, read_run_record, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
 from dwt_jax.runs.teacher import load_teacher
 from dwt_jax.runtime_env import cpu_has_bf16_products
@@ -195,7 +195,7 @@ def _run_precision(config: Config, workdir: Path) -> tuple[Policy, bool]:
     A resumed run keeps the dtype that it began with, whatever `auto` would be on this machine. Records of
     earlier versions lack it: `auto` was fp32 on every CPU.
     """
-    record = read_json(workdir / "run.json") if (workdir / "config.json").exists() else None
+    record = read_run_record(workdir, config)
     if record is None or config.precision.compute_dtype != "auto":
         return resolve_precision(config), record is None or "compute_dtype" in record
     before = "float32" if jax.default_backend() == "cpu" else "bfloat16"

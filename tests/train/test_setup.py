@@ -56,3 +56,23 @@ def test_a_resumed_run_keeps_its_precision(monkeypatch, tmp_path):
     assert record.pop("compute_dtype") == "bfloat16"
     record_path.write_text(json.dumps(record))
     assert compute_dtype("run", has_bf16=True) == "float32"
+
+
+def test_a_run_whose_directory_is_lost_keeps_its_precision(monkeypatch, tmp_path):
+    """Its record is at train.checkpoint_path; there too one from before lacks the dtype."""
+    spec = prepared_project(tmp_path)
+    config = load_config(spec, {"train.checkpoint_path": str(tmp_path / "checkpoints")})
+
+    def compute_dtype(workdir, has_bf16):
+        (tmp_path / workdir).mkdir()
+        monkeypatch.setattr(setup, "cpu_has_bf16_products", lambda: has_bf16)
+        with jax.default_matmul_precision(None):
+            return str(setup_run(config, tmp_path / workdir).policy.compute_dtype)
+
+    assert compute_dtype("first", has_bf16=True) == "bfloat16"
+    assert compute_dtype("second", has_bf16=False) == "bfloat16"
+    record_path = tmp_path / "checkpoints" / "run.json"
+    record = json.loads(record_path.read_text())
+    assert record["run"].pop("compute_dtype") == "bfloat16"
+    record_path.write_text(json.dumps(record))
+    assert compute_dtype("third", has_bf16=True) == "float32"
