@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 TEACHER, STUDENT = "configs/modernbert.py:1x128", "configs/modernbert.py:2x128"
 TEACHER_STEPS, STUDENT_STEPS = 900, 1800
-SEEN = ("teacher", "alone", "early")  # fine-tuned, and asked for masked words
+SEEN = ("teacher", "alone", "early")  # fine-tuned, scored on minimal pairs, and asked for masked words
 GROWN = ("init.method=stack", "init.new_layers=zero")
 ARMS = {  # label, overrides
     "alone": ("student alone", ()),
@@ -51,7 +51,7 @@ def get_config(scale: str = "1") -> ConfigDict:
             }
         )
     for arm in arms:
-        arm["finetune_at"] = [1.0] if arm["name"] in SEEN else []
+        arm["finetune_at"] = arm["pairs_at"] = [1.0] if arm["name"] in SEEN else []
     return ConfigDict(
         {
             "title": "A weak teacher on the State of the Union",
@@ -59,6 +59,7 @@ def get_config(scale: str = "1") -> ConfigDict:
             "arms": arms,
             "set": ["train.eval_every=450", "train.save_every=900", "train.log_every=150"],
             "masked_words": {"arms": SEEN, "rows": 6},
+            "pairs": {"sets": ["grammar"], "max_pairs": 100},
             "finetuning": {
                 "config": "configs/glue.py",
                 "tasks": ["era"],

@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument(
+        "--max-pairs", type=int, default=0, help="first pairs of each paradigm to score (default: all)"
+    )
+    parser.add_argument(
         "--pll",
         choices=("word-l2r", "original"),
         help="what is masked with a token of a pair's sentence: the later tokens of its word too, or nothing "
@@ -45,7 +48,12 @@ def run(options: argparse.Namespace, _: dict[str, str]) -> None:
     from dwt_jax import runtime_env
 
     if options.data is not None:
-        flags = {"--pll": options.pll, "--normalize-length": options.normalize_length, "--out": options.out}
+        flags = {
+            "--max-pairs": options.max_pairs,
+            "--pll": options.pll,
+            "--normalize-length": options.normalize_length,
+            "--out": options.out,
+        }
         for flag in (name for name, value in flags.items() if value):
             raise UserError(f"evaluate: {flag} is given with --data, expected it with --pairs only")
     runtime_env.set_xla_env()
@@ -77,8 +85,12 @@ def _evaluate_pairs(options: argparse.Namespace) -> None:
     from dwt_jax.eval.sentence_scores import Scoring
     from dwt_jax.files import json_text
 
+    if options.max_pairs < 0:
+        raise UserError(f"--max-pairs is {options.max_pairs}, expected at least 1, or 0 for all")
     scoring = Scoring(options.pll or "word-l2r", options.normalize_length)
-    results = evaluate_pairs(options.model, options.pairs, scoring, options.batch_size, options.out)
+    results = evaluate_pairs(
+        options.model, options.pairs, scoring, options.batch_size, options.out, options.max_pairs
+    )
     if options.json:
         print(json_text(results))
         return

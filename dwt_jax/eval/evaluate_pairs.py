@@ -13,7 +13,13 @@ from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary, tokenizer_digest
 from dwt_jax.errors import UserError
 from dwt_jax.eval.evaluate_model import check_vocab_size, put_on_mesh
 from dwt_jax.eval.grammar_pairs import grammar_paradigms
-from dwt_jax.eval.minimal_pairs import Paradigm, pair_locations, pairs_digest, read_minimal_pairs
+from dwt_jax.eval.minimal_pairs import (
+    Paradigm,
+    first_pairs,
+    pair_locations,
+    pairs_digest,
+    read_minimal_pairs,
+)
 from dwt_jax.eval.pair_progress import PairProgress
 from dwt_jax.eval.pair_results import PairScores, ScoreFile, summarize_pairs
 from dwt_jax.eval.sentence_scores import (
@@ -31,33 +37,52 @@ GRAMMAR = "grammar"
 MAX_UNKNOWN_SHARE = 0.5  # of the tokens; more says nothing about the model
 
 
+def read_paradigms(source: str, max_pairs: int = 0) -> list[Paradigm]:
+    """Read pairs.
+
+    Args:
+        source: a folder or zip archive (see `read_minimal_pairs`), or GRAMMAR.
+        max_pairs: at most so many of each paradigm, the first ones. 0: all.
+
+    Raises:
+        UserError: as `read_minimal_pairs` does.
+    """
+    paradigms = grammar_paradigms() if source == GRAMMAR else read_minimal_pairs(Path(source))
+    return [first_pairs(paradigm, max_pairs) for paradigm in paradigms]
+
+
 def evaluate_pairs(
     path: str,
     pairs: str,
     scoring: Scoring = Scoring(),
     batch_size: int = 64,
     out: Path | None = None,
+    max_pairs: int = 0,
+    step: int | None = None,
 ) -> dict[str, Any]:
     """Compute the accuracy on minimal pairs.
 
     Args:
         path: a run's directory or a model in Hugging Face's layout.
-        pairs: a folder or zip archive (see `read_minimal_pairs`), or GRAMMAR.
+        pairs: a folder, a zip archive or GRAMMAR, see `read_paradigms`.
         scoring: how sentences are scored.
         batch_size: rows per batch; does not change the result.
         out: file that keeps the scores, and from which an interrupted evaluation goes on.
+        max_pairs: see `read_paradigms`.
+        step: checkpoint of a run. None: the latest.
 
     Returns:
         As `summarize_pairs`, with `scoring`, and `unknown_share` of the tokens.
 
     Raises:
-        UserError: pairs, model or `out` cannot be used, most tokens are unknown, or a score is not finite.
+        UserError: pairs, model, checkpoint or `out` cannot be used, most tokens are unknown, or a score is
+            not finite.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
-    paradigms = grammar_paradigms() if pairs == GRAMMAR else read_minimal_pairs(Path(pairs))
+    paradigms = read_paradigms(pairs, max_pairs)
     locations = pair_locations(paradigms)
-    loaded_model = load_model(path)
+    loaded_model = load_model(path, step=step)
     vocabulary = load_vocabulary(loaded_model.tokenizer)
     check_vocab_size(loaded_model, path, len(vocabulary))
     sentences = encode_sentences([*locations], loaded_model.tokenizer)

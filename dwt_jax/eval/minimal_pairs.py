@@ -49,6 +49,11 @@ def pair_locations(paradigms: Sequence[Paradigm]) -> dict[str, str]:
     return locations
 
 
+def first_pairs(paradigm: Paradigm, max_pairs: int) -> Paradigm:
+    """Return the first `max_pairs` pairs of a paradigm; 0: all of them."""
+    return paradigm._replace(pairs=paradigm.pairs[:max_pairs]) if max_pairs else paradigm
+
+
 def pairs_digest(paradigms: Sequence[Paradigm]) -> str:
     """Return a digest of names and sentences, as 16 hexadecimal digits; it does not depend on the files."""
     content = [[x.name, x.term, [[pair.good, pair.bad] for pair in x.pairs]] for x in paradigms]

@@ -34,19 +34,20 @@ class TrainingResult(NamedTuple):
 
 @dataclass(frozen=True)
 class ArmResults:
-    """Results of an arm by seed, and of its fine-tunings by (seed, step)."""
+    """Results of an arm by seed, and its scores by (seed, step of the checkpoint)."""
 
     arm: Arm
     runs: Mapping[int, TrainingResult]
     out_of_domain: Mapping[int, PairedDocuments]
     scores: Mapping[
         tuple[int, int], Mapping[str, tuple[float, ...]]
-    ]  # {task: last epoch by fine-tuning seed}
-    planned_steps: Mapping[float, int]  # {share of the steps: step of the checkpoint to fine-tune}
+    ]  # {task: last epoch by fine-tuning seed} and {set of pairs: accuracy by paradigm}, 0 to 1
+    planned_steps: Mapping[float, int]  # {share of the steps: step of the checkpoint}
 
-    def steps(self) -> tuple[int, ...]:
-        """Return the steps of the fine-tuned checkpoints, FINAL_STEP last."""
-        return tuple(sorted({step for _, step in self.scores}, key=lambda step: (step == FINAL_STEP, step)))
+    def steps(self, measure: str) -> tuple[int, ...]:
+        """Return the steps of the checkpoints with a score of `measure`, FINAL_STEP last."""
+        steps = {step for (_, step), scores in self.scores.items() if measure in scores}
+        return tuple(sorted(steps, key=lambda step: (step == FINAL_STEP, step)))
 
 
 class HypothesisResult(NamedTuple):
@@ -111,10 +112,13 @@ def _masked_words(study: Study, workdir: Path) -> list[Mapping[str, Any]]:
 
 
 def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...]) -> ArmResults:
-    planned_steps = {job.share: job.step for job in jobs if job.arm == arm.name and job.kind == "finetune"}
+    planned_steps = {job.share: job.step for job in jobs if job.arm == arm.name and job.step}
     finished_jobs = [job for job in jobs if job.arm == arm.name and job.is_done()]
     runs = {job.seed: _training_result(job.workdir) for job in finished_jobs if job.kind == "train"}
-    scores = {(job.seed, job.step): _read_scores(job) for job in finished_jobs if job.kind == "finetune"}
+    scores: dict[tuple[int, int], dict[str, tuple[float, ...]]] = {}
+    for job in finished_jobs:
+        if job.kind in _SCORE_READERS:
+            scores.setdefault((job.seed, job.step), {}).update(_SCORE_READERS[job.kind](job))
     out_of_domain = {
         job.seed: documents
         for job in finished_jobs
@@ -140,13 +144,25 @@ def _read_paired_documents(workdir: Path, identity: str) -> PairedDocuments | No
     )
 
 
-def _read_scores(job: JobRecord) -> Mapping[str, tuple[float, ...]]:
+def _read_finetuning_scores(job: JobRecord) -> Mapping[str, tuple[float, ...]]:
     """Read the last epoch's scores by task, and their average. No epoch is chosen on the dev set."""
     results = {task: read_json(job.workdir / task / "results.json") for task in job.tasks}
     scores = {task: tuple(result["last"]["by_seed"]) for task, result in results.items()}
     if len({len(values) for values in scores.values()}) == 1:
         scores[AVERAGE_MEASURE] = tuple(float(x) for x in np.mean(list(scores.values()), axis=0))
     return scores
+
+
+def _read_pair_scores(job: JobRecord) -> Mapping[str, tuple[float, ...]]:
+    """Read the accuracies by paradigm of each set, in the order of the paradigms' names."""
+    results = {name: read_json(job.workdir / name / "results.json")["by_paradigm"] for name in job.tasks}
+    return {
+        name: tuple(row["accuracy"] / 100 for _, row in sorted(by_paradigm.items()))
+        for name, by_paradigm in results.items()
+    }
+
+
+_SCORE_READERS = {"finetune": _read_finetuning_scores, "pairs": _read_pair_scores}
 
 
 def document_losses_by_seed(arm_results: ArmResults, measure: str) -> dict[int, PairedDocuments]:
@@ -164,11 +180,11 @@ def paired_difference(
     Args:
         treatment: an arm.
         baseline: the arm to subtract.
-        measure: a loss, the average over tasks, or a task.
-        step: of a score, the fine-tuned checkpoint.
+        measure: a loss, the average over tasks, a task, or a set of minimal pairs.
+        step: of a score, the checkpoint.
 
     Returns:
-        None if there is no common seed, or the held-out texts or fine-tuning seeds differ.
+        None if there is no common seed, or the held-out texts, fine-tuning seeds or paradigms differ.
     """
     if measure in LOSS_MEASURES:
         treatment_losses, baseline_losses = (
@@ -180,14 +196,19 @@ def paired_difference(
         if not seeds or not all(run.same_text(runs[0]) for run in runs):
             return None
         return paired_loss_interval([treatment_losses[s] for s in seeds], [baseline_losses[s] for s in seeds])
-    keys = [key for key in treatment.scores if key[1] == step and key in baseline.scores]
-    pairs = [
-        (treatment.scores[key].get(measure, ()), baseline.scores[key].get(measure, ()))
-        for key in sorted(keys)
-    ]
-    if not pairs or len({len(values) for pair in pairs for values in pair}) != 1 or not pairs[0][0]:
+    treatment_scores, baseline_scores = (
+        {
+            seed: scores[measure]
+            for (seed, at), scores in arm.scores.items()
+            if at == step and measure in scores
+        }
+        for arm in (treatment, baseline)
+    )
+    seeds = sorted(set(treatment_scores) & set(baseline_scores))
+    values = [[scores[seed] for seed in seeds] for scores in (treatment_scores, baseline_scores)]
+    if not seeds or len({len(row) for rows in values for row in rows}) != 1:
         return None
-    return paired_score_interval(np.array([a for a, _ in pairs]), np.array([b for _, b in pairs]))
+    return paired_score_interval(np.array(values[0]), np.array(values[1]))
 
 
 def evaluate_hypothesis(
@@ -227,6 +248,34 @@ def mean_loss_curve(arm_results: ArmResults) -> tuple[list[float], list[float], 
         for value in (total_flops, lambda record: record["held_out_loss"])
     )
     return [float(s) for s in steps], flops, losses
+
+
+def mean_score_curve(arm_results: ArmResults, measure: str) -> tuple[list[float], list[float]]:
+    """Return (mean FLOPs, mean score) over seeds, at the checkpoints with a score of `measure`.
+
+    FLOPs between two evaluations of the held-out loss are interpolated.
+    """
+    mean_flops, mean_scores = [], []
+    for step in arm_results.steps(measure):
+        points = [
+            (_flops_at(arm_results.runs[seed], step), float(np.mean(scores[measure])))
+            for (seed, at), scores in arm_results.scores.items()
+            if at == step and measure in scores and seed in arm_results.runs
+        ]
+        if points:
+            flops, score = np.mean(points, axis=0).tolist()
+            mean_flops.append(flops)
+            mean_scores.append(score)
+    return mean_flops, mean_scores
+
+
+def _flops_at(run: TrainingResult, step: int) -> float:
+    """Return the FLOPs of student and teacher's forward pass up to a checkpoint."""
+    if step == FINAL_STEP:
+        return float(run.summary["flops"]["total"])
+    points = [(0, 0.0), *((record["step"], total_flops(record)) for record in run.evaluations)]
+    steps, flops = zip(*points, strict=True)
+    return float(np.interp(step, steps, flops))
 
 
 class ArmQuality(NamedTuple):

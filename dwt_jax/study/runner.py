@@ -21,6 +21,7 @@ from dwt_jax.runs.metrics_file import read_jsonl
 from dwt_jax.runs.peak_flops import peak_flops_per_device
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
 from dwt_jax.study import extra_results, manifest
+from dwt_jax.study.pair_jobs import PairSets
 from dwt_jax.study.provenance import ProvenanceChecker
 from dwt_jax.study.sweep import (
     FINAL_STEP,
@@ -84,8 +85,11 @@ def run_study(
                 f"--index is {index}, {selected_jobs[0].name}: expected {unfinished[0]} to be finished first"
             )
     tasks, example_cache, provenance = load_study_tasks(study), ExampleCache(), ProvenanceChecker(by_name)
+    pair_sets = PairSets(study.pairs)
     for job in jobs:
         _check_same_config(job, tasks, study.out_of_domain)
+        if job.kind == "pairs":
+            pair_sets.check(job)
         provenance.check(job)
     _check_inputs(
         [job for job in selected_jobs if not job.is_done()], tasks, study.out_of_domain, example_cache
@@ -98,7 +102,7 @@ def run_study(
         if job in selected_jobs and not job.is_done():
             print(f"study: {i + 1} of {len(jobs)}, {job.name}", flush=True)
             provenance.record(job)
-            _run_job(study, job, by_name, tasks, example_cache)
+            _run_job(study, job, by_name, tasks, example_cache, pair_sets)
             extra_results.write_masked_words(study, jobs, workdir)
             on_job_done(job)
     if not all(job.is_done() for job in jobs):
@@ -145,7 +149,7 @@ def _check_same_config(
             _check_config_matches(
                 job.workdir / task.examples.task, _construct_finetune_config, task, ignored_keys
             )
-    else:
+    elif job.kind == "evaluate":
         _check_config_matches(job.workdir, _construct_data, _out_of_domain_data(out_of_domain), ["path"])
 
 
@@ -192,6 +196,7 @@ def _run_job(
     by_name: dict[str, Job],
     tasks: Sequence[finetuning.FinetuneConfig],
     example_cache: "ExampleCache",
+    pair_sets: PairSets,
 ) -> None:
     if job.kind == "train":
         from dwt_jax.train.loop import train
@@ -202,6 +207,8 @@ def _run_job(
 
         step = None if job.step == FINAL_STEP else job.step
         finetune_tasks(tasks, str(by_name[job.needs[0]].workdir), job.workdir, step, example_cache)
+    elif job.kind == "pairs":
+        pair_sets.run(job, by_name[job.needs[0]].workdir)
     else:
         _evaluate_out_of_domain(study, by_name[job.needs[0]], job.workdir)
 

@@ -4,7 +4,7 @@ The `get_config` of a study's config file returns the fields of `Study`. Does no
 `dwt study --list` starts quickly.
 """
 
-import functools
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ class Arm:
     seeds: tuple[int, ...] = (0,)
     # Shares of the steps after which it is fine-tuned, rounded to checkpoints; 1: at the end. Empty: never.
     finetune_at: tuple[float, ...] = ()
+    pairs_at: tuple[float, ...] = ()  # likewise, of its evaluations on minimal pairs
     paper: str = ""  # the paper's arm that it reproduces, one of paper_results.PAPER_ARMS; empty: none
 
 
@@ -44,6 +45,18 @@ class StudyFinetuning:
     tasks: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
     bag_of_words: bool = False  # beside it, logistic regression on bags of words, without pre-training
+
+
+@dataclass(frozen=True)
+class StudyPairs:
+    """Minimal pairs on which selected checkpoints are evaluated (dwt evaluate --pairs)."""
+
+    sets: tuple[str, ...] = ()  # folders, zip archives, or grammar
+    max_pairs: int = 0  # the first ones of each paradigm; 0: all
+
+    def names(self) -> tuple[str, ...]:
+        """Return the name of each set in the report: that of its file or folder, without .zip."""
+        return tuple(Path(source).name.removesuffix(".zip") for source in self.sets)
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,8 @@ class Hypothesis:
     text: str = ""
     arm: str = ""
     against: str = ""  # empty: the baseline
-    measure: str = "held_out_loss"  # or `loss_elsewhere`, `average` over tasks, or a task
-    at: float = 1.0  # share of the steps; for a score one of both arms' finetune_at, for a loss 1
+    measure: str = "held_out_loss"  # or `loss_elsewhere`, `average` over tasks, a task, or a set of pairs
+    at: float = 1.0  # share of the steps; for a score one of both arms' finetune_at or pairs_at, else 1
     expected: Literal["better", "worse"] = "better"
     paper: str = ""  # the paper's result and where it is printed
 
@@ -84,6 +97,7 @@ class Study:
     arms: tuple[Arm, ...] = ()
     set: tuple[str, ...] = ()  # overrides of every arm; an arm's own take precedence
     finetuning: StudyFinetuning = field(default_factory=StudyFinetuning)
+    pairs: StudyPairs = field(default_factory=StudyPairs)
     out_of_domain: OutOfDomain = field(default_factory=OutOfDomain)
     masked_words: MaskedWords = field(default_factory=MaskedWords)
     claims: tuple[Hypothesis, ...] = ()
@@ -96,25 +110,25 @@ FINAL_STEP = -1
 class JobRecord:
     """A job as recorded in the manifest: everything that a report needs."""
 
-    kind: Literal["train", "finetune", "evaluate"]
+    kind: Literal["train", "finetune", "pairs", "evaluate"]
     name: str
     arm: str
     seed: int
     workdir: Path
-    step: int = 0  # of a fine-tuning: the checkpoint, FINAL_STEP for the finished model
-    share: float = 0.0  # of a fine-tuning: the requested share of the steps
-    tasks: tuple[str, ...] = ()  # of a fine-tuning
+    step: int = 0  # of a fine-tuning or of pairs: the checkpoint, FINAL_STEP for the finished model
+    share: float = 0.0  # of a fine-tuning or of pairs: the requested share of the steps
+    tasks: tuple[str, ...] = ()  # of a fine-tuning; of pairs: the names of the sets
 
     def is_done(self) -> bool:
         """Whether the job's last output file exists."""
-        if self.kind == "finetune":
+        if self.kind in ("finetune", "pairs"):
             return all((self.workdir / task / "results.json").exists() for task in self.tasks)
         return (self.workdir / ("summary.json" if self.kind == "train" else "results.json")).exists()
 
 
 @dataclass(frozen=True)
 class Job(JobRecord):
-    """A job: a pre-training run, or fine-tuning or out-of-domain evaluation of the run `needs[0]`."""
+    """A job: a pre-training run, or fine-tuning or evaluation of the run `needs[0]`."""
 
     needs: tuple[str, ...] = ()  # names of the jobs that it depends on
     config: Config = field(default_factory=Config)  # of the pre-training run
@@ -156,10 +170,13 @@ def study_problems(study: Study) -> Iterator[str]:
             if other and other not in names[:i]:
                 hint = did_you_mean(other, names[:i])
                 yield f"{location}.{key} is {other!r}, expected an arm before it{hint}"
-        if any(not 0 < share <= 1 for share in arm.finetune_at):
-            yield f"{location}.finetune_at is {list(arm.finetune_at)}, expected shares above 0, at most 1"
+        for key in ("finetune_at", "pairs_at"):
+            if any(not 0 < share <= 1 for share in getattr(arm, key)):
+                yield f"{location}.{key} is {list(getattr(arm, key))}, expected shares above 0, at most 1"
         if arm.finetune_at and not (study.finetuning.config and study.finetuning.tasks):
             yield f"{location}.finetune_at is set, expected finetuning.config and finetuning.tasks"
+        if arm.pairs_at and not study.pairs.sets:
+            yield f"{location}.pairs_at is set, expected pairs.sets"
         if arm.paper and arm.paper not in PAPER_ARMS:
             yield f"{location}.paper is {arm.paper!r}{did_you_mean(arm.paper, PAPER_ARMS)}"
         yield from _override_problems(f"{location}.set", arm.set)
@@ -170,6 +187,7 @@ def study_problems(study: Study) -> Iterator[str]:
         yield f"baseline is {study.baseline!r}{did_you_mean(study.baseline, names)}"
     if study.finetuning.bag_of_words and not study.finetuning.tasks:
         yield "finetuning.bag_of_words is set, expected finetuning.tasks"
+    yield from _pairs_problems(study)
     for name in study.masked_words.arms:
         if name not in names:
             yield f"masked_words.arms has {name!r}{did_you_mean(name, names)}"
@@ -179,13 +197,23 @@ def study_problems(study: Study) -> Iterator[str]:
         yield from _hypothesis_problems(f"claims.{i}", hypothesis, study)
 
 
+def _pairs_problems(study: Study) -> Iterator[str]:
+    names = study.pairs.names()
+    taken = (*LOSS_MEASURES, "average", *study.finetuning.tasks)
+    for source, name in zip(study.pairs.sets, names, strict=True):
+        if names.count(name) > 1 or name in taken:
+            yield f"pairs.sets has {source!r}, expected names that differ from each other and from tasks"
+    if study.pairs.max_pairs < 0:
+        yield f"pairs.max_pairs is {study.pairs.max_pairs}, expected at least 0"
+
+
 def _hypothesis_problems(location: str, hypothesis: Hypothesis, study: Study) -> Iterator[str]:
     arms = {arm.name: arm for arm in study.arms}
     for key in ("arm", "against"):
         name = getattr(hypothesis, key)
         if (key == "arm" or name) and name not in arms:
             yield f"{location}.{key} is {name!r}{did_you_mean(name, arms)}"
-    measures = [*LOSS_MEASURES, "average", *study.finetuning.tasks]
+    measures = [*LOSS_MEASURES, "average", *study.finetuning.tasks, *study.pairs.names()]
     if hypothesis.measure not in measures:
         yield f"{location}.measure is {hypothesis.measure!r}{did_you_mean(hypothesis.measure, measures)}"
     if not hypothesis.against and not study.baseline:
@@ -196,11 +224,11 @@ def _hypothesis_problems(location: str, hypothesis: Hypothesis, study: Study) ->
         if hypothesis.at != 1:
             yield f"{location}.at is {hypothesis.at}, expected 1 for a loss"
         return
+    key = "pairs_at" if hypothesis.measure in study.pairs.names() else "finetune_at"
     for name in (hypothesis.arm, hypothesis.against or study.baseline):
-        if hypothesis.at not in arms[name].finetune_at:
-            shares = ", ".join(map(str, arms[name].finetune_at)) or "none"
-            expected = f"expected a share that {name!r} is fine-tuned at: {shares}"
-            yield f"{location}.at is {hypothesis.at}, {expected}"
+        if hypothesis.at not in getattr(arms[name], key):
+            shares = ", ".join(map(str, getattr(arms[name], key))) or "none"
+            yield f"{location}.at is {hypothesis.at}, expected a share in {key} of {name!r}: {shares}"
 
 
 def _override_problems(location: str, texts: tuple[str, ...]) -> Iterator[str]:
@@ -223,22 +251,32 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
             if i < len(arm.seeds):
                 jobs.append(_training_job(study, arm, arms, arm.seeds[i], workdir))
     for training_job in tuple(jobs):
-        make_job = functools.partial(
-            Job,
-            arm=training_job.arm,
-            seed=training_job.seed,
-            needs=(training_job.name,),
-            config=training_job.config,
-        )
+        arm = arms[training_job.arm]
         if study.out_of_domain.config:
-            job_dir = workdir / "elsewhere" / training_job.name
-            jobs.append(make_job("evaluate", f"{training_job.name}-elsewhere", workdir=job_dir))
-        for step, share in finetune_steps(arms[training_job.arm], training_job.config).items():
-            name = f"{training_job.name}-{'end' if step == FINAL_STEP else f'step{step}'}"
-            job_dir = workdir / "finetuned" / name
-            tasks = study.finetuning.tasks
-            jobs.append(make_job("finetune", name, workdir=job_dir, step=step, share=share, tasks=tasks))
+            name = training_job.name
+            jobs.append(_run_job(training_job, "evaluate", f"{name}-elsewhere", workdir / "elsewhere" / name))
+        for step, share in checkpoint_steps(arm, "finetune_at", training_job.config).items():
+            name = _checkpoint_name(training_job, step)
+            job = _run_job(training_job, "finetune", name, workdir / "finetuned" / name)
+            jobs.append(dataclasses.replace(job, step=step, share=share, tasks=study.finetuning.tasks))
+        for step, share in checkpoint_steps(arm, "pairs_at", training_job.config).items():
+            name = _checkpoint_name(training_job, step)
+            job = _run_job(training_job, "pairs", f"{name}-pairs", workdir / "pairs" / name)
+            jobs.append(dataclasses.replace(job, step=step, share=share, tasks=study.pairs.names()))
     return tuple(jobs)
+
+
+def _checkpoint_name(training_job: Job, step: int) -> str:
+    return f"{training_job.name}-{'end' if step == FINAL_STEP else f'step{step}'}"
+
+
+def _run_job(
+    training_job: Job, kind: Literal["finetune", "pairs", "evaluate"], name: str, workdir: Path
+) -> Job:
+    """Return a job on the model of a pre-training run."""
+    return dataclasses.replace(
+        training_job, kind=kind, name=name, workdir=workdir, needs=(training_job.name,)
+    )
 
 
 def _training_job(study: Study, arm: Arm, arms: Mapping[str, Arm], seed: int, workdir: Path) -> Job:
@@ -256,22 +294,22 @@ def _training_job(study: Study, arm: Arm, arms: Mapping[str, Arm], seed: int, wo
     return Job("train", name, arm.name, seed, workdir / "runs" / name, needs=needs, config=config)
 
 
-def finetune_steps(arm: Arm, config: Config) -> dict[int, float]:
-    """Return {step of a checkpoint to fine-tune: requested share}, increasing, FINAL_STEP last.
+def checkpoint_steps(arm: Arm, key: Literal["finetune_at", "pairs_at"], config: Config) -> dict[int, float]:
+    """Return {step of a checkpoint: requested share} for the shares in `key`, increasing, FINAL_STEP last.
 
     Raises:
         UserError: if the run does not keep such a checkpoint, or two shares are rounded to the same one.
     """
     train, interval = config.train, config.train.save_every
     shares: dict[int, float] = {}
-    for share in sorted(arm.finetune_at):
+    for share in sorted(getattr(arm, key)):
         if share < 1 and not train.steps:
-            raise UserError(f"arm {arm.name!r}: train.steps is 0, expected a number, for finetune_at {share}")
+            raise UserError(f"arm {arm.name!r}: train.steps is 0, expected a number, for {key} {share}")
         checkpoint_step = max(1, round(share * train.steps / interval)) * interval
         step = FINAL_STEP if share == 1 or checkpoint_step >= train.steps else checkpoint_step
         if step in shares:
             raise UserError(
-                f"arm {arm.name!r}: finetune_at has {shares[step]} and {share}, expected different "
+                f"arm {arm.name!r}: {key} has {shares[step]} and {share}, expected different "
                 f"checkpoints: there is one every {interval} of {train.steps} steps"
             )
         shares[step] = share
@@ -280,7 +318,7 @@ def finetune_steps(arm: Arm, config: Config) -> dict[int, float]:
     if min_checkpoints > train.keep_checkpoints:
         raise UserError(
             f"arm {arm.name!r}: train.keep_checkpoints is {train.keep_checkpoints}, expected at least "
-            f"{min_checkpoints}, to fine-tune at step {first}"
+            f"{min_checkpoints}, for a checkpoint at step {first} ({key})"
         )
     return shares
 

@@ -16,6 +16,7 @@ from dwt_jax.study.results import (
     arm_qualities,
     collect_study_results,
     mean_loss_curve,
+    mean_score_curve,
     pareto_front,
 )
 from dwt_jax.study.sweep import FINAL_STEP
@@ -56,6 +57,7 @@ def render_study_html(results: StudyResults) -> str:
         ),
         *_curves(results),
         *_quality_figure(results),
+        *_pair_figures(results),
         *_checkpoint_score_figures(results),
     ]
     for heading, table, caption in sweep_tables.study_tables(results):
@@ -120,6 +122,25 @@ def _quality_figure(results: StudyResults) -> list[str]:
     ]
 
 
+def _pair_figures(results: StudyResults) -> list[str]:
+    """Plot the accuracy on each set of minimal pairs against FLOPs, teachers too."""
+    parts = []
+    for name in results.study.pairs.names():
+        lines = []
+        for arm, style in _styles(results).items():
+            flops, accuracies = mean_score_curve(results.arms[arm], name)
+            if flops:
+                percentages = [100 * accuracy for accuracy in accuracies]
+                lines.append(ChartLine(sweep_tables.arm_label(results, arm), flops, percentages, *style))
+        if lines:
+            size, unit = charts.flop_unit(max(max(line.x) for line in lines))
+            axes = ChartAxes(
+                f"Minimal pairs ({name}) against FLOPs", unit, "accuracy, %", x_scale=size, decimals=1
+            )
+            parts.append(report_html.html_figure(lines, axes, f"{name}, {unit}. {sweep_tables.PAIRS_NOTE}"))
+    return ["<h2>Minimal pairs</h2>", *parts] if parts else []
+
+
 def _checkpoint_score_figures(results: StudyResults) -> list[str]:
     """Plot scores of fine-tuned checkpoints, next to the paper's figure of the task if it has one."""
     parts = []
@@ -155,7 +176,7 @@ def _paper_curves(results: StudyResults, figure: PaperFigure) -> str:
 def _scores(task: str, arm_results: ArmResults) -> tuple[list[float], list[float]]:
     total_steps = next((run.summary["steps"] for run in arm_results.runs.values()), 0)
     steps, means = [], []
-    for step in arm_results.steps():
+    for step in arm_results.steps(task):
         if values := sweep_tables.values_by_seed(arm_results, task, step):
             steps.append(float(total_steps if step == FINAL_STEP else step))
             means.append(100 * sum(values) / len(values))

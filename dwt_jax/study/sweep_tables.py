@@ -30,18 +30,22 @@ from dwt_jax.text_format import format_float, format_table
 METHOD_NOTE = (
     "± is the standard deviation over seeds. Intervals are 95 % confidence intervals of the difference to "
     "the given arm, paired by seed: first a percentile bootstrap over seeds and, within them, held-out "
-    "documents or fine-tuning seeds (2000 replicates), then Student's t over the seeds' means. A hypothesis "
-    "is confirmed or contradicted only if both are on one side of 0. The intervals do not cover other "
-    "corpora or sizes, nor, if all seeds of a student have the same teacher, other teachers. Scores are "
-    "those of the last epoch on the dev sets; no epoch was chosen on them. With many comparisons some "
-    "intervals exclude 0 by chance: one in twenty for Student's t, more for the bootstrap, which is too "
-    "narrow with few seeds."
+    "documents, fine-tuning seeds or paradigms of minimal pairs (2000 replicates), then Student's t over "
+    "the seeds' means. A hypothesis is confirmed or contradicted only if both are on one side of 0. The "
+    "intervals do not cover other corpora or sizes, nor, if all seeds of a student have the same teacher, "
+    "other teachers. Scores of tasks are those of the last epoch on the dev sets; no epoch was chosen on "
+    "them. With many comparisons some intervals exclude 0 by chance: one in twenty for Student's t, more for "
+    "the bootstrap, which is too narrow with few seeds."
 )
 
 PAPER_NOTE = (
     "The last two columns are the paper's table 1 (Lee et al. 2023, arXiv 2305.18239), not our results: "
     "one run per arm, average over nine GLUE tasks, hidden size 768, 30M sentences, 20 epochs. For other "
     "tasks or another scale, order and sign of the changes are comparable, absolute scores are not."
+)
+PAIRS_NOTE = (
+    "Accuracy without fine-tuning, a mean over paradigms; chance is 50 %. By FLOPs, the teacher's forward "
+    "charged as long as it takes part: the higher and the further left, the better."
 )
 PARETO_NOTE = (
     "At the end of pre-training, means over seeds; FLOPs of the student and the teacher's forward pass, "
@@ -97,27 +101,24 @@ def arm_label(results: StudyResults, name: str) -> str:
 
 def arm_results_table(results: StudyResults) -> ReportTable:
     """Tabulate final losses and scores, a row per arm, with the differences to the baseline."""
-    measures = [LOSS_MEASURE, *_measure_if_present(results, OUT_OF_DOMAIN_MEASURE), *_tasks(results)]
+    measures = [LOSS_MEASURE, *_measure_if_present(results, OUT_OF_DOMAIN_MEASURE), *_scores(results)]
+    compared = (*LOSS_MEASURES, AVERAGE_MEASURE, *results.study.pairs.names())
     header = ["arm", "seeds"]
     for measure in measures:
-        header += (
-            [measure_label(measure), "vs. baseline"]
-            if measure in (*LOSS_MEASURES, AVERAGE_MEASURE)
-            else [measure]
-        )
+        header += [measure_label(measure), "vs. baseline"] if measure in compared else [measure]
     rows = []
     for name, arm_results in results.arms.items():
         row = [arm_label(results, name), str(len(arm_results.runs))]
         for measure in measures:
             row.append(_mean(values_by_seed(arm_results, measure), measure))
-            if measure in (*LOSS_MEASURES, AVERAGE_MEASURE):
+            if measure in compared:
                 row.append(_vs_baseline(results, name, measure))
         rows.append(row)
     if any(task in results.bag_of_words for task in measures):
         cells = {task: f"{100 * score:.2f}" for task, score in results.bag_of_words.items()}
         row = [BAG_OF_WORDS_LABEL, "–"]
         for measure in measures:
-            row += [cells.get(measure, "–")] + ["–"] * (measure in (*LOSS_MEASURES, AVERAGE_MEASURE))
+            row += [cells.get(measure, "–")] + ["–"] * (measure in compared)
         rows.append(row)
     return ReportTable(header, rows)
 
@@ -147,13 +148,15 @@ def format_guesses(guesses: Sequence[tuple[str, float]]) -> str:
 
 
 def scores_by_checkpoint(results: StudyResults, measure: str) -> ReportTable | None:
-    """Tabulate scores by checkpoint (the paper's figures 3 and 4); None if only the last is fine-tuned."""
-    steps = sorted({step for arm in results.arms.values() for step in arm.steps() if step != FINAL_STEP})
+    """Tabulate scores by checkpoint (the paper's figures 3 and 4); None if only the last has one."""
+    steps = sorted(
+        {step for arm in results.arms.values() for step in arm.steps(measure) if step != FINAL_STEP}
+    )
     if not steps:
         return None
     rows = []
     for name, arm_results in results.arms.items():
-        if arm_results.scores:
+        if arm_results.steps(measure):
             cells = [
                 _mean(values_by_seed(arm_results, measure, step), measure) for step in (*steps, FINAL_STEP)
             ]
@@ -239,12 +242,11 @@ def values_by_seed(arm_results: ArmResults, measure: str, step: int = FINAL_STEP
     return [float(np.mean(scores[measure])) for scores in all_scores if measure in scores]
 
 
-def _tasks(results: StudyResults) -> list[str]:
-    tasks = [
-        *results.study.finetuning.tasks,
-        *([AVERAGE_MEASURE] if len(results.study.finetuning.tasks) > 1 else []),
-    ]
-    return tasks if any(arm.scores for arm in results.arms.values()) else []
+def _scores(results: StudyResults) -> list[str]:
+    """Return the tasks, their average and the sets of minimal pairs of which there are results."""
+    tasks = results.study.finetuning.tasks
+    measures = [*tasks, *([AVERAGE_MEASURE] if len(tasks) > 1 else []), *results.study.pairs.names()]
+    return [measure for measure in measures if any(arm.steps(measure) for arm in results.arms.values())]
 
 
 def _measure_if_present(results: StudyResults, measure: str) -> list[str]:
@@ -282,7 +284,7 @@ def study_tables(results: StudyResults) -> Iterator[tuple[str, ReportTable, str]
     yield "Results", arm_results_table(results), ""
     if (table := paper_table(results)) is not None:
         yield "Comparison with the paper's table 1", table, PAPER_NOTE
-    for measure in _tasks(results):
+    for measure in _scores(results):
         if (table := scores_by_checkpoint(results, measure)) is not None:
             yield f"Scores by checkpoint: {measure}", table, ""
     if (table := quality_table(results)) is not None:
@@ -329,7 +331,11 @@ def study_markdown(results: StudyResults) -> str:
 
 
 def study_csv(results: StudyResults) -> str:
-    """Render the values of a study as CSV: arm, seed, step (or end), measure, fine-tuning seed, value."""
+    """Render the values of a study as CSV: arm, seed, step (or end), measure, fine-tuning seed, value.
+
+    Of a set of minimal pairs there is the mean over paradigms, without fine-tuning seed.
+    """
+    pair_sets = results.study.pairs.names()
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["arm", "seed", "step", "measure", "finetuning_seed", "value"])
@@ -339,8 +345,11 @@ def study_csv(results: StudyResults) -> str:
                 loss = float(documents.loss.sum() / documents.predictions.sum())
                 writer.writerow([name, seed, "end", measure, "", repr(loss)])
         for (seed, step), scores in sorted(arm_results.scores.items()):
+            checkpoint = "end" if step == FINAL_STEP else step
             for measure, values in scores.items():
+                if measure in pair_sets:
+                    writer.writerow([name, seed, checkpoint, measure, "", repr(float(np.mean(values)))])
+                    continue
                 for i, value in enumerate(values):
-                    checkpoint = "end" if step == FINAL_STEP else step
                     writer.writerow([name, seed, checkpoint, measure, i, repr(value)])
     return text.getvalue()

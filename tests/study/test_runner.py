@@ -16,11 +16,19 @@ from dwt_jax.config import Config, Data, Optimizer, Train
 from dwt_jax.errors import UserError
 from dwt_jax.models import flops
 from dwt_jax.models.bert import Config as BertConfig
+from dwt_jax.runs.metrics_file import total_flops
 from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.study import extra_results, manifest, runner, sweep_html, sweep_tables
 from dwt_jax.study import results as study_results
 from dwt_jax.study.run_and_report import run_and_report
-from dwt_jax.study.sweep import MaskedWords, OutOfDomain, StudyFinetuning, load_study, study_jobs
+from dwt_jax.study.sweep import (
+    MaskedWords,
+    OutOfDomain,
+    StudyFinetuning,
+    StudyPairs,
+    load_study,
+    study_jobs,
+)
 from dwt_jax.train import step as steps
 from helpers.runs import dwt, prepared_project, start
 
@@ -32,6 +40,11 @@ RECIPE = [
     "recipe.buckets=1",
 ]
 
+PAIRS = {  # Zorro's format: unacceptable, acceptable; the third pair of each is not scored
+    "order-subject.txt": "Cat the sees.\nThe cat sees.\nDog the hears.\nThe dog hears.\nA\nB\n",
+    "order-object.txt": "It finds cat the.\nIt finds the cat.\nThe cat the.\nThe dog sees.\nA\nB\n",
+}
+
 
 @pytest.fixture(scope="module")
 def small_study(tmp_path_factory):
@@ -39,6 +52,9 @@ def small_study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     config = prepared_project(folder)
     arm = {"config": config, "set": ["train.steps=4", "train.save_every=2", "train.eval_every=2"]}
+    (folder / "order").mkdir()
+    for name, text in PAIRS.items():
+        (folder / "order" / name).write_text(text)
     study = {
         "title": "A small study",
         "baseline": "alone",
@@ -50,6 +66,7 @@ def small_study(tmp_path_factory):
                 **arm,
                 "seeds": [0, 1],
                 "finetune_at": [0.5, 1.0],
+                "pairs_at": [0.5, 1.0],
             },
             {
                 "name": "distilled",
@@ -58,14 +75,17 @@ def small_study(tmp_path_factory):
                 "seeds": [0, 1],
                 "teacher": "teacher",
                 "finetune_at": [1.0],
+                "pairs_at": [1.0],
             },
         ],
+        "pairs": {"sets": [str(folder / "order")], "max_pairs": 2},
         "finetuning": {"config": "configs/glue.py", "tasks": ["era"], "set": RECIPE, "bag_of_words": True},
         "masked_words": {"arms": ["alone", "distilled"], "rows": 3},
         "out_of_domain": {"config": config.partition(":")[0], "set": ["data.validation_fraction=0.3"]},
         "claims": [
             {"text": "A teacher helps", "arm": "distilled", "paper": "so it says"},
             {"text": "A teacher harms the era", "arm": "distilled", "measure": "era", "expected": "worse"},
+            {"text": "A teacher helps on the order of words", "arm": "distilled", "measure": "order"},
         ],
     }
     path = folder / "study.py"
@@ -107,7 +127,7 @@ def test_report_has_every_measured_value(finished_study):
     text = page.with_suffix(".md").read_text().replace("\\", "")  # without escapes
     assert f"{collected.num_jobs} of {collected.num_jobs} runs are finished" in text
     assert "A teacher helps (paper: so it says): " in text
-    assert [result.verdict for result in collected.hypothesis_results] != ["not comparable"] * 2
+    assert [result.verdict for result in collected.hypothesis_results] != ["not comparable"] * 3
     rows = list(csv.DictReader(page.with_suffix(".csv").open()))
     losses = {(r["arm"], r["seed"]): float(r["value"]) for r in rows if r["measure"] == "held_out_loss"}
     for (arm, seed), value in losses.items():
@@ -137,6 +157,60 @@ def test_report_has_every_measured_value(finished_study):
     assert points["distilled"].flops > points["alone"].flops > 0
     assert points["distilled"].scores[1] == pytest.approx(sum(scores_of_run) / 2)
     assert len([r for r in rows if r["measure"] == "loss_elsewhere"]) == 5
+
+
+def test_report_has_the_accuracies_on_minimal_pairs(finished_study):
+    page = sweep_html.write_study_report(finished_study[0])
+    collected = study_results.collect_study_results(finished_study[0])
+    by_paradigm = {  # of the file of each job: accuracy of the paradigms by name
+        path.parent.parent.name: [
+            np.mean(np.sign(np.subtract(row["good"], row["bad"])) / 2 + 0.5)
+            for _, row in sorted(json.loads(path.read_text())["scores"].items())
+        ]
+        for path in finished_study[0].glob("pairs/*/order/scores.json")
+    }
+    assert sorted(by_paradigm) == [
+        *("alone-seed0-end", "alone-seed0-step2", "alone-seed1-end", "alone-seed1-step2"),
+        *("distilled-seed0-end", "distilled-seed1-end"),
+    ]
+    assert {len(accuracies) for accuracies in by_paradigm.values()} == {2}
+    rows = [row for row in csv.DictReader(page.with_suffix(".csv").open()) if row["measure"] == "order"]
+    for row in rows:
+        step = "end" if row["step"] == "end" else f"step{row['step']}"
+        name = f"{row['arm']}-seed{row['seed']}-{step}"
+        assert float(row["value"]) == pytest.approx(np.mean(by_paradigm.pop(name)))
+    assert not by_paradigm
+    result = collected.hypothesis_results[2]
+    mean = np.mean([float(row["value"]) for row in rows if row["arm"] == "distilled"])
+    mean -= np.mean([float(r["value"]) for r in rows if (r["arm"], r["step"]) == ("alone", "end")])
+    assert result.interval.mean == pytest.approx(mean)
+    assert result.interval.seeds == 2
+    flops, accuracies = study_results.mean_score_curve(collected.arms["alone"], "order")
+    runs = collected.arms["alone"].runs.values()
+    assert flops == [
+        pytest.approx(np.mean([total_flops(run.evaluations[i]) for run in runs])) for i in (0, 1)
+    ]
+    assert flops[0] == pytest.approx(flops[1] / 2)
+    assert len(accuracies) == 2
+    table = sweep_tables.arm_results_table(collected)
+    column = table.header.index("order (%)")
+    cells = [row[column] for row in table.rows]
+    assert cells[0] == cells[-1] == "–"  # the teacher was not asked to, and bags of words cannot
+    assert cells[1].startswith(f"{100 * accuracies[-1]:.2f} ± ")
+    html = page.read_text()
+    assert "Minimal pairs (order) against FLOPs" in html
+    assert "Scores by checkpoint: order" in html
+
+
+def test_changed_pairs_are_refused(small_study, finished_study, tmp_path):
+    study = load_study(small_study[0])
+    more = dataclasses.replace(study, pairs=dataclasses.replace(study.pairs, max_pairs=3))
+    with pytest.raises(UserError, match=r"alone-seed0-step2/order: has results of other pairs than .*order "):
+        runner.run_study(more, finished_study[0])
+    missing = StudyPairs((str(tmp_path / "order"),))
+    with pytest.raises(UserError, match=r"no .*order, expected a folder or a zip archive"):
+        runner.run_study(dataclasses.replace(study, pairs=missing), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_report_has_the_floor_and_the_guesses_of_masked_words(finished_study):
@@ -214,7 +288,9 @@ def test_the_report_follows_the_runs(small_study, tmp_path, capsys, monkeypatch)
     study = dataclasses.replace(
         study,
         arms=tuple(
-            dataclasses.replace(arm, finetune_at=(), set=("train.steps=2", "train.tensorboard=False"))
+            dataclasses.replace(
+                arm, finetune_at=(), pairs_at=(), set=("train.steps=2", "train.tensorboard=False")
+            )
             for arm in study.arms[:2]
         ),
         claims=(),
@@ -318,7 +394,7 @@ def test_job_made_from_another_source_is_refused(small_study, finished_study, tm
     edited = dataclasses.replace(study, arms=(study.arms[0], baseline_arm, study.arms[2]))
     with pytest.raises(UserError, match=r"alone-seed0.*: was made from another run of 'alone-seed0'"):
         runner.run_study(edited, workdir)
-    for kind in ("elsewhere", "finetuned"):
+    for kind in ("elsewhere", "finetuned", "pairs"):
         for path in (workdir / kind).glob("alone-*"):
             shutil.rmtree(path)
     assert runner.run_study(edited, workdir)
@@ -384,7 +460,7 @@ def test_hypothesis_on_a_missing_checkpoint_is_not_comparable(small_study, finis
     shutil.rmtree(tmp_path / "part" / "finetuned" / "distilled-seed0-end")
     shutil.rmtree(tmp_path / "part" / "finetuned" / "distilled-seed1-end")
     collected = study_results.collect_study_results(tmp_path / "part")
-    assert [result.interval is None for result in collected.hypothesis_results] == [False, True]
+    assert [result.interval is None for result in collected.hypothesis_results] == [False, True, False]
     shutil.rmtree(tmp_path / "part" / "runs" / "distilled-seed1")
     collected = study_results.collect_study_results(tmp_path / "part")
     assert "(1 of the seeds)" in sweep_tables.study_markdown(collected)
@@ -445,7 +521,7 @@ def test_dry_run_estimates_costs(small_study, finished_study, tmp_path):
 
 @pytest.mark.slow
 def test_killed_anywhere_the_report_is_the_same(small_study, finished_study, tmp_path):
-    """kill -9 three times, the last during fine-tuning; then a run to the end by the command."""
+    """kill -9 four times, also during fine-tuning and scoring of pairs; then the command runs to the end."""
     expected = sweep_html.write_study_report(finished_study[0]).with_suffix(".csv").read_text()
     workdir = tmp_path / "killed"
     command = ("study", f"--config={small_study[0]}", f"--workdir={workdir}")
@@ -453,6 +529,7 @@ def test_killed_anywhere_the_report_is_the_same(small_study, finished_study, tmp
         "runs/alone-seed0/checkpoints",
         "runs/distilled-seed0/metrics.jsonl",
         "finetuned/*/era/config.json",
+        "pairs/*/order/config.json",
     ):
         process = start(*command)
         deadline = time.time() + 240

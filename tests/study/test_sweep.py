@@ -7,7 +7,7 @@ import pytest
 from dwt_jax.config_loader import load_config as load_config
 from dwt_jax.errors import UserError
 from dwt_jax.study import manifest
-from dwt_jax.study.sweep import FINAL_STEP, finetune_steps, load_study, parse_overrides, study_jobs
+from dwt_jax.study.sweep import FINAL_STEP, checkpoint_steps, load_study, parse_overrides, study_jobs
 
 STUDIES = ("teacher_quality", "soft_weight", "remapping", "knowledge_inheritance", "chain", "budget")
 
@@ -111,7 +111,7 @@ def test_too_few_checkpoints_for_fine_tuning_are_refused(tmp_path):
     loaded_study = load_study(write_config(tmp_path, study()))
     arm = loaded_study.arms[2]
     config = study_jobs(loaded_study, tmp_path)[-1].config
-    assert finetune_steps(arm, config) == {30: 0.3, FINAL_STEP: 1.0}
+    assert checkpoint_steps(arm, "finetune_at", config) == {30: 0.3, FINAL_STEP: 1.0}
     raw_study = study()
     raw_study["arms"][2]["set"][2] = "train.keep_checkpoints=7"
     with pytest.raises(
@@ -138,9 +138,9 @@ def test_shares_are_rounded_to_checkpoints(tmp_path, shares, expected):
     config = load_config("configs/small_bert.py:2x128", parse_overrides(loaded_study.arms[2].set))
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            finetune_steps(loaded_study.arms[2], config)
+            checkpoint_steps(loaded_study.arms[2], "finetune_at", config)
     else:
-        assert finetune_steps(loaded_study.arms[2], config) == expected
+        assert checkpoint_steps(loaded_study.arms[2], "finetune_at", config) == expected
 
 
 def test_manifest_round_trip(tmp_path):
@@ -226,11 +226,23 @@ def study_with_claim(**claim):
         (study_with_claim(arm="distilled", at=2.0, measure="era"), "claims.0.at is 2.0, expected a share"),
         (
             study_with_claim(arm="distilled", measure="era"),
-            "claims.0.at is 1.0, expected a share that 'alone' is fine-tuned at: none",
+            "claims.0.at is 1.0, expected a share in finetune_at of 'alone': none",
         ),
         (
             study_with_claim(arm="distilled", against="distilled", measure="era", at=0.5),
-            "claims.0.at is 0.5, expected a share that 'distilled' is fine-tuned at: 0.3, 1.0",
+            "claims.0.at is 0.5, expected a share in finetune_at of 'distilled': 0.3, 1.0",
+        ),
+        (study_with(["arms", 1, "pairs_at"], [1.0]), "arms.1.pairs_at is set, expected pairs.sets"),
+        (study_with(["arms", 1, "pairs_at"], [0.0]), "arms.1.pairs_at is [0.0], expected shares above 0"),
+        (
+            study_with(["pairs"], {"sets": ["a/blimp.zip", "b/blimp"]}),
+            "pairs.sets has 'a/blimp.zip', expected names that differ",
+        ),
+        (study_with(["pairs"], {"sets": ["era"]}), "pairs.sets has 'era', expected names that differ"),
+        (study_with(["pairs"], {"max_pairs": -1}), "pairs.max_pairs is -1, expected at least 0"),
+        (
+            {**study_with_claim(arm="distilled", measure="grammar"), "pairs": {"sets": ["grammar"]}},
+            "claims.0.at is 1.0, expected a share in pairs_at of 'distilled': none",
         ),
         (study_with_claim(arm="distilled", measure="loss_elsewhere"), "expected out_of_domain.config for it"),
         (study_with(["arms", 1, "set"], ["train.stpes=3"]), "arm 'alone': config: unknown key"),

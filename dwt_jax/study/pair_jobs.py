@@ -1,0 +1,62 @@
+"""Jobs that evaluate the checkpoints of a study on minimal pairs."""
+
+from pathlib import Path
+
+from dwt_jax.errors import UserError
+from dwt_jax.files import read_json, write_json
+from dwt_jax.study.sweep import FINAL_STEP, Job, StudyPairs
+
+
+class PairSets:
+    """The sets of minimal pairs of a study. Each is read once."""
+
+    def __init__(self, pairs: StudyPairs):
+        self._pairs = pairs
+        self._sources = dict(zip(pairs.names(), pairs.sets, strict=True))
+        self._digests: dict[str, str] = {}
+
+    def check(self, job: Job) -> None:
+        """Raise UserError if a set cannot be read, or is not the one that a job's results are of."""
+        for name in job.tasks:
+            path = job.workdir / name / "config.json"
+            if path.exists() and read_json(path) != self._config(name):
+                raise UserError(
+                    f"{path.parent}: has results of other pairs than {self._sources[name]} of the study "
+                    "(remove it to run the job again, or give the study another --workdir)"
+                )
+            self._digest(name)
+
+    def run(self, job: Job, model: Path) -> None:
+        """Evaluate a run's checkpoint on each set: write config.json, scores.json and, last, results.json.
+
+        Args:
+            job: names the checkpoint and the directory.
+            model: directory of the run.
+        """
+        from dwt_jax.eval.evaluate_pairs import evaluate_pairs
+
+        for name in job.tasks:
+            directory = job.workdir / name
+            if (directory / "results.json").exists():
+                continue
+            directory.mkdir(parents=True, exist_ok=True)
+            write_json(directory / "config.json", self._config(name))
+            results = evaluate_pairs(
+                str(model),
+                self._sources[name],
+                out=directory / "scores.json",
+                max_pairs=self._pairs.max_pairs,
+                step=None if job.step == FINAL_STEP else job.step,
+            )
+            write_json(directory / "results.json", results)
+
+    def _config(self, name: str) -> dict[str, str | int]:
+        return {"pairs": self._digest(name), "max_pairs": self._pairs.max_pairs}
+
+    def _digest(self, name: str) -> str:
+        from dwt_jax.eval.evaluate_pairs import read_paradigms
+        from dwt_jax.eval.minimal_pairs import pairs_digest
+
+        if name not in self._digests:
+            self._digests[name] = pairs_digest(read_paradigms(self._sources[name], self._pairs.max_pairs))
+        return self._digests[name]
