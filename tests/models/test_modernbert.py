@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from dwt_jax.models.common.logical_axes import init_value, path_name
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.rope import apply_rope, rope_rotation
 from dwt_jax.models.modernbert import Config
+from dwt_jax.models.modernbert_config import Activation
 from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.depth_maps import DEPTH_MAPS, source_layers
 from dwt_jax.remap.methods import GrowthOptions
@@ -83,6 +85,17 @@ def test_local_layers_equal_transformers(period):
     wide = dataclasses.replace(config, local_attention=100)
     if period > 1:  # the window matters at this length
         assert np.abs(lm_logits(params, wide, tokens, segments) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_activations_equal_transformers(activation):
+    """Of the gated MLP and of the prediction head."""
+    torch = pytest.importorskip("torch")
+    config = dataclasses.replace(CONFIG, hidden_act=activation, classifier_activation=activation)
+    params, (tokens, segments) = random_params(config), random_rows()
+    with torch.no_grad():
+        expected = transformers_model(config, params)(input_ids=torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(lm_logits(params, config, tokens, segments), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

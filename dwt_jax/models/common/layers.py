@@ -38,6 +38,7 @@ ACTIVATIONS = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "linear": lambda x: x,  # transformers' name
 }
 
 
