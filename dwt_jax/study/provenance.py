@@ -12,6 +12,7 @@ from pathlib import Path
 from dwt_jax.config_loader import flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, write_json
+from dwt_jax.hf.tensor_files import has_weights
 from dwt_jax.runs.load import load_model
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
 from dwt_jax.study.sweep import Job
@@ -24,7 +25,7 @@ class ProvenanceChecker:
 
     def __init__(self, by_name: Mapping[str, Job]):
         self._by_name = by_name
-        self._digests: dict[str, str] = {}
+        self._digests: dict[Path, str] = {}
 
     def check(self, job: Job) -> None:
         """Raise UserError if a source of `job` has changed.
@@ -43,16 +44,24 @@ class ProvenanceChecker:
         model_paths = {"teacher_digest": job.config.teacher.path, "init_digest": job.config.init.from_}
         for key, model in model_paths.items():
             source_jobs = [need for need in needs if model and need.workdir == Path(model)]
-            if source_jobs and record.get(key) and record[key] != self._model_digest(model):
+            digest = self._model_digest(Path(model)) if source_jobs and record.get(key) else ""
+            if digest and record[key] != digest:
                 raise UserError(_changed_source_message(job, f"model than that of {source_jobs[0].name!r}"))
 
-    def _model_digest(self, path: str) -> str:
-        """Return the digest of the model in a run's directory, as run.json of its students has it."""
+    def _model_digest(self, run: Path) -> str:
+        """Return the digest of the model of a run, as run.json of its students has it.
+
+        Of a run whose weights were removed, as in a published study, it is that in summary.json; '' if that
+        has none.
+        """
         from dwt_jax.runs.pretrained import params_digest
 
-        if path not in self._digests:
-            self._digests[path] = params_digest(load_model(path).params)
-        return self._digests[path]
+        if run not in self._digests:
+            if has_weights(run / "model"):
+                self._digests[run] = params_digest(load_model(str(run)).params)
+            else:
+                self._digests[run] = read_json(run / "summary.json").get("params_digest", "")
+        return self._digests[run]
 
     def record(self, job: Job) -> None:
         """Record the source of a job before it starts. Pre-training runs record it in their run.json."""

@@ -12,9 +12,11 @@ from dwt_jax.files import read_json, write_json
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
+from dwt_jax.runs.load import load_model
 from dwt_jax.runs.metric_writer import MetricWriter
 from dwt_jax.runs.metrics_file import total_flops
 from dwt_jax.runs.optimizer import optimizer_flops
+from dwt_jax.runs.pretrained import params_digest
 from dwt_jax.runs.state import TrainState
 from dwt_jax.text_format import format_count
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
@@ -137,6 +139,9 @@ def export_and_summarize(
             run.workdir / "model",
             card=model_card.run_card(run.config, family(run.config.model).LM_HEADS, summary, steps),
         )
+        # Read back: rows of the vocabulary without a token are not written. The digest tells the model where
+        # its weights have been removed.
+        summary["params_digest"] = params_digest(load_model(str(run.workdir)).params)
         write_json(run.workdir / "summary.json", summary)
 
     coordination.run_on_main(save_model, "process 0 to write the model")

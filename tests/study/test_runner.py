@@ -400,6 +400,24 @@ def test_job_made_from_another_source_is_refused(small_study, finished_study, tm
     assert runner.run_study(edited, workdir)
 
 
+def test_a_finished_study_needs_no_weights(small_study, finished_study, tmp_path):
+    """Of a published study the weights are gone; the record of the teacher's model still tells it apart."""
+    study, workdir = load_study(small_study[0]), tmp_path / "published"
+    shutil.copytree(finished_study[0], workdir)
+    for name in ("model", "checkpoints"):
+        for path in workdir.glob(f"runs/*/{name}"):
+            shutil.rmtree(path)
+    assert runner.run_study(study, workdir)
+    path = workdir / "runs" / "teacher-seed0" / "summary.json"
+    recorded = json.loads((workdir / "runs" / "distilled-seed0" / "run.json").read_text())["teacher_digest"]
+    assert json.loads(path.read_text())["params_digest"] == recorded
+    path.write_text(path.read_text().replace(recorded, "0" * 16))
+    with pytest.raises(
+        UserError, match="distilled-seed0: was made from another model than that of 'teacher-"
+    ):
+        runner.run_study(study, workdir)
+
+
 def test_a_run_without_a_finite_loss_is_in_the_report(finished_study, tmp_path):
     shutil.copytree(finished_study[0], tmp_path / "part")
     for seed in "01":
