@@ -24,6 +24,7 @@ def get_config(glob: str) -> ConfigDict:
                 "max_position_embeddings": 512,
                 "global_attn_every_n_layers": 1,  # rows are no longer than the window
                 "global_rope_theta": 10_000.0,
+                "classifier_activation": "linear",
             },
             "data": {
                 "sources": [{"kind": "text", "path": glob}],

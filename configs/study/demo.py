@@ -11,7 +11,7 @@ grown, initial parameters. All have the teacher of seed 0.
 from ml_collections import ConfigDict
 
 TEACHER, STUDENT = "configs/modernbert.py:1x128", "configs/modernbert.py:2x128"
-TEACHER_STEPS, STUDENT_STEPS = 900, 1800
+TEACHER_STEPS, STUDENT_STEPS = 900, 1700
 SEEN = ("teacher", "alone", "early")  # fine-tuned, scored on minimal pairs, and asked for masked words
 GROWN = ("init.method=stack", "init.new_layers=zero")
 ARMS = {  # label, overrides
@@ -57,7 +57,7 @@ def get_config(scale: str = "1") -> ConfigDict:
             "title": "A weak teacher on the State of the Union",
             "baseline": "alone",
             "arms": arms,
-            "set": ["train.eval_every=450", "train.save_every=900", "train.log_every=150"],
+            "set": ["train.eval_every=425", "train.save_every=850", "train.log_every=170"],
             "masked_words": {"arms": SEEN, "rows": 6},
             "pairs": {"sets": ["grammar"], "max_pairs": 100},
             "finetuning": {
