@@ -9,22 +9,22 @@ from ml_collections import ConfigDict
 
 from dwt_jax.config_loader import sibling_config
 
-VARIANTS = {  # name: label, overrides
-    "normal": ("1 : 1", ["distill.preset=paper_normal"]),
-    "decay": ("1 : 4 falling to 1 : 1", ["distill.preset=paper_decay"]),
-    "inherit": ("Knowledge Inheritance", ["distill.preset=knowledge_inheritance"]),
-    "grown": ("grown by interleaving, 1 : 1", ["distill.preset=paper_normal", "init.method=interleave"]),
-}
-
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     shared = sibling_config(__file__, "shared")
+    variants = {  # arm: label, overrides
+        "with_very_weak": ("α_s = 1", shared.NORMAL),
+        "early_very_weak": ("α_s from 4 to 0 over a quarter", shared.EARLY),
+        "decay_very_weak": ("α_s from 4 to 1", ["distill.preset=paper_decay"]),
+        "inherit_very_weak": ("Knowledge Inheritance", ["distill.preset=knowledge_inheritance"]),
+        "grown_very_weak": ("grown by interleaving, α_s = 1", [*shared.NORMAL, "init.method=interleave"]),
+    }
     arms = [
-        shared.arm("teacher2", scale, "teacher2", label="2-layer teacher"),
-        shared.arm("alone", scale, label="baseline (no teacher)"),
+        shared.teacher(scale, "very_weak"),
+        shared.baseline(scale, finetune_at=[]),
         *(
-            shared.arm(name, scale, label=label, teacher="teacher2", set=overrides)
-            for name, (label, overrides) in VARIANTS.items()
+            shared.student(name, scale, label=label, teacher="very_weak", set=overrides)
+            for name, (label, overrides) in variants.items()
         ),
     ]
     return shared.study(scale, "Budget", arms, [])

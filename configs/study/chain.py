@@ -1,4 +1,4 @@
-"""A chain of teachers of 1, 2 and 4 layers for a student of 6, compared with a 1-layer teacher.
+"""A chain of an extremely weak, a very weak and a weak teacher, compared with the extremely weak one alone.
 
 dwt study --config=configs/study/chain.py:cpu --workdir=studies/chain
 """
@@ -10,30 +10,31 @@ from dwt_jax.config_loader import sibling_config
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     shared = sibling_config(__file__, "shared")
-    decay = ["distill.preset=paper_decay"]
     arms = [
-        shared.arm("first", scale, "teacher1", label="1 layer"),
-        shared.arm(
-            "second", scale, "teacher2", label="2 layers, 1-layer teacher", teacher="first", set=decay
-        ),
-        shared.arm(
-            "third", scale, "teacher4", label="4 layers, 2-layer teacher", teacher="second", set=decay
-        ),
-        shared.arm("alone", scale, label="baseline (no teacher)", finetune_at=[1.0]),
-        shared.arm(
-            "hop",
+        shared.teacher(scale, "extremely_weak"),
+        {
+            **shared.teacher(scale, "very_weak", label="very weak teacher, taught by the extremely weak"),
+            **{"name": "second", "teacher": "extremely_weak", "set": shared.EARLY},
+        },
+        {
+            **shared.teacher(scale, "weak", label="weak teacher, taught by that one"),
+            **{"name": "third", "teacher": "second", "set": shared.EARLY},
+        },
+        shared.baseline(scale),
+        shared.student(
+            "early_extremely_weak",
             scale,
-            label="6 layers, 1-layer teacher",
-            teacher="first",
-            set=decay,
+            label="student of the extremely weak teacher",
+            teacher="extremely_weak",
+            set=shared.EARLY,
             finetune_at=[1.0],
         ),
-        shared.arm(
+        shared.student(
             "chain",
             scale,
-            label="6 layers, teachers of 1 → 2 → 4 layers",
+            label="student of the weak teacher that others taught",
             teacher="third",
-            set=decay,
+            set=shared.EARLY,
             finetune_at=[1.0],
         ),
     ]
@@ -41,7 +42,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         {
             "text": "A chain of generations ends with a lower held-out loss than one hop",
             "arm": "chain",
-            "against": "hop",
+            "against": "early_extremely_weak",
             "measure": "held_out_loss",
             "paper": "Qin et al. 2022: chains of generations beat one big hop",
         }

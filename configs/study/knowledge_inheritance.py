@@ -13,17 +13,17 @@ DECAY_ENDS = (0.1, 0.25, 0.5, 0.75)  # shares of the steps
 def get_config(scale: str = "cpu") -> ConfigDict:
     shared = sibling_config(__file__, "shared")
     arms = [
-        shared.arm("teacher4", scale, "teacher4", label="4-layer teacher"),
-        shared.arm("alone", scale, label="baseline (no teacher)", finetune_at=[1.0]),
+        shared.teacher(scale),
+        shared.baseline(scale),
     ]
     for share in DECAY_ENDS:
         decay_ends = [f"distill.{key}.decay_end={share}" for key in ("alpha_hard", "alpha_soft")]
         arms.append(
-            shared.arm(
+            shared.student(
                 f"until{round(100 * share)}",
                 scale,
                 label=f"α to 0 at {share:.0%}",
-                teacher="teacher4",
+                teacher="weak",
                 set=["distill.preset=knowledge_inheritance", *decay_ends],
                 finetune_at=[1.0],
             )

@@ -1,57 +1,96 @@
 """Pre-training runs of the studies, by SCALE-RUN.
 
-Scales are paper, h200 and cpu; runs are student, teacher4, teacher2 and teacher1 (number of layers).
+Scales are paper, h200 and cpu. Runs are student, and the teachers weak, very_weak and extremely_weak; at
+cpu there are also bert and bert_weak, the student and the weak teacher in BERT's shape with its recipe.
 
 paper: configs/paper.py for 20 epochs of its 30M sentences, with a checkpoint every second epoch.
-h200, cpu: Wikipedia in data/wikipedia-2015.txt.xz (articles separated by two empty lines), packed
-rows. cpu takes hours on two cores, h200 minutes on one GPU.
+h200, cpu: ModernBERT with the recipe of docs/recipe.md, on Wikipedia in data/wikipedia-2015.txt.xz
+(articles separated by two empty lines). A run of cpu-student takes 7 to 15 minutes of two cores.
 """
 
 from ml_collections import ConfigDict
 
 from dwt_jax.config_loader import sibling_config
 
-LAYERS = {"student": 6, "teacher4": 4, "teacher2": 2, "teacher1": 1}
-SCALES = {  # hidden size, vocabulary, length, batch, steps, learning rate
-    "h200": (512, 16384, 128, 256, 8000, 5e-4),
-    "cpu": (64, 4096, 64, 32, 2400, 2e-3),
+PAPER_RUNS = {"student": "student", "weak": "teacher4", "very_weak": "teacher2", "extremely_weak": "teacher1"}
+SCALES = {  # vocabulary, tokens a row, rows a step, steps of the student
+    "h200": (16384, 128, 256, 8000),
+    "cpu": (8192, 128, 16, 2000),
 }
-# For a small model that is trained for less than one epoch; see configs/small_bert.py.
-SMALL = {"initializer_range": 0.05, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SIZES = {  # layers, hidden size, share of the student's steps
+    "h200": {
+        "student": (6, 512, 1.0),
+        "weak": (4, 512, 1.0),
+        "very_weak": (2, 512, 1.0),
+        "extremely_weak": (1, 512, 1.0),
+    },
+    "cpu": {
+        "student": (4, 192, 1.0),
+        "weak": (2, 192, 0.5),
+        "very_weak": (1, 192, 0.5),
+        "extremely_weak": (1, 96, 0.5),
+        "bert": (4, 192, 1.0),
+        "bert_weak": (2, 192, 0.5),
+    },
+}
 
 
 def get_config(run: str) -> ConfigDict:
     scale, _, name = run.partition("-")
-    if scale not in (*SCALES, "paper") or name not in LAYERS:
-        raise ValueError(f"no run {run!r}, expected paper, {' or '.join(SCALES)}, then - and {list(LAYERS)}")
+    runs = {"paper": PAPER_RUNS, **SIZES}.get(scale, {})
+    if name not in runs:
+        scales = ", ".join(("paper", *SIZES))
+        runs_text = ", ".join(runs or PAPER_RUNS)
+        raise ValueError(f"no run {run!r}, expected {scales}, then - and one of {runs_text}")
     if scale == "paper":
-        config = sibling_config(__file__, "../paper").get_config(name)
-        steps = 30_000_000 * 20 // 128
-        config.train = {**config.train, "epochs": 0, "steps": steps}
+        config = sibling_config(__file__, "../paper").get_config(PAPER_RUNS[name])
+        steps = student_steps = 30_000_000 * 20 // 128
+        config.train = {**config.train, "epochs": 0}
     else:
-        hidden_size, vocab_size, length, batch_size, steps, learning_rate = SCALES[scale]
-        config = ConfigDict(
-            {
-                "model": {
-                    "num_hidden_layers": LAYERS[name],
-                    "hidden_size": hidden_size,
-                    "num_attention_heads": max(2, hidden_size // 64),
-                    "intermediate_size": 4 * hidden_size,
-                    "max_position_embeddings": 128,
-                    **(SMALL if scale == "cpu" else {}),
-                },
-                "data": {
-                    "sources": [{"kind": "text", "path": "data/wikipedia-2015.txt.xz", "blank_lines": 2}],
-                    "tokenizer": {"vocab_size": vocab_size},
-                    "sequence_length": length,
-                    "row_mode": "packed",
-                    "validation_fraction": 0.002,
-                },
-                "train": {"steps": steps, "batch_size": batch_size, "log_every": 100},
-                "optimizer": {
-                    "learning_rate": {"kind": "linear", "value": learning_rate, "warmup_fraction": 0.05}
-                },
-            }
-        )
-    config.train.update(save_every=steps // 10, eval_every=steps // 5, keep_checkpoints=11)
+        *_, student_steps = SCALES[scale]
+        steps = round(student_steps * SIZES[scale][name][2])
+        config = _wikipedia_config(scale, name)
+    checkpoints = 4 if scale == "cpu" else 10
+    config.train.update(
+        steps=steps,
+        save_every=student_steps // checkpoints,
+        eval_every=student_steps // 8,
+        keep_checkpoints=checkpoints,
+    )
     return config
+
+
+def _wikipedia_config(scale: str, name: str) -> ConfigDict:
+    vocab_size, length, batch_size, _ = SCALES[scale]
+    num_layers, hidden_size, _ = SIZES[scale][name]
+    sizes = {
+        "num_hidden_layers": num_layers,
+        "hidden_size": hidden_size,
+        "num_attention_heads": hidden_size // (32 if hidden_size < 512 else 64),
+        "max_position_embeddings": length,
+    }
+    if name.startswith("bert"):
+        # For a small model that is trained for less than one epoch; see configs/small_bert.py.
+        small = {
+            "initializer_range": 0.05,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        }
+        recipe = {
+            "model": {**sizes, "intermediate_size": 4 * hidden_size, **small},
+            "optimizer": {"learning_rate": {"kind": "linear", "value": 2e-3, "warmup_fraction": 0.05}},
+        }
+    else:
+        recipe = sibling_config(__file__, "../modernbert").get_config("4x192").to_dict()
+        recipe["model"] |= {**sizes, "intermediate_size": 8 * round(hidden_size / 3)}
+        if scale == "h200":  # as configs/text.py, which has ModernBERT's own initialisation and a lower rate
+            recipe["model"]["initializer_range"] = 0.02
+            recipe["optimizer"]["learning_rate"]["value"] = 2e-3
+    recipe["data"] = {
+        "sources": [{"kind": "text", "path": "data/wikipedia-2015.txt.xz", "blank_lines": 2}],
+        "tokenizer": {"vocab_size": vocab_size},
+        "sequence_length": length,
+        "validation_fraction": 0.002,
+    }
+    recipe["train"] = {"batch_size": batch_size, "log_every": 100}
+    return ConfigDict(recipe)

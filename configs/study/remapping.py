@@ -1,61 +1,91 @@
 """The paper's third study (figure 4): initialization from the teacher's weights (its PR, our fna) or at
-random, with fine-tuned checkpoints; and later remapping methods.
+random, with checkpoints; later remapping methods; and each without a teacher too.
 
     dwt study --config=configs/study/remapping.py:cpu --workdir=studies/remapping
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from dwt_jax.config_loader import sibling_config
 
-METHODS = {  # method: label, the paper's arm
-    "fna": ("last layer repeated (PR)", "figure4.remapped"),
-    "stack": ("stacked", ""),
-    "interleave": ("interleaved", ""),
-    "ligo": ("learned", ""),
+METHODS = {  # arm: label, overrides, the paper's arm
+    "fna": ("last layer repeated (PR)", ["init.method=fna"], "figure4.remapped"),
+    "stack": ("stacked", ["init.method=stack"], ""),
+    "interleave": ("interleaved", ["init.method=interleave"], ""),
+    "exact": ("grown exactly", ["init.method=stack", "init.new_layers=zero"], ""),
 }
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     shared = sibling_config(__file__, "shared")
-    distilled = {"teacher": "teacher4", "finetune_at": shared.FINETUNE_AT[scale]}
-    normal = ["distill.preset=paper_normal"]
+    at = {"finetune_at": shared.FINETUNE_AT[scale]}
+    methods = {**METHODS}
+    if scale == "paper":
+        del methods["exact"]  # no layer of a post-norm BERT is the identity
     arms = [
-        shared.arm("teacher4", scale, "teacher4", label="4-layer teacher"),
-        shared.arm("alone", scale, label="baseline (no teacher)", finetune_at=[1.0]),
-        shared.arm(
-            "random",
+        shared.teacher(scale),
+        shared.baseline(scale),
+        shared.student(
+            "with_weak",
             scale,
-            label="random initialization, 1 : 1",
-            set=normal,
+            label="random initialization, α_s = 1",
+            teacher="weak",
+            set=shared.NORMAL,
             paper="figure4.random",
-            **distilled,
-        ),
-        *(
-            shared.arm(
-                name,
-                scale,
-                label=f"{label}, 1 : 1",
-                set=[*normal, f"init.method={name}"],
-                paper=paper,
-                **distilled,
-            )
-            for name, (label, paper) in METHODS.items()
+            **at,
         ),
     ]
+    for name, (label, overrides, paper) in methods.items():
+        grown = {"source": "weak"}
+        arms += [
+            shared.student(name, scale, label=f"{label}, no teacher", set=overrides, **grown),
+            shared.student(
+                f"{name}_taught",
+                scale,
+                label=f"{label}, α_s = 1",
+                teacher="weak",
+                set=[*overrides, *shared.NORMAL],
+                paper=paper,
+                **at,
+                **grown,
+            ),
+        ]
+    labels = {name: label for name, (label, *_) in methods.items()}
+    return shared.study(scale, "Parameter remapping", arms, _claims(shared, scale, labels))
+
+
+def _claims(shared: Any, scale: str, labels: dict[str, str]) -> list[dict[str, Any]]:
+    against = {"arm": "fna_taught", "against": "with_weak"}
     claims = [
         {
-            "text": f"Remapping (PR) is {expected} than random initialization {phase}",
-            "arm": "fna",
-            "against": "random",
+            "text": "With a teacher, remapping (PR) is better than random initialization early in training",
+            **against,
+            **shared.early_measure(scale),
+            "paper": "better at epoch 0",
+        },
+        {
+            "text": "With a teacher, remapping (PR) is worse than random initialization at the end",
+            **against,
             "measure": "average",
-            "at": share,
-            "expected": expected,
-            "paper": paper,
-        }
-        for expected, phase, share, paper in (
-            ("better", "early in training", shared.FINETUNE_AT[scale][0], "better at epoch 0"),
-            ("worse", "at the end", 1.0, "MNLI ≈77.3 against ≈79.6 at epoch 18, read off figure 4"),
-        )
+            "expected": "worse",
+            "paper": "MNLI ≈77.3 against ≈79.6 at epoch 18, read off figure 4",
+        },
     ]
-    return shared.study(scale, "Parameter remapping", arms, claims)
+    for name, label in labels.items():
+        claims += [
+            {
+                "text": f"Without a teacher, {label}: a lower held-out loss than from random initialization",
+                "arm": name,
+                "paper": "not run",
+            },
+            {
+                "text": f"{label.capitalize()}: a teacher throughout raises the held-out loss",
+                "arm": f"{name}_taught",
+                "against": name,
+                "expected": "worse",
+                "paper": "not run",
+            },
+        ]
+    return claims

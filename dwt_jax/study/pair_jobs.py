@@ -16,14 +16,28 @@ class PairSets:
         self._digests: dict[str, str] = {}
 
     def check(self, job: Job) -> None:
-        """Raise UserError if a set cannot be read, or is not the one that a job's results are of."""
+        """Raise UserError if a set is not the one that a job's results are of.
+
+        Of a finished job the set may be gone.
+        """
         for name in job.tasks:
             path = job.workdir / name / "config.json"
-            if path.exists() and read_json(path) != self._config(name):
+            if not path.exists():
+                continue
+            config = read_json(path)
+            if job.is_done() and not self._is_there(name):
+                expected = {**config, "max_pairs": self._pairs.max_pairs}
+            else:
+                expected = self._config(name)
+            if config != expected:
                 raise UserError(
                     f"{path.parent}: has results of other pairs than {self._sources[name]} of the study "
                     "(remove it to run the job again, or give the study another --workdir)"
                 )
+
+    def read_all(self) -> None:
+        """Raise UserError if a set cannot be read."""
+        for name in self._sources:
             self._digest(name)
 
     def run(self, job: Job, model: Path) -> None:
@@ -53,10 +67,19 @@ class PairSets:
     def _config(self, name: str) -> dict[str, str | int]:
         return {"pairs": self._digest(name), "max_pairs": self._pairs.max_pairs}
 
+    def _is_there(self, name: str) -> bool:
+        from dwt_jax.eval.evaluate_pairs import GRAMMAR
+
+        return self._sources[name] == GRAMMAR or Path(self._sources[name]).expanduser().exists()
+
     def _digest(self, name: str) -> str:
         from dwt_jax.eval.evaluate_pairs import read_paradigms
         from dwt_jax.eval.minimal_pairs import pairs_digest
 
         if name not in self._digests:
-            self._digests[name] = pairs_digest(read_paradigms(self._sources[name], self._pairs.max_pairs))
+            try:
+                paradigms = read_paradigms(self._sources[name], self._pairs.max_pairs)
+            except UserError as error:
+                raise UserError(f"pairs.sets: {str(error).removeprefix('--pairs: ')}") from None
+            self._digests[name] = pairs_digest(paradigms)
         return self._digests[name]

@@ -43,6 +43,7 @@ class ArmResults:
         tuple[int, int], Mapping[str, tuple[float, ...]]
     ]  # {task: last epoch by fine-tuning seed} and {set of pairs: accuracy by paradigm}, 0 to 1
     planned_steps: Mapping[float, int]  # {share of the steps: step of the checkpoint}
+    pair_sets: tuple[str, ...] = ()  # the measures whose scores are accuracies by paradigm
 
     def steps(self, measure: str) -> tuple[int, ...]:
         """Return the steps of the checkpoints with a score of `measure`, FINAL_STEP last."""
@@ -124,7 +125,8 @@ def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...]) -> ArmResults:
         for job in finished_jobs
         if job.kind == "evaluate" and (documents := _read_paired_documents(job.workdir, "results.json"))
     }
-    return ArmResults(arm, runs, out_of_domain, scores, planned_steps)
+    pair_sets = tuple(dict.fromkeys(name for job in jobs if job.kind == "pairs" for name in job.tasks))
+    return ArmResults(arm, runs, out_of_domain, scores, planned_steps, pair_sets)
 
 
 def _training_result(workdir: Path) -> TrainingResult:
@@ -184,7 +186,8 @@ def paired_difference(
         step: of a score, the checkpoint.
 
     Returns:
-        None if there is no common seed, or the held-out texts, fine-tuning seeds or paradigms differ.
+        None if there is no common seed, or the held-out texts or the numbers of fine-tuning seeds or
+        paradigms differ.
     """
     if measure in LOSS_MEASURES:
         treatment_losses, baseline_losses = (
@@ -208,7 +211,9 @@ def paired_difference(
     values = [[scores[seed] for seed in seeds] for scores in (treatment_scores, baseline_scores)]
     if not seeds or len({len(row) for rows in values for row in rows}) != 1:
         return None
-    return paired_score_interval(np.array(values[0]), np.array(values[1]))
+    return paired_score_interval(
+        np.array(values[0]), np.array(values[1]), crossed=measure in treatment.pair_sets
+    )
 
 
 def evaluate_hypothesis(
@@ -251,22 +256,20 @@ def mean_loss_curve(arm_results: ArmResults) -> tuple[list[float], list[float], 
 
 
 def mean_score_curve(arm_results: ArmResults, measure: str) -> tuple[list[float], list[float]]:
-    """Return (mean FLOPs, mean score) over seeds, at the checkpoints with a score of `measure`.
+    """Return (mean FLOPs, mean score) at the checkpoints with a score of `measure`.
 
-    FLOPs between two evaluations of the held-out loss are interpolated.
+    Means are over the seeds that have all of these checkpoints. FLOPs between two evaluations of the held-out
+    loss are interpolated.
     """
-    mean_flops, mean_scores = [], []
-    for step in arm_results.steps(measure):
-        points = [
-            (_flops_at(arm_results.runs[seed], step), float(np.mean(scores[measure])))
-            for (seed, at), scores in arm_results.scores.items()
-            if at == step and measure in scores and seed in arm_results.runs
-        ]
-        if points:
-            flops, score = np.mean(points, axis=0).tolist()
-            mean_flops.append(flops)
-            mean_scores.append(score)
-    return mean_flops, mean_scores
+    steps, runs = arm_results.steps(measure), arm_results.runs
+    seeds = [
+        seed for seed in runs if all(measure in arm_results.scores.get((seed, step), {}) for step in steps)
+    ]
+    if not seeds:
+        return [], []
+    flops = [float(np.mean([_flops_at(runs[seed], step) for seed in seeds])) for step in steps]
+    scores = [float(np.mean([arm_results.scores[seed, step][measure] for seed in seeds])) for step in steps]
+    return flops, scores
 
 
 def _flops_at(run: TrainingResult, step: int) -> float:

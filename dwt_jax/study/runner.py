@@ -91,9 +91,10 @@ def run_study(
         if job.kind == "pairs":
             pair_sets.check(job)
         provenance.check(job)
-    _check_inputs(
-        [job for job in selected_jobs if not job.is_done()], tasks, study.out_of_domain, example_cache
-    )
+    jobs_to_run = [job for job in selected_jobs if not job.is_done()]
+    _check_inputs(jobs_to_run, tasks, study.out_of_domain, example_cache)
+    if any(job.kind == "pairs" for job in jobs_to_run):
+        pair_sets.read_all()
     workdir.mkdir(parents=True, exist_ok=True)
     manifest.write_manifest(study, jobs, workdir)
     for i, job in enumerate(jobs):

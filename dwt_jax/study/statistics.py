@@ -76,20 +76,22 @@ def paired_loss_interval(
     return _interval(by_document.sum(1) / counts.sum(), replicates)
 
 
-def paired_score_interval(treatment: np.ndarray, baseline: np.ndarray) -> Interval:
+def paired_score_interval(treatment: np.ndarray, baseline: np.ndarray, crossed: bool = False) -> Interval:
     """Compute intervals of the mean difference of scores, treatment − baseline.
 
-    A replicate draws seeds and, within each, fine-tuning seeds.
+    A replicate draws seeds and, within each, fine-tuning seeds; or one sample of paradigms for all seeds,
+    since the difficulty of a paradigm is common to all runs.
 
     Args:
-        treatment: [S, F], S pre-training seeds and F fine-tuning seeds.
+        treatment: [S, F], S pre-training seeds and F fine-tuning seeds or paradigms.
         baseline: the same of the other arm.
+        crossed: whether column f is the same paradigm for each seed.
     """
     difference = np.asarray(treatment, float) - np.asarray(baseline, float)
     seeds, inner = difference.shape
     rng = np.random.default_rng(0)
     seed_draws = rng.integers(seeds, size=(REPLICATES, seeds, 1))
-    inner_draws = rng.integers(inner, size=(REPLICATES, seeds, inner))
+    inner_draws = rng.integers(inner, size=(REPLICATES, 1 if crossed else seeds, inner))
     return _interval(difference.mean(1), difference[seed_draws, inner_draws].mean((1, 2)))
 
 

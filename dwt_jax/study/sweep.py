@@ -201,7 +201,9 @@ def _pairs_problems(study: Study) -> Iterator[str]:
     names = study.pairs.names()
     reserved = (*LOSS_MEASURES, "average", *study.finetuning.tasks)
     for source, name in zip(study.pairs.sets, names, strict=True):
-        if names.count(name) > 1 or name in reserved:
+        if name in ("", ".", ".."):
+            yield f"pairs.sets has {source!r}, expected a path that ends in a name"
+        elif names.count(name) > 1 or name in reserved:
             yield f"pairs.sets has {source!r}, expected names that differ from each other and from tasks"
     if study.pairs.max_pairs < 0:
         yield f"pairs.max_pairs is {study.pairs.max_pairs}, expected at least 0"

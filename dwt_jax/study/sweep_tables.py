@@ -30,12 +30,12 @@ from dwt_jax.text_format import format_float, format_table
 METHOD_NOTE = (
     "± is the standard deviation over seeds. Intervals are 95 % confidence intervals of the difference to "
     "the given arm, paired by seed: first a percentile bootstrap over seeds and, within them, held-out "
-    "documents, fine-tuning seeds or paradigms of minimal pairs (2000 replicates), then Student's t over "
-    "the seeds' means. A hypothesis is confirmed or contradicted only if both are on one side of 0. The "
-    "intervals do not cover other corpora or sizes, nor, if all seeds of a student have the same teacher, "
-    "other teachers. Scores of tasks are those of the last epoch on the dev sets; no epoch was chosen on "
-    "them. With many comparisons some intervals exclude 0 by chance: one in twenty for Student's t, more for "
-    "the bootstrap, which is too narrow with few seeds."
+    "documents, fine-tuning seeds or paradigms of minimal pairs (2000 replicates; documents and paradigms "
+    "are the same for all seeds), then Student's t over the seeds' means. A hypothesis is confirmed or "
+    "contradicted only if both are on one side of 0. The intervals do not cover other corpora or sizes, nor, "
+    "if all seeds of a student have the same teacher, other teachers. Scores of tasks are those of the last "
+    "epoch on the dev sets; no epoch was chosen on them. With many comparisons some intervals exclude 0 by "
+    "chance: one in twenty for Student's t, more for the bootstrap, which is too narrow with few seeds."
 )
 
 PAPER_NOTE = (
@@ -66,9 +66,10 @@ def hypothesis_sentence(result: HypothesisResult, results: StudyResults) -> str:
         return f"{hypothesis.text}{paper}: not run at this scale, or without comparable runs."
     against = arm_label(results, hypothesis.against or results.study.baseline)
     seeds = f"{result.interval.seeds} seed{'s' * (result.interval.seeds > 1)}"
+    at = "" if hypothesis.at == 1 else f" after {hypothesis.at:.0%} of the steps"
     return (
         f"{hypothesis.text}{paper}: {result.verdict} at this scale. "
-        f"{arm_label(results, hypothesis.arm)} vs. {against}, {measure_label(hypothesis.measure)}: "
+        f"{arm_label(results, hypothesis.arm)} vs. {against}, {measure_label(hypothesis.measure)}{at}: "
         f"{format_interval(result.interval, hypothesis.measure)}, {seeds}."
     )
 

@@ -68,6 +68,20 @@ def test_no_effect_is_rarely_significant():
     assert np.mean(bootstrap_excludes_zero) > 0.12  # too narrow for few seeds
 
 
+def test_paradigms_are_the_same_for_all_seeds():
+    """One sample of paradigms a replicate: their variance does not shrink with the number of seeds."""
+    difference = np.repeat(np.random.default_rng(5).normal(0, 1, (1, 60)), 8, axis=0)
+    crossed = paired_score_interval(difference, np.zeros_like(difference), crossed=True)
+    expected = stats.bootstrap(
+        (difference[0],), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(6)
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert crossed.low == pytest.approx(expected.low, abs=0.06 * width)
+    assert crossed.high == pytest.approx(expected.high, abs=0.06 * width)
+    nested = paired_score_interval(difference, np.zeros_like(difference))
+    assert nested.high - nested.low < 0.5 * width
+
+
 def test_different_documents_raise():
     documents = PairedDocuments(np.ones(4), np.ones(4))
     with pytest.raises(ValueError, match="different held-out documents"):

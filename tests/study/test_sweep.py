@@ -1,11 +1,15 @@
 """Configs of studies: their jobs, the manifest, and errors."""
 
+import dataclasses
 import json
+from pathlib import Path
 
+import jax
 import pytest
 
 from dwt_jax.config_loader import load_config as load_config
 from dwt_jax.errors import UserError
+from dwt_jax.remap.plan import plan_growth
 from dwt_jax.study import manifest
 from dwt_jax.study.sweep import FINAL_STEP, checkpoint_steps, load_study, parse_overrides, study_jobs
 
@@ -23,11 +27,15 @@ def test_every_study_has_valid_jobs(name, scale, tmp_path):
     assert len({job.workdir for job in jobs}) == len(jobs)
     for i, job in enumerate(jobs):
         assert set(job.needs) <= set(names[:i]), job.name
-    students = [job for job in jobs if job.kind == "train" and not job.arm.startswith("teacher")]
-    assert {job.config.model.num_hidden_layers for job in students} <= {6, 1, 2, 4}
-    assert len([job for job in jobs if job.arm == "alone" and job.kind == "train"]) == 3
-    sizes = {job.config.model.hidden_size for job in jobs}
-    assert sizes == {{"cpu": 64, "h200": 512, "paper": 768}[scale]}
+    roles = {arm.name: arm.role for arm in loaded_study.arms}
+    students = [job for job in jobs if job.kind == "train" and roles[job.arm] == "student"]
+    shape = {"cpu": (4, 192), "h200": (6, 512), "paper": (6, 768)}[scale]
+    for job in students:
+        assert (job.config.model.num_hidden_layers, job.config.model.hidden_size) == shape
+        # With a teacher of its own for each seed, the intervals cover the choice of the teacher too.
+        seed = 0 if scale == "paper" else job.seed
+        assert all(name.endswith(f"-seed{seed}") for name in job.needs)
+    assert len([job for job in students if job.arm == "alone"]) == 3
     assert not any(str(tmp_path) in str(job.config.data) for job in jobs)
 
 
@@ -43,14 +51,40 @@ def test_the_demo_is_a_valid_study(scale, tmp_path):
     assert [job.arm for job in runs[:2]] == ["teacher", "alone"]
 
 
+@pytest.mark.parametrize("name", ["remapping", "budget", "demo"])
+@pytest.mark.parametrize("scale", ["cpu", "h200", "paper"])
+def test_every_grown_arm_can_be_grown(name, scale, tmp_path):
+    """Growth is planned only once the source is trained; a refusal would stop the study days later."""
+    argument = "1" if name == "demo" else scale
+    jobs = {job.name: job for job in study_jobs(load_study(f"configs/study/{name}.py:{argument}"), tmp_path)}
+    grown = [job for job in jobs.values() if job.kind == "train" and job.config.init.method]
+    assert grown
+    for job in grown:
+        init = job.config.init
+        source = jobs[Path(init.from_ or job.config.teacher.path).name].config
+        models = [dataclasses.replace(config.model, vocab_size=96) for config in (source, job.config)]
+        if init.method != "ligo":
+            plan_growth(init.method, *models, jax.random.key(0), init)
+
+
+@pytest.mark.parametrize("scale", ["cpu", "h200", "paper"])
+def test_arms_of_one_name_have_one_config_in_all_studies(scale, tmp_path):
+    """So that studies may share their runs. Paths of teachers are those of the study."""
+    configs = {}
+    for name in STUDIES:
+        for job in study_jobs(load_study(f"configs/study/{name}.py:{scale}"), tmp_path):
+            if job.kind == "train":
+                assert configs.setdefault(job.name, job.config) == job.config, (name, job.name)
+
+
 def test_the_papers_numbers(tmp_path):
     jobs = {
         job.name: job for job in study_jobs(load_study("configs/study/teacher_quality.py:paper"), tmp_path)
     }
-    config = jobs["with2-seed1"].config
+    config = jobs["with_very_weak-seed1"].config
     assert (config.train.batch_size, config.optimizer.learning_rate.value) == (128, 5e-4)
     assert config.train.steps == 30_000_000 * 20 // 128
-    assert config.teacher.path == str(tmp_path / "runs" / "teacher2-seed0")
+    assert config.teacher.path == str(tmp_path / "runs" / "very_weak-seed0")
     assert (config.distill.alpha_hard.value, config.distill.alpha_soft.value, config.seed) == (1, 1, 1)
 
 
@@ -238,6 +272,7 @@ def study_with_claim(**claim):
             study_with(["pairs"], {"sets": ["a/blimp.zip", "b/blimp"]}),
             "pairs.sets has 'a/blimp.zip', expected names that differ",
         ),
+        (study_with(["pairs"], {"sets": [".."]}), "pairs.sets has '..', expected a path that ends in a name"),
         (study_with(["pairs"], {"sets": ["era"]}), "pairs.sets has 'era', expected names that differ"),
         (study_with(["pairs"], {"max_pairs": -1}), "pairs.max_pairs is -1, expected at least 0"),
         (

@@ -80,22 +80,25 @@ def test_paper_table_is_as_printed():
 
 
 def test_paper_table_has_our_averages_and_the_papers():
-    scores = {"teacher1": (40.0,), "alone": (50.0, 52.0), "with4": (52.0, 54.0), "with1": (49.0, 51.0)}
+    scores = {
+        **{"extremely_weak": (40.0,), "alone": (50.0, 52.0)},
+        **{"with_weak": (52.0, 54.0), "with_extremely_weak": (49.0, 51.0)},
+    }
     study_results = make_results("configs/study/teacher_quality.py:cpu", scores)
     rows = {row[0]: row[2:] for row in sweep_tables.paper_table(study_results).rows}
     assert rows["baseline (no teacher)"] == ["51.00 ± 1.41", "–", "79.89", "–"]
-    assert rows["1-layer teacher"] == ["40.00", "–", "53.87", "–"]
-    weak = rows["with the weak teacher (4 layers)"]
+    assert rows["extremely weak teacher (1 layer of half the width)"] == ["40.00", "–", "53.87", "–"]
+    weak = rows["with the weak teacher, α_s = 1"]
     assert weak[1].startswith("+2.00 [")
     assert [weak[0], *weak[2:]] == ["53.00 ± 1.41", "81.33", "+1.44"]
-    assert rows["with the extremely weak teacher (1 layer)"][2:] == ["77.13", "−2.76"]
+    assert rows["with the extremely weak teacher, α_s = 1"][2:] == ["77.13", "−2.76"]
     assert len(rows) == len(scores)
     html, markdown = sweep_html.render_study_html(study_results), sweep_tables.study_markdown(study_results)
     for text in (html.replace("&#x27;", "'"), markdown):
         assert "Comparison with the paper's table 1" in text
         assert "one run per arm, average over nine GLUE tasks, hidden size 768" in text
-        assert "ours: average over 5 tasks" in text
-    assert ["with the weak teacher (4 layers)", "with the weak teacher", *weak] in Page(html).tables[1]
+        assert "ours: average over 3 tasks" in text
+    assert ["with the weak teacher, α_s = 1", "with the weak teacher", *weak] in Page(html).tables[1]
     assert "| with the weak teacher |" in markdown
 
 
@@ -109,25 +112,47 @@ def test_paper_table_has_our_averages_and_the_papers():
         ("chain", {}, False),
     ],
 )
-@pytest.mark.parametrize("scale", ["cpu", "paper"])
+@pytest.mark.parametrize("scale", ["cpu", "h200", "paper"])
 def test_each_study_shows_what_of_the_paper_its_arms_name(name, scale, figures, table):
     study_results = make_full_results(f"configs/study/{name}.py:{scale}")
     html = sweep_html.render_study_html(study_results)
     paper_figures = paper_figures_of(html)
     tasks = {"cola", "mnli"} & set(study_results.study.finetuning.tasks)
+    if scale == "cpu":  # nothing is fine-tuned before the end: no curves to put beside the paper's
+        tasks = set()
     assert len(paper_figures) == len(tasks) * len(figures)
     for source, labels in paper_figures:
         assert figures[re.search(r"figure (\d)", source).group(1)] == labels
     assert ("table 1" in html) == ("table 1" in sweep_tables.study_markdown(study_results)) == table
 
 
+def test_a_curve_of_scores_is_of_the_seeds_that_have_all_of_it():
+    """FLOPs between two evaluations are interpolated; a seed without a checkpoint is left out."""
+    study = build_dataclass(Study, {"arms": [{"name": "a", "config": "c"}], "pairs": {"sets": ["order"]}})
+    records = tuple(
+        {"step": step, "student_flops": 2.0 * step, "teacher_flops": min(step, 20), "held_out_loss": 1.0}
+        for step in (20, 40)
+    )
+    run = results.TrainingResult({"steps": 40, "flops": {"total": 100.0}}, records, TEXT)
+    scores = {
+        **{(0, 10): {"order": (0.5, 0.7)}, (0, FINAL_STEP): {"order": (0.9, 0.9)}},
+        (1, FINAL_STEP): {"order": (0.1, 0.1)},
+    }
+    arm = results.ArmResults(study.arms[0], {0: run, 1: run}, {}, scores, {}, ("order",))
+    flops, accuracies = results.mean_score_curve(arm, "order")
+    assert flops == [30.0, 100.0]
+    assert accuracies == pytest.approx([0.6, 0.9])
+    assert results.mean_score_curve(arm, "era") == ([], [])
+
+
 def test_paper_line_has_the_colour_of_its_arm():
-    html = sweep_html.render_study_html(make_full_results("configs/study/soft_weight.py:cpu"))
+    html = sweep_html.render_study_html(make_full_results("configs/study/soft_weight.py:h200"))
     colours = {
         label: colour
         for colour, label in re.findall(r'class="line (c\d) d0" d="M1 5H25"/></svg>(.*?)</li>', html)
     }
-    assert colours["normal, 1 : 1"] == colours["1 : 1"] != colours["1 : 4"] == colours["strong, 1 : 4"]
+    normal, strong = colours["normal, α_s = 1"], colours["strong, α_s = 4"]
+    assert colours["normal, 1 : 1"] == normal != strong == colours["strong, 1 : 4"]
 
 
 def test_unknown_arm_of_the_paper_is_refused():
@@ -138,7 +163,7 @@ def test_unknown_arm_of_the_paper_is_refused():
 
 def test_manifest_without_paper_arms_has_no_paper_results(tmp_path):
     """The report has nothing of the paper."""
-    study = load_study("configs/study/soft_weight.py:cpu")
+    study = load_study("configs/study/soft_weight.py:h200")
     manifest.write_manifest(study, study_jobs(study, tmp_path), tmp_path)
     path = tmp_path / manifest.MANIFEST_NAME
     plan = json.loads(path.read_text())
@@ -149,7 +174,9 @@ def test_manifest_without_paper_arms_has_no_paper_results(tmp_path):
     old_results = make_results(old_study, {arm.name: (50.0,) for arm in old_study.arms if arm.finetune_at})
     assert "Scores by checkpoint" in sweep_html.render_study_html(old_results)
     assert paper_figures_of(sweep_html.render_study_html(old_results)) == []
-    assert "0 of 62 runs are finished" in sweep_html.write_study_report(tmp_path).read_text()
+    assert (
+        f"0 of {len(plan['jobs'])} runs are finished" in sweep_html.write_study_report(tmp_path).read_text()
+    )
     plan["grid"]["arms"][1]["paper"] = "figure3.storng"
     path.write_text(json.dumps(plan))
     with pytest.raises(UserError, match=r"arms\.1\.paper is 'figure3\.storng'"):
@@ -181,7 +208,7 @@ def test_names_are_text_in_markdown_too():
     ]
     assert widths == tables
     assert any(
-        f"{evil} with4" in cell
+        f"{evil} with_weak" in cell
         for row in Page(sweep_html.render_study_html(study_results)).tables[0]
         for cell in row
     )
@@ -199,13 +226,19 @@ def test_until_matched_label_has_the_margin(scale, tmp_path):
     assert all(expected in text for text in (label, *texts))
 
 
-FLOPS = {"teacher4": 8e12, "alone": 1.2e13, "with4": 1.6e13, "with2": 1.4e13, "with1": 1.3e13}
+FLOPS = {
+    "weak": 8e12,
+    "alone": 1.2e13,
+    "with_weak": 1.6e13,
+    "with_very_weak": 1.4e13,
+    "with_extremely_weak": 1.3e13,
+}
 SCORES = {
-    "teacher4": (45.0,),
+    "weak": (45.0,),
     "alone": (50.0, 54.0),  # 52
-    "with4": (55.0, 57.0),  # 56
-    "with2": (51.0, 51.0),  # more expensive than the baseline and worse
-    "with1": (52.0, 54.0),  # 53
+    "with_weak": (55.0, 57.0),  # 56
+    "with_very_weak": (51.0, 51.0),  # more expensive than the baseline and worse
+    "with_extremely_weak": (52.0, 54.0),  # 53
 }
 
 
@@ -217,16 +250,16 @@ def test_score_against_flops():
         assert point.flops == FLOPS[name]
         assert point.score == pytest.approx(sum(SCORES[name]) / len(SCORES[name]) / 100)
     assert points["alone"].spread == pytest.approx(0.02 * math.sqrt(2))  # two seeds, ±2 about the mean
-    assert points["teacher4"].spread == 0
+    assert points["weak"].spread == 0
     assert [point.arm for point in results.pareto_front(list(points.values()))] == [
-        "teacher4",
+        "weak",
         "alone",
-        "with1",
-        "with4",
+        "with_extremely_weak",
+        "with_weak",
     ]
     rows = {row[0]: row[1:] for row in sweep_tables.quality_table(study_results).rows}
     assert rows["baseline (no teacher)"] == ["1.2e+13", "52.00 ± 2.83", "yes"]
-    assert rows["with the very weak teacher (2 layers)"] == ["1.4e+13", "51.00 ± 0.00", "–"]
+    assert rows["with the very weak teacher, α_s = 1"] == ["1.4e+13", "51.00 ± 0.00", "–"]
     assert "Average score against FLOPs" in sweep_tables.study_markdown(study_results)
     html = sweep_html.render_study_html(study_results)
     figure = re.search(r"<h2>Average score</h2>(.*?)</figure>", html, re.DOTALL).group(1)
@@ -244,7 +277,7 @@ def test_a_point_is_where_its_numbers_are():
         label: (float(x), float(y))
         for x, y, label in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>(.*?):', figure)
     }
-    names = ("baseline (no teacher)", "with the weak teacher (4 layers)", "4-layer teacher")
+    names = ("baseline (no teacher)", "with the weak teacher, α_s = 1", "weak teacher (2 layers)")
     baseline, weak, teacher = (dots[name] for name in names)
     assert weak[0] / baseline[0] == pytest.approx(1.6 / 1.2, rel=1e-2)
     per_point = (baseline[1] - weak[1]) / (56 - 52)
@@ -252,11 +285,11 @@ def test_a_point_is_where_its_numbers_are():
     bars = re.findall(r'd="M([\d.]+) ([\d.]+)V([\d.]+)"', figure)
     top, bottom = next((float(a), float(b)) for x, a, b in bars if float(x) == baseline[0])
     assert (bottom - top) / 2 / per_point == pytest.approx(2 * math.sqrt(2), rel=1e-2)
-    assert len(bars) == 3  # with2's seeds are equal, the teacher has one seed
+    assert len(bars) == 3  # the seeds with the very weak teacher are equal, the teacher has one seed
     start, steps = re.search(r'class="level" d="M([\d. ]+)H(.*?)H[\d.]+"', figure).groups()
     corners = [tuple(map(float, start.split()))]
     corners += [tuple(map(float, corner.split("V"))) for corner in steps.split("H")]
-    assert corners == [teacher, baseline, dots["with the extremely weak teacher (1 layer)"], weak]
+    assert corners == [teacher, baseline, dots["with the extremely weak teacher, α_s = 1"], weak]
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12))
