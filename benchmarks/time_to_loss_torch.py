@@ -36,7 +36,7 @@ common = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": WIDTH // 32,
     "max_position_embeddings": LENGTH,
-    "initializer_range": 0.05,
+    "initializer_range": 0.035 if variant == "modernbert" else 0.05,
     "pad_token_id": 0,
 }
 if variant == "modernbert":
@@ -46,6 +46,7 @@ if variant == "modernbert":
             **common,
             intermediate_size=8 * round(WIDTH / 3),
             global_attn_every_n_layers=1,
+            classifier_activation="linear",
             rope_parameters={"full_attention": theta, "sliding_attention": theta},
             eos_token_id=3,
             bos_token_id=2,
@@ -221,7 +222,7 @@ def run_loop() -> None:
     if variant == "modernbert":  # its own initialization is smaller at the outputs of layers
         for p in named.values():
             if p.ndim == 2:
-                torch.nn.init.normal_(p, std=0.05)
+                torch.nn.init.normal_(p, std=0.035)
     kernels = {name: p for name, p in named.items() if is_kernel(name, p)}
     others = [p for name, p in named.items() if name not in kernels]
     groups = [

@@ -13,15 +13,17 @@ ROWS = ["data.row_mode=wrapped"]
 ADAMW = ["optimizer.kind=adamw", "optimizer.learning_rate.value=4e-3", "optimizer.b2=0.98"]
 FEWER_MASKS = ["mlm.probability=0.15"]
 MORE_MASKS = ["mlm.probability=0.4"]
+GELU_HEAD = ["model.classifier_activation=gelu", "model.initializer_range=0.05"]
 BERT, MODERNBERT = "configs/small_bert.py:2x128", "configs/modernbert.py:2x128"
 ARMS = {  # label, config, overrides
     "bert": ("BERT: learned positions, AdamW, 15 % masks", BERT, ROWS),
     "bert-masks": ("… 40 % masks", BERT, [*ROWS, *MORE_MASKS]),
     "roformer": ("BERT with rotary positions", BERT, [*ROWS, "model.model_type=roformer"]),
-    "modernbert-adamw": ("ModernBERT, AdamW, 15 % masks", MODERNBERT, [*ADAMW, *FEWER_MASKS]),
-    "modernbert-adamw-masks": ("… 40 % masks", MODERNBERT, ADAMW),
-    "modernbert-muon": ("ModernBERT, Muon, 15 % masks", MODERNBERT, FEWER_MASKS),
-    "recipe": ("ModernBERT, Muon, 40 % masks", MODERNBERT, []),
+    "modernbert-adamw": ("ModernBERT, AdamW, 15 % masks", MODERNBERT, [*GELU_HEAD, *ADAMW, *FEWER_MASKS]),
+    "modernbert-adamw-masks": ("… 40 % masks", MODERNBERT, [*GELU_HEAD, *ADAMW]),
+    "modernbert-muon": ("ModernBERT, Muon, 15 % masks", MODERNBERT, [*GELU_HEAD, *FEWER_MASKS]),
+    "modernbert-muon-masks": ("… 40 % masks", MODERNBERT, GELU_HEAD),
+    "recipe": ("… head without an activation, initialisation 0.035", MODERNBERT, []),
 }
 
 

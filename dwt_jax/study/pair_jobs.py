@@ -25,7 +25,7 @@ class PairSets:
             if not path.exists():
                 continue
             config = read_json(path)
-            if job.is_done() and not self._is_there(name):
+            if job.is_done() and not self._is_present(name):
                 expected = {**config, "max_pairs": self._pairs.max_pairs}
             else:
                 expected = self._config(name)
@@ -67,7 +67,7 @@ class PairSets:
     def _config(self, name: str) -> dict[str, str | int]:
         return {"pairs": self._digest(name), "max_pairs": self._pairs.max_pairs}
 
-    def _is_there(self, name: str) -> bool:
+    def _is_present(self, name: str) -> bool:
         from dwt_jax.eval.evaluate_pairs import GRAMMAR
 
         return self._sources[name] == GRAMMAR or Path(self._sources[name]).expanduser().exists()
