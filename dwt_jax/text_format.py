@@ -17,6 +17,11 @@ def format_count(count: float) -> str:
     return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
 
 
+def format_share(share: float) -> str:
+    """Format a share as '12.5 %', one of ten or more as '1,234 %'."""
+    return f"{share * 100:.3g} %" if share < 9.995 else f"{share * 100:,.0f} %"
+
+
 def format_step(record: dict[str, Any], steps: int, eta: float) -> str:
     """Format the metrics of one step as a log line.
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from dwt_jax.runs.metrics_file import total_flops
 from dwt_jax.study import charts, tables
 from dwt_jax.study.charts import ChartAxes, ChartLine
+from dwt_jax.study.run_records import RunRecord
 from dwt_jax.study.tables import ReportTable
 from dwt_jax.text_format import format_duration
 
 if TYPE_CHECKING:  # report.py calls this file
-    from dwt_jax.study.report import RunComparisonStudy, RunRecord
+    from dwt_jax.study.report import RunComparisonStudy
 
 WIDE, SMALL, PANEL = (1000, 400), (360, 300), (340, 240)  # width and height of the charts in pixels
 
@@ -129,7 +130,7 @@ def _styles(study: "RunComparisonStudy") -> dict[str, tuple[int, int]]:
 
 
 def _lines(
-    study: "RunComparisonStudy", points: Callable[["RunRecord"], tuple[Sequence[float], Sequence[float]]]
+    study: "RunComparisonStudy", points: Callable[[RunRecord], tuple[Sequence[float], Sequence[float]]]
 ) -> list[ChartLine]:
     """Return a line for each student that has points, the baseline first (drawn on top)."""
     styles = _styles(study)
@@ -155,7 +156,7 @@ def _teacher_losses(study: "RunComparisonStudy") -> tuple[tuple[str, float], ...
     baseline = study.baseline or next((run for run in study.runs if run.role == "student"), study.runs[0])
     prefixes = ("mlm.", "run.data_digest", "held-out predictions")
 
-    def eval_settings(run: "RunRecord") -> dict[str, Any]:
+    def eval_settings(run: RunRecord) -> dict[str, Any]:
         return {key: value for key, value in run.settings().items() if key.startswith(prefixes)}
 
     teachers = [
@@ -165,10 +166,10 @@ def _teacher_losses(study: "RunComparisonStudy") -> tuple[tuple[str, float], ...
 
 
 def _curves(study: "RunComparisonStudy") -> str:
-    def loss(run: "RunRecord") -> list[float]:
+    def loss(run: RunRecord) -> list[float]:
         return [record["held_out_loss"] for record in run.evaluations]
 
-    def flops(run: "RunRecord") -> list[float]:
+    def flops(run: RunRecord) -> list[float]:
         return [total_flops(record) for record in run.evaluations]
 
     by_steps = _lines(study, lambda run: ([record["step"] for record in run.evaluations], loss(run)))
@@ -207,7 +208,7 @@ def _baseline_difference(study: "RunComparisonStudy") -> str:
         return ""
     baseline_losses = {record["step"]: record["held_out_loss"] for record in study.baseline.evaluations}
 
-    def difference(run: "RunRecord") -> tuple[list[float], list[float]]:
+    def difference(run: RunRecord) -> tuple[list[float], list[float]]:
         if run is study.baseline:
             return [], []
         common = [record for record in run.evaluations if record["step"] in baseline_losses]
@@ -237,8 +238,8 @@ def _baseline_difference(study: "RunComparisonStudy") -> str:
 def _training(study: "RunComparisonStudy") -> str:
     """Small charts of the training losses."""
 
-    def series(key: str, with_teacher: bool) -> Callable[["RunRecord"], tuple[list[float], list[float]]]:
-        def points(run: "RunRecord") -> tuple[list[float], list[float]]:
+    def series(key: str, with_teacher: bool) -> Callable[[RunRecord], tuple[list[float], list[float]]]:
+        def points(run: RunRecord) -> tuple[list[float], list[float]]:
             records = [
                 record
                 for record in run.metrics
@@ -248,7 +249,7 @@ def _training(study: "RunComparisonStudy") -> str:
 
         return points
 
-    def weights(run: "RunRecord") -> tuple[list[float], list[float]]:
+    def weights(run: RunRecord) -> tuple[list[float], list[float]]:
         records = run.metrics if run.is_distilled else []
         return [r["step"] for r in records], [r["alpha_soft"] for r in records]
 
@@ -339,7 +340,7 @@ def _controlled_settings(study: "RunComparisonStudy") -> str:
 
 
 def _environment(study: "RunComparisonStudy") -> dict[str, str]:
-    def values_of(get_value: Callable[["RunRecord"], str]) -> str:
+    def values_of(get_value: Callable[[RunRecord], str]) -> str:
         labels_by_value: dict[str, list[str]] = {}
         for run in study.runs:
             labels_by_value.setdefault(get_value(run), []).append(run.label)

@@ -16,7 +16,8 @@ from dwt_jax.files import read_json
 from dwt_jax.runs.metrics_file import read_jsonl, total_flops
 from dwt_jax.study import manifest
 from dwt_jax.study.extra_results import BAG_OF_WORDS_NAME, MASKED_WORDS_NAME
-from dwt_jax.study.report import TargetCrossing, read_document_losses, steps_to_target
+from dwt_jax.study.report import TargetCrossing, steps_to_target
+from dwt_jax.study.run_records import read_document_losses
 from dwt_jax.study.statistics import Interval, PairedDocuments, paired_loss_interval, paired_score_interval
 from dwt_jax.study.sweep import FINAL_STEP, LOSS_MEASURES, Arm, Hypothesis, JobRecord, Study
 

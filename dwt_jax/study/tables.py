@@ -12,10 +12,17 @@ from dwt_jax.config_loader import flatten_dict
 from dwt_jax.finetune.tasks import format_percent
 from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.study import charts
-from dwt_jax.text_format import format_float, format_with_error
+from dwt_jax.study.descriptions import (
+    describe_batch,
+    describe_loss_weights,
+    describe_masks,
+    describe_schedule,
+)
+from dwt_jax.study.run_records import RunRecord
+from dwt_jax.text_format import format_float, format_share, format_with_error
 
 if TYPE_CHECKING:  # report.py imports this module
-    from dwt_jax.study.report import BaselineComparison, RunComparisonStudy, RunRecord
+    from dwt_jax.study.report import BaselineComparison, RunComparisonStudy
 
 VERDICTS = ("helped", "harmed", "undecided", "not comparable")
 
@@ -67,7 +74,7 @@ def comparison_findings(comparison: "BaselineComparison", study: "RunComparisonS
     return [first, _describe_target(comparison, baseline), *caveat]
 
 
-def _describe_target(comparison: "BaselineComparison", baseline: "RunRecord") -> str:
+def _describe_target(comparison: "BaselineComparison", baseline: RunRecord) -> str:
     reach, flops = comparison.reach, comparison.run.summary["flops"]
     if reach is None:
         return "It never reached the final loss of the baseline."
@@ -75,9 +82,9 @@ def _describe_target(comparison: "BaselineComparison", baseline: "RunRecord") ->
     upper_bound = " (at its first evaluation, perhaps earlier)" if reach.is_upper_bound else ""
     text = (
         f"It reached the final loss of the baseline after {reach.steps:,.0f} steps{upper_bound}, "
-        f"{_format_percent(reach.steps / baseline.summary['steps'])} of the baseline's steps, and "
+        f"{format_share(reach.steps / baseline.summary['steps'])} of the baseline's steps, and "
         f"{_format_flops(reach.flops)} including the teacher's forward pass, "
-        f"{_format_percent(reach.flops / baseline_flops)} of the baseline's FLOPs; "
+        f"{format_share(reach.flops / baseline_flops)} of the baseline's FLOPs; "
     )
     prior_flops, models = _prior_training_flops(flops), "the teacher"
     if "source_training" in flops:
@@ -87,7 +94,7 @@ def _describe_target(comparison: "BaselineComparison", baseline: "RunRecord") ->
     total = reach.flops + prior_flops
     return (
         text + f"including the training of {models}, {_format_flops(total)}, "
-        f"{_format_percent(total / baseline_flops)}."
+        f"{format_share(total / baseline_flops)}."
     )
 
 
@@ -119,64 +126,6 @@ def _spell_number(number: int) -> str:
     return {2: "two", 3: "three", 4: "four"}.get(number, str(number))
 
 
-def describe_schedule(schedule: Mapping[str, Any]) -> str:
-    """Describe a schedule in words.
-
-    For example '4 → 1 linear', '2 → 0 cosine from 10 % to 80 %' or '1, from 50 % on 0'.
-    """
-    kind, value, end = schedule["kind"], f"{schedule['value']:g}", f"{schedule['end']:g}"
-    warmup, decay_start, decay_end = (
-        schedule.get(key, default)
-        for key, default in (("warmup_fraction", 0), ("decay_start", 0), ("decay_end", 1))
-    )
-    rise = f", warm-up {_format_percent(warmup)}" if warmup else ""
-    if kind == "constant":
-        return value + rise
-    if kind == "until_matched":
-        return f"{value} until the teacher is matched{rise}"
-    if boundaries := schedule.get("boundaries"):
-        stages = zip(boundaries, schedule["boundary_values"], strict=True)
-        return value + "".join(f", from {_format_percent(at)} on {x:g}" for at, x in stages) + rise
-    if kind == "piecewise":
-        return f"{value}, from {_format_percent(decay_start)} on {end}{rise}"
-    name = kind.replace("_", "-")
-    if (decay_type := schedule.get("decay_type", "linear")) != "linear":
-        name += f" ({decay_type})"
-    span = f" from {_format_percent(decay_start)}" if decay_start > warmup else ""
-    span += f" to {_format_percent(decay_end)}" if decay_end != 1 else ""
-    return f"{value} → {end} {name}{span}{rise}"
-
-
-def _describe_masks(probability: Mapping[str, Any]) -> str:
-    if probability["kind"] == "constant":
-        return f"{_format_percent(probability['value'])} of the tokens"
-    return f"{describe_schedule(probability)}, as a share of the tokens"
-
-
-def _describe_rows(train: Mapping[str, Any]) -> str:
-    if not (ramp := train.get("batch_ramp")):
-        return str(train["batch_size"])
-    share = _format_percent(train["batch_ramp_fraction"])
-    return f"{', '.join(map(str, ramp))} over {share} of the steps, then {train['batch_size']}"
-
-
-def describe_loss_weights(config: Mapping[str, Any]) -> str:
-    """Describe the objective; parts with their default value are left out."""
-    distill = config["distill"]
-    if not config["teacher"]["path"]:
-        return "–"
-    parts = [
-        f"hard {describe_schedule(distill['alpha_hard'])}",
-        f"soft {describe_schedule(distill['alpha_soft'])}",
-    ]
-    temperature = describe_schedule(distill["temperature"])
-    parts += [f"t {temperature}"] if temperature != "1" else []
-    parts += ["× t²"] if distill.get("scale_by_temperature_squared") and temperature != "1" else []
-    for key, default in (("divergence", "forward_kl"), ("token_selection", "all")):
-        parts += [distill[key].replace("_", " ")] if distill.get(key, default) != default else []
-    return "; ".join(parts)
-
-
 def _format_flops(value: float) -> str:
     """Format FLOPs with three digits and a unit."""
     size, unit = charts.flop_unit(value)
@@ -184,11 +133,7 @@ def _format_flops(value: float) -> str:
     return f"{value / size:.{max(0, 3 - digits)}f} {unit}"
 
 
-def _format_percent(share: float) -> str:
-    return f"{share * 100:.3g} %" if share < 9.995 else f"{share * 100:,.0f} %"
-
-
-def _model_size(run: "RunRecord") -> str:
+def _model_size(run: RunRecord) -> str:
     return f"{run.config['model']['num_hidden_layers']}\u00a0×\u00a0{run.config['model']['hidden_size']}"
 
 
@@ -197,7 +142,7 @@ def run_label(study: "RunComparisonStudy", name: str) -> str:
     return next((run.label for run in study.runs if run.name == name), name) or "–"
 
 
-def find_comparison(study: "RunComparisonStudy", run: "RunRecord") -> "BaselineComparison | None":
+def find_comparison(study: "RunComparisonStudy", run: RunRecord) -> "BaselineComparison | None":
     """Return the comparison of a run with the baseline, None if it has none."""
     return next((comparison for comparison in study.comparisons if comparison.run is run), None)
 
@@ -256,15 +201,15 @@ def costs_table(study: "RunComparisonStudy") -> ReportTable:
     return ReportTable(header, rows)
 
 
-def _is_grown(run: "RunRecord") -> bool:
+def _is_grown(run: RunRecord) -> bool:
     return "source_training" in run.summary["flops"]
 
 
 def _relative(value: float, baseline: float | None) -> str:
-    return _format_percent(value / baseline) if baseline else "–"
+    return format_share(value / baseline) if baseline else "–"
 
 
-def _tokens_per_second(run: "RunRecord") -> float | None:
+def _tokens_per_second(run: RunRecord) -> float | None:
     """Return the median over the logged steps, which ignores interruptions and other jobs' load."""
     rates = [record["tokens_per_second"] for record in run.metrics if record.get("tokens_per_second")]
     return float(np.median(rates)) if rates else None
@@ -290,9 +235,9 @@ def controlled_settings_table(study: "RunComparisonStudy") -> ReportTable:
     settings = [{**run.settings(), "device": run.summary.get("device", "unknown")} for run in students]
     config = students[0].config
     values = {
-        "rows a step": _describe_rows(config["train"]),
+        "rows a step": describe_batch(students[0]),
         "student's size": _model_size(students[0]),
-        "masks": _describe_masks(config["mlm"]["probability"]),
+        "masks": describe_masks(config["mlm"]["probability"]),
         "optimizer and learning rate": describe_schedule(config["optimizer"]["learning_rate"]),
     }
     rows = []
@@ -318,7 +263,7 @@ def controlled_settings_table(study: "RunComparisonStudy") -> ReportTable:
     return ReportTable(("of the students", "", "value"), rows, text_columns=3)
 
 
-def differences_table(run: "RunRecord", baseline: "RunRecord") -> ReportTable:
+def differences_table(run: RunRecord, baseline: RunRecord) -> ReportTable:
     """Tabulate the config keys in which a run differs from the baseline."""
     config, baseline_config = flatten_dict(run.config), flatten_dict(baseline.config)
     keys = [key for key in {**baseline_config, **config} if config.get(key) != baseline_config.get(key)]
@@ -404,7 +349,7 @@ def report_csv(study: "RunComparisonStudy") -> str:
     return stream.getvalue()
 
 
-def _report_csv_row(study: "RunComparisonStudy", run: "RunRecord") -> dict[str, Any]:
+def _report_csv_row(study: "RunComparisonStudy", run: RunRecord) -> dict[str, Any]:
     held_out, flops, distill = run.summary["held_out"], run.summary["flops"], run.config["distill"]
     comparison = find_comparison(study, run)
     reach = comparison.reach if comparison else None

@@ -16,7 +16,7 @@ from dwt_jax.config_loader import config_to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
 from dwt_jax.models.bert import Config as BertConfig
-from dwt_jax.study import charts, report, tables
+from dwt_jax.study import charts, descriptions, report
 from helpers.html_page import Page
 
 STEPS, EVERY = 1000, 100
@@ -430,6 +430,20 @@ def test_masking_schedules_are_described(tmp_path):
     assert "0.4 → 0.15 linear, as a share of the tokens" in report.write_report(tmp_path).read_text()
 
 
+def test_batch_ramps_are_described(tmp_path):
+    """A version without ramps has none, and the other names of its keys do not matter."""
+    config = config_of()
+    train = dataclasses.replace(config.train, batch_size=16, batch_ramp=(4, 8), batch_ramp_fraction=0.3)
+    run = write_run(tmp_path / "a", dataclasses.replace(config, train=train), curve(5.6))
+    path = report.write_report(tmp_path).with_suffix(".md")
+    assert "| equal | 4 rows to step 150, 8 rows to step 300, then 16 rows |" in path.read_text()
+    older = json.loads((run / "config.json").read_text())
+    older["train"] = {"steps": STEPS, "batch_size": 16, "accumulate": 1}
+    (run / "config.json").write_text(json.dumps(older))
+    report.write_report(tmp_path)
+    assert "| rows a step | equal | 16 rows |" in path.read_text()
+
+
 def test_unfinished_runs_are_listed(tmp_path):
     make_study(tmp_path)
     (tmp_path / "decay" / "summary.json").unlink()
@@ -565,7 +579,7 @@ def test_non_finite_losses_are_not_drawn(tmp_path):
     ],
 )
 def test_describe_schedule(schedule, description):
-    assert tables.describe_schedule(dataclasses.asdict(schedule)) == description
+    assert descriptions.describe_schedule(dataclasses.asdict(schedule)) == description
 
 
 @pytest.mark.parametrize(
