@@ -221,14 +221,15 @@ def write_test_predictions(
     predictions = predictions_from_logits(logits, data.labels)
     if data.bounds:
         predictions = np.clip(predictions, *data.bounds)
-    rows = list(zip(split.ids, _format_predictions(predictions, data.labels, ".3f"), strict=True))
+    float_format = ".3f" if name in data.submissions else ".9g"  # GLUE's, or what tells float32 values apart
+    rows = list(zip(split.ids, _format_predictions(predictions, data.labels, float_format), strict=True))
     if name in data.submissions and all(index.isdecimal() for index, _ in rows):
         rows.sort(key=lambda row: int(row[0]))
     file = data.submissions.get(name, f"{task}.tsv")
     _write_tsv(workdir / "submission" / file, ("index", "prediction"), list(zip(*rows, strict=True)))
 
 
-def _format_predictions(values: np.ndarray, labels: Sequence[str], float_format: str = ".6g") -> list[str]:
+def _format_predictions(values: np.ndarray, labels: Sequence[str], float_format: str = ".9g") -> list[str]:
     return [labels[int(value)] if labels else format(float(value), float_format) for value in values]
 
 

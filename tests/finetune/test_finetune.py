@@ -650,6 +650,19 @@ def test_submission_is_clipped_to_glues_bounds(tmp_path):
     assert lines == ["index\tprediction", "0\t0.000", "1\t3.142", "2\t5.000"]
 
 
+def test_own_predictions_have_full_precision(tmp_path):
+    """Numbers are small in some units: three decimals are GLUE's rule alone."""
+    from dwt_jax.finetune.datasets import ExampleSplit, TaskData
+
+    logits = np.array([[1.2345678e-4], [1.2345679e-4], [-3.5]], np.float32)
+    split = ExampleSplit(["a"] * 3, None, None, ["0", "1", "2"])
+    outputs.write_test_predictions(
+        tmp_path, "mine", "test", split, TaskData({}, (), ("pearson",), ()), logits
+    )
+    lines = (tmp_path / "submission" / "mine.tsv").read_text().splitlines()[1:]
+    assert [np.float32(line.split("\t")[1]) for line in lines] == logits[:, 0].tolist()
+
+
 def test_submission_has_the_order_of_the_test_file(tmp_path):
     """TFDS has shuffled GLUE's test files. Other files keep their order, whatever their ids."""
     from dwt_jax.finetune.datasets import ExampleSplit, TaskData
