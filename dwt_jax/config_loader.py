@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from dwt_jax.config import Config, Schedule
 from dwt_jax.config_checks import check
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.files import user_path
 from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, model_config_type
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.presets import PRESETS
@@ -127,13 +128,15 @@ def read_config_file(spec: str) -> Mapping[str, Any]:
     """Run a config file and return the result of its `get_config`.
 
     Args:
-        spec: `path` or `path:arg`.
+        spec: `path` or `path:arg`. A path configs/… that does not exist is that of the package.
 
     Raises:
         UserError: the file is missing, fails, or returns no mapping.
     """
     name, _, arg = spec.partition(":")
-    path = Path(name)
+    path = user_path(name)
+    if not path.is_file() and name.startswith("configs/"):
+        path = bundled_config_path(name.removeprefix("configs/"))
     if not path.is_file():
         raise UserError(f"--config: no file {name!r}, expected a Python file with get_config()")
     module = _load_module(path)

@@ -33,6 +33,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path with `~` replaced by the home directory.
+
+    A shell leaves `~` as it is in `--workdir=~/runs`.
+
+    Raises:
+        UserError: the home directory is unknown.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: the home directory is unknown, expected a path without ~") from None
+
+
 def resolve_output_dir(out: Path) -> Path:
     """Resolve the path given as --out: `~` and symbolic links.
 
@@ -40,7 +54,7 @@ def resolve_output_dir(out: Path) -> Path:
         UserError: something other than an empty directory exists at that path, or it is inside a run.
     """
     try:
-        path = out.expanduser().resolve()
+        path = user_path(out).resolve()
     except RuntimeError:
         raise UserError(f"--out: {out} is a link to itself, expected a new or empty directory") from None
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -161,7 +175,7 @@ def _process_exists(pid: int) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     with atomic_write(path) as partial:
-        partial.write_text(json_text(value, indent=2) + "\n")
+        partial.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -7,6 +7,8 @@ import platform
 import sys
 from pathlib import Path
 
+from dwt_jax.errors import UserError
+
 # AVX-512 vectors where the CPU has them, since XLA prefers 256 bits: 9–19 % of a step, measured.
 _XLA_FLAGS = ("--xla_cpu_prefer_vector_width=512",)
 
@@ -47,7 +49,7 @@ def _enable_huge_pages(libc: ctypes.CDLL) -> None:
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+    if Path("/proc/sys/vm/overcommit_memory").read_text(encoding="utf-8").strip() == "2":
         return  # addresses are charged as memory there
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     block = libc.malloc(size)
@@ -81,8 +83,18 @@ def use_cpu_only() -> None:
 
 
 def cache_dir() -> Path:
-    """Return the directory of prepared data and compiled programs: $DWT_CACHE or ~/.cache/dwt-jax."""
-    return Path(os.environ.get("DWT_CACHE") or Path.home() / ".cache" / "dwt-jax")
+    """Return the directory of prepared data and compiled programs.
+
+    It is $DWT_CACHE, or dwt-jax in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        UserError: the home directory is unknown.
+    """
+    text = os.environ.get("DWT_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/dwt-jax"
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise UserError(f"{text}: the home directory is unknown, expected DWT_CACHE to name a directory")
+    return Path(path)
 
 
 def cpu_has_bf16_products() -> bool:
@@ -93,7 +105,7 @@ def cpu_has_bf16_products() -> bool:
 def _cpu_features() -> str:
     """Return the CPU's features as /proc/cpuinfo lists them, or its name where there is no such file."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith("flags"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

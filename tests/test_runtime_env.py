@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dwt_jax import runtime_env
+from dwt_jax.errors import UserError
 from helpers.runs import environment
 
 PROGRAM = """
@@ -26,6 +27,31 @@ def memory_in_mib():
         [sys.executable, "-c", PROGRAM], env=environment(), capture_output=True, text=True, check=True
     )
     return {name: int(size) for name, size in map(str.split, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"DWT_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"DWT_CACHE": "~/a"}, "/home/me/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/dwt-jax"),
+        ({}, "/home/me/.cache/dwt-jax"),
+    ],
+)
+def test_cache_is_where_the_environment_says(monkeypatch, variables, expected):
+    for name in ("DWT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/me", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert runtime_env.cache_dir() == Path(expected)
+
+
+def test_without_a_home_directory_the_variable_is_named(monkeypatch):
+    for name in ("DWT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(UserError, match="home directory is unknown, expected DWT_CACHE to name a directory"):
+        runtime_env.cache_dir()
 
 
 def test_set_xla_env_gives_the_heap_huge_pages_without_more_memory():

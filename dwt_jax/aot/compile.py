@@ -29,7 +29,7 @@ from dwt_jax.data.batch import Batch
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import mesh_shape
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json_object
+from dwt_jax.files import read_json_object, user_path
 from dwt_jax.hf.config import load_hf_config
 from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
@@ -165,7 +165,7 @@ def _vocabulary_size(config: Config) -> int:
 
 def _load_teacher_config(path: str, vocab_size: int) -> ModelConfig:
     """The teacher's model config from `path`: a run, a model directory, or the config file of a run."""
-    file = Path(path).expanduser() / "config.json"
+    file = user_path(path) / "config.json"
     if file.exists():
         saved_config = read_json_object(file, "the config of a run or of a model")
         is_run = isinstance(saved_config.get("model"), dict)
@@ -265,7 +265,7 @@ def compile_with_hlo_text(step: Any) -> tuple[Any, str]:
     with tempfile.TemporaryDirectory() as folder:
         program = step.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         (dump,) = Path(folder).glob("*after_optimizations.txt")
-        return program, dump.read_text()
+        return program, dump.read_text(encoding="utf-8")
 
 
 def _memory_plan(analysis: Any) -> dict[str, float]:

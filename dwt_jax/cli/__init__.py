@@ -1,7 +1,9 @@
 """The command line: one module a command. Imports of jax and the like happen inside `run` of a command."""
 
 import argparse
+import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -73,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       failure that is reported in one line.
     """
 
+    _degrade_streams()
+
     def run() -> int | None:
         options, overrides = parse_arguments(sys.argv[1:] if arguments is None else list(arguments))
         if options.command in SINGLE_PROCESS:
@@ -82,6 +86,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[options.command].run(options, overrides)
 
     return exit_status(run)
+
+
+def _degrade_streams() -> None:
+    """Let no character and no closed stream stop a run: what cannot be printed is replaced or dropped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:

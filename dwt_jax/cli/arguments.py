@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dwt_jax.errors import UserError
+from dwt_jax.files import user_path
 
 MODEL_HELP = "run directory or model directory"
 STEP_HELP = "checkpoint of a run to read, by its step (default: the latest)"
@@ -104,7 +105,7 @@ def path_argument(text: str) -> Path:
     """Type of a flag: a path. An empty one, an unset variable of a shell, is not the current directory."""
     if not text:
         raise argparse.ArgumentTypeError("is empty, expected a path")
-    return Path(text)
+    return user_path(text)
 
 
 def int_argument(minimum: int, maximum: int | None = None) -> Callable[[str], int]:

@@ -206,7 +206,7 @@ def _redirect_output(process_id: int) -> None:
     path = Path(folder) / f"process-{process_id}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")
+        file = open(path, "a", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{coordination.PROCESS_LOGS_ENV}: {error.filename}: {error.strerror}, expected a directory to "

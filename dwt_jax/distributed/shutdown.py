@@ -64,6 +64,9 @@ class ShutdownFlag:
             self._preemption_sync.request_stop()
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""After these a run saves and ends: a scheduler's, Ctrl-C, a closed terminal, Slurm's --signal."""
+
 _pending_signals: list[int] = []
 
 
@@ -83,7 +86,7 @@ def defer_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous_handlers = {signum: signal.signal(signum, defer) for signum in (signal.SIGTERM, signal.SIGINT)}
+    previous_handlers = {signum: signal.signal(signum, defer) for signum in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -94,7 +97,7 @@ def defer_signals() -> Iterator[None]:
 
 @contextmanager
 def handle_signals() -> Iterator[ShutdownFlag]:
-    """Handle SIGTERM and SIGINT inside the block through the yielded flag.
+    """Handle STOP_SIGNALS inside the block through the yielded flag.
 
     Outside the main thread, where Python allows no signal handlers, the flag is never set.
     """
@@ -103,9 +106,7 @@ def handle_signals() -> Iterator[ShutdownFlag]:
         return
     preemption_sync = None if coordination.is_single_process() else preemption.PreemptionSync()
     shutdown_flag = ShutdownFlag(preemption_sync)
-    previous_handlers = {
-        signum: signal.signal(signum, shutdown_flag.handle) for signum in (signal.SIGTERM, signal.SIGINT)
-    }
+    previous_handlers = {signum: signal.signal(signum, shutdown_flag.handle) for signum in STOP_SIGNALS}
     try:
         if _pending_signals:
             shutdown_flag.handle(_pending_signals[0], None)

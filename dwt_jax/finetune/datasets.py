@@ -13,6 +13,7 @@ from dwt_jax.config import Source
 from dwt_jax.data.sentence_splitter import split_sentences
 from dwt_jax.data.sources import BUILTIN_CORPUS, document_fingerprint, open_tfds, read_lines
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.files import user_path
 from dwt_jax.finetune.config import Examples
 from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS
 
@@ -197,12 +198,12 @@ def _read_files(examples: Examples) -> TaskData:
     text_columns = tuple(filter(None, (examples.text_column, examples.text_pair_column)))
     labels = examples.labels
     if not labels and not examples.regression:
-        labels = _collect_labels(Path(examples.train).expanduser(), examples.label)
+        labels = _collect_labels(user_path(examples.train), examples.label)
     splits = {}
     for name in ("train", "dev", "test"):
         if path := getattr(examples, name):
             is_test = name == "test"
-            rows = _read_rows(Path(path).expanduser(), is_test)
+            rows = _read_rows(user_path(path), is_test)
             splits[name] = _make_split(rows, text_columns, "" if is_test else examples.label, labels)
     default_metrics = ("pearson", "spearman") if examples.regression else ("accuracy",)
     return TaskData(splits, labels, examples.metrics or default_metrics)
@@ -238,7 +239,7 @@ def _read_glue(examples: Examples) -> TaskData:
         if examples.kind == "tfds":
             split = _read_tfds_split(examples, split_source.tfds, is_test)
         else:
-            file = Path(examples.path).expanduser() / task.folder / split_source.file
+            file = user_path(examples.path) / task.folder / split_source.file
             split = _read_glue_split(file, examples.task, is_test)
         if split is not None:
             splits[name] = split

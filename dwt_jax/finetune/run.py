@@ -335,7 +335,10 @@ def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dic
     summary = outputs.summarize_seeds(task, context.data, seed_results)
     with atomic_write(context.workdir / "model" / "README.md") as partial:
         name = Path(context.source.path).absolute().name
-        partial.write_text(model_card.classifier_card(context.source.checkpoint.model, name, config, summary))
+        partial.write_text(
+            model_card.classifier_card(context.source.checkpoint.model, name, config, summary),
+            encoding="utf-8",
+        )
     write_json(context.workdir / "results.json", summary)
     print(
         f"{context.workdir}: model of seed {summary['model_of_seed']} in {context.workdir / 'model'}",

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dwt_jax.errors import UserError
-from dwt_jax.files import resolve_output_dir
+from dwt_jax.files import resolve_output_dir, user_path
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.hf.config import CLASSIFIER_KEYS
 from dwt_jax.models import family
@@ -82,7 +82,7 @@ def remap_model(
         card=model_card.grown_card(
             target,
             [head for head in family(target).HEADS if head in target_params],
-            Path(path).expanduser().absolute().name,
+            user_path(path).absolute().name,
             method,
             report.function_preserving,
             model_card.existing_card(loaded_model.tokenizer),

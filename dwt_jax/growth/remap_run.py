@@ -16,7 +16,7 @@ from dwt_jax.config import Config
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.data.batch_ramp import count_rows
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir, commit_dir, read_json, resolve_output_dir, write_json
+from dwt_jax.files import atomic_dir, commit_dir, read_json, resolve_output_dir, user_path, write_json
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.apply import grow_params
 from dwt_jax.remap.gates import drop_gates, fold_gates, gate_schedule, has_gates
@@ -65,7 +65,7 @@ def grow_run(run_path: str, config: Config, out: Path, step: int | None, moments
             train.checkpoint_path).
     """
     out = resolve_output_dir(out)
-    source_run, source_state, step = _restore_source_run(Path(run_path).expanduser(), config, step)
+    source_run, source_state, step = _restore_source_run(user_path(run_path), config, step)
     params, model, optimizer_states = _source_model(source_run, source_state, step)
     init = dataclasses.replace(config.init, from_=run_path, step=step)
     source_flops = flops_so_far(

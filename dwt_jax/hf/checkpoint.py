@@ -375,12 +375,12 @@ def save_checkpoint(
         copy_tokenizer_files(tokenizer, partial)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         config = {**to_hf_config(model, heads, labels, dtype), **passthrough}
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         shutil.copymode(
             partial / "config.json", partial / "model.safetensors"
         )  # it is only readable by its owner
         if card:
-            (partial / "README.md").write_text(card)
+            (partial / "README.md").write_text(card, encoding="utf-8")
         if not out.exists():
             partial.rename(out)
             return

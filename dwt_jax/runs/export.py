@@ -6,7 +6,7 @@ from typing import Any
 
 from dwt_jax.data.tokenizer import has_tokenizer, load_vocabulary
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json, resolve_output_dir
+from dwt_jax.files import read_json, resolve_output_dir, user_path
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.hf.config import CLASSIFIER_KEYS
 from dwt_jax.models import family
@@ -57,7 +57,7 @@ def export_model(path: str, step: int | None, out: Path, dtype: str, encoder_onl
         dtype=loaded_model.dtype if dtype == "auto" else dtype,
         labels=loaded_model.labels,
         passthrough=loaded_model.passthrough,
-        card=_build_card(Path(path).expanduser(), loaded_model),
+        card=_build_card(user_path(path), loaded_model),
     )
     return names.architecture_name(
         [head for head in family(loaded_model.model).HEADS if head in loaded_model.params]

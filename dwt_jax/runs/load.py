@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from dwt_jax.errors import UserError
+from dwt_jax.files import user_path
 from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.hf.tensor_files import has_weights
 from dwt_jax.models import family
@@ -45,7 +46,7 @@ def load_model(path: str, heads: Literal["lm", "all"] = "lm", step: int | None =
     Raises:
         UserError: no such model, head or checkpoint, or a damaged or unsupported file.
     """
-    directory = Path(path).expanduser()
+    directory = user_path(path)
     if not directory.is_dir():
         raise UserError(f"{path}: no such directory, expected a model or run directory")
     is_pretraining_run = (directory / "run.json").exists()

@@ -38,9 +38,11 @@ class MetricWriter:
             return
         for file in ("metrics.jsonl", "evaluations.jsonl"):
             truncate_after(workdir / file, step)
-        self._file = self._exit_stack.enter_context(open(workdir / "metrics.jsonl", "a", buffering=1))
+        self._file = self._exit_stack.enter_context(
+            open(workdir / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
+        )
         self._evaluations = self._exit_stack.enter_context(
-            open(workdir / "evaluations.jsonl", "a", buffering=1)
+            open(workdir / "evaluations.jsonl", "a", encoding="utf-8", buffering=1)
         )
         if train.tensorboard:
             self._add_tensorboard(workdir, step)

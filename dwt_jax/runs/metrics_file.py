@@ -27,7 +27,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for text in path.read_text(errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(text)
         except (ValueError, RecursionError):  # incomplete after a kill: the next resume drops it
@@ -42,7 +42,7 @@ def truncate_after(path: Path, step: int) -> None:
     """Drop the records after `step` (and an incomplete last line) before appending to a file."""
     lines = [json_text(record) + "\n" for record in read_jsonl(path) if record["step"] <= step]
     with atomic_write(path) as partial:
-        partial.write_text("".join(lines))
+        partial.write_text("".join(lines), encoding="utf-8")
 
 
 def total_flops(record: Mapping[str, Any]) -> float:

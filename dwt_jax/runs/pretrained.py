@@ -10,7 +10,7 @@ import numpy as np
 
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json
+from dwt_jax.files import read_json, user_path
 from dwt_jax.models import family
 from dwt_jax.models.common.layers import padded_vocab_size
 from dwt_jax.models.common.logical_axes import Axis, map_with_axes
@@ -54,7 +54,7 @@ def load_pretrained(
         )
     params, model = _truncate_vocabulary(loaded_model.params, loaded_model.model, vocab_size)
     return PretrainedModel(
-        params, model, params_digest(loaded_model.params), _read_training_flops(Path(path).expanduser())
+        params, model, params_digest(loaded_model.params), _read_training_flops(user_path(path))
     )
 
 

@@ -4,11 +4,13 @@
 tokenizer; then come metrics, checkpoints, and at the end `model/` and `summary.json`.
 """
 
+import errno
 import fcntl
 import json
 import logging
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +21,13 @@ from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
 from dwt_jax.data.tokenizer import copy_tokenizer_files
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir, read_json, write_json
+from dwt_jax.files import atomic_dir, read_json, user_path, write_json
+
+CADENCE_KEYS = ("train.log_every", "train.save_every", "train.keep_checkpoints", "train.eval_every")
+"""When a run logs, saves and evaluates."""
 
 RESUME_MUTABLE_KEYS = (
+    *CADENCE_KEYS,
     "mesh.",
     "platform",
     "data.prefetch",
@@ -119,9 +125,7 @@ def checkpoint_dir(workdir: Path, config: Config) -> Any:
     if configured_path.startswith("gs://"):
         return epath.Path(configured_path)
     return epath.Path(
-        Path(configured_path).expanduser().absolute()
-        if configured_path
-        else workdir.absolute() / "checkpoints"
+        user_path(configured_path).absolute() if configured_path else workdir.absolute() / "checkpoints"
     )
 
 
@@ -139,7 +143,7 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
     directory = checkpoint_dir(workdir, config)
     record_path = directory / "run.json"
     with wrap_storage_errors(directory):
-        saved_record = json.loads(record_path.read_text()) if record_path.exists() else None
+        saved_record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else None
         if saved_record is not None:  # even without checkpoints: that run may be in progress
             saved_identity = _run_identity(build_config(saved_record["config"]), saved_record["run"])
             _check_same_run(directory, saved_identity, _run_identity(config, identity), RESUME_MUTABLE_KEYS)
@@ -153,7 +157,7 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
         new_record = {"config": config_to_dict(config), "run": dict(identity)}
         directory.mkdir(parents=True, exist_ok=True)
         if "://" in str(directory):  # object stores write files atomically
-            record_path.write_text(json.dumps(new_record, indent=2) + "\n")
+            record_path.write_text(json.dumps(new_record, indent=2) + "\n", encoding="utf-8")
         else:
             write_json(Path(record_path), new_record)
 
@@ -172,7 +176,7 @@ def read_run_record(workdir: Path, config: Config) -> dict[str, Any] | None:
     directory = checkpoint_dir(workdir, config)
     with wrap_storage_errors(directory):
         path = directory / "run.json"
-        return dict(json.loads(path.read_text())["run"]) if path.exists() else None
+        return dict(json.loads(path.read_text(encoding="utf-8"))["run"]) if path.exists() else None
 
 
 @contextmanager
@@ -209,11 +213,14 @@ def run_lock(workdir: Path) -> Iterator[None]:
     is_new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     names_before = {child.name for child in workdir.iterdir()}
-    with open(workdir / ".lock", "w") as file:
+    with open(workdir / ".lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{workdir}: another process trains here, expected one at a time") from None
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(f"{workdir}: another process trains here, expected one at a time") from None
+            reason = error.strerror or str(error)
+            print(f"{workdir}: cannot be locked against other processes ({reason})", file=sys.stderr)
         try:
             yield
         finally:

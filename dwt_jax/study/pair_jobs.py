@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json, write_json
+from dwt_jax.files import read_json, user_path, write_json
 from dwt_jax.study.sweep import FINAL_STEP, Job, StudyPairs
 
 
@@ -70,7 +70,7 @@ class PairSets:
     def _is_present(self, name: str) -> bool:
         from dwt_jax.eval.evaluate_pairs import GRAMMAR
 
-        return self._sources[name] == GRAMMAR or Path(self._sources[name]).expanduser().exists()
+        return self._sources[name] == GRAMMAR or user_path(self._sources[name]).exists()
 
     def _digest(self, name: str) -> str:
         from dwt_jax.eval.evaluate_pairs import read_paradigms

@@ -14,7 +14,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, write_json
 from dwt_jax.hf.tensor_files import has_weights
 from dwt_jax.runs.load import load_model
-from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
+from dwt_jax.runs.run_dir import CADENCE_KEYS, RESUME_MUTABLE_KEYS
 from dwt_jax.study.sweep import Job
 
 PROVENANCE_FILE = "source.json"
@@ -80,6 +80,7 @@ def _changed_source_message(job: Job, source_description: str) -> str:
 def _run_fingerprint(run: Job) -> dict[str, str]:
     """Fingerprint everything that determines the numbers of a pre-training run."""
     config = flatten_dict(read_json(run.workdir / "config.json"))
-    relevant = {key: value for key, value in config.items() if not key.startswith(RESUME_MUTABLE_KEYS)}
+    ignored_keys = tuple(key for key in RESUME_MUTABLE_KEYS if key not in CADENCE_KEYS)  # as always
+    relevant = {key: value for key, value in config.items() if not key.startswith(ignored_keys)}
     text = json.dumps([relevant, read_json(run.workdir / "run.json")], sort_keys=True)
     return {"run": run.name, "digest": hashlib.sha256(text.encode()).hexdigest()[:16]}

@@ -28,10 +28,6 @@ from dwt_jax.study.run_records import (
 
 RESULT_NEUTRAL_KEYS = (
     *RESUME_MUTABLE_KEYS,
-    "train.log_every",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.eval_every",
     "precision.compute_dtype",  # `computed in` is the resolved dtype
 )
 """Keys that do not change the results of a run."""

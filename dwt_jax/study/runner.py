@@ -29,7 +29,6 @@ from dwt_jax.study.sweep import (
     OutOfDomain,
     Study,
     parse_overrides,
-    resolve_config_path,
     study_jobs,
 )
 from dwt_jax.text_format import format_duration, format_table
@@ -160,7 +159,7 @@ def _construct_data(raw: Mapping[str, Any]) -> Data:
 
 def _out_of_domain_data(out_of_domain: OutOfDomain, tokenizer: str = "") -> Data:
     """Return the data config of the out-of-domain text, with the tokenizer in a run's directory."""
-    data = load_config(resolve_config_path(out_of_domain.config), parse_overrides(out_of_domain.set)).data
+    data = load_config(out_of_domain.config, parse_overrides(out_of_domain.set)).data
     if not tokenizer:
         return data
     return dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, path=tokenizer))
@@ -235,7 +234,7 @@ def load_study_tasks(study: Study) -> list[finetuning.FinetuneConfig]:
     if not finetuning_section.config:
         return []
     return finetuning.load_task_configs(
-        resolve_config_path(finetuning_section.config),
+        finetuning_section.config,
         ",".join(finetuning_section.tasks) or None,
         parse_overrides(finetuning_section.set),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from dwt_jax.config import Config
-from dwt_jax.config_loader import build_dataclass, bundled_config_path, read_config_file
+from dwt_jax.config_loader import build_dataclass, read_config_file
 from dwt_jax.config_loader import load_config as load_config
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.study.paper_results import PAPER_ARMS
@@ -288,7 +288,7 @@ def _training_job(study: Study, arm: Arm, arms: Mapping[str, Arm], seed: int, wo
     overrides |= {key: str(workdir / "runs" / name) for key, name in source_runs.items()}
     overrides["seed"] = str(seed)
     try:
-        config = load_config(resolve_config_path(arm.config), overrides)
+        config = load_config(arm.config, overrides)
     except UserError as error:
         raise UserError(f"arm {arm.name!r}: {error}") from None
     name = f"{arm.name}-seed{seed}"
@@ -336,11 +336,3 @@ def _run_name(arm: Arm, seed: int) -> str:
 def parse_overrides(texts: tuple[str, ...]) -> dict[str, str]:
     """Parse overrides 'key=value', checked by `load_study`; of equal keys the last counts."""
     return dict(text.partition("=")[::2] for text in texts)
-
-
-def resolve_config_path(spec: str) -> str:
-    """Resolve `configs/…` to the bundled configs if it does not exist in the working directory."""
-    name, colon, argument = spec.partition(":")
-    if not Path(name).is_file() and name.startswith("configs/"):
-        name = str(bundled_config_path(name.removeprefix("configs/")))
-    return f"{name}{colon}{argument}"

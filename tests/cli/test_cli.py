@@ -9,6 +9,7 @@ import pytest
 
 from dwt_jax.cli import COMMANDS, main
 from dwt_jax.cli.exit_status import exit_status
+from dwt_jax.config_loader import load_config
 from helpers.paths import ROOT
 from helpers.runs import dwt, environment, make_project
 
@@ -31,6 +32,61 @@ def test_help_lists_every_command_with_its_help_text(capsys):
     listing = " ".join(capsys.readouterr().out.split())
     for name, command in COMMANDS.items():
         assert f"{name} {command.__doc__.splitlines()[0]}" in listing
+
+
+def test_a_tilde_is_the_home_directory_in_every_path(tmp_path, monkeypatch, capsys):
+    """A shell leaves it as it is after `--workdir=`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    make_project(tmp_path / "home")
+    few = ["--config.train.steps=2", "--config.train.batch_size=4"]
+    assert main(["prepare", "--config=~/tiny.py", "--workdir=~/rows"]) == 0
+    assert main(["train", "--config=~/tiny.py", "--config.data.path=~/rows", *few, "--workdir=~/run"]) == 0
+    assert main(["evaluate", "--model=~/run", "--data=~/rows"]) == 0
+    assert main(["export", "--model=~/run", "--out=~/model"]) == 0
+    assert {path.name for path in (tmp_path / "home").iterdir()} >= {"rows", "run", "model"}
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    capsys.readouterr()
+    monkeypatch.setattr("pathlib.Path.expanduser", raise_unknown_home)
+    assert main(["report", "--workdir=~/run"]) == 2
+    assert capsys.readouterr().err == (
+        "dwt: ~/run: the home directory is unknown, expected a path without ~\n"
+    )
+
+
+def raise_unknown_home(_):
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_packaged_configs_have_their_name_in_every_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/modernbert.py:2x128").model.model_type == "modernbert"
+    assert main(["study", "--config=configs/study/chain.py:cpu", "--workdir=x", "--list"]) == 0
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">/dev/null 2>&-", "1>&-"])
+def test_a_closed_stream_stops_nothing(tmp_path, streams):
+    arguments = f"--config={make_project(tmp_path)} --config.train.steps=2 --workdir={tmp_path / 'run'}"
+    command = f"{sys.executable} -m dwt_jax train {arguments} {streams}"
+    done = subprocess.run(["bash", "-c", command], env=environment(PYTHONPATH=str(ROOT)))
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_other_encodings_degrade_what_is_printed_alone(tmp_path, encoding):
+    """± is replaced on the terminal; files are UTF-8."""
+    variables = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = [f"--config={make_project(tmp_path)}", "--config.train.steps=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dwt_jax", "train", *arguments, f"--workdir={tmp_path / 'run'}"],
+        env=environment(PYTHONPATH=str(ROOT), **variables),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode(encoding)
+    assert b"held-out loss" in done.stdout
+    assert (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

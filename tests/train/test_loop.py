@@ -1,5 +1,6 @@
 """Whole runs: what is left behind, and that no interruption changes it."""
 
+import errno
 import itertools
 import json
 import random
@@ -19,6 +20,7 @@ from dwt_jax.eval import likelihood
 from dwt_jax.models import flops
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.runs.load import load_model
+from dwt_jax.runs.pretrained import params_digest
 from dwt_jax.runs.run_dir import read_run_config, run_lock
 from dwt_jax.train import loop
 from dwt_jax.train import step as steps
@@ -215,7 +217,7 @@ def test_an_evaluation_that_is_stopped_twice_is_made_up_for(project, whole, tmp_
     assert_same_run(whole, cut)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(project, tmp_path, number):
     overrides = taught(project, train__steps="400", train__eval_every="0")
     arguments = options(project[0], overrides, tmp_path / "stopped")
@@ -255,6 +257,39 @@ def test_another_config_in_the_same_directory_is_refused_with_the_keys(project, 
         train(load_config(project[0], taught(project, optimizer__weight_decay="0.1")), whole)
     assert "\n" not in str(error.value)
     assert "train.steps" not in str(error.value)
+
+
+def test_a_resumed_run_may_log_save_and_evaluate_at_other_steps(project, whole, tmp_path):
+    """They do not change what is computed."""
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    (cut / "summary.json").unlink()
+    for later in (cut / "checkpoints").iterdir():
+        if later.name.isdigit() and int(later.name) > 4:
+            shutil.rmtree(later)
+    overrides = taught(
+        project,
+        train__log_every="3",
+        train__save_every="2",
+        train__keep_checkpoints="9",
+        train__eval_every="0",
+    )
+    train(load_config(project[0], overrides), cut)
+    saved = sorted(int(path.name) for path in (cut / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved == [4, 6, 8, 10, 12]
+    models = [load_model(str(path)).params for path in (whole, cut)]
+    assert params_digest(models[0]) == params_digest(models[1])
+
+
+def test_a_run_is_trained_where_files_cannot_be_locked(project, whole, tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    train(load_config(project[0], taught(project)), tmp_path / "unlocked")
+    assert "cannot be locked against other processes (Function not implemented)" in capsys.readouterr().err
+    assert_same_run(whole, tmp_path / "unlocked")
 
 
 def test_a_finished_run_is_not_repeated(project, whole, capsys):
