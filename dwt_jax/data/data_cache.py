@@ -13,7 +13,7 @@ from dwt_jax.data.prepare import Log, data_cache_key, prepare_data
 from dwt_jax.data.shards import read_dataset_index
 from dwt_jax.data.tokenizer import tokenizer_digest
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir, commit_dir
+from dwt_jax.files import atomic_dir, commit_dir, user_path
 
 
 def get_prepared(data: Data, log: Log = print) -> Path:
@@ -30,7 +30,7 @@ def get_prepared(data: Data, log: Log = print) -> Path:
         UserError: if `data.path` holds no rows or rows for another config, and as `prepare_data` does.
     """
     if data.path:
-        directory = _download(data.path, log) if "://" in data.path else Path(data.path).expanduser()
+        directory = _download(data.path, log) if "://" in data.path else user_path(data.path)
         _check_matches_config(directory, data)
         if _sources_differ(directory, data):
             log(f"data.path: using the rows of {directory} as prepared; data.sources is not read")
@@ -49,7 +49,7 @@ def recorded_config(data: Data, directory: Path) -> Data:
         data: the config section. The weights of its sources are kept if the sources are the same.
         directory: prepared rows.
     """
-    record = json.loads((directory / "index.json").read_text())["data"]
+    record = json.loads((directory / "index.json").read_text(encoding="utf-8"))["data"]
     sources = tuple(Source(**source) for source in record["sources"])
     if not _sources_differ(directory, data):
         sources = tuple(
@@ -85,7 +85,7 @@ def _check_matches_config(directory: Path, data: Data) -> None:
 
 def _sources_differ(directory: Path, data: Data) -> bool:
     """Whether the sources in the config differ from those of the rows, weights aside."""
-    recorded_sources = json.loads((directory / "index.json").read_text())["data"]["sources"]
+    recorded_sources = json.loads((directory / "index.json").read_text(encoding="utf-8"))["data"]["sources"]
     config_sources = [dataclasses.asdict(source) for source in data.sources]
     return [{**source, "weight": 0} for source in config_sources] != [
         {**source, "weight": 0} for source in recorded_sources
@@ -127,7 +127,7 @@ def _file_lock(out: Path, log: Log) -> Iterator[None]:
     result is used.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.parent / f".{out.name}.lock", "w") as lock:
+    with open(out.parent / f".{out.name}.lock", "w", encoding="utf-8") as lock:
         try:
             import fcntl
 

@@ -45,7 +45,9 @@ def open_dataset(path: Path, split: str, weights: Sequence[float] | None = None)
     """
     path = Path(path)
     try:
-        split_sources = json.loads((path / "index.json").read_text())["splits"][split]["sources"]
+        split_sources = json.loads((path / "index.json").read_text(encoding="utf-8"))["splits"][split][
+            "sources"
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: no split '{split}' ({reason}), expected what dwt prepare writes") from None

@@ -27,7 +27,13 @@ from dwt_jax.data.tokenizer_checks import (
     wrap_tokenizer_errors,
 )
 from dwt_jax.errors import UserError
-from dwt_jax.files import LFS_POINTER_PREFIX, is_file_or_raise, read_json_object, reject_lfs_pointer
+from dwt_jax.files import (
+    LFS_POINTER_PREFIX,
+    is_file_or_raise,
+    read_json_object,
+    reject_lfs_pointer,
+    user_path,
+)
 from dwt_jax.models.tokenizer_pipelines import (
     BYTE_LEVEL_BPE,
     PIPELINES,
@@ -57,7 +63,7 @@ def load_hf_tokenizer(path: str | Path, lowercase: bool = True) -> "Tokenizer":
     Raises:
         UserError: for anything else; the message names the file.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file, expected a tokenizer directory or a vocab.txt")
     directory = path if path.is_dir() else path.parent

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dwt_jax.config import Data, Source
 from dwt_jax.data.added_tokens import TOKEN_ROLES
 from dwt_jax.data.encode import (
@@ -35,6 +37,7 @@ from dwt_jax.data.sources import (
     stored_bytes,
 )
 from dwt_jax.data.tokenizer import (
+    MAX_UNKNOWN_SHARE,
     copy_tokenizer,
     load_vocabulary,
     sample_documents,
@@ -43,7 +46,7 @@ from dwt_jax.data.tokenizer import (
     train_tokenizer,
 )
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir, commit_dir
+from dwt_jax.files import atomic_dir, commit_dir, user_path
 
 Log = Callable[[str], None]
 Chunk = tuple[list[str], int]  # documents, and the number of bytes read from disk for them
@@ -78,7 +81,7 @@ def prepare_data(
         UserError: for a directory that holds anything else, for an empty split, and as the sources and the
             tokenizer do.
     """
-    out = Path(out).expanduser().absolute()
+    out = user_path(out).absolute()
     if (existing_index := _matching_index(out, data)) is not None:
         log(f"prepare: {out} is ready: {describe_index(existing_index)}")
         return existing_index
@@ -93,13 +96,15 @@ def prepare_data(
 
 
 def describe_index(index: dict[str, Any]) -> str:
-    """Summarize an index in one line: rows, tokens, documents and padding of each split."""
+    """Summarize an index in one line: rows, tokens, documents and padding of each split, unknown tokens."""
     parts = [
         f"{split} {totals['rows']:,} rows of {index['sequence_length']} ({totals['tokens']:,} tokens, "
         f"{totals['documents']:,} documents, {totals['padding']:.1%} padding)"
         for split, totals in index["splits"].items()
     ]
-    return "; ".join([*parts, f"{index['tokenizer']['vocab_size']:,} tokens in the vocabulary"])
+    vocab_size = index["tokenizer"]["vocab_size"]
+    unknown = f"{_unknown_share(index):.2%} of the text unknown to them"
+    return "; ".join([*parts, f"{vocab_size:,} tokens in the vocabulary, {unknown}"])
 
 
 def _matching_index(out: Path, data: Data) -> dict[str, Any] | None:
@@ -180,7 +185,9 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
         for number, source in enumerate(data.sources):
             writers = {split: ShardWriter(out / split, number, row_format, shard_bytes) for split in SPLITS}
             sources.append(
-                _encode_source(source, f"prepare: source {number} ({source.kind})", writers, encoder, log)
+                _encode_source(
+                    source, f"prepare: source {number} ({source.kind})", writers, encoder, log, vocab.unk_id
+                )
             )
     index = {
         "format": FORMAT_VERSION,
@@ -198,8 +205,8 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
         "sources": [{"documents": source["documents"], "digest": source["digest"]} for source in sources],
         "splits": {split: _split_totals(split, sources, data) for split in SPLITS},
     }
-    _check_splits_nonempty(index, data)
-    (out / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    _check_splits(index, data)
+    (out / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return json.loads(json.dumps(index))  # as it reads from the file: lists instead of tuples
 
 
@@ -222,7 +229,12 @@ def _setup_tokenizer(data: Data, out: Path, log: Log) -> None:
 
 
 def _encode_source(
-    source: Source, name: str, writers: dict[str, ShardWriter], encoder: ChunkEncoder, log: Log
+    source: Source,
+    name: str,
+    writers: dict[str, ShardWriter],
+    encoder: ChunkEncoder,
+    log: Log,
+    unk_id: int,
 ) -> dict[str, Any]:
     """Encode one source and write its rows.
 
@@ -231,15 +243,18 @@ def _encode_source(
     """
     hasher = hashlib.sha256()
     num_documents = 0
+    text_counts = {split: {"text_tokens": 0, "unknown": 0} for split in SPLITS}  # without [CLS] and [SEP]
     progress = Progress(name, stored_bytes(source), log)
     for chunk, bytes_read in encoder(_read_chunks(source)):
-        writers["train"].add(chunk.train)
-        writers["held_out"].add(chunk.held_out)
+        for split, spans in (("train", chunk.train), ("held_out", chunk.held_out)):
+            writers[split].add(spans)
+            text_counts[split]["text_tokens"] += len(spans.tokens)
+            text_counts[split]["unknown"] += int(np.count_nonzero(spans.tokens == unk_id))
         hasher.update(chunk.fingerprints)
         num_documents += len(chunk.fingerprints) // FINGERPRINT_BYTES
         progress.advance(bytes_read, chunk.text_bytes)
     progress.close()
-    totals = {split: writer.finish() for split, writer in writers.items()}
+    totals = {split: {**writer.finish(), **text_counts[split]} for split, writer in writers.items()}
     return {"documents": num_documents, "digest": hasher.hexdigest(), **totals}
 
 
@@ -318,7 +333,8 @@ def _split_totals(split: str, sources: list[dict[str, Any]], data: Data) -> dict
 
     source_counts = [source[split] for source in sources]
     totals: dict[str, Any] = {
-        name: sum(counts[name] for counts in source_counts) for name in ("rows", "tokens", "documents")
+        name: sum(counts[name] for counts in source_counts)
+        for name in ("rows", "tokens", "documents", "text_tokens", "unknown")
     }
     totals["padding"] = padding(totals)
     totals["sources"] = [
@@ -328,10 +344,24 @@ def _split_totals(split: str, sources: list[dict[str, Any]], data: Data) -> dict
     return totals
 
 
-def _check_splits_nonempty(index: dict[str, Any], data: Data) -> None:
+def _unknown_share(index: dict[str, Any]) -> float:
+    """Return the share of unknown tokens; 0 for rows of an earlier version, which did not count them."""
+    unknown, tokens = (
+        sum(totals.get(key, 0) for totals in index["splits"].values()) for key in ("unknown", "text_tokens")
+    )
+    return unknown / max(1, tokens)
+
+
+def _check_splits(index: dict[str, Any], data: Data) -> None:
     num_documents = sum(source["documents"] for source in index["sources"])
     if not num_documents:
         raise UserError("data.sources: no document in any of the files read, expected text")
+    unknown_share = _unknown_share(index)
+    if unknown_share > MAX_UNKNOWN_SHARE:
+        raise UserError(
+            f"data.tokenizer: {unknown_share:.1%} of the text's tokens are unknown, expected at most "
+            f"{MAX_UNKNOWN_SHARE:.0%} (does its vocabulary have capitals, and the tokenizer lower-case?)"
+        )
     for split in SPLITS:
         if not index["splits"][split]["rows"]:
             change = (

@@ -104,7 +104,7 @@ def read_dataset_index(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / "index.json"
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 
 from dwt_jax.config import Source
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.files import user_path
 
 BUILTIN_CORPUS = Path(__file__).parent / "builtin" / "sotu.jsonl.xz"
 FINGERPRINT_BYTES = 32
@@ -86,8 +88,15 @@ def source_files(source: Source) -> list[Path]:
         return [BUILTIN_CORPUS]
     if source.kind == "tfds":
         return []
-    pattern = str(Path(source.path).expanduser())
-    paths = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]
+    pattern = str(user_path(source.path))
+    if Path(pattern).is_file():  # a name with brackets is no pattern
+        return [Path(pattern)]
+    # Through a link to a folder above, ** finds a file again and again: the first of its names counts.
+    by_file: dict[str, Path] = {}
+    for name in sorted(glob.glob(pattern, recursive=True)):
+        if Path(name).is_file():
+            by_file.setdefault(os.path.realpath(name), Path(name))
+    paths = [*by_file.values()]
     if not paths:
         hint = "; it is a directory: add /*" if Path(pattern).is_dir() else ""
         raise UserError(f"{source.path}: matches no file, expected at least one ({source.kind} source){hint}")
@@ -138,17 +147,27 @@ _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _reject_archive(path: Path, stream: io.BufferedReader) -> None:
+    """Raise UserError if a stream begins as a tar or zip archive: its headers would be read as text."""
+    head = stream.peek(512)
+    for name, offset, magic in (("tar", 257, b"ustar"), ("zip", 0, b"PK\x03\x04")):
+        if head[offset : offset + len(magic)] == magic:
+            raise UserError(f"{path}: is a {name} archive, expected the files in it (unpack it)")
+
+
 @contextmanager
 def _open_decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """(the decompressed stream of a file, the file itself for its position)"""
     try:
         with open(path, "rb") as raw:
             if path.suffix not in _DECOMPRESSORS:
+                _reject_archive(path, raw)
                 yield raw, raw
                 return
             decompressor = _DECOMPRESSORS[path.suffix]
             stream = decompressor(fileobj=raw) if decompressor is gzip.GzipFile else decompressor(raw)
             with io.BufferedReader(stream, 1 << 20) as decompressed:
+                _reject_archive(path, decompressed)
                 yield decompressed, raw
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: {error}, expected a complete {path.suffix} file") from None
@@ -263,8 +282,8 @@ def open_tfds(source: Source) -> tuple[Any, int]:
     import tensorflow_datasets as tfds
 
     try:
-        if (Path(source.path).expanduser() / "dataset_info.json").exists():
-            builder = tfds.builder_from_directory(str(Path(source.path).expanduser()))
+        if (user_path(source.path) / "dataset_info.json").exists():
+            builder = tfds.builder_from_directory(str(user_path(source.path)))
         else:
             _import_tfds_module(source.path)
             builder = tfds.builder(source.path, data_dir=source.data_dir or None)

@@ -20,7 +20,7 @@ from dwt_jax.data.hf_tokenizer import GENERIC_TOKENIZER, build_wordpiece_tokeniz
 from dwt_jax.data.sources import iter_documents
 from dwt_jax.data.tokenizer_checks import check_token_ids
 from dwt_jax.errors import UserError
-from dwt_jax.files import is_file_or_raise
+from dwt_jax.files import is_file_or_raise, user_path
 from dwt_jax.models.tokenizer_pipelines import BYTE_LEVEL_BPE, WORDPIECE
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     *_VOCAB_FILES,
 )
+
+
+MAX_UNKNOWN_SHARE = 0.5
+"""Largest share of unknown tokens in a text: with more, the tokenizer is not one for it."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,9 @@ def save_tokenizer(tokenizer: "Tokenizer", out: Path, lowercase: bool) -> None:
     flags = {**WORDPIECE.flags, "do_lower_case": lowercase}
     config = {"tokenizer_class": WORDPIECE.tokenizer_class, **flags, **special_tokens}
     _write_tokenizer_files(tokenizer, out, config)
-    (out / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n")
+    (out / "special_tokens_map.json").write_text(
+        json.dumps(special_tokens, indent=2) + "\n", encoding="utf-8"
+    )
     vocab_text = "".join(f"{token}\n" for token in _tokens_by_id(tokenizer, out))
     (out / "vocab.txt").write_text(vocab_text, encoding="utf-8")
 
@@ -155,7 +161,9 @@ def save_tokenizer(tokenizer: "Tokenizer", out: Path, lowercase: bool) -> None:
 def _write_tokenizer_files(tokenizer: "Tokenizer", out: Path, config: dict[str, Any]) -> None:
     """tokenizer.json and tokenizer_config.json."""
     tokenizer.save(str(out / "tokenizer.json"))
-    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    (out / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def copy_tokenizer(path: str | Path, out: Path, lowercase: bool = True) -> None:
@@ -172,7 +180,7 @@ def copy_tokenizer(path: str | Path, out: Path, lowercase: bool = True) -> None:
     Raises:
         UserError: as `load_hf_tokenizer` does.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     tokenizer = load_hf_tokenizer(path, lowercase)
     directory = path if path.is_dir() else path.parent
     tokens = _tokens_by_id(tokenizer, path)
@@ -224,7 +232,7 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     Raises:
         UserError: as `load_hf_tokenizer` does, and for a special token that is not in the vocabulary.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     tokenizer = load_hf_tokenizer(path, lowercase)
     tokens = _tokens_by_id(tokenizer, path)
     role_ids = _special_token_ids(path, {token: i for i, token in enumerate(tokens)})

@@ -1,5 +1,6 @@
 """Evaluate a model on the held-out documents of a prepared directory (`dwt evaluate`)."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
+from dwt_jax.files import user_path
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.models.protocol import Params
 from dwt_jax.runs.load import LoadedModel, load_model
@@ -30,14 +32,21 @@ def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
     Raises:
         UserError: if data and model disagree in vocabulary or length.
     """
-    return likelihood.summarize_losses(model_document_losses(path, data, batch_size))
+    metrics = likelihood.summarize_losses(model_document_losses(path, data, batch_size))
+    if not metrics["predictions"]:
+        raise UserError(f"--data: no token of the held-out rows of {data} can be predicted, expected some")
+    if not math.isfinite(metrics["held_out_loss"]):
+        raise UserError(
+            f"--model: the held-out loss of {path} is {metrics['held_out_loss']}, expected a finite number"
+        )
+    return metrics
 
 
 def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likelihood.DocumentLosses:
     """Compute the losses of each held-out document. Arguments and errors as `evaluate_model`."""
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
-    data = data.expanduser()
+    data = user_path(data)
     index = read_dataset_index(data)
     if index is None:
         raise UserError(f"--data: no index.json in {data}, expected a directory that dwt prepare wrote")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary, tokenizer_digest
+from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, Vocabulary, load_vocabulary, tokenizer_digest
 from dwt_jax.errors import UserError
 from dwt_jax.eval.evaluate_model import check_vocab_size, put_on_mesh
 from dwt_jax.eval.grammar_pairs import grammar_paradigms
@@ -29,12 +29,12 @@ from dwt_jax.eval.sentence_scores import (
     encode_sentences,
     score_sentences,
 )
+from dwt_jax.files import user_path
 from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.pretrained import params_digest
 
 GRAMMAR = "grammar"
 """The pairs of `grammar_pairs`. A folder of that name is reached as ./grammar."""
-MAX_UNKNOWN_SHARE = 0.5  # of the tokens; more says nothing about the model
 
 
 def read_paradigms(source: str, max_pairs: int = 0) -> list[Paradigm]:
@@ -89,7 +89,7 @@ def evaluate_pairs(
     _check_lengths(sentences, [*locations.values()], loaded_model.model.max_length)
     unknown_share = _unknown_share(sentences, vocabulary, loaded_model.tokenizer)
     score_file = ScoreFile(
-        out.expanduser() if out else None, _identity(loaded_model, paradigms, scoring), paradigms
+        user_path(out) if out else None, _identity(loaded_model, paradigms, scoring), paradigms
     )
     params, mesh = put_on_mesh(loaded_model)
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from dwt_jax.errors import UserError
-from dwt_jax.files import is_file_or_raise, reject_lfs_pointer
+from dwt_jax.files import is_file_or_raise, reject_lfs_pointer, user_path
 
 JSON_KEYS = ("sentence_good", "sentence_bad", "UID", "linguistics_term", "field")
 _SUFFIXES = (".jsonl", ".txt")
@@ -73,7 +73,7 @@ def read_minimal_pairs(path: Path) -> list[Paradigm]:
     Raises:
         UserError: with file and line, if there is no pair or anything else than pairs.
     """
-    path = path.expanduser()
+    path = user_path(path)
     paradigms: dict[str, Paradigm] = {}
     suffix = ""
     for file, name, data in _read_files(path):

@@ -138,7 +138,7 @@ class ScoreFile:
         scores = {name: {"good": [*x.good], "bad": [*x.bad]} for name, x in self.scores.items()}
         content = {"identity": self._identity, "results": results, "scores": scores}
         with atomic_write(self._path) as partial:
-            partial.write_text(json_text(content) + "\n")
+            partial.write_text(json_text(content) + "\n", encoding="utf-8")
 
 
 def _parse_scores(path: Path, stored: Any, paradigms: Sequence[Paradigm]) -> dict[str, PairScores]:

@@ -160,6 +160,28 @@ def test_directory_with_other_files_is_refused(tokenizer_dir, corpus, tmp_path):
     assert read_split(tmp_path / "empty", "train")
 
 
+def test_text_that_is_mostly_unknown_is_refused(tmp_path):
+    """A vocabulary with capitals whose tokenizer lower-cases; and the share as it is printed."""
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(
+        "\n".join(f"CAT DOG {'bird' if i % 2 else 'CAT'} Document{i}" for i in range(40)) + "\n"
+    )
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "CAT", "DOG", "bird"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    source = Source(kind="text", path=str(corpus), documents="lines")
+    data = data_config(tmp_path / "vocab.txt", source, validation_fraction=0.3)
+    lower_cased = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, lowercase=True))
+    with pytest.raises(
+        UserError, match=r"data\.tokenizer: 87\.5% of the text's tokens are unknown, expected"
+    ):
+        prepare_data(lower_cased, tmp_path / "out", workers=1, log=silent)
+    assert not (tmp_path / "out").exists()
+    cased = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, lowercase=False))
+    prepare_data(cased, tmp_path / "out", workers=1, log=silent)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert sum(totals["unknown"] for totals in index["splits"].values()) == 40
+
+
 @pytest.mark.parametrize(("held_out", "split"), [(1e-9, "held_out"), (1 - 1e-9, "train")])
 def test_empty_splits_are_refused(tokenizer_dir, corpus, tmp_path, held_out, split):
     with pytest.raises(UserError, match=rf"data.validation_fraction is .* split '{split}', expected a "):

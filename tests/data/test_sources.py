@@ -3,6 +3,8 @@ import gzip
 import hashlib
 import json
 import lzma
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,32 @@ def test_user_errors(tmp_path, name, content, options, message):
         read(path, "jsonl" if name.endswith("jsonl") else "text", **options)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path):
+    path = write(tmp_path / "a[1]" / "b.txt", "text\n")
+    assert sources.source_files(Source(kind="text", path=str(path))) == [path]
+
+
+def test_links_do_not_repeat_a_file(tmp_path):
+    files = [write(tmp_path / "c" / name, name) for name in ("a.txt", "b.txt")]
+    (tmp_path / "c" / "up").symlink_to("..")
+    (tmp_path / "c" / "same.txt").symlink_to("a.txt")
+    assert sources.source_files(Source(kind="text", path=f"{tmp_path}/c/**/*.txt")) == files
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_archives_are_refused_by_name(tmp_path, suffix):
+    """Their headers, with names of files and users, are no text."""
+    member = write(tmp_path / "member.txt", TEXT)
+    with tarfile.open(tmp_path / "corpus.tar", "w") as archive:
+        archive.add(member)
+    with zipfile.ZipFile(tmp_path / "corpus.zip", "w") as archive:
+        archive.write(member)
+    for name in ("tar", "zip"):
+        path = write(tmp_path / f"x{suffix}", PACK[suffix]((tmp_path / f"corpus.{name}").read_bytes()))
+        with pytest.raises(UserError, match=rf"x{suffix}: is a {name} archive, expected the files in it"):
+            list(iter_documents(Source(kind="text", path=str(path))))
 
 
 def test_glob_without_a_match_is_refused(tmp_path):
