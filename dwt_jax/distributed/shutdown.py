@@ -70,6 +70,12 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _pending_signals: list[int] = []
 
 
+def _stop_signals() -> list[signal.Signals]:
+    """STOP_SIGNALS without SIGHUP if the process is to outlive its terminal (nohup)."""
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signum for signum in STOP_SIGNALS if not (is_nohup and signum == signal.SIGHUP)]
+
+
 @contextmanager
 def defer_signals() -> Iterator[None]:
     """Hold signals back inside the block until the next `handle_signals`, which handles them.
@@ -86,7 +92,7 @@ def defer_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous_handlers = {signum: signal.signal(signum, defer) for signum in STOP_SIGNALS}
+    previous_handlers = {signum: signal.signal(signum, defer) for signum in _stop_signals()}
     try:
         yield
     finally:
@@ -106,7 +112,7 @@ def handle_signals() -> Iterator[ShutdownFlag]:
         return
     preemption_sync = None if coordination.is_single_process() else preemption.PreemptionSync()
     shutdown_flag = ShutdownFlag(preemption_sync)
-    previous_handlers = {signum: signal.signal(signum, shutdown_flag.handle) for signum in STOP_SIGNALS}
+    previous_handlers = {signum: signal.signal(signum, shutdown_flag.handle) for signum in _stop_signals()}
     try:
         if _pending_signals:
             shutdown_flag.handle(_pending_signals[0], None)

@@ -24,6 +24,18 @@ def test_defer_signals_holds_a_signal_until_handle_signals():
             signal.raise_signal(signal.SIGINT)
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with defer_signals(), handle_signals() as shutdown_flag:
+            signal.raise_signal(signal.SIGHUP)
+            assert not shutdown_flag.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    with pytest.raises(Preempted), handle_signals():
+        signal.raise_signal(signal.SIGHUP)
+
+
 SIGNAL_BEFORE_JAX = """
 import signal, sys
 sys.modules["jax"] = None  # the command must handle a signal before this import fails
