@@ -205,6 +205,11 @@ def _read_files(examples: Examples) -> TaskData:
             is_test = name == "test"
             rows = _read_rows(user_path(path), is_test)
             splits[name] = _make_split(rows, text_columns, "" if is_test else examples.label, labels)
+    if "f1" in examples.metrics and len(labels) > 2:
+        raise UserError(
+            f"examples.metrics has 'f1', which is that of the second of two classes, expected another: "
+            f"there are {len(labels)} classes"
+        )
     default_metrics = ("pearson", "spearman") if examples.regression else ("accuracy",)
     return TaskData(splits, labels, examples.metrics or default_metrics)
 
@@ -218,7 +223,13 @@ def _collect_labels(path: Path, column: str) -> tuple[str, ...]:
     for location, row in _read_rows(path, is_test=False):
         if (value := _get_column(row, column, location)) is None:
             raise UserError(f"{location}: no label in column '{column}', expected one")
-        labels.add(str(value))
+        text = str(value)
+        if not text.strip() or text != text.strip() or value != value:  # the last: NaN of a JSON file
+            raise UserError(
+                f"{location}: label {text!r} in column '{column}', expected the name of a class without "
+                "white space around it"
+            )
+        labels.add(text)
     if not 2 <= len(labels) <= MAX_LABELS:
         raise UserError(
             f"{path}: {len(labels)} labels in column '{column}', expected from 2 to {MAX_LABELS} "

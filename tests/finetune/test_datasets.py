@@ -248,6 +248,34 @@ def test_read_examples_of_files(tmp_path):
         read_examples(Examples(**{**options, "label": "a"}))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "lines", "label"),
+    [
+        ("tsv", ["sentence\tlabel", "a\tyes", "b\tno", "c\t"], "''"),
+        ("tsv", ["sentence\tlabel", "a\tyes", "b\tno", "c\tyes "], "'yes '"),
+        ("jsonl", [f'{{"sentence": "a", "label": {label}}}' for label in ("1.0", "0.0", "NaN")], "'nan'"),
+        ("jsonl", [f'{{"sentence": "a", "label": "{label}"}}' for label in ("x", "y", " ")], "' '"),
+    ],
+)
+def test_what_is_no_name_of_a_class_is_refused(tmp_path, suffix, lines, label):
+    """Otherwise an empty cell, NaN and 'yes ' beside 'yes' would be classes of their own."""
+    path = tmp_path / f"train.{suffix}"
+    path.write_text("\n".join(lines) + "\n")
+    examples = Examples(task="mine", kind="files", train=str(path), dev=str(path), text_column="sentence")
+    with pytest.raises(UserError, match=rf"train\.{suffix}, line \d: label {label} in column 'label'"):
+        read_examples(examples)
+
+
+def test_f1_of_three_classes_is_refused(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("sentence\tlabel\na\tx\nb\ty\nc\tz\n")
+    examples = Examples(
+        task="mine", kind="files", train=str(path), dev=str(path), text_column="sentence", metrics=("f1",)
+    )
+    with pytest.raises(UserError, match=r"metrics has 'f1', .* there are 3 classes"):
+        read_examples(examples)
+
+
 @pytest.mark.parametrize("task", BUILTIN_TASKS)
 def test_builtin_tasks_do_not_leak(task):
     data = read_examples(Examples(task=task))
