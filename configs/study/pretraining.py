@@ -5,7 +5,8 @@ cpu there are also bert and bert_weak, the student and the weak teacher in BERT'
 
 paper: configs/paper.py for 20 epochs of its 30M sentences, with a checkpoint every second epoch.
 h200, cpu: ModernBERT with the recipe of docs/recipe.md, on Wikipedia in data/wikipedia-2015.txt.xz
-(articles separated by two empty lines). A run of cpu-student takes 7 to 15 minutes of two cores.
+(articles separated by two empty lines). A run of cpu-student takes about 15 minutes of two cores that have
+AVX2 alone.
 """
 
 from ml_collections import ConfigDict

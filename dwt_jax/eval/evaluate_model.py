@@ -16,6 +16,7 @@ from dwt_jax.files import user_path
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.models.protocol import Params
 from dwt_jax.runs.load import LoadedModel, load_model
+from dwt_jax.runs.pretrained import truncate_vocabulary
 
 
 def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
@@ -59,7 +60,7 @@ def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likeli
             f"{path} and {data} have equal vocabularies but different tokenizers (e.g. lower-casing)",
             file=sys.stderr,
         )
-    check_vocab_size(loaded_model, path, len(vocab))
+    loaded_model = fit_to_vocabulary(loaded_model, path, len(vocab))
     length = index["sequence_length"]
     if length > loaded_model.model.max_length:
         raise UserError(
@@ -74,13 +75,19 @@ def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likeli
     return document_losses
 
 
-def check_vocab_size(loaded_model: LoadedModel, path: str, num_tokens: int) -> None:
-    """Raise UserError if the model of `path` has fewer rows than its tokenizer has tokens."""
+def fit_to_vocabulary(loaded_model: LoadedModel, path: str, num_tokens: int) -> LoadedModel:
+    """Return the model of `path` without rows that no token has, as in training with it as a teacher.
+
+    Raises:
+        UserError: the model has fewer rows than its tokenizer has tokens.
+    """
     if loaded_model.model.vocab_size < num_tokens:
         raise UserError(
             f"--model: {path} has vocab_size {loaded_model.model.vocab_size}, "
             f"expected at least its tokenizer's {num_tokens}"
         )
+    params, model = truncate_vocabulary(loaded_model.params, loaded_model.model, num_tokens)
+    return loaded_model._replace(params=params, model=model)
 
 
 def put_on_mesh(loaded_model: LoadedModel) -> tuple[Params, jax.sharding.Mesh]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, Vocabulary, load_vocabulary, tokenizer_digest
 from dwt_jax.errors import UserError
-from dwt_jax.eval.evaluate_model import check_vocab_size, put_on_mesh
+from dwt_jax.eval.evaluate_model import fit_to_vocabulary, put_on_mesh
 from dwt_jax.eval.grammar_pairs import grammar_paradigms
 from dwt_jax.eval.minimal_pairs import (
     Paradigm,
@@ -84,7 +84,7 @@ def evaluate_pairs(
     locations = pair_locations(paradigms)
     loaded_model = load_model(path, step=step)
     vocabulary = load_vocabulary(loaded_model.tokenizer)
-    check_vocab_size(loaded_model, path, len(vocabulary))
+    loaded_model = fit_to_vocabulary(loaded_model, path, len(vocabulary))
     sentences = encode_sentences([*locations], loaded_model.tokenizer)
     _check_lengths(sentences, [*locations.values()], loaded_model.model.max_length)
     unknown_share = _unknown_share(sentences, vocabulary, loaded_model.tokenizer)

@@ -52,7 +52,7 @@ def load_pretrained(
             f"{key}: {path} has vocab_size {loaded_model.model.vocab_size}, expected at least the "
             f"tokenizer's {vocab_size}"
         )
-    params, model = _truncate_vocabulary(loaded_model.params, loaded_model.model, vocab_size)
+    params, model = truncate_vocabulary(loaded_model.params, loaded_model.model, vocab_size)
     return PretrainedModel(
         params, model, params_digest(loaded_model.params), _read_training_flops(user_path(path))
     )
@@ -66,8 +66,17 @@ def params_digest(params: Any) -> str:
     return hasher.hexdigest()[:16]
 
 
-def _truncate_vocabulary(params: Any, model: ModelConfig, vocab_size: int) -> tuple[Any, ModelConfig]:
-    """Cut off rows of the vocabulary without a token: many checkpoints pad their tables."""
+def truncate_vocabulary(params: Any, model: ModelConfig, vocab_size: int) -> tuple[Any, ModelConfig]:
+    """Remove rows of the vocabulary without a token: many checkpoints pad their tables.
+
+    Args:
+        params: parameters of the model.
+        model: its config.
+        vocab_size: number of tokens.
+
+    Returns:
+        Parameters and config of the model with `vocab_size` tokens.
+    """
     rows = padded_vocab_size(vocab_size)
 
     def truncate(axes: tuple[Axis, ...], leaf: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -124,6 +125,27 @@ def test_another_model_is_refused(model, pairs, tmp_path):
     (pairs / "order-b.txt").unlink()
     with pytest.raises(UserError, match="has scores with pairs '"):
         evaluate_pairs(str(model), str(pairs), out=tmp_path / "scores.json")
+
+
+def test_rows_that_no_token_has_do_not_count(model, pairs, tmp_path):
+    """Many checkpoints pad their tables; training leaves these rows out of the softmax too."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    padded = transformers.BertForMaskedLM.from_pretrained(model)
+    vocab_size = padded.config.vocab_size
+    padded.resize_token_embeddings(vocab_size + 40)
+    with torch.no_grad():
+        padded.cls.predictions.bias[vocab_size:] = 3.0
+    shutil.copytree(model, tmp_path / "padded")
+    padded.save_pretrained(tmp_path / "padded")
+    scores = []
+    for path in (model, tmp_path / "padded"):
+        evaluate_pairs(str(path), str(pairs), out=tmp_path / "scores.json")
+        scores.append(json.loads((tmp_path / "scores.json").read_text())["scores"])
+        (tmp_path / "scores.json").unlink()
+    for name, row in scores[0].items():
+        for key, values in row.items():
+            np.testing.assert_allclose(scores[1][name][key], values, atol=1e-4)
 
 
 def test_only_the_first_pairs_of_each_paradigm_are_scored(model, pairs, tmp_path):
