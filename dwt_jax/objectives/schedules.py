@@ -34,18 +34,27 @@ def build_schedule(schedule: Schedule, steps: int) -> optax.Schedule:
         main_schedule = optax.join_schedules(
             [optax.constant_schedule(x) for x in values], boundaries or [decay_start]
         )
-    elif shape == "linear":
-        main_schedule = optax.linear_schedule(value, end, decay_steps, decay_start)
     else:
-        make_decay = {"cosine": _cosine, "1-sqrt": _one_minus_sqrt}[shape]
+        make_decay = {"linear": _linear, "cosine": _cosine, "1-sqrt": _one_minus_sqrt}[shape]
         decay = make_decay(decay_steps)
+        # The end is a stage of its own: XLA divides by multiplying with the reciprocal, so that the decay may
+        # end at 1e-7 in place of 0, and a teacher with a weight of 1e-7 is not switched off.
         main_schedule = optax.join_schedules(
-            [optax.constant_schedule(value), lambda n: end + (value - end) * decay(n)], [decay_start]
+            [
+                optax.constant_schedule(value),
+                lambda n: end + (value - end) * decay(n),
+                optax.constant_schedule(end),
+            ],
+            [decay_start, decay_start + decay_steps],
         )
     if not warmup_steps:
         return main_schedule
     warmup_schedule = optax.linear_schedule(0.0, value, warmup_steps)
     return lambda step: jnp.where(step < warmup_steps, warmup_schedule(step), main_schedule(step))
+
+
+def _linear(decay_steps: int) -> optax.Schedule:
+    return optax.linear_schedule(1.0, 0.0, decay_steps)
 
 
 def _cosine(decay_steps: int) -> optax.Schedule:

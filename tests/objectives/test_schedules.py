@@ -215,6 +215,18 @@ def test_one_minus_sqrt_falls_faster_than_linear_and_ends_at_the_same_value():
     assert root[begin + length // 4] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("kind", ["linear", "cosine", "warmup_stable_decay"])
+@pytest.mark.parametrize("decay_type", ["linear", "cosine", "1-sqrt"])
+def test_a_decay_ends_exactly(kind, decay_type):
+    """For every number of steps: a weight of 2e-7 would keep a teacher of 4 → 0 to the end of the run."""
+    schedule = Schedule(kind=kind, value=4.0, end=0.0, decay_end=0.5, decay_type=decay_type)
+    for steps in range(1650, 1750):
+        values = schedules.schedule_values(schedule, steps)
+        assert schedules.zero_from(values) == round(0.5 * steps), steps
+    other = Schedule(kind=kind, value=0.4, end=0.15, decay_end=0.5, decay_type=decay_type)
+    assert set(schedules.schedule_values(other, 1700)[850:].tolist()) == {float(np.float32(0.15))}
+
+
 def test_a_step_may_be_an_array_or_traced():
     one = schedules.build_schedule(Schedule("cosine", 2.0, warmup_fraction=0.1), STEPS)
     steps = np.array([0, 5, 20, 199])
