@@ -16,7 +16,7 @@ from dwt_jax.files import user_path
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.models.protocol import Params
 from dwt_jax.runs.load import LoadedModel, load_model
-from dwt_jax.runs.pretrained import truncate_vocabulary
+from dwt_jax.runs.pretrained import check_vocab_size, truncate_vocabulary
 
 
 def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
@@ -81,11 +81,7 @@ def fit_to_vocabulary(loaded_model: LoadedModel, path: str, num_tokens: int) -> 
     Raises:
         UserError: the model has fewer rows than its tokenizer has tokens.
     """
-    if loaded_model.model.vocab_size < num_tokens:
-        raise UserError(
-            f"--model: {path} has vocab_size {loaded_model.model.vocab_size}, "
-            f"expected at least its tokenizer's {num_tokens}"
-        )
+    check_vocab_size("--model", path, loaded_model.model, num_tokens)
     params, model = truncate_vocabulary(loaded_model.params, loaded_model.model, num_tokens)
     return loaded_model._replace(params=params, model=model)
 

@@ -39,7 +39,7 @@ from dwt_jax.objectives import schedules
 from dwt_jax.remap.gates import fold_gates
 from dwt_jax.runs import run_dir
 from dwt_jax.runs.load import LoadedModel, load_model
-from dwt_jax.runs.pretrained import params_digest
+from dwt_jax.runs.pretrained import check_vocab_size, params_digest
 from dwt_jax.train.setup import resolve_precision
 
 FINETUNE_MUTABLE_KEYS = ("examples.path", "examples.train", "examples.dev", "examples.test")
@@ -85,11 +85,7 @@ def load_source_model(path: str, step: int | None = None) -> SourceModel:
     checkpoint = load_model(path, heads="all", step=step)
     params, model = fold_gates(checkpoint.params, checkpoint.model)
     vocab = load_vocabulary(checkpoint.tokenizer)
-    if len(vocab) > model.vocab_size:
-        raise UserError(
-            f"--model: {path} has vocab_size {model.vocab_size}, expected at least its tokenizer's "
-            f"{len(vocab)}"
-        )
+    check_vocab_size("--model", path, model, len(vocab))
     return SourceModel(
         path, checkpoint._replace(params=params, model=model), vocab.pad_id, params_digest(params)
     )

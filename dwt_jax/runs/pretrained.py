@@ -47,11 +47,7 @@ def load_pretrained(
     source_vocab = load_vocabulary(loaded_model.tokenizer)
     _check_vocabulary(key, path, source_vocab, vocab, allow_fewer_tokens)
     vocab_size = len(source_vocab.tokens)
-    if loaded_model.model.vocab_size < vocab_size:
-        raise UserError(
-            f"{key}: {path} has vocab_size {loaded_model.model.vocab_size}, expected at least the "
-            f"tokenizer's {vocab_size}"
-        )
+    check_vocab_size(key, path, loaded_model.model, vocab_size)
     params, model = truncate_vocabulary(loaded_model.params, loaded_model.model, vocab_size)
     return PretrainedModel(
         params, model, params_digest(loaded_model.params), _read_training_flops(user_path(path))
@@ -64,6 +60,21 @@ def params_digest(params: Any) -> str:
     for leaf in jax.tree.leaves(params):
         hasher.update(np.ascontiguousarray(leaf).tobytes())
     return hasher.hexdigest()[:16]
+
+
+def check_vocab_size(key: str, path: str, model: ModelConfig, num_tokens: int) -> None:
+    """Raise UserError if the model of `path` has fewer rows than its tokenizer has tokens.
+
+    Args:
+        key: config key or flag that names the model, for the message.
+        path: model directory or run directory.
+        model: config of the model.
+        num_tokens: number of tokens.
+    """
+    if model.vocab_size < num_tokens:
+        raise UserError(
+            f"{key}: {path} has vocab_size {model.vocab_size}, expected at least its tokenizer's {num_tokens}"
+        )
 
 
 def truncate_vocabulary(params: Any, model: ModelConfig, vocab_size: int) -> tuple[Any, ModelConfig]:
