@@ -360,7 +360,7 @@ def _check_splits(index: dict[str, Any], data: Data) -> None:
     if unknown_share > MAX_UNKNOWN_SHARE:
         raise UserError(
             f"data.tokenizer: {unknown_share:.1%} of the text's tokens are unknown, expected at most "
-            f"{MAX_UNKNOWN_SHARE:.0%} (does its vocabulary have capitals, and the tokenizer lower-case?)"
+            f"{MAX_UNKNOWN_SHARE:.0%} (does the tokenizer lower-case text while its vocabulary has capitals?)"
         )
     for split in SPLITS:
         if not index["splits"][split]["rows"]:

@@ -8,7 +8,7 @@ from dwt_jax.study.sweep import FINAL_STEP, Job, StudyPairs
 
 
 class PairSets:
-    """The sets of minimal pairs of a study. Each is read once."""
+    """The sets of minimal pairs of a study: folders, zip archives or `grammar`. Each is read at first use."""
 
     def __init__(self, pairs: StudyPairs):
         self._pairs = pairs
@@ -16,9 +16,9 @@ class PairSets:
         self._digests: dict[str, str] = {}
 
     def check(self, job: Job) -> None:
-        """Raise UserError if a set is not the one that a job's results are of.
+        """Raise UserError if a job has results of other pairs than those of the study's sets.
 
-        Of a finished job the set may be gone.
+        If the job is finished and a set no longer exists, only max_pairs is compared.
         """
         for name in job.tasks:
             path = job.workdir / name / "config.json"
@@ -43,9 +43,11 @@ class PairSets:
     def run(self, job: Job, model: Path) -> None:
         """Evaluate a run's checkpoint on each set: write config.json, scores.json and, last, results.json.
 
+        Sets that have a results.json are skipped.
+
         Args:
-            job: names the checkpoint and the directory.
-            model: directory of the run.
+            job: has the step of the checkpoint and the directory to write to.
+            model: directory of the run, which holds the checkpoint.
         """
         from dwt_jax.eval.evaluate_pairs import evaluate_pairs
 

@@ -257,10 +257,10 @@ def mean_loss_curve(arm_results: ArmResults) -> tuple[list[float], list[float], 
 
 
 def mean_score_curve(arm_results: ArmResults, measure: str) -> tuple[list[float], list[float]]:
-    """Return (mean FLOPs, mean score) at the checkpoints with a score of `measure`.
+    """Return (mean FLOPs of training up to it, mean score) of each checkpoint with a score of `measure`.
 
-    Means are over the seeds that have all of these checkpoints. FLOPs between two evaluations of the held-out
-    loss are interpolated.
+    Means are over the seeds that have a score at all of these checkpoints; without such a seed both lists are
+    empty. FLOPs between two evaluations of the held-out loss are interpolated.
     """
     steps, runs = arm_results.steps(measure), arm_results.runs
     seeds = [

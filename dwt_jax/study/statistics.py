@@ -79,12 +79,12 @@ def paired_loss_interval(
 def paired_score_interval(treatment: np.ndarray, baseline: np.ndarray, crossed: bool = False) -> Interval:
     """Compute intervals of the mean difference of scores, treatment − baseline.
 
-    A replicate draws seeds and, within each, fine-tuning seeds; or one sample of paradigms for all seeds,
-    since the difficulty of a paradigm is common to all runs.
+    A replicate of the bootstrap draws seeds and, within each, fine-tuning seeds. If `crossed`, it draws one
+    sample of paradigms for all seeds, since the difficulty of a paradigm is common to all runs.
 
     Args:
         treatment: [S, F], S pre-training seeds and F fine-tuning seeds or paradigms.
-        baseline: the same of the other arm.
+        baseline: scores of the other arm, of the same shape and order.
         crossed: whether column f is the same paradigm for each seed.
     """
     difference = np.asarray(treatment, float) - np.asarray(baseline, float)
