@@ -166,7 +166,7 @@ class Train:
     batch_size: int = 128  # rows per step, over all devices and microbatches
     # Rows per step of the stages before the full batch, increasing: they divide the first
     # `batch_ramp_fraction` of the steps equally. [4, 8] and 0.3: 4 rows in the first 15 % of the steps, 8 to
-    # 30 %, then batch_size. LiGO, `dwt pilot` and `dwt compile` always have batch_size rows.
+    # 30 %, then batch_size. LiGO and `dwt compile` always have batch_size rows.
     batch_ramp: tuple[int, ...] = ()
     batch_ramp_fraction: float = 0.0
     gradient_accumulation_steps: int = 1  # microbatches per step

@@ -50,7 +50,7 @@ RENAMED_FLAGS = {
     ("remap", "--run"): ("remap-run --run", "RUN"),
     ("remap", "--moments"): ("remap-run --moments", "MOMENTS"),
     ("remap", "--carry"): ("remap-run --carry", ""),
-    ("remap", "--pilot"): ("pilot --steps", "N"),
+    ("pilot", "--model"): ("pilot --teacher", "MODEL"),
 }
 """(command, flag) as of an earlier version → (command and flag now, placeholder of its value)."""
 

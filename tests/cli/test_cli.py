@@ -96,14 +96,17 @@ def test_other_encodings_degrade_what_is_printed_alone(tmp_path, encoding):
         (["--run=a b", "--carry"], "remap --run is now dwt remap-run --run=a b"),
         (["--model=x", "--carry"], "remap --carry is now dwt remap-run --carry"),
         (["--moments", "asymmetric"], "remap --moments is now dwt remap-run --moments=asymmetric"),
-        (["--pilot=20", "--model=x"], "remap --pilot is now dwt pilot --steps=20"),
-        (["--pilot", "20"], "remap --pilot is now dwt pilot --steps=20"),
-        (["--pilot", "--model=x"], "remap --pilot is now dwt pilot --steps=N"),
     ],
 )
 def test_renamed_flag_is_one_line_with_its_new_name(arguments, new_name, capsys):
     assert main(["remap", *arguments]) == 2
     assert capsys.readouterr().err == f"dwt: {new_name}\n"
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--model=x", "x"), ("--model", "MODEL")])
+def test_renamed_flag_of_the_pilot(flag, value, capsys):
+    assert main(["pilot", flag]) == 2
+    assert capsys.readouterr().err == f"dwt: pilot --model is now dwt pilot --teacher={value}\n"
 
 
 @pytest.mark.parametrize(

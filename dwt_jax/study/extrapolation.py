@@ -1,0 +1,89 @@
+"""Extrapolate short runs to the length of the full run. Does not import jax."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Z95 = 1.96
+"""Two-sided 95 % point of the normal distribution."""
+
+
+class Estimate(NamedTuple):
+    """An estimate with an interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+ZERO = Estimate(0.0, 0.0, 0.0)
+
+
+def extrapolate_loss(steps: Sequence[int], losses: Sequence[float], total_steps: int) -> float:
+    """Extrapolate the loss of runs of different lengths to the full run.
+
+    The power law through the two longest runs is too optimistic where they lie in the fast part of learning,
+    and the loss of the longest run is too high. The result is the geometric mean of both.
+
+    Args:
+        steps: lengths of the runs, increasing.
+        losses: their losses.
+        total_steps: length of the full run.
+    """
+    if len(steps) < 2:
+        return losses[-1]
+    return losses[-1] * (losses[-1] / losses[-2]) ** (_reach(steps, total_steps) / 2)
+
+
+def extrapolate_difference(
+    steps: Sequence[int],
+    differences: Sequence[float],
+    errors: Sequence[float],
+    total_steps: int,
+    *,
+    lasting: bool,
+) -> Estimate:
+    """Extrapolate a difference of losses, at the two longest runs, to the full run.
+
+    A difference whose cause is over (another beginning, a teacher that left) shrinks, fast while the student
+    passes its teacher and more slowly afterwards. The interval reaches from the difference at the longest run
+    to one that goes on to shrink, for each factor of steps, as it did between the two runs. The estimate is
+    the geometric mean of both. A difference that did not shrink stays, with an interval of as much as it
+    moved on both sides.
+
+    A difference whose cause lasts (a teacher that stays) continues the line through the two runs over the
+    logarithm of the steps, so that its sign may change. The interval reaches from the longest run to there.
+
+    Both intervals are extended by 1.96 standard errors on both sides.
+
+    Args:
+        steps: lengths of the runs, increasing.
+        differences: loss minus the baseline's loss at the same length, in nats.
+        errors: their standard errors.
+        total_steps: length of the full run.
+        lasting: whether the cause lasts.
+
+    Returns:
+        The estimate. With a single length it is the difference there, with an interval that has 0 in it.
+    """
+    last, error = differences[-1], errors[-1]
+    if len(steps) < 2:
+        spread = abs(last) + Z95 * error
+        return Estimate(last, last - spread, last + spread)
+    before, reach = differences[-2], _reach(steps, total_steps)
+    spread = Z95 * error
+    if lasting:
+        mean = last + (last - before) * reach
+        ends, spread = (last, mean), Z95 * float(np.hypot((1 + reach) * error, reach * errors[-2]))
+    elif before and 0 < last / before < 1:
+        ends = (last, last * (last / before) ** reach)
+        mean = float(np.copysign(np.sqrt(ends[0] * ends[1]), last))
+    else:
+        mean, ends = last, (before, 2 * last - before)
+    return Estimate(mean, min(ends) - spread, max(ends) + spread)
+
+
+def _reach(steps: Sequence[int], total_steps: int) -> float:
+    """Return how far the full run is, in units of the distance of the two longest runs (logarithms)."""
+    return float(np.log(total_steps / steps[-1]) / np.log(steps[-1] / steps[-2]))
