@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,6 +148,10 @@ _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+COMPRESSION_SUFFIXES = tuple(_DECOMPRESSORS)
+"""Suffixes of the files that are decompressed when they are read."""
+
+
 def _reject_archive(path: Path, stream: io.BufferedReader) -> None:
     """Raise UserError if a stream begins as a tar or zip archive: its headers would be read as text."""
     head = stream.peek(512)
@@ -199,6 +204,15 @@ def read_lines(path: Path, on_bytes_read: OnBytesRead = _ignore_bytes_read) -> I
                 on_bytes_read(position - last_position)
                 last_position = position
     on_bytes_read(path.stat().st_size - last_position)
+
+
+def read_stdin_lines() -> Iterator[str]:
+    """Yield the lines of standard input, as `read_lines` those of a file."""
+    if sys.stdin.isatty():
+        print("reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        text = _decode_utf8(line, f"standard input, line {number}")
+        yield (text.removeprefix("\ufeff") if number == 1 else text).rstrip("\r\n")
 
 
 def _decode_utf8(line: bytes, location: str) -> str:

@@ -24,10 +24,10 @@ class Examples:
     kind: Literal["builtin", "glue", "tfds", "files"] = "builtin"
     task: str = "era"  # builtin: era or party; glue, tfds: one of GLUE's nine tasks; files: any name
     path: str = ""  # glue: the folder that contains CoLA/, SST-2/, …; tfds: data_dir (empty: TFDS's default)
-    # kind=files: .tsv with a header, or .jsonl; possibly .gz, .bz2, .xz, .zst
+    # kind=files: .tsv or .csv with a header, or .jsonl; possibly .gz, .bz2, .xz, .zst
     train: str = ""
     dev: str = ""
-    test: str = ""  # without labels; empty: no test split
+    test: str = ""  # without labels; empty: no test split; may be given later
     text_column: str = "sentence"
     text_pair_column: str = ""  # column of the second text of a pair; empty: single texts
     label: str = "label"  # column of the label

@@ -1,4 +1,4 @@
-"""Readers of labelled texts: GLUE's TSV files, GLUE in TFDS, TSV or JSON lines, the built-in corpus."""
+"""Readers of labelled texts: GLUE's TSV files, GLUE in TFDS, files of columns, the built-in corpus."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from dwt_jax.data.sources import BUILTIN_CORPUS, document_fingerprint, open_tfds
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
 from dwt_jax.finetune.config import Examples
+from dwt_jax.finetune.example_files import RowIterator, get_column, get_text, read_example_rows, read_tsv
 from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS
 
 
@@ -62,11 +63,13 @@ def read_examples(examples: Examples) -> TaskData:
     train = data.splits["train"]
     if examples.max_train_examples and examples.max_train_examples < len(train):
         subset = np.sort(np.random.default_rng(0).permutation(len(train))[: examples.max_train_examples])
-        data.splits["train"] = _select_examples(train, subset)
+        data.splits["train"] = select_examples(train, subset)
     return data
 
 
-def _select_examples(split: ExampleSplit, indices: np.ndarray) -> ExampleSplit:
+def select_examples(split: ExampleSplit, indices: np.ndarray) -> ExampleSplit:
+    """Return the examples of these indices, int [M], in their order."""
+
     def select(values: list[str] | None) -> Any:
         return None if values is None else [values[i] for i in indices]
 
@@ -75,82 +78,6 @@ def _select_examples(split: ExampleSplit, indices: np.ndarray) -> ExampleSplit:
 
 
 # Files
-
-
-RowIterator = Iterator[tuple[str, dict[str, Any]]]  # (file and line, columns) of each example
-
-
-def _read_rows(path: Path, is_test: bool) -> RowIterator:
-    """Yield the rows of a TSV file with a header, or of JSON lines."""
-    if ".jsonl" not in path.suffixes and ".json" not in path.suffixes:
-        yield from _read_tsv(path, is_test)
-        return
-    for line_number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {line_number}: {error}, expected a JSON object") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {line_number}: a JSON {type(row).__name__}, expected an object")
-        yield f"{path}, line {line_number}", row
-
-
-def _read_tsv(path: Path, is_test: bool, columns: Mapping[str, int] | None = None) -> RowIterator:
-    """Yield the rows of a TSV file in GLUE's format: split at tabs, without quoting.
-
-    A few lines of QQP lack columns. They are skipped, as is usual, and counted on stderr. In a test
-    file every line needs a prediction: missing columns are empty texts, and so is an empty line if
-    there is only one column.
-
-    Args:
-        path: the file.
-        is_test: whether it is a test file.
-        columns: {name: index} for a file without a header.
-
-    Raises:
-        UserError: for a header with a repeated name, which is ambiguous.
-    """
-    num_short, header = 0, columns or {}
-    for line_number, line in enumerate(read_lines(path), 1):
-        cells = line.split("\t")
-        if columns is None and line_number == 1:
-            header = {name: column for column, name in enumerate(cells)}
-            if duplicate := next((name for name in header if name and cells.count(name) > 1), ""):
-                raise UserError(
-                    f"{path}: column '{duplicate}' twice in its first line, expected each name once"
-                )
-        elif line or (is_test and len(header) == 1):
-            row = {name: cells[column] for name, column in header.items() if column < len(cells)}
-            num_short += len(row) < len(header)
-            if is_test:
-                row = {name: row.get(name, "") for name in header}
-            if len(row) == len(header):
-                yield f"{path}, line {line_number}", row
-    if num_short:
-        print(
-            f"{path}: {num_short} lines with too few columns, {_SHORT_LINE_HANDLING[is_test]}",
-            file=sys.stderr,
-        )
-
-
-_SHORT_LINE_HANDLING = {True: "missing texts are empty", False: "skipped"}
-
-
-def _get_column(row: Mapping[str, Any], name: str, location: str) -> Any:
-    if name not in row:
-        raise UserError(f"{location}: no column '{name}'{did_you_mean(name, map(str, row))}")
-    return row[name]
-
-
-def _get_text(row: Mapping[str, Any], name: str, location: str) -> str:
-    value = _get_column(row, name, location)
-    if not isinstance(value, str):
-        raise UserError(f"{location}: column '{name}' is {value!r}, expected text")
-    # JSON can escape half of a surrogate pair, which UTF-8 cannot encode.
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -170,20 +97,30 @@ def _parse_label(raw_label: Any, labels: Sequence[str], location: str) -> float:
     return value
 
 
-def _make_split(
+def make_split(
     rows: RowIterator, text_columns: Sequence[str], label_column: str, labels: Sequence[str]
 ) -> ExampleSplit:
-    """Collect rows in a split. `label_column` is '' for an unlabelled split."""
+    """Collect rows in a split.
+
+    Args:
+        rows: the examples. A column `index`, `id` or `idx` names them; without one they are numbered from 0.
+        text_columns: one or two.
+        label_column: '' for an unlabelled split.
+        labels: the classes; () for numbers.
+
+    Raises:
+        UserError: for a missing column, and for what is no text or no label.
+    """
     texts: list[str] = []
     text_pairs: list[str] = []
     label_values: list[float] = []
     ids: list[str] = []
     for location, row in rows:
-        texts.append(_get_text(row, text_columns[0], location))
+        texts.append(get_text(row, text_columns[0], location))
         if len(text_columns) > 1:
-            text_pairs.append(_get_text(row, text_columns[1], location))
+            text_pairs.append(get_text(row, text_columns[1], location))
         if label_column:
-            label_values.append(_parse_label(_get_column(row, label_column, location), labels, location))
+            label_values.append(_parse_label(get_column(row, label_column, location), labels, location))
         ids.append(str(row.get("index", row.get("id", row.get("idx", len(ids))))))
     dtype = np.int32 if labels else np.float32
     return ExampleSplit(
@@ -203,8 +140,8 @@ def _read_files(examples: Examples) -> TaskData:
     for name in ("train", "dev", "test"):
         if path := getattr(examples, name):
             is_test = name == "test"
-            rows = _read_rows(user_path(path), is_test)
-            splits[name] = _make_split(rows, text_columns, "" if is_test else examples.label, labels)
+            rows = read_example_rows(user_path(path), is_test)
+            splits[name] = make_split(rows, text_columns, "" if is_test else examples.label, labels)
     if "f1" in examples.metrics and len(labels) > 2:
         raise UserError(
             f"examples.metrics has 'f1', which is that of the second of two classes, expected another: "
@@ -220,8 +157,8 @@ MAX_LABELS = 1000
 def _collect_labels(path: Path, column: str) -> tuple[str, ...]:
     """Return the distinct labels of a training file, sorted."""
     labels = set()
-    for location, row in _read_rows(path, is_test=False):
-        if (value := _get_column(row, column, location)) is None:
+    for location, row in read_example_rows(path, is_test=False):
+        if (value := get_column(row, column, location)) is None:
             raise UserError(f"{location}: no label in column '{column}', expected one")
         text = str(value)
         if not text.strip() or text != text.strip() or value != value:  # the last: NaN of a JSON file
@@ -245,6 +182,7 @@ def _read_glue(examples: Examples) -> TaskData:
     task = GLUE_TASKS[examples.task]
     splits: dict[str, ExampleSplit] = {}
     submissions: dict[str, str] = {}
+    missing: list[Path] = []
     for name, split_source in task.split_sources().items():
         is_test = name.startswith("test")
         if examples.kind == "tfds":
@@ -252,23 +190,27 @@ def _read_glue(examples: Examples) -> TaskData:
         else:
             file = user_path(examples.path) / task.folder / split_source.file
             split = _read_glue_split(file, examples.task, is_test)
+            missing += [file] if split is None else []
         if split is not None:
             splits[name] = split
             submissions |= {name: split_source.submission} if is_test else {}
+    if missing:
+        if "train" not in splits or not any(name.startswith("dev") for name in splits):
+            raise UserError(f"{missing[0]}: no such file, expected GLUE's file of {examples.task}")
+        names = ", ".join(path.name for path in missing)
+        print(f"{missing[0].parent}: without {names}; the other files are used", file=sys.stderr)
     metrics = examples.metrics or task.metrics
     return TaskData(splits, task.labels, metrics, task.class_names, submissions, task.bounds)
 
 
 def _read_glue_split(path: Path, name: str, is_test: bool) -> ExampleSplit | None:
-    """Read a split from GLUE's TSV files; None for a missing test file."""
+    """Read a split from GLUE's TSV files; None for a missing file."""
     task = GLUE_TASKS[name]
     if not path.exists():
-        if is_test:
-            return None
-        raise UserError(f"{path}: no such file, expected GLUE's file of {name}")
+        return None
     columns = None if is_test else task.headerless_columns or None  # CoLA's test file has a header
-    return _make_split(
-        _read_tsv(path, is_test, columns), task.text_columns, "" if is_test else task.label, task.labels
+    return make_split(
+        read_tsv(path, is_test, columns), task.text_columns, "" if is_test else task.label, task.labels
     )
 
 
@@ -293,7 +235,7 @@ def _read_tfds_split(examples: Examples, split_spec: str, is_test: bool) -> Exam
 
     # TFDS stores class indices, in the order of task.labels.
     class_numbers = tuple(map(str, range(len(task.labels))))
-    return _make_split(
+    return make_split(
         iter_rows(), task.tfds_text_columns or task.text_columns, "" if is_test else "label", class_numbers
     )
 

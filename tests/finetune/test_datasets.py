@@ -75,6 +75,20 @@ def test_glue_file_format_details(glue):
     assert "test" not in read_glue(glue, "rte").splits
 
 
+def test_a_glue_folder_is_used_for_the_files_that_it_has(tmp_path, capsys):
+    (tmp_path / "MNLI").mkdir()
+    for name in ("train.tsv", "dev_matched.tsv"):
+        (tmp_path / "MNLI" / name).write_text(GLUE_FILES["MNLI"][name])
+    assert [*read_glue(tmp_path, "mnli").splits] == ["train", "dev"]
+    stderr = capsys.readouterr().err
+    assert "without dev_mismatched.tsv, test_matched.tsv, test_mismatched.tsv, diagnostic.tsv" in stderr
+    (tmp_path / "MNLI" / "dev_matched.tsv").rename(tmp_path / "MNLI" / "dev_mismatched.tsv")
+    assert [*read_glue(tmp_path, "mnli").splits] == ["train", "dev_mismatched"]
+    (tmp_path / "MNLI" / "dev_mismatched.tsv").unlink()
+    with pytest.raises(UserError, match=r"dev_matched\.tsv: no such file, expected GLUE's file of mnli"):
+        read_glue(tmp_path, "mnli")
+
+
 def test_max_train_examples_is_the_same_subset(glue):
     limited = read_glue(glue, "mnli", max_train_examples=2).splits
     assert len(limited["train"]) == len(limited["train"].text_pairs) == 2

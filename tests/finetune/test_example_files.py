@@ -1,0 +1,94 @@
+"""Files of examples with named columns, by their names."""
+
+import csv
+import io
+import json
+import types
+
+import pytest
+
+from dwt_jax.errors import UserError
+from dwt_jax.finetune.config import Examples
+from dwt_jax.finetune.datasets import read_examples
+from dwt_jax.finetune.example_files import STDIN, file_format, read_example_rows
+
+TEXTS = ["plain", 'he said "no", twice', "two\nlines", "a\ttab", " spaces ", "é, ü; 雨", "x" * 200_000]
+
+
+def write_csv(path, rows):
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows(rows)
+
+
+def test_csv_gives_what_was_written(tmp_path):
+    """Quotes, commas and line breaks in cells, CRLF, a byte-order mark, a cell above the module's limit."""
+    path = tmp_path / "a.csv"
+    write_csv(path, [["text", "label"], *([text, str(i)] for i, text in enumerate(TEXTS))])
+    rows = [row for _, row in read_example_rows(path, is_test=False)]
+    assert rows == [{"text": text, "label": str(i)} for i, text in enumerate(TEXTS)]
+
+
+def test_all_formats_give_the_same_rows(tmp_path, monkeypatch):
+    expected = [{"text": "a b", "label": "x"}, {"text": "c, d", "label": "y"}]
+    contents = {
+        "tsv": "text\tlabel\na b\tx\nc, d\ty\n",
+        "csv": 'text,label\na b,x\n"c, d",y\n',
+        "jsonl": "".join(json.dumps(row) + "\n" for row in expected),
+    }
+    for kind, content in contents.items():
+        (tmp_path / f"rows.{kind}").write_text(content)
+        assert [row for _, row in read_example_rows(tmp_path / f"rows.{kind}", is_test=False)] == expected
+        monkeypatch.setattr(
+            "sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(content.encode()), isatty=bool)
+        )
+        located = list(read_example_rows(STDIN, is_test=False, kind=kind))
+        assert [row for _, row in located] == expected
+        assert all(location.startswith("standard input, line ") for location, _ in located)
+
+
+def test_file_format_is_that_of_the_name(tmp_path):
+    names = {"a.csv": "csv", "b.v2.tsv.gz": "tsv", "c.jsonl.zst": "jsonl", "d.txt": None, "e": None}
+    assert {name: file_format(tmp_path / name) for name in names} == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.tsv",
+            "sentence,label\nx,yes\n",
+            "no column 'label': the first line is separated by commas, expected",
+        ),
+        ("a.csv", "sentence;label\nx;yes\n", "the first line is separated by semicolons, expected"),
+        ("a.csv", "sentence\tlabel\nx\tyes\n", "the first line is separated by tabs, expected"),
+        ("a.csv", "sentence,label\nriver, stone,yes\n", "line 2: 3 cells, expected 2 as in the first line"),
+        ("a.csv", 'sentence,label\n"river,yes\nstone,no\n', "line 3: unexpected end of data, expected"),
+        ("a.csv", "sentence,sentence,label\nx,y,yes\n", "column 'sentence' twice"),
+        ("a.csv", "text,label\nx,yes\ny,no\n", "line 2: no column 'sentence'; known: label, text"),
+        ("a.jsonl", '[{"sentence": "x", "label": "yes"}]\n', "a JSON list, expected an object"),
+    ],
+)
+def test_another_separator_or_shape_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    path = str(tmp_path / name)
+    with pytest.raises(UserError) as caught:
+        read_examples(Examples(kind="files", task="own", train=path, dev=path))
+    assert message in str(caught.value)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_short_rows_of_a_csv_are_counted_as_those_of_a_tsv(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("sentence,label\nx,yes\ny\n\nz,no\n")
+    assert [row["label"] for _, row in read_example_rows(tmp_path / "a.csv", is_test=False)] == ["yes", "no"]
+    assert "1 lines with too few columns, skipped" in capsys.readouterr().err
+    test_rows = [row for _, row in read_example_rows(tmp_path / "a.csv", is_test=True)]
+    assert [row["label"] for row in test_rows] == ["yes", "", "no"]
+
+
+def test_an_own_task_in_csv(tmp_path):
+    path = tmp_path / "a.csv"
+    write_csv(path, [["sentence", "label"], ["river, stone", "no"], ["a window", "yes"]])
+    data = read_examples(Examples(kind="files", task="own", train=str(path), dev=str(path)))
+    assert data.labels == ("no", "yes")
+    assert data.splits["dev"].texts == ["river, stone", "a window"]
