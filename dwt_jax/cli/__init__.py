@@ -11,7 +11,19 @@ from typing import NoReturn, Protocol
 
 from dwt_jax import __version__
 from dwt_jax.cli import compile as compile_step
-from dwt_jax.cli import demo, evaluate, export, finetune, pilot, prepare, remap, remap_run, report, study
+from dwt_jax.cli import (
+    demo,
+    evaluate,
+    export,
+    fill_mask,
+    finetune,
+    pilot,
+    prepare,
+    remap,
+    remap_run,
+    report,
+    study,
+)
 from dwt_jax.cli import train as train_run
 from dwt_jax.cli.arguments import split_overrides
 from dwt_jax.cli.exit_status import EXIT_USER_ERROR, exit_status
@@ -39,6 +51,7 @@ COMMANDS: dict[str, Command] = {
     "pilot": pilot,
     "compile": compile_step,
     "finetune": finetune,
+    "fill-mask": fill_mask,
     "study": study,
     "report": report,
 }

@@ -42,6 +42,7 @@ class Guess(NamedTuple):
 
     word: str
     probability: float
+    token: int  # its id
 
 
 def choose_masked_words(data: Path, count: int) -> list[MaskedWord]:
@@ -151,7 +152,7 @@ def guess_masked_words(
 
     probabilities, ids = jax.device_get(top_guesses(params, tokens, segment_ids, positions))
     return [
-        [Guess(decode_token(tokenizer, i), float(p)) for i, p in zip(row_ids, row, strict=True)]
+        [Guess(decode_token(tokenizer, i), float(p), int(i)) for i, p in zip(row_ids, row, strict=True)]
         if np.isfinite(row).all()
         else []
         for row_ids, row in zip(ids, probabilities, strict=True)

@@ -105,7 +105,7 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
         {
             "text": masked_word.text,
             "word": masked_word.word,
-            "guesses": {name: guesses[name][i] for name in guesses},
+            "guesses": {name: [guess[:2] for guess in guesses[name][i]] for name in guesses},
         }
         for i, masked_word in enumerate(masked_words)
     ]

@@ -45,6 +45,8 @@ def test_a_tilde_is_the_home_directory_in_every_path(tmp_path, monkeypatch, caps
     assert main(["train", "--config=~/tiny.py", "--config.data.path=~/rows", *few, "--workdir=~/run"]) == 0
     assert main(["evaluate", "--model=~/run", "--data=~/rows"]) == 0
     assert main(["export", "--model=~/run", "--out=~/model"]) == 0
+    assert main(["fill-mask", "--model=~/run", "the [MASK] is"]) == 0
+    assert "the [MASK] is\n" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "home").iterdir()} >= {"rows", "run", "model"}
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     capsys.readouterr()
