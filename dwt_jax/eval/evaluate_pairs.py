@@ -13,6 +13,7 @@ from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, Vocabulary, load_vocabular
 from dwt_jax.errors import UserError
 from dwt_jax.eval.evaluate_model import fit_to_vocabulary, put_on_mesh
 from dwt_jax.eval.grammar_pairs import grammar_paradigms
+from dwt_jax.eval.item_progress import ItemProgress
 from dwt_jax.eval.minimal_pairs import (
     Paradigm,
     first_pairs,
@@ -20,7 +21,6 @@ from dwt_jax.eval.minimal_pairs import (
     pairs_digest,
     read_minimal_pairs,
 )
-from dwt_jax.eval.pair_progress import PairProgress
 from dwt_jax.eval.pair_results import PairScores, ScoreFile, summarize_pairs
 from dwt_jax.eval.sentence_scores import (
     SPECIAL_TOKENS,
@@ -134,7 +134,7 @@ def _score_paradigms(
     remaining = [x for x in paradigms if x.name not in score_file.scores]
     tokens = int(sentences.lengths[np.isnan(scores)].sum())
     texts = [*index_of_text]
-    with PairProgress(sum(len(x.pairs) for x in remaining), tokens) as progress:
+    with ItemProgress("pairs", sum(len(x.pairs) for x in remaining), tokens) as progress:
         for paradigm in remaining:
             good, bad = indices[paradigm.name]
             new = np.unique(np.concatenate([good, bad]))

@@ -44,12 +44,22 @@ class ExampleBatch(NamedTuple):
 
 
 def encode_examples(split: ExampleSplit, tokenizer: Path, max_length: int) -> EncodedExamples:
-    """Tokenize a split with the tokenizer's own special tokens (`[CLS] a [SEP] b [SEP]`).
+    """Tokenize a split, and add its labels. Arguments as for `encode_texts`."""
+    (tokens, token_type_ids, offsets, zeros), _ = encode_texts(split, tokenizer, max_length)
+    labels = zeros if split.labels is None else split.labels
+    return EncodedExamples(tokens, token_type_ids, offsets, labels)
+
+
+def encode_texts(split: ExampleSplit, tokenizer: Path, max_length: int) -> tuple[EncodedExamples, int]:
+    """Tokenize the texts of a split with the tokenizer's own special tokens (`[CLS] a [SEP] b [SEP]`).
 
     Args:
-        split: the texts and, if any, the labels.
+        split: the texts.
         tokenizer: directory of the tokenizer.
         max_length: maximum tokens of an example; in a pair the longer text is truncated first.
+
+    Returns:
+        (examples without labels, number of examples that were truncated)
     """
     hf_tokenizer = load_hf_tokenizer(tokenizer)
     hf_tokenizer.enable_truncation(max_length, strategy="longest_first")
@@ -58,13 +68,18 @@ def encode_examples(split: ExampleSplit, tokenizer: Path, max_length: int) -> En
         texts = list(zip(split.texts, split.text_pairs, strict=True))
     ids: list[np.ndarray] = []
     token_type_ids: list[np.ndarray] = []
+    num_truncated = 0
     for start in range(0, len(texts), TOKENIZER_BATCH_SIZE):
         for encoding in hf_tokenizer.encode_batch_fast(texts[start : start + TOKENIZER_BATCH_SIZE]):
             ids.append(np.array(encoding.ids, np.int32))
             token_type_ids.append(np.array(encoding.type_ids, np.int32))
+            num_truncated += bool(encoding.overflowing)
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-    labels = np.zeros(len(ids), np.int32) if split.labels is None else split.labels
-    return EncodedExamples(np.concatenate(ids), np.concatenate(token_type_ids), offsets, labels)
+    labels = np.zeros(len(ids), np.int32)
+    return (
+        EncodedExamples(np.concatenate(ids), np.concatenate(token_type_ids), offsets, labels),
+        num_truncated,
+    )
 
 
 class ExampleCache:

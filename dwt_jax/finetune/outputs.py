@@ -192,8 +192,8 @@ def write_dev_predictions(workdir: Path, data: TaskData, seed_results: Sequence[
             predictions = predictions_from_logits(logits[result.best_epoch()], data.labels)
             columns = [
                 split.ids,
-                _format_predictions(predictions, data.labels),
-                _format_predictions(split.labels, data.labels),
+                format_predictions(predictions, data.labels),
+                format_predictions(split.labels, data.labels),
             ]
             _write_tsv(
                 workdir / "predictions" / f"{name}-seed{result.seed}.tsv",
@@ -222,24 +222,36 @@ def write_test_predictions(
     if data.bounds:
         predictions = np.clip(predictions, *data.bounds)
     float_format = ".3f" if name in data.submissions else ".9g"  # GLUE's, or what tells float32 values apart
-    rows = list(zip(split.ids, _format_predictions(predictions, data.labels, float_format), strict=True))
+    rows = list(zip(split.ids, format_predictions(predictions, data.labels, float_format), strict=True))
     if name in data.submissions and all(index.isdecimal() for index, _ in rows):
         rows.sort(key=lambda row: int(row[0]))
     file = data.submissions.get(name, f"{task}.tsv")
     _write_tsv(workdir / "submission" / file, ("index", "prediction"), list(zip(*rows, strict=True)))
 
 
-def _format_predictions(values: np.ndarray, labels: Sequence[str], float_format: str = ".9g") -> list[str]:
+def format_predictions(values: np.ndarray, labels: Sequence[str], float_format: str = ".9g") -> list[str]:
+    """Return the names of classes, or numbers as text.
+
+    Args:
+        values: [N], of `predictions_from_logits`.
+        labels: the classes; empty for a regression.
+        float_format: of numbers. '.9g' tells all float32 values apart.
+    """
     return [labels[int(value)] if labels else format(float(value), float_format) for value in values]
 
 
 _SEPARATORS_TO_SPACES = str.maketrans("\t\n\r", "   ")
 
 
+def tsv_lines(header: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a TSV file. Tabs and line breaks in a cell (possible in JSON) become spaces."""
+    rows = zip(*columns, strict=True)
+    return [
+        "\t".join(cell.translate(_SEPARATORS_TO_SPACES) for cell in row) + "\n" for row in (header, *rows)
+    ]
+
+
 def _write_tsv(path: Path, header: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
-    """Write a TSV file. Tabs and line breaks in a cell (possible in JSON input) become spaces."""
     path.parent.mkdir(exist_ok=True)
-    rows = ([cell.translate(_SEPARATORS_TO_SPACES) for cell in row] for row in zip(*columns, strict=True))
-    lines = ["\t".join(row) + "\n" for row in (header, *rows)]
     with atomic_write(path) as partial:
-        partial.write_text("".join(lines), encoding="utf-8")
+        partial.write_text("".join(tsv_lines(header, columns)), encoding="utf-8")

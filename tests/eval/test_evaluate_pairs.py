@@ -213,7 +213,7 @@ def test_the_name_grammar_is_reserved(model, tmp_path, monkeypatch, capsys):
 
 
 def test_progress_lines_have_speed_and_time_left(model, pairs, capsys, monkeypatch):
-    monkeypatch.setattr("dwt_jax.eval.pair_progress.LOG_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr("dwt_jax.eval.item_progress.LOG_INTERVAL_SECONDS", 0)
     assert main(["evaluate", f"--model={model}", f"--pairs={pairs}", "--batch-size=8"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("pairs 5/5  ")
