@@ -18,18 +18,18 @@ from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_write, read_json, write_json
-from dwt_jax.finetune import collate, metrics, outputs
+from dwt_jax.finetune import collate, directory, metrics, outputs
 from dwt_jax.finetune.collate import EncodedExamples, ExampleCache
-from dwt_jax.finetune.config import MIN_SEQUENCE_LENGTH, FinetuneConfig, Recipe, read_finetune_config
+from dwt_jax.finetune.config import MIN_SEQUENCE_LENGTH, FinetuneConfig, Recipe
 from dwt_jax.finetune.datasets import TaskData
 from dwt_jax.finetune.outputs import BestModel, SeedResult
+from dwt_jax.finetune.predict import predict_logits
 from dwt_jax.finetune.progress import FinetuneProgress
 from dwt_jax.finetune.step import (
     FinetuneStepConfig,
     finetune_step_config,
     jit_finetune_step,
     jit_init_finetune_state,
-    jit_predict,
 )
 from dwt_jax.hf import model_card
 from dwt_jax.hf.checkpoint import load_checkpoint
@@ -37,13 +37,9 @@ from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import schedules
 from dwt_jax.remap.gates import fold_gates
-from dwt_jax.runs import run_dir
 from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.pretrained import check_vocab_size, params_digest
 from dwt_jax.train.setup import resolve_precision
-
-FINETUNE_MUTABLE_KEYS = ("examples.path", "examples.train", "examples.dev", "examples.test")
-"""Keys that a resumed run may change. The data is compared by its digest instead of its path."""
 
 
 class SourceModel(NamedTuple):
@@ -119,13 +115,8 @@ def prepare_finetuning(
         config = dataclasses.replace(config, recipe=recipe)
     data = example_cache.read(config.examples)
     encoded = example_cache.encode(config.examples, source.checkpoint.tokenizer, config.recipe.max_length)
-    name_arrays = [np.array(data.labels), *(np.array(split.ids) for split in data.splits.values())]
-    identity = {
-        "model_digest": source.digest,
-        "data_digest": params_digest([*encoded.values(), *name_arrays]),
-    }
-    run_kind = run_dir.RunKind("finetune.json", read_finetune_config, FINETUNE_MUTABLE_KEYS)
-    run_dir.init_run_dir(workdir, config, source.checkpoint.tokenizer, identity, run_kind)
+    identity = {"model_digest": source.digest, "data_digest": directory.data_digest(workdir, data, encoded)}
+    config = directory.init_finetune_dir(workdir, config, source.checkpoint.tokenizer, identity)
     step_config = finetune_step_config(
         source.checkpoint.model,
         config.recipe.dropout,
@@ -140,6 +131,8 @@ def prepare_finetuning(
 def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict[str, Any]:
     """Train all seeds that are not done yet and write the results.
 
+    A finished fine-tuning goes on with the seeds that its results lack, and predicts new test splits.
+
     Returns:
         The content of results.json.
 
@@ -147,11 +140,26 @@ def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict
         Preempted: after a signal.
         TrainingFailed: for a loss that is not finite.
     """
-    if (context.workdir / "results.json").exists():
-        print(f"{context.workdir}: already finished", flush=True)
-        return read_json(context.workdir / "results.json")
+    results_path = context.workdir / "results.json"
+    previous = read_json(results_path) if results_path.exists() else {}
     recipe, group_size = context.config.recipe, parallel_seeds(context)
-    groups = [recipe.seeds[i : i + group_size] for i in range(0, len(recipe.seeds), group_size)]
+    finished = [
+        seed for seed in recipe.seeds if str(seed) in previous.get("seeds", ()) and _is_done(context, seed)
+    ]
+    # Groups of seeds are those of the seeds that the results lack: a finished seed is not trained again.
+    seeds = [seed for seed in recipe.seeds if seed not in finished]
+    new_tests = [
+        name
+        for name, digest in directory.test_digests(context.data, context.encoded).items()
+        if previous.get("test_digests", {}).get(name) != digest
+    ]
+    if previous and not seeds and not new_tests:
+        print(f"{context.workdir}: already finished", flush=True)
+        return previous
+    if previous:
+        additions = [*(f"seed {seed}" for seed in seeds), *new_tests]
+        print(f"{context.workdir}: finished before; now {', '.join(additions)}", flush=True)
+    groups = [seeds[i : i + group_size] for i in range(0, len(seeds), group_size)]
     remaining_groups = [group for group in groups if not all(_is_done(context, seed) for seed in group)]
     with FinetuneProgress(
         context.config.examples.task, len(remaining_groups) * _steps_per_seed(context)
@@ -282,9 +290,6 @@ def predict_split(
 ) -> np.ndarray:
     """Compute the logits of a split.
 
-    One batch runs while the logits of the previous one are copied to the host. No more are dispatched
-    ahead: on CPU they would run concurrently, each with its own memory.
-
     Args:
         context: the fine-tuning.
         params: leaves [S, …].
@@ -294,23 +299,16 @@ def predict_split(
     Returns:
         fp32 [S, N, labels].
     """
-    encoded, recipe = context.encoded[name], context.config.recipe
-    logits = np.zeros((len(jax.tree.leaves(params)[0]), len(encoded), context.step_config.labels), np.float32)
-    pending: list[tuple[np.ndarray, Any]] = []
-
-    def collect_oldest() -> None:
-        rows, values = pending.pop(0)
-        valid = rows >= 0
-        logits[:, rows[valid]] = np.asarray(values)[:, valid]
-
-    for rows in collate.eval_batch_indices(encoded, recipe.batch_size):
-        batch = collate.collate_examples(encoded, rows, recipe.lengths(), context.source.pad_id)
-        _check_shutdown(context, shutdown_flag)
-        pending.append((rows, jit_predict(context.step_config)(params, batch)))
-        if len(pending) > 1:
-            collect_oldest()
-    collect_oldest()
-    return logits
+    recipe = context.config.recipe
+    return predict_logits(
+        context.step_config,
+        params,
+        context.encoded[name],
+        recipe.batch_size,
+        recipe.lengths(),
+        context.source.pad_id,
+        lambda _: _check_shutdown(context, shutdown_flag),
+    )
 
 
 def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict[str, Any]:
@@ -320,15 +318,16 @@ def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dic
         result for seed in config.recipe.seeds if (result := outputs.read_seed_result(context.workdir, seed))
     ]
     outputs.write_dev_predictions(context.workdir, context.data, seed_results)
-    test_splits = [name for name in context.encoded if name.startswith("test")]
-    if test_splits:
+    if test_digests := directory.test_digests(context.data, context.encoded):
         params = jax.tree.map(lambda x: x[None], load_checkpoint(context.workdir / "model").params)
-        for name in test_splits:
+        for name in test_digests:
             logits = predict_split(context, params, name, shutdown_flag)[0]
             outputs.write_test_predictions(
                 context.workdir, task, name, context.data.splits[name], context.data, logits
             )
-    summary = outputs.summarize_seeds(task, context.data, seed_results)
+    elif (context.workdir / "submission").exists():
+        print(f"{context.workdir}: submission/ stays as it is, no test file is given", flush=True)
+    summary = outputs.summarize_seeds(task, context.data, seed_results) | {"test_digests": test_digests}
     with atomic_write(context.workdir / "model" / "README.md") as partial:
         name = Path(context.source.path).absolute().name
         partial.write_text(
