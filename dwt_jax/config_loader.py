@@ -306,7 +306,7 @@ def _build_value(kind: Any, value: Any, path: str) -> Any:
         )
     if _is_tuple_type(kind):
         if isinstance(value, _CommandLineText):
-            value = _parse_json(value, path)
+            value = _parse_list(get_args(kind)[0], value, path)
         if not isinstance(value, list):
             raise UserError(f"config: {path} is {value!r}, expected a list")
         return tuple(_build_value(get_args(kind)[0], item, f"{path}.{i}") for i, item in enumerate(value))
@@ -339,6 +339,13 @@ def _unknown_key_error(path: str, key: str, valid_keys: Iterable[str]) -> UserEr
 
 def _join_path(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
+
+
+def _parse_list(entry: Any, text: str, path: str) -> Any:
+    """Parse a list from the command line: JSON, or plain values with commas between them."""
+    if dataclasses.is_dataclass(entry) or text.lstrip().startswith(("[", "{", '"')):
+        return _parse_json(text, path)
+    return [_CommandLineText(item.strip()) for item in text.split(",")] if text.strip() else []
 
 
 def _parse_json(text: str, path: str) -> Any:

@@ -11,8 +11,16 @@ from ml_collections import ConfigDict
 
 from dwt_jax.config import Config, Schedule, Source
 from dwt_jax.config_checks import check
-from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict, load_config, read_config_file
+from dwt_jax.config_loader import (
+    build_config,
+    build_dataclass,
+    config_to_dict,
+    flatten_dict,
+    load_config,
+    read_config_file,
+)
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.finetune.config import FinetuneConfig
 from helpers.paths import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -155,7 +163,8 @@ def test_a_wrong_type_in_a_file(key, value, expected):
         ("data.sources.0.pth", "x", "did you mean 'data.sources.0.path'?"),
         ("data.sources.0.weight", "heavy", "data.sources.0.weight"),
         ("optimizer.learning_rate", "3e-3x", "a number or a group with the keys kind, value, end"),
-        ("mlm.probability.boundaries", "0.5", "list"),
+        ("mlm.probability.boundaries", "0.5,x", "mlm.probability.boundaries.1 is 'x', expected a number"),
+        ("mlm.probability.boundaries", "[0.5", "JSON"),
         ("mlm.probability.boundaries.0", "0.5", "the whole list: --config.mlm.probability.boundaries=[…]"),
     ],
 )
@@ -372,6 +381,15 @@ def test_numbers_of_a_file_take_the_type_of_the_field():
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("1", True), ("0", False)])
 def test_truth_on_the_command_line(text, value):
     assert build_config(MINIMAL, {"mlm.whole_word": text}).mlm.whole_word is value
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0,1", (0, 1)), (" 3 , 1e3 ", (3, 1000)), ("[0, 1]", (0, 1)), ("7", (7,)), ("", ())]
+)
+def test_a_list_of_plain_values_may_have_commas_alone(text, seeds):
+    config = build_dataclass(FinetuneConfig, {}, {"recipe.seeds": text, "examples.labels": "no, may be"})
+    assert config.recipe.seeds == seeds
+    assert config.examples.labels == ("no", "may be")
 
 
 def test_list_indices():
