@@ -31,9 +31,11 @@ def fill_masks(path: str, texts: Sequence[str], top_k: int = 5) -> list[list[lis
         For each text and each of its masks, the best guess first.
 
     Raises:
-        UserError: the model cannot be used, a text has no mask or is longer than the model's positions, or a
-            probability is not finite.
+        UserError: the model cannot be used, there is no text, a text has no mask or more tokens than the
+            model has positions, or a probability is not finite.
     """
+    if not texts:
+        raise UserError("no text, expected at least one with a mask")
     loaded_model = load_model(path)
     vocabulary = load_vocabulary(loaded_model.tokenizer)
     loaded_model = fit_to_vocabulary(loaded_model, path, len(vocabulary))

@@ -76,13 +76,15 @@ def load_classifier(path: str) -> Classifier:
     Raises:
         UserError: there is no such model, or its outputs are neither classes nor one number.
     """
-    directory = user_path(path)
+    directory = user_path(path).absolute()
     if tasks := sorted(record.parent.name for record in directory.glob("*/finetune.json")):
         raise UserError(
             f"--model: {path} has the fine-tunings {', '.join(tasks)}, expected one: {directory / tasks[0]}"
         )
     if (directory / "finetune.json").exists() and not (directory / "model").exists():
         raise UserError(f"--model: {path} is a fine-tuning without a finished seed, expected its model")
+    if (directory / "finetune.json").exists() and not (directory / "results.json").exists():
+        print(f"{path}: not finished; the best model so far is used", file=sys.stderr)
     loaded = load_model(path, heads="all")
     if "classifier" not in loaded.params:
         heads = ", ".join(head for head in family(loaded.model).HEADS if head in loaded.params)

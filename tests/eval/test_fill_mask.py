@@ -60,10 +60,12 @@ def test_command_prints_words_or_json(model, capsys, monkeypatch):
     ]
 
 
-def test_user_errors_are_one_line(model, capsys):
+def test_user_errors_are_one_line(model, capsys, monkeypatch):
     path, texts = model
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(b"\n"), isatty=bool))
     mask, other = ("[MASK]", "<mask>") if "[MASK]" in texts[0] else ("<mask>", "[MASK]")
     for arguments, message in (
+        ([], "no text, expected at least one with a mask"),
         (["the cab"], f"'the cab' has no mask, expected {mask}\n"),
         ([f"the {other}"], f"has no mask, expected {mask} in place of {other}, which is that of another"),
         ([f"{mask} {'cab ' * 90}"], "tokens, expected at most the model's"),
