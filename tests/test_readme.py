@@ -36,6 +36,7 @@ def test_commands_for_an_own_model_run(tmp_path):
     write_corpus(tmp_path / "corpus" / "a.txt", documents=300)
     text = (tmp_path / "corpus" / "a.txt").read_text()
     (tmp_path / "corpus" / "a.txt").write_text(text.replace("\n", "\n\n"))  # empty lines separate documents
+    (tmp_path / "texts.txt").write_text("".join(f"{line}\n" for line in text.splitlines()[:3]))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     export = re.search(r"```\n(dwt export.*?)```", README, re.DOTALL)
     assert export, "the README lost its export"
