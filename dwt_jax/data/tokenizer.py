@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,8 @@ class Vocabulary:
     special_ids: tuple[int, ...]  # sorted; the five above and all others that the tokenizer marks as special
     continuation: np.ndarray = field(compare=False)  # bool [vocab]: the token continues a word
     word_prefix: str = ""  # first character of tokens that begin a word: 'Ġ' (byte-level), '▁', or none
+    # Of tokenizer.json: normalizer, pre_tokenizer, and a digest of the merges.
+    pipeline: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -247,7 +249,18 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
         special_ids=tuple(sorted(special_ids)),
         continuation=continuation,
         word_prefix=word_prefix,
+        pipeline=_pipeline_settings(tokenizer),
     )
+
+
+def _pipeline_settings(tokenizer: "Tokenizer") -> dict[str, Any]:
+    settings = json.loads(tokenizer.to_str())
+    merges = json.dumps(settings["model"].get("merges"))
+    return {
+        "normalizer": settings["normalizer"],
+        "pre_tokenizer": settings["pre_tokenizer"],
+        "merges": hashlib.sha256(merges.encode()).hexdigest()[:16],
+    }
 
 
 def tokenizer_digest(path: str | Path, lowercase: bool = True) -> str:

@@ -1,14 +1,13 @@
 """Evaluate a model on the held-out documents of a prepared directory (`dwt evaluate`)."""
 
 import math
-import sys
 from pathlib import Path
 
 import jax
 
 from dwt_jax.config import Mesh
 from dwt_jax.data.shards import read_dataset_index
-from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
+from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
@@ -16,7 +15,7 @@ from dwt_jax.files import user_path
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.models.protocol import Params
 from dwt_jax.runs.load import LoadedModel, load_model
-from dwt_jax.runs.pretrained import check_vocab_size, truncate_vocabulary
+from dwt_jax.runs.pretrained import check_vocab_size, check_vocabulary, truncate_vocabulary
 
 
 def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
@@ -53,13 +52,7 @@ def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likeli
         raise UserError(f"--data: no index.json in {data}, expected a directory that dwt prepare wrote")
     loaded_model = load_model(path)
     vocab = load_vocabulary(loaded_model.tokenizer)
-    if vocab.tokens != load_vocabulary(data / "tokenizer").tokens:
-        raise UserError(f"--data: {data} has another vocabulary than {path}, expected the same")
-    if tokenizer_digest(loaded_model.tokenizer) != tokenizer_digest(data / "tokenizer"):
-        print(
-            f"{path} and {data} have equal vocabularies but different tokenizers (e.g. lower-casing)",
-            file=sys.stderr,
-        )
+    check_vocabulary("--model", path, vocab, load_vocabulary(data / "tokenizer"))
     loaded_model = fit_to_vocabulary(loaded_model, path, len(vocab))
     length = index["sequence_length"]
     if length > loaded_model.model.max_length:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from dwt_jax.config_loader import flatten_dict
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, user_path
@@ -45,7 +47,7 @@ def load_pretrained(
     """
     loaded_model = load_model(path, step=step)
     source_vocab = load_vocabulary(loaded_model.tokenizer)
-    _check_vocabulary(key, path, source_vocab, vocab, allow_fewer_tokens)
+    check_vocabulary(key, path, source_vocab, vocab, allow_fewer_tokens)
     vocab_size = len(source_vocab.tokens)
     check_vocab_size(key, path, loaded_model.model, vocab_size)
     params, model = truncate_vocabulary(loaded_model.params, loaded_model.model, vocab_size)
@@ -98,9 +100,23 @@ def truncate_vocabulary(params: Any, model: ModelConfig, vocab_size: int) -> tup
     )
 
 
-def _check_vocabulary(
-    key: str, path: str, source_vocab: Vocabulary, data_vocab: Vocabulary, allow_fewer_tokens: bool
+def check_vocabulary(
+    key: str, path: str, source_vocab: Vocabulary, data_vocab: Vocabulary, allow_fewer_tokens: bool = False
 ) -> None:
+    """Check that a model has the vocabulary of the data, and warn if its tokenizer is another.
+
+    One that does not lower-case, for example, gives a text other tokens of the same vocabulary.
+
+    Args:
+        key: config key or flag that names the model, for messages.
+        path: model directory or run directory.
+        source_vocab: vocabulary of the model.
+        data_vocab: vocabulary of the data.
+        allow_fewer_tokens: whether the model may have only the first tokens of the data's.
+
+    Raises:
+        UserError: the vocabularies differ; the message names the first difference.
+    """
     pairs = zip(source_vocab.tokens, data_vocab.tokens, strict=False)
     for i, (source_token, data_token) in enumerate(pairs):
         if source_token != data_token:
@@ -114,6 +130,16 @@ def _check_vocabulary(
             f"{key}: {path} has another vocabulary, of {source_size} tokens, expected "
             f"{'at most ' * allow_fewer_tokens}the data's {data_size}"
         )
+    source_settings, data_settings = flatten_dict(source_vocab.pipeline), flatten_dict(data_vocab.pipeline)
+    for name in {**source_settings, **data_settings}:
+        setting, expected = source_settings.get(name), data_settings.get(name)
+        if setting != expected and (name != "merges" or source_size == data_size):
+            print(
+                f"{key}: warning: {path} has the data's vocabulary, but another tokenizer: {name} is "
+                f"{str(setting)[:80]}, the data's is {str(expected)[:80]}",
+                file=sys.stderr,
+            )
+            return
 
 
 def _read_training_flops(path: Path) -> float | None:
