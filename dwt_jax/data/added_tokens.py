@@ -4,6 +4,7 @@ The same tokens in the same order and with the same flags as transformers 5 adds
 (PreTrainedTokenizerBase._from_pretrained, TokenizersBackend.__init__).
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ _HF_TOKEN_KEYS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", 
 """In the order in which transformers adds them."""
 _TOKEN_FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 
+BYTE_ORDER_MARK = "\ufeff"
+
 AddedTokensById = Mapping[int, "AddedToken"]
 _TokenWithFlags = tuple[str, dict[str, bool]]  # a token, and how it is matched in text
 
@@ -35,7 +38,8 @@ def register_added_tokens(
 ) -> None:
     """Add the tokens that are matched in text before the pipeline runs, as transformers does.
 
-    Added tokens come first, in the order of their ids, then special tokens.
+    Added tokens come first, in the order of their ids, then special tokens. Those that the vocabulary lacks
+    get the next ids after its own, whatever ids the files declare (see `print_moved_tokens`).
 
     Args:
         tokenizer: modified in place.
@@ -44,7 +48,7 @@ def register_added_tokens(
         added_tokens: those of tokenizer.json; by default those that `tokenizer` has.
 
     Raises:
-        UserError: for a special token without an id, and for an added token whose id is not the next one.
+        UserError: for a special token without an id.
     """
     from tokenizers import AddedToken
 
@@ -57,19 +61,32 @@ def register_added_tokens(
     for key, (token, flags) in _list_special_tokens(directory, defaults):
         if token in has_id:
             tokens_to_add[token] |= {"special": True}
-        elif token in vocab and token not in existing_contents:  # the later of two keys with one token wins
+        elif token in existing_contents:
+            continue
+        elif token in vocab or BYTE_ORDER_MARK + token in vocab:  # the later of two keys with one token wins
             tokens_to_add[token] = {"normalized": False, **flags, "special": True}
-        elif token not in vocab:
+        else:
             raise UserError(
                 f"{directory}: {key} '{token}' is not in the vocabulary, expected one that has an id"
             )
     tokenizer.add_tokens([AddedToken(token, **flags) for token, flags in tokens_to_add.items()])
-    for i, token, _ in tokens_with_ids:
-        if token not in vocab and tokenizer.token_to_id(token) != i:
-            raise UserError(
-                f"{directory}: added token '{token}' has the id {i}, expected the next after the "
-                f"vocabulary's ({tokenizer.token_to_id(token)})"
-            )
+
+
+def print_moved_tokens(directory: Path, ids: Mapping[str, int]) -> None:
+    """Print a line if added tokens have other ids than the files declare, as in transformers.
+
+    Args:
+        directory: as for `list_added_tokens`.
+        ids: token → id of the loaded tokenizer.
+    """
+    moved = [(i, token) for i, token, _ in list_added_tokens(directory, {}) if ids.get(token, i) != i]
+    if moved:
+        i, token = moved[0]
+        print(
+            f"{directory}: {len(moved)} of its added tokens have other ids than its files declare, as in "
+            f"transformers: {token!r} has {ids[token]}, not {i}",
+            file=sys.stderr,
+        )
 
 
 def list_added_tokens(
@@ -101,10 +118,10 @@ def list_added_tokens(
                 (i, token.content, {flag: getattr(token, flag) for flag in _TOKEN_FLAGS})
                 for i, token in added_tokens.items()
             ]
-            entries += [
-                (int(i), token, {"special": token in special, "normalized": token not in special})
-                for token, i in added_tokens_json.items()
-                if token not in contents
+            entries += [  # of tokens with one id the last counts, and before all that of tokenizer.json
+                (i, token, {"special": token in special, "normalized": token not in special})
+                for i, token in {int(i): token for token, i in added_tokens_json.items()}.items()
+                if token not in contents and i not in added_tokens
             ]
         if not all(token for _, token, _ in entries):
             raise TypeError

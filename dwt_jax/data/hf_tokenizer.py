@@ -7,11 +7,11 @@ the flags in tokenizer_config.json take precedence there.
 """
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dwt_jax.data.added_tokens import (
+    BYTE_ORDER_MARK,
     TOKEN_KEYS,
     TOKENIZER_CONFIG,
     AddedTokensById,
@@ -70,7 +70,7 @@ def load_hf_tokenizer(path: str | Path, lowercase: bool = True) -> "Tokenizer":
     tokenizer_json = path if path.is_file() and path.suffix == ".json" else path / "tokenizer.json"
     vocab_txt = path if path.is_file() else path / "vocab.txt"
     vocab_json = path / "vocab.json"
-    declared_class = _declared_class(directory)
+    declared_class = declared_tokenizer_class(directory)
     class_name = declared_class.removesuffix("Fast")
     pipeline = PIPELINES.get(class_name)
     if is_file_or_raise(tokenizer_json):
@@ -112,9 +112,14 @@ def build_wordpiece_tokenizer(vocab: dict[str, int], *, lowercase: bool = True) 
     return tokenizer
 
 
-def _declared_class(directory: Path) -> str:
-    """The class that transformers would take, by precedence: tokenizer_config.json, config.json, the
-    model_type of config.json; '' if none of them names one."""
+def declared_tokenizer_class(directory: Path) -> str:
+    """Return the class that transformers would take; '' if no file determines it.
+
+    By precedence: that of tokenizer_config.json, that of config.json, that of config.json's model_type.
+
+    Raises:
+        UserError: for a class that is not a name.
+    """
     for file in (directory / TOKENIZER_CONFIG, directory / "config.json"):
         if class_name := read_json_or_empty(file).get("tokenizer_class"):
             if not isinstance(class_name, str):
@@ -202,24 +207,21 @@ def _from_vocab_txt(path: Path, lowercase: bool) -> "Tokenizer":
 def _missing_special_tokens(directory: Path, vocab: dict[str, int], defaults: SpecialTokens) -> list[str]:
     """The special tokens that neither the vocabulary nor the added tokens have."""
     special_tokens = read_special_tokens(directory, defaults)
-    added_tokens = [token for _, token, _ in list_added_tokens(directory, {})]
-    return [token for token in special_tokens if token not in vocab and token not in added_tokens]
+    known_tokens = {*vocab, *(token for _, token, _ in list_added_tokens(directory, {}))}
+    return [token for token in special_tokens if known_tokens.isdisjoint((token, BYTE_ORDER_MARK + token))]
 
 
 def _read_vocab_txt(path: Path) -> dict[str, int]:
-    try:
-        data = path.read_bytes()
-        reject_lfs_pointer(path, data)
-        lines = data.decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}, expected a UTF-8 file with one token a line") from None
-    while lines and not lines[-1].strip():
-        lines.pop()
-    tokens = [line.rstrip() for line in lines]
-    duplicates = [token for token, count in Counter(tokens).items() if count > 1 and token]
-    if duplicates:
-        raise UserError(f"{path}: token '{duplicates[0]}' occurs more than once, expected each token once")
-    return {token: i for i, token in enumerate(tokens)}
+    """The tokens of a vocab.txt, as transformers reads it: of a token on several lines the last one counts,
+    and a byte-order mark is part of the first token."""
+    from tokenizers import models
+
+    _reject_lfs_pointer_file(path)
+    with wrap_tokenizer_errors(path, "a UTF-8 file with one token a line"):
+        vocab = models.WordPiece.read_file(str(path))
+    if vocab and vocab.get("") == max(vocab.values()):  # a line without a token at the end
+        del vocab[""]
+    return vocab
 
 
 def _from_bpe_files(directory: Path) -> "Tokenizer":
@@ -229,8 +231,7 @@ def _from_bpe_files(directory: Path) -> "Tokenizer":
     vocab_path, merges_path = directory / "vocab.json", directory / "merges.txt"
     read_json_object(vocab_path, "JSON, an object")
     if is_file_or_raise(merges_path):
-        with merges_path.open("rb") as file:
-            reject_lfs_pointer(merges_path, file.read(len(LFS_POINTER_PREFIX)))
+        _reject_lfs_pointer_file(merges_path)
     with wrap_tokenizer_errors(directory, BYTE_LEVEL_BPE.vocab_files):
         vocab, merges = models.BPE.read_file(str(vocab_path), str(merges_path))
     if missing := _missing_special_tokens(directory, vocab, BYTE_LEVEL_BPE.special_tokens):
@@ -240,6 +241,14 @@ def _from_bpe_files(directory: Path) -> "Tokenizer":
         )
     _check_byte_level(vocab, vocab_path)
     return _build_tokenizer(BYTE_LEVEL_BPE, vocab, merges, vocab_path)
+
+
+def _reject_lfs_pointer_file(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            reject_lfs_pointer(path, file.read(len(LFS_POINTER_PREFIX)))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, expected a file that can be read") from None
 
 
 def _check_byte_level(vocab: dict[str, int], path: Path) -> None:

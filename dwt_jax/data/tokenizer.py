@@ -15,12 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dwt_jax.config import Source
-from dwt_jax.data.added_tokens import TOKEN_KEYS, TOKEN_ROLES, read_json_or_empty, read_special_tokens
-from dwt_jax.data.hf_tokenizer import GENERIC_TOKENIZER, build_wordpiece_tokenizer, load_hf_tokenizer
+from dwt_jax.data.added_tokens import (
+    TOKEN_KEYS,
+    TOKEN_ROLES,
+    TOKENIZER_CONFIG,
+    print_moved_tokens,
+    read_json_or_empty,
+    read_special_tokens,
+)
+from dwt_jax.data.hf_tokenizer import (
+    GENERIC_TOKENIZER,
+    build_wordpiece_tokenizer,
+    declared_tokenizer_class,
+    load_hf_tokenizer,
+)
 from dwt_jax.data.sources import iter_documents
 from dwt_jax.data.tokenizer_checks import check_token_ids
 from dwt_jax.errors import UserError
 from dwt_jax.files import is_file_or_raise, user_path
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.models.tokenizer_pipelines import BYTE_LEVEL_BPE, WORDPIECE
 
 if TYPE_CHECKING:
@@ -28,14 +41,15 @@ if TYPE_CHECKING:
 
 MAX_ALPHABET_SIZE = 1000  # the most frequent characters, which get a token each
 _VOCAB_FILES = ("vocab.txt", "vocab.json", "merges.txt")
-_TOKENIZER_FILES = (
+_TOKENIZER_FILES: tuple[str, ...] = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     *_VOCAB_FILES,
 )
-
+_MODEL_KEYS = ("model_max_length", "max_len", "model_input_names")
+"""Keys of tokenizer_config.json that describe the model beside it."""
 
 MAX_UNKNOWN_SHARE = 0.5
 """Largest share of unknown tokens in a text: with more, the tokenizer is not one for it."""
@@ -163,7 +177,11 @@ def save_tokenizer(tokenizer: "Tokenizer", out: Path, lowercase: bool) -> None:
 def _write_tokenizer_files(tokenizer: "Tokenizer", out: Path, config: dict[str, Any]) -> None:
     """tokenizer.json and tokenizer_config.json."""
     tokenizer.save(str(out / "tokenizer.json"))
-    (out / "tokenizer_config.json").write_text(
+    _write_tokenizer_config(out, config)
+
+
+def _write_tokenizer_config(out: Path, config: dict[str, Any]) -> None:
+    (out / TOKENIZER_CONFIG).write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
 
@@ -183,22 +201,30 @@ def copy_tokenizer(path: str | Path, out: Path, lowercase: bool = True) -> None:
         UserError: as `load_hf_tokenizer` does.
     """
     path = user_path(path)
-    tokenizer = load_hf_tokenizer(path, lowercase)
-    directory = path if path.is_dir() else path.parent
-    tokens = _tokens_by_id(tokenizer, path)
-    role_ids = _special_token_ids(path, {token: i for i, token in enumerate(tokens)})
-    config = read_json_or_empty(directory / "tokenizer_config.json")
-    # Custom code is not copied, and tokenizer.json holds the added tokens and the flags.
-    for key in ("auto_map", "added_tokens_decoder", *WORDPIECE.flags, *BYTE_LEVEL_BPE.flags):
-        config.pop(key, None)
+    tokenizer, config = _load_complete_tokenizer(path, lowercase)
     out.mkdir(parents=True)
     if path.is_dir():
         copy_tokenizer_files(path, out, _VOCAB_FILES)
+    _write_tokenizer_files(tokenizer, out, config)
+
+
+def _load_complete_tokenizer(path: Path, lowercase: bool = True) -> tuple["Tokenizer", dict[str, Any]]:
+    """A tokenizer, and the tokenizer_config.json that belongs to its complete tokenizer.json."""
+    tokenizer = load_hf_tokenizer(path, lowercase)
+    directory = path if path.is_dir() else path.parent
+    tokens = _tokens_by_id(tokenizer, path)
+    ids = {token: i for i, token in enumerate(tokens)}
+    role_ids = _special_token_ids(path, ids)
+    print_moved_tokens(directory, ids)
+    config = read_json_or_empty(directory / TOKENIZER_CONFIG)
+    # Custom code is not copied, tokenizer.json holds the added tokens and flags, and no model is beside it.
+    for key in ("auto_map", "added_tokens_decoder", *WORDPIECE.flags, *BYTE_LEVEL_BPE.flags, *_MODEL_KEYS):
+        config.pop(key, None)
     config["tokenizer_class"] = GENERIC_TOKENIZER
     # Tokens named in the config are matched in text before the pipeline runs: only added tokens may be.
     added_contents = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     role_tokens = {f"{role}_token": tokens[i] for role, i in role_ids.items() if tokens[i] in added_contents}
-    _write_tokenizer_files(tokenizer, out, config | role_tokens)
+    return tokenizer, config | role_tokens
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -216,6 +242,40 @@ def copy_tokenizer_files(directory: Path, out: Path, names: Sequence[str] = _TOK
     for name in names:
         if is_file_or_raise(directory / name):
             shutil.copyfile(directory / name, out / name)
+
+
+def copy_model_tokenizer(directory: Path, out: Path, model: ModelConfig) -> None:
+    """Copy the tokenizer files of a directory, and describe the model in tokenizer_config.json.
+
+    transformers truncates at `model_max_length` and gives the model `model_input_names`: both are those of
+    `model`, whatever they are in `directory`. What it would otherwise find out from other files of
+    `directory` is written too: the class, and a tokenizer.json, without which some families load none.
+
+    Args:
+        directory: of the tokenizer. If it has none, nothing is added.
+        out: an existing directory.
+        model: the model that is written to `out`.
+    """
+    if not has_tokenizer(directory):
+        copy_tokenizer_files(directory, out)
+        return
+    config = read_json_or_empty(directory / TOKENIZER_CONFIG)
+    if class_name := declared_tokenizer_class(directory):
+        config["tokenizer_class"] = class_name
+    names = _TOKENIZER_FILES
+    if not is_file_or_raise(directory / "tokenizer.json"):
+        try:
+            tokenizer, config = _load_complete_tokenizer(directory)
+            tokenizer.save(str(out / "tokenizer.json"))
+            names = _VOCAB_FILES
+        except UserError:  # of a class that is not supported: its files are copied unread
+            pass
+    copy_tokenizer_files(directory, out, names)
+    config.pop("max_len", None)  # an older name of model_max_length
+    config["model_max_length"] = model.max_length
+    token_types = ["token_type_ids"] if model.has_token_types else []
+    config["model_input_names"] = ["input_ids", *token_types, "attention_mask"]
+    _write_tokenizer_config(out, config)
 
 
 # The vocabulary
@@ -237,7 +297,9 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     path = user_path(path)
     tokenizer = load_hf_tokenizer(path, lowercase)
     tokens = _tokens_by_id(tokenizer, path)
-    role_ids = _special_token_ids(path, {token: i for i, token in enumerate(tokens)})
+    ids = {token: i for i, token in enumerate(tokens)}
+    role_ids = _special_token_ids(path, ids)
+    print_moved_tokens(path if path.is_dir() else path.parent, ids)
     special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     special_ids |= set(role_ids.values())
     continuation, word_prefix = _continuation_and_prefix(tokenizer, tokens)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from dwt_jax.data.tokenizer import copy_tokenizer_files
+from dwt_jax.data.tokenizer import copy_model_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir
 from dwt_jax.hf.config import load_hf_config, to_hf_config
@@ -372,7 +372,7 @@ def save_checkpoint(
     if dtype == "float16":
         _require_finite(tensors, out)
     with atomic_dir(out) as partial:
-        copy_tokenizer_files(tokenizer, partial)
+        copy_model_tokenizer(tokenizer, partial, model)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         config = {**to_hf_config(model, heads, labels, dtype), **passthrough}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -39,6 +39,11 @@ class Config(ModelConfig):
         return self.max_position_embeddings - self.position_offset
 
     @property
+    def has_token_types(self) -> bool:
+        """Whether there is more than one token type: a DistilBERT has none, a RoBERTa usually one."""
+        return self.type_vocab_size > 1
+
+    @property
     def uses_dropout(self) -> bool:
         """Whether a training step draws dropout masks."""
         return self.hidden_dropout_prob > 0 or self.attention_probs_dropout_prob > 0

@@ -41,6 +41,11 @@ class ModelConfig:
         return self.max_position_embeddings
 
     @property
+    def has_token_types(self) -> bool:
+        """Whether the model tells the two texts of a pair apart by an embedding of their tokens' type."""
+        return False
+
+    @property
     def uses_dropout(self) -> bool:
         """Whether a training step draws dropout masks."""
         return False

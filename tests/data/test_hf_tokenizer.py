@@ -186,6 +186,93 @@ def test_special_tokens_map_takes_precedence(tmp_path):
     assert vocab.tokens[vocab.mask_id] == "[MASK]"
 
 
+@pytest.mark.parametrize(
+    ("text", "num_tokens"),
+    [
+        pytest.param("\n".join([*VOCAB, "hello", "last"]), len(VOCAB) + 2, id="a token twice"),
+        pytest.param(
+            "\n".join([*VOCAB, "hello\u00a0", "last"]), len(VOCAB) + 2, id="twice, once with a space"
+        ),
+        pytest.param("\ufeff" + "\n".join(VOCAB), len(VOCAB) + 1, id="a byte-order mark"),
+        pytest.param("\ufeffa\n" + "\n".join(VOCAB), len(VOCAB) + 1, id="a byte-order mark before a letter"),
+        pytest.param("\r\n".join(VOCAB) + "\r\n\r\n\n", len(VOCAB), id="empty lines at the end"),
+    ],
+)
+def test_vocab_txt_is_read_as_transformers_reads_it(tmp_path, text, num_tokens):
+    written(tmp_path / "in", tokenizer_config={"tokenizer_class": "BertTokenizer"})
+    (tmp_path / "in" / "vocab.txt").write_bytes(text.encode())
+    assert compare(tmp_path / "in", tmp_path)
+    vocab, roles = tokenizer.load_vocabulary(tmp_path / "in"), auto_tokenizer_roles(tmp_path / "in")
+    assert {role: getattr(vocab, f"{role}_id") for role in roles} == roles
+    assert len(vocab) == num_tokens
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"added_tokens": {"<extra>": 900}},
+        {"added_tokens": {"new1": len(VOCAB) + 2, "<extra>": len(VOCAB) + 5, "x": len(VOCAB)}},
+        {"added_tokens": {"new1": 6, "<extra>": 30, "<other>": 30}},
+        {
+            "decoder": {
+                str(len(VOCAB) + 4): {"content": "<extra>"},
+                "0": {"content": "[PAD]", "special": True},
+            }
+        },
+        {"decoder": {"900": {"content": "new1"}}, "added_tokens": {"<extra>": len(VOCAB)}},
+        {"added_tokens": {"[E1]": 900}, "additional_special_tokens": ["[E1]"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_added_tokens_with_gaps_get_the_next_ids(tmp_path, capsys, files, as_json):
+    config = {"tokenizer_class": "BertTokenizer"}
+    config |= {"added_tokens_decoder": files["decoder"]} if "decoder" in files else {}
+    config |= {key: files[key] for key in files if key.startswith("additional")}
+    written(tmp_path / "in", tokenizer_config=config, added_tokens=files.get("added_tokens"))
+    if as_json:
+        built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)})
+        built.save(str(tmp_path / "in" / "tokenizer.json"))
+    else:
+        (tmp_path / "in" / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
+    assert compare(tmp_path / "in", tmp_path)
+    assert "have other ids than its files declare, as in transformers: " in capsys.readouterr().err
+    auto_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "in")
+    tokens = tokenizer.load_vocabulary(tmp_path / "in").tokens
+    assert auto_tokenizer.convert_ids_to_tokens(range(len(auto_tokenizer))) == list(tokens)
+
+
+def test_added_token_with_the_id_of_a_special_token(tmp_path):
+    """transformers leaves it out where tokenizer.json has an added token of that id."""
+    config = {"tokenizer_class": "BertTokenizer"}
+    written(tmp_path / "in", tokenizer_config=config, added_tokens={"new1": 5, "<extra>": 30})
+    built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)})
+    built.save(str(tmp_path / "in" / "tokenizer.json"))
+    assert compare(tmp_path / "in", tmp_path)
+    assert "new1" not in tokenizer.load_vocabulary(tmp_path / "in").tokens
+
+
+@pytest.mark.parametrize("name", ["Camembert", "XLMRoberta"])
+@pytest.mark.parametrize("declared_in", ["tokenizer_config", "config"])
+def test_sentencepiece_tokenizers_of_roberta(tmp_path, name, declared_in):
+    words = ["\u2581hello", "\u2581world", "\u2581a", "he", "llo", "\u2581", *"abcdefghijklmnoprstuvwxyz,!"]
+    special_tokens = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = [*((token, 0.0) for token in special_tokens), *((w, -1.0 - i / 9) for i, w in enumerate(words))]
+    tokenizer_class = getattr(transformers, f"{name}Tokenizer")
+    tokenizer_class(vocab=[*vocab, ("<mask>", 0.0)], unk_token="<unk>").save_pretrained(tmp_path / "in")
+    if declared_in == "config":
+        config = {"model_type": {"Camembert": "camembert", "XLMRoberta": "xlm-roberta"}[name]}
+        (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+        file = tmp_path / "in" / "tokenizer_config.json"
+        settings = json.loads(file.read_text())
+        del settings["tokenizer_class"]
+        file.write_text(json.dumps(settings))
+    assert compare(tmp_path / "in", tmp_path)
+    vocab, roles = tokenizer.load_vocabulary(tmp_path / "in"), auto_tokenizer_roles(tmp_path / "in")
+    assert {role: getattr(vocab, f"{role}_id") for role in roles} == roles
+    assert vocab.word_prefix == "\u2581"
+
+
 @pytest.mark.parametrize("name", ["Electra", "MobileBert", "Bart", "Longformer"])
 def test_equivalent_classes(tmp_path, name):
     if name in ("Bart", "Longformer"):
@@ -276,7 +363,6 @@ def test_byte_level(tmp_path_factory, prefix_space, tokenizer_class, model_type,
             {"vocab.txt": "\n".join(VOCAB), "tokenizer_config.json": '{"mask_token": ["a"]}'},
             "mask_token is \\['a'\\], expected a token",
         ),
-        ({"vocab.txt": "\n".join(VOCAB), "added_tokens.json": '{"far": 900}'}, "added token 'far'"),
         ({"vocab.txt": "\n".join(VOCAB), "added_tokens.json": '{"far": "x"}'}, "added tokens"),
         *(
             ({"vocab.txt": "\n".join(VOCAB), "tokenizer_config.json": content}, message)

@@ -303,7 +303,7 @@ def load_without_warnings(path):
 
 @pytest.mark.parametrize(("family", "numbers"), CASES)
 def test_training_and_saved_model_match_torch(models, tmp_path, family, numbers):
-    examples = write_task(tmp_path / "data" / "mine", numbers=numbers, pairs=family == "Bert")
+    examples = write_task(tmp_path / "data" / "mine", numbers=numbers, pairs=not numbers)
     run = prepare_run(config_of(examples, dropout=0.0), models / family, tmp_path / "w")
     state = steps.jit_init_finetune_state(run.step_config)(run.source.checkpoint.params, np.uint32([0]))
     outputs.write_model(
@@ -336,6 +336,7 @@ def test_training_and_saved_model_match_torch(models, tmp_path, family, numbers)
         tokenizer = transformers.AutoTokenizer.from_pretrained(run.workdir / "model")
         split = run.data.splits["dev"]
         texts = [split.texts, split.text_pairs] if split.text_pairs else [split.texts]
+        assert tokenizer.model_max_length == run.source.checkpoint.model.max_length
         rows = tokenizer(*texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
         with torch.no_grad():
             logits = model(**rows).logits.numpy()

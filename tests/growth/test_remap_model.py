@@ -74,6 +74,26 @@ def parts_of_class(name):
     return {"embeddings", "layers", *heads[name]}
 
 
+@pytest.mark.parametrize("files", ["vocab.txt", "tokenizer.json"])
+def test_tokenizer_is_the_sources_and_its_length_the_models(files, folder):
+    """As a RoBERTa, which would take another tokenizer and has one position less than rows of its table."""
+    small = save_model("BertForMaskedLM", folder / "small")
+    source = transformers.AutoTokenizer.from_pretrained(folder / "small")
+    if files == "tokenizer.json":
+        (folder / "small" / "vocab.txt").unlink()
+        source.backend_tokenizer.save(str(folder / "small" / "tokenizer.json"))
+    (folder / "small" / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+    options = ["--config.model.model_type=roberta", "--config.model.max_position_embeddings=20"]
+    assert remap(folder, "--method=fna", f"--out={folder / 'wide'}", *options) == 0
+    wide = transformers.AutoTokenizer.from_pretrained(folder / "wide")
+    assert wide("abc dead").input_ids == source("abc dead").input_ids
+    assert wide.model_max_length == 20 - (small.config.pad_token_id + 1)
+    model = transformers.AutoModel.from_pretrained(folder / "wide", add_pooling_layer=False)
+    model(**wide(["a " * 30], truncation=True, return_tensors="pt"))
+    with pytest.raises(IndexError):
+        model(**wide(["a " * 30], truncation=True, max_length=19, return_tensors="pt"))
+
+
 def test_prints_table_and_noise_and_seed_change_result(folder, capsys):
     save_model("BertForMaskedLM", folder / "small")
     options = ["--method=stack+net2net", f"--out={folder / 'deep'}", "--config.model.num_hidden_layers=4"]

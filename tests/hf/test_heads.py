@@ -191,11 +191,14 @@ def test_export_without_tokenizer(tmp_path, capsys):
 def test_unsupported_tokenizer_is_copied(tmp_path, capsys):
     save_model("BertForMaskedLM", tmp_path / "in")
     (tmp_path / "in" / "vocab.txt").write_text("\n".join(WORDS))
-    config = '{"tokenizer_class": "BertJapaneseTokenizer"}'
-    (tmp_path / "in" / "tokenizer_config.json").write_text(config)
+    config = {"tokenizer_class": "BertJapaneseTokenizer", "model_max_length": 512, "jumanpp_kwargs": None}
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(config))
     out = export(tmp_path / "in")
     assert "copied unread: " in capsys.readouterr().err
-    assert (out / "tokenizer_config.json").read_text() == config
+    assert (out / "vocab.txt").read_text() == "\n".join(WORDS)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    expected = {**config, "model_max_length": 13, "model_input_names": inputs}
+    assert json.loads((out / "tokenizer_config.json").read_text()) == expected
 
 
 def test_tokenizer_larger_than_model_exits_2(tmp_path, capsys):
