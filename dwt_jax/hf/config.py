@@ -8,8 +8,9 @@ from dwt_jax.config_loader import parse_scalar
 from dwt_jax.data.hf_tokenizer import GENERIC_TOKENIZER
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import is_file_or_raise, read_json_object
-from dwt_jax.models import FAMILIES, family
+from dwt_jax.models import FAMILIES, MODEL_TYPE_ALIASES, family
 from dwt_jax.models.protocol import ModelConfig
+from dwt_jax.models.tokenizer_pipelines import TOKENIZER_CLASSES
 
 CLASSIFIER_KEYS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
 _TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -57,6 +58,8 @@ def to_hf_config(
 def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     """Read the `config.json` of a model directory. Absent keys have the defaults of transformers.
 
+    A `model_type` of MODEL_TYPE_ALIASES is read as the one that it stands for, and so written back.
+
     Args:
         path: model directory.
         tensor_names: names of its tensors, by which the family is detected if `model_type` is absent.
@@ -67,7 +70,8 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     config_path = path / "config.json"
     config = read_json_object(config_path, "a Hugging Face model config")
     type_missing = not config.get("model_type")
-    kind = _guess_family(tensor_names) if type_missing else config["model_type"]
+    declared_kind = _guess_family(tensor_names) if type_missing else config["model_type"]
+    kind = MODEL_TYPE_ALIASES.get(str(declared_kind), declared_kind)
     if not isinstance(kind, str) or kind not in FAMILIES:
         hint = did_you_mean(str(kind), FAMILIES) if kind else f", expected one of {', '.join(FAMILIES)}"
         raise UserError(f"{config_path}: model_type is {kind!r}{hint}")
@@ -82,6 +86,8 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     for key in ("tokenizer_class", "problem_type"):
         if not isinstance(passthrough.get(key, ""), str):
             raise UserError(f"{config_path}: {key} is {passthrough[key]!r}, expected a name")
+    if kind != declared_kind:  # by which transformers chooses the tokenizer
+        passthrough.setdefault("tokenizer_class", TOKENIZER_CLASSES[str(declared_kind)])
     if type_missing and is_file_or_raise(path / "tokenizer.json"):
         # Without a model_type transformers uses the file as it is; with one it would build another tokenizer.
         passthrough.setdefault("tokenizer_class", GENERIC_TOKENIZER)

@@ -20,6 +20,9 @@ FAMILIES = {
 The family's `Config` is in a module of that name with `_config` at its end, which does not import jax.
 """
 
+MODEL_TYPE_ALIASES = {"camembert": "roberta", "xlm-roberta": "roberta"}
+"""Other names of a `model_type`, for models that differ in their tokenizers alone."""
+
 DEFAULT_MODEL_TYPE = "bert"
 
 

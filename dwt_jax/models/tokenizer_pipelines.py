@@ -146,5 +146,7 @@ TOKENIZER_CLASSES = {
     "bert": WORDPIECE.tokenizer_class,
     "distilbert": WORDPIECE.tokenizer_class,
     "roberta": BYTE_LEVEL_BPE.tokenizer_class,
+    "camembert": "CamembertTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
 }
 """The tokenizer class of each model_type, for directories that name none."""

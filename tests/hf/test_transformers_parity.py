@@ -8,11 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
+from dwt_jax.data.tokenizer import copy_tokenizer, copy_tokenizer_files
 from dwt_jax.errors import UserError
+from dwt_jax.finetune.collate import collate_examples, encode_examples
+from dwt_jax.finetune.datasets import ExampleSplit
 from dwt_jax.hf import checkpoint
 from dwt_jax.hf.tensor_files import open_weights
 from dwt_jax.models import bert, family
 from dwt_jax.models.common.lm_head import lm_head_logits
+from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 from helpers.torch_models import CLASSES, SMALL, L, batch, torch_model
 
 torch = pytest.importorskip("torch")
@@ -54,7 +59,7 @@ def forward(loaded, tokens, segments, types):
 
 def torch_outputs(model, tokens, segments, types):
     inputs = {"input_ids": torch.tensor(tokens).long(), "attention_mask": torch.tensor(segments).long()}
-    if type(model).__name__.startswith(("Bert", "Roberta", "RoFormer")):
+    if type(model).__name__.startswith(("Bert", "Roberta", "RoFormer", "Camembert", "XLMRoberta")):
         inputs["token_type_ids"] = torch.tensor(types).long()
     with torch.no_grad():
         out = model(**inputs)
@@ -104,7 +109,10 @@ def check_round_trip(name, size, path, dtype="float32"):
     names = family(loaded.model).HF_NAMES[loaded.model.model_type]
     unused = () if size["tied"] else {target for name, target in names.aliases.items() if "bias" in name}
     assert not check_same_tensors(open_weights(path / "theirs"), open_weights(path / "ours"), names, unused)
-    report = type(torch_source).from_pretrained(path / "ours", output_loading_info=True)[1]
+    architecture = json.loads((path / "ours" / "config.json").read_text())["architectures"][0]
+    saved_class = getattr(transformers, architecture)
+    assert saved_class is type(torch_source) or name.startswith(("Camembert", "XLMRoberta"))
+    report = saved_class.from_pretrained(path / "ours", output_loading_info=True)[1]
     assert not any(report.values()), report
 
 
@@ -264,3 +272,80 @@ def test_a_classifiers_dropout_rate_follows_the_config(tmp_path):
     torch_model("ModernBertForSequenceClassification", SMALL).save_pretrained(tmp_path / "m")
     loaded = checkpoint.load_checkpoint(tmp_path / "m")
     assert "classifier_dropout" not in loaded.passthrough
+
+
+CLASSIFIERS = [name for name in CLASSES if name.endswith("ForSequenceClassification")]
+PAIRS = [["a b c", "d e"], ["c a", "f"], ["a b c d e f g h i j k l m n o p", "d e f g h i j k l m n o"]]
+
+
+def predict(loaded, tokenizer):
+    """The logits of PAIRS as a fine-tuning computes them, long pairs cut to the model's length."""
+    length = loaded.model.max_length
+    texts, text_pairs = map(list, zip(*PAIRS, strict=True))
+    encoded = encode_examples(ExampleSplit(texts, text_pairs, None, ["0", "1", "2"]), tokenizer, length)
+    rows = collate_examples(encoded, np.arange(3), (length,), loaded.model.pad_token_id)
+    outputs = forward(loaded, rows.tokens, rows.segment_ids, rows.token_type_ids)
+    return encoded, outputs["classes"]
+
+
+@pytest.mark.parametrize("types", [1, 2])
+@pytest.mark.parametrize("borrowed", [False, True], ids=["its own", "borrowed"])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_saved_directory_alone_gives_the_predictions_for_pairs(name, borrowed, types, tmp_path):
+    """With a tokenizer that says nothing of the model, and with one that says what is true of another."""
+    (tmp_path / "tokenizer").mkdir()
+    tokens = [*WORDPIECE.special_tokens, *"abcdefghijklmnopqrst"]
+    tokens[:2] = tokens[1::-1]  # the padding id of the models is 1
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("\n".join(tokens))
+    config = {"model_max_length": 512, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    config |= {f"{role}_token": token for role, token in WORDPIECE.special_tokens._asdict().items()}
+    config |= {"tokenizer_class": "BertTokenizer"}
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = tmp_path / "tokenizer"
+    if borrowed:
+        tokenizer = tmp_path / "copy"
+        copy_tokenizer(tmp_path / "tokenizer", tokenizer)
+    torch_model(name, {**SMALL, "types": types}).save_pretrained(tmp_path / "theirs")
+    loaded = checkpoint.load_checkpoint(tmp_path / "theirs")
+    checkpoint.save_checkpoint(
+        loaded.params, loaded.model, tokenizer, tmp_path / "ours", labels=loaded.labels
+    )
+    encoded, expected = predict(loaded, tokenizer)
+    auto_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    rows = auto_tokenizer(*zip(*PAIRS, strict=True), padding=True, truncation=True, return_tensors="pt")
+    assert rows["attention_mask"].sum(1).tolist() == encoded.lengths.tolist()
+    assert max(encoded.lengths) == loaded.model.max_length
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        logits = model(**rows).logits.numpy()
+    np.testing.assert_allclose(expected, logits, atol=1e-4)
+    if name.startswith(("DistilBert", "ModernBert")) or types == 1:
+        assert "token_type_ids" not in rows
+
+
+@pytest.mark.parametrize("is_copied", [False, True], ids=["beside its model", "copied into a run"])
+@pytest.mark.parametrize("name", ["Camembert", "XLMRoberta"])
+def test_sentencepiece_tokenizer_stays_beside_a_roberta(name, is_copied, tmp_path):
+    """Its class follows from the source's model_type alone, which is another than that of the copy."""
+    torch_model(f"{name}ForMaskedLM", SMALL).save_pretrained(tmp_path / "theirs")
+    special_tokens = ["<s>", "<pad>", "</s>", "<unk>"]
+    words = ["\u2581hello", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    vocab = [*((x, 0.0) for x in special_tokens), *((x, -1.0) for x in words), ("<mask>", 0.0)]
+    source = getattr(transformers, f"{name}Tokenizer")(vocab=vocab)
+    source.save_pretrained(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["tokenizer_class"]
+    file.write_text(json.dumps(settings))
+    expected = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")("hello abc").input_ids
+    loaded, tokenizer = checkpoint.load_checkpoint(tmp_path / "theirs"), tmp_path / "theirs"
+    if is_copied:
+        tokenizer = tmp_path / "tokenizer"
+        tokenizer.mkdir()
+        copy_tokenizer_files(tmp_path / "theirs", tokenizer)
+    checkpoint.save_checkpoint(
+        loaded.params, loaded.model, tokenizer, tmp_path / "ours", passthrough=loaded.passthrough
+    )
+    auto_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert auto_tokenizer("hello abc").input_ids == expected
+    assert load_hf_tokenizer(tmp_path / "ours").encode("hello abc").ids == expected
