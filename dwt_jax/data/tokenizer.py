@@ -70,6 +70,7 @@ class Vocabulary:
     word_prefix: str = ""  # first character of tokens that begin a word: 'Ġ' (byte-level), '▁', or none
     # Of tokenizer.json: normalizer, pre_tokenizer, and a digest of the merges.
     pipeline: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    marks_words: bool = True  # whether `continuation` is known; if not, it is False throughout
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -302,7 +303,7 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     print_moved_tokens(path if path.is_dir() else path.parent, ids)
     special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     special_ids |= set(role_ids.values())
-    continuation, word_prefix = _continuation_and_prefix(tokenizer, tokens)
+    continuation, word_prefix, marks_words = _word_marks(tokenizer, tokens)
     continuation[sorted(special_ids)] = False
     continuation.flags.writeable = False
     return Vocabulary(
@@ -312,6 +313,7 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
         continuation=continuation,
         word_prefix=word_prefix,
         pipeline=_pipeline_settings(tokenizer),
+        marks_words=marks_words,
     )
 
 
@@ -372,13 +374,16 @@ def _special_token_ids(path: Path, ids: dict[str, int]) -> dict[str, int]:
     return role_ids
 
 
-def _continuation_and_prefix(tokenizer: "Tokenizer", tokens: tuple[str, ...]) -> tuple[np.ndarray, str]:
-    """(bool [vocab]: the token continues a word; the prefix of the others)"""
+def _word_marks(tokenizer: "Tokenizer", tokens: tuple[str, ...]) -> tuple[np.ndarray, str, bool]:
+    """(bool [vocab]: the token continues a word; the prefix of the others; whether words are marked at all)
+
+    Ends of words (`</w>`) are not read: whether a token continues a word would depend on the one before it.
+    """
     settings = json.loads(tokenizer.to_str())
     if continuation_prefix := settings["model"].get("continuing_subword_prefix"):
-        return np.array([token.startswith(continuation_prefix) for token in tokens]), ""
+        return np.array([token.startswith(continuation_prefix) for token in tokens]), "", True
     pipeline = json.dumps([settings["normalizer"], settings["pre_tokenizer"]])
     word_prefix = "Ġ" if '"ByteLevel"' in pipeline else "▁" if '"Metaspace"' in pipeline else ""
-    if not word_prefix:
-        return np.zeros(len(tokens), bool), ""
-    return np.array([not token.startswith(word_prefix) for token in tokens]), word_prefix
+    if not word_prefix:  # a token of WordLevel is a word
+        return np.zeros(len(tokens), bool), "", settings["model"]["type"] == "WordLevel"
+    return np.array([not token.startswith(word_prefix) for token in tokens]), word_prefix, True

@@ -15,7 +15,9 @@ import numpy as np
 
 from dwt_jax.config import Config, Mlm, Schedule
 from dwt_jax.data.batch import Batch
+from dwt_jax.data.encode import MAX_WORD_TOKENS
 from dwt_jax.data.tokenizer import Vocabulary
+from dwt_jax.errors import UserError
 from dwt_jax.objectives.schedules import schedule_values
 from dwt_jax.objectives.targets import PredictionCounts, Targets
 
@@ -58,7 +60,16 @@ class MlmObjective:
 
 
 def make_objective(config: Config, vocabulary: Vocabulary) -> MlmObjective:
-    """Return the objective of `config.mlm`."""
+    """Return the objective of `config.mlm`.
+
+    Raises:
+        UserError: for whole words of a vocabulary that does not tell where words begin.
+    """
+    if config.mlm.whole_word and not vocabulary.marks_words:
+        raise UserError(
+            "mlm.whole_word is True, but the tokenizer does not mark where words begin, expected False (or a "
+            "tokenizer with '##', 'Ġ' or '▁')"
+        )
     return _objective(config.mlm, MaskingVocab.from_vocabulary(vocabulary, config.mlm.whole_word))
 
 
@@ -104,7 +115,8 @@ def make_targets(
     A row with n tokens (specials counted, padding not) has round(probability · n) predictions. A full row
     has exactly P at the highest probability of the run; in all others the rest weighs 0. Special tokens and
     padding are never predicted. With `whole_word`, words are taken whole, in random order, as long as they
-    fit, so that a row may stay below its number by less than a word.
+    fit, so that a row may stay below its number by less than a word. The tokens of a word of more than
+    `MAX_WORD_TOKENS` tokens, or of more than the row's number, are taken one by one.
 
     Args:
         batch: tokens and segment ids, int [B, L].
@@ -166,6 +178,9 @@ def _choose_whole_words(
 ) -> tuple[jax.Array, jax.Array]:
     """Choose whole words in random order, each if it still fits into `num_predictions`.
 
+    Text without spaces, as Chinese in byte-level BPE or Unigram, is one long word: its tokens are chosen one
+    by one, as without `whole_word`. So the first choice always fits.
+
     Returns:
         positions int [L], the chosen ones first, and bool [L], whether each of them is chosen.
     """
@@ -173,8 +188,14 @@ def _choose_whole_words(
     index = jnp.arange(length)
     previous = jnp.roll(candidate & (segment_ids == jnp.roll(segment_ids, -1)), 1).at[0].set(False)
     continues = jnp.asarray(vocabulary.continuation())[tokens] & candidate & previous
-    start = jax.lax.cummax(jnp.where(continues, 0, index))  # of the word that each token is in
-    size = jnp.zeros(length, jnp.int32).at[start].add(candidate)[start]
+
+    def words(continues: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The first token and the number of tokens of the word that each token is in."""
+        start = jax.lax.cummax(jnp.where(continues, 0, index))
+        return start, jnp.zeros(length, jnp.int32).at[start].add(candidate)[start]
+
+    size = words(continues)[1]
+    start, size = words(continues & (size <= jnp.minimum(MAX_WORD_TOKENS, num_predictions)))
     order = jnp.argsort(jnp.where(candidate, uniform[start], 2.0), stable=True)  # words stay together
 
     def select_word(

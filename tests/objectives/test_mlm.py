@@ -12,6 +12,7 @@ from scipy import stats
 
 from dwt_jax.config import Config, Data, Mlm, Schedule, Train
 from dwt_jax.data.batch import Batch
+from dwt_jax.errors import UserError
 from dwt_jax.objectives import mlm as mlm_module
 from dwt_jax.objectives.mlm import MaskingVocab, MlmObjective, make_targets, predictions_per_row
 from dwt_jax.objectives.schedules import schedule_values
@@ -328,10 +329,14 @@ def test_whole_words(rate):
     broken = 0
     for row, (_, positions, _, weights) in enumerate(rows_of(masked)):
         chosen = set(positions[weights == 1].tolist())
-        words = words_of(tokens[row], segments[row])
+        wanted = max(1, round(rate * (segments[row] > 0).sum()))
+        words = [
+            part
+            for word in words_of(tokens[row], segments[row])
+            for part in ([word] if len(word) <= min(8, wanted) else [[i] for i in word])
+        ]
         taken = [word for word in words if chosen & set(word)]
         assert chosen == {i for word in taken for i in word}
-        wanted = max(1, round(rate * (segments[row] > 0).sum()))
         skipped = [len(word) for word in words if not chosen & set(word)]
         assert len(chosen) <= wanted
         if skipped:  # each of them would have been one too many
@@ -353,6 +358,27 @@ def test_words_are_chosen_without_regard_to_place():
     for size in (1, 2, 3):
         same = counts[starts[np.array(lengths) == size]]
         assert stats.chisquare(same).pvalue > 1e-4
+
+
+def test_text_without_spaces_is_masked_a_token_at_a_time():
+    """Each row is one long word, as Chinese in byte-level BPE: the masks are as many as without words."""
+    random = np.random.default_rng(3)
+    tokens = random.integers(40, V, (2000, L)).astype(np.int32)
+    tokens[:, 0], tokens[:, -1], tokens[0, 12:] = CLS, SEP, PAD
+    masked = draw(tokens, (tokens != PAD).astype(np.int32), Mlm(whole_word=True), WORDS)
+    assert masked.weights.sum(1).tolist() == [2, *[6] * 1999]  # 15 % of 12 and of 40
+    counts = np.bincount(masked.positions[1:].ravel(), minlength=L)
+    assert stats.chisquare(counts[1:-1]).pvalue > 1e-4
+
+
+def test_whole_words_need_a_vocabulary_that_marks_them():
+    from dwt_jax.data.tokenizer import Vocabulary
+
+    words = tuple("PUCSMabc")
+    vocabulary = Vocabulary(words, 0, 1, 2, 3, 4, SPECIAL, np.zeros(8, bool), marks_words=False)
+    mlm_module.make_objective(Config(), vocabulary)
+    with pytest.raises(UserError, match=r"mlm\.whole_word is True, .* expected False"):
+        mlm_module.make_objective(Config(mlm=Mlm(whole_word=True)), vocabulary)
 
 
 def test_no_continuations_means_single_tokens():
