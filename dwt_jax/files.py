@@ -1,6 +1,7 @@
 """Atomic writing of files and directories, and reading of JSON files."""
 
 import errno
+import glob
 import json
 import math
 import os
@@ -57,7 +58,7 @@ def resolve_output_dir(out: Path) -> Path:
         path = user_path(out).resolve()
     except RuntimeError:
         raise UserError(f"--out: {out} is a link to itself, expected a new or empty directory") from None
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or not is_empty_dir(path)):
         raise UserError(f"--out: {path} is not empty; expected a new or empty directory")
     for parent in path.parents:
         if (parent / "run.json").exists():
@@ -129,13 +130,14 @@ def atomic_dir(out: Path) -> Iterator[Path]:
     process id and host name, since containers that share a disk may have the same process ids.
 
     Yields:
-        A new temporary directory next to `out`. `commit_dir` renames it to `out`; without that it is
-        removed at the end of the block.
+        A new temporary directory next to `out`, or inside it if `out` is a mount point or its parent cannot
+        be written to. `commit_dir` moves it to `out`; without that it is removed at the end of the block.
     """
     host = socket.gethostname()
-    prefix = f".{out.name}.partial-"
+    prefix = _partial_prefix(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in out.parent.glob(f"{prefix}*"):
+    parent = out if _cannot_be_replaced(out) else out.parent
+    for leftover in parent.glob(f"{glob.escape(prefix)}*"):
         pid, _, owner_host = leftover.name.removeprefix(prefix).partition(".")
         if (
             owner_host == host
@@ -143,7 +145,7 @@ def atomic_dir(out: Path) -> Iterator[Path]:
             and (int(pid) == os.getpid() or not _process_exists(int(pid)))
         ):
             shutil.rmtree(leftover, ignore_errors=True)
-    partial = out.parent / f"{prefix}{os.getpid()}.{host}"
+    partial = parent / f"{prefix}{os.getpid()}.{host}"
     partial.mkdir()
     try:
         yield partial
@@ -152,14 +154,45 @@ def atomic_dir(out: Path) -> Iterator[Path]:
 
 
 def commit_dir(partial: Path, out: Path) -> bool:
-    """Rename `partial` to `out`. Returns False if `out` is not an empty directory by now."""
+    """Move `partial` to `out`. Returns False if `out` is not an empty directory by now.
+
+    It is renamed. Where `out` is a directory that cannot be replaced, the contents are moved into it, those
+    that were modified last at the end: they mark a directory as complete.
+    """
     try:
-        partial.rename(out)
+        if partial.parent != out:
+            partial.rename(out)
+            return True
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            return False
-        raise
+        if error.errno not in _CANNOT_REPLACE or not out.exists():
+            raise
+    if not out.is_dir() or not is_empty_dir(out):
+        return False
+    children = sorted(partial.iterdir(), key=lambda child: (child.is_file(), child.stat().st_mtime_ns))
+    for child in children:
+        shutil.move(child, out / child.name)
     return True
+
+
+_CANNOT_REPLACE = (
+    *(errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR),
+    *(errno.EBUSY, errno.EACCES, errno.EPERM, errno.EXDEV, errno.EROFS),
+)
+
+
+def is_empty_dir(path: Path) -> bool:
+    """Return whether a directory has no content but what a file system or `atomic_dir` puts there."""
+    prefix = _partial_prefix(path)
+    return all(child.name == "lost+found" or child.name.startswith(prefix) for child in path.iterdir())
+
+
+def _partial_prefix(out: Path) -> str:
+    return f".{out.name}.partial-"
+
+
+def _cannot_be_replaced(out: Path) -> bool:
+    """Whether `out` is a directory to which no other can be renamed."""
+    return out.is_dir() and (os.path.ismount(out) or not os.access(out.parent, os.W_OK | os.X_OK))
 
 
 def _process_exists(pid: int) -> bool:

@@ -46,7 +46,7 @@ from dwt_jax.data.tokenizer import (
     train_tokenizer,
 )
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir, commit_dir, user_path
+from dwt_jax.files import atomic_dir, commit_dir, is_empty_dir, user_path
 
 Log = Callable[[str], None]
 Chunk = tuple[list[str], int]  # documents, and the number of bytes read from disk for them
@@ -89,7 +89,8 @@ def prepare_data(
         index = _build_dataset(data, partial, workers or _cpu_count(), log, shard_bytes)
         if not commit_dir(partial, out):
             other_index = _matching_index(out, data)  # written by another process meanwhile
-            assert other_index is not None, f"{out} cannot be replaced, but is empty"
+            if other_index is None:
+                raise UserError(f"{out}: another process is writing to it, expected an empty directory")
             index = other_index
     log(f"prepare: {out}: {describe_index(index)}")
     return index
@@ -120,7 +121,7 @@ def _matching_index(out: Path, data: Data) -> dict[str, Any] | None:
         ]
         causes = " and ".join(f"data.{name}" for name in differing_keys) or "input files"
         raise UserError(f"{out}: holds rows prepared with other {causes}, expected a new directory")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or not is_empty_dir(out)):
         raise UserError(f"{out}: not empty and without prepared rows, expected a new or empty directory")
     return None
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from dwt_jax.data.tokenizer import copy_model_tokenizer
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir
+from dwt_jax.files import atomic_dir, commit_dir
 from dwt_jax.hf.config import load_hf_config, to_hf_config
 from dwt_jax.hf.tensor_files import Weights, open_weights
 from dwt_jax.models import family
@@ -381,8 +381,7 @@ def save_checkpoint(
         )  # it is only readable by its owner
         if card:
             (partial / "README.md").write_text(card, encoding="utf-8")
-        if not out.exists():
-            partial.rename(out)
+        if commit_dir(partial, out):
             return
         old = out.with_name(f".{out.name}.old-{os.getpid()}")
         out.rename(old)

@@ -1,8 +1,11 @@
 import dataclasses
+import errno
+import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +16,7 @@ import pytest
 from dwt_jax.config import Source
 from dwt_jax.data.prepare import prepare_data
 from dwt_jax.errors import UserError
+from dwt_jax.files import atomic_dir, commit_dir
 from helpers.paths import PYTHONPATH
 from helpers.prepared_data import (
     data_config,
@@ -85,8 +89,6 @@ def test_killed_prepare_leaves_no_index(tokenizer_dir, texts, corpus, tmp_path):
 
 
 def test_only_leftovers_of_dead_processes_are_removed(tokenizer_dir, corpus, tmp_path):
-    import socket
-
     of_living_process = tmp_path / f".out.partial-1.{socket.gethostname()}"
     of_other_host = tmp_path / ".out.partial-999999999.another-host"
     of_dead_process = tmp_path / f".out.partial-999999999.{socket.gethostname()}"
@@ -158,6 +160,56 @@ def test_directory_with_other_files_is_refused(tokenizer_dir, corpus, tmp_path):
     (tmp_path / "empty").mkdir()
     prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "empty", workers=1, log=silent)
     assert read_split(tmp_path / "empty", "train")
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["mount point", "rename fails"])
+def test_directory_that_cannot_be_replaced_is_filled(tokenizer_dir, corpus, tmp_path, monkeypatch, is_known):
+    """A volume, which has its file system's lost+found and what a killed process left."""
+    data, out, rename = data_config(tokenizer_dir, corpus), tmp_path / "volume", os.rename
+    prepare_data(data, tmp_path / "elsewhere", workers=1, log=silent)
+    (out / "lost+found").mkdir(parents=True)
+    if is_known:
+        (out / f".volume.partial-999999999.{socket.gethostname()}" / "train").mkdir(parents=True)
+
+    def busy(source, target, **options):
+        if Path(target) == out:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(out))
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", busy)
+    monkeypatch.setattr(os.path, "ismount", lambda path: is_known and Path(path) == out)
+    prepare_data(data, out, workers=1, log=silent)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["elsewhere", "volume"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("held_out", "index.json", "lost+found", "tokenizer", "train")
+    ]
+    assert file_hashes(out) == file_hashes(tmp_path / "elsewhere")
+
+
+def test_what_was_whole_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "volume")
+    for name in ("volume", "folder"):
+        with atomic_dir(tmp_path / name) as partial:
+            (partial / "config.json").write_text("mine")
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "config.json").write_text("of another")
+            assert not commit_dir(partial, tmp_path / name)
+        assert file_hashes(tmp_path / name) == {"config.json": hashlib.md5(b"of another").hexdigest()}
+
+
+def test_contents_are_moved_in_the_order_of_their_writing(tmp_path, monkeypatch):
+    """The file that marks a directory as complete, whatever its name, is written last."""
+    moved = []
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "volume")
+    monkeypatch.setattr(shutil, "move", lambda source, target: moved.append(Path(target).name))
+    (tmp_path / "volume").mkdir()
+    with atomic_dir(tmp_path / "volume") as partial:
+        for age, name in enumerate(["index.json", "a.json", "z.txt"]):
+            (partial / name).write_text("")
+            os.utime(partial / name, ns=(0, 10**18 - age))
+        (partial / "train").mkdir()
+        assert commit_dir(partial, tmp_path / "volume")
+    assert moved == ["train", "z.txt", "a.json", "index.json"]
 
 
 def test_text_that_is_mostly_unknown_is_refused(tmp_path):
