@@ -79,9 +79,12 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
     sentences: list[str] = []
     document_ids: list[int] = []
     for number, (text, fingerprint) in enumerate(zip(texts, fingerprints, strict=True)):
-        document_sentences = split_sentences(text)
+        # Wrapped rows end between words, so that sentences without spaces between them stay together: a
+        # tokenizer would begin a new word with each of them.
+        at_spaces = config.row_mode == "wrapped" and config.sentence_stride == 1
+        document_sentences = split_sentences(text, at_spaces=at_spaces)
         if space:  # a byte-level tokenizer recognises the beginning of a word by the space before it
-            document_sentences[1:] = [space + sentence for sentence in document_sentences[1:]]
+            document_sentences = _restore_spaces(text, document_sentences, space)
         if config.sentence_stride > 1:
             phase = int.from_bytes(fingerprint[8:16], "big")
             document_sentences = [
@@ -98,8 +101,7 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
     spans = Spans(tokens, lengths, np.array(document_ids, np.int64))
     if config.row_mode == "wrapped":
         spans = split_words(spans, continuation)
-    cut_long_spans = _truncate_spans if config.row_mode == "sentence" else _split_long_spans
-    spans = cut_long_spans(spans, config.length - 2)
+    spans = _split_long_spans(spans, config.length - 2)
     held_out = np.array([is_held_out(each, config.validation_fraction) for each in fingerprints], bool)
     return EncodedChunk(
         train=_select_spans(spans, ~held_out[spans.documents]),
@@ -107,6 +109,16 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
         fingerprints=b"".join(fingerprints),
         text_bytes=sum(len(text.encode()) for text in texts),
     )
+
+
+def _restore_spaces(text: str, sentences: list[str], space: str) -> list[str]:
+    """Put a space before each sentence but the first that white space precedes in the text."""
+    position, restored = 0, []
+    for sentence in sentences:
+        start = text.index(sentence, position)
+        restored.append(space + sentence if restored and start > position else sentence)
+        position = start + len(sentence)
+    return restored
 
 
 @functools.lru_cache(maxsize=1)
@@ -166,15 +178,6 @@ def _split_long_spans(spans: Spans, max_tokens: int) -> Spans:
     nonempty = counts > 0
     lengths[np.cumsum(counts)[nonempty] - 1] = (spans.lengths - (counts - 1) * max_tokens)[nonempty]
     return Spans(spans.tokens, lengths, np.repeat(spans.documents, counts))
-
-
-def _truncate_spans(spans: Spans, max_tokens: int) -> Spans:
-    """Keep the first `max_tokens` tokens of each span; drop empty ones."""
-    offsets = np.cumsum(spans.lengths) - spans.lengths
-    positions = np.arange(len(spans.tokens)) - np.repeat(offsets, spans.lengths)
-    nonempty = spans.lengths > 0
-    lengths = np.minimum(spans.lengths, max_tokens)
-    return Spans(spans.tokens[positions < max_tokens], lengths[nonempty], spans.documents[nonempty])
 
 
 def _select_spans(spans: Spans, mask: np.ndarray) -> Spans:

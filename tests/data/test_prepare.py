@@ -114,6 +114,10 @@ def test_tokens_are_those_of_transformers(tokenizer_dir, texts, corpus, tmp_path
     assert rows == [ids for ids in expected if len(ids) > 2]
 
 
+def in_rows_of(size: int, ids: list[int]) -> list[list[int]]:
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
 def test_sentence_mode(tokenizer_dir, texts, corpus, tmp_path):
     prepare_data(
         data_config(tokenizer_dir, corpus, row_mode="sentence"), tmp_path / "out", workers=1, log=silent
@@ -125,9 +129,10 @@ def test_sentence_mode(tokenizer_dir, texts, corpus, tmp_path):
         if hash_fraction(text) < 0.2 or not sentences:
             continue
         number += 1
-        for ids in sentences:
-            row = [CLS, *ids[:30], SEP]
+        for ids in itertools.chain.from_iterable(in_rows_of(30, ids) for ids in sentences):
+            row = [CLS, *ids, SEP]
             expected.append((row + [PAD] * (32 - len(row)), [1] * len(row) + [0] * (32 - len(row)), number))
+    assert any(len(ids) > 30 for text in texts for ids in encode_sentences(tokenizer_dir, text))
     assert read_split(tmp_path / "out", "train") == expected
 
 
@@ -145,14 +150,13 @@ def test_sentence_stride(tokenizer_dir, texts, corpus, tmp_path):
             fingerprint = hashlib.blake2b(text.encode(), digest_size=32).digest()
             phase = int.from_bytes(fingerprint[8:16], "big")
             expected += [
-                ids
+                part
                 for i, ids in enumerate(encode_sentences(tokenizer_dir, text))
-                if (i + phase) % 4 == 0 and ids
+                for part in in_rows_of(30, ids)
+                if (i + phase) % 4 == 0
             ]
     rows = read_split(tmp_path / "out", "train")
-    assert [tokens[1 : len(ids[:30]) + 1] for (tokens, _, _), ids in zip(rows, expected, strict=True)] == [
-        ids[:30] for ids in expected
-    ]
+    assert [tokens[1 : len(ids) + 1] for (tokens, _, _), ids in zip(rows, expected, strict=True)] == expected
 
 
 # What the output depends on
