@@ -1,6 +1,7 @@
 """Rule-based sentence splitting. It is fast, and when in doubt leaves two sentences together."""
 
 import re
+from collections.abc import Iterator
 
 # Ends that may also stand inside a sentence; the last is the Greek question mark.
 _MAYBE_END = ".!?…‼‽⁇⁈⁉．﹒\u037e"
@@ -67,6 +68,38 @@ def split_sentences(text: str, *, at_spaces: bool = False) -> list[str]:
         if last := line[start:].strip():
             sentences.append(last)
     return sentences
+
+
+CUT_WINDOW = 10_000  # characters before a cut in which a better place for it is looked for
+
+
+def last_cut(text: str, end: int) -> int:
+    """Return the last good place to cut a text at or before `end`.
+
+    It is where the last sentence before `end` begins, else after the last white space, else `end`.
+
+    Args:
+        text: the text.
+        end: 0 to len(text). The result is 0 for 0 only.
+    """
+    start = max(0, end - CUT_WINDOW)
+    window = text[start:end]
+    if len(sentences := split_sentences(window)) > 1:
+        return start + window.rindex(sentences[-1])
+    if len(pieces := window.split()) > 1:
+        return start + window.rindex(pieces[-1])
+    return end
+
+
+def cut_pieces(text: str, max_chars: int) -> Iterator[str]:
+    """Cut a text into pieces of at most `max_chars` characters, between sentences or words if possible."""
+    start = 0
+    while len(text) - start > max_chars:
+        piece = text[start : start + max_chars]
+        piece = piece[: last_cut(piece, len(piece))]
+        yield piece
+        start += len(piece)
+    yield text[start:] if start else text
 
 
 def _is_sentence_end(line: str, stop: re.Match[str]) -> bool:

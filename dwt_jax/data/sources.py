@@ -1,7 +1,8 @@
 """Read documents from text files, JSON lines, TFDS and the corpus that comes with the package.
 
-Everything streams: at most one document and a read buffer are in memory. Files are read in the order of
-their sorted names, so that a source is the same sequence of documents on every machine.
+Everything streams: at most one document and a read buffer are in memory, and of a text file not even a
+document that is one long line. Files are read in the order of their sorted names, so that a source is the
+same sequence of documents on every machine.
 """
 
 import bz2
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dwt_jax.config import Source
+from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
 
@@ -53,7 +55,10 @@ def iter_documents(source: Source, on_bytes_read: OnBytesRead = _ignore_bytes_re
         "jsonl": _read_json_documents,
         "tfds": _read_tfds_documents,
     }[source.kind]
-    return (text for text in reader(source, on_bytes_read) if text and not text.isspace())
+    for document in reader(source, on_bytes_read):
+        for text in cut_pieces(document, MAX_DOCUMENT_CHARS):
+            if text and not text.isspace():
+                yield text
 
 
 def document_fingerprint(text: str) -> bytes:
@@ -184,22 +189,24 @@ def _open_decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         raise UserError(f"{path}: {error}, expected a complete {path.suffix} file") from None
 
 
-def read_lines(path: Path, on_bytes_read: OnBytesRead = _ignore_bytes_read) -> Iterator[str]:
+def read_lines(
+    path: Path, on_bytes_read: OnBytesRead = _ignore_bytes_read, max_bytes: int | None = None
+) -> Iterator[str]:
     """Yield the lines of a UTF-8 file without line ends and byte-order mark.
 
     Args:
         path: decompressed according to its suffix: .gz, .bz2, .xz or .zst.
         on_bytes_read: as for `iter_documents`.
+        max_bytes: a longer line comes in pieces of at most so many bytes.
 
     Raises:
         UserError: for invalid UTF-8 and for a damaged compressed file.
     """
     last_position = 0
-    with _open_decompressed(path) as (lines, raw):
-        for number, line in enumerate(lines, 1):
-            text = _decode_utf8(line, f"{path}, line {number}")
-            yield (text.removeprefix("\ufeff") if number == 1 else text).rstrip("\r\n")
-            if number % 16 == 0:
+    with _open_decompressed(path) as (stream, raw):
+        for count, text in enumerate(_decode_lines(stream, path, max_bytes)):
+            yield (text if count else text.removeprefix("\ufeff")).rstrip("\r\n")
+            if count % 16 == 0 or len(text) > 1 << 16:
                 position = raw.tell()
                 on_bytes_read(position - last_position)
                 last_position = position
@@ -215,6 +222,23 @@ def read_stdin_lines() -> Iterator[str]:
         yield (text.removeprefix("\ufeff") if number == 1 else text).rstrip("\r\n")
 
 
+def _decode_lines(stream: BinaryIO, path: Path, max_bytes: int | None) -> Iterator[str]:
+    """Lines, and pieces of those of more than `max_bytes`."""
+    number, rest = 1, b""
+    while line := rest + stream.readline(-1 if max_bytes is None else max_bytes - len(rest)):
+        location = f"{path}, line {number}"
+        if max_bytes is None or line.endswith(b"\n") or len(line) < max_bytes:
+            yield _decode_utf8(line, location)
+            number, rest = number + 1, b""
+            continue
+        # The last character may be incomplete: without the bytes from its first on.
+        end = max((i for i in range(len(line) - 4, len(line)) if line[i] & 0xC0 != 0x80), default=len(line))
+        text = _decode_utf8(line[:end], location)
+        piece = text[: last_cut(text, len(text))]
+        yield piece
+        rest = line[len(piece.encode()) :]
+
+
 def _decode_utf8(line: bytes, location: str) -> str:
     try:
         return line.decode()
@@ -227,12 +251,12 @@ def _decode_utf8(line: bytes, location: str) -> str:
 
 # Kinds of sources
 
-MAX_DOCUMENT_CHARS = 4_000_000  # a longer document is cut at the end of a line
+MAX_DOCUMENT_CHARS = 4_000_000  # a longer document is cut between lines, sentences or words
 
 
 def _read_text_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
     for path in source_files(source):
-        lines = read_lines(path, on_bytes_read)
+        lines = read_lines(path, on_bytes_read, MAX_DOCUMENT_CHARS)
         if source.documents == "lines":
             yield from lines
         else:

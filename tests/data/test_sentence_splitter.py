@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwt_jax.data.sentence_splitter import split_sentences
+from dwt_jax.data.sentence_splitter import cut_pieces, split_sentences
 
 PIECES = st.sampled_from(
     [
@@ -100,6 +100,21 @@ def test_at_spaces_splits_at_spaces_alone(text):
 def test_line_end_always_ends_a_sentence():
     assert split_sentences("A title\nand then\r\nmore\n\n  \n") == ["A title", "and then", "more"]
     assert split_sentences("") == split_sentences(" \n\t ") == []
+
+
+@given(st.one_of(st.text(), st.lists(PIECES).map("".join)), st.integers(1, 20))
+def test_pieces_are_the_text(text, size):
+    pieces = [*cut_pieces(text, size)]
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= size for piece in pieces[:-1])
+    assert len(pieces[-1]) <= size
+
+
+def test_pieces_end_between_lines_sentences_or_words():
+    assert [*cut_pieces("One.\ntwo lines. Three", 12)] == ["One.\n", "two lines. ", "Three"]
+    assert [*cut_pieces("one two three", 9)] == ["one two ", "three"]
+    assert [*cut_pieces("我来了。我看了。我赢", 6)] == ["我来了。", "我看了。我赢"]
+    assert [*cut_pieces("unbroken", 3)] == ["unb", "rok", "en"]
 
 
 def test_time_is_linear():

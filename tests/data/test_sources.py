@@ -165,6 +165,48 @@ def test_archives_are_refused_by_name(tmp_path, suffix):
             list(iter_documents(Source(kind="text", path=str(path))))
 
 
+@pytest.mark.parametrize("compression", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("line", "joint"),
+    [
+        ("Ein Satz. " * 100, " "),  # cut between sentences
+        ("wort " * 200, " "),  # between words
+        ("日本語。" * 100, ""),
+        ("日本語ünï😀" * 100, ""),  # anywhere, but in no character
+    ],
+)
+def test_a_long_line_comes_in_pieces(tmp_path, monkeypatch, line, joint, compression):
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 100)
+    line = line.strip()
+    path = write(tmp_path / f"a.txt{compression}", PACK[compression](f"\ufeff{line}\nshort\n".encode()))
+    *pieces, last = read(path, documents="lines")
+    assert last == "short"
+    assert "".join(pieces) == line
+    assert 10 < len(pieces) < 60
+    assert all(len(piece.encode()) <= 100 for piece in pieces)
+    if joint:
+        assert all(piece.endswith(joint) for piece in pieces[:-1])
+    document = read(path, documents="file")
+    assert "".join("".join(document).split()) == f"{line}short".replace(" ", "")
+    assert max(map(len, document)) <= 100
+
+
+def test_a_long_json_document_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 100)
+    text = "Ein Satz. " * 50
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": text}))
+    pieces = read(path, "jsonl")
+    assert "".join(pieces) == text
+    assert {len(piece) for piece in pieces} == {90, 50}
+
+
+def test_invalid_utf8_in_a_long_line_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_CHARS", 100)
+    path = write(tmp_path / "a.txt", b"fine\n" + b"x" * 250 + b"\xff" + b"y" * 100)
+    with pytest.raises(UserError, match=r"a\.txt, line 2: byte 0xff is not UTF-8"):
+        read(path)
+
+
 def test_glob_without_a_match_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"\*\.txt: matches no file"):
         read(tmp_path / "*.txt")
