@@ -74,6 +74,7 @@ class Tokenizer:
 
     path: str = ""  # a Hugging Face tokenizer directory or a vocab.txt; empty: train WordPiece
     vocab_size: int = 30522
+    alphabet_size: int = 0  # characters that get a token each, the most frequent; 0: all there is room for
     lowercase: bool = True
     sample_megabytes: float = 100.0  # amount of text to train the tokenizer on
 
@@ -94,6 +95,8 @@ class Data:
     row_mode: RowMode = "wrapped"
     validation_fraction: float = 0.01  # fraction of the documents, selected by a hash of their text
     sentence_stride: int = 1  # keep one sentence of every n (the paper's corpus: 4)
+    # Largest share of a source's text that may be lost in the tokenizer; more is an error.
+    max_lost_share: float = 0.01
     prefetch: int = 2  # batches read ahead
 
 

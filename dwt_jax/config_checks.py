@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 
-from dwt_jax.config import Config, Init, Optimizer, Schedule, Train
+from dwt_jax.config import Config, Data, Init, Optimizer, Schedule, Train
 from dwt_jax.errors import UserError
 from dwt_jax.remap.methods import get_method
 
@@ -21,6 +21,17 @@ def check(config: Config) -> Config:
     return config
 
 
+def check_data(data: Data) -> Data:
+    """Return `data` if its values are valid.
+
+    Raises:
+        UserError: the first problem, as for `check`.
+    """
+    for problem in _data_problems(data):
+        raise UserError(f"config: {problem}")
+    return data
+
+
 def _problems(config: Config) -> Iterator[str]:
     """Yield one line for each problem, in the order of the sections."""
     if not 0 <= config.seed < 2**32:
@@ -32,7 +43,8 @@ def _problems(config: Config) -> Iterator[str]:
             f"data.sequence_length is {config.data.sequence_length}, expected at most the model's "
             f"{config.model.max_length} positions (model.max_position_embeddings)"
         )
-    yield from _data_problems(config)
+    yield from _data_problems(config.data)
+    yield from _mlm_problems(config)
     yield from _init_problems(config)
     yield from _objective_problems(config)
     yield from _training_problems(config)
@@ -50,12 +62,12 @@ def _check_fraction(group: object, prefix: str, *keys: str) -> Iterator[str]:
             yield f"{prefix}.{key} is {getattr(group, key)}, expected a share from 0 to 1"
 
 
-def _data_problems(config: Config) -> Iterator[str]:
-    data, mlm = config.data, config.mlm
+def _data_problems(data: Data) -> Iterator[str]:
     yield from _check_minimum(data, "data", 8, "sequence_length")
     yield from _check_minimum(data, "data", 1, "sentence_stride", "prefetch")
     if not 0 < data.validation_fraction < 1:
         yield f"data.validation_fraction is {data.validation_fraction}, expected a share above 0 and below 1"
+    yield from _check_fraction(data, "data", "max_lost_share")
     if not data.sources:
         yield "data.sources is empty, expected at least one source"
     for i, source in enumerate(data.sources):
@@ -66,8 +78,13 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield from _check_minimum(source, f"data.sources.{i}", 1, "blank_lines")
     if not data.tokenizer.path:
         yield from _check_minimum(data.tokenizer, "data.tokenizer", 100, "vocab_size")
+        yield from _check_minimum(data.tokenizer, "data.tokenizer", 0, "alphabet_size")
     if data.tokenizer.sample_megabytes <= 0:
         yield f"data.tokenizer.sample_megabytes is {data.tokenizer.sample_megabytes}, expected more than 0"
+
+
+def _mlm_problems(config: Config) -> Iterator[str]:
+    data, mlm = config.data, config.mlm
     yield from _schedule_problems(mlm.probability, "mlm.probability")
     prefix = f"mlm.probability {'is' if mlm.probability.kind == 'constant' else 'goes to'}"
     for probability in mlm.probability.stage_values():

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dwt_jax.config import Config, Schedule
-from dwt_jax.config_checks import check
+from dwt_jax.config import Config, Data, Schedule
+from dwt_jax.config_checks import check, check_data
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
 from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, model_config_type
@@ -51,6 +51,14 @@ def load_model_config(spec: str, overrides: Mapping[str, str] | None = None) -> 
     for problem in model.problems():
         raise UserError(f"config: model.{problem}")
     return model
+
+
+def load_data_config(spec: str, overrides: Mapping[str, str] | None = None) -> Data:
+    """Load the `data` section of a config file, the only section that is checked.
+
+    Args and errors are those of `load_config`.
+    """
+    return check_data(_build_unchecked(read_config_file(spec), overrides).data)
 
 
 def build_config(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:

@@ -224,6 +224,8 @@ IMPOSSIBLE = [
     ({"data.sources.0.blank_lines": 0}, "data.sources.0.blank_lines"),
     ({"data.tokenizer.vocab_size": 99}, "data.tokenizer.vocab_size"),
     ({"data.tokenizer.sample_megabytes": 0}, "data.tokenizer.sample_megabytes"),
+    ({"data.tokenizer.alphabet_size": -1}, "data.tokenizer.alphabet_size"),
+    ({"data.max_lost_share": 1.1}, "data.max_lost_share"),
     ({"mlm.probability": 0}, "mlm.probability"),
     ({"mlm.probability": 1}, "mlm.probability"),
     ({"mlm.probability": 0.003}, "mlm.probability"),  # 0.4 of a token

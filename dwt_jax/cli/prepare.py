@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Prepare the data of the config."""
-    from dwt_jax.config_loader import load_config
+    from dwt_jax.config_loader import load_data_config
     from dwt_jax.data.prepare import prepare_data
 
-    config = load_config(options.config, overrides)
-    prepare_data(config.data, options.workdir, workers=options.workers or None)
+    data = load_data_config(options.config, overrides)
+    prepare_data(data, options.workdir, workers=options.workers or None)

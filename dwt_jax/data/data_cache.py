@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dwt_jax import runtime_env
 from dwt_jax.config import Data, Source, Tokenizer
-from dwt_jax.data.prepare import Log, data_cache_key, prepare_data
+from dwt_jax.data.cache_key import data_cache_key
+from dwt_jax.data.prepare import Log, prepare_data
 from dwt_jax.data.shards import read_dataset_index
 from dwt_jax.data.tokenizer import tokenizer_digest
 from dwt_jax.errors import UserError

@@ -4,10 +4,11 @@ Imports neither jax nor any module that does, so that a worker starts in a fract
 """
 
 import functools
-import itertools
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +17,19 @@ from dwt_jax.config import RowMode
 from dwt_jax.data.cached_wordpiece import EncodeFn, make_text_encoder
 from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.data.packing import Spans
-from dwt_jax.data.sentence_splitter import split_sentences
+from dwt_jax.data.sentence_splitter import cut_pieces, split_sentences
 from dwt_jax.data.sources import document_fingerprint
+from dwt_jax.data.splits import split_document
+from dwt_jax.data.text_checks import TextCounts, count_visible
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.data.tokenizer_checks import wrap_tokenizer_errors
 
 # The words at which wrapped rows are cut. A change of these numbers changes the rows: raise FORMAT_VERSION.
 MIN_SEGMENT_TOKENS = 4  # of text, at the beginning and the end of a document
 MAX_WORD_TOKENS = 8  # a longer word may be cut
+# The tokenizer takes 100 bytes and more for each character: a longer sentence is cut, and no more are encoded
+# at once.
+MAX_SENTENCE_CHARS = 1 << 18
 
 
 class EncodeConfig(NamedTuple):
@@ -35,6 +41,7 @@ class EncodeConfig(NamedTuple):
     row_mode: RowMode
     sentence_stride: int
     validation_fraction: float
+    by_parts: bool = False  # hold out the last part of each document
 
 
 class EncodedChunk(NamedTuple):
@@ -44,6 +51,7 @@ class EncodedChunk(NamedTuple):
     held_out: Spans
     fingerprints: bytes  # 32 bytes for each document of the chunk
     text_bytes: int  # of UTF-8
+    counts: TextCounts
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -51,21 +59,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 65535 else np.uint32)
 
 
-def is_held_out(text_fingerprint: bytes, fraction: float) -> bool:
-    """Return whether a document belongs to the held-out split.
-
-    That depends on the document's text alone: neither the order nor the other documents move it between
-    splits, and exact duplicates are in the same split.
-
-    Args:
-        text_fingerprint: `document_fingerprint` of the text.
-        fraction: expected fraction of held-out documents.
-    """
-    return int.from_bytes(text_fingerprint[:8], "big") / 2**64 < fraction
-
-
 def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
-    """Split documents into sentences, select by stride, tokenize, and cut to spans that fit into a row.
+    """Split documents into splits and sentences, select by stride, tokenize, and cut to spans that fit a row.
 
     Args:
         texts: documents.
@@ -77,16 +72,25 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
     encode_texts, dtype, space, continuation = _load_encode_fn(config)
     fingerprints = [document_fingerprint(text) for text in texts]
     sentences: list[str] = []
-    document_ids: list[int] = []
-    for number, (text, fingerprint) in enumerate(zip(texts, fingerprints, strict=True)):
+    document_ids: list[int] = []  # two for each document: its training text and its held-out text
+    num_characters = num_long = 0
+    parts = [
+        part
+        for text, fingerprint in zip(texts, fingerprints, strict=True)
+        for part in split_document(text, fingerprint, config.validation_fraction, config.by_parts)
+    ]
+    for number, text in enumerate(parts):
         # Wrapped rows end between words, so that sentences without spaces between them stay together: a
         # tokenizer would begin a new word with each of them.
         at_spaces = config.row_mode == "wrapped" and config.sentence_stride == 1
         document_sentences = split_sentences(text, at_spaces=at_spaces)
+        if max(map(len, document_sentences), default=0) > MAX_SENTENCE_CHARS:
+            document_sentences, num_long = _cut_sentences(document_sentences), num_long + 1
         if space:  # a byte-level tokenizer recognises the beginning of a word by the space before it
             document_sentences = _restore_spaces(text, document_sentences, space)
+        num_characters += sum(map(len, document_sentences))
         if config.sentence_stride > 1:
-            phase = int.from_bytes(fingerprint[8:16], "big")
+            phase = int.from_bytes(fingerprints[number // 2][8:16], "big")
             document_sentences = [
                 sentence
                 for i, sentence in enumerate(document_sentences)
@@ -95,25 +99,48 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
         sentences += document_sentences
         document_ids += [number] * len(document_sentences)
     with wrap_tokenizer_errors("data.tokenizer.path", "a tokenizer that encodes any text"):
-        ids = encode_texts(sentences)
+        ids = [*chain.from_iterable(map(encode_texts, _batches(sentences)))]
     lengths = np.array([len(sentence_ids) for sentence_ids in ids], np.int64)
-    tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(lengths.sum()))
+    tokens = np.fromiter(chain.from_iterable(ids), dtype, int(lengths.sum()))
     spans = Spans(tokens, lengths, np.array(document_ids, np.int64))
     if config.row_mode == "wrapped":
         spans = split_words(spans, continuation)
+    long_spans = spans.lengths > config.length - 2
+    counts = TextCounts(
+        characters=num_characters,
+        skipped=num_characters - sum(map(len, sentences)),
+        without_tokens=sum(count_visible(sentences[i]) for i in np.flatnonzero(lengths == 0)),
+        num_long=num_long,
+        cut_tokens=int(spans.lengths[long_spans].sum()),
+        longest=max(map(len, texts), default=0),
+    )
     spans = _split_long_spans(spans, config.length - 2)
-    held_out = np.array([is_held_out(each, config.validation_fraction) for each in fingerprints], bool)
     return EncodedChunk(
-        train=_select_spans(spans, ~held_out[spans.documents]),
-        held_out=_select_spans(spans, held_out[spans.documents]),
+        train=_select_spans(spans, spans.documents % 2 == 0),
+        held_out=_select_spans(spans, spans.documents % 2 == 1),
         fingerprints=b"".join(fingerprints),
         text_bytes=sum(len(text.encode()) for text in texts),
+        counts=counts,
     )
+
+
+def _cut_sentences(sentences: list[str]) -> list[str]:
+    pieces = chain.from_iterable(cut_pieces(sentence, MAX_SENTENCE_CHARS) for sentence in sentences)
+    return [piece.strip() for piece in pieces if not piece.isspace()]
+
+
+def _batches(sentences: list[str]) -> Iterator[list[str]]:
+    """Divide sentences into batches of about MAX_SENTENCE_CHARS."""
+    ends = np.cumsum([len(sentence) for sentence in sentences]) // MAX_SENTENCE_CHARS
+    cuts = [0, *(np.flatnonzero(np.diff(ends)) + 1).tolist(), len(sentences)]
+    for start, end in pairwise(cuts):
+        yield sentences[start:end]
 
 
 def _restore_spaces(text: str, sentences: list[str], space: str) -> list[str]:
     """Put a space before each sentence but the first that white space precedes in the text."""
-    position, restored = 0, []
+    position = 0
+    restored: list[str] = []
     for sentence in sentences:
         start = text.index(sentence, position)
         restored.append(space + sentence if restored and start > position else sentence)

@@ -18,12 +18,12 @@ import numpy as np
 
 from dwt_jax.config import Data, Source
 from dwt_jax.data.added_tokens import TOKEN_ROLES
+from dwt_jax.data.cache_key import data_cache_key, rows_digest
 from dwt_jax.data.encode import (
     EncodeConfig,
     EncodedChunk,
     encode_chunk,
     init_worker,
-    is_held_out,
     token_dtype,
 )
 from dwt_jax.data.packing import RowFormat
@@ -33,11 +33,17 @@ from dwt_jax.data.sources import (
     FINGERPRINT_BYTES,
     document_fingerprint,
     iter_documents,
-    source_files,
     stored_bytes,
 )
+from dwt_jax.data.splits import choose_split, split_document
+from dwt_jax.data.text_checks import (
+    TextCounts,
+    check_sample,
+    check_unknown,
+    describe_text,
+    text_shares,
+)
 from dwt_jax.data.tokenizer import (
-    MAX_UNKNOWN_SHARE,
     copy_tokenizer,
     load_vocabulary,
     sample_documents,
@@ -115,50 +121,17 @@ def _matching_index(out: Path, data: Data) -> dict[str, Any] | None:
         if index["key"] == data_cache_key(data):
             return index
         old_data, new_data = index["data"], json.loads(json.dumps(dataclasses.asdict(data)))
-        ignored_keys = ("path", "prefetch")
+        ignored_keys = ("path", "prefetch", "max_lost_share")
+        old_data = {**new_data, **old_data, "tokenizer": {**new_data["tokenizer"], **old_data["tokenizer"]}}
         differing_keys = [
-            name for name in new_data if name not in ignored_keys and new_data[name] != old_data.get(name)
+            name for name in new_data if name not in ignored_keys and new_data[name] != old_data[name]
         ]
-        causes = " and ".join(f"data.{name}" for name in differing_keys) or "input files"
+        causes = " and ".join(f"data.{name}" for name in differing_keys)
+        causes = causes or "input files, or by an earlier version of dwt"
         raise UserError(f"{out}: holds rows prepared with other {causes}, expected a new directory")
     if out.exists() and (not out.is_dir() or not is_empty_dir(out)):
         raise UserError(f"{out}: not empty and without prepared rows, expected a new or empty directory")
     return None
-
-
-def data_cache_key(data: Data) -> str:
-    """Return 16 hex digits that identify the rows of `data` in the cache.
-
-    They are a hash of everything in the config that the rows depend on, and of the name, size and
-    modification time of each input file. Of these only the tokenizer's files are read.
-
-    Raises:
-        UserError: for sources without files, and as the tokenizer does.
-    """
-    fields: dict[str, Any] = {  # under the names of the first version, so that its cached rows stay valid
-        "sequence_length": data.sequence_length,
-        "mode": data.row_mode,
-        "held_out": data.validation_fraction,
-        "keep_every": data.sentence_stride,
-    }
-    tokenizer = data.tokenizer
-    fields["tokenizer"] = (
-        tokenizer_digest(tokenizer.path, tokenizer.lowercase)
-        if tokenizer.path
-        else dataclasses.asdict(tokenizer)
-    )
-    fields["sources"] = [
-        {**dataclasses.asdict(source), "weight": None, "files": _file_stamps(source)}
-        for source in data.sources
-    ]
-    return hashlib.sha256(json.dumps([FORMAT_VERSION, fields], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _file_stamps(source: Source) -> list[Any]:
-    if source.kind == "builtin":  # the same in every installation
-        return [path.name for path in source_files(source)]
-    stats = [(str(path.absolute()), path.stat()) for path in source_files(source)]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 # Encoding
@@ -166,7 +139,8 @@ def _file_stamps(source: Source) -> list[Any]:
 
 def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: int) -> dict[str, Any]:
     """Write the tokenizer, the rows, and last index.json to `out`, and return the index."""
-    _setup_tokenizer(data, out / "tokenizer", log)
+    fraction, by_parts = choose_split(data, log)
+    _setup_tokenizer(data, out / "tokenizer", fraction, by_parts, log)
     vocab = load_vocabulary(out / "tokenizer")
     row_format = RowFormat(
         data.sequence_length, data.row_mode, vocab.pad_id, vocab.cls_id, vocab.sep_id, token_dtype(len(vocab))
@@ -177,22 +151,28 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
         data.sequence_length,
         data.row_mode,
         data.sentence_stride,
-        data.validation_fraction,
+        fraction,
+        by_parts,
     )
+    samples = [
+        check_sample(number, source, out / "tokenizer", data.max_lost_share)
+        for number, source in enumerate(data.sources)
+    ]
     for split in SPLITS:
         (out / split).mkdir()
     sources = []
     with _chunk_encoder(encode_config, workers) as encoder:
         for number, source in enumerate(data.sources):
+            name = f"prepare: source {number} ({source.kind})"
             writers = {split: ShardWriter(out / split, number, row_format, shard_bytes) for split in SPLITS}
-            sources.append(
-                _encode_source(
-                    source, f"prepare: source {number} ({source.kind})", writers, encoder, log, vocab.unk_id
-                )
-            )
+            entry = _encode_source(source, name, writers, encoder, log, vocab.unk_id)
+            entry["text"] = text_shares(number, entry, samples[number], data.max_lost_share)
+            for line in describe_text(name, entry, out / "tokenizer", out / "train"):
+                log(line)
+            sources.append(entry)
     index = {
         "format": FORMAT_VERSION,
-        "digest": _rows_digest(encode_config, sources),
+        "digest": rows_digest(encode_config, data, sources),
         "key": data_cache_key(data),
         "sequence_length": data.sequence_length,
         "row_mode": data.row_mode,
@@ -203,7 +183,7 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
             "vocab_size": len(vocab),
             **{f"{role}_id": getattr(vocab, f"{role}_id") for role in TOKEN_ROLES},
         },
-        "sources": [{"documents": source["documents"], "digest": source["digest"]} for source in sources],
+        "sources": [{key: source[key] for key in ("documents", "digest", "text")} for source in sources],
         "splits": {split: _split_totals(split, sources, data) for split in SPLITS},
     }
     _check_splits(index, data)
@@ -211,22 +191,29 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
     return json.loads(json.dumps(index))  # as it reads from the file: lists instead of tuples
 
 
-def _setup_tokenizer(data: Data, out: Path, log: Log) -> None:
-    tokenizer_config = data.tokenizer
-    if tokenizer_config.path:
-        copy_tokenizer(tokenizer_config.path, out, tokenizer_config.lowercase)
+def _setup_tokenizer(data: Data, out: Path, fraction: float, by_parts: bool, log: Log) -> None:
+    config = data.tokenizer
+    if config.path:
+        copy_tokenizer(config.path, out, config.lowercase)
         return
 
-    def in_training(text: str) -> bool:
-        return not is_held_out(document_fingerprint(text), data.validation_fraction)
+    def training_text(text: str) -> str:
+        return split_document(text, document_fingerprint(text), fraction, by_parts)[0]
 
-    log(f"prepare: training a WordPiece tokenizer on up to {tokenizer_config.sample_megabytes:g} MB of text")
+    log(f"prepare: training a WordPiece tokenizer on up to {config.sample_megabytes:g} MB of text")
     tokenizer = train_tokenizer(
-        lambda: sample_documents(data.sources, in_training, tokenizer_config.sample_megabytes),
-        tokenizer_config.vocab_size,
-        tokenizer_config.lowercase,
+        lambda: sample_documents(data.sources, training_text, config.sample_megabytes),
+        config.vocab_size,
+        config.lowercase,
+        config.sample_megabytes,
+        config.alphabet_size,
     )
-    save_tokenizer(tokenizer, out, tokenizer_config.lowercase)
+    if (size := tokenizer.get_vocab_size()) < config.vocab_size:
+        log(
+            f"prepare: the tokenizer has {size:,} of {config.vocab_size:,} tokens: "
+            "the text has no more words and characters"
+        )
+    save_tokenizer(tokenizer, out, config.lowercase)
 
 
 def _encode_source(
@@ -240,10 +227,10 @@ def _encode_source(
     """Encode one source and write its rows.
 
     Returns:
-        `documents` and `digest` of the source, and for each split its entry of the index.
+        `documents`, `digest` and `counts` of the source, and for each split its entry of the index.
     """
     hasher = hashlib.sha256()
-    num_documents = 0
+    num_documents, counts = 0, TextCounts()
     text_counts = {split: {"text_tokens": 0, "unknown": 0} for split in SPLITS}  # without [CLS] and [SEP]
     progress = Progress(name, stored_bytes(source), log)
     for chunk, bytes_read in encoder(_read_chunks(source)):
@@ -253,10 +240,11 @@ def _encode_source(
             text_counts[split]["unknown"] += int(np.count_nonzero(spans.tokens == unk_id))
         hasher.update(chunk.fingerprints)
         num_documents += len(chunk.fingerprints) // FINGERPRINT_BYTES
+        counts = counts.plus(chunk.counts)
         progress.advance(bytes_read, chunk.text_bytes)
     progress.close()
     totals = {split: {**writer.finish(), **text_counts[split]} for split, writer in writers.items()}
-    return {"documents": num_documents, "digest": hasher.hexdigest(), **totals}
+    return {"documents": num_documents, "digest": hasher.hexdigest(), "counts": counts, **totals}
 
 
 def _read_chunks(source: Source) -> Iterator[Chunk]:
@@ -320,12 +308,6 @@ def _cpu_count() -> int:
 # The index
 
 
-def _rows_digest(config: EncodeConfig, sources: list[dict[str, Any]]) -> str:
-    """Hash everything that the rows depend on, and nothing else: no file names, no weights."""
-    content = [FORMAT_VERSION, config[1:], [source["digest"] for source in sources]]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
 def _split_totals(split: str, sources: list[dict[str, Any]], data: Data) -> dict[str, Any]:
     """The entry of one split: sums over the sources, and the entry of each source."""
 
@@ -354,15 +336,8 @@ def _unknown_share(index: dict[str, Any]) -> float:
 
 
 def _check_splits(index: dict[str, Any], data: Data) -> None:
+    check_unknown(_unknown_share(index), "tokens")
     num_documents = sum(source["documents"] for source in index["sources"])
-    if not num_documents:
-        raise UserError("data.sources: no document in any of the files read, expected text")
-    unknown_share = _unknown_share(index)
-    if unknown_share > MAX_UNKNOWN_SHARE:
-        raise UserError(
-            f"data.tokenizer: {unknown_share:.1%} of the text's tokens are unknown, expected at most "
-            f"{MAX_UNKNOWN_SHARE:.0%} (does the tokenizer lower-case text while its vocabulary has capitals?)"
-        )
     for split in SPLITS:
         if not index["splits"][split]["rows"]:
             change = (

@@ -189,13 +189,13 @@ def _choose_whole_words(
     previous = jnp.roll(candidate & (segment_ids == jnp.roll(segment_ids, -1)), 1).at[0].set(False)
     continues = jnp.asarray(vocabulary.continuation())[tokens] & candidate & previous
 
-    def words(continues: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def word_starts(continues: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The first token and the number of tokens of the word that each token is in."""
         start = jax.lax.cummax(jnp.where(continues, 0, index))
         return start, jnp.zeros(length, jnp.int32).at[start].add(candidate)[start]
 
-    size = words(continues)[1]
-    start, size = words(continues & (size <= jnp.minimum(MAX_WORD_TOKENS, num_predictions)))
+    size = word_starts(continues)[1]
+    start, size = word_starts(continues & (size <= jnp.minimum(MAX_WORD_TOKENS, num_predictions)))
     order = jnp.argsort(jnp.where(candidate, uniform[start], 2.0), stable=True)  # words stay together
 
     def select_word(

@@ -31,6 +31,7 @@ RESUME_MUTABLE_KEYS = (
     "mesh.",
     "platform",
     "data.prefetch",
+    "data.max_lost_share",
     "data.path",
     "teacher.path",
     "init.from",

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dwt_jax.config import Config, Data
-from dwt_jax.config_loader import build_config, build_dataclass, config_to_dict, flatten_dict
-from dwt_jax.config_loader import load_config as load_config
+from dwt_jax.config_loader import (
+    build_config,
+    build_dataclass,
+    config_to_dict,
+    flatten_dict,
+    load_data_config,
+)
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, write_json
 from dwt_jax.finetune import config as finetuning
@@ -119,7 +124,7 @@ def _check_inputs(
     example_cache: "ExampleCache",
 ) -> None:
     """Check the inputs of all jobs before the first one starts, instead of hours later."""
-    from dwt_jax.data.prepare import data_cache_key
+    from dwt_jax.data.cache_key import data_cache_key
 
     kinds = {job.kind for job in jobs}
     datasets = {job.config.data for job in jobs if job.kind == "train"}
@@ -159,7 +164,7 @@ def _construct_data(raw: Mapping[str, Any]) -> Data:
 
 def _out_of_domain_data(out_of_domain: OutOfDomain, tokenizer: str = "") -> Data:
     """Return the data config of the out-of-domain text, with the tokenizer in a run's directory."""
-    data = load_config(out_of_domain.config, parse_overrides(out_of_domain.set)).data
+    data = load_data_config(out_of_domain.config, parse_overrides(out_of_domain.set))
     if not tokenizer:
         return data
     return dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, path=tokenizer))

@@ -11,7 +11,7 @@ from dwt_jax.cli import COMMANDS, main
 from dwt_jax.cli.exit_status import exit_status
 from dwt_jax.config_loader import load_config
 from helpers.paths import ROOT
-from helpers.runs import dwt, environment, make_project
+from helpers.runs import dwt, environment, make_project, write_corpus
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -149,6 +149,18 @@ def test_user_error_is_one_line_and_status_2(arguments, says, tmp_path):
     assert found.stderr.count("\n") == 1
     assert says in found.stderr
     assert not (ROOT / "x").exists()
+
+
+def test_prepare_needs_the_section_data_alone(tmp_path, capsys):
+    write_corpus(tmp_path / "corpus.txt")
+    source = {"kind": "text", "path": str(tmp_path / "corpus.txt"), "documents": "lines"}
+    data = {"sources": [source], "tokenizer": {"vocab_size": 300}, "sequence_length": 1024}
+    (tmp_path / "data.py").write_text(f"def get_config():\n    return {{'data': {data}}}\n")
+    command = ["prepare", f"--config={tmp_path / 'data.py'}", f"--workdir={tmp_path / 'rows'}", "--workers=1"]
+    assert main([*command, "--config.data.sequence_length=4"]) == 2
+    assert "data.sequence_length is 4, expected at least 8" in capsys.readouterr().err
+    assert main(command) == 0
+    assert json.loads((tmp_path / "rows" / "index.json").read_text())["sequence_length"] == 1024
 
 
 def test_prepare_and_evaluate(tmp_path):

@@ -5,7 +5,8 @@ import os
 import fsspec
 import pytest
 
-from dwt_jax.config import Source, Tokenizer
+from dwt_jax.config import Data, Source, Tokenizer
+from dwt_jax.data.cache_key import data_cache_key
 from dwt_jax.data.data_cache import get_prepared
 from dwt_jax.data.prepare import prepare_data
 from dwt_jax.data.shards import read_dataset_index
@@ -31,6 +32,24 @@ def test_cache_is_reused_until_config_or_files_change(tokenizer_dir, corpus, tmp
     assert get_prepared(dataclasses.replace(data, sentence_stride=2), log=silent) != path
     os.utime(corpus.path, ns=(1, 1))
     assert get_prepared(data, log=silent) != path
+
+
+def test_keys_of_the_first_version_stay_where_its_rows_do(corpus):
+    """The keys are those of version 66c6c31."""
+    builtin = Data(row_mode="wrapped", sequence_length=64, tokenizer=Tokenizer(vocab_size=2048))
+    assert data_cache_key(builtin) == "178a9978c8b37070"
+    packed = Data(row_mode="packed", sentence_stride=4)
+    assert data_cache_key(packed) == "8c37a2817dfa4e4a"
+    assert data_cache_key(dataclasses.replace(packed, max_lost_share=0.5)) == "8c37a2817dfa4e4a"
+    tokenizer = Tokenizer(vocab_size=2048, alphabet_size=50)
+    assert data_cache_key(dataclasses.replace(builtin, tokenizer=tokenizer)) != "178a9978c8b37070"
+
+
+@pytest.mark.slow
+def test_rows_of_the_builtin_corpus_stay(tmp_path):
+    data = Data(row_mode="wrapped", sequence_length=64, tokenizer=Tokenizer(vocab_size=2048))
+    index = prepare_data(data, tmp_path / "rows", workers=1, log=silent)
+    assert index["digest"].startswith("33b2549cc0754535")
 
 
 def test_data_path_must_match_the_config(tokenizer_dir, corpus, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Data, Source, Tokenizer
-from dwt_jax.data import dataset, tokenizer
+from dwt_jax.data import dataset, encode, tokenizer
 from dwt_jax.data.prepare import prepare_data
 from dwt_jax.data.sentence_splitter import split_sentences
 from helpers.paths import ROOT
@@ -289,6 +289,29 @@ def test_index_describes_config_and_tokenizer(tokenizer_dir, corpus, tmp_path):
 # Memory
 
 
+@pytest.mark.parametrize("row_mode", ["wrapped", "packed"])
+def test_long_sentences_are_encoded_in_pieces(tokenizer_dir, tmp_path, monkeypatch, row_mode):
+    """The rows are the same: a WordPiece tokenizer does not look across white space."""
+    (tmp_path / "a.txt").write_text("\n\n".join(f"{'a long line of words ' * n} {n}" for n in range(40)))
+    data = data_config(tokenizer_dir, Source(kind="text", path=str(tmp_path / "a.txt")), row_mode=row_mode)
+    index = prepare_data(data, tmp_path / "long", workers=1, log=silent)
+    batches = []
+    make_text_encoder = encode.make_text_encoder
+
+    def counting(tokenizer):
+        encode_texts = make_text_encoder(tokenizer)
+        return lambda texts: batches.append(sum(map(len, texts))) or encode_texts(texts)
+
+    monkeypatch.setattr(encode, "make_text_encoder", counting)
+    monkeypatch.setattr(encode, "MAX_SENTENCE_CHARS", 100)
+    cut = prepare_data(data, tmp_path / "cut", workers=1, log=silent)
+    assert max(batches) <= 200
+    if row_mode == "wrapped":
+        assert read_split(tmp_path / "cut", "train") == read_split(tmp_path / "long", "train")
+    assert cut["splits"]["train"]["text_tokens"] == index["splits"]["train"]["text_tokens"]
+    assert cut["digest"] != index["digest"] or row_mode == "packed"
+
+
 MEASURE = """
 import resource, sys
 from pathlib import Path
@@ -303,14 +326,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 @pytest.mark.slow
-def test_memory_is_flat(tokenizer_dir, texts, tmp_path):
+@pytest.mark.parametrize("in_one_line", [False, True])
+def test_memory_is_flat(tokenizer_dir, texts, tmp_path, in_one_line):
     peak = {}
     block = "\n\n".join(texts)
     for megabytes in (15, 60):
         path = tmp_path / f"{megabytes}.txt"
         with open(path, "w") as file:
             for n in range(megabytes * 10**6 // len(block)):
-                file.write(f"{n}\n\n{block}\n\n")
+                file.write(" ".join(block.split()) if in_one_line else f"{n}\n\n{block}\n\n")
         command = [
             sys.executable,
             "-c",

@@ -105,6 +105,44 @@ def test_vocab_size_smaller_than_the_alphabet_is_refused():
         tokenizer.train_tokenizer(lambda: TEXTS, 20, True)
 
 
+def train_characters(vocab_size: int, **options) -> set[str]:
+    """Train on 3,000 Chinese characters, the n-th of which occurs 6000 // n times, and on an English word."""
+    text = "".join(chr(0x4E00 + n) * (6000 // (n + 1)) for n in range(3000))
+    trained = tokenizer.train_tokenizer(lambda: [text, "cat " * 100], vocab_size, True, **options)
+    return {token for token in trained.get_vocab() if token not in WORDPIECE.special_tokens}
+
+
+def test_no_character_is_left_out_while_there_is_room():
+    chinese = {chr(0x4E00 + n) for n in range(3000)}
+    tokens = train_characters(30522)
+    assert chinese < tokens
+    assert not any(token.startswith("##") and token[2:] in chinese for token in tokens)  # never inside a word
+    tokens = train_characters(3000)  # more than half of the vocabulary, as there are no more words
+    assert len(tokens) == 3000 - 5
+    assert {chr(0x4E00 + n) for n in range(2900)} < tokens
+    tokens = train_characters(30522, alphabet_size=100)
+    assert len(tokens & chinese) == 100 - len(tokens & set("cat"))
+
+
+def test_rare_characters_leave_half_of_the_vocabulary_to_words():
+    """Characters beyond it, which are less than 0.05 % of the text, are left out."""
+    rare = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+    text = " ".join(TEXTS)
+    trained = tokenizer.train_tokenizer(lambda: [text, rare], 600, True)
+    tokens = trained.get_vocab()
+    assert len(tokens) == 600
+    assert sum(len(token.removeprefix("##")) > 1 for token in tokens) >= 295
+    assert set("abcdefghijklmnopqrstuvwxyz0123456789.,;") < set(tokens)
+    assert 0 < len(set(rare) & set(tokens)) < 300
+
+
+def test_the_sample_ends_within_a_document():
+    counted = tokenizer.take_megabytes(["Ein Satz. " * 1000] * 3, 0.025003)
+    sizes = [len(text) for text in counted]
+    assert sizes == [10_000, 10_000, 5_000]  # before a sentence
+    assert [*tokenizer.take_megabytes(["日本" * 9], 29e-6)] == ["日本" * 4 + "日"]
+
+
 def test_continuation_of_wordpiece(trained):
     vocab = tokenizer.load_vocabulary(trained)
     assert vocab.continuation.dtype == bool
