@@ -38,6 +38,9 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"seed is {config.seed}, expected at least 0 and less than 2**32"
     for problem in config.model.problems():
         yield f"model.{problem}"
+    yield from _check_minimum(config.model, "model", 0, "pad_token_id")  # -1 is for models that are read
+    if config.model.initializer_range == 0:
+        yield "model.initializer_range is 0, expected more than 0"
     if config.data.sequence_length > config.model.max_length:
         yield (
             f"data.sequence_length is {config.data.sequence_length}, expected at most the model's "

@@ -18,7 +18,6 @@ class Config(ModelConfig):
 
     model_type: Literal["bert", "distilbert", "roberta", "roformer"] = "bert"
     type_vocab_size: int = 2  # distilbert: 0
-    hidden_act: Literal["gelu", "gelu_new", "relu"] = "gelu"
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1

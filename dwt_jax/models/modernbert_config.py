@@ -7,9 +7,7 @@ from typing import Any, Literal, Self
 
 from dwt_jax.errors import UserError
 from dwt_jax.models.common.hf_names import HFNames, encoder_names
-from dwt_jax.models.protocol import ModelConfig
-
-Activation = Literal["gelu", "gelu_new", "relu", "silu", "linear"]
+from dwt_jax.models.protocol import Activation, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,6 @@ class Config(ModelConfig):
     model_type: Literal["modernbert"] = "modernbert"
     intermediate_size: int = 1152  # of each half of the gated MLP
     max_position_embeddings: int = 8192
-    hidden_act: Activation = "gelu"
     classifier_activation: Activation = "gelu"  # of the prediction head; linear: none
     norm_eps: float = 1e-5
     # Layer i attends to the whole row if i is a multiple of this, else within a window.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 if TYPE_CHECKING:
     import jax
@@ -13,6 +13,32 @@ if TYPE_CHECKING:
 
 Params = dict[str, Any]
 """Nested dict of arrays. Those below `layers` have a leading layer axis."""
+
+Activation = Literal[
+    "gelu",
+    "gelu_10",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+    "hardswish",
+    "laplace",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "sqrtsoftplus",
+    "swish",
+    "tanh",
+]
+"""Activations of transformers without parameters (its ACT2FN), see models/common/layers.py."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +52,9 @@ class ModelConfig:
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
-    hidden_act: str = "gelu"
-    initializer_range: float = 0.02
-    pad_token_id: int = 0
+    hidden_act: Activation = "gelu"
+    initializer_range: float = 0.02  # 0 in a model that is read: new parameters are drawn with the default
+    pad_token_id: int = 0  # -1 in a model that is read: none
     tie_word_embeddings: bool = True  # the decoder of the LM head is the word table
     # Gates of a grown model (remap/gates.py), for families that have them. In a new model all of them
     # are 1: an ordinary model, only slower.
@@ -57,7 +83,11 @@ class ModelConfig:
     def problems(self) -> Iterator[str]:
         """Yield one line for each field that cannot be so, beginning with the field's name."""
         positive = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        for minimum, keys in ((1, positive), (0, ("vocab_size", "pad_token_id"))):
+        for minimum, keys in (
+            (1, positive),
+            (0, ("vocab_size", "initializer_range")),
+            (-1, ("pad_token_id",)),
+        ):
             for key in keys:
                 if getattr(self, key) < minimum:
                     yield f"{key} is {getattr(self, key)}, expected at least {minimum}"
@@ -68,8 +98,6 @@ class ModelConfig:
                 f"hidden_size is {self.hidden_size}, expected a multiple of "
                 f"num_attention_heads ({self.num_attention_heads})"
             )
-        if self.initializer_range <= 0:
-            yield f"initializer_range is {self.initializer_range}, expected more than 0"
 
 
 class Family(Protocol):

@@ -40,6 +40,8 @@ SMALL = {
     "eps": 1e-12,
     "tied": True,
     "labels": 3,
+    "pad": 1,
+    "range": 0.02,
 }
 
 
@@ -54,7 +56,8 @@ def torch_model(name, size, seed=0):
         "max_position_embeddings": L + 4,
         "tie_word_embeddings": size["tied"],
         "num_labels": size["labels"],
-        "pad_token_id": 1,
+        "pad_token_id": size.get("pad", 1),
+        "initializer_range": size.get("range", 0.02),
     }
     if name.startswith("DistilBert"):
         config = transformers.DistilBertConfig(

@@ -1,6 +1,7 @@
 """The encoder against BertForMaskedLM of transformers in torch."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,18 @@ from dwt_jax.models import bert as models_bert
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.models.common.attention import dot_product_attention, segment_mask
 from dwt_jax.models.common.dropout import dropout, dropout_mask, keep_threshold
-from dwt_jax.models.common.layers import gather_positions, padded_vocab_size, positions_in_segments
+from dwt_jax.models.common.layers import (
+    ACTIVATIONS,
+    gather_positions,
+    padded_vocab_size,
+    positions_in_segments,
+)
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.protocol import Activation
 
 torch = pytest.importorskip("torch")
+ACT2FN = pytest.importorskip("transformers.activations").ACT2FN
 
 L = 16
 encode = jax.jit(models_bert.encode, static_argnums=1, static_argnames="policy")
@@ -86,14 +94,21 @@ def test_hidden_states_and_logits_are_transformers(randomised, torch_bert, model
     assert logits.shape[-1] - model.vocab_size < 256
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
-def test_every_activation_is_torchs(activation):
-    from transformers.activations import ACT2FN
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_activation_and_its_derivative_equal_transformers(activation):
+    x = np.linspace(-12, 12, 481, dtype=np.float32) + 0.01  # not where a derivative jumps
+    function = ACTIVATIONS[activation]
+    x_torch = torch.tensor(x, requires_grad=True)
+    expected = ACT2FN[activation](x_torch)
+    expected.sum().backward()
+    np.testing.assert_allclose(function(x), expected.detach(), atol=2e-6, rtol=1e-6)
+    derivative = jax.grad(lambda x: function(x).sum())(x)
+    np.testing.assert_allclose(derivative, x_torch.grad, atol=1e-5)
 
-    from dwt_jax.models.common.layers import ACTIVATIONS
 
-    x = np.linspace(-6, 6, 401, dtype=np.float32)
-    np.testing.assert_allclose(ACTIVATIONS[activation](x), ACT2FN[activation](torch.tensor(x)), atol=1e-6)
+def test_activations_are_those_of_transformers_without_parameters():
+    stateless = {name for name in ACT2FN if not list(ACT2FN[name].parameters())}
+    assert stateless == set(ACTIVATIONS) == set(get_args(Activation))
 
 
 def test_types_default_to_zero(tiny, params):
@@ -101,6 +116,13 @@ def test_types_default_to_zero(tiny, params):
     none = encode(params, tiny, tokens, segments, None)
     zero = encode(params, tiny, tokens, segments, np.zeros_like(tokens))
     np.testing.assert_array_equal(none, zero)
+
+
+def test_new_parameters_of_a_model_with_initializer_range_0(tiny):
+    """Its config.json says so, but a new head of zeros would not train."""
+    model = dataclasses.replace(tiny, initializer_range=0.0)
+    heads = models_bert.init_params(model, jax.random.key(3), ("pooler", "classifier"))
+    assert np.std(heads["pooler"]["kernel"]) == pytest.approx(0.02, rel=0.2)
 
 
 def test_initialisation_is_berts(tiny):

@@ -5,6 +5,9 @@ out-of-range rows with NaN, and multiply in another order, so that parameters an
 the same bits. Letters of shapes: see models/bert.py.
 """
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -33,13 +36,48 @@ def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+def _gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_fast(x: jax.Array) -> jax.Array:
+    return 0.5 * x * (1 + jnp.tanh(x * 0.7978845608 * (1 + 0.044715 * x * x)))
+
+
+def _laplace(x: jax.Array) -> jax.Array:
+    """Φ((x − μ) / σ) with the constants of MEGA (https://arxiv.org/abs/2209.10655)."""
+    return 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": _gelu,
+    "gelu_10": lambda x: jnp.clip(_gelu(x), -10, 10),
+    "gelu_accurate": _gelu_tanh,
+    "gelu_fast": _gelu_fast,
+    "gelu_new": _gelu_tanh,
+    "gelu_python": _gelu,
+    "gelu_python_tanh": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "hardswish": jax.nn.hard_swish,
+    "laplace": _laplace,
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
-    "linear": lambda x: x,  # transformers' name
+    "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
+"""Activations by transformers' names, those of protocol.Activation."""
 
 
 class LayerNorm(nnx.Module):
@@ -103,5 +141,6 @@ class Embed(nnx.Module):
 
 
 def normal_init(key: jax.Array, shape: tuple[int, ...], config: ModelConfig) -> jax.Array:
-    """Return N(0, initializer_range²), fp32."""
-    return config.initializer_range * jax.random.normal(key, shape, jnp.float32)
+    """Return N(0, initializer_range²), fp32. A range of 0 is that of the default: zeros would not train."""
+    scale = config.initializer_range or ModelConfig.initializer_range
+    return scale * jax.random.normal(key, shape, jnp.float32)
