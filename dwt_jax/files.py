@@ -94,7 +94,8 @@ def read_json_object(path: Path, expected: str) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, or it holds anything else.
     """
-    is_file_or_raise(path)
+    if not is_file_or_raise(path) and path.exists():  # reading a FIFO would block
+        raise UserError(f"{path}: not a regular file, expected {expected}")
     try:
         data = path.read_bytes()
         reject_lfs_pointer(path, data)

@@ -29,8 +29,9 @@ from dwt_jax.data.batch import Batch
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import mesh_shape
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json_object, user_path
+from dwt_jax.files import user_path
 from dwt_jax.hf.config import load_hf_config
+from dwt_jax.model_files import read_model_json
 from dwt_jax.models import family, flops
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.protocol import ModelConfig
@@ -167,7 +168,7 @@ def _load_teacher_config(path: str, vocab_size: int) -> ModelConfig:
     """The teacher's model config from `path`: a run, a model directory, or the config file of a run."""
     file = user_path(path) / "config.json"
     if file.exists():
-        saved_config = read_json_object(file, "the config of a run or of a model")
+        saved_config = read_model_json(file, "the config of a run or of a model")
         is_run = isinstance(saved_config.get("model"), dict)
         model = (
             config_loader.build_config(saved_config).model if is_run else load_hf_config(file.parent).model

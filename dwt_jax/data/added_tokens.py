@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dwt_jax.errors import UserError
-from dwt_jax.files import is_file_or_raise, read_json_object
+from dwt_jax.model_files import is_model_file, read_model_json
 from dwt_jax.models.tokenizer_pipelines import SpecialTokens
 
 if TYPE_CHECKING:
@@ -218,4 +218,4 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
     Raises:
         UserError: for a file with anything else, and for a broken link.
     """
-    return read_json_object(path, "JSON, an object") if is_file_or_raise(path) else {}
+    return read_model_json(path, "JSON, an object") if is_model_file(path) else {}

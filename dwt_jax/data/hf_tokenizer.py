@@ -27,13 +27,8 @@ from dwt_jax.data.tokenizer_checks import (
     wrap_tokenizer_errors,
 )
 from dwt_jax.errors import UserError
-from dwt_jax.files import (
-    LFS_POINTER_PREFIX,
-    is_file_or_raise,
-    read_json_object,
-    reject_lfs_pointer,
-    user_path,
-)
+from dwt_jax.files import LFS_POINTER_PREFIX, reject_lfs_pointer, user_path
+from dwt_jax.model_files import describe_hub_cache, describe_missing_path, is_model_file, read_model_json
 from dwt_jax.models.tokenizer_pipelines import (
     BYTE_LEVEL_BPE,
     PIPELINES,
@@ -65,7 +60,9 @@ def load_hf_tokenizer(path: str | Path, lowercase: bool = True) -> "Tokenizer":
     """
     path = user_path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file, expected a tokenizer directory or a vocab.txt")
+        raise UserError(
+            f"{describe_missing_path(path, 'file')}, expected a tokenizer directory or a vocab.txt"
+        )
     directory = path if path.is_dir() else path.parent
     tokenizer_json = path if path.is_file() and path.suffix == ".json" else path / "tokenizer.json"
     vocab_txt = path if path.is_file() else path / "vocab.txt"
@@ -73,25 +70,26 @@ def load_hf_tokenizer(path: str | Path, lowercase: bool = True) -> "Tokenizer":
     declared_class = declared_tokenizer_class(directory)
     class_name = declared_class.removesuffix("Fast")
     pipeline = PIPELINES.get(class_name)
-    if is_file_or_raise(tokenizer_json):
+    if is_model_file(tokenizer_json):
         tokenizer = _from_tokenizer_json(tokenizer_json, pipeline)
-    elif is_file_or_raise(vocab_txt) and (not class_name or pipeline is WORDPIECE):
+    elif is_model_file(vocab_txt) and (not class_name or pipeline is WORDPIECE):
         tokenizer = _from_vocab_txt(vocab_txt, lowercase)
     elif (
-        not vocab_txt.is_file()
-        and is_file_or_raise(vocab_json)
+        not is_model_file(vocab_txt)
+        and is_model_file(vocab_json)
         and (not class_name or pipeline is BYTE_LEVEL_BPE)
     ):
         tokenizer = _from_bpe_files(directory)
-    elif vocab_txt.is_file() or vocab_json.is_file():
-        expected = (WORDPIECE if vocab_txt.is_file() else BYTE_LEVEL_BPE).tokenizer_class
+    elif is_model_file(vocab_txt) or is_model_file(vocab_json):
+        expected = (WORDPIECE if is_model_file(vocab_txt) else BYTE_LEVEL_BPE).tokenizer_class
         raise UserError(
             f"{path}: tokenizer_class is '{declared_class}', expected {expected} (or a tokenizer.json, with "
             "any class)"
         )
     else:
+        contents = describe_hub_cache(path) or "no tokenizer in it"
         raise UserError(
-            f"{path}: no tokenizer.json, vocab.txt or vocab.json with merges.txt in it, expected one of them"
+            f"{path}: {contents}, expected a tokenizer.json, a vocab.txt, or a vocab.json with merges.txt"
         )
     tokenizer.encode_special_tokens = bool(
         _read_flag(directory / TOKENIZER_CONFIG, "split_special_tokens", False)
@@ -178,7 +176,7 @@ def _from_tokenizer_json(path: Path, pipeline: TokenizerPipeline | None) -> "Tok
     from tokenizers import Tokenizer
 
     expected = "a tokenizer that 'tokenizers' reads"
-    check_charsmaps(read_json_object(path, expected).get("normalizer"), path)
+    check_charsmaps(read_model_json(path, expected).get("normalizer"), path)
     with wrap_tokenizer_errors(path, expected):
         tokenizer = Tokenizer.from_file(str(path))
     check_token_ids(tokenizer.get_vocab(with_added_tokens=True), path)
@@ -229,8 +227,8 @@ def _from_bpe_files(directory: Path) -> "Tokenizer":
     from tokenizers import models
 
     vocab_path, merges_path = directory / "vocab.json", directory / "merges.txt"
-    read_json_object(vocab_path, "JSON, an object")
-    if is_file_or_raise(merges_path):
+    read_model_json(vocab_path, "JSON, an object")
+    if is_model_file(merges_path):
         _reject_lfs_pointer_file(merges_path)
     with wrap_tokenizer_errors(directory, BYTE_LEVEL_BPE.vocab_files):
         vocab, merges = models.BPE.read_file(str(vocab_path), str(merges_path))

@@ -5,6 +5,7 @@ A tokenizer is a directory in the Hugging Face layout, which `transformers.AutoT
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,8 @@ from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
 from dwt_jax.data.sources import iter_documents
 from dwt_jax.data.tokenizer_checks import check_token_ids
 from dwt_jax.errors import UserError
-from dwt_jax.files import is_file_or_raise, user_path
+from dwt_jax.files import user_path
+from dwt_jax.model_files import is_model_file
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.models.tokenizer_pipelines import BYTE_LEVEL_BPE, WORDPIECE
 
@@ -285,15 +287,33 @@ def has_tokenizer(directory: Path) -> bool:
     Raises:
         UserError: for a tokenizer file that is a broken link.
     """
-    present_files = [name for name in _TOKENIZER_FILES if is_file_or_raise(directory / name)]
+    present_files = [name for name in _TOKENIZER_FILES if is_model_file(directory / name)]
     return any(name in present_files for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
 
 
 def copy_tokenizer_files(directory: Path, out: Path, names: Sequence[str] = _TOKENIZER_FILES) -> None:
-    """Copy the tokenizer files of a directory, and no others, unchanged."""
+    """Copy the tokenizer files of a directory, and no others, unchanged but for what needs code of its own."""
     for name in names:
-        if is_file_or_raise(directory / name):
+        if is_model_file(directory / name):
             shutil.copyfile(directory / name, out / name)
+    try:
+        config = read_json_or_empty(out / TOKENIZER_CONFIG)
+    except UserError:  # a damaged file, which has no auto_map either
+        return
+    if "auto_map" in config:
+        _write_tokenizer_config(out, _without_custom_code(config, out))
+
+
+def _without_custom_code(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """A tokenizer_config.json without `auto_map` and the class that it names.
+
+    Their code is not copied, and transformers would not load the tokenizer of `directory` without it.
+    """
+    config = dict(config)
+    own_classes = re.findall(r"\w+", json.dumps(config.pop("auto_map", "")))
+    if config.get("tokenizer_class") in own_classes and (directory / "tokenizer.json").exists():
+        config["tokenizer_class"] = GENERIC_TOKENIZER
+    return config
 
 
 def copy_model_tokenizer(directory: Path, out: Path, model: ModelConfig) -> None:
@@ -315,7 +335,7 @@ def copy_model_tokenizer(directory: Path, out: Path, model: ModelConfig) -> None
     if class_name := declared_tokenizer_class(directory):
         config["tokenizer_class"] = class_name
     names = _TOKENIZER_FILES
-    if not is_file_or_raise(directory / "tokenizer.json"):
+    if not is_model_file(directory / "tokenizer.json"):
         try:
             tokenizer, config = _load_complete_tokenizer(directory)
             tokenizer.save(str(out / "tokenizer.json"))
@@ -323,6 +343,7 @@ def copy_model_tokenizer(directory: Path, out: Path, model: ModelConfig) -> None
         except UserError:  # of a class that is not supported: its files are copied unread
             pass
     copy_tokenizer_files(directory, out, names)
+    config = _without_custom_code(config, out)
     config.pop("max_len", None)  # an older name of model_max_length
     config["model_max_length"] = model.max_length
     token_types = ["token_type_ids"] if model.has_token_types else []

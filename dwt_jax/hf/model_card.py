@@ -7,6 +7,7 @@ from typing import Any
 
 from dwt_jax.config import Config, Schedule
 from dwt_jax.data.batch_ramp import count_rows, describe_rows_per_step
+from dwt_jax.model_files import is_model_file
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.text_format import format_count, format_float, format_with_error
@@ -75,16 +76,15 @@ def directory_card(
             + "\n"
             + _join_sections([*parts, _usage_section(model, heads, tokenizer)])
         )
-    metadata, text = _split_front_matter(source_card)
     parts = [
         f"# {name}",
         _model_section(model, heads),
         f"{origin}of which parts are omitted. Below its use is the card of the complete model.",
         _usage_section(model, heads, tokenizer),
         f"## The card of `{source}`",
-        text,
+        _split_front_matter(source_card)[1],
     ]
-    inherited = _inherited_metadata(metadata)
+    inherited = _inherited_metadata(source_card)
     return (
         _front_matter(model, heads, ["dwt-jax"], name, extra_metadata=inherited)
         + "\n"
@@ -93,9 +93,9 @@ def directory_card(
 
 
 def existing_card(directory: Path) -> str:
-    """Return the card of a model directory, or "" if it has none."""
+    """Return the card of a model directory, or "" if it has none. Raises UserError as `is_model_file`."""
     path = directory / "README.md"
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if is_model_file(path) else ""
 
 
 def grown_card(
@@ -126,7 +126,7 @@ def grown_card(
         f"Grown by dwt-jax from the model directory `{source}` by `{method}` (parameter remapping). {verdict}"
     )
     parts = [f"# {name}", _model_section(model, heads), origin, _usage_section(model, heads)]
-    inherited = _inherited_metadata(_split_front_matter(source_card)[0])
+    inherited = _inherited_metadata(source_card)
     return (
         _front_matter(model, heads, ["dwt-jax", "remapped"], name, extra_metadata=inherited)
         + "\n"
@@ -190,11 +190,22 @@ def _task_results(name: str, task: str, kind: str, rows: Sequence[tuple[str, str
     return {"name": name, "results": [result]}
 
 
-_INHERITED_KEYS = ("license", "license_name", "license_link", "language", "datasets", "base_model")
+MAX_FRONT_MATTER = 2**18
+"""Characters of a header that are read: more than the results of large benchmarks take."""
+
+_LICENSE_KEYS = ("license", "license_name", "license_link", "language")
+_INHERITED_KEYS = (*_LICENSE_KEYS, "datasets", "base_model")
 
 
-def _inherited_metadata(header: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: header[key] for key in _INHERITED_KEYS if key in header}
+def _inherited_metadata(card: str, keys: Sequence[str] = _INHERITED_KEYS) -> dict[str, Any]:
+    """The values of `keys` in a card's header that are text or lists of text."""
+    header = _split_front_matter(card)[0]
+    values = {key: header[key] for key in keys if header.get(key)}
+    return {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))
+    }
 
 
 def _join_sections(parts: Sequence[str]) -> str:
@@ -202,7 +213,11 @@ def _join_sections(parts: Sequence[str]) -> str:
 
 
 def _split_front_matter(card: str) -> tuple[Mapping[str, Any], str]:
-    """(metadata of the header, text) of a card."""
+    """(metadata of the header, text) of a card. Every plain value of the metadata is text.
+
+    BaseLoader gives text for all of them, so the language `no` is not False, and it does not expand merge
+    keys, which take exponential time. The loader in C overflows its stack on a deeply nested header.
+    """
     import yaml
 
     card = card.removeprefix("\ufeff")
@@ -210,7 +225,7 @@ def _split_front_matter(card: str) -> tuple[Mapping[str, Any], str]:
         return {}, card.strip()
     header, _, text = card[4:].partition("\n---")
     try:
-        metadata = yaml.safe_load(header)
+        metadata = yaml.load(header, yaml.BaseLoader) if len(header) <= MAX_FRONT_MATTER else None
     except (yaml.YAMLError, RecursionError):
         metadata = None
     return (metadata if isinstance(metadata, dict) else {}), text.strip()

@@ -19,6 +19,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import LFS_POINTER_PREFIX, reject_lfs_pointer
 from dwt_jax.hf.torch_pickle import TensorSpan, make_tensor_span, tensor_spans
 from dwt_jax.hf.unpickler import UnsupportedFile, short_repr
+from dwt_jax.model_files import describe_weights, is_model_file
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -27,6 +28,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 """Weight files in the order in which they are looked up, as in transformers."""
+
+MAX_INDEX_BYTES = 2**24
+"""Size limit of the index of shards: enough for a hundred thousand tensors."""
 
 _DTYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)
@@ -94,11 +98,12 @@ def open_weights(directory: Path) -> Weights:
         if os.path.lexists(path):  # a broken link is an interrupted download, not an absent file
             read_file = _read_safetensors if ".safetensors" in name else _read_pickle
             return Weights(path, _read_shards(path, read_file) if name.endswith(".json") else read_file(path))
-    raise UserError(f"{directory}: no weights, expected {' or '.join(WEIGHT_FILES)}")
+    contents = describe_weights(directory) or "no weights"
+    raise UserError(f"{directory}: {contents}, expected {' or '.join(WEIGHT_FILES)}")
 
 
-def _map_file(path: Path) -> mmap.mmap:
-    if not path.is_file():  # a pipe would block
+def _map_file(path: Path, max_bytes: float = math.inf) -> mmap.mmap:
+    if not is_model_file(path, max_bytes):
         raise UserError(f"{path}: no such file, expected a file of weights")
     try:
         with path.open("rb") as file:
@@ -174,7 +179,7 @@ def _read_shards(index: Path, read_file: Callable[[Path], _Tensors]) -> _Tensors
 def _read_index(index: Path) -> dict[str, str]:
     """Read the index: the file name of the shard of each tensor."""
     try:
-        record = _parse_json_object(_map_file(index)[:])
+        record = _parse_json_object(_map_file(index, MAX_INDEX_BYTES)[:])
     except ValueError as error:
         raise UserError(f"{index}: {error}, expected the index of a sharded model") from None
     weight_map = record.get("weight_map")

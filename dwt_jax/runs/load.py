@@ -11,6 +11,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.hf.tensor_files import has_weights
+from dwt_jax.model_files import describe_missing_path, describe_weights
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.gates import fold_gates, gate_schedule, has_gates, open_gates
@@ -48,13 +49,14 @@ def load_model(path: str, heads: Literal["lm", "all"] = "lm", step: int | None =
     """
     directory = user_path(path)
     if not directory.is_dir():
-        raise UserError(f"{path}: no such directory, expected a model or run directory")
+        missing = f"{path}: a file" if directory.exists() else describe_missing_path(path)
+        raise UserError(f"{missing}, expected a model or run directory")
     is_pretraining_run = (directory / "run.json").exists()
     is_run = is_pretraining_run or (directory / "model").is_dir()
     if step is not None and not is_pretraining_run:
         raise UserError(f"--step: {path} is no run with checkpoints, expected one for --step={step}")
     if step is None and not has_weights(directory) and has_weights(directory / "model"):
-        directory = directory / "model"
+        directory = _model_subdirectory(directory)
     if step is None and has_weights(directory):
         checkpoint = load_checkpoint(directory)
         if checkpoint.ignored:
@@ -74,11 +76,22 @@ def load_model(path: str, heads: Literal["lm", "all"] = "lm", step: int | None =
     elif is_run and (directory / "config.json").exists():
         result = _load_from_checkpoint(directory, step)
     else:
+        contents = describe_weights(directory) or "neither weights nor a run's checkpoints"
         raise UserError(
-            f"{path}: neither weights (model.safetensors, pytorch_model.bin) nor a run's checkpoints, "
-            "expected a model or run directory"
+            f"{path}: {contents}, expected a run directory or a model's with model.safetensors or "
+            "pytorch_model.bin"
         )
     return result if heads == "all" else _select_lm_heads(result, path)
+
+
+def _model_subdirectory(directory: Path) -> Path:
+    """`model/`, unless it is a link that leads out of the directory, which need not be the user's own."""
+    target = (directory / "model").resolve()
+    if not target.is_relative_to(directory.resolve()):
+        raise UserError(
+            f"{directory / 'model'}: a link to {target}, expected a directory (or name its target)"
+        )
+    return directory / "model"
 
 
 def _select_lm_heads(loaded_model: LoadedModel, path: str) -> LoadedModel:

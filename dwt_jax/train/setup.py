@@ -22,6 +22,7 @@ from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, user_path
+from dwt_jax.model_files import describe_missing_path
 from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives import objective_module, schedules
@@ -90,7 +91,9 @@ def _check_environment(config: Config, workdir: Path) -> Config:
     for key, path in (("teacher.path", config.teacher.path), ("init.from", source_path)):
         # Checked before a corpus is prepared.
         if path and not is_resume and not user_path(path).is_dir():
-            raise UserError(f"config: {key}: {path}: no such directory, expected a model or run directory")
+            raise UserError(
+                f"config: {key}: {describe_missing_path(path)}, expected a model or run directory"
+            )
     if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UserError(
             f"config: train.wandb_project is {config.train.wandb_project!r}, "

@@ -278,7 +278,11 @@ def test_roles_from_the_config_files(roberta, tmp_path):
     ("files", "path", "message"),
     [
         ({}, "gone", "gone: no such file, expected a tokenizer directory"),
-        ({"merges.txt": ""}, "", "no tokenizer.json, vocab.txt or vocab.json"),
+        (
+            {"merges.txt": ""},
+            "",
+            "no tokenizer in it, expected a tokenizer.json, a vocab.txt, or a vocab.json",
+        ),
         ({"tokenizer.json": "{"}, "", "tokenizer.json: .*expected a tokenizer"),
         ({"vocab.txt": "[PAD]\n[UNK]\na"}, "", r"vocab.txt: no \[CLS\] \[SEP\] \[MASK\] among its 3 lines"),
         ({"vocab.txt": b"[PAD]\xff"}, "vocab.txt", "vocab.txt: .*, expected a UTF-8 file"),
