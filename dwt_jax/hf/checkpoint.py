@@ -22,9 +22,15 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir
 from dwt_jax.hf.config import load_hf_config, to_hf_config
 from dwt_jax.hf.tensor_files import Weights, open_weights
+from dwt_jax.hf.tensor_names import (
+    canonical_names,
+    detect_heads,
+    is_tied,
+    require_layers,
+    require_plausible_sizes,
+)
 from dwt_jax.models import family
-from dwt_jax.models.common.hf_names import HFNames
-from dwt_jax.models.common.logical_axes import Axes, init_value, is_gate, path_name
+from dwt_jax.models.common.logical_axes import Axes, init_value, path_name
 from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap.gates import fold_gates
 
@@ -140,10 +146,11 @@ def from_hf_tensors(
     import jax
 
     names = family(model).HF_NAMES[model.model_type]
-    _require_plausible(tensors, model, location)
-    file_names, problems = _canonical_names(tensors, names)
-    model = dataclasses.replace(model, tie_word_embeddings=_is_tied(tensors, file_names, model, names))
-    heads = _detect_heads(file_names, model, architectures)
+    require_plausible_sizes(tensors, model, location)
+    file_names, problems = canonical_names(tensors, names)
+    require_layers(file_names, model, location)
+    model = dataclasses.replace(model, tie_word_embeddings=is_tied(tensors, file_names, model, names))
+    heads = detect_heads(file_names, model, architectures)
     is_classifier = "classifier" in heads
     bias = names.tensor_name("classifier/bias", is_classifier)
     num_labels = math.prod(tensors.shape(file_names[bias])) if bias in file_names else max(len(labels), 1)
@@ -233,90 +240,6 @@ class _LeafReader:
                 self.problems.append(f"{key} holds numbers that are not finite, expected finite ones")
             return array
         return None
-
-
-def _require_plausible(tensors: Weights, model: ModelConfig, location: str) -> None:
-    """Refuse sizes that the file cannot hold: later checks take time proportional to the config's sizes."""
-    num_elements = sum(math.prod(tensors.shape(name)) for name in tensors)
-    for field in dataclasses.fields(model):
-        size = getattr(model, field.name)
-        if type(size) is int and size > max(num_elements, 10**6):
-            raise UserError(f"{location}: {num_elements} numbers, too few for a {field.name} of {size}")
-    if model.num_hidden_layers > len(tensors):
-        raise UserError(
-            f"{location}: {len(tensors)} tensors, too few for num_hidden_layers of {model.num_hidden_layers}"
-        )
-
-
-def _canonical_names(tensors: Weights, names: HFNames) -> tuple[dict[str, str], list[str]]:
-    """({name in HF_NAMES: name in the file}, problems: tensors that are in the file twice)."""
-    file_names: dict[str, str] = {}
-    problems = []
-    for key in tensors:
-        name = names.canonical_tensor_name(key)
-        if name.endswith(names.buffers):
-            continue
-        if name in file_names:
-            problems.append(f"{file_names[name]} and {key} are the same tensor")
-        file_names[name] = key
-    for alias, name in names.aliases.items():  # of two biases transformers uses the decoder's
-        if alias in file_names:
-            file_names[name] = file_names.pop(alias)
-    return file_names, problems
-
-
-def _is_tied(tensors: Weights, file_names: dict[str, str], model: ModelConfig, names: HFNames) -> bool:
-    """Whether the decoder is tied to the input embedding, as transformers decides it: it is not if the file
-    has both and they differ, independent of config.json. An equal copy is dropped from `file_names`."""
-    ((tied_leaf, source_leaf),) = family(model).TIED_TO.items()
-    word, decoder = names.tensor_name(source_leaf), names.tensor_name(tied_leaf)
-    if decoder not in file_names or not model.tie_word_embeddings:
-        return model.tie_word_embeddings
-    if word not in file_names:
-        file_names[word] = file_names.pop(decoder)
-        return True
-    a, b = (np.asarray(tensors[file_names[name]], np.float32) for name in (word, decoder))
-    if not np.array_equal(a, b, equal_nan=True):
-        return False
-    del file_names[decoder]
-    return True
-
-
-def _detect_heads(
-    file_names: Mapping[str, str], model: ModelConfig, architectures: Sequence[str]
-) -> tuple[str, ...]:
-    """The heads of which the file has a tensor.
-
-    Only sequence classifiers count: they have a pooler. Models for token classification and multiple
-    choice use the same tensor names.
-    """
-    names = family(model).HF_NAMES[model.model_type]
-
-    def has_head(head: str, is_classifier: bool) -> bool:
-        paths = [
-            path
-            for path in family(model).param_axes(model)
-            if path.split("/")[0] == head and path.rpartition("/")[0] in names.modules and not is_gate(path)
-        ]
-        return any(names.tensor_name(path, is_classifier) in file_names for path in paths)
-
-    is_sequence_model = not any(
-        name.endswith(("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering"))
-        for name in architectures
-    )
-    is_classifier = is_sequence_model and all(has_head(head, True) for head in family(model).CLASSIFIER_HEADS)
-    heads = []
-    for head in family(model).HEADS:
-        if head == "classifier" and not is_classifier:
-            continue
-        if head == "pooler" and not is_classifier and not names.has_pooler:
-            continue
-        if has_head(head, is_classifier):
-            heads.append(head)
-    lm_heads, classifier_heads = set(family(model).LM_HEADS), set(family(model).CLASSIFIER_HEADS)
-    if not (lm_heads <= set(heads) or classifier_heads <= set(heads)):  # what both read is of no use alone
-        heads = [head for head in heads if head not in lm_heads & classifier_heads]
-    return tuple(heads)
 
 
 # Directories

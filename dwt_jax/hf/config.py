@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, get_type_hints
 
 from dwt_jax.config_loader import parse_scalar
 from dwt_jax.data.hf_tokenizer import GENERIC_TOKENIZER
-from dwt_jax.errors import UserError, did_you_mean
-from dwt_jax.files import is_file_or_raise, read_json_object
+from dwt_jax.errors import UserError
+from dwt_jax.hf.tensor_names import matching_model_types
+from dwt_jax.model_files import is_model_file, read_model_json
 from dwt_jax.models import FAMILIES, MODEL_TYPE_ALIASES, family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.models.tokenizer_pipelines import TOKENIZER_CLASSES
@@ -68,17 +69,15 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
         UserError: a key is not supported; the message has the key and its value.
     """
     config_path = path / "config.json"
-    config = read_json_object(config_path, "a Hugging Face model config")
-    type_missing = not config.get("model_type")
-    declared_kind = _guess_family(tensor_names) if type_missing else config["model_type"]
-    kind = MODEL_TYPE_ALIASES.get(str(declared_kind), declared_kind)
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        hint = did_you_mean(str(kind), FAMILIES) if kind else f", expected one of {', '.join(FAMILIES)}"
-        raise UserError(f"{config_path}: model_type is {kind!r}{hint}")
-    _check_required_values(config, kind, config_path)
+    if (path / "bert_config.json").exists() and not is_model_file(config_path):
+        raise UserError(f"{config_path}: no such file, expected bert_config.json under that name (rename it)")
+    config = read_model_json(config_path, "a Hugging Face model config")
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UserError(f"{config_path}: architectures is {architectures!r}, expected a list of names")
+    type_missing = not config.get("model_type")
+    kind = _model_type(config, config_path, tensor_names, architectures)
+    _check_required_values(config, kind, config_path)
     fields = family(kind).HF_NAMES[kind].config_keys.values()
     passthrough = {
         key: config[key] for key in PASSTHROUGH_KEYS if config.get(key) is not None and key not in fields
@@ -86,9 +85,9 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     for key in ("tokenizer_class", "problem_type"):
         if not isinstance(passthrough.get(key, ""), str):
             raise UserError(f"{config_path}: {key} is {passthrough[key]!r}, expected a name")
-    if kind != declared_kind:  # by which transformers chooses the tokenizer
-        passthrough.setdefault("tokenizer_class", TOKENIZER_CLASSES[str(declared_kind)])
-    if type_missing and is_file_or_raise(path / "tokenizer.json"):
+    if not type_missing and config["model_type"] != kind:  # by which transformers chooses the tokenizer
+        passthrough.setdefault("tokenizer_class", TOKENIZER_CLASSES[config["model_type"]])
+    if type_missing and is_model_file(path / "tokenizer.json"):
         # Without a model_type transformers uses the file as it is; with one it would build another tokenizer.
         passthrough.setdefault("tokenizer_class", GENERIC_TOKENIZER)
     return HFConfig(
@@ -126,15 +125,25 @@ def _parse_model(config: Mapping[str, Any], kind: str, config_path: Path) -> Mod
     return model
 
 
-def _guess_family(tensor_names: Sequence[str]) -> str | None:
-    return next(
-        (
-            kind
-            for kind in FAMILIES
-            if family(kind).HF_NAMES[kind].tensor_name("embeddings/word/embedding") in tensor_names
-        ),
-        None,
-    )
+def _model_type(
+    config: Mapping[str, Any], config_path: Path, tensor_names: Sequence[str], architectures: Sequence[str]
+) -> str:
+    """The model type that the config names, or else that of the names of its tensors and classes."""
+    kind = config.get("model_type")
+    if isinstance(kind, str) and (kind in FAMILIES or kind in MODEL_TYPE_ALIASES):
+        return MODEL_TYPE_ALIASES.get(kind, kind)
+    known = f"expected one of {', '.join((*FAMILIES, *MODEL_TYPE_ALIASES))}"
+    matches = matching_model_types(tensor_names)
+    if kind:
+        hint = f" (its tensors have the names of {' or '.join(matches)})" if matches else ""
+        raise UserError(f"{config_path}: model_type is {kind!r}, {known}{hint}")
+    names = {kind: family(kind).HF_NAMES[kind] for kind in matches}
+    by_class = [kind for kind in matches if any(map(names[kind].is_class_name, architectures))]
+    candidates = by_class or matches
+    if len({names[kind].prefix for kind in candidates}) != 1:  # none, or names without a prefix
+        found = f"tensors of {' or '.join(candidates)}" if candidates else "tensors of no known family"
+        raise UserError(f"{config_path}: no model_type, and {found}, {known}")
+    return candidates[0]
 
 
 def _parse_labels(config: Mapping[str, Any], config_path: Path) -> tuple[str, ...]:

@@ -168,9 +168,9 @@ def test_missing_file_raises(saved, file):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"model_type": "robert"}, "did you mean 'roberta'"),
+        ({"model_type": "albert"}, "'albert', expected one of bert, distilbert, .* the names of bert"),
         ({"is_decoder": True}, "is_decoder is True, expected False"),
-        ({"hidden_act": "silu"}, "'silu'"),
+        ({"hidden_act": "prelu"}, "'prelu'"),
         ({"hidden_size": 25}, "hidden_size is 25, expected a multiple"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"num_attention_heads": 5}, "num_attention_heads"),

@@ -142,6 +142,16 @@ def test_untied_decoder(name, tmp_path):
     check_round_trip(name, {**SMALL, "tied": False, "act": "relu"}, tmp_path)
 
 
+@pytest.mark.parametrize("name", [name for name in CLASSES if name.endswith("ForMaskedLM")])
+def test_values_that_transformers_does_not_use(name, tmp_path):
+    """An initializer_range of 0 and no padding token; RoBERTa then counts positions from 0."""
+    initializer_range = 0.02 if name.startswith("Modern") else 0.0  # ModernBERT divides by it
+    size = {**SMALL, "pad": -1, "range": initializer_range, "act": "gelu_pytorch_tanh"}
+    check_round_trip(name, size, tmp_path)
+    ours = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert (ours["pad_token_id"], ours["initializer_range"]) == (-1, initializer_range)
+
+
 def old_style(name, tensors):
     """The tensors of a BertForMaskedLM as other versions wrote them."""
     if name == "gamma and beta":
@@ -161,12 +171,25 @@ def old_style(name, tensors):
         tensors = dict(tensors)
         word = tensors.pop("bert.embeddings.word_embeddings.weight")
         return {**tensors, "cls.predictions.decoder.weight": word}
+    if name == "data parallel and compiled":
+        return {f"module._orig_mod.{k}": v for k, v in tensors.items()}
+    if name == "compiled encoder":
+        return {k.replace("bert.encoder.", "bert._orig_mod.encoder."): v for k, v in tensors.items()}
     assert name == "no prefix"
     return {k.removeprefix("bert."): v for k, v in tensors.items()}
 
 
 @pytest.mark.parametrize(
-    "name", ["gamma and beta", "position_ids", "both of a tied pair", "the decoder alone", "no prefix"]
+    "name",
+    [
+        "gamma and beta",
+        "position_ids",
+        "both of a tied pair",
+        "the decoder alone",
+        "no prefix",
+        "data parallel and compiled",
+        "compiled encoder",
+    ],
 )
 @pytest.mark.parametrize("binary", [False, True], ids=["safetensors", "bin"])
 def test_tensor_names_of_other_versions(name, binary, tmp_path):
@@ -209,7 +232,9 @@ def test_different_decoder_is_not_tied(tmp_path):
         ({"is_decoder": True}, "is_decoder is True, expected False"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
+        ({"hidden_act": "prelu"}, "hidden_act is 'prelu'"),
+        ({"initializer_range": -1}, "initializer_range is -1"),
+        ({"pad_token_id": -2}, "pad_token_id is -2, expected at least -1"),
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is "),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads is "),
@@ -231,6 +256,60 @@ def test_unsupported_config_is_named(change, message, tmp_path):
     with pytest.raises(UserError, match=message) as error_info:
         checkpoint.load_checkpoint(tmp_path)
     assert "\n" not in str(error_info.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "old", "new", "parts"),
+    [
+        ("bert", "bert.", "model.bert.", ["'model.bert.'", "expected 'bert.' or none"]),
+        ("bert", "bert.", "albert.", ["'albert.'", "expected 'bert.'", "roberta"]),
+        ("roberta", "", "", ["'bert.'", "expected 'roberta.'", "those of model_type bert"]),
+        (
+            "distilbert",
+            "bert.",
+            "",
+            ["'distilbert.transformer.layer.0.", "those of model_type bert or roformer or"],
+        ),
+    ],
+)
+def test_names_of_another_model(model_type, old, new, parts, tmp_path):
+    """One line with a name that the file has, how names should begin, and the families."""
+    from safetensors.torch import load_file, save_file
+
+    torch_model("BertForMaskedLM", SMALL).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    renamed = {
+        new + name.removeprefix(old) if name.startswith(old) else name: tensors[name] for name in tensors
+    }
+    save_file(renamed, tmp_path / "model.safetensors")
+    file = tmp_path / "config.json"
+    size_keys = {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 12}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **size_keys, "model_type": model_type}))
+    with pytest.raises(UserError) as error_info:
+        checkpoint.load_checkpoint(tmp_path)
+    message = str(error_info.value)
+    assert len(message) - len(str(tmp_path)) < 500
+    assert any(f"('{name}')" in message for name in renamed)
+    for part in [*parts, "known model types: bert, distilbert"]:
+        assert part in message
+
+
+def test_bare_model_without_model_type(tmp_path):
+    """Its class name tells; without one, the names are those of three families."""
+    torch_model("RobertaModel", SMALL).save_pretrained(tmp_path / "in")
+    expected = checkpoint.load_checkpoint(tmp_path / "in").model
+    file = tmp_path / "in" / "config.json"
+    config = json.loads(file.read_text())
+    del config["model_type"]
+    file.write_text(json.dumps(config))
+    assert checkpoint.load_checkpoint(tmp_path / "in").model == expected
+    del config["architectures"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"no model_type, and tensors of bert or .*, expected one of bert, "):
+        checkpoint.load_checkpoint(tmp_path / "in")
+    file.write_text(json.dumps({**config, "model_type": "albert"}))
+    with pytest.raises(UserError, match=r"'albert', expected one of bert, .*the names of bert or"):
+        checkpoint.load_checkpoint(tmp_path / "in")
 
 
 def test_config_without_model_type(tmp_path):

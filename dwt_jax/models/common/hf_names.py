@@ -61,6 +61,10 @@ class HFNames:
                 name = name.removesuffix(old) + new
         return self.prefix + name if name.startswith(self.bare_prefixes) else name
 
+    def is_class_name(self, name: str) -> bool:
+        """Return whether `name` is that of one of its classes."""
+        return name.startswith((f"{self.class_prefix}For", f"{self.class_prefix}Model"))
+
     def architecture_name(self, heads: Iterable[str]) -> str:
         """Return the class of transformers that holds these heads, e.g. 'XyzForMaskedLM'."""
         heads = set(heads)
