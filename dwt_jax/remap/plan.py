@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dwt_jax.errors import UserError
-from dwt_jax.models import family
+from dwt_jax.models import FAMILIES, family
 from dwt_jax.models.common.layers import padded_vocab_size
 from dwt_jax.models.common.logical_axes import Axis, ParamAxes, has_norm_weights
 from dwt_jax.models.protocol import ModelConfig
@@ -149,8 +149,9 @@ def _unsupported(
                 f"({model.num_attention_heads})"
             )
     if family(source) is not family(target):
-        change = f"{source.model_type} → {target.model_type}"
-        yield f"model_type {change}, expected a model_type of the same family"
+        alike = [kind for kind in FAMILIES if family(kind) is family(source)]
+        change = f"model_type {source.model_type} → {target.model_type}"
+        yield f"{change}, expected {' or '.join(alike)}: others have other layers"
         return
     if method.random_init:
         return
@@ -190,6 +191,9 @@ def _reasons_not_preserving(
     grows = False
     for axis, old, new in _changed_axes(source, target):
         change = f"{family(source).SIZE_KEYS[axis]} {old} → {new}"
+        if new == 0:
+            yield f"{family(source).SIZE_KEYS[axis]} {old}: a {target.model_type} has no such table"
+            continue
         if new < old:
             yield f"{change}, expected at least {old}"
             continue
@@ -284,7 +288,7 @@ def _position_map(source: ModelConfig, target: ModelConfig, fill: str) -> AxisMa
     entries = np.arange(target_rows)
     positions = entries - target_offset
     inside = np.where(positions < 0, entries < offset, positions < rows - offset)
-    is_duplicate = (positions >= 0) & (fill == "tiled")
-    index = np.where(positions < 0, entries, offset + positions % (rows - offset))
+    is_duplicate = (positions >= 0) & (fill == "tiled") & (rows > offset)
+    index = np.where(positions < 0, entries, offset + positions % max(rows - offset, 1))
     kind = np.where(inside, COPIED, np.where(is_duplicate, DUPLICATE, NEW)).astype(np.int8)
     return AxisMap(rows, np.where(kind == NEW, 0, index), (kind == COPIED).astype(float), kind, "random")

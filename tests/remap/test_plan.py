@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from dwt_jax.errors import UserError
+from dwt_jax.models import modernbert_config
 from dwt_jax.remap import plan, width_maps
 from dwt_jax.remap.apply import remap_params
 from helpers.reference import parameters
@@ -17,6 +18,29 @@ def test_position_map_keeps_rows_before_first_position():
     m = plan._position_map(source, target, "tiled")
     assert list(m.index) == [0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3, 4]
     assert list(m.kind) == [width_maps.COPIED] * 6 + [width_maps.DUPLICATE] * 7
+
+
+def test_positions_of_a_source_without_a_table_are_new():
+    """A roformer has no position table, so there is nothing to repeat."""
+    bert = small_with(max_position_embeddings=6)
+    m = plan._position_map(dataclasses.replace(bert, model_type="roformer"), bert, "tiled")
+    assert list(m.kind) == [width_maps.NEW] * 6
+    assert not m.split.any()
+
+
+def test_table_that_the_target_lacks_is_named():
+    target = small_with(model_type="roformer")
+    reasons = remap_params(parameters(SMALL), SMALL, target, "net2net", KEY)[1].reasons_not_preserving
+    assert any(reason.endswith("a roformer has no such table") for reason in reasons)
+    assert not any("→ 0" in reason for reason in reasons)
+
+
+def test_other_family_names_the_possible_model_types():
+    target = modernbert_config.Config(vocab_size=SMALL.vocab_size)
+    with pytest.raises(
+        UserError, match=r"model_type bert → modernbert, expected bert or distilbert or .*rober"
+    ):
+        remap_params(parameters(SMALL), SMALL, target, "net2net", KEY)
 
 
 @pytest.mark.parametrize(
