@@ -7,10 +7,8 @@ place of a `Schedule` is a constant.
 """
 
 import dataclasses
-import importlib.util
 import inspect
 import json
-import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from keyword import iskeyword
@@ -20,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dwt_jax.config import Config, Data, Schedule
 from dwt_jax.config_checks import check, check_data
+from dwt_jax.config_imports import call_user_code, importable_neighbors, load_config_module
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
 from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, model_config_type
@@ -133,7 +132,7 @@ def bundled_config_path(name: str) -> Path:
 
 
 def read_config_file(spec: str) -> Mapping[str, Any]:
-    """Run a config file and return the result of its `get_config`.
+    """Run a config file, which may import the modules beside it, and return the result of its `get_config`.
 
     Args:
         spec: `path` or `path:arg`. A path configs/… that does not exist is that of the package.
@@ -147,18 +146,20 @@ def read_config_file(spec: str) -> Mapping[str, Any]:
         path = bundled_config_path(name.removeprefix("configs/"))
     if not path.is_file():
         raise UserError(f"--config: no file {name!r}, expected a Python file with get_config()")
-    module = _load_module(path)
-    if not hasattr(module, "get_config"):
-        raise UserError(
-            f"--config: {name} has no get_config(), expected a function that returns a ConfigDict"
+    with importable_neighbors(path.parent):
+        module = load_config_module(path)
+        if not hasattr(module, "get_config"):
+            raise UserError(
+                f"--config: {name} has no get_config(), expected a function that returns a ConfigDict"
+            )
+        if not arg and (parameter := _required_parameter(module.get_config)):
+            raise UserError(
+                f"--config: {name} needs an argument ({parameter}), expected "
+                f"--config={name}:{parameter.upper()}"
+            )
+        config = call_user_code(
+            lambda: module.get_config(arg) if arg else module.get_config(), f"{spec}: get_config"
         )
-    if not arg and (parameter := _required_parameter(module.get_config)):
-        raise UserError(
-            f"--config: {name} needs an argument ({parameter}), expected --config={name}:{parameter.upper()}"
-        )
-    config = _call_user_code(
-        lambda: module.get_config(arg) if arg else module.get_config(), f"{spec}: get_config"
-    )
     if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
         raise UserError(
             f"--config: {spec}: get_config returned {type(config).__name__}, expected a ConfigDict"
@@ -173,23 +174,9 @@ def sibling_config(file: str, name: str) -> ModuleType:
         file: `__file__` of the config file.
         name: name of the module, without `.py`.
     """
-    return _load_module(Path(file).parent / f"{name}.py")
-
-
-def _load_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"dwt_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config: {str(path)!r} is not a Python file, expected one with get_config()")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    loader = spec.loader
-    # Without bytecode: Python compares modification times in seconds and would miss an edit within one.
-    previous, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        _call_user_code(lambda: loader.exec_module(module), f"{path} fails to load")
-    finally:
-        sys.dont_write_bytecode = previous
-    return module
+    path = Path(file).parent / f"{name}.py"
+    with importable_neighbors(path.parent):
+        return load_config_module(path)
 
 
 def _required_parameter(function: Callable[..., Any]) -> str:
@@ -198,17 +185,6 @@ def _required_parameter(function: Callable[..., Any]) -> str:
     return next(
         (p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD), ""
     )
-
-
-def _call_user_code(call: Callable[[], Any], context: str) -> Any:
-    """Call code of the user's config file; any exception becomes a one-line UserError."""
-    try:
-        return call()
-    except UserError:
-        raise
-    except Exception as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"--config: {context}: {type(error).__name__}: {message}") from error
 
 
 def _to_builtin(value: Any) -> Any:
@@ -262,6 +238,8 @@ def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> Non
             node[key] = _default_entries(kind) if _is_tuple_type(kind) else {}
         if kind is Schedule and not isinstance(node[key], Mapping):  # a number, of which fields are set
             node[key] = {"value": node[key]}
+        if _is_tuple_type(kind) and isinstance(node[key], _CommandLineText):
+            node[key] = _parse_list(get_args(kind)[0], node[key], ".".join(parents[: i + 1]))
         node = node[key]
         if not isinstance(node, (dict, list)):
             raise UserError(
@@ -349,18 +327,17 @@ def _join_path(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _parse_list(entry: Any, text: str, path: str) -> Any:
+def _parse_list(entry: Any, text: str, path: str) -> list[Any]:
     """Parse a list from the command line: JSON, or plain values with commas between them."""
-    if dataclasses.is_dataclass(entry) or text.lstrip().startswith(("[", "{", '"')):
-        return _parse_json(text, path)
-    return [_CommandLineText(item.strip()) for item in text.split(",")] if text.strip() else []
-
-
-def _parse_json(text: str, path: str) -> Any:
+    if not (dataclasses.is_dataclass(entry) or text.lstrip().startswith(("[", "{", '"'))):
+        return [_CommandLineText(item.strip()) for item in text.split(",")] if text.strip() else []
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError as error:
         raise UserError(f"config: {path} is {str(text)!r}, expected JSON ({error})") from None
+    if not isinstance(value, list):
+        raise UserError(f"config: {path} is {str(text)!r}, expected a list")
+    return value
 
 
 def parse_scalar(kind: Any, value: Any, path: str) -> Any:

@@ -1,8 +1,10 @@
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -404,6 +406,22 @@ def test_list_indices():
     assert config.data.sources == (Source("text", "c"),)
 
 
+def test_list_and_its_entries_on_the_command_line():
+    overrides = {
+        "data.sources": '[{"kind": "text", "path": "a"}, {"kind": "text", "path": "b"}]',
+        "data.sources.1.weight": "3",
+    }
+    assert build_config(MINIMAL, overrides).data.sources == (
+        Source("text", "a"),
+        Source("text", "b", weight=3),
+    )
+    message = complaint(MINIMAL, {**overrides, "data.sources.2.weight": "3"})
+    assert "'2', expected a number below 2" in message
+    for text, expected in {'{"kind": "text"}': "a list", "[": "JSON"}.items():
+        message = complaint(MINIMAL, {**overrides, "data.sources": text})
+        assert f"data.sources is {text!r}, expected {expected}" in message
+
+
 def test_what_is_given_is_not_changed():
     raw = with_("data.sources", [{"kind": "text", "path": "a"}])
     raw["distill"] = {"preset": "paper_strong"}
@@ -620,6 +638,47 @@ def test_the_argument_of_a_file_reaches_it(tmp_path):
     assert load_config(f"{path}:7").train.steps == 7
     assert load_config(f"{path}:7", {"train.steps": "8"}).train.steps == 8
     assert isinstance(read_config_file(path), dict)
+
+
+def write_config_folder(folder, steps):
+    """A config that imports a module, a package with a module of its own, and one within get_config."""
+    (folder / "parts").mkdir(parents=True)
+    (folder / "shared_steps.py").write_text(f"STEPS = {steps}")
+    (folder / "parts" / "__init__.py").write_text("from parts.seeds import SEED")
+    (folder / "parts" / "seeds.py").write_text(f"SEED = {steps + 1}")
+    (folder / "late.py").write_text(f"SIZE = {steps + 2}")
+    (folder / "json.py").write_text("raise SystemExit")
+    text = "import json, parts, shared_steps\n\ndef get_config():\n    import late\n"
+    text += "    train = {'steps': shared_steps.STEPS, 'batch_size': late.SIZE}\n"
+    (folder / "run.py").write_text(text + "    return {'seed': parts.SEED, 'train': train}\n")
+    return str(folder / "run.py")
+
+
+def test_config_imports_its_own_neighbors(tmp_path):
+    paths_before, names_before = list(sys.path), set(sys.modules)
+    for folder, steps in (("a", 10), ("b", 20), ("a", 10)):
+        if not (tmp_path / folder).exists():
+            write_config_folder(tmp_path / folder, steps)
+        config = load_config(str(tmp_path / folder / "run.py"))
+        assert (config.train.steps, config.seed, config.train.batch_size) == (steps, steps + 1, steps + 2)
+    assert sys.path == paths_before
+    assert not {"shared_steps", "parts", "parts.seeds", "late"} & (set(sys.modules) - names_before)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("shared_steps")
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_config_that_loads_another_config_keeps_its_own_neighbors(tmp_path):
+    """A config of another folder, loaded between two imports, has neighbors of the same names."""
+    write_config_folder(tmp_path / "inner", 20)
+    outer = write_config_folder(tmp_path / "outer", 10)
+    text = "from dwt_jax.config_loader import read_config_file, sibling_config\nimport shared_steps\n"
+    text += "other = sibling_config(__file__, '../inner/run')\n"
+    text += "assert other.shared_steps.STEPS == 20 and other.parts.SEED == 21\n"
+    text += f"assert read_config_file({str(tmp_path / 'inner' / 'run.py')!r})['train']['steps'] == 20\n"
+    (tmp_path / "outer" / "run.py").write_text(text + Path(outer).read_text())
+    config = load_config(outer)
+    assert (config.train.steps, config.seed, config.train.batch_size) == (10, 11, 12)
 
 
 def arguments(path):
