@@ -66,6 +66,15 @@ def resolve_output_dir(out: Path) -> Path:
     return path
 
 
+def list_directory(path: Any) -> list[Any]:
+    """Return what a directory holds, without the `lost+found` that file systems put into a new volume.
+
+    Args:
+        path: a Path, or an epath of an object store.
+    """
+    return [child for child in path.iterdir() if child.name != "lost+found"]
+
+
 def is_file_or_raise(path: Path) -> bool:
     """Return whether `path` is a file.
 
@@ -184,7 +193,7 @@ _CANNOT_REPLACE = (
 def is_empty_dir(path: Path) -> bool:
     """Return whether a directory has no content but what a file system or `atomic_dir` puts there."""
     prefix = _partial_prefix(path)
-    return all(child.name == "lost+found" or child.name.startswith(prefix) for child in path.iterdir())
+    return all(child.name.startswith(prefix) for child in list_directory(path))
 
 
 def _partial_prefix(out: Path) -> str:

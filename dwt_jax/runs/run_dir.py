@@ -21,7 +21,7 @@ from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
 from dwt_jax.data.tokenizer import copy_tokenizer_files
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir, read_json, user_path, write_json
+from dwt_jax.files import atomic_dir, list_directory, read_json, user_path, write_json
 
 CADENCE_KEYS = ("train.log_every", "train.save_every", "train.keep_checkpoints", "train.eval_every")
 """When a run logs, saves and evaluates."""
@@ -77,7 +77,8 @@ def init_run_dir(
     else:
         leftover_names = {"tokenizer", kind.identity_file}  # of an interrupted initialisation
         if any(
-            child.name not in leftover_names and not child.name.startswith(".") for child in workdir.iterdir()
+            child.name not in leftover_names and not child.name.startswith(".")
+            for child in list_directory(workdir)
         ):
             raise UserError(f"{workdir}: holds files but no run, expected an empty or new --workdir")
     if is_pretraining:
@@ -153,7 +154,7 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
             raise UserError(
                 f"{directory}: has nothing of the run in {workdir} any more, expected its checkpoints"
             )
-        if directory.exists() and any(directory.iterdir()):
+        if directory.exists() and list_directory(directory):
             raise UserError(f"{directory}: holds files but no run, expected an empty train.checkpoint_path")
         new_record = {"config": config_to_dict(config), "run": dict(identity)}
         directory.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import numpy as np
 from dwt_jax.config import Config, Schedule
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json
+from dwt_jax.files import list_directory, read_json
 from dwt_jax.runs.metrics_file import read_jsonl, restore_nans
 
 _DEFAULT_SETTINGS = {
@@ -82,7 +82,7 @@ def find_run_directories(workdir: Path) -> Iterator[tuple[str, Path]]:
         raise UserError(f"{workdir}: no such directory, expected one whose sub-directories are runs")
     if _is_run(workdir):
         raise UserError(f"{workdir}: is itself a run, expected the directory that holds the runs")
-    for child in sorted(workdir.iterdir()):
+    for child in sorted(list_directory(workdir)):
         if not child.is_dir() or child.name.startswith("."):
             continue
         run_dirs = [child] if _is_run(child) else sorted(path for path in child.iterdir() if _is_run(path))

@@ -210,6 +210,14 @@ def test_contents_are_moved_in_the_order_of_their_writing(tmp_path, monkeypatch)
         (partial / "train").mkdir()
         assert commit_dir(partial, tmp_path / "volume")
     assert moved == ["train", "z.txt", "a.json", "index.json"]
+def test_new_volume_is_empty(tokenizer_dir, corpus, tmp_path):
+    """File systems put lost+found into it."""
+    (tmp_path / "out" / "lost+found").mkdir(parents=True)
+    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "out", workers=1, log=silent)
+    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "again", workers=1, log=silent)
+    (tmp_path / "out" / "lost+found").rmdir()
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "again")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_text_that_is_mostly_unknown_is_refused(tmp_path):

@@ -326,6 +326,12 @@ def test_tensorboard_files_are_written(project, tmp_path):
     assert [*(tmp_path / "run" / "tensorboard").glob("events.*")]
 
 
+def test_a_new_volume_is_empty(project, tmp_path):
+    (tmp_path / "run" / "lost+found").mkdir(parents=True)
+    train(load_config(project[0], {"train.steps": "1"}), tmp_path / "run")
+    assert {"lost+found", "summary.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
 def test_a_folder_with_other_files_is_refused(project, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="holds files but no run"):
