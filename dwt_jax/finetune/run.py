@@ -17,7 +17,7 @@ from dwt_jax.config import Config
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_write, read_json, write_json
+from dwt_jax.files import atomic_write, read_json, user_path, write_json
 from dwt_jax.finetune import collate, directory, metrics, outputs
 from dwt_jax.finetune.collate import EncodedExamples, ExampleCache
 from dwt_jax.finetune.config import MIN_SEQUENCE_LENGTH, FinetuneConfig, Recipe
@@ -33,6 +33,7 @@ from dwt_jax.finetune.step import (
 )
 from dwt_jax.hf import model_card
 from dwt_jax.hf.checkpoint import load_checkpoint
+from dwt_jax.hf.source_card import existing_card, source_name
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import schedules
@@ -49,6 +50,7 @@ class SourceModel(NamedTuple):
     checkpoint: LoadedModel
     pad_id: int  # token id of the padding
     digest: str  # of the parameters
+    card: str = ""  # its model card
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ def load_source_model(path: str, step: int | None = None) -> SourceModel:
     params, model = fold_gates(checkpoint.params, checkpoint.model)
     vocab = load_vocabulary(checkpoint.tokenizer)
     check_vocab_size("--model", path, model, len(vocab))
-    return SourceModel(
-        path, checkpoint._replace(params=params, model=model), vocab.pad_id, params_digest(params)
-    )
+    card = existing_card(checkpoint.tokenizer)
+    checkpoint = checkpoint._replace(params=params, model=model)
+    return SourceModel(path, checkpoint, vocab.pad_id, params_digest(params), card)
 
 
 def prepare_finetuning(
@@ -329,11 +331,10 @@ def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dic
         print(f"{context.workdir}: submission/ stays as it is, no test file is given", flush=True)
     summary = outputs.summarize_seeds(task, context.data, seed_results) | {"test_digests": test_digests}
     with atomic_write(context.workdir / "model" / "README.md") as partial:
-        name = Path(context.source.path).absolute().name
-        partial.write_text(
-            model_card.classifier_card(context.source.checkpoint.model, name, config, summary),
-            encoding="utf-8",
-        )
+        source = context.source
+        name = source_name(user_path(source.path))
+        card = model_card.classifier_card(source.checkpoint.model, name, config, summary, source.card)
+        partial.write_text(card, encoding="utf-8")
     write_json(context.workdir / "results.json", summary)
     print(
         f"{context.workdir}: model of seed {summary['model_of_seed']} in {context.workdir / 'model'}",

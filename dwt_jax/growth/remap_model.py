@@ -11,6 +11,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import resolve_output_dir, user_path
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.hf.config import CLASSIFIER_KEYS
+from dwt_jax.hf.source_card import existing_card, source_name
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap import apply
@@ -82,10 +83,10 @@ def remap_model(
         card=model_card.grown_card(
             target,
             [head for head in family(target).HEADS if head in target_params],
-            user_path(path).absolute().name,
+            source_name(user_path(path)),
             method,
             report.function_preserving,
-            model_card.existing_card(loaded_model.tokenizer),
+            existing_card(loaded_model.tokenizer),
         ),
     )
     return report

@@ -7,7 +7,7 @@ from typing import Any
 
 from dwt_jax.config import Config, Schedule
 from dwt_jax.data.batch_ramp import count_rows, describe_rows_per_step
-from dwt_jax.model_files import is_model_file
+from dwt_jax.hf.source_card import INHERITED_KEYS, LICENSE_KEYS, inherited_metadata, split_front_matter
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.text_format import format_count, format_float, format_with_error
@@ -82,20 +82,14 @@ def directory_card(
         f"{origin}of which parts are omitted. Below its use is the card of the complete model.",
         _usage_section(model, heads, tokenizer),
         f"## The card of `{source}`",
-        _split_front_matter(source_card)[1],
+        split_front_matter(source_card)[1],
     ]
-    inherited = _inherited_metadata(source_card)
+    inherited = inherited_metadata(source_card, INHERITED_KEYS)
     return (
         _front_matter(model, heads, ["dwt-jax"], name, extra_metadata=inherited)
         + "\n"
         + _join_sections(parts)
     )
-
-
-def existing_card(directory: Path) -> str:
-    """Return the card of a model directory, or "" if it has none. Raises UserError as `is_model_file`."""
-    path = directory / "README.md"
-    return path.read_text(encoding="utf-8", errors="replace") if is_model_file(path) else ""
 
 
 def grown_card(
@@ -114,7 +108,7 @@ def grown_card(
         source: name of the source's directory.
         method: growth method.
         function_preserving: whether the model computes the same function as the source.
-        source_card: card of the source; its licence is copied.
+        source_card: card of the source; its licence, language and data are copied.
     """
     name = _model_title(model)
     verdict = (
@@ -126,7 +120,7 @@ def grown_card(
         f"Grown by dwt-jax from the model directory `{source}` by `{method}` (parameter remapping). {verdict}"
     )
     parts = [f"# {name}", _model_section(model, heads), origin, _usage_section(model, heads)]
-    inherited = _inherited_metadata(source_card)
+    inherited = {**inherited_metadata(source_card, INHERITED_KEYS), "base_model": source}
     return (
         _front_matter(model, heads, ["dwt-jax", "remapped"], name, extra_metadata=inherited)
         + "\n"
@@ -134,14 +128,17 @@ def grown_card(
     )
 
 
-def classifier_card(model: ModelConfig, source: str, config: Any, results: Mapping[str, Any]) -> str:
+def classifier_card(
+    model: ModelConfig, source: str, config: Any, results: Mapping[str, Any], source_card: str = ""
+) -> str:
     """Return the card of a fine-tuned model.
 
     Args:
         model: config of the model.
-        source: name of the pre-trained model.
+        source: name of the pre-trained model, which is the card's base model.
         config: a finetune.config.FineTune.
         results: content of the run's results.json.
+        source_card: card of the pre-trained model; its licence and language are copied.
     """
     heads, name = family(model).CLASSIFIER_HEADS, f"{_model_title(model)}, {config.examples.task}"
     recipe, learning_rate = config.recipe, config.recipe.optimizer.learning_rate
@@ -171,8 +168,13 @@ def classifier_card(model: ModelConfig, source: str, config: Any, results: Mappi
         "deviation).",
         _usage_section(model, heads),
     ]
-    index = {"model-index": [_task_results(name, config.examples.task, kind, rows)]}
-    return _front_matter(model, heads, ["dwt-jax"], name, extra_metadata=index) + "\n" + _join_sections(parts)
+    metadata = {
+        **inherited_metadata(source_card, LICENSE_KEYS),
+        "base_model": source,
+        "model-index": [_task_results(name, config.examples.task, kind, rows)],
+    }
+    header = _front_matter(model, heads, ["dwt-jax"], name, extra_metadata=metadata)
+    return header + "\n" + _join_sections(parts)
 
 
 def _format_mean(scores: Mapping[str, Any]) -> str:
@@ -190,45 +192,8 @@ def _task_results(name: str, task: str, kind: str, rows: Sequence[tuple[str, str
     return {"name": name, "results": [result]}
 
 
-MAX_FRONT_MATTER = 2**18
-"""Characters of a header that are read: more than the results of large benchmarks take."""
-
-_LICENSE_KEYS = ("license", "license_name", "license_link", "language")
-_INHERITED_KEYS = (*_LICENSE_KEYS, "datasets", "base_model")
-
-
-def _inherited_metadata(card: str, keys: Sequence[str] = _INHERITED_KEYS) -> dict[str, Any]:
-    """The values of `keys` in a card's header that are text or lists of text."""
-    header = _split_front_matter(card)[0]
-    values = {key: header[key] for key in keys if header.get(key)}
-    return {
-        key: value
-        for key, value in values.items()
-        if isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))
-    }
-
-
 def _join_sections(parts: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _split_front_matter(card: str) -> tuple[Mapping[str, Any], str]:
-    """(metadata of the header, text) of a card. Every plain value of the metadata is text.
-
-    BaseLoader gives text for all of them, so the language `no` is not False, and it does not expand merge
-    keys, which take exponential time. The loader in C overflows its stack on a deeply nested header.
-    """
-    import yaml
-
-    card = card.removeprefix("\ufeff")
-    if not card.startswith("---\n"):
-        return {}, card.strip()
-    header, _, text = card[4:].partition("\n---")
-    try:
-        metadata = yaml.load(header, yaml.BaseLoader) if len(header) <= MAX_FRONT_MATTER else None
-    except (yaml.YAMLError, RecursionError):
-        metadata = None
-    return (metadata if isinstance(metadata, dict) else {}), text.strip()
 
 
 def _model_title(model: ModelConfig) -> str:

@@ -9,6 +9,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, resolve_output_dir, user_path
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.hf.config import CLASSIFIER_KEYS
+from dwt_jax.hf.source_card import existing_card, source_name
 from dwt_jax.models import family
 from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.metrics_file import read_jsonl, restore_nans
@@ -102,14 +103,18 @@ def _build_card(path: Path, loaded_model: LoadedModel) -> str:
                 f"{workdir}: summary.json or evaluations.jsonl is damaged ({type(error).__name__}: {error}), "
                 "expected what dwt wrote"
             ) from None
-    source_card = model_card.existing_card(loaded_model.tokenizer)
-    # The modules of sentence-transformers are not read.
+    source_card = existing_card(loaded_model.tokenizer)
     has_modules = (loaded_model.tokenizer / "modules.json").exists()
+    if has_modules:
+        print(
+            f"{loaded_model.tokenizer}: omitted the modules of sentence-transformers (modules.json)",
+            file=sys.stderr,
+        )
     if source_card and not (loaded_model.ignored or has_modules):
         return source_card
     tokenizer_exists = has_tokenizer(loaded_model.tokenizer)
     return model_card.directory_card(
-        loaded_model.model, heads, _source_name(path), source_card, tokenizer=tokenizer_exists
+        loaded_model.model, heads, source_name(path), source_card, tokenizer=tokenizer_exists
     )
 
 
@@ -119,11 +124,3 @@ def _read_summary(workdir: Path, step: int, is_last_step: bool) -> dict[str, Any
         return read_json(workdir / "summary.json")
     evaluations = [record for record in read_jsonl(workdir / "evaluations.jsonl") if record["step"] == step]
     return {"held_out": evaluations[-1]} if evaluations else {}
-
-
-def _source_name(path: Path) -> str:
-    """The name of a model directory; in the hub's cache, that of the repository."""
-    path = path.absolute()
-    if path.parent.name == "snapshots":
-        return path.parents[1].name.removeprefix("models--").replace("--", "/")
-    return path.name

@@ -1,6 +1,7 @@
 """Fine-tuning: initialization, comparison with torch, seeds, resuming, and output files."""
 
 import json
+import shutil
 import signal
 import time
 import warnings
@@ -355,6 +356,22 @@ def test_finetuning_learns_the_task(models, task, tmp_path):
     assert results["best"]["mean"] > 0.9
     losses = [epoch["train_loss"] for epoch in results["seeds"]["0"]["history"]]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_card_names_licence_and_base_model(models, task, tmp_path):
+    import yaml
+
+    snapshot = tmp_path / "models--someone--bert" / "snapshots" / "abc"
+    shutil.copytree(models / "Bert", snapshot)
+    card = "---\nlicense: cc-by-4.0\nlanguage: no\ndatasets: [wiki]\nbase_model: other/base\n---\n# Bert\n"
+    (snapshot / "README.md").write_text(card)
+    run = prepare_run(config_of(task, epochs=1), snapshot, tmp_path / "run")
+    runs.finetune_task(run, ShutdownFlag())
+    header = yaml.safe_load((run.workdir / "model" / "README.md").read_text().split("---")[1])
+    expected = {"license": "cc-by-4.0", "language": "no", "base_model": "someone/bert"}
+    assert {key: header.get(key) for key in expected} == expected
+    assert "datasets" not in header  # those of the base model
+    assert header["model-index"]
 
 
 def trace_counts(config, model, workdir):

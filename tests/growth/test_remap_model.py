@@ -171,6 +171,7 @@ def test_licence_is_copied(folder):
     assert remap(folder, "--method=hyperclone", f"--out={folder / 'wide'}") == 0
     card = (folder / "wide" / "README.md").read_text()
     assert "license: cc-by-4.0\n" in card
+    assert "base_model: small\n" in card
     assert "mine" not in card
 
 

@@ -242,7 +242,7 @@ def test_damaged_summary_exits_2(summary, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("omission", [[], ["--encoder-only"], ["modules.json"]], ids=str)
-def test_card_of_partially_exported_model(omission, tmp_path):
+def test_card_of_partially_exported_model(omission, tmp_path, capsys):
     import yaml
 
     save_model("BertForMaskedLM" if "--encoder-only" in omission else "BertModel", tmp_path / "in")
@@ -259,6 +259,8 @@ def test_card_of_partially_exported_model(omission, tmp_path):
     assert header["tags"] == ["dwt-jax", "bert"]
     assert "parts are omitted" in card
     assert "With modules." in card
+    if omission == ["modules.json"]:
+        assert "omitted the modules of sentence-transformers" in capsys.readouterr().err
 
 
 def test_card_names_repository_of_hub_cache(tmp_path):
