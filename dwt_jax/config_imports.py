@@ -57,8 +57,8 @@ def importable_neighbors(directory: Path) -> Iterator[None]:
 
 def _forget_modules(names: set[str]) -> dict[str, ModuleType]:
     """Remove top-level modules and all below them from sys.modules, and return them."""
-    found = [name for name in sys.modules if name.partition(".")[0] in names]
-    return {name: sys.modules.pop(name) for name in found}
+    imported = [name for name in sys.modules if name.partition(".")[0] in names]
+    return {name: sys.modules.pop(name) for name in imported}
 
 
 def load_config_module(path: Path) -> ModuleType:

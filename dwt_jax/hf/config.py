@@ -132,17 +132,17 @@ def _model_type(
     kind = config.get("model_type")
     if isinstance(kind, str) and (kind in FAMILIES or kind in MODEL_TYPE_ALIASES):
         return MODEL_TYPE_ALIASES.get(kind, kind)
-    known = f"expected one of {', '.join((*FAMILIES, *MODEL_TYPE_ALIASES))}"
+    expected = f"expected one of {', '.join((*FAMILIES, *MODEL_TYPE_ALIASES))}"
     matches = matching_model_types(tensor_names)
     if kind:
         hint = f" (its tensors have the names of {' or '.join(matches)})" if matches else ""
-        raise UserError(f"{config_path}: model_type is {kind!r}, {known}{hint}")
+        raise UserError(f"{config_path}: model_type is {kind!r}, {expected}{hint}")
     names = {kind: family(kind).HF_NAMES[kind] for kind in matches}
     by_class = [kind for kind in matches if any(map(names[kind].is_class_name, architectures))]
     candidates = by_class or matches
     if len({names[kind].prefix for kind in candidates}) != 1:  # none, or names without a prefix
-        found = f"tensors of {' or '.join(candidates)}" if candidates else "tensors of no known family"
-        raise UserError(f"{config_path}: no model_type, and {found}, {known}")
+        tensors = f"tensors of {' or '.join(candidates)}" if candidates else "tensors of no known family"
+        raise UserError(f"{config_path}: no model_type, and {tensors}, {expected}")
     return candidates[0]
 
 

@@ -158,10 +158,13 @@ def require_layers(file_names: Mapping[str, str], model: ModelConfig, location: 
     layers = range(model.num_hidden_layers)
     if any(template.format(layer=i) in file_names for template in templates for i in layers):
         return
-    found = list(file_names.values())
-    prefix = _found_prefix(found, names)
-    example = next((name for name in found if name.startswith(prefix) and ".0." in name), found[0])
-    matches = [kind for kind in matching_model_types(found) if kind != model.model_type]
+    if not (tensor_names := list(file_names.values())):
+        raise UserError(f"{location}: no tensors of weights, expected those of a {model.model_type}")
+    prefix = _most_common_prefix(tensor_names, names)
+    example = next(
+        (name for name in tensor_names if name.startswith(prefix) and ".0." in name), tensor_names[0]
+    )
+    matches = [kind for kind in matching_model_types(tensor_names) if kind != model.model_type]
     raise UserError(
         f"{location}: its names begin with {short_repr(prefix)} ({short_repr(example)}), expected "
         f"'{names.prefix}' or none ('{templates[0].format(layer=0)}') for model_type '{model.model_type}'"
@@ -170,10 +173,9 @@ def require_layers(file_names: Mapping[str, str], model: ModelConfig, location: 
     )
 
 
-def _found_prefix(found: Sequence[str], names: HFNames) -> str:
+def _most_common_prefix(tensor_names: Sequence[str], names: HFNames) -> str:
     """What stands before the family's names, or else how most names begin."""
     bare_word = names.tensor_name("embeddings/word/embedding").removeprefix(names.prefix)
-    prefixes = [name.removesuffix(bare_word) for name in found if name.endswith(f".{bare_word}")]
-    return (
-        prefixes[0] if prefixes else Counter(f"{name.split('.')[0]}." for name in found).most_common(1)[0][0]
-    )
+    prefixes = [name.removesuffix(bare_word) for name in tensor_names if name.endswith(f".{bare_word}")]
+    prefixes = prefixes or [f"{name.split('.')[0]}." for name in tensor_names]
+    return Counter(prefixes).most_common(1)[0][0]

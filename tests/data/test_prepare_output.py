@@ -210,6 +210,8 @@ def test_contents_are_moved_in_the_order_of_their_writing(tmp_path, monkeypatch)
         (partial / "train").mkdir()
         assert commit_dir(partial, tmp_path / "volume")
     assert moved == ["train", "z.txt", "a.json", "index.json"]
+
+
 def test_new_volume_is_empty(tokenizer_dir, corpus, tmp_path):
     """File systems put lost+found into it."""
     (tmp_path / "out" / "lost+found").mkdir(parents=True)

@@ -294,6 +294,15 @@ def test_names_of_another_model(model_type, old, new, parts, tmp_path):
         assert part in message
 
 
+def test_file_without_weights(tmp_path):
+    from safetensors.torch import save_file
+
+    torch_model("BertForMaskedLM", {**SMALL, "layers": 1}).save_pretrained(tmp_path)
+    save_file({"bert.embeddings.position_ids": torch.arange(13)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"no tensors of weights, expected those of a bert"):
+        checkpoint.load_checkpoint(tmp_path)
+
+
 def test_bare_model_without_model_type(tmp_path):
     """Its class name tells; without one, the names are those of three families."""
     torch_model("RobertaModel", SMALL).save_pretrained(tmp_path / "in")
