@@ -292,7 +292,7 @@ def has_tokenizer(directory: Path) -> bool:
 
 
 def copy_tokenizer_files(directory: Path, out: Path, names: Sequence[str] = _TOKENIZER_FILES) -> None:
-    """Copy the tokenizer files of a directory, and no others, unchanged but for what needs code of its own."""
+    """Copy the tokenizer files of a directory, and no others, without what needs code of its own."""
     for name in names:
         if is_model_file(directory / name):
             shutil.copyfile(directory / name, out / name)
