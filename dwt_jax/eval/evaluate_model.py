@@ -1,6 +1,5 @@
 """Evaluate a model on the held-out documents of a prepared directory (`dwt evaluate`)."""
 
-import math
 from pathlib import Path
 
 import jax
@@ -33,12 +32,9 @@ def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
         UserError: if data and model disagree in vocabulary or length.
     """
     metrics = likelihood.summarize_losses(model_document_losses(path, data, batch_size))
-    if not metrics["predictions"]:
-        raise UserError(f"--data: no token of the held-out rows of {data} can be predicted, expected some")
-    if not math.isfinite(metrics["held_out_loss"]):
-        raise UserError(
-            f"--model: the held-out loss of {path} is {metrics['held_out_loss']}, expected a finite number"
-        )
+    if problem := likelihood.loss_problem(metrics):
+        flag = "--model" if metrics["predictions"] else "--data"
+        raise UserError(f"{flag}: {problem} ({path} on {data}), expected a finite loss above 0")
     return metrics
 
 

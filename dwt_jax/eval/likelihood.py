@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,8 +138,12 @@ def summarize_losses(document_losses: DocumentLosses) -> dict[str, float]:
     √(n/(n−1) · Σ (S_d − m·n_d)²) / Σ n_d.
     """
     count, n = document_losses.predictions.sum(), len(document_losses.loss)
+    if not count:
+        names = ("held_out_loss", "standard_error", "perplexity", "top1_accuracy", "top5_accuracy")
+        return {**dict.fromkeys(names, math.nan), "predictions": 0, "documents": n}
     mean = document_losses.loss.sum() / count
-    residual = document_losses.loss - mean * document_losses.predictions
+    with np.errstate(invalid="ignore"):
+        residual = document_losses.loss - mean * document_losses.predictions
     error = math.sqrt(n / (n - 1) * (residual**2).sum()) / count if n > 1 else float("nan")
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(mean))
@@ -152,6 +156,20 @@ def summarize_losses(document_losses: DocumentLosses) -> dict[str, float]:
         "predictions": int(count),
         "documents": n,
     }
+
+
+def loss_problem(metrics: Mapping[str, Any]) -> str:
+    """Return what is wrong with the result of an evaluation, in words; '' for one that can be right.
+
+    A loss of exactly 0 is none: every label would have probability 1.
+
+    Args:
+        metrics: as `summarize_losses` returns them.
+    """
+    if not metrics["predictions"]:
+        return "no token of the held-out rows can be predicted"
+    loss = metrics["held_out_loss"]
+    return "" if math.isfinite(loss) and loss else f"the held-out loss is {loss:g}"
 
 
 def write_document_losses(path: Path, document_losses: DocumentLosses) -> None:

@@ -4,7 +4,8 @@ A hook is a function of the loop's state, called after every step. The order is 
 records are written before the checkpoint of their step, so that a resumed run never lacks them.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +77,7 @@ class MetricLogger:
         self.run, self.metric_writer = run, metric_writer
         self.peak_flops = peak_flops_per_device(str(run.policy.compute_dtype))
         self._pending: tuple[int, Metrics] | None = None
+        self.losses: dict[int, float] = {}  # by step: those logged last, at most two
 
     def __call__(self, loop: LoopState) -> None:
         self.flush(loop)
@@ -115,6 +117,7 @@ class MetricLogger:
         remaining = remaining_flops(self.run, step, loop.teacher_end_step)
         eta = remaining / flops_per_second if flops_per_second else 0.0
         self.metric_writer.log_step(record, eta)
+        self.losses = dict([*self.losses.items(), (step, values["loss"])][-2:])
         if values["max_consecutive_skips"] >= train_config.max_consecutive_nonfinite:
             raise TrainingFailed(
                 f"{self.run.workdir}: loss or gradient not finite for {values['max_consecutive_skips']} "
@@ -173,11 +176,15 @@ class Evaluator:
 
         Returns:
             The record; None if a signal interrupted the evaluation.
+
+        Raises:
+            TrainingFailed: the held-out loss or the training loss cannot be right.
         """
         path = self.run.workdir / "evaluations.jsonl"
         if record := coordination.run_on_main(
             lambda: next((entry for entry in read_jsonl(path) if entry["step"] == loop.step), None)
         ):
+            self._check_losses(loop, record)
             return record
         document_losses = likelihood.losses_per_document(
             effective_params(self.run, loop.state.params, loop.step),
@@ -197,7 +204,27 @@ class Evaluator:
             **flops_so_far(self.run, loop.step, loop.teacher_steps),
         }
         self.metric_writer.log_evaluation(record)
+        self._check_losses(loop, record)
         return record
+
+    def _check_losses(self, loop: LoopState, record: Mapping[str, Any]) -> None:
+        """Raise TrainingFailed if a loss is not finite or exactly 0: such a run must not look complete.
+
+        One step with such a training loss is skipped (or has nothing to predict) and is no reason to stop. So
+        the loss that was logged before must be as bad, if there is one.
+        """
+        problem = likelihood.loss_problem(record)
+        losses = self.metric_logger.losses
+        if loop.metrics and loop.step not in losses:  # the evaluation has waited for this step anyway
+            losses = {**losses, loop.step: jax.device_get(loop.metrics["loss"]).item()}
+        recent_losses = [losses[step] for step in sorted(losses)[-2:]]
+        if not problem and recent_losses and not any(loss and math.isfinite(loss) for loss in recent_losses):
+            problem = f"the training loss is {recent_losses[-1]:g}"
+        if problem:
+            raise TrainingFailed(
+                f"{self.run.workdir}: at step {loop.step} {problem}, expected a finite loss above 0; "
+                "the checkpoints are intact"
+            )
 
     def _should_stop(self) -> bool:
         self.heartbeat()
@@ -206,7 +233,7 @@ class Evaluator:
 
 @dataclass
 class CheckpointSaver:
-    """Save every train.save_every steps, and after a signal."""
+    """Save every train.save_every steps, and after a signal. A save that failed ends the run."""
 
     run: RunContext
     checkpoints: Checkpoints
@@ -215,6 +242,7 @@ class CheckpointSaver:
     heartbeat: Callable[[], None]
 
     def __call__(self, loop: LoopState) -> None:
+        self.checkpoints.check()
         train_config = self.run.config.train
         # One answer for saving and stopping: a signal after the save stops the run at the next step, with
         # a checkpoint of that step.

@@ -1,6 +1,8 @@
 """The hooks of the training loop, called as the loop does, with a recorder in place of files and devices."""
 
 import dataclasses
+import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 
 from dwt_jax.config import Config, Train
 from dwt_jax.distributed.shutdown import Preempted, TrainingFailed
+from dwt_jax.errors import SaveFailed
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.runs import metric_writer
 from dwt_jax.train.hooks import LoopState, make_hooks
@@ -24,6 +27,7 @@ class Recorder:
 
     def __init__(self, stop_at_poll=None):
         self.events, self.polls, self.stop_at_poll = [], 0, stop_at_poll
+        self.check = lambda: None
         self.rates = {}  # by step: (MFU, tokens/s, ETA)
 
     def log_step(self, record, eta):
@@ -126,6 +130,41 @@ def test_too_many_non_finite_steps_fail(run):
     with pytest.raises(TrainingFailed, match="not finite for 3 consecutive steps"):
         loop.take_steps(skips=3)
     assert loop.state.step == 4  # the metrics of step 3 are read one step later
+
+
+def test_a_failed_save_ends_the_run_at_the_next_step(run):
+    """Not at the next save, which may be hours later."""
+    loop = Loop(run, Recorder())
+
+    def check():
+        if loop.state.step == 8:  # the save of step 6 has failed by now
+            raise SaveFailed("no room")
+
+    loop.recorder.check = check
+    with pytest.raises(SaveFailed):
+        loop.take_steps()
+    assert loop.state.step == 8
+
+
+@pytest.mark.parametrize(
+    ("losses", "fails"),
+    [
+        ((2.0, math.nan), False),  # one step that is skipped
+        ((2.0, 0.0), False),  # one step without a prediction
+        ((math.nan, 2.0), False),
+        ((math.nan, math.nan), True),
+        ((0.0, 0.0), True),
+        ((math.inf, 0.0), True),
+        ((math.nan,), True),
+        ((), False),  # an evaluation at the step that a run resumes from
+    ],
+)
+def test_a_training_loss_that_cannot_be_right_ends_the_run_at_an_evaluation(run, losses, fails):
+    evaluator = Loop(run, Recorder()).hooks.evaluator
+    evaluator.metric_logger.losses = dict(zip((3, 6), losses[:-1]))
+    state = LoopState(None, 8, 0, {"loss": jnp.float32(losses[-1])} if losses else {})
+    with pytest.raises(TrainingFailed, match="at step 8 the training loss is") if fails else nullcontext():
+        evaluator._check_losses(state, {"held_out_loss": 2.0, "predictions": 10})
 
 
 def test_until_matched_ends_the_teacher_at_a_logged_step(run):

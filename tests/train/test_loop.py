@@ -6,6 +6,8 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from dwt_jax.train import loop
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import train
 from helpers.run_records import assert_same_run, cut_after, records
-from helpers.runs import dwt, project_with_teacher, start
+from helpers.runs import dwt, environment, project_with_teacher, start
 
 
 @pytest.fixture(scope="module")
@@ -470,6 +472,65 @@ def test_too_many_non_finite_steps_end_the_run_and_leave_the_checkpoint(project,
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(newest.params))
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "predictions", "problem"),
+    [
+        (np.nan, 5, "the held-out loss is nan"),
+        (np.inf, 5, "the held-out loss is inf"),
+        (0.0, 5, "the held-out loss is 0"),
+        (np.nan, 0, "no token of the held-out rows can be predicted"),
+    ],
+)
+@pytest.mark.parametrize("eval_every", ["4", "0"])
+def test_a_held_out_loss_that_cannot_be_right_ends_the_run(
+    project, tmp_path, monkeypatch, loss, predictions, problem, eval_every
+):
+    """At the first evaluation, and again when the run is resumed: it is never complete."""
+    documents = np.array([loss, loss])[: 2 * bool(predictions)], *(np.full(2 * bool(predictions), 5.0),) * 3
+    losses = likelihood.DocumentLosses(*documents)
+    monkeypatch.setattr(likelihood, "losses_per_document", lambda *_, **__: losses)
+    config = load_config(project[0], {"train.steps": "6", "train.eval_every": eval_every})
+    for _ in range(2):
+        with pytest.raises(
+            TrainingFailed, match=f"at step {eval_every if eval_every == '4' else 6} {problem}"
+        ):
+            train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_whose_last_losses_are_not_finite_is_not_complete(project, tmp_path, monkeypatch):
+    """Fewer such steps than train.max_consecutive_nonfinite."""
+    real, spoil = (
+        loop.jit_train_step,
+        jax.jit(lambda schedules: jax.tree.map(lambda x: x * np.nan, schedules)),
+    )
+
+    def last_steps(spec, mesh):
+        step, count = real(spec, mesh), itertools.count(1)
+        return lambda state, teacher, batch, schedules, *more: step(
+            state, teacher, batch, spoil(schedules) if next(count) > 8 else schedules, *more
+        )
+
+    monkeypatch.setattr(loop, "jit_train_step", last_steps)
+    with pytest.raises(TrainingFailed, match="at step 12 the training loss is nan, expected a finite loss"):
+        train(load_config(project[0]), tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("kilobytes", [8, 80])  # the first file of a checkpoint, one in its middle
+def test_no_room_for_a_checkpoint_is_one_line_and_status_1(project, tmp_path, kilobytes):
+    arguments = options(project[0], {"train.steps": "100000", "train.eval_every": "0"}, tmp_path / "run")
+    command = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "-", sys.executable, "-m", "dwt_jax"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"dwt: {tmp_path / 'run' / 'checkpoints'}: a checkpoint cannot be written: "
+    )
+    assert "File too large; those before it are intact. Rerun the same command to resume.\n" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert max(record["step"] for record in records(tmp_path / "run")) < 100
 
 
 def test_a_run_killed_after_its_last_evaluation_ends_though_a_number_there_is_null(project, whole, tmp_path):
