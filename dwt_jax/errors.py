@@ -1,7 +1,11 @@
 """User errors: one line each, exit status 2, no traceback."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+
+_NO_ROOM_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit of a file's size
 
 
 class UserError(Exception):
@@ -13,6 +17,25 @@ class UserError(Exception):
 
 class ReportedElsewhere(UserError):
     """A UserError that another process prints; this process exits without a message."""
+
+
+class SaveFailed(Exception):
+    """Something could not be written, for a reason outside of the program; what was complete is intact."""
+
+
+def no_room_reason(error: BaseException | None) -> str:
+    """Return why a file could not be written: a full disk, a quota or a limit of its size; '' for other errors.
+
+    Causes are searched too. Libraries have exceptions of their own, so their messages are read.
+    """
+    while error is not None:
+        for number in _NO_ROOM_ERRNOS:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return os.strerror(number)
+        if "requested and" in str(error) and str(error).endswith(" written"):  # NumPy's message
+            return os.strerror(errno.ENOSPC)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def did_you_mean(word: str, candidates: Iterable[str], prefix: str = "") -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dwt_jax.errors import ReportedElsewhere, UserError
+from dwt_jax.errors import ReportedElsewhere, SaveFailed, UserError, no_room_reason
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER_ERROR, EXIT_RESUMABLE, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -25,24 +25,18 @@ def exit_status(run: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("dwt: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except SaveFailed as error:
+        print(f"dwt: {error}", file=sys.stderr)
+        return EXIT_FAILURE
     except Exception as error:
-        if _is_disk_full(error):
-            print("dwt: no space left on device; completed files are kept", file=sys.stderr)
+        if reason := no_room_reason(error):
+            reason = reason[0].lower() + reason[1:]
+            print(f"dwt: {reason}; completed files are kept", file=sys.stderr)
             return EXIT_FAILURE
         if not isinstance(error, OSError) or error.filename is None:
             raise
         print(f"dwt: {error.filename}: {error.strerror}, expected an accessible path", file=sys.stderr)
         return EXIT_USER_ERROR
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error or one of its causes is a full disk, for which each library has its own exception."""
-    while error is not None:
-        text = str(error)
-        if "No space left on device" in text or ("requested and" in text and text.endswith(" written")):
-            return True  # NumPy's message is the second
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def training_exit_status(run: Callable[[], Any]) -> int | None:

@@ -8,7 +8,9 @@ import functools
 import gc
 import itertools
 import logging
+import os
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from dwt_jax.distributed import coordination
-from dwt_jax.errors import UserError
+from dwt_jax.errors import SaveFailed, UserError, no_room_reason
 
 State = TypeVar("State")  # any tree of arrays
 
@@ -76,10 +78,7 @@ def _barrier(*, key: str, timeout_ms: int) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Saving happens in the background; the next call raises errors of the writing threads.
-    """
+    """The checkpoints of one run. Saving happens in the background; see `check` for its errors."""
 
     def __init__(self, directory: Any, max_to_keep: int, read_only: bool = False):
         """Open the checkpoints of a directory.
@@ -101,16 +100,54 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
+        self._failure: Exception | None = None  # of a save
+        if not read_only:
+            _report_failed_saves_once()
         with _silence_orbax():
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state: State) -> None:
-        """Write the checkpoint of a step in the background, unless it exists."""
-        self._manager.check_for_errors()
+        """Write the checkpoint of a step in the background, unless it exists. Raises as `check` does."""
+        self.check()
         if step not in coordination.run_on_main(self.steps):
             item = {"state": state, "checksum": checksum(state)}
-            with jax.transfer_guard("allow"):  # Orbax copies to the host in its own way
+            with (
+                jax.transfer_guard("allow"),
+                self._failed_writes(),
+            ):  # Orbax copies to the host in its own way
                 self._manager.save(step, args=ocp.args.StandardSave(item))
+            threading.Thread(target=self._watch_save, name="watch_save", daemon=True).start()
+
+    def _watch_save(self) -> None:
+        """Wait for the save in progress, and keep its error for `check`: Orbax tells only those that wait."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failure = error
+
+    def check(self) -> None:
+        """Raise the error of a save that has failed by now. A save in progress is not waited for.
+
+        Raises:
+            SaveFailed: a checkpoint cannot be written, most likely for lack of room.
+        """
+        if self._failure is not None:
+            with self._failed_writes():
+                raise self._failure
+
+    @contextmanager
+    def _failed_writes(self) -> Iterator[None]:
+        """Convert errors of writing, for which Orbax's parts have various exceptions, to SaveFailed."""
+        try:
+            yield
+        except Exception as error:
+            reason = no_room_reason(error) or " ".join(str(error).split())[-200:]
+            if not (no_room_reason(error) or isinstance(error, OSError) or "Error writing" in reason):
+                raise
+            raise SaveFailed(
+                f"{self.directory}: a checkpoint cannot be written: {reason}; those before it are intact. "
+                "Rerun the same command to resume."
+            ) from error
 
     def restore(
         self, target: State, log: Callable[[str], None], only_step: int | None = None
@@ -161,12 +198,17 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until all checkpoints are on disk, and raise errors of the writing threads."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        self.check()
+        with self._failed_writes():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Release Orbax's resources."""
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception:
+            if self._failure is None:  # else raised by `check`
+                raise
 
     def _try_restore(self, step: int, target: State) -> tuple[State | None, str]:
         """The state of a step, or None and the reason. If one process cannot read it, no process has it.
@@ -226,6 +268,27 @@ def _move_directory(source: epath.Path, target: epath.Path) -> None:
     store, _ = fsspec.core.url_to_fs(str(source))
     store.copy(str(source), str(target), recursive=True)
     source.rmtree()
+
+
+@functools.cache
+def _report_failed_saves_once() -> None:
+    """From here on, leave a failed save to its exception: Orbax's threads print dozens of tracebacks too.
+
+    Some come long after the failure, when futures are collected.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        is_orbax = f"{os.sep}orbax{os.sep}" in record.pathname and record.exc_info is not None
+        return not is_orbax and "exception was never retrieved" not in record.getMessage()
+
+    def is_late_write(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(is_other)
+    excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda kind, error, trace: is_late_write(error) or excepthook(kind, error, trace)
+    sys.unraisablehook = lambda args: is_late_write(args.exc_value) or unraisablehook(args)
 
 
 @contextmanager

@@ -55,14 +55,23 @@ class MetricWriter:
             self._exit_stack.callback(self._bar.close)
 
     def _add_tensorboard(self, workdir: Path, step: int) -> None:
-        from tensorboardX import SummaryWriter
+        # Not SummaryWriter, whose thread dies of a full disk, after which its queue blocks.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
 
-        writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        writer = EventsWriter(str(workdir / "tensorboard" / "events"))
+        # TensorBoard drops what an interrupted run wrote after this step.
+        start = Event(step=step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+        writer.write_event(start)
 
         def write(record: dict[str, Any]) -> None:
             for key, value in record.items():
                 if key != "step" and value is not None:
-                    writer.add_scalar(key, value, record["step"])
+                    summary = scalar(key, value)
+                    writer.write_event(Event(step=record["step"], wall_time=time.time(), summary=summary))
+            writer.flush()
 
         self._writers.append(write)
         self._exit_stack.callback(writer.close)

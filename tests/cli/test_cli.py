@@ -1,5 +1,6 @@
 """The command line: help, exit statuses, renamed flags, config overrides."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from dwt_jax.cli import COMMANDS, main
 from dwt_jax.cli.exit_status import exit_status
 from dwt_jax.config_loader import load_config
+from dwt_jax.errors import SaveFailed
 from helpers.paths import ROOT
 from helpers.runs import dwt, environment, make_project, write_corpus
 
@@ -194,10 +196,15 @@ def test_installed_script_is_the_module():
     ("error", "status", "message"),
     [
         (OSError("[Errno 28] No space left on device"), 1, "dwt: no space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.txt"), 1, "dwt: no space left on device"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x.txt"), 1, "dwt: disk quota exceeded"),
+        (OSError(errno.EFBIG, "File too large"), 1, "dwt: file too large"),
+        (ValueError("Failed to write 9 bytes: Disk quota exceeded"), 1, "dwt: disk quota exceeded"),
+        (OSError("100 requested and 0 written"), 1, "dwt: no space left on device"),
+        (SaveFailed("run: a checkpoint cannot be written"), 1, "dwt: run: a checkpoint cannot"),
         (FileNotFoundError(2, "No such file or directory", "x.txt"), 2, "dwt: x.txt: No such file"),
         (KeyboardInterrupt(), 130, "dwt: interrupted"),
     ],
-    ids=["disk-full", "file", "ctrl-c"],
 )
 def test_exit_status_of_failures_reported_in_one_line(error, status, message, capsys):
     def fail():

@@ -1,13 +1,16 @@
 """What is restored is what was saved, or the loss of it is told."""
 
+import gc
+import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwt_jax.errors import UserError
+from dwt_jax.errors import SaveFailed, UserError
 from dwt_jax.runs.checkpoint import Checkpoints, checksum
 
 NEWEST = 20
@@ -261,3 +264,24 @@ def test_a_signal_while_reading_is_not_damage(copy, monkeypatch):
     checkpoints.close()
     assert {"10", "20"} <= {path.name for path in copy.iterdir()}
     assert not (copy.parent / "checkpoints-damaged").exists()
+
+
+def test_a_save_without_room_is_one_error_and_those_before_stay(copy, capfd):
+    """It is raised by the next check after it failed, with no other call of Orbax."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = Checkpoints(copy, 10)
+    checkpoints.check()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # bytes
+    try:
+        checkpoints.save(30, state_of(30))
+        deadline = time.monotonic() + 30
+        with pytest.raises(SaveFailed, match="checkpoints: a checkpoint cannot be written: File too large; "):
+            while time.monotonic() < deadline:
+                checkpoints.check()
+        checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    gc.collect()
+    assert "Traceback" not in capfd.readouterr().err
+    (state, step), _ = restore(copy)
+    assert step == NEWEST and same(state, state_of(NEWEST))
