@@ -5,7 +5,7 @@ import errno
 import os
 from collections.abc import Iterable
 
-_NO_ROOM_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit of a file's size
+_OUT_OF_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit of a file's size
 
 
 class UserError(Exception):
@@ -23,13 +23,13 @@ class SaveFailed(Exception):
     """Something could not be written, for a reason outside of the program; what was complete is intact."""
 
 
-def no_room_reason(error: BaseException | None) -> str:
-    """Return why a file could not be written: a full disk, a quota or a limit of its size; '' for other errors.
+def out_of_space_reason(error: BaseException | None) -> str:
+    """Return why a file could not be written if that is a full disk, a quota or a limit of its size, else ''.
 
     Causes are searched too. Libraries have exceptions of their own, so their messages are read.
     """
     while error is not None:
-        for number in _NO_ROOM_ERRNOS:
+        for number in _OUT_OF_SPACE_ERRNOS:
             if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
                 return os.strerror(number)
         if "requested and" in str(error) and str(error).endswith(" written"):  # NumPy's message

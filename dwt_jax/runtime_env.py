@@ -12,12 +12,59 @@ from dwt_jax.errors import UserError
 # AVX-512 vectors where the CPU has them, since XLA prefers 256 bits: 9–19 % of a step, measured.
 _XLA_FLAGS = ("--xla_cpu_prefer_vector_width=512",)
 
+NUMERIC_SETTINGS = {
+    "JAX_ENABLE_X64": "false",
+    "JAX_EXPLICIT_X64_DTYPES": "warn",
+    "JAX_DEFAULT_PRNG_IMPL": "threefry2x32",
+    "JAX_THREEFRY_PARTITIONABLE": "true",
+    "JAX_ENABLE_CUSTOM_PRNG": "false",
+    "JAX_RANDOM_SEED_OFFSET": "0",
+    "JAX_HIGH_DYNAMIC_RANGE_GUMBEL": "false",
+    "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+    "JAX_NUMPY_RANK_PROMOTION": "allow",
+    "JAX_ALLOW_F16_REDUCTIONS": "true",
+    "JAX_DISABLE_JIT": "false",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
+    "JAX_DEBUG_NANS": "false",
+    "JAX_DEBUG_INFS": "false",
+}
+"""Settings of JAX that decide what is computed, or whether: their values, which are JAX's defaults.
+
+They are the same for every run and evaluation, whatever the environment or a later version of JAX says."""
+
+_BOOLEANS = {"true": ("1", "t", "y", "on", "yes"), "false": ("0", "f", "n", "off", "no")}  # as JAX reads them
+
+PRECISION_VARIABLES = ("JAX_DEFAULT_MATMUL_PRECISION", "NVIDIA_TF32_OVERRIDE")
+"""Variables that set the precision of matrix products. A run records them, and resumes under the same."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 _HUGE_PAGE_BYTES, _MADV_HUGEPAGE = 2 << 20, 14  # sys/mman.h
 
 
+def check_numeric_settings() -> None:
+    """Check that the environment does not contradict NUMERIC_SETTINGS.
+
+    Raises:
+        UserError: a variable has another value.
+    """
+    for name, expected in NUMERIC_SETTINGS.items():
+        value = os.environ.get(name, expected).strip().lower()
+        if value != expected and value not in _BOOLEANS.get(expected, ()):
+            raise UserError(
+                f"{name}: {os.environ[name]!r} in the environment, expected it unset or {expected}: results "
+                "depend on it"
+            )
+
+
+def precision_environment() -> str:
+    """Return PRECISION_VARIABLES as the environment has them: NAME=VALUE, separated by spaces."""
+    return " ".join(f"{name}={os.environ[name]}" for name in PRECISION_VARIABLES if os.environ.get(name))
+
+
 def set_xla_env() -> None:
-    """Set XLA's CPU flags, the compilation cache and malloc's options. Values set by the user win.
+    """Set JAX's numeric settings, XLA's CPU flags, the compilation cache and malloc's options.
+
+    Flags and options set by the user win. Call `check_numeric_settings` before.
 
     The flags have no effect on other backends. The cache of compiled programs lets a resumed run start
     at once. XLA allocates its temporaries at each step; glibc maps and unmaps large blocks each time,
@@ -26,6 +73,8 @@ def set_xla_env() -> None:
     current_flags = os.environ.get("XLA_FLAGS", "")
     missing = [flag for flag in _XLA_FLAGS if flag.partition("=")[0] not in current_flags]
     os.environ["XLA_FLAGS"] = " ".join([*current_flags.split(), *missing])
+    for name, value in NUMERIC_SETTINGS.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compile_cache_dir()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     if sys.platform == "linux":

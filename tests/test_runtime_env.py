@@ -1,5 +1,6 @@
 """Process settings: memory use with huge pages, and the cache of ahead-of-time compilation."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from dwt_jax import runtime_env
+from dwt_jax.cli import main
 from dwt_jax.errors import UserError
 from helpers.runs import environment
 
 PROGRAM = """
 from dwt_jax import runtime_env
+from dwt_jax.cli import main
 runtime_env.set_xla_env()
 block = bytearray(256 << 20)
 block[::4096] = bytes(len(block[::4096]))
@@ -68,3 +71,63 @@ def test_use_cpu_only_disables_the_compilation_cache(monkeypatch):
     monkeypatch.setattr(os, "environ", {"JAX_ENABLE_COMPILATION_CACHE": "true"})
     runtime_env.use_cpu_only()
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+
+
+def test_numeric_settings_are_those_of_jax():
+    """A version of JAX with another default must be noticed, and so must a name that it does not know."""
+    program = "import json, jax; print(json.dumps(jax.config.values, default=lambda x: x.value))"
+    env = {name: value for name, value in environment().items() if name not in runtime_env.NUMERIC_SETTINGS}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    )
+    defaults = json.loads(done.stdout)
+    defaults["jax_explicit_x64_dtypes"] = {1: "warn"}[defaults["jax_explicit_x64_dtypes"]]
+    expected = {name: str(defaults[name.lower()]).lower() for name in runtime_env.NUMERIC_SETTINGS}
+    assert expected == runtime_env.NUMERIC_SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_refused"),
+    [
+        ("JAX_ENABLE_X64", "1", True),
+        ("JAX_ENABLE_X64", "True", True),
+        ("JAX_ENABLE_X64", "0", False),
+        ("JAX_ENABLE_X64", "no", False),
+        ("JAX_THREEFRY_PARTITIONABLE", "0", True),
+        ("JAX_THREEFRY_PARTITIONABLE", "TRUE", False),
+        ("JAX_DEFAULT_PRNG_IMPL", "rbg", True),
+        ("JAX_RANDOM_SEED_OFFSET", "7", True),
+        ("JAX_NUMPY_DTYPE_PROMOTION", "strict", True),
+        ("JAX_DISABLE_JIT", "1", True),
+        ("JAX_DISABLE_JIT", "", True),
+        ("JAX_TRACEBACK_FILTERING", "off", False),
+    ],
+)
+def test_an_environment_that_changes_results_is_refused(monkeypatch, name, value, is_refused):
+    monkeypatch.setenv(name, value)
+    if is_refused:
+        with pytest.raises(UserError, match=f"^{name}: '{value}' in the environment, expected it unset or"):
+            runtime_env.check_numeric_settings()
+    else:
+        runtime_env.check_numeric_settings()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--config=configs/paper.py:student", "--workdir=run"),
+        ("evaluate", "--model=model", "--data=rows"),
+        ("finetune", "--model=model", "--workdir=tuned"),
+        ("study", "--config=configs/study/demo.py:1", "--workdir=study"),
+        ("demo", "--workdir=demo"),
+        ("export", "--model=model", "--out=out"),
+        ("compile", "--config=configs/paper.py:student", "--topology=cpu"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_command_that_computes_refuses_it(monkeypatch, capsys, tmp_path, arguments):
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    monkeypatch.setattr(runtime_env, "set_xla_env", lambda: pytest.fail("refused too late"))
+    arguments = [text.replace("=run", f"={tmp_path}/run") for text in arguments]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("dwt: JAX_ENABLE_X64: '1' in the environment")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dwt_jax.errors import ReportedElsewhere, SaveFailed, UserError, no_room_reason
+from dwt_jax.errors import ReportedElsewhere, SaveFailed, UserError, out_of_space_reason
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER_ERROR, EXIT_RESUMABLE, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -29,7 +29,7 @@ def exit_status(run: Callable[[], int | None]) -> int:
         print(f"dwt: {error}", file=sys.stderr)
         return EXIT_FAILURE
     except Exception as error:
-        if reason := no_room_reason(error):
+        if reason := out_of_space_reason(error):
             reason = reason[0].lower() + reason[1:]
             print(f"dwt: {reason}; completed files are kept", file=sys.stderr)
             return EXIT_FAILURE

@@ -27,6 +27,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     from dwt_jax.distributed import coordination, initialize, process_info
 
     def read_config() -> Config:
+        runtime_env.check_numeric_settings()
         config = load_config(options.config, overrides)
         initialize.check_platform(config.platform)
         return config

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dwt_jax.errors import ReportedElsewhere, UserError, no_room_reason
+from dwt_jax.errors import ReportedElsewhere, UserError, out_of_space_reason
 
 T = TypeVar("T")
 
@@ -159,7 +159,7 @@ def run_on_all(work: Callable[[], T]) -> T:
     except UserError as error:
         problem = str(error)
     except OSError as error:
-        if error.filename is None or no_room_reason(error):
+        if error.filename is None or out_of_space_reason(error):
             raise
         problem = _describe_file_error(error)
     _raise_if_any(all_gather_objects(problem))
@@ -197,7 +197,7 @@ def run_on_main(work: Callable[[], T], waiting_for: str = "process 0") -> T:
         except UserError as error:
             outcome = {"problem": str(error)}
         except OSError as error:
-            if error.filename is None or no_room_reason(error):
+            if error.filename is None or out_of_space_reason(error):
                 raise
             outcome = {"problem": _describe_file_error(error)}
     outcome = all_gather_objects(outcome, waiting_for)[0]

@@ -40,7 +40,7 @@ from dwt_jax.objectives import schedules
 from dwt_jax.remap.gates import fold_gates
 from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.pretrained import check_vocab_size, params_digest
-from dwt_jax.train.setup import resolve_precision
+from dwt_jax.train.setup import numeric_identity, resolve_precision
 
 
 class SourceModel(NamedTuple):
@@ -117,7 +117,13 @@ def prepare_finetuning(
         config = dataclasses.replace(config, recipe=recipe)
     data = example_cache.read(config.examples)
     encoded = example_cache.encode(config.examples, source.checkpoint.tokenizer, config.recipe.max_length)
-    identity = {"model_digest": source.digest, "data_digest": directory.data_digest(workdir, data, encoded)}
+    record = read_json(workdir / "finetune.json") if (workdir / "config.json").exists() else None
+    policy = resolve_precision(Config(precision=config.precision))
+    identity = {
+        "model_digest": source.digest,
+        "data_digest": directory.data_digest(workdir, data, encoded),
+        **numeric_identity(policy, record),
+    }
     config = directory.init_finetune_dir(workdir, config, source.checkpoint.tokenizer, identity)
     step_config = finetune_step_config(
         source.checkpoint.model,
@@ -125,7 +131,7 @@ def prepare_finetuning(
         len(data.labels) or 1,
         not data.labels,
         config.recipe.optimizer,
-        resolve_precision(Config(precision=config.precision)),
+        policy,
     )
     return FinetuneContext(config, workdir, source, data, encoded, step_config)
 

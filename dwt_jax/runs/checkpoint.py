@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from dwt_jax.distributed import coordination
-from dwt_jax.errors import SaveFailed, UserError, no_room_reason
+from dwt_jax.errors import SaveFailed, UserError, out_of_space_reason
 
 State = TypeVar("State")  # any tree of arrays
 
@@ -141,8 +141,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = no_room_reason(error) or " ".join(str(error).split())[-200:]
-            if not (no_room_reason(error) or isinstance(error, OSError) or "Error writing" in reason):
+            reason = out_of_space_reason(error) or " ".join(str(error).split())[-200:]
+            if not (out_of_space_reason(error) or isinstance(error, OSError) or "Error writing" in reason):
                 raise
             raise SaveFailed(
                 f"{self.directory}: a checkpoint cannot be written: {reason}; those before it are intact. "

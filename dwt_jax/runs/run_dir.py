@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
 from dwt_jax.data.tokenizer import copy_tokenizer_files
-from dwt_jax.errors import UserError, no_room_reason
+from dwt_jax.errors import UserError, out_of_space_reason
 from dwt_jax.files import atomic_dir, list_directory, read_json, user_path, write_json
 
 CADENCE_KEYS = ("train.log_every", "train.save_every", "train.keep_checkpoints", "train.eval_every")
@@ -194,7 +194,7 @@ def wrap_storage_errors(directory: Any) -> Iterator[None]:
             f"config: train.checkpoint_path is {directory}, expected the package gcsfs installed ({error})"
         ) from None
     except Exception as error:  # no permission, bucket or network: each library has its own exceptions
-        if no_room_reason(error):
+        if out_of_space_reason(error):
             raise
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise UserError(f"config: train.checkpoint_path: {directory} cannot be used: {reason}") from None

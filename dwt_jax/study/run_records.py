@@ -63,6 +63,7 @@ class RunRecord:
         identity = {f"run.{key}": value for key, value in self.identity.items()}
         return {
             **_DEFAULT_SETTINGS,
+            "run.precision_environment": "",  # older runs have no record of it
             **flatten_dict(self.config),
             **identity,
             "held-out predictions": self.summary["held_out"].get("predictions"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dwt_jax.objectives import objective_module, schedules
 from dwt_jax.runs.run_dir import init_run_dir, read_run_config, read_run_record, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
 from dwt_jax.runs.teacher import load_teacher
-from dwt_jax.runtime_env import cpu_has_bf16_products
+from dwt_jax.runtime_env import cpu_has_bf16_products, precision_environment
 from dwt_jax.train.accounting import flops_by_step
 from dwt_jax.train.initialize import GrowthSource, load_growth_source
 from dwt_jax.train.run_context import ResolvedConfig, RunContext
@@ -123,7 +123,8 @@ def _build_run(
     mesh = make_mesh(config.mesh, config.train.batch_size // config.train.gradient_accumulation_steps)
     # With the sizes that -1 stands for: the devices must divide the stages of a batch ramp too.
     check(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape)))
-    policy, is_recorded = _run_precision(config, workdir)
+    record = read_run_record(workdir, config)
+    policy = _run_precision(config, record)
     teacher = None
     if config.teacher.path:
         dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
@@ -134,7 +135,7 @@ def _build_run(
         "data_digest": read_json(data / "index.json")["digest"],
         "teacher_digest": teacher.digest if teacher else "",
         **({"init_digest": growth.source.digest} if growth else {}),
-        **({"compute_dtype": str(policy.compute_dtype)} if is_recorded else {}),
+        **numeric_identity(policy, record),
     }
     run_schedules = schedule_table(config)
     objective = objective_module(family(config.model).OBJECTIVE).make_objective(config, vocab)
@@ -192,18 +193,30 @@ def resolve_config(config: Config, vocab: Vocabulary, rows: PackedDataset) -> Re
     return ResolvedConfig(**{f.name: getattr(resolved, f.name) for f in dataclasses.fields(Config)})
 
 
-def _run_precision(config: Config, workdir: Path) -> tuple[Policy, bool]:
-    """Return the dtypes of a run and whether its record has them.
+def _run_precision(config: Config, record: Mapping[str, Any] | None) -> Policy:
+    """Return the dtypes of a run.
 
     A resumed run keeps the dtype that it began with, whatever `auto` would be on this machine. Records of
     earlier versions lack it: `auto` was fp32 on every CPU.
+
+    Args:
+        config: of the run.
+        record: its run.json; None for a new run.
     """
-    record = read_run_record(workdir, config)
     if record is None or config.precision.compute_dtype != "auto":
-        return resolve_precision(config), record is None or "compute_dtype" in record
+        return resolve_precision(config)
     before = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     precision = Precision(record.get("compute_dtype", before))
-    return resolve_precision(dataclasses.replace(config, precision=precision)), "compute_dtype" in record
+    return resolve_precision(dataclasses.replace(config, precision=precision))
+
+
+def numeric_identity(policy: Policy, record: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what else numbers depend on, by its key in run.json, without keys that an older record lacks."""
+    numerics = {
+        "compute_dtype": str(policy.compute_dtype),
+        "precision_environment": precision_environment(),
+    }
+    return {key: value for key, value in numerics.items() if record is None or key in record}
 
 
 def resolve_precision(config: Config) -> Policy:

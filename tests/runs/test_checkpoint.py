@@ -266,6 +266,12 @@ def test_a_signal_while_reading_is_not_damage(copy, monkeypatch):
     assert not (copy.parent / "checkpoints-damaged").exists()
 
 
+def check_for(seconds, checkpoints):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        checkpoints.check()
+
+
 def test_a_save_without_room_is_one_error_and_those_before_stay(copy, capfd):
     """It is raised by the next check after it failed, with no other call of Orbax."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -274,14 +280,13 @@ def test_a_save_without_room_is_one_error_and_those_before_stay(copy, capfd):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # bytes
     try:
         checkpoints.save(30, state_of(30))
-        deadline = time.monotonic() + 30
         with pytest.raises(SaveFailed, match="checkpoints: a checkpoint cannot be written: File too large; "):
-            while time.monotonic() < deadline:
-                checkpoints.check()
+            check_for(30, checkpoints)
         checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     gc.collect()
     assert "Traceback" not in capfd.readouterr().err
     (state, step), _ = restore(copy)
-    assert step == NEWEST and same(state, state_of(NEWEST))
+    assert step == NEWEST
+    assert same(state, state_of(NEWEST))

@@ -161,7 +161,7 @@ def test_a_failed_save_ends_the_run_at_the_next_step(run):
 )
 def test_a_training_loss_that_cannot_be_right_ends_the_run_at_an_evaluation(run, losses, fails):
     evaluator = Loop(run, Recorder()).hooks.evaluator
-    evaluator.metric_logger.losses = dict(zip((3, 6), losses[:-1]))
+    evaluator.metric_logger.losses = dict(zip((3, 6), losses[:-1], strict=False))
     state = LoopState(None, 8, 0, {"loss": jnp.float32(losses[-1])} if losses else {})
     with pytest.raises(TrainingFailed, match="at step 8 the training loss is") if fails else nullcontext():
         evaluator._check_losses(state, {"held_out_loss": 2.0, "predictions": 10})

@@ -10,6 +10,7 @@ import pytest
 from dwt_jax import runtime_env
 from dwt_jax.config import Config, Precision
 from dwt_jax.config_loader import load_config
+from dwt_jax.errors import UserError
 from dwt_jax.train import setup
 from dwt_jax.train.setup import resolve_precision, setup_run
 from helpers.runs import prepared_project
@@ -76,3 +77,21 @@ def test_a_run_whose_directory_is_lost_keeps_its_precision(monkeypatch, tmp_path
     assert record["run"].pop("compute_dtype") == "bfloat16"
     record_path.write_text(json.dumps(record))
     assert compute_dtype("third", has_bf16=True) == "float32"
+
+
+def test_a_resumed_run_has_the_precision_of_products_that_it_began_with(monkeypatch, tmp_path):
+    """JAX has no record of it; a run of an earlier version has none either."""
+    config = load_config(prepared_project(tmp_path))
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    setup_run(config, tmp_path / "run")
+    setup_run(config, tmp_path / "run")
+    monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION")
+    message = "run.precision_environment is 'JAX_DEFAULT_MATMUL_PRECISION=highest' there, '' here"
+    with pytest.raises(UserError, match=message):
+        setup_run(config, tmp_path / "run")
+    record_path = tmp_path / "run" / "run.json"
+    record = json.loads(record_path.read_text())
+    del record["precision_environment"]
+    record_path.write_text(json.dumps(record))
+    setup_run(config, tmp_path / "run")
