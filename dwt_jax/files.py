@@ -23,15 +23,40 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file atomically.
 
     Yields:
-        A temporary path in the same directory. It is renamed to `path` at the end of the block, and
-        removed if the block raises.
+        A temporary path in the same directory. It is synced and renamed to `path` at the end of the block,
+        and removed if the block raises.
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield partial
+        sync(partial)
         partial.replace(path)
+        sync(path.parent, recursive=False)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: Path, recursive: bool = True) -> None:
+    """Wait until a file, or a directory with all that is in it, is on the disk.
+
+    Without it a rename may reach the disk before the content does, and a power cut leaves empty files.
+
+    Args:
+        path: the file or directory.
+        recursive: of a directory, whether to sync its files and directories too.
+    """
+    if recursive and path.is_dir():
+        for child in path.iterdir():
+            if not child.is_symlink():
+                sync(child)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # not every file system can
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def user_path(path: str | Path) -> Path:
@@ -164,14 +189,16 @@ def atomic_dir(out: Path) -> Iterator[Path]:
 
 
 def commit_dir(partial: Path, out: Path) -> bool:
-    """Move `partial` to `out`. Returns False if `out` is not an empty directory by now.
+    """Sync `partial` and move it to `out`. Returns False if `out` is not an empty directory by now.
 
     It is renamed. Where `out` is a directory that cannot be replaced, the contents are moved into it, those
     that were modified last at the end: they mark a directory as complete.
     """
+    sync(partial)
     try:
         if partial.parent != out:
             partial.rename(out)
+            sync(out.parent, recursive=False)
             return True
     except OSError as error:
         if error.errno not in _CANNOT_REPLACE or not out.exists():
@@ -181,6 +208,7 @@ def commit_dir(partial: Path, out: Path) -> bool:
     children = sorted(partial.iterdir(), key=lambda child: (child.is_file(), child.stat().st_mtime_ns))
     for child in children:
         shutil.move(child, out / child.name)
+    sync(out, recursive=False)
     return True
 
 
@@ -224,3 +252,15 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON object that dwt wrote. Raises UserError as `read_json_object` does."""
     return read_json_object(path, "JSON written by dwt")
+
+
+def read_intact_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object that dwt wrote; None if there is no such file, or if it is damaged.
+
+    A power cut or a full disk may leave an empty file, or the beginning of one.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

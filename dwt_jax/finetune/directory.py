@@ -9,7 +9,7 @@ import numpy as np
 
 from dwt_jax.config_loader import config_to_dict
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json, write_json
+from dwt_jax.files import read_intact_json, write_json
 from dwt_jax.finetune.collate import EncodedExamples
 from dwt_jax.finetune.config import FinetuneConfig, read_finetune_config
 from dwt_jax.finetune.datasets import TaskData
@@ -27,8 +27,8 @@ def data_digest(workdir: Path, data: TaskData, encoded: Mapping[str, EncodedExam
         ids = [np.array(data.splits[name].ids) for name in names]
         return params_digest([*(encoded[name] for name in names), np.array(data.labels), *ids])
 
-    record = workdir / "finetune.json"
-    if record.exists() and read_json(record)["data_digest"] == digest([*encoded]):
+    record = read_intact_json(workdir / "finetune.json")
+    if record and record["data_digest"] == digest([*encoded]):
         return digest([*encoded])  # of an earlier version, whose digest was that of all splits
     return digest([name for name in encoded if not name.startswith("test")])
 

@@ -17,7 +17,7 @@ from dwt_jax.config import Config
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_write, read_json, user_path, write_json
+from dwt_jax.files import atomic_write, read_intact_json, user_path, write_json
 from dwt_jax.finetune import collate, directory, metrics, outputs
 from dwt_jax.finetune.collate import EncodedExamples, ExampleCache
 from dwt_jax.finetune.config import MIN_SEQUENCE_LENGTH, FinetuneConfig, Recipe
@@ -117,7 +117,7 @@ def prepare_finetuning(
         config = dataclasses.replace(config, recipe=recipe)
     data = example_cache.read(config.examples)
     encoded = example_cache.encode(config.examples, source.checkpoint.tokenizer, config.recipe.max_length)
-    record = read_json(workdir / "finetune.json") if (workdir / "config.json").exists() else None
+    record = read_intact_json(workdir / "finetune.json")
     policy = resolve_precision(Config(precision=config.precision))
     identity = {
         "model_digest": source.digest,
@@ -148,8 +148,7 @@ def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict
         Preempted: after a signal.
         TrainingFailed: for a loss that is not finite.
     """
-    results_path = context.workdir / "results.json"
-    previous = read_json(results_path) if results_path.exists() else {}
+    previous = read_intact_json(context.workdir / "results.json") or {}
     recipe, group_size = context.config.recipe, parallel_seeds(context)
     finished = [
         seed for seed in recipe.seeds if str(seed) in previous.get("seeds", ()) and _is_done(context, seed)

@@ -21,7 +21,7 @@ from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
 from dwt_jax.data.tokenizer import copy_tokenizer_files
 from dwt_jax.errors import UserError, out_of_space_reason
-from dwt_jax.files import atomic_dir, list_directory, read_json, user_path, write_json
+from dwt_jax.files import atomic_dir, list_directory, read_intact_json, read_json, sync, user_path, write_json
 
 CADENCE_KEYS = ("train.log_every", "train.save_every", "train.keep_checkpoints", "train.eval_every")
 """When a run logs, saves and evaluates."""
@@ -63,16 +63,21 @@ def init_run_dir(
         identity: digests of the inputs that are not in the config (data, teacher).
         kind: default: pre-training.
 
+    A config or identity that is damaged is not compared, and written again.
+
     Raises:
         UserError: the directory holds another run, or files but no run.
     """
     is_pretraining = kind is None
     kind = kind or RunKind("run.json", read_run_config, RESUME_MUTABLE_KEYS)
     is_existing = (workdir / "config.json").exists()
+    has_config = read_intact_json(workdir / "config.json") is not None
+    record = read_intact_json(workdir / kind.identity_file)
     if is_existing:
-        saved_run = kind.read_config(workdir), read_json(workdir / kind.identity_file)
+        saved_config = kind.read_config(workdir) if has_config else None
+        compared = config if has_config else None, identity if record else None
         _check_same_run(
-            workdir, _run_identity(*saved_run), _run_identity(config, identity), kind.mutable_keys
+            workdir, _run_identity(saved_config, record), _run_identity(*compared), kind.mutable_keys
         )
     else:
         leftover_names = {"tokenizer", kind.identity_file}  # of an interrupted initialisation
@@ -84,21 +89,32 @@ def init_run_dir(
     if is_pretraining:
         init_checkpoint_dir(workdir, config, identity)
     if is_existing:
+        for name, is_intact, value in (
+            (kind.identity_file, record, dict(identity)),
+            ("config.json", has_config, config_to_dict(config)),
+        ):
+            if not is_intact:
+                print(f"{workdir}: {name} is damaged, and is written again", file=sys.stderr)
+                write_json(workdir / name, value)
         return
     with atomic_dir(workdir / "tokenizer") as partial:
         copy_tokenizer_files(tokenizer, partial)  # its directory may hold a model too
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+        sync(partial)
         partial.rename(workdir / "tokenizer")
     write_json(workdir / kind.identity_file, dict(identity))
     # Last: its presence marks a complete initialisation.
     write_json(workdir / "config.json", config_to_dict(config))
 
 
-def _run_identity(config: Any, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that identifies a run. Keys that an older record lacks have their defaults."""
+def _run_identity(config: Any, identity: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Everything that identifies a run. Keys that an older record lacks have their defaults.
+
+    None stands for a part that is damaged, of which nothing is known.
+    """
     return {
-        **flatten_dict(config_to_dict(config)),
-        **{f"run.{key}": value for key, value in identity.items()},
+        **(flatten_dict(config_to_dict(config)) if config is not None else {}),
+        **{f"run.{key}": value for key, value in (identity or {}).items()},
     }
 
 
@@ -145,16 +161,16 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
     directory = checkpoint_dir(workdir, config)
     record_path = directory / "run.json"
     with wrap_storage_errors(directory):
-        saved_record = json.loads(record_path.read_text(encoding="utf-8")) if record_path.exists() else None
+        saved_record = _read_checkpoint_record(record_path)
         if saved_record is not None:  # even without checkpoints: that run may be in progress
             saved_identity = _run_identity(build_config(saved_record["config"]), saved_record["run"])
             _check_same_run(directory, saved_identity, _run_identity(config, identity), RESUME_MUTABLE_KEYS)
             return
-        if (workdir / "config.json").exists():
+        if (workdir / "config.json").exists() and not record_path.exists():
             raise UserError(
                 f"{directory}: has nothing of the run in {workdir} any more, expected its checkpoints"
             )
-        if directory.exists() and list_directory(directory):
+        if not record_path.exists() and directory.exists() and list_directory(directory):
             raise UserError(f"{directory}: holds files but no run, expected an empty train.checkpoint_path")
         new_record = {"config": config_to_dict(config), "run": dict(identity)}
         directory.mkdir(parents=True, exist_ok=True)
@@ -164,21 +180,28 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
             write_json(Path(record_path), new_record)
 
 
+def _read_checkpoint_record(path: Any) -> dict[str, Any] | None:
+    """Read the `run.json` of a `train.checkpoint_path`; None if it does not exist or is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    except ValueError:
+        return None
+
+
 def read_run_record(workdir: Path, config: Config) -> dict[str, Any] | None:
     """Return the digests of an existing run, from its work directory or else its `train.checkpoint_path`.
 
     Raises:
         UserError: the checkpoint path cannot be accessed.
     """
-    if (workdir / "config.json").exists():
-        record: dict[str, Any] = read_json(workdir / "run.json")
+    if (workdir / "config.json").exists() and (record := read_intact_json(workdir / "run.json")):
         return record
     if not config.train.checkpoint_path:
         return None
     directory = checkpoint_dir(workdir, config)
     with wrap_storage_errors(directory):
-        path = directory / "run.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))["run"]) if path.exists() else None
+        saved_record = _read_checkpoint_record(directory / "run.json")
+        return dict(saved_record["run"]) if saved_record else None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Pre-training from a config: read it from top to bottom."""
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import local_row_indices, make_global_batch, replicated_sharding, to_global
 from dwt_jax.distributed.shutdown import Preempted, handle_signals
 from dwt_jax.distributed.watchdog import hang_watchdog
-from dwt_jax.files import read_json
+from dwt_jax.files import read_intact_json
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.metric_writer import MetricWriter
 from dwt_jax.runs.run_dir import checkpoint_dir, run_lock
@@ -78,11 +79,14 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _finished_summary(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a complete run; None if the run is not complete."""
-    if not (workdir / "summary.json").exists():
-        return None
-    print(f"{workdir}: already finished", flush=True)
-    return read_json(workdir / "summary.json")
+    """The summary of a complete run; None if the run is not complete, or its summary is damaged."""
+    path = workdir / "summary.json"
+    summary = read_intact_json(path)
+    if summary is not None:
+        print(f"{workdir}: already finished", flush=True)
+    elif path.exists():
+        print(f"{workdir}: summary.json is damaged, and is written again", file=sys.stderr)
+    return summary
 
 
 def evaluate_if_missed(run: RunContext, loop: LoopState, hooks: Hooks) -> None:

@@ -21,7 +21,7 @@ from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json, user_path
+from dwt_jax.files import read_intact_json, read_json, user_path
 from dwt_jax.model_files import describe_missing_path
 from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
@@ -78,8 +78,13 @@ def _comparable_config(config: Config) -> dict[str, Any]:
 def _check_environment(config: Config, workdir: Path) -> Config:
     """The config, with the `init` of an existing run, if this machine can run it."""
     is_resume = (workdir / "config.json").exists()
-    if is_resume:
+    if read_intact_json(workdir / "config.json") is not None:
         config = _inherit_growth_config(config, read_run_config(workdir).init)
+    elif is_resume and (workdir / "init.json").exists() and not config.init.method:
+        raise UserError(
+            f"{workdir / 'config.json'}: damaged, expected the config of a run that was grown: give its "
+            "`init` with --config.init.method and the like, see init.json"
+        )
     try:
         backend = jax.default_backend()
     except RuntimeError as error:  # JAX_PLATFORMS asks for what is not there

@@ -301,6 +301,45 @@ def test_a_finished_run_is_not_repeated(project, whole, capsys):
     assert (whole / "summary.json").read_text() == before
 
 
+@pytest.mark.parametrize("content", ["", '{"seed": 0, "pla'])
+def test_a_run_with_damaged_files_goes_on_from_its_checkpoints(project, whole, tmp_path, capsys, content):
+    """A power cut may leave files empty, or only their beginning."""
+    shutil.copytree(whole, tmp_path / "run")
+    names = ("config.json", "run.json", "summary.json")
+    for name in names:
+        (tmp_path / "run" / name).write_text(content)
+    train(load_config(project[0], taught(project)), tmp_path / "run")
+    captured = capsys.readouterr()
+    assert "resumed at step 12" in captured.out
+    for name in names:
+        assert f"{name} is damaged, and is written again" in captured.err
+    for name in names[:2]:
+        assert json.loads((tmp_path / "run" / name).read_text()) == json.loads((whole / name).read_text())
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("damaged", "overrides", "message"),
+    [
+        (
+            "run.json",
+            {"optimizer__weight_decay": "0.1"},
+            r"optimizer\.weight_decay is 0\.01 there, 0\.1 here",
+        ),
+        ("config.json", {"teacher__path": ""}, r"run\.teacher_digest is '[0-9a-f]+' there, '' here"),
+    ],
+)
+def test_what_is_intact_of_a_damaged_run_is_still_compared(
+    project, whole, tmp_path, damaged, overrides, message
+):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / damaged).write_text("")
+    config = {"distill.preset": "custom"} if damaged == "config.json" else {}
+    with pytest.raises(UserError, match=message):
+        train(load_config(project[0], {**taught(project, **overrides), **config}), tmp_path / "run")
+    assert (tmp_path / "run" / damaged).read_text() == ""
+
+
 def test_a_claim_that_was_cut_short_is_taken_up(project, tmp_path):
     """Killed after the tokenizer was there, before config.json was."""
     shutil.copytree(project[1] / "rows" / "tokenizer", tmp_path / "run" / "tokenizer")

@@ -1,0 +1,67 @@
+"""What is renamed into place is on the disk before, and so is the rename after it."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from dwt_jax import files
+
+
+@pytest.fixture
+def events(monkeypatch, tmp_path):
+    """The calls of fsync and rename, in their order, with the paths below tmp_path."""
+    recorded = []
+
+    def fsync(descriptor):
+        recorded.append(("fsync", os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path)))
+
+    def rename(self, target):
+        recorded.append(("rename", os.path.relpath(target, tmp_path)))
+        os.rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    monkeypatch.setattr(Path, "rename", rename)
+    return recorded
+
+
+def test_a_file_is_synced_before_its_rename_and_the_directory_after(tmp_path, events):
+    files.write_json(tmp_path / "a.json", {"x": 1})
+    partial = f".a.json.partial-{os.getpid()}"
+    assert events == [("fsync", partial), ("rename", "a.json"), ("fsync", ".")]
+
+
+def test_a_directory_is_synced_with_all_that_is_in_it(tmp_path, events):
+    with files.atomic_dir(tmp_path / "out") as partial:
+        (partial / "model").mkdir()
+        (partial / "model" / "weights").write_bytes(b"1")
+        (partial / "link").symlink_to("nowhere")
+        assert files.commit_dir(partial, tmp_path / "out")
+    *synced, renamed, last = events
+    name = partial.name
+    assert [path for _, path in synced] == [f"{name}/model/weights", f"{name}/model", name]
+    assert (renamed, last) == (("rename", "out"), ("fsync", "."))
+
+
+@pytest.mark.parametrize(("number", "is_raised"), [(errno.EINVAL, False), (errno.ENOSPC, True)])
+def test_a_file_system_without_fsync_is_no_error_and_a_full_one_is(tmp_path, monkeypatch, number, is_raised):
+    def fsync(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if is_raised:
+        with pytest.raises(OSError, match="No space left"):
+            files.write_json(tmp_path / "a.json", {})
+        assert not [*tmp_path.iterdir()]
+    else:
+        files.write_json(tmp_path / "a.json", {})
+        assert files.read_json(tmp_path / "a.json") == {}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\0\0\0", b"\xff\xfe{", b"[1]"])
+def test_a_damaged_file_is_none(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    assert files.read_intact_json(tmp_path / "a.json") is None
+    assert files.read_intact_json(tmp_path / "nowhere.json") is None
