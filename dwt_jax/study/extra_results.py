@@ -12,7 +12,7 @@ import numpy as np
 from dwt_jax.config_loader import config_to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, write_json
-from dwt_jax.study.sweep import Job, Study
+from dwt_jax.study.sweep import Job, Study, failed_jobs
 
 if TYPE_CHECKING:
     from dwt_jax.finetune.collate import ExampleCache
@@ -59,7 +59,8 @@ def _examples_digest(data: "TaskData") -> str:
 def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None:
     """Write masked words of held-out rows, and what the first run of each arm that is named guesses.
 
-    The rows are those of the first arm's data. Nothing is done until all these runs are finished, or if the
+    The rows are those of the first arm's data. Nothing is done until all these runs are finished (but for
+    those that failed), or if the
     file is newer than they are and for the same arms and number of rows. An arm has no guesses, and a line on
     stderr says why, if its model does not load or its vocabulary is not the first arm's.
     """
@@ -70,7 +71,9 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
         name: next(job for job in jobs if job.kind == "train" and job.arm == name)
         for name in study.masked_words.arms
     }
-    if not all(job.is_done() for job in first_runs.values()):
+    failed = failed_jobs(jobs)
+    first_runs = {name: job for name, job in first_runs.items() if job.name not in failed}
+    if not first_runs or not all(job.is_done() for job in first_runs.values()):
         return
     newest = max((job.workdir / "summary.json").stat().st_mtime for job in first_runs.values())
     settings = config_to_dict(study.masked_words)
@@ -81,7 +84,7 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
     from dwt_jax.eval.masked_words import choose_masked_words, guess_masked_words
     from dwt_jax.runs.load import load_model
 
-    data = get_prepared(first_runs[study.masked_words.arms[0]].config.data)
+    data = get_prepared(next(iter(first_runs.values())).config.data)
     masked_words, vocabulary = (
         choose_masked_words(data, study.masked_words.rows),
         load_vocabulary(data / "tokenizer"),
@@ -95,7 +98,7 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
             print(f"study: no guesses of {name}: {error}", file=sys.stderr)
             continue
         if load_vocabulary(loaded_model.tokenizer).tokens != vocabulary.tokens:
-            first = study.masked_words.arms[0]
+            first = next(iter(first_runs))
             print(f"study: no guesses of {name}: another vocabulary than that of {first}", file=sys.stderr)
             continue
         guesses[name] = guess_masked_words(

@@ -25,7 +25,14 @@ def read_manifest(workdir: Path) -> tuple[Study, tuple[JobRecord, ...]]:
     manifest = read_json(path)
     try:
         records = tuple(
-            JobRecord(**{**job, "workdir": workdir / job["workdir"], "tasks": tuple(job["tasks"])})
+            JobRecord(
+                **{
+                    **job,
+                    "workdir": workdir / job["workdir"],
+                    "tasks": tuple(job["tasks"]),
+                    "needs": tuple(job.get("needs", ())),
+                }
+            )
             for job in manifest["jobs"]
         )
         study = build_dataclass(Study, manifest["grid"])

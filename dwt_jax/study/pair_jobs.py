@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json, user_path, write_json
+from dwt_jax.files import read_intact_json, read_json, user_path, write_json
 from dwt_jax.study.sweep import FINAL_STEP, Job, StudyPairs
 
 
@@ -53,7 +53,7 @@ class PairSets:
 
         for name in job.tasks:
             directory = job.workdir / name
-            if (directory / "results.json").exists():
+            if read_intact_json(directory / "results.json") is not None:
                 continue
             directory.mkdir(parents=True, exist_ok=True)
             write_json(directory / "config.json", self._config(name))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dwt_jax.config_loader import flatten_dict
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json, write_json
+from dwt_jax.files import read_intact_json, read_json, write_json
 from dwt_jax.hf.tensor_files import has_weights
 from dwt_jax.runs.load import load_model
 from dwt_jax.runs.run_dir import CADENCE_KEYS, RESUME_MUTABLE_KEYS
@@ -40,7 +40,8 @@ class ProvenanceChecker:
             if path.exists() and read_json(path) != _run_fingerprint(needs[0]):
                 raise UserError(_changed_source_message(job, f"run of {needs[0].name!r}"))
             return
-        record = read_json(job.workdir / "run.json") if (job.workdir / "config.json").exists() else {}
+        has_config = (job.workdir / "config.json").exists()
+        record = (read_intact_json(job.workdir / "run.json") if has_config else None) or {}
         model_paths = {"teacher_digest": job.config.teacher.path, "init_digest": job.config.init.from_}
         for key, model in model_paths.items():
             source_jobs = [need for need in needs if model and need.workdir == Path(model)]

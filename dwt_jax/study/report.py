@@ -7,6 +7,7 @@ page, charts.py the charts.
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
-from dwt_jax.files import atomic_write, read_json
+from dwt_jax.files import atomic_write, read_intact_json, read_json
 from dwt_jax.runs.metrics_file import total_flops
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
 from dwt_jax.study import report_html, tables
@@ -82,6 +83,7 @@ class RunComparisonStudy:
     seconds: float | None
     runs: tuple[RunRecord, ...]
     unfinished: tuple[tuple[str, int], ...]  # (name, last logged step)
+    left_out: tuple[tuple[str, str], ...]  # (name, reason): finished runs that cannot be read
     baseline: RunRecord | None  # the student without a teacher
     noise: SeedNoise | None
     comparisons: tuple[BaselineComparison, ...]
@@ -140,12 +142,16 @@ def collect_runs(workdir: Path) -> RunComparisonStudy:
     finished = {name: path for name, path in directories.items() if (path / "summary.json").exists()}
     if not finished:
         raise UserError(f"{workdir}: no finished run below it, expected sub-directories with a summary.json")
-    runs = _assign_roles([read_finished_run(name, path) for name, path in finished.items()], plan)
+    records, left_out = _read_runs(finished)
+    runs = _assign_roles(records, plan)
     planned = [str(entry.get("name")) for entry in plan.get("runs", [])]
     ranks = {name: rank for rank, name in enumerate(planned)}
     runs.sort(key=lambda run: (ranks.get(run.name, len(ranks)), run.role != "teacher", run.name))
     missing = [name for name in (*planned, *directories) if name not in finished]
     unfinished = tuple((name, last_logged_step(directories.get(name))) for name in dict.fromkeys(missing))
+    downstream = _read_downstream(workdir, runs, left_out)
+    for name, reason in left_out.items():
+        print(f"{name} is left out of the report: {reason}", file=sys.stderr)
     by_name = {run.name: run for run in runs}
     baseline = by_name.get(str(plan["baseline"])) if plan.get("baseline") else _find_baseline(runs)
     noise = _seed_noise(runs, [by_name[name] for name in plan.get("noise_pair") or () if name in by_name])
@@ -156,17 +162,46 @@ def collect_runs(workdir: Path) -> RunComparisonStudy:
         seconds=plan.get("seconds"),
         runs=tuple(runs),
         unfinished=unfinished,
+        left_out=tuple(left_out.items()),
         baseline=baseline,
         noise=noise,
         comparisons=tuple(
             compare_to_baseline(run, baseline, noise) for run in runs if baseline and run.is_distilled
         ),
-        downstream={
-            run.name: read_json(path)
-            for run in runs
-            if (path := workdir / DOWNSTREAM_DIR / run.name / "results.json").exists()
-        },
+        downstream=downstream,
     )
+
+
+def _read_runs(directories: Mapping[str, Path]) -> tuple[list[RunRecord], dict[str, str]]:
+    """Read finished runs. Returns them, and why others cannot be read, by name.
+
+    Raises:
+        UserError: none of them can be read.
+    """
+    records, left_out = [], {}
+    for name, path in directories.items():
+        try:
+            records.append(read_finished_run(name, path))
+        except UserError as error:
+            left_out[name] = str(error)
+        except (KeyError, TypeError) as error:
+            left_out[name] = f"{path}: {type(error).__name__}: {error}, expected files that dwt wrote"
+    if not records:
+        raise UserError(next(iter(left_out.values())))
+    return records, left_out
+
+
+def _read_downstream(workdir: Path, runs: Sequence[RunRecord], left_out: dict[str, str]) -> dict[str, Any]:
+    """Read the results of the runs' fine-tunings, by the run's name; those that are damaged are left out."""
+    results = {}
+    for run in runs:
+        path = workdir / DOWNSTREAM_DIR / run.name / "results.json"
+        result = read_intact_json(path)
+        if result is not None:
+            results[run.name] = result
+        elif path.exists():
+            left_out[f"{DOWNSTREAM_DIR}/{run.name}"] = f"{path}: damaged, expected JSON written by dwt"
+    return results
 
 
 def _assign_roles(runs: list[RunRecord], plan: Mapping[str, Any]) -> list[RunRecord]:

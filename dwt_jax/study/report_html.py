@@ -107,9 +107,9 @@ def _top(study: "RunComparisonStudy") -> str:
         parts.append("<p>No finished run without a teacher to compare with.</p>")
     if study.comparisons:
         parts.append(f"<p>{escape(tables.describe_noise(study))}</p>")
-    if study.unfinished:
+    if study.unfinished or study.left_out:
         items = "; ".join(escape(text) for text in tables.describe_unfinished(study))
-        parts.append(f"<p><b>Unfinished</b> and not in this report: {items}.</p>")
+        parts.append(f"<p><b>Unfinished or unreadable</b> and not in this report: {items}.</p>")
     return "\n".join(parts)
 
 

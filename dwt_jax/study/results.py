@@ -19,7 +19,7 @@ from dwt_jax.study.extra_results import BAG_OF_WORDS_NAME, MASKED_WORDS_NAME
 from dwt_jax.study.report import TargetCrossing, steps_to_target
 from dwt_jax.study.run_records import read_document_losses
 from dwt_jax.study.statistics import Interval, PairedDocuments, paired_loss_interval, paired_score_interval
-from dwt_jax.study.sweep import FINAL_STEP, LOSS_MEASURES, Arm, Hypothesis, JobRecord, Study
+from dwt_jax.study.sweep import FINAL_STEP, LOSS_MEASURES, Arm, Hypothesis, JobRecord, Study, failed_jobs
 
 LOSS_MEASURE, OUT_OF_DOMAIN_MEASURE = LOSS_MEASURES
 AVERAGE_MEASURE = "average"  # over tasks
@@ -71,6 +71,7 @@ class StudyResults:
     num_jobs: int
     hypothesis_results: tuple[HypothesisResult, ...]
     bag_of_words: Mapping[str, float] = field(default_factory=dict)  # score by task, 0 to 1
+    left_out: Mapping[str, str] = field(default_factory=dict)  # why, by the name of the job
     masked_words: Sequence[Mapping[str, Any]] = ()  # text, word, and the guesses by arm
 
 
@@ -79,7 +80,8 @@ def collect_study_results(workdir: Path) -> StudyResults:
     if not (workdir / manifest.MANIFEST_NAME).exists():
         raise UserError(f"{workdir}: no {manifest.MANIFEST_NAME}, expected the directory of a dwt study")
     study, jobs = manifest.read_manifest(workdir)
-    arms = {arm.name: _arm_results(arm, jobs) for arm in study.arms}
+    left_out = failed_jobs(jobs)
+    arms = {arm.name: _arm_results(arm, jobs, left_out) for arm in study.arms}
     return StudyResults(
         study=study,
         workdir=workdir,
@@ -88,6 +90,7 @@ def collect_study_results(workdir: Path) -> StudyResults:
         num_jobs=len(jobs),
         hypothesis_results=tuple(evaluate_hypothesis(hypothesis, study, arms) for hypothesis in study.claims),
         bag_of_words=_bag_of_words(study, workdir),
+        left_out=left_out,
         masked_words=_masked_words(study, workdir),
     )
 
@@ -113,19 +116,24 @@ def _masked_words(study: Study, workdir: Path) -> list[Mapping[str, Any]]:
     ]
 
 
-def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...]) -> ArmResults:
-    planned_steps = {job.share: job.step for job in jobs if job.arm == arm.name and job.step}
-    finished_jobs = [job for job in jobs if job.arm == arm.name and job.is_done()]
-    runs = {job.seed: _training_result(job.workdir) for job in finished_jobs if job.kind == "train"}
+def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...], left_out: dict[str, str]) -> ArmResults:
+    """Read the results of an arm. Adds jobs whose files are damaged to `left_out`, with the reason."""
+    runs: dict[int, TrainingResult] = {}
     scores: dict[tuple[int, int], dict[str, tuple[float, ...]]] = {}
-    for job in finished_jobs:
-        if job.kind in _SCORE_READERS:
-            scores.setdefault((job.seed, job.step), {}).update(_SCORE_READERS[job.kind](job))
-    out_of_domain = {
-        job.seed: documents
-        for job in finished_jobs
-        if job.kind == "evaluate" and (documents := _read_paired_documents(job.workdir, "results.json"))
-    }
+    out_of_domain: dict[int, PairedDocuments] = {}
+    for job in jobs:
+        if job.arm != arm.name or not job.is_done():
+            continue
+        try:
+            if job.kind == "train":
+                runs[job.seed] = _training_result(job.workdir)
+            elif job.kind in _SCORE_READERS:
+                scores.setdefault((job.seed, job.step), {}).update(_SCORE_READERS[job.kind](job))
+            elif documents := _read_paired_documents(job.workdir, "results.json"):
+                out_of_domain[job.seed] = documents
+        except UserError as error:
+            left_out[job.name] = str(error)
+    planned_steps = {job.share: job.step for job in jobs if job.arm == arm.name and job.step}
     pair_sets = tuple(dict.fromkeys(name for job in jobs if job.kind == "pairs" for name in job.tasks))
     return ArmResults(arm, runs, out_of_domain, scores, planned_steps, pair_sets)
 

@@ -11,7 +11,7 @@ import numpy as np
 from dwt_jax.config import Config, Schedule
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
-from dwt_jax.files import list_directory, read_json
+from dwt_jax.files import list_directory, read_intact_json, read_json
 from dwt_jax.runs.metrics_file import read_jsonl, restore_nans
 
 _DEFAULT_SETTINGS = {
@@ -94,8 +94,8 @@ def _is_run(path: Path) -> bool:
     """Whether a directory is a pre-training run (other jobs write a summary too)."""
     if not path.is_dir() or path.name.startswith(".") or not (path / "config.json").exists():
         return False
-    if (path / "summary.json").exists():
-        config, summary = read_json(path / "config.json"), read_json(path / "summary.json")
+    config, summary = (read_intact_json(path / name) for name in ("config.json", "summary.json"))
+    if config is not None and summary is not None:
         return {"distill", "model"} <= set(config) and {"held_out", "flops"} <= set(summary)
     return (path / "run.json").exists()
 
@@ -145,7 +145,7 @@ def read_document_losses(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         with np.load(path) as arrays:
             return arrays["loss"].astype(np.float64), arrays["count"].astype(np.float64)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: {error}, expected the arrays loss and count") from None
 
 

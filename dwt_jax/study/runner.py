@@ -19,8 +19,9 @@ from dwt_jax.config_loader import (
     flatten_dict,
     load_data_config,
 )
+from dwt_jax.distributed.shutdown import TrainingFailed
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json, write_json
+from dwt_jax.files import read_intact_json, read_json, write_json
 from dwt_jax.finetune import config as finetuning
 from dwt_jax.runs.metrics_file import read_jsonl
 from dwt_jax.runs.peak_flops import peak_flops_per_device
@@ -29,10 +30,12 @@ from dwt_jax.study import extra_results, manifest
 from dwt_jax.study.pair_jobs import PairSets
 from dwt_jax.study.provenance import ProvenanceChecker
 from dwt_jax.study.sweep import (
+    FAILURE_FILE,
     FINAL_STEP,
     Job,
     OutOfDomain,
     Study,
+    failed_jobs,
     parse_overrides,
     study_jobs,
 )
@@ -41,11 +44,8 @@ from dwt_jax.text_format import format_duration, format_table
 if TYPE_CHECKING:
     from dwt_jax.finetune.collate import ExampleCache
 
-EXAMPLE_PATH_KEYS = (
-    "examples.path",
-    "examples.train",
-    "examples.dev",
-    "examples.test",
+EXAMPLE_PATH_KEYS = tuple(
+    f"examples.{key}" for key in ("path", "train", "dev", "test")
 )  # see finetune/run.py
 
 
@@ -68,7 +68,8 @@ def run_study(
         on_job_done: called after each job that was run.
 
     Returns:
-        Whether all jobs are done now.
+        Whether nothing remains to be run. Jobs that fail for good, e.g. of runs that diverge, do not count:
+        they are recorded (see `failed_jobs`), and neither they nor those that need them are run again.
 
     Raises:
         UserError: for an invalid study, missing inputs, or a directory with a run of another config;
@@ -95,22 +96,29 @@ def run_study(
         if job.kind == "pairs":
             pair_sets.check(job)
         provenance.check(job)
-    jobs_to_run = [job for job in selected_jobs if not job.is_done()]
+    failed = failed_jobs(jobs)
+    jobs_to_run = [job for job in selected_jobs if not job.is_done() and job.name not in failed]
+    for name, reason in failed.items():
+        print(f"study: {name} is left out: {reason} (remove its directory to run it again)", file=sys.stderr)
     _check_inputs(jobs_to_run, tasks, study.out_of_domain, example_cache)
     if any(job.kind == "pairs" for job in jobs_to_run):
         pair_sets.read_all()
     workdir.mkdir(parents=True, exist_ok=True)
     manifest.write_manifest(study, jobs, workdir)
     for i, job in enumerate(jobs):
-        if job in selected_jobs:
-            provenance.check(job)  # again: its sources may have finished only now
-        if job in selected_jobs and not job.is_done():
+        provenance.check(job)  # again: its sources may have finished only now
+        if job in jobs_to_run and job.name not in failed_jobs(jobs):
             print(f"study: {i + 1} of {len(jobs)}, {job.name}", flush=True)
             provenance.record(job)
-            _run_job(study, job, by_name, tasks, example_cache, pair_sets)
+            try:
+                _run_job(study, job, by_name, tasks, example_cache, pair_sets)
+            except TrainingFailed as failure:
+                print(f"study: {job.name} failed, the others go on: {failure}", file=sys.stderr)
+                write_json(job.workdir / FAILURE_FILE, {"reason": str(failure)})
             extra_results.write_masked_words(study, jobs, workdir)
             on_job_done(job)
-    if not all(job.is_done() for job in jobs):
+    failed = failed_jobs(jobs)
+    if not all(job.is_done() or job.name in failed for job in jobs):
         return False
     extra_results.write_bag_of_words(study, tasks, example_cache, workdir)
     extra_results.write_masked_words(study, jobs, workdir)
@@ -182,7 +190,7 @@ def _check_config_matches(
     directory: Path, parse_config: Callable[..., Any], config: Any, ignored_keys: Sequence[str]
 ) -> None:
     """Raise UserError if the config in `directory` differs in more than `ignored_keys` (prefixes)."""
-    if not (directory / "config.json").exists():
+    if read_intact_json(directory / "config.json") is None:  # a damaged one is written again
         return
     run_config = flatten_dict(config_to_dict(parse_config(read_json(directory / "config.json"))))
     study_config = flatten_dict(config_to_dict(config))
@@ -226,11 +234,14 @@ def _evaluate_out_of_domain(study: Study, source_job: Job, workdir: Path) -> Non
 
     data = get_prepared(_out_of_domain_data(study.out_of_domain, str(source_job.workdir / "tokenizer")))
     document_losses = model_document_losses(str(source_job.workdir), data)
+    metrics = likelihood.summarize_losses(document_losses)
     workdir.mkdir(parents=True, exist_ok=True)
+    if problem := likelihood.loss_problem(metrics):
+        raise TrainingFailed(f"{workdir}: {problem}, expected a finite loss above 0")
     write_json(workdir / "config.json", config_to_dict(_out_of_domain_data(study.out_of_domain)))
     likelihood.write_document_losses(workdir / "documents.npz", document_losses)
     identity = {"data_digest": read_json(data / "index.json")["digest"]}
-    write_json(workdir / "results.json", {**likelihood.summarize_losses(document_losses), **identity})
+    write_json(workdir / "results.json", {**metrics, **identity})
 
 
 def load_study_tasks(study: Study) -> list[finetuning.FinetuneConfig]:
@@ -251,15 +262,19 @@ def format_plan(study: Study, workdir: Path, costs: bool) -> str:
     The estimate imports jax and reads the data of the tasks.
     """
     jobs = study_jobs(study, workdir)
+    failed = failed_jobs(jobs)
     rows = [("index", "job", "state", "needs", *(("FLOPs", "estimate") if costs else ()))]
     estimates = _estimate_costs(study, jobs) if costs else [None] * len(jobs)
     for i, (job, cost) in enumerate(zip(jobs, estimates, strict=True)):
-        state = "in progress" if job.workdir.exists() else "–"
+        state = "failed" if job.name in failed else "in progress" if job.workdir.exists() else "–"
         row = (str(i), job.name, "done" if job.is_done() else state, ", ".join(job.needs) or "–")
         rows.append((*row, *(_format_cost(cost) if cost else ())))
     lines = format_table(rows)
     if costs:
-        remaining = [cost for job, cost in zip(jobs, estimates, strict=True) if cost and not job.is_done()]
+        ended = {*failed, *(job.name for job in jobs if job.is_done())}
+        remaining = [
+            cost for job, cost in zip(jobs, estimates, strict=True) if cost and job.name not in ended
+        ]
         durations = [cost.seconds for cost in remaining if cost.seconds is not None]
         unknown_suffix = (
             f", and {len(remaining) - len(durations)} of unknown duration"

@@ -5,7 +5,7 @@ The `get_config` of a study's config file returns the fields of `Study`. Does no
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from dwt_jax.config import Config
 from dwt_jax.config_loader import build_dataclass, read_config_file
 from dwt_jax.config_loader import load_config as load_config
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.files import read_intact_json
 from dwt_jax.study.paper_results import PAPER_ARMS
 
 LOSS_MEASURES = ("held_out_loss", "loss_elsewhere")  # in nats, lower is better; others are scores
@@ -105,6 +106,9 @@ class Study:
 
 FINAL_STEP = -1
 
+FAILURE_FILE = "failed.json"
+"""In the directory of a job that cannot be completed, e.g. a run that diverged: {"reason": text}."""
+
 
 @dataclass(frozen=True)
 class JobRecord:
@@ -118,19 +122,40 @@ class JobRecord:
     step: int = 0  # of a fine-tuning or of pairs: the checkpoint, FINAL_STEP for the finished model
     share: float = 0.0  # of a fine-tuning or of pairs: the requested share of the steps
     tasks: tuple[str, ...] = ()  # of a fine-tuning; of pairs: the names of the sets
+    needs: tuple[str, ...] = ()  # names of the jobs that it depends on
 
     def is_done(self) -> bool:
-        """Whether the job's last output file exists."""
+        """Whether the job's last output file exists and is not damaged."""
         if self.kind in ("finetune", "pairs"):
-            return all((self.workdir / task / "results.json").exists() for task in self.tasks)
-        return (self.workdir / ("summary.json" if self.kind == "train" else "results.json")).exists()
+            paths = [self.workdir / task / "results.json" for task in self.tasks]
+        else:
+            paths = [self.workdir / ("summary.json" if self.kind == "train" else "results.json")]
+        return all(read_intact_json(path) is not None for path in paths)
+
+
+def failed_jobs(jobs: Sequence[JobRecord]) -> dict[str, str]:
+    """Return why jobs cannot be completed, by name: they failed, or need one that did.
+
+    Args:
+        jobs: each after those that it needs.
+    """
+    reasons: dict[str, str] = {}
+    for job in jobs:
+        if job.is_done():
+            continue
+        record = read_intact_json(job.workdir / FAILURE_FILE)
+        failed_need = next((name for name in job.needs if name in reasons), None)
+        if record is not None:
+            reasons[job.name] = str(record.get("reason", "failed"))
+        elif failed_need:
+            reasons[job.name] = f"needs {failed_need}, which failed"
+    return reasons
 
 
 @dataclass(frozen=True)
 class Job(JobRecord):
     """A job: a pre-training run, or fine-tuning or evaluation of the run `needs[0]`."""
 
-    needs: tuple[str, ...] = ()  # names of the jobs that it depends on
     config: Config = field(default_factory=Config)  # of the pre-training run
 
 

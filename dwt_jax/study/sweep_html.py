@@ -51,6 +51,7 @@ def render_study_html(results: StudyResults) -> str:
     parts = [
         f"<h1>{escape(results.study.title)}</h1>",
         f"<p>{results.num_done} of {results.num_jobs} runs are finished.</p>",
+        *(f"<p>{escape(line)}</p>" for line in sweep_tables.left_out_lines(results)),
         *(
             f"<p>{escape(sweep_tables.hypothesis_sentence(result, results))}</p>"
             for result in results.hypothesis_results

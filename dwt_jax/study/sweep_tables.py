@@ -299,7 +299,16 @@ def study_tables(results: StudyResults) -> Iterator[tuple[str, ReportTable, str]
 def study_lines(results: StudyResults) -> list[str]:
     """Return the results as lines for a terminal."""
     table = arm_results_table(results)
-    return [*format_table([table.header, *table.rows]), *masked_words_lines(results)]
+    return [
+        *format_table([table.header, *table.rows]),
+        *left_out_lines(results),
+        *masked_words_lines(results),
+    ]
+
+
+def left_out_lines(results: StudyResults) -> list[str]:
+    """Return a line for each job that failed, that needs such a one, or whose files cannot be read."""
+    return [f"{name} is left out: {reason}" for name, reason in results.left_out.items()]
 
 
 def masked_words_lines(results: StudyResults) -> list[str]:
@@ -319,6 +328,8 @@ def study_markdown(results: StudyResults) -> str:
     """Render the report of a study as Markdown."""
     progress = f"{results.num_done} of {results.num_jobs} runs are finished."
     parts = [f"# {escape_markdown(results.study.title)}", progress]
+    if results.left_out:
+        parts.append("\n".join(f"* {escape_markdown(line)}" for line in left_out_lines(results)))
     if results.hypothesis_results:
         parts.append(
             "\n".join(

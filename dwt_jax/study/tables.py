@@ -310,9 +310,9 @@ def report_markdown(study: "RunComparisonStudy") -> str:
     ]
     if study.downstream:
         parts += ["## Fine-tuning", markdown_table(downstream_table(study)), DOWNSTREAM_NOTE]
-    if study.unfinished:
+    if study.unfinished or study.left_out:
         parts += [
-            "## Unfinished",
+            "## Unfinished or unreadable",
             "\n".join(f"* {escape_markdown(text)}" for text in describe_unfinished(study)),
         ]
     if study.command:
@@ -321,9 +321,9 @@ def report_markdown(study: "RunComparisonStudy") -> str:
 
 
 def describe_unfinished(study: "RunComparisonStudy") -> list[str]:
-    """List the unfinished runs with their last logged step."""
+    """List the unfinished runs with their last logged step, and the runs that cannot be read."""
     steps = {name: f"step {step:,}" if step else "no step logged" for name, step in study.unfinished}
-    return [f"{name} ({step})" for name, step in steps.items()]
+    return [f"{name} ({text})" for name, text in [*steps.items(), *study.left_out]]
 
 
 def escape_markdown(text: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Config, Data, Optimizer, Train
+from dwt_jax.distributed.shutdown import TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.models import flops
 from dwt_jax.models.bert import Config as BertConfig
@@ -307,6 +308,70 @@ def test_the_report_follows_the_runs(small_study, tmp_path, capsys, monkeypatch)
     assert any("3 of 3, alone-seed1" in line for line in lines[first:])
     assert lines[-1] == f"report in {tmp_path / 'study' / 'report.html'}"
     assert any(line.startswith("baseline (no teacher)  2") for line in lines[first:])
+
+
+def test_a_diverging_run_does_not_stop_the_others(small_study, tmp_path, capsys, monkeypatch):
+    """Its students are left out too, the report says so, and the same command does not try them again."""
+    run_job, started = runner._run_job, []
+
+    def run_or_diverge(study, job, *others):
+        started.append(job.name)
+        if job.arm == "teacher":
+            job.workdir.mkdir(parents=True)
+            raise TrainingFailed(f"{job.workdir}: at step 2 the training loss is nan")
+        run_job(study, job, *others)
+
+    study = load_study(small_study[0])
+    study = dataclasses.replace(
+        study,
+        arms=tuple(
+            dataclasses.replace(arm, finetune_at=(), pairs_at=(), seeds=(0,), set=(*arm.set, "train.steps=2"))
+            for arm in study.arms
+        ),
+        claims=study.claims[:1],
+        finetuning=StudyFinetuning(),
+    )
+    monkeypatch.setattr(runner, "_run_job", run_or_diverge)
+    for attempt in range(2):
+        started.clear()
+        run_and_report(study, tmp_path / "study")
+        if attempt == 0:
+            assert started == ["teacher-seed0", "alone-seed0", "alone-seed0-elsewhere"]
+        else:
+            assert started == []
+        captured = capsys.readouterr()
+        assert "study: teacher-seed0 " in captured.err
+        assert "the training loss is nan" in captured.err
+        assert "distilled-seed0 is left out: needs teacher-seed0, which failed" in captured.out
+    text = (tmp_path / "study" / "report.md").read_text().replace("\\", "")
+    assert "2 of 6 runs are finished" in text
+    assert "* teacher-seed0 is left out: " in text
+    assert "* distilled-seed0-elsewhere is left out: needs distilled-seed0, which failed" in text
+    assert study_results.collect_study_results(tmp_path / "study").hypothesis_results[0].interval is None
+    plan = runner.format_plan(study, tmp_path / "study", costs=False).splitlines()
+    assert [" failed " in line for line in plan[1:]] == [True, False, True, True, False, True]
+    shutil.rmtree(tmp_path / "study" / "runs" / "teacher-seed0")
+    monkeypatch.setattr(runner, "_run_job", lambda study, job, *others: started.append(job.name))
+    assert not runner.run_study(study, tmp_path / "study")
+    assert started[0] == "teacher-seed0"
+
+
+def test_damaged_files_of_a_run_are_left_out_or_written_again(small_study, finished_study, tmp_path, capsys):
+    """As a power cut leaves them. The report names what it leaves out; the study runs it again."""
+    shutil.copytree(finished_study[0], tmp_path / "part")
+    runs = tmp_path / "part" / "runs"
+    (runs / "alone-seed0" / "summary.json").write_text("")
+    (runs / "alone-seed1" / "run.json").write_text('{"data_')
+    text = sweep_html.write_study_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
+    assert "alone-seed1 is left out: " in text
+    number = study_results.collect_study_results(tmp_path / "part")
+    assert number.num_done == number.num_jobs - 1
+    assert runner.run_study(load_study(small_study[0]), tmp_path / "part")
+    summaries = [
+        root / "runs" / "alone-seed0" / "summary.json" for root in (finished_study[0], tmp_path / "part")
+    ]
+    first, second = (json.loads(path.read_text()) for path in summaries)
+    assert first["params_digest"] == second["params_digest"]
 
 
 def test_unpaired_results_are_not_comparable(finished_study):
