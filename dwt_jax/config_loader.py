@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dwt_jax.config import Config, Data, Schedule
-from dwt_jax.config_checks import check, check_data
+from dwt_jax.config_checks import check, check_all_used, check_data
 from dwt_jax.config_imports import call_user_code, importable_neighbors, load_config_module
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
@@ -36,9 +36,9 @@ def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config
 
     Raises:
         UserError: the file is missing or broken, a key is unknown (the message suggests the nearest
-            one), a value has the wrong type, or settings cannot be combined.
+            one), a value has the wrong type or no effect, or settings cannot be combined.
     """
-    return build_config(read_config_file(spec), overrides)
+    return check_all_used(build_config(read_config_file(spec), overrides), overrides or ())
 
 
 def load_model_config(spec: str, overrides: Mapping[str, str] | None = None) -> ModelConfig:

@@ -707,3 +707,67 @@ def test_loading_a_config_does_not_import_jax(function, tmp_path):
     code = f"import sys; from dwt_jax import config_loader; config_loader.{function}({argument}); "
     code += "sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "message"),
+    [
+        (
+            {"steps": 9},
+            {"train.epochs": "50"},
+            r"train\.epochs is 50\.0, expected train\.steps 0 with it \(it is 9;",
+        ),
+        ({}, {"train.epochs": "50", "train.steps": "9"}, r"train\.epochs is 50\.0, expected train\.steps 0"),
+        ({"steps": 9, "epochs": 2}, {}, r"train\.epochs is 2\.0, expected train\.steps 0"),
+        ({"epochs": 2}, {"train.steps": "9"}, ""),  # the command line takes precedence
+        ({"steps": 9}, {"train.steps": "0", "train.epochs": "50"}, ""),
+        (
+            {"steps": 9},
+            {"distill.temperature": "2"},
+            r"distill\.temperature is set, expected teacher\.path to name",
+        ),
+        (
+            {"steps": 9},
+            {"distill.divergence": "reverse_kl"},
+            r"distill\.divergence is 'reverse_kl', expected teach",
+        ),
+        ({"steps": 9}, {"distill.token_selection": "entropy"}, "expected teacher.path to name a teacher"),
+        ({"steps": 9}, {"distill.scale_by_temperature_squared": "true"}, "expected teacher.path to name"),
+        (
+            {"steps": 9},
+            {"teacher.dtype": "bfloat16"},
+            r"teacher\.dtype is 'bfloat16', expected teacher\.path",
+        ),
+        (
+            {"steps": 9},
+            {"teacher.path": "t", "distill.temperature": "2", "distill.divergence": "reverse_kl"},
+            "",
+        ),
+        (
+            {"steps": 9},
+            {"teacher.path": "t", "distill.drop_fraction": "0.3"},
+            "distill.token_selection 'entropy'",
+        ),
+        ({"steps": 9}, {"teacher.path": "t", "distill.match_margin": "0.3"}, "kind 'until_matched' with it"),
+        (
+            {"steps": 9},
+            {"optimizer.momentum": "0.9"},
+            r"optimizer\.momentum is 0\.9, expected optimizer\.kind 'muon'",
+        ),
+        ({"steps": 9}, {"optimizer.momentum": "0.9", "optimizer.kind": "muon"}, ""),
+        ({"steps": 9}, {"distill.alpha_hard": "2", "distill.loss_chunk_rows": "4"}, ""),
+    ],
+)
+def test_a_key_without_effect_is_refused(tmp_path, file, overrides, message):
+    path = tmp_path / "config.py"
+    path.write_text(f"def get_config():\n    return {{'train': {file!r}}}\n")
+    if message:
+        with pytest.raises(UserError, match=message):
+            load_config(str(path), overrides)
+    else:
+        load_config(str(path), overrides)
+
+
+def test_a_resolved_config_has_steps_and_epochs():
+    """As config.json of a run has them."""
+    assert build_config({"train": {"steps": 9, "epochs": 2}}).train.epochs == 2
