@@ -75,11 +75,6 @@ def _unused_key_problems(config: Config, overrides: Collection[str]) -> Iterator
             ["optimizer.momentum", "optimizer.ns_steps", "optimizer.adam_lr_ratio"],
         ),
         (
-            config.init.method != "ligo",
-            "init.method 'ligo' with it",
-            ["init.learning_steps"],
-        ),
-        (
             config.train.steps > 0 and ("train.epochs" in overrides or "train.steps" not in overrides),
             f"train.steps 0 with it (it is {config.train.steps}; --config.train.steps=0)",
             ["train.epochs"],

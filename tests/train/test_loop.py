@@ -193,8 +193,11 @@ def test_a_run_with_muon_resumes_bit_for_bit_and_counts_newton_schulz(project, w
     assert capsys.readouterr().out.count(line) == 1
     cut_after(tmp_path / "muon", tmp_path / "cut", 4)
     for key, value in (("kind", "adamw"), ("ns_steps", "5"), ("momentum", "0.9"), ("adam_lr_ratio", "0.5")):
+        changed = {**overrides, f"optimizer.{key}": value}
+        if key == "kind":
+            del changed["optimizer.ns_steps"]  # it has no effect with AdamW
         with pytest.raises(UserError, match=rf"optimizer\.{key} is .* there, '?{value}'? here"):
-            train(load_config(project[0], {**overrides, f"optimizer.{key}": value}), tmp_path / "cut")
+            train(load_config(project[0], changed), tmp_path / "cut")
     train(load_config(project[0], overrides), tmp_path / "cut")
     assert_same_run(tmp_path / "muon", tmp_path / "cut")
     assert "* Muon with AdamW, learning rate 0.003" in (tmp_path / "cut" / "model" / "README.md").read_text()
