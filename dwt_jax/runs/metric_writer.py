@@ -1,25 +1,39 @@
 """Write the metrics of a run: JSON lines, TensorBoard, Weights & Biases, and log lines or a progress bar."""
 
 import hashlib
+import importlib.util
 import math
+import netrc
+import os
 import sys
 import time
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
 from dwt_jax.config import Train
 from dwt_jax.distributed import coordination
-from dwt_jax.files import json_text
+from dwt_jax.errors import UserError
+from dwt_jax.files import json_text, read_intact_json
 from dwt_jax.runs.metrics_file import truncate_after
+from dwt_jax.runs.run_dir import RUN_ID_KEY
 from dwt_jax.text_format import format_step, format_with_error
 
 
 class MetricWriter:
     """Writes the metrics of one run."""
 
-    def __init__(self, workdir: Path, train: Train, step: int, name: str, active: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        train: Train,
+        step: int,
+        name: str,
+        active: bool = True,
+        config: Mapping[str, Any] | None = None,
+    ):
         """Open the outputs, and drop records after `step` that an interrupted run wrote.
 
         Args:
@@ -28,6 +42,7 @@ class MetricWriter:
             step: completed steps.
             name: name of the run in log lines.
             active: whether this process writes. If not, there are log lines only.
+            config: all settings of the run, for Weights & Biases.
         """
         self._steps, self._name = train.steps, name
         self._file: TextIO | None = None
@@ -47,7 +62,7 @@ class MetricWriter:
         if train.tensorboard:
             self._add_tensorboard(workdir, step)
         if train.wandb_project:
-            self._add_wandb(train.wandb_project, workdir, name)
+            self._add_wandb(train.wandb_project, workdir, name, config or {})
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -76,12 +91,20 @@ class MetricWriter:
         self._writers.append(write)
         self._exit_stack.callback(writer.close)
 
-    def _add_wandb(self, project: str, workdir: Path, name: str) -> None:
+    def _add_wandb(self, project: str, workdir: Path, name: str, config: Mapping[str, Any]) -> None:
         import wandb
 
-        # The same name for the same directory: a resumed run goes on there too.
-        identity = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
-        wandb.init(project=project, name=name, dir=str(workdir), id=identity, resume="allow")
+        # A resumed run continues there, another run in the same directory does not. Runs of earlier versions
+        # have no id, and had one of their path.
+        run_id = (read_intact_json(workdir / "run.json") or {}).get(RUN_ID_KEY)
+        run_id = run_id or hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+        try:
+            wandb.init(
+                project=project, name=name, dir=str(workdir), id=run_id, resume="allow", config=dict(config)
+            )
+        except Exception as error:  # of its own types: no network, another key, no such project
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"config: train.wandb_project: {project} cannot be used: {reason}") from error
         self._writers.append(lambda record: wandb.log(record, step=record["step"]))
         self._exit_stack.callback(wandb.finish)
 
@@ -157,3 +180,23 @@ class ThroughputMeter:
         result = self._flops / seconds, self._tokens / seconds, min(self.wait / seconds, 1.0)
         self.restart()
         return result
+
+
+def wandb_problem() -> str:
+    """Return what Weights & Biases lacks, in words; '' if runs can be logged.
+
+    It would ask for a missing key, or fail, only when the first record is about to be written.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        return "the package wandb installed"
+    if os.environ.get("WANDB_MODE", "") in ("offline", "disabled", "dryrun"):
+        return ""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return ""
+    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        path = os.environ.get("NETRC")  # else ~/.netrc
+        has_key = netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        has_key = False
+    return "" if has_key else f"a key for {host} in WANDB_API_KEY (or wandb login), or WANDB_MODE=offline"

@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import re
+import secrets
 import shutil
 import sys
 import time
@@ -43,6 +44,10 @@ RESUME_MUTABLE_KEYS = (
 teacher and the source of init are compared by their digests, wherever they lie)."""
 
 
+RUN_ID_KEY = "run_id"
+"""In run.json: a random name that tells a run from another one in the same directory, for trackers."""
+
+
 class RunKind(NamedTuple):
     """A kind of run: pre-training or fine-tuning."""
 
@@ -71,6 +76,9 @@ def init_run_dir(
     is_pretraining = kind is None
     kind = kind or RunKind("run.json", read_run_config, RESUME_MUTABLE_KEYS)
     is_existing = (workdir / "config.json").exists()
+    if is_pretraining:
+        known_id = (read_run_record(workdir, config) or {}).get(RUN_ID_KEY)
+        identity = {**identity, RUN_ID_KEY: known_id or secrets.token_hex(8)}
     has_config = read_intact_json(workdir / "config.json") is not None
     record = read_intact_json(workdir / kind.identity_file)
     if is_existing:
@@ -114,7 +122,7 @@ def _run_identity(config: Any, identity: Mapping[str, Any] | None) -> dict[str, 
     """
     return {
         **(flatten_dict(config_to_dict(config)) if config is not None else {}),
-        **{f"run.{key}": value for key, value in (identity or {}).items()},
+        **{f"run.{key}": value for key, value in (identity or {}).items() if key != RUN_ID_KEY},
     }
 
 

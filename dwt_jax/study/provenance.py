@@ -14,7 +14,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import read_intact_json, read_json, write_json
 from dwt_jax.hf.tensor_files import has_weights
 from dwt_jax.runs.load import load_model
-from dwt_jax.runs.run_dir import CADENCE_KEYS, RESUME_MUTABLE_KEYS
+from dwt_jax.runs.run_dir import CADENCE_KEYS, RESUME_MUTABLE_KEYS, RUN_ID_KEY
 from dwt_jax.study.sweep import Job
 
 PROVENANCE_FILE = "source.json"
@@ -83,5 +83,7 @@ def _run_fingerprint(run: Job) -> dict[str, str]:
     config = flatten_dict(read_json(run.workdir / "config.json"))
     ignored_keys = tuple(key for key in RESUME_MUTABLE_KEYS if key not in CADENCE_KEYS)  # as always
     relevant = {key: value for key, value in config.items() if not key.startswith(ignored_keys)}
-    text = json.dumps([relevant, read_json(run.workdir / "run.json")], sort_keys=True)
+    identity = read_json(run.workdir / "run.json")
+    identity.pop(RUN_ID_KEY, None)
+    text = json.dumps([relevant, identity], sort_keys=True)
     return {"run": run.name, "digest": hashlib.sha256(text.encode()).hexdigest()[:16]}

@@ -13,6 +13,7 @@ from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.files import list_directory, read_intact_json, read_json
 from dwt_jax.runs.metrics_file import read_jsonl, restore_nans
+from dwt_jax.runs.run_dir import RUN_ID_KEY
 
 _DEFAULT_SETTINGS = {
     key: value
@@ -60,7 +61,7 @@ class RunRecord:
 
     def settings(self) -> dict[str, Any]:
         """Return config, data and environment by dotted key."""
-        identity = {f"run.{key}": value for key, value in self.identity.items()}
+        identity = {f"run.{key}": value for key, value in self.identity.items() if key != RUN_ID_KEY}
         return {
             **_DEFAULT_SETTINGS,
             "run.precision_environment": "",  # older runs have no record of it

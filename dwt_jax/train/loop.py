@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dwt_jax.config import Config
+from dwt_jax.config_loader import config_to_dict
 from dwt_jax.data.dataset import batch_iterator
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import local_row_indices, make_global_batch, replicated_sharding, to_global
@@ -52,7 +53,9 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         state, start_step = init_or_restore_state(run, checkpoints)
         heartbeat = stack.enter_context(hang_watchdog(train_config.watchdog))
         is_main = coordination.process_index() == 0
-        metric_writer = MetricWriter(workdir, train_config, start_step, workdir.name, is_main)
+        metric_writer = MetricWriter(
+            workdir, train_config, start_step, workdir.name, is_main, config_to_dict(run.config)
+        )
         try:
             log_run_summary(run, state, start_step, metric_writer)
             start_time = time.perf_counter()

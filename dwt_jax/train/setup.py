@@ -1,7 +1,6 @@
 """Resolve a config into a run: everything that is fixed before the first step."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from dwt_jax.model_files import describe_missing_path
 from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives import objective_module, schedules
+from dwt_jax.runs.metric_writer import wandb_problem
 from dwt_jax.runs.run_dir import init_run_dir, read_run_config, read_run_record, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
 from dwt_jax.runs.teacher import load_teacher
@@ -99,11 +99,9 @@ def _check_environment(config: Config, workdir: Path) -> Config:
             raise UserError(
                 f"config: {key}: {describe_missing_path(path)}, expected a model or run directory"
             )
-    if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            f"config: train.wandb_project is {config.train.wandb_project!r}, "
-            "expected the package wandb installed"
-        )
+    is_main = coordination.process_index() == 0
+    if config.train.wandb_project and is_main and (missing := wandb_problem()):
+        raise UserError(f"config: train.wandb_project is {config.train.wandb_project!r}, expected {missing}")
     return config
 
 

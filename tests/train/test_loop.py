@@ -21,10 +21,11 @@ from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
 from dwt_jax.models import flops
 from dwt_jax.models.common.lm_head import lm_head_logits
+from dwt_jax.runs import metric_writer
 from dwt_jax.runs.load import load_model
 from dwt_jax.runs.pretrained import params_digest
 from dwt_jax.runs.run_dir import read_run_config, run_lock
-from dwt_jax.train import loop
+from dwt_jax.train import loop, setup
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import train
 from helpers.run_records import assert_same_run, cut_after, records
@@ -317,7 +318,8 @@ def test_a_run_with_damaged_files_goes_on_from_its_checkpoints(project, whole, t
     for name in names:
         assert f"{name} is damaged, and is written again" in captured.err
     for name in names[:2]:
-        assert json.loads((tmp_path / "run" / name).read_text()) == json.loads((whole / name).read_text())
+        before, after = (json.loads((run / name).read_text()) for run in (whole, tmp_path / "run"))
+        assert {**after, "run_id": ""} == {**before, "run_id": ""}
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -374,6 +376,66 @@ def test_a_new_volume_is_empty(project, tmp_path):
     (tmp_path / "run" / "lost+found").mkdir(parents=True)
     train(load_config(project[0], {"train.steps": "1"}), tmp_path / "run")
     assert {"lost+found", "summary.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+WANDB = """
+import json, pathlib
+def init(**options): write("init", options)
+def log(record, step): write("log", step)
+def finish(): write("finish", None)
+def write(kind, value):
+    with open(pathlib.Path(__file__).with_name("calls.jsonl"), "a") as file:
+        file.write(json.dumps([kind, value]) + chr(10))
+"""
+
+
+@pytest.fixture
+def wandb_calls(tmp_path, monkeypatch):
+    """A package in the place of wandb, without a key; the calls that it received."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield lambda: records(tmp_path / "packages", "calls.jsonl")
+    sys.modules.pop("wandb", None)
+
+
+def test_wandb_has_the_config_and_an_id_of_the_run(project, tmp_path, monkeypatch, wandb_calls):
+    """A resumed run keeps its id; another run in the same directory has another."""
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    config = load_config(project[0], {"train.steps": "2", "train.wandb_project": "p"})
+
+    def started():
+        train(config, tmp_path / "run")
+        return [value for kind, value in wandb_calls() if kind == "init"][-1]
+
+    first = started()
+    assert first["config"]["optimizer"]["learning_rate"]["value"] == 3e-3
+    assert (first["project"], first["name"], first["resume"]) == ("p", "run", "allow")
+    assert first["id"] == json.loads((tmp_path / "run" / "run.json").read_text())["run_id"]
+    (tmp_path / "run" / "summary.json").unlink()
+    assert started()["id"] == first["id"]
+    shutil.rmtree(tmp_path / "run")
+    assert started()["id"] != first["id"]
+
+
+def test_a_missing_wandb_key_is_told_before_the_data_are_prepared(
+    project, tmp_path, monkeypatch, wandb_calls
+):
+    config = load_config(project[0], {"train.wandb_project": "p", "data.path": ""})
+    monkeypatch.setattr(setup, "get_prepared", lambda *_, **__: pytest.fail("told too late"))
+    message = "train.wandb_project is 'p', expected a key for api.wandb.ai in WANDB_API_KEY"
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0000")
+    assert metric_writer.wandb_problem() == ""
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert "wandb.example.org" in metric_writer.wandb_problem()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert metric_writer.wandb_problem() == ""
 
 
 def test_a_folder_with_other_files_is_refused(project, tmp_path):
