@@ -224,7 +224,7 @@ class Precision:
     """Dtype of compute and activations; parameters and optimizer state are float32."""
 
     # auto: bfloat16, but float32 on CPUs without bf16 instructions and where the environment has
-    # JAX_DEFAULT_MATMUL_PRECISION=float32
+    # JAX_DEFAULT_MATMUL_PRECISION=float32, which run.json records
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 

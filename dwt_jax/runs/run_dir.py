@@ -57,7 +57,12 @@ class RunKind(NamedTuple):
 
 
 def init_run_dir(
-    workdir: Path, config: Any, tokenizer: Path, identity: Mapping[str, Any], kind: RunKind | None = None
+    workdir: Path,
+    config: Any,
+    tokenizer: Path,
+    identity: Mapping[str, Any],
+    kind: RunKind | None = None,
+    changed_keys: tuple[str, ...] = (),
 ) -> None:
     """Initialise the directory of a run, or check that it belongs to this run.
 
@@ -67,6 +72,7 @@ def init_run_dir(
         tokenizer: directory of the tokenizer, which is copied.
         identity: digests of the inputs that are not in the config (data, teacher).
         kind: default: pre-training.
+        changed_keys: keys of the config that this run may change once more; the new values are recorded.
 
     A config or identity that is damaged is not compared, and written again.
 
@@ -85,7 +91,10 @@ def init_run_dir(
         saved_config = kind.read_config(workdir) if has_config else None
         compared = config if has_config else None, identity if record else None
         _check_same_run(
-            workdir, _run_identity(saved_config, record), _run_identity(*compared), kind.mutable_keys
+            workdir,
+            _run_identity(saved_config, record),
+            _run_identity(*compared),
+            (*kind.mutable_keys, *changed_keys),
         )
     else:
         leftover_names = {"tokenizer", kind.identity_file}  # of an interrupted initialisation
@@ -95,7 +104,10 @@ def init_run_dir(
         ):
             raise UserError(f"{workdir}: holds files but no run, expected an empty or new --workdir")
     if is_pretraining:
-        init_checkpoint_dir(workdir, config, identity)
+        init_checkpoint_dir(workdir, config, identity, changed_keys)
+    if is_existing and changed_keys:
+        (workdir / "summary.json").unlink(missing_ok=True)  # of a run that was complete
+        write_json(workdir / "config.json", config_to_dict(config))
     if is_existing:
         for name, is_intact, value in (
             (kind.identity_file, record, dict(identity)),
@@ -155,7 +167,9 @@ def checkpoint_dir(workdir: Path, config: Config) -> Any:
     )
 
 
-def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, Any]) -> None:
+def init_checkpoint_dir(
+    workdir: Path, config: Config, identity: Mapping[str, Any], changed_keys: tuple[str, ...] = ()
+) -> None:
     """Initialise `train.checkpoint_path`, or check that it belongs to this run.
 
     Its `run.json` identifies the run. If the work directory is lost, the run continues from there in a new
@@ -172,8 +186,10 @@ def init_checkpoint_dir(workdir: Path, config: Config, identity: Mapping[str, An
         saved_record = _read_checkpoint_record(record_path)
         if saved_record is not None:  # even without checkpoints: that run may be in progress
             saved_identity = _run_identity(build_config(saved_record["config"]), saved_record["run"])
-            _check_same_run(directory, saved_identity, _run_identity(config, identity), RESUME_MUTABLE_KEYS)
-            return
+            mutable_keys = (*RESUME_MUTABLE_KEYS, *changed_keys)
+            _check_same_run(directory, saved_identity, _run_identity(config, identity), mutable_keys)
+            if not changed_keys:
+                return
         if (workdir / "config.json").exists() and not record_path.exists():
             raise UserError(
                 f"{directory}: has nothing of the run in {workdir} any more, expected its checkpoints"

@@ -32,6 +32,7 @@ from dwt_jax.runs.teacher import load_teacher
 from dwt_jax.runtime_env import cpu_has_bf16_products, precision_environment
 from dwt_jax.train.accounting import flops_by_step
 from dwt_jax.train.initialize import GrowthSource, load_growth_source
+from dwt_jax.train.more_steps import LENGTH_KEYS, describe_more_steps
 from dwt_jax.train.run_context import ResolvedConfig, RunContext
 from dwt_jax.train.step import make_step_config
 from dwt_jax.train.step_schedules import schedule_table
@@ -62,7 +63,15 @@ def setup_run(
     data = _prepare_data(config)
     run, identity = coordination.run_on_all(lambda: _build_run(config, workdir, data, load_source))
     coordination.assert_equal_across_processes(identity)
-    coordination.run_on_main(lambda: init_run_dir(workdir, run.config, data / "tokenizer", identity))
+
+    def claim() -> None:
+        more_steps = describe_more_steps(run)
+        changed_keys = LENGTH_KEYS if more_steps else ()
+        init_run_dir(workdir, run.config, data / "tokenizer", identity, changed_keys=changed_keys)
+        if more_steps:
+            print(more_steps, flush=True)
+
+    coordination.run_on_main(claim)
     coordination.run_on_all(lambda: wait_for_file(workdir / "config.json"))
     return run
 

@@ -28,7 +28,7 @@ from dwt_jax.runs.run_dir import read_run_config, run_lock
 from dwt_jax.train import loop, setup
 from dwt_jax.train import step as steps
 from dwt_jax.train.loop import train
-from helpers.run_records import assert_same_run, cut_after, records
+from helpers.run_records import assert_same_run, cut_after, records, summary
 from helpers.runs import dwt, environment, project_with_teacher, start
 
 
@@ -286,6 +286,48 @@ def test_a_resumed_run_may_log_save_and_evaluate_at_other_steps(project, whole, 
     assert saved == [4, 6, 8, 10, 12]
     models = [load_model(str(path)).params for path in (whole, cut)]
     assert params_digest(models[0]) == params_digest(models[1])
+
+
+WSD = {"kind": "warmup_stable_decay", "decay_start": "0.75"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "checkpoint", "is_allowed"),
+    [
+        ({"kind": "constant"}, 12, True),  # of a run that is complete
+        (WSD, 8, True),  # before its decay
+        (WSD, 12, False),
+        ({"kind": "linear"}, 8, False),
+        ({"kind": "constant", "warmup_fraction": "0.5"}, 8, False),  # in the warmup of 24 steps
+        ({"kind": "constant", "warmup_fraction": "0.25"}, 8, True),
+    ],
+)
+def test_a_run_may_be_given_more_steps_while_its_rate_is_constant(
+    project, tmp_path, capsys, schedule, checkpoint, is_allowed
+):
+    """As if it had had them from the start, if there is no warmup."""
+    keys = {f"optimizer.learning_rate.{key}": value for key, value in schedule.items()}
+    keys = {"optimizer.learning_rate.warmup_fraction": "0", "train.eval_every": "0", **keys}
+    train(load_config(project[0], keys), tmp_path / "run")
+    if checkpoint < 12:
+        cut_after(tmp_path / "run", tmp_path / "cut", checkpoint)
+    else:
+        (tmp_path / "run").rename(tmp_path / "cut")
+    longer = load_config(project[0], {**keys, "train.steps": "24"})
+    if not is_allowed:
+        with pytest.raises(UserError, match=r"train\.steps is 12 there, 24 here"):
+            train(longer, tmp_path / "cut")
+        return
+    train(longer, tmp_path / "cut")
+    assert (
+        f"train.steps is 24 now, it was 12; the run continues from step {checkpoint},"
+        in capsys.readouterr().out
+    )
+    assert summary(tmp_path / "cut")["steps"] == read_run_config(tmp_path / "cut").train.steps == 24
+    if "warmup_fraction" not in schedule:
+        train(longer, tmp_path / "whole")
+        models = [load_model(str(tmp_path / name)).params for name in ("whole", "cut")]
+        assert params_digest(models[0]) == params_digest(models[1])
 
 
 def test_a_run_is_trained_where_files_cannot_be_locked(project, whole, tmp_path, monkeypatch, capsys):

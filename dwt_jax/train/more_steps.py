@@ -1,0 +1,51 @@
+"""Resume a run with more steps than it was begun with, where that changes nothing of what it has done."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from dwt_jax.config_loader import build_config
+from dwt_jax.data.batch_ramp import rows_per_step
+from dwt_jax.files import read_intact_json
+from dwt_jax.runs.run_dir import checkpoint_dir
+from dwt_jax.train.run_context import RunContext
+from dwt_jax.train.step_schedules import schedule_table
+
+LENGTH_KEYS = ("train.steps", "train.epochs")
+"""Keys of which the second sets the first."""
+
+
+def describe_more_steps(run: RunContext) -> str:
+    """Return how the run in the directory continues with the config's larger number of steps, in words.
+
+    Schedules are functions of the share of the steps. So the learning rate and all other scheduled values
+    must be the same at the newest checkpoint for both numbers of steps: those that are constant, or have not
+    begun to decay.
+
+    Returns:
+        A line to print; '' if the number is not larger, or makes it another run.
+    """
+    saved_config = read_intact_json(run.workdir / "config.json")
+    steps = run.config.train.steps
+    previous_steps = build_config(saved_config).train.steps if saved_config is not None else 0
+    if not 0 < previous_steps < steps:
+        return ""
+    directory = checkpoint_dir(run.workdir, run.config)
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    step = max((int(name) for name in names if name.isdigit()), default=0)
+    if step and not _continues(run, previous_steps, step):
+        return ""
+    return (
+        f"{run.workdir}: train.steps is {steps} now, it was {previous_steps}; the run continues from step "
+        f"{step}, where the learning rate and all other schedules have the same values for both"
+    )
+
+
+def _continues(run: RunContext, previous_steps: int, step: int) -> bool:
+    """Whether step `step` has the same values for both numbers of steps, and all before it the same rows."""
+    train = dataclasses.replace(run.config.train, steps=previous_steps)
+    previous_schedules = schedule_table(dataclasses.replace(run.config, train=train))
+    pairs = zip(jax.tree.leaves(previous_schedules), jax.tree.leaves(run.schedules), strict=True)
+    same_values = all(np.array_equal(before[step - 1], now[step - 1]) for before, now in pairs)
+    return same_values and np.array_equal(rows_per_step(train)[:step], run.batch_sizes[:step])
