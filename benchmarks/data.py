@@ -82,11 +82,13 @@ def time_prepare(options: argparse.Namespace, folder: Path) -> dict:
         source = Source(kind="text", path=options.text, blank_lines=options.blank_lines)
     tokenizer_path = options.tokenizer or str(folder / "tokenizer")
     if not options.tokenizer:
-        from dwt_jax.data import tokenizer
+        from dwt_jax.data import tokenizer, tokenizer_training
         from dwt_jax.data.sources import iter_documents
 
         began = time.perf_counter()
-        trained = tokenizer.train_tokenizer(lambda: iter_documents(source), options.vocab_size, True, 20)
+        trained = tokenizer_training.train_tokenizer(
+            lambda: iter_documents(source), options.vocab_size, True, 20
+        )
         tokenizer.save_tokenizer(trained, folder / "tokenizer", True)
         seconds = time.perf_counter() - began
         print(f"tokenizer trained in {seconds:.1f} s ({options.vocab_size} tokens, up to 20 MB)")

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.data import synthetic
 from dwt_jax.config import Data, Source, Tokenizer
-from dwt_jax.data import tokenizer
+from dwt_jax.data import tokenizer, tokenizer_training
 from dwt_jax.data.prepare import prepare_data
 from dwt_jax.data.sources import iter_documents
 
@@ -46,7 +46,7 @@ def main() -> None:
         if options.tokenizer:
             tokenizer.copy_tokenizer(options.tokenizer, tokenizer_path)
         else:
-            trained = tokenizer.train_tokenizer(lambda: iter_documents(source), 8192, True, 20)
+            trained = tokenizer_training.train_tokenizer(lambda: iter_documents(source), 8192, True, 20)
             tokenizer.save_tokenizer(trained, tokenizer_path, True)
         seconds: dict[str, list[float]] = {"dwt prepare": [], "datasets.map": []}
         tokens = {}

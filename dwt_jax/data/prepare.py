@@ -43,14 +43,8 @@ from dwt_jax.data.text_checks import (
     describe_text,
     text_shares,
 )
-from dwt_jax.data.tokenizer import (
-    copy_tokenizer,
-    load_vocabulary,
-    sample_documents,
-    save_tokenizer,
-    tokenizer_digest,
-    train_tokenizer,
-)
+from dwt_jax.data.tokenizer import copy_tokenizer, load_vocabulary, save_tokenizer, tokenizer_digest
+from dwt_jax.data.tokenizer_training import sample_documents, train_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir, is_empty_dir, user_path
 

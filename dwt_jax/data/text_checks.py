@@ -13,8 +13,9 @@ from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.data.sentence_splitter import split_sentences
 from dwt_jax.data.shards import SPLITS
 from dwt_jax.data.sources import iter_documents
-from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, load_vocabulary, take_megabytes
+from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, load_vocabulary
 from dwt_jax.data.tokenizer_checks import wrap_tokenizer_errors
+from dwt_jax.data.tokenizer_training import take_megabytes
 from dwt_jax.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ from dwt_jax.config import Source
 from dwt_jax.data import tokenizer
 from dwt_jax.data.sentence_splitter import split_sentences
 from dwt_jax.data.sources import iter_documents
+from dwt_jax.data.tokenizer_training import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
     texts = [*iter_documents(Source())][::40]
-    tokenizer.save_tokenizer(tokenizer.train_tokenizer(lambda: texts, 1000, True), path, True)
+    tokenizer.save_tokenizer(train_tokenizer(lambda: texts, 1000, True), path, True)
     return path
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dwt_jax.config import Source
 from dwt_jax.data import cached_wordpiece, tokenizer
 from dwt_jax.data.sources import iter_documents
+from dwt_jax.data.tokenizer_training import take_megabytes, train_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 
@@ -27,9 +28,7 @@ SAMPLE = [
 @pytest.fixture(scope="module", params=[True, False], ids=["lower", "cased"])
 def trained(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("vocab") / "tokenizer"
-    tokenizer.save_tokenizer(
-        tokenizer.train_tokenizer(lambda: TEXTS, 1000, request.param), path, request.param
-    )
+    tokenizer.save_tokenizer(train_tokenizer(lambda: TEXTS, 1000, request.param), path, request.param)
     return path
 
 
@@ -78,9 +77,10 @@ def test_lowercase_vocabulary(trained):
 def test_same_text_same_vocabulary_in_any_process(tmp_path):
     """tokenizers' own trainer fails this: its hash tables differ from process to process."""
     program = (
-        "import sys, hashlib; from dwt_jax.config import Source; from dwt_jax.data import tokenizer as t;"
+        "import sys, hashlib; from dwt_jax.config import Source;"
+        "from dwt_jax.data.tokenizer_training import train_tokenizer;"
         "from dwt_jax.data.sources import iter_documents;"
-        "w = t.train_tokenizer(lambda: list(iter_documents(Source()))[::40], 1000, True);"
+        "w = train_tokenizer(lambda: list(iter_documents(Source()))[::40], 1000, True);"
         "print(hashlib.md5(w.to_str().encode()).hexdigest())"
     )
     command = [sys.executable, "-c", program]
@@ -96,19 +96,19 @@ def test_training_reads_only_the_sample():
             read.append(text)
             yield text
 
-    tokenizer.train_tokenizer(texts, 100, True, sample_megabytes=0.02)
+    train_tokenizer(texts, 100, True, sample_megabytes=0.02)
     assert len(read) == 2 * 4  # twice 3 of 8 kB, and one more to see that it is enough
 
 
 def test_vocab_size_smaller_than_the_alphabet_is_refused():
     with pytest.raises(UserError, match=r"data.tokenizer.vocab_size is 20, expected at least \d+"):
-        tokenizer.train_tokenizer(lambda: TEXTS, 20, True)
+        train_tokenizer(lambda: TEXTS, 20, True)
 
 
 def train_characters(vocab_size: int, **options) -> set[str]:
     """Train on 3,000 Chinese characters, the n-th of which occurs 6000 // n times, and on an English word."""
     text = "".join(chr(0x4E00 + n) * (6000 // (n + 1)) for n in range(3000))
-    trained = tokenizer.train_tokenizer(lambda: [text, "cat " * 100], vocab_size, True, **options)
+    trained = train_tokenizer(lambda: [text, "cat " * 100], vocab_size, True, **options)
     return {token for token in trained.get_vocab() if token not in WORDPIECE.special_tokens}
 
 
@@ -128,7 +128,7 @@ def test_rare_characters_leave_half_of_the_vocabulary_to_words():
     """Characters beyond it, which are less than 0.05 % of the text, are left out."""
     rare = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
     text = " ".join(TEXTS)
-    trained = tokenizer.train_tokenizer(lambda: [text, rare], 600, True)
+    trained = train_tokenizer(lambda: [text, rare], 600, True)
     tokens = trained.get_vocab()
     assert len(tokens) == 600
     assert sum(len(token.removeprefix("##")) > 1 for token in tokens) >= 295
@@ -137,10 +137,10 @@ def test_rare_characters_leave_half_of_the_vocabulary_to_words():
 
 
 def test_the_sample_ends_within_a_document():
-    counted = tokenizer.take_megabytes(["Ein Satz. " * 1000] * 3, 0.025003)
+    counted = take_megabytes(["Ein Satz. " * 1000] * 3, 0.025003)
     sizes = [len(text) for text in counted]
     assert sizes == [10_000, 10_000, 5_000]  # before a sentence
-    assert [*tokenizer.take_megabytes(["日本" * 9], 29e-6)] == ["日本" * 4 + "日"]
+    assert [*take_megabytes(["日本" * 9], 29e-6)] == ["日本" * 4 + "日"]
 
 
 def test_continuation_of_wordpiece(trained):
