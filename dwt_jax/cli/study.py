@@ -31,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     """Run the jobs that are not done, or print them (--list, --dry-run)."""
-    from dwt_jax.study import runner, sweep
+    from dwt_jax.study import plan, sweep
 
     study = sweep.load_study(options.config, overrides)
     if options.list or options.dry_run:
-        print(runner.format_plan(study, options.workdir, costs=options.dry_run))
+        print(plan.format_plan(study, options.workdir, costs=options.dry_run))
         return None
     from dwt_jax import runtime_env
 

@@ -20,6 +20,7 @@ from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.runs.metrics_file import total_flops
 from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.study import extra_results, manifest, runner, sweep_html, sweep_tables
+from dwt_jax.study import plan as study_plan
 from dwt_jax.study import results as study_results
 from dwt_jax.study.run_and_report import run_and_report
 from dwt_jax.study.sweep import (
@@ -118,7 +119,7 @@ def test_finished_jobs_are_not_repeated(small_study, finished_study, capsys):
     assert runner.run_study(load_study(small_study[0]), finished_study[0])
     assert "study:" not in capsys.readouterr().out
     assert stamps == {path: path.stat().st_mtime_ns for path in finished_study[0].rglob("summary.json")}
-    plan = runner.format_plan(load_study(small_study[0]), finished_study[0], costs=False).splitlines()
+    plan = study_plan.format_plan(load_study(small_study[0]), finished_study[0], costs=False).splitlines()
     assert all(" done " in line for line in plan[1:])
 
 
@@ -348,7 +349,7 @@ def test_a_diverging_run_does_not_stop_the_others(small_study, tmp_path, capsys,
     assert "* teacher-seed0 is left out: " in text
     assert "* distilled-seed0-elsewhere is left out: needs distilled-seed0, which failed" in text
     assert study_results.collect_study_results(tmp_path / "study").hypothesis_results[0].interval is None
-    plan = runner.format_plan(study, tmp_path / "study", costs=False).splitlines()
+    plan = study_plan.format_plan(study, tmp_path / "study", costs=False).splitlines()
     assert [" failed " in line for line in plan[1:]] == [True, False, True, True, False, True]
     shutil.rmtree(tmp_path / "study" / "runs" / "teacher-seed0")
     monkeypatch.setattr(runner, "_run_job", lambda study, job, *others: started.append(job.name))
@@ -517,7 +518,7 @@ def test_a_plan_needs_no_examples(small_study, tmp_path, capsys):
     study = load_study(small_study[0])
     overrides = ("examples.kind=glue", f"examples.path={tmp_path / 'none'}")
     glue = dataclasses.replace(study.finetuning, tasks=("rte",), set=overrides)
-    plan = runner.format_plan(dataclasses.replace(study, finetuning=glue), tmp_path / "s", costs=True)
+    plan = study_plan.format_plan(dataclasses.replace(study, finetuning=glue), tmp_path / "s", costs=True)
     lines = {line.split()[1]: line.split() for line in plan.splitlines()[1:-2]}
     assert lines["alone-seed0-end"][-2:] == ["unknown", "unknown"]
     assert float(lines["alone-seed0"][-2]) > 0
@@ -558,7 +559,7 @@ def test_rate_ignores_interruptions(small_study, finished_study, tmp_path):
     summary = json.loads(path.read_text())
     path.write_text(json.dumps({**summary, "seconds_of_this_process": 1e-9}))
     lines = [
-        runner.format_plan(load_study(small_study[0]), workdir, costs=True).splitlines()[1]
+        study_plan.format_plan(load_study(small_study[0]), workdir, costs=True).splitlines()[1]
         for workdir in (finished_study[0], tmp_path / "part")
     ]
     assert lines[0] == lines[1]
@@ -595,7 +596,9 @@ def test_dry_run_estimates_costs(small_study, finished_study, tmp_path):
     assert "assuming 40% of peak FLOP/s" in completed.stderr
     assert "remaining: estimate" in completed.stdout
     assert not (tmp_path / "new").exists()
-    plan = runner.format_plan(load_study(small_study[0]), finished_study[0], costs=True).splitlines()[1:-2]
+    plan = study_plan.format_plan(load_study(small_study[0]), finished_study[0], costs=True).splitlines()[
+        1:-2
+    ]
     lines = {line.split()[1]: line for line in plan}
     flops = json.loads((finished_study[0] / "runs" / "distilled-seed0" / "summary.json").read_text())[
         "flops"
@@ -636,7 +639,7 @@ def test_flops_per_second_counts_tokens_as_the_log_does(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10, "tokens_per_second": 100}) + "\n")
     summary = {"steps": 10, "flops": {"total": 1e9}, "data": {"tokens_per_row": 50}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    assert runner._flops_per_second([job]) == pytest.approx(1e9 / 20)
+    assert study_plan._flops_per_second([job]) == pytest.approx(1e9 / 20)
 
 
 def test_flops_per_second_counts_the_rows_of_a_batch_ramp(tmp_path):
@@ -648,7 +651,7 @@ def test_flops_per_second_counts_the_rows_of_a_batch_ramp(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 10, "tokens_per_second": 100}) + "\n")
     summary = {"steps": 10, "flops": {"total": 1e9}, "data": {"tokens_per_row": 50}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    assert runner._flops_per_second([job]) == pytest.approx(1e9 / 15)
+    assert study_plan._flops_per_second([job]) == pytest.approx(1e9 / 15)
 
 
 def test_estimated_flops_are_the_sum_over_steps_of_a_batch_ramp():
@@ -659,4 +662,4 @@ def test_estimated_flops_are_the_sum_over_steps_of_a_batch_ramp():
         flops.training_step_flops(model, rows, 128, 19) + optimizer_flops(config.optimizer, model)
         for rows in [2] * 3 + [4] * 3 + [8] * 4
     )
-    assert runner._training_flops(SimpleNamespace(config=config, needs=()), {}) == expected
+    assert study_plan._training_flops(SimpleNamespace(config=config, needs=()), {}) == expected
