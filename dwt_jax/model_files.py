@@ -28,8 +28,7 @@ _SETTINGS_FILES = (
 
 _OTHER_WEIGHTS = {
     "tf_model.h5": "weights of TensorFlow",
-    "bert_model.ckpt*": "weights of TensorFlow",
-    "model.ckpt*": "weights of TensorFlow",
+    "*.ckpt.index": "weights of TensorFlow",
     "flax_model.msgpack": "weights of Flax",
     "rust_model.ot": "weights of Rust",
     "*.gguf": "weights of llama.cpp",

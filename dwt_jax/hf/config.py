@@ -69,8 +69,11 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
         UserError: a key is not supported; the message has the key and its value.
     """
     config_path = path / "config.json"
-    if (path / "bert_config.json").exists() and not is_model_file(config_path):
-        raise UserError(f"{config_path}: no such file, expected bert_config.json under that name (rename it)")
+    old_name = next(
+        (f"{kind}_config.json" for kind in FAMILIES if (path / f"{kind}_config.json").exists()), ""
+    )
+    if old_name and not is_model_file(config_path):
+        raise UserError(f"{config_path}: no such file, expected {old_name} under that name (rename it)")
     config = read_model_json(config_path, "a Hugging Face model config")
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
