@@ -596,9 +596,8 @@ def test_dry_run_estimates_costs(small_study, finished_study, tmp_path):
     assert "assuming 40% of peak FLOP/s" in completed.stderr
     assert "remaining: estimate" in completed.stdout
     assert not (tmp_path / "new").exists()
-    plan = study_plan.format_plan(load_study(small_study[0]), finished_study[0], costs=True).splitlines()[
-        1:-2
-    ]
+    plan = study_plan.format_plan(load_study(small_study[0]), finished_study[0], costs=True)
+    plan = plan.splitlines()[1:-2]
     lines = {line.split()[1]: line for line in plan}
     flops = json.loads((finished_study[0] / "runs" / "distilled-seed0" / "summary.json").read_text())[
         "flops"
