@@ -81,6 +81,9 @@ def collect_study_results(workdir: Path) -> StudyResults:
         raise UserError(f"{workdir}: no {manifest.MANIFEST_NAME}, expected the directory of a dwt study")
     study, jobs = manifest.read_manifest(workdir)
     left_out = failed_jobs(jobs)
+    for job in jobs:
+        if path := job.damaged_file():
+            left_out[job.name] = f"{path}: damaged, expected JSON written by dwt (run dwt study again)"
     arms = {arm.name: _arm_results(arm, jobs, left_out) for arm in study.arms}
     return StudyResults(
         study=study,

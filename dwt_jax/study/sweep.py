@@ -125,12 +125,20 @@ class JobRecord:
     needs: tuple[str, ...] = ()  # names of the jobs that it depends on
 
     def is_done(self) -> bool:
-        """Whether the job's last output file exists and is not damaged."""
+        """Whether the job's last output file exists, and no file is damaged."""
+        return all(path.exists() for path in self._last_files()) and self.damaged_file() is None
+
+    def damaged_file(self) -> Path | None:
+        """Return a file of the job that is not intact, if any. Running the job writes it again."""
+        paths = self._last_files()
+        if self.kind == "train":
+            paths += [self.workdir / name for name in ("config.json", "run.json")]
+        return next((path for path in paths if path.exists() and read_intact_json(path) is None), None)
+
+    def _last_files(self) -> list[Path]:
         if self.kind in ("finetune", "pairs"):
-            paths = [self.workdir / task / "results.json" for task in self.tasks]
-        else:
-            paths = [self.workdir / ("summary.json" if self.kind == "train" else "results.json")]
-        return all(read_intact_json(path) is not None for path in paths)
+            return [self.workdir / task / "results.json" for task in self.tasks]
+        return [self.workdir / ("summary.json" if self.kind == "train" else "results.json")]
 
 
 def failed_jobs(jobs: Sequence[JobRecord]) -> dict[str, str]:

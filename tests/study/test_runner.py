@@ -352,9 +352,13 @@ def test_a_diverging_run_does_not_stop_the_others(small_study, tmp_path, capsys,
     plan = study_plan.format_plan(study, tmp_path / "study", costs=False).splitlines()
     assert [" failed " in line for line in plan[1:]] == [True, False, True, True, False, True]
     shutil.rmtree(tmp_path / "study" / "runs" / "teacher-seed0")
-    monkeypatch.setattr(runner, "_run_job", lambda study, job, *others: started.append(job.name))
-    assert not runner.run_study(study, tmp_path / "study")
-    assert started[0] == "teacher-seed0"
+
+    def refuse(study, job, *others):
+        raise UserError(f"started {job.name}")
+
+    monkeypatch.setattr(runner, "_run_job", refuse)
+    with pytest.raises(UserError, match="started teacher-seed0"):
+        runner.run_study(study, tmp_path / "study")
 
 
 def test_damaged_files_of_a_run_are_left_out_or_written_again(small_study, finished_study, tmp_path, capsys):
@@ -364,15 +368,17 @@ def test_damaged_files_of_a_run_are_left_out_or_written_again(small_study, finis
     (runs / "alone-seed0" / "summary.json").write_text("")
     (runs / "alone-seed1" / "run.json").write_text('{"data_')
     text = sweep_html.write_study_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
-    assert "alone-seed1 is left out: " in text
-    number = study_results.collect_study_results(tmp_path / "part")
-    assert number.num_done == number.num_jobs - 1
+    for name, file in (("alone-seed0", "summary.json"), ("alone-seed1", "run.json")):
+        assert f"* {name} is left out: {runs / name / file}: damaged" in text
+    collected = study_results.collect_study_results(tmp_path / "part")
+    assert collected.num_done == collected.num_jobs - 2
     assert runner.run_study(load_study(small_study[0]), tmp_path / "part")
     summaries = [
         root / "runs" / "alone-seed0" / "summary.json" for root in (finished_study[0], tmp_path / "part")
     ]
     first, second = (json.loads(path.read_text()) for path in summaries)
     assert first["params_digest"] == second["params_digest"]
+    assert not study_results.collect_study_results(tmp_path / "part").left_out
 
 
 def test_unpaired_results_are_not_comparable(finished_study):
