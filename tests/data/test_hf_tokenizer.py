@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dwt_jax.data import tokenizer
+from dwt_jax.data.hf_tokenizer import build_wordpiece_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.models.tokenizer_pipelines import WORDPIECE
 
@@ -136,7 +137,7 @@ def test_wordpiece(tmp_path_factory, config, model_type, cased, as_json, added_t
         added_tokens=extra if added_tokens == 1 else {},
     )
     if as_json:
-        built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}, lowercase=not cased)
+        built = build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}, lowercase=not cased)
         built.save(str(base / "in" / "tokenizer.json"))
     else:
         (base / "in" / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
@@ -231,7 +232,7 @@ def test_added_tokens_with_gaps_get_the_next_ids(tmp_path, capsys, files, as_jso
     config |= {key: files[key] for key in files if key.startswith("additional")}
     written(tmp_path / "in", tokenizer_config=config, added_tokens=files.get("added_tokens"))
     if as_json:
-        built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)})
+        built = build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)})
         built.save(str(tmp_path / "in" / "tokenizer.json"))
     else:
         (tmp_path / "in" / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
@@ -246,7 +247,7 @@ def test_added_token_with_the_id_of_a_special_token(tmp_path):
     """transformers leaves it out where tokenizer.json has an added token of that id."""
     config = {"tokenizer_class": "BertTokenizer"}
     written(tmp_path / "in", tokenizer_config=config, added_tokens={"new1": 5, "<extra>": 30})
-    built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)})
+    built = build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)})
     built.save(str(tmp_path / "in" / "tokenizer.json"))
     assert compare(tmp_path / "in", tmp_path)
     assert "new1" not in tokenizer.load_vocabulary(tmp_path / "in").tokens
@@ -284,7 +285,7 @@ def test_equivalent_classes(tmp_path, name):
     else:
         config = {"tokenizer_class": f"{name}Tokenizer", "do_lower_case": False}
         written(tmp_path / "in", tokenizer_config=config)
-        built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}, lowercase=True)
+        built = build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}, lowercase=True)
         built.save(str(tmp_path / "in" / "tokenizer.json"))
     assert auto_tokenizer_ids(tmp_path / "in")
     assert compare(tmp_path / "in", tmp_path)
@@ -292,7 +293,7 @@ def test_equivalent_classes(tmp_path, name):
 
 def test_tokenizer_json_file_equals_its_directory(tmp_path):
     written(tmp_path / "in", tokenizer_config={"tokenizer_class": "BertTokenizer", "do_lower_case": True})
-    built = tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}, lowercase=False)
+    built = build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}, lowercase=False)
     built.save(str(tmp_path / "in" / "tokenizer.json"))
     assert tokenizer.tokenizer_digest(tmp_path / "in" / "tokenizer.json") == tokenizer.tokenizer_digest(
         tmp_path / "in"
@@ -480,7 +481,7 @@ GENERIC_CONFIG = {**ROLES, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 def json_of(**changes):
     """BERT's tokenizer.json, with other settings of its model."""
-    built = json.loads(tokenizer.build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}).to_str())
+    built = json.loads(build_wordpiece_tokenizer({w: i for i, w in enumerate(VOCAB)}).to_str())
     built["model"] |= changes
     return built
 
