@@ -34,7 +34,7 @@ def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
     metrics = likelihood.summarize_losses(model_document_losses(path, data, batch_size))
     if problem := likelihood.loss_problem(metrics):
         flag = "--model" if metrics["predictions"] else "--data"
-        raise UserError(f"{flag}: {problem} ({path} on {data}), expected a finite loss above 0")
+        raise UserError(f"{flag}: {problem} ({path} on {data}), expected {likelihood.EXPECTED_LOSS}")
     return metrics
 
 

@@ -158,10 +158,16 @@ def summarize_losses(document_losses: DocumentLosses) -> dict[str, float]:
     }
 
 
+MAX_LOSS = 100.0
+"""Largest held-out loss that can be right, in nats: a model that knows nothing has log(vocabulary), 7 to 13."""
+
+EXPECTED_LOSS = f"a loss above 0 and at most {MAX_LOSS:g}"
+
+
 def loss_problem(metrics: Mapping[str, Any]) -> str:
     """Return what is wrong with the result of an evaluation, in words; '' for one that can be right.
 
-    A loss of exactly 0 is none: every label would have probability 1.
+    A loss of exactly 0 is none: every label would have probability 1. Nor is one above MAX_LOSS.
 
     Args:
         metrics: as `summarize_losses` returns them.
@@ -169,7 +175,7 @@ def loss_problem(metrics: Mapping[str, Any]) -> str:
     if not metrics["predictions"]:
         return "no token of the held-out rows can be predicted"
     loss = metrics["held_out_loss"]
-    return "" if math.isfinite(loss) and loss else f"the held-out loss is {loss:g}"
+    return "" if 0 < loss <= MAX_LOSS else f"the held-out loss is {loss:g}"
 
 
 def write_document_losses(path: Path, document_losses: DocumentLosses) -> None:

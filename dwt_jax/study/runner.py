@@ -226,7 +226,7 @@ def _evaluate_out_of_domain(study: Study, source_job: Job, workdir: Path) -> Non
     metrics = likelihood.summarize_losses(document_losses)
     workdir.mkdir(parents=True, exist_ok=True)
     if problem := likelihood.loss_problem(metrics):
-        raise TrainingFailed(f"{workdir}: {problem}, expected a finite loss above 0")
+        raise TrainingFailed(f"{workdir}: {problem}, expected {likelihood.EXPECTED_LOSS}")
     write_json(workdir / "config.json", config_to_dict(_out_of_domain_data(study.out_of_domain)))
     likelihood.write_document_losses(workdir / "documents.npz", document_losses)
     identity = {"data_digest": read_json(data / "index.json")["digest"]}

@@ -222,7 +222,7 @@ class Evaluator:
             problem = f"the training loss is {recent_losses[-1]:g}"
         if problem:
             raise TrainingFailed(
-                f"{self.run.workdir}: at step {loop.step} {problem}, expected a finite loss above 0; "
+                f"{self.run.workdir}: at step {loop.step} {problem}, expected {likelihood.EXPECTED_LOSS}; "
                 "the checkpoints are intact"
             )
 

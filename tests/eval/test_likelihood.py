@@ -102,3 +102,20 @@ def test_losses_belong_to_their_documents(tmp_path, row_mode):
     special = len(WORDPIECE.special_tokens)
     expected = np.log(np.exp(bias[:size]).sum()) - bias[special:size][held_out]
     np.testing.assert_allclose(losses.loss / losses.predictions, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "predictions", "problem"),
+    [
+        (2.5, 9, ""),
+        (100.0, 9, ""),
+        (0.0, 9, "the held-out loss is 0"),
+        (np.nan, 9, "the held-out loss is nan"),
+        (np.inf, 9, "the held-out loss is inf"),
+        (6.978e13, 9, "the held-out loss is 6.978e+13"),  # of a run that diverged to finite parameters
+        (-1.0, 9, "the held-out loss is -1"),
+        (np.nan, 0, "no token of the held-out rows can be predicted"),
+    ],
+)
+def test_losses_that_cannot_be_right(loss, predictions, problem):
+    assert likelihood.loss_problem({"held_out_loss": loss, "predictions": predictions}) == problem
