@@ -159,7 +159,7 @@ def summarize_losses(document_losses: DocumentLosses) -> dict[str, float]:
 
 
 MAX_LOSS = 100.0
-"""Largest held-out loss that can be right, in nats: a model that knows nothing has log(vocabulary), 7 to 13."""
+"""Largest held-out loss that can be right, in nats. One that knows nothing has log(vocabulary), 7 to 13."""
 
 EXPECTED_LOSS = f"a loss above 0 and at most {MAX_LOSS:g}"
 
