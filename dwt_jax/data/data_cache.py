@@ -36,7 +36,7 @@ def get_prepared(data: Data, log: Log = print) -> Path:
         if _sources_differ(directory, data):
             log(f"data.path: using the rows of {directory} as prepared; data.sources is not read")
         return directory
-    out = runtime_env.cache_dir() / f"data-{data_cache_key(data)}"
+    out = runtime_env.make_cache_dir() / f"data-{data_cache_key(data)}"
     if read_dataset_index(out) is None:
         with _file_lock(out, log):
             prepare_data(data, out, log=log)
@@ -100,7 +100,7 @@ def _download(url: str, log: Log) -> Path:
     try:
         fs, root = fsspec.core.url_to_fs(url)
         index = fs.cat_file(f"{root.rstrip('/')}/index.json")
-        out = runtime_env.cache_dir() / f"copy-{hashlib.sha256(index).hexdigest()[:16]}"
+        out = runtime_env.make_cache_dir() / f"copy-{hashlib.sha256(index).hexdigest()[:16]}"
         if read_dataset_index(out) is not None:
             return out
         with _file_lock(out, log), atomic_dir(out) as partial:

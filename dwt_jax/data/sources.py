@@ -6,13 +6,11 @@ same sequence of documents on every machine.
 """
 
 import bz2
-import glob
 import gzip
 import hashlib
 import io
 import json
 import lzma
-import os
 import re
 import sys
 import zlib
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dwt_jax.config import Source
+from dwt_jax.data.file_patterns import matching_files
 from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
@@ -95,14 +94,7 @@ def source_files(source: Source) -> list[Path]:
     if source.kind == "tfds":
         return []
     pattern = str(user_path(source.path))
-    if Path(pattern).is_file():  # a name with brackets is no pattern
-        return [Path(pattern)]
-    # Through a link to a folder above, ** finds a file again and again: the first of its names counts.
-    by_file: dict[str, Path] = {}
-    for name in sorted(glob.glob(pattern, recursive=True)):
-        if Path(name).is_file():
-            by_file.setdefault(os.path.realpath(name), Path(name))
-    paths = [*by_file.values()]
+    paths = matching_files(pattern)
     if not paths:
         hint = "; it is a directory: add /*" if Path(pattern).is_dir() else ""
         raise UserError(f"{source.path}: matches no file, expected at least one ({source.kind} source){hint}")
@@ -157,12 +149,24 @@ COMPRESSION_SUFFIXES = tuple(_DECOMPRESSORS)
 """Suffixes of the files that are decompressed when they are read."""
 
 
-def _reject_archive(path: Path, stream: io.BufferedReader) -> None:
-    """Raise UserError if a stream begins as a tar or zip archive: its headers would be read as text."""
+_NOT_TEXT = (  # name, and the position and value of bytes at the beginning
+    ("a tar archive", 257, b"ustar"),
+    ("a zip archive", 0, b"PK\x03\x04"),
+    ("an ar archive", 0, b"!<arch>\n"),
+    ("a 7z archive", 0, b"7z\xbc\xaf\x27\x1c"),
+    ("a PDF document", 0, b"%PDF-"),
+    ("a Parquet file", 0, b"PAR1"),
+    ("an Arrow file", 0, b"ARROW1"),
+)
+
+
+def _reject_other_formats(path: Path, stream: io.BufferedReader) -> None:
+    """Raise UserError if a stream begins as a file of another format, whose headers would be read as text."""
     head = stream.peek(512)
-    for name, offset, magic in (("tar", 257, b"ustar"), ("zip", 0, b"PK\x03\x04")):
+    for name, offset, magic in _NOT_TEXT:
         if head[offset : offset + len(magic)] == magic:
-            raise UserError(f"{path}: is a {name} archive, expected the files in it (unpack it)")
+            remedy = "the files in it (unpack it)" if "archive" in name else "text (convert it)"
+            raise UserError(f"{path}: is {name}, expected {remedy}")
 
 
 @contextmanager
@@ -171,13 +175,13 @@ def _open_decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     try:
         with open(path, "rb") as raw:
             if path.suffix not in _DECOMPRESSORS:
-                _reject_archive(path, raw)
+                _reject_other_formats(path, raw)
                 yield raw, raw
                 return
             decompressor = _DECOMPRESSORS[path.suffix]
             stream = decompressor(fileobj=raw) if decompressor is gzip.GzipFile else decompressor(raw)
             with io.BufferedReader(stream, 1 << 20) as decompressed:
-                _reject_archive(path, decompressed)
+                _reject_other_formats(path, decompressed)
                 yield decompressed, raw
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: {error}, expected a complete {path.suffix} file") from None
@@ -240,6 +244,8 @@ def _decode_lines(stream: BinaryIO, path: Path, max_bytes: int | None) -> Iterat
 
 
 def _decode_utf8(line: bytes, location: str) -> str:
+    if b"\0" in line:  # no text has one; UTF-16 and most other formats do
+        raise UserError(f"{location}: byte 0x00, expected UTF-8 text (not UTF-16 or a binary file)")
     try:
         return line.decode()
     except UnicodeDecodeError as error:

@@ -1,8 +1,10 @@
 import bz2
+import glob
 import gzip
 import hashlib
 import json
 import lzma
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,6 +15,7 @@ import zstandard
 
 from dwt_jax.config import Source
 from dwt_jax.data import sources
+from dwt_jax.data.file_patterns import matching_files
 from dwt_jax.data.sources import iter_documents
 from dwt_jax.errors import UserError
 
@@ -285,3 +288,61 @@ def test_long_document_is_cut_at_lines(tmp_path, monkeypatch, division):
     assert "\n".join(documents).split("\n") == lines
     assert len(documents) > 5
     assert max(map(len, documents)) <= 100
+
+
+def test_patterns_match_as_glob_does(tmp_path, monkeypatch):
+    """Without links and brackets in names: the same files as glob finds."""
+    for name in ("a.txt", "b/c.txt", "b/d/e.txt", "b/d/.hidden.txt", ".f/g.txt", "h/[i].txt", "j.TXT"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    monkeypatch.chdir(tmp_path)
+    patterns = (
+        "*.txt",
+        "**/*.txt",
+        "*/*.txt",
+        "**",
+        "b/**",
+        "b/**/e.txt",
+        "**/d/*",
+        "[ab]*",
+        ".f/*",
+        "**/.h*",
+    )
+    for pattern in (*patterns, "b/?.txt", "none/*", "a.txt", "a.txt/*", "**/**/*.txt"):
+        for prefix in ("", f"{tmp_path}/"):
+            found = {str(path) for path in matching_files(prefix + pattern)}
+            expected = {name for name in glob.glob(prefix + pattern, recursive=True) if os.path.isfile(name)}
+            assert found == expected, prefix + pattern
+    assert matching_files("h/[i].txt") == [Path("h/[i].txt")]
+
+
+def test_folders_are_entered_once_through_links(tmp_path):
+    """Two links to folders above: glob would try each of 2^40 paths."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x.txt").write_text("x")
+    (tmp_path / "a" / "b" / "loop").symlink_to("..")
+    (tmp_path / "a" / "b" / "again").symlink_to(tmp_path)
+    assert matching_files(f"{tmp_path}/**/*.txt") == [tmp_path / "a" / "b" / "x.txt"]
+
+
+def test_folder_with_brackets_beside_a_pattern(tmp_path):
+    (tmp_path / "run[1]").mkdir()
+    (tmp_path / "run[1]" / "x.txt").write_text("x")
+    assert matching_files(f"{tmp_path}/run[1]/*.txt") == [tmp_path / "run[1]" / "x.txt"]
+    assert matching_files(f"{tmp_path}/**/run[1]/x*") == [tmp_path / "run[1]" / "x.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"!<arch>\nlib.o/ 0", "is an ar archive, expected the files in it"),
+        (b"%PDF-1.7\ntext", "is a PDF document, expected text"),
+        (b"PAR1 text", "is a Parquet file, expected text"),
+        ("kein BOM".encode("utf-16-le"), "line 1: byte 0x00, expected UTF-8 text"),
+        (b"name" + bytes(96) + b"0000644", "line 1: byte 0x00, expected UTF-8 text"),  # tar of Unix V7
+    ],
+)
+def test_other_formats_are_refused(tmp_path, content, message):
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(iter_documents(Source(kind="text", path=str(tmp_path / "x.txt"))))

@@ -1,0 +1,61 @@
+"""Find the files that a pattern with `*`, `?`, `[…]` and `**` matches."""
+
+import fnmatch
+import os
+from collections.abc import Iterator, Sequence
+from glob import has_magic
+from pathlib import Path
+
+
+def matching_files(pattern: str) -> list[Path]:
+    """Return the files that match a pattern, sorted by name.
+
+    As by `glob.glob(recursive=True)`, with two differences. A part of the pattern that exists as it is
+    written is no pattern, so that names may have brackets. `**` enters each folder once: through links to
+    folders above, glob would find a file again and again. Of the names of one file the first counts.
+    """
+    root = "/" if pattern.startswith("/") else ""
+    parts = [part for part in pattern.split("/") if part]
+    by_file: dict[str, Path] = {}
+    for name in sorted(_expand(root, parts)):
+        if os.path.isfile(name):
+            by_file.setdefault(os.path.realpath(name), Path(name))
+    return [*by_file.values()]
+
+
+def _expand(root: str, parts: Sequence[str]) -> Iterator[str]:
+    """Yield what the parts of a pattern match below a folder."""
+    if not parts:
+        yield root
+        return
+    first, rest = parts[0], parts[1:]
+    if first == "**":
+        for folder in _folders(root):
+            yield from _expand(folder, rest or ["*"])
+    elif not has_magic(first) or os.path.lexists(os.path.join(root, first)):
+        yield from _expand(os.path.join(root, first), rest)
+    else:
+        for name in fnmatch.filter(_list_names(root), first):
+            if first.startswith(".") or not name.startswith("."):
+                yield from _expand(os.path.join(root, name), rest)
+
+
+def _folders(root: str) -> Iterator[str]:
+    """Yield a folder and those below it that are not hidden, each once, also through links."""
+    entered, waiting = set(), [root]
+    while waiting:
+        folder = waiting.pop()
+        real_path = os.path.realpath(folder)
+        if real_path in entered or not os.path.isdir(real_path):
+            continue
+        entered.add(real_path)
+        yield folder
+        names = sorted((name for name in _list_names(folder) if not name.startswith(".")), reverse=True)
+        waiting += [os.path.join(folder, name) for name in names if os.path.isdir(os.path.join(folder, name))]
+
+
+def _list_names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder or ".")
+    except OSError:  # not a folder, or one that cannot be read
+        return []
