@@ -1,6 +1,7 @@
 """Process settings that must be made before jax is imported, and the cache directory."""
 
 import ctypes
+import errno
 import hashlib
 import os
 import platform
@@ -144,6 +145,24 @@ def cache_dir() -> Path:
     if path.startswith("~"):
         raise UserError(f"{text}: the home directory is unknown, expected DWT_CACHE to name a directory")
     return Path(path)
+
+
+def make_cache_dir() -> Path:
+    """Return the cache directory, which exists then.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    path = cache_dir()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if os.access(path, os.W_OK | os.X_OK):
+            return path
+        reason = os.strerror(errno.EACCES)
+    raise UserError(f"{path}: {reason}, expected DWT_CACHE to name a directory that can be written to")
 
 
 def cpu_has_bf16_products() -> bool:

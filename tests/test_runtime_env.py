@@ -131,3 +131,16 @@ def test_every_command_that_computes_refuses_it(monkeypatch, capsys, tmp_path, a
     arguments = [text.replace("=run", f"={tmp_path}/run") for text in arguments]
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("dwt: JAX_ENABLE_X64: '1' in the environment")
+
+
+def test_cache_that_cannot_be_made_names_the_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for path, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "x", "Not a directory")):
+        monkeypatch.setenv("DWT_CACHE", str(path))
+        with pytest.raises(UserError, match=f"{path}: {reason}, expected DWT_CACHE to name a directory"):
+            runtime_env.make_cache_dir()
+    monkeypatch.setenv("DWT_CACHE", str(tmp_path / "new" / "cache"))
+    assert runtime_env.make_cache_dir().is_dir()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match="Permission denied, expected DWT_CACHE"):
+        runtime_env.make_cache_dir()
