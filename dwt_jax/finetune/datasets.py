@@ -53,10 +53,16 @@ def read_examples(examples: Examples) -> TaskData:
     """
     if examples.kind == "builtin":
         data = _read_builtin(examples.task)
+        data = data._replace(metrics=examples.metrics or data.metrics)
     elif examples.kind == "files":
         data = _read_files(examples)
     else:
         data = _read_glue(examples)
+    if "f1" in data.metrics and len(data.labels) > 2:
+        raise UserError(
+            f"examples.metrics has 'f1', which is that of the second of two classes, expected another: "
+            f"there are {len(data.labels)} classes"
+        )
     for name, split in data.splits.items():
         if not len(split):
             raise UserError(f"{examples.task}: no example in {name}, expected at least one")
@@ -82,14 +88,20 @@ def select_examples(split: ExampleSplit, indices: np.ndarray) -> ExampleSplit:
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
+def _label_text(value: Any) -> str:
+    """The name of a class. Of 1.0 it is 1: programs write the whole numbers of a column with a gap so."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def _parse_label(raw_label: Any, labels: Sequence[str], location: str) -> float:
     """Return the index of a class or, without classes, the label as a number."""
     if labels:
-        if str(raw_label) not in labels:
-            raise UserError(f"{location}: label {str(raw_label)!r}{did_you_mean(str(raw_label), labels)}")
-        return labels.index(str(raw_label))
+        text = _label_text(raw_label)
+        if text not in labels:
+            raise UserError(f"{location}: label {text!r}{did_you_mean(text, labels)}")
+        return labels.index(text)
     try:
-        value = float(raw_label)
+        value = float("nan") if isinstance(raw_label, bool) else float(raw_label)
     except (TypeError, ValueError):
         value = float("nan")
     if not abs(value) <= MAX_FLOAT32:  # NaN too
@@ -142,31 +154,33 @@ def _read_files(examples: Examples) -> TaskData:
             is_test = name == "test"
             rows = read_example_rows(user_path(path), is_test)
             splits[name] = make_split(rows, text_columns, "" if is_test else examples.label, labels)
-    if "f1" in examples.metrics and len(labels) > 2:
-        raise UserError(
-            f"examples.metrics has 'f1', which is that of the second of two classes, expected another: "
-            f"there are {len(labels)} classes"
-        )
     default_metrics = ("pearson", "spearman") if examples.regression else ("accuracy",)
     return TaskData(splits, labels, examples.metrics or default_metrics)
 
 
 MAX_LABELS = 1000
+_MISSING = ("", "nan", "na", "n/a", "<na>", "null")  # how programs write that there is no value
 
 
 def _collect_labels(path: Path, column: str) -> tuple[str, ...]:
     """Return the distinct labels of a training file, sorted."""
-    labels = set()
+    labels: dict[str, type] = {}
     for location, row in read_example_rows(path, is_test=False):
-        if (value := get_column(row, column, location)) is None:
-            raise UserError(f"{location}: no label in column '{column}', expected one")
-        text = str(value)
-        if not text.strip() or text != text.strip() or value != value:  # the last: NaN of a JSON file
-            raise UserError(
-                f"{location}: label {text!r} in column '{column}', expected the name of a class without "
-                "white space around it"
-            )
-        labels.add(text)
+        value = get_column(row, column, location)
+        text = "" if value is None else _label_text(value)
+        kind = int if isinstance(value, float) and value.is_integer() else type(value)
+        expected = ""
+        if text.strip().lower() in _MISSING:
+            expected = "the name of a class (one of that name has to be in examples.labels)"
+        elif text != text.strip() or not text.isprintable():
+            expected = "the name of a class without white space around it and invisible characters"
+        elif kind not in (str, int, bool):  # of JSON: numbers with a fraction, lists, objects
+            expected = "the name of a class, a whole number, or true or false"
+        elif labels and kind is not next(iter(labels.values())):
+            expected = f"a label of type {next(iter(labels.values())).__name__} as in the lines before"
+        if expected:
+            raise UserError(f"{location}: label {text!r} in column '{column}', expected {expected}")
+        labels[text] = kind
     if not 2 <= len(labels) <= MAX_LABELS:
         raise UserError(
             f"{path}: {len(labels)} labels in column '{column}', expected from 2 to {MAX_LABELS} "

@@ -386,3 +386,49 @@ def test_recipe_lengths():
     assert Recipe(max_length=50, buckets=3).lengths() == (17, 34, 50)
     assert Recipe(max_length=8, buckets=20).lengths() == tuple(range(1, 9))
     assert config.check_finetune_config(FinetuneConfig()) == FinetuneConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["yes", "nan"], "label 'nan' in column 'label', expected the name of a class"),
+        (["NA", "no"], "label 'NA'"),
+        ([1, "1"], "label '1' in column 'label', expected a label of type int as in the lines before"),
+        ([1, True], "label 'True'"),
+        ([1, 1.5], "expected the name of a class, a whole number, or true or false"),
+        ([["a"], "b"], "expected the name of a class, a whole number"),
+        (["no", "\u200bno"], "invisible characters"),
+    ],
+)
+def test_values_that_are_no_classes(tmp_path, values, message):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"sentence": "a b", "label": value}) + "\n" for value in values))
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_examples(Examples(kind="files", task="t", train=str(path), dev=str(path)))
+
+
+def test_classes_may_be_truth_values_and_whole_numbers(tmp_path):
+    for values, labels in (([True, False], ("False", "True")), ([0, 1, 2.0], ("0", "1", "2"))):
+        path = tmp_path / "train.jsonl"
+        path.write_text("".join(json.dumps({"sentence": "a b", "label": value}) + "\n" for value in values))
+        data = read_examples(Examples(kind="files", task="t", train=str(path), dev=str(path)))
+        assert data.labels == labels
+        assert [labels[i] for i in data.splits["dev"].labels] == [
+            str(int(v) if v == 2 else v) for v in values
+        ]
+
+
+def test_metrics_of_every_kind_are_those_asked_for(tmp_path):
+    assert read_examples(Examples(kind="builtin", task="party", metrics=("f1",))).metrics == ("f1",)
+    with pytest.raises(UserError, match="there are 4 classes"):
+        read_examples(Examples(kind="builtin", task="era", metrics=("f1",)))
+    (tmp_path / "MNLI").mkdir()
+    rows = "".join(
+        f"{i}\tg\ta b\tc d\t{c}\n" for i, c in enumerate(("entailment", "neutral", "contradiction"))
+    )
+    for name in ("train", "dev_matched"):
+        (tmp_path / "MNLI" / f"{name}.tsv").write_text(
+            "index\tgenre\tsentence1\tsentence2\tgold_label\n" + rows
+        )
+    with pytest.raises(UserError, match="there are 3 classes"):
+        read_examples(Examples(kind="glue", task="mnli", path=str(tmp_path), metrics=("f1",)))
