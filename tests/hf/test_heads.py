@@ -8,6 +8,7 @@ import pytest
 
 from dwt_jax.cli import main
 from dwt_jax.data import tokenizer
+from dwt_jax.data.hf_tokenizer import build_wordpiece_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.hf import checkpoint
 from dwt_jax.models.tokenizer_pipelines import WORDPIECE
@@ -301,7 +302,7 @@ def test_read_jsonl_of_damaged_file(tmp_path, capsys):
 def test_config_without_model_type_keeps_tokenizer(tokenizer_class, tmp_path):
     """transformers uses its tokenizer.json as it is; with a model_type it would build another tokenizer."""
     save_model("BertForMaskedLM", tmp_path / "in")
-    cased = tokenizer.build_wordpiece_tokenizer(
+    cased = build_wordpiece_tokenizer(
         {token: i for i, token in enumerate([*WORDS, *"ABCDEFG"])}, lowercase=False
     )
     cased.save(str(tmp_path / "in" / "tokenizer.json"))
