@@ -51,11 +51,12 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     def run_and_print() -> None:
         from contextlib import redirect_stdout
 
+        from dwt_jax.distributed.shutdown import BETWEEN_RUNS, handle_signals
         from dwt_jax.study.pilot import run_pilot
         from dwt_jax.study.pilot_report import format_pilot, pilot_to_dict
 
         teacher = str(user_path(options.teacher))
-        with redirect_stdout(sys.stderr):  # of the runs
+        with redirect_stdout(sys.stderr), handle_signals(BETWEEN_RUNS):  # of the runs
             report = run_pilot(
                 options.config,
                 overrides,

@@ -20,6 +20,10 @@ class TrainingFailed(Exception):
     """The run cannot continue. The message says why; the last good checkpoint is intact."""
 
 
+NOTHING_CHANGED = "stopped before the first step; nothing was changed. Rerun the same command to start again."
+BETWEEN_RUNS = "stopped between two runs. Rerun the same command to resume."
+
+
 class ShutdownFlag:
     """Whether a signal has arrived, on any of the processes.
 
@@ -29,17 +33,27 @@ class ShutdownFlag:
 
     Args:
         preemption_sync: agrees on the step with the other processes; None in a single process.
+        unarmed_message: what to say after a signal before `arm`.
     """
 
-    def __init__(self, preemption_sync: preemption.PreemptionSync | None = None) -> None:
+    def __init__(
+        self,
+        preemption_sync: preemption.PreemptionSync | None = None,
+        unarmed_message: str = NOTHING_CHANGED,
+    ) -> None:
         self._signal_received = self._armed = False
         self._preemption_sync = preemption_sync
+        self._unarmed_message = unarmed_message
 
     def is_set(self) -> bool:
         """Return whether to save and stop now."""
         if self._preemption_sync is None:
             return self._signal_received
         return self._preemption_sync.reached_sync_point()
+
+    def was_signaled(self) -> bool:
+        """Whether a signal has arrived on this process."""
+        return self._signal_received
 
     def arm(self) -> None:
         """From here on a signal sets the flag. Waits for all processes to call it."""
@@ -54,9 +68,7 @@ class ShutdownFlag:
             KeyboardInterrupt: at the second Ctrl-C.
         """
         if not self._armed:
-            raise Preempted(
-                "stopped before the first step; nothing was changed. Rerun the same command to start again."
-            )
+            raise Preempted(self._unarmed_message)
         if self._signal_received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal_received = True
@@ -102,16 +114,21 @@ def defer_signals() -> Iterator[None]:
 
 
 @contextmanager
-def handle_signals() -> Iterator[ShutdownFlag]:
+def handle_signals(unarmed_message: str = NOTHING_CHANGED) -> Iterator[ShutdownFlag]:
     """Handle STOP_SIGNALS inside the block through the yielded flag.
 
-    Outside the main thread, where Python allows no signal handlers, the flag is never set.
+    A signal that arrives when the block saves its results, too late to stop it, is passed on to the flag of
+    an enclosing block: a study stops after that run. Outside the main thread, where Python allows no signal
+    handlers, the flag is never set.
+
+    Args:
+        unarmed_message: what to say after a signal before the flag is armed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield ShutdownFlag()
         return
     preemption_sync = None if coordination.is_single_process() else preemption.PreemptionSync()
-    shutdown_flag = ShutdownFlag(preemption_sync)
+    shutdown_flag = ShutdownFlag(preemption_sync, unarmed_message)
     previous_handlers = {signum: signal.signal(signum, shutdown_flag.handle) for signum in _stop_signals()}
     try:
         if _pending_signals:
@@ -122,3 +139,6 @@ def handle_signals() -> Iterator[ShutdownFlag]:
             preemption_sync.close()
         for signum, handler in previous_handlers.items():
             signal.signal(signum, handler)
+    outer_flag = getattr(previous_handlers[signal.SIGTERM], "__self__", None)
+    if shutdown_flag.was_signaled() and isinstance(outer_flag, ShutdownFlag):
+        outer_flag.handle(signal.SIGTERM, None)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dwt_jax.distributed.shutdown import BETWEEN_RUNS, handle_signals
 from dwt_jax.study import sweep_tables
 from dwt_jax.study.extra_results import MASKED_WORDS_NAME
 from dwt_jax.study.report import report_path
@@ -41,7 +42,9 @@ def run_and_report(study: Study, workdir: Path, index: int | None = None) -> Non
             lines = sweep_tables.masked_words_lines(results)
             print("\n".join([*lines, "", f"study: report so far in {path}"]), flush=True)
 
-    if not run_study(study, workdir, index, update_report if index is None else lambda _: None):
+    with handle_signals(BETWEEN_RUNS):
+        is_complete = run_study(study, workdir, index, update_report if index is None else lambda _: None)
+    if not is_complete:
         return
     results = collect_study_results(workdir)
     write_study_results(results, path)

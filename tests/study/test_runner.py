@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Config, Data, Optimizer, Train
+from dwt_jax.distributed import shutdown
 from dwt_jax.distributed.shutdown import TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.models import flops
@@ -309,6 +310,27 @@ def test_the_report_follows_the_runs(small_study, tmp_path, capsys, monkeypatch)
     assert any("3 of 3, alone-seed1" in line for line in lines[first:])
     assert lines[-1] == f"report in {tmp_path / 'study' / 'report.html'}"
     assert any(line.startswith("baseline (no teacher)  2") for line in lines[first:])
+
+
+@pytest.mark.parametrize("when", ["while a run saves its results", "between runs"])
+def test_signal_that_comes_late_stops_the_study(small_study, tmp_path, monkeypatch, when):
+    """Too late to stop the run: it ends, and no other begins."""
+    started = []
+
+    def signalled_job(study, job, *others):
+        started.append(job.name)
+        if when == "between runs":
+            signal.raise_signal(signal.SIGTERM)
+        with shutdown.handle_signals() as flag:
+            flag.arm()
+            signal.raise_signal(signal.SIGTERM)
+        started.append("not reached")
+
+    monkeypatch.setattr(runner, "_run_job", signalled_job)
+    with pytest.raises(shutdown.Preempted, match=r"stopped between two runs\. Rerun"):
+        run_and_report(load_study(small_study[0]), tmp_path / "study")
+    assert started == ["teacher-seed0"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_diverging_run_does_not_stop_the_others(small_study, tmp_path, capsys, monkeypatch):
