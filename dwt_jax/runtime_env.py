@@ -62,6 +62,16 @@ def precision_environment() -> str:
     return " ".join(f"{name}={os.environ[name]}" for name in PRECISION_VARIABLES if os.environ.get(name))
 
 
+def set_up_env() -> None:
+    """Check the environment and set what a command needs. Call it before jax is imported.
+
+    Raises:
+        UserError: as `check_numeric_settings`.
+    """
+    check_numeric_settings()
+    set_xla_env()
+
+
 def set_xla_env() -> None:
     """Set JAX's numeric settings, XLA's CPU flags, the compilation cache and malloc's options.
 

@@ -26,8 +26,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from dwt_jax.config_loader import load_config
 
     config = load_config(options.config, overrides)
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
     runtime_env.use_cpu_only()
     from dwt_jax.aot.report import compile_command
 

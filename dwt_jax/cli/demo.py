@@ -27,8 +27,7 @@ def run(options: argparse.Namespace, _: dict[str, str]) -> int | None:
 
     if not 0 < options.scale <= 100:
         raise UserError(f"--scale is {options.scale}, expected more than 0 and at most 100")
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
     from dwt_jax.study import demo
 
     return training_exit_status(lambda: demo.run_demo(options.workdir, options.scale))

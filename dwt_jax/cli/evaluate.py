@@ -56,8 +56,7 @@ def run(options: argparse.Namespace, _: dict[str, str]) -> None:
         }
         for flag in (name for name, value in flags.items() if value):
             raise UserError(f"evaluate: {flag} is given with --data, expected it with --pairs only")
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
     if options.data is not None:
         _evaluate_data(options)
     else:

@@ -23,8 +23,7 @@ def run(options: argparse.Namespace, _: dict[str, str]) -> None:
     """Write the model directory."""
     from dwt_jax import runtime_env
 
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
     from dwt_jax.runs.export import export_model
 
     name = export_model(options.model, options.step, options.out, options.dtype, options.encoder_only)

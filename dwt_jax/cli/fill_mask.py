@@ -24,8 +24,7 @@ def run(options: argparse.Namespace, _: dict[str, str]) -> None:
     """Fill the masks and print the words."""
     from dwt_jax import runtime_env
 
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
     from dwt_jax.data.sources import read_stdin_lines
     from dwt_jax.eval.fill_mask import fill_masks
     from dwt_jax.files import json_text

@@ -36,8 +36,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
 
     config = options.config or str(bundled_config_path("glue.py"))
     task_configs = load_task_configs(config, options.task, overrides)
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
 
     def finetune_and_report() -> None:
         from dwt_jax.finetune import runner

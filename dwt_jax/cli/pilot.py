@@ -45,8 +45,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
 
     if not 0 < options.budget <= 1000:
         raise UserError(f"--budget is {options.budget}, expected more than 0 and at most 1000")
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
 
     def run_and_print() -> None:
         from contextlib import redirect_stdout

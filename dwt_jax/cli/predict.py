@@ -48,8 +48,7 @@ def run(options: argparse.Namespace, _: dict[str, str]) -> None:
     """Predict and write the predictions."""
     from dwt_jax import runtime_env
 
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
     from dwt_jax.finetune.predict import STDIN, Texts, predict
 
     predict(

@@ -40,8 +40,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     reject_init_step(overrides)
     target = config_loader.load_model_config(options.config, overrides)
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
     from dwt_jax.growth.remap_model import remap_model
     from dwt_jax.remap.methods import GrowthOptions
 

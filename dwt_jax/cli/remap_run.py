@@ -45,8 +45,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     overrides = init_overrides(options, overrides, options.method, options.run)
     config = config_loader.load_config(options.config, overrides)
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
     from dwt_jax.growth.remap_run import grow_run
 
     report = grow_run(options.run, config, options.out, options.step, options.moments)

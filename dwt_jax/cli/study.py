@@ -39,8 +39,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
         return None
     from dwt_jax import runtime_env
 
-    runtime_env.check_numeric_settings()
-    runtime_env.set_xla_env()
+    runtime_env.set_up_env()
 
     from dwt_jax.study.run_and_report import run_and_report
 

@@ -10,9 +10,9 @@ from pathlib import Path
 def matching_files(pattern: str) -> list[Path]:
     """Return the files that match a pattern, sorted by name.
 
-    As by `glob.glob(recursive=True)`, with two differences. A part of the pattern that exists as it is
-    written is no pattern, so that names may have brackets. `**` enters each folder once: through links to
-    folders above, glob would find a file again and again. Of the names of one file the first counts.
+    Like `glob.glob(recursive=True)`, except: a path component that exists literally is not expanded, so names
+    may have brackets; `**` enters each folder once, where glob would follow links to folders above again and
+    again; a file with several names keeps the first.
     """
     root = "/" if pattern.startswith("/") else ""
     parts = [part for part in pattern.split("/") if part]

@@ -48,9 +48,9 @@ def choose_split(data: Data, log: Callable[[str], None]) -> tuple[float, bool]:
     """Return the arguments `fraction` and `by_parts` of `split_document` that give text to both splits.
 
     They are `data.validation_fraction` and False, unless that would leave all documents in one split. Then
-    either the one document with the lowest hash is held out (of those that would all be held out, the one
-    with the highest is not), or the last part of each document, whatever is closer to the fraction of the
-    text that was asked for. Reads documents until both splits have one.
+    either one document moves to the empty split (the lowest hash into held-out text, the highest out of it),
+    or the last part of each document is held out (`by_parts`), whichever is closer to the requested fraction
+    of the text. Reads documents until both splits have one.
 
     Raises:
         UserError: there is no document, or one split would be empty or MAX_EXCESS times too large.

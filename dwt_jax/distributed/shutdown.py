@@ -115,10 +115,10 @@ def defer_signals() -> Iterator[None]:
 
 @contextmanager
 def handle_signals(unarmed_message: str = NOTHING_CHANGED) -> Iterator[ShutdownFlag]:
-    """Handle STOP_SIGNALS inside the block through the yielded flag.
+    """Make STOP_SIGNALS set the yielded flag inside the block, or raise Preempted before `ShutdownFlag.arm`.
 
-    A signal that arrives when the block saves its results, too late to stop it, is passed on to the flag of
-    an enclosing block: a study stops after that run. Outside the main thread, where Python allows no signal
+    A signal too late to stop the block, which is saving its results, goes to the flag of an enclosing block:
+    a study stops after that run. Outside the main thread, where Python allows no signal
     handlers, the flag is never set.
 
     Args:

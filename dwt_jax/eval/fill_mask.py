@@ -11,9 +11,11 @@ from dwt_jax.data.tokenizer_checks import wrap_tokenizer_errors
 from dwt_jax.errors import UserError
 from dwt_jax.eval.evaluate_model import fit_to_vocabulary
 from dwt_jax.eval.masked_words import Guess, MaskedWord, guess_masked_words
+from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.runs.load import load_model
 
-_BATCH_TEXTS = 64
+_BATCH_MASKS = 64
+_LENGTH_STEP = 16  # tokens by which the lengths of rows differ
 _MASK_TOKENS = ("[MASK]", "<mask>")  # of other tokenizers, for a message
 
 
@@ -49,16 +51,13 @@ def fill_masks(path: str, texts: Sequence[str], top_k: int = 5) -> list[list[lis
     for text, row in zip(texts, rows, strict=True):
         _check_row(text, row, vocabulary, loaded_model.model.max_length)
     params = jax.device_put(loaded_model.params)
-    guesses: list[list[list[Guess]]] = []
-    for start in range(0, len(rows), _BATCH_TEXTS):
-        batch = rows[start : start + _BATCH_TEXTS]
-        masked_words = _masked_words(batch, vocabulary)
-        results = iter(
-            guess_masked_words(params, loaded_model.model, masked_words, loaded_model.tokenizer, top_k)
-        )
-        for row in batch:
-            masks = [next(results) for _ in range((row == vocabulary.mask_id).sum())]
-            guesses.append([[_keep_prefix(guess, vocabulary) for guess in mask] for mask in masks])
+    masks = [(row, int(position)) for row in rows for position in np.flatnonzero(row == vocabulary.mask_id)]
+    results: list[list[Guess]] = []
+    for start in range(0, len(masks), _BATCH_MASKS):
+        masked_words = _masked_words(masks[start : start + _BATCH_MASKS], vocabulary, loaded_model.model)
+        results += guess_masked_words(params, loaded_model.model, masked_words, loaded_model.tokenizer, top_k)
+    remaining = ([_keep_prefix(guess, vocabulary) for guess in result] for result in results)
+    guesses = [[next(remaining) for _ in range((row == vocabulary.mask_id).sum())] for row in rows]
     if any(not guess for masks in guesses for guess in masks):
         raise UserError(f"--model: a probability of {path} is not finite, expected a sound model")
     return guesses
@@ -77,15 +76,17 @@ def _check_row(text: str, row: np.ndarray, vocabulary: Vocabulary, max_length: i
         )
 
 
-def _masked_words(rows: Sequence[np.ndarray], vocabulary: Vocabulary) -> list[MaskedWord]:
-    """Return a row of equal length for each mask."""
-    length = max(map(len, rows))
+def _masked_words(
+    masks: Sequence[tuple[np.ndarray, int]], vocabulary: Vocabulary, model: ModelConfig
+) -> list[MaskedWord]:
+    """Return rows of one length for (tokens, position) of masks. Few lengths occur: each is compiled."""
+    longest = max(len(row) for row, _ in masks)
+    length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, model.max_length)
     masked_words = []
-    for row in rows:
+    for row, position in masks:
         tokens = np.pad(row, (0, length - len(row)), constant_values=vocabulary.pad_id)
         segment_ids = (np.arange(length) < len(row)).astype(np.int32)
-        for position in np.flatnonzero(row == vocabulary.mask_id):
-            masked_words.append(MaskedWord("", "", tokens, segment_ids, int(position)))
+        masked_words.append(MaskedWord("", "", tokens, segment_ids, position))
     return masked_words
 
 

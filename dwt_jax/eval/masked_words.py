@@ -4,6 +4,7 @@ One word is masked in each of a few rows. The words depend on the prepared data 
 its vocabulary is asked the same.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -142,18 +143,27 @@ def guess_masked_words(
     )
     positions = np.array([[masked_word.position] for masked_word in masked_words], np.int32)
 
-    @jax.jit
-    def top_guesses(
-        params: Params, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        hidden = family(model).encode(params, model, tokens, segment_ids, positions=positions)
-        logits = lm_head_logits(params, model, hidden)[:, 0]
-        return jax.lax.top_k(jax.nn.softmax(logits), top_k)
-
-    probabilities, ids = jax.device_get(top_guesses(params, tokens, segment_ids, positions))
+    top = _top_tokens(params, tokens, segment_ids, positions, model=model, top_k=top_k)
+    probabilities, ids = jax.device_get(top)
     return [
         [Guess(decode_token(tokenizer, i), float(p), int(i)) for i, p in zip(row_ids, row, strict=True)]
         if np.isfinite(row).all()
         else []
         for row_ids, row in zip(ids, probabilities, strict=True)
     ]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "top_k"))
+def _top_tokens(
+    params: Params,
+    tokens: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    model: ModelConfig,
+    top_k: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the highest probabilities at one position of each row and their tokens, [B, top_k] each."""
+    hidden = family(model).encode(params, model, tokens, segment_ids, positions=positions)
+    logits = lm_head_logits(params, model, hidden)[:, 0]
+    return jax.lax.top_k(jax.nn.softmax(logits), top_k)

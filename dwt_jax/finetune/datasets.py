@@ -171,9 +171,9 @@ def _collect_labels(path: Path, column: str) -> tuple[str, ...]:
         kind = int if isinstance(value, float) and value.is_integer() else type(value)
         expected = ""
         if text.strip().lower() in _MISSING:
-            expected = "the name of a class (one of that name has to be in examples.labels)"
+            expected = "the name of a class (list it in examples.labels if it is one)"
         elif text != text.strip() or not text.isprintable():
-            expected = "the name of a class without white space around it and invisible characters"
+            expected = "the name of a class without white space around it or invisible characters"
         elif kind not in (str, int, bool):  # of JSON: numbers with a fraction, lists, objects
             expected = "the name of a class, a whole number, or true or false"
         elif labels and kind is not next(iter(labels.values())):

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from scipy.special import softmax
 
 from dwt_jax.config import Config, Precision
 from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, Vocabulary, load_vocabulary
@@ -351,9 +352,8 @@ def _check_out(out: Path | None, source: Path) -> None:
         raise UserError(f"--out: {out} is the file of the texts, expected another")
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(np.asarray(logits, np.float64) - logits.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    return softmax(logits.astype(np.float64), axis=-1)
 
 
 def _tsv_lines(
@@ -363,7 +363,7 @@ def _tsv_lines(
     header = ["index", "prediction"]
     if probabilities:
         header += [f"p({label})" for label in labels]
-        columns += [[f"{p:.6g}" for p in column] for column in _softmax(logits).T]
+        columns += [[f"{p:.6g}" for p in column] for column in _probabilities(logits).T]
     lines = tsv_lines(header, columns)
     return lines if with_header else lines[1:]
 
@@ -377,6 +377,6 @@ def _json_lines(
         for index, prediction in zip(ids, predictions, strict=True)
     ]
     if probabilities:
-        for record, row in zip(records, _softmax(logits), strict=True):
+        for record, row in zip(records, _probabilities(logits), strict=True):
             record["probabilities"] = {label: float(f"{p:.6g}") for label, p in zip(labels, row, strict=True)}
     return [json_text(record) + "\n" for record in records]

@@ -46,14 +46,13 @@ def extrapolate_difference(
 ) -> Estimate:
     """Extrapolate a difference of losses, at the two longest runs, to the full run.
 
-    A difference whose cause is over (another beginning, a teacher that left) shrinks, fast while the student
-    passes its teacher and more slowly afterwards. The interval reaches from the difference at the longest run
-    to one that goes on to shrink, for each factor of steps, as it did between the two runs. The estimate is
-    the geometric mean of both. A difference that did not shrink stays, with an interval of as much as it
-    moved on both sides.
+    A difference whose cause is over (other initial weights, a teacher that is no longer used) shrinks, fast
+    while the student passes its teacher and more slowly afterwards. The interval spans the difference at the
+    longest run (no more shrinking) and the power law through both runs; the estimate is their geometric mean.
+    A difference that did not shrink is kept, plus or minus how much it changed.
 
-    A difference whose cause lasts (a teacher that stays) continues the line through the two runs over the
-    logarithm of the steps, so that its sign may change. The interval reaches from the longest run to there.
+    A difference whose cause lasts (a teacher that is used throughout) is extrapolated linearly in log(steps)
+    and may change its sign. The interval spans the difference at the longest run and this one.
 
     Both intervals are extended by 1.96 standard errors on both sides.
 
@@ -65,7 +64,7 @@ def extrapolate_difference(
         lasting: whether the cause lasts.
 
     Returns:
-        The estimate. With a single length it is the difference there, with an interval that has 0 in it.
+        The estimate. With a single length it is the difference there, with an interval that includes 0.
     """
     last, error = differences[-1], errors[-1]
     if len(steps) < 2:

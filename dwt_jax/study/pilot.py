@@ -21,13 +21,14 @@ import jax
 import numpy as np
 
 from dwt_jax.config import Config, Distill, Init, Teacher
-from dwt_jax.config_loader import load_config
+from dwt_jax.config_loader import build_config, read_config_file
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.shutdown import TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.eval import likelihood
 from dwt_jax.eval.evaluate_model import model_document_losses
 from dwt_jax.eval.paired import paired_error
+from dwt_jax.model_files import describe_missing_path
 from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.methods import METHODS
 from dwt_jax.runs.pretrained import load_pretrained, params_digest
@@ -173,7 +174,7 @@ def run_pilot(
         TrainingFailed: the baseline diverged.
     """
     if not Path(teacher).is_dir():  # before the data are prepared
-        raise UserError(f"--teacher: {teacher}: no such directory, expected a model or run directory")
+        raise UserError(f"--teacher: {describe_missing_path(teacher)}, expected a model or run directory")
     load = functools.partial(load_candidate, spec, overrides, teacher)
     with tempfile.TemporaryDirectory(prefix="dwt-pilot-") as folder:
         run = setup_run(load(BASELINE), Path(folder))
@@ -209,9 +210,11 @@ def run_pilot(
 def load_candidate(spec: str, overrides: Mapping[str, str], teacher: str, candidate: Candidate) -> Config:
     """Load the config of a candidate's full run.
 
-    What it does not use of `teacher`, `distill` and `init` is as in a config without them.
+    What it does not use of `teacher`, `distill` and `init` is as in a config without them. Keys that only the
+    config's own schedule or method reads (`distill.match_margin`) have no effect here, and are no errors.
     """
-    config = load_config(spec, {**overrides, "teacher.path": teacher, **candidate.overrides(teacher)})
+    keys = {**overrides, "teacher.path": teacher, **candidate.overrides(teacher)}
+    config = build_config(read_config_file(spec), keys)
     if candidate.teacher == NO_TEACHER:
         config = dataclasses.replace(config, teacher=Teacher(), distill=Distill())
     return config if candidate.init != RANDOM else dataclasses.replace(config, init=Init())

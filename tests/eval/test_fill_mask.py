@@ -27,7 +27,7 @@ def model(request, tmp_path_factory):
 def test_scores_are_those_of_transformers(model, monkeypatch):
     """Several masks, texts of several lengths, and more texts than a batch has."""
     path, texts = model
-    monkeypatch.setattr("dwt_jax.eval.fill_mask._BATCH_TEXTS", 2)
+    monkeypatch.setattr("dwt_jax.eval.fill_mask._BATCH_MASKS", 2)
     pipeline = transformers.pipeline("fill-mask", model=path, tokenizer=path, top_k=7)
     for text, masks in zip(texts, fill_masks(path, texts, top_k=7), strict=True):
         expected = pipeline(text)

@@ -121,6 +121,8 @@ def test_candidates_have_their_weights_whatever_the_config_says(project):
         "teacher.path": "elsewhere",
         "init.method": "fna",
         "train.steps": "80",
+        "distill.alpha_soft.kind": "until_matched",
+        "distill.match_margin": "0.2",
     }
     teacher = str(folder / "teacher")
 
