@@ -2,10 +2,10 @@
 
     python -m pip install -r benchmarks/requirements.txt
     python benchmarks/time_to_loss.py --out benchmarks/results/time_to_loss
-    python benchmarks/time_to_loss.py --size wiki --text data/wikipedia-2015.txt.xz --out …
+    python benchmarks/time_to_loss.py --size medium --text data/wikipedia-2015.txt.xz --out …
 
-Every variant trains a model of about the same number of parameters on the same rows of the built-in corpus
-(wiki: of --text) and is evaluated with the same masks on the same held-out rows. Each is a process of its
+Every variant trains a model of about the same number of parameters (demo 0.7M, wiki 3.4M, medium 5.3M) on
+the same rows of the built-in corpus (wiki, medium: of --text) and is evaluated with the same masks on the same held-out rows. Each is a process of its
 own; they take turns, a few steps at a time, and only a variant's own steps count: no evaluation, checkpoint
 or log of any of them. The time of the first steps, in which programs are compiled, stands in a column of
 its own. FLOPs are not compared: torch's variants compute others.
@@ -37,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 SIZES = {  # layers, width, heads, MLP of BERT and of ModernBERT, tokens a row, vocabulary, steps, teacher
     "demo": {"student": "2x128", "teacher": "1x128", "length": 64, "vocab_size": 2048, "steps": 900},
     "wiki": {"student": "4x192", "teacher": "2x192", "length": 128, "vocab_size": 8192, "steps": 2000},
+    "medium": {"student": "4x256", "teacher": "2x256", "length": 128, "vocab_size": 8192, "steps": 1000},
 }
 TORCH, JAX = "time_to_loss_torch.py", "time_to_loss_jax.py"
 VARIANTS = {  # label: worker, variant
@@ -251,8 +252,8 @@ def main() -> int:
     options = parser.parse_args()
     from digests import cpu_model
 
-    if options.size == "wiki" and not options.text:
-        parser.error("--size wiki needs --text: the built-in corpus is too small for its 4M tokens")
+    if options.size != "demo" and not options.text:
+        parser.error(f"--size {options.size} needs --text: the built-in corpus is too small for it")
     workdir = options.workdir or Path(tempfile.mkdtemp(prefix="time_to_loss-"))
     workdir.mkdir(parents=True, exist_ok=options.workdir is None)
     settings = write_settings(options, workdir)
