@@ -5,10 +5,10 @@
     python benchmarks/time_to_loss.py --size medium --text data/wikipedia-2015.txt.xz --out …
 
 Every variant trains a model of about the same number of parameters (demo 0.7M, wiki 3.4M, medium 5.3M) on
-the same rows of the built-in corpus (wiki, medium: of --text) and is evaluated with the same masks on the same held-out rows. Each is a process of its
-own; they take turns, a few steps at a time, and only a variant's own steps count: no evaluation, checkpoint
-or log of any of them. The time of the first steps, in which programs are compiled, stands in a column of
-its own. FLOPs are not compared: torch's variants compute others.
+the same rows of the built-in corpus (wiki, medium: of --text) and is evaluated with the same masks on the
+same held-out rows. Each is a process of its own; they take turns, a few steps at a time, and only a variant's
+own steps count: no evaluation, checkpoint or log of any of them. The time of the first steps, in which
+programs are compiled, stands in a column of its own. FLOPs are not compared: torch's variants compute others.
 
 run_mlm         transformers' Trainer as its run_mlm sets it up: BERT, fp32, AdamW, head at all positions
 torch BERT      the same BERT: torch.compile, head at the masked positions, fused AdamW

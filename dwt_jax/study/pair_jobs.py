@@ -16,11 +16,11 @@ class PairSets:
         self._digests: dict[str, str] = {}
 
     def check(self, job: Job) -> None:
-        """Raise UserError if a job has results of other pairs than those of the study's sets.
+        """Raise UserError if a job on pairs has results of others than those of the study's sets.
 
         If the job is finished and a set no longer exists, only max_pairs is compared.
         """
-        for name in job.tasks:
+        for name in job.tasks if job.kind == "pairs" else ():
             path = job.workdir / name / "config.json"
             if not path.exists():
                 continue

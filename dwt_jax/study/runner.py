@@ -6,6 +6,7 @@ own: it checks which directories are done.
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from dwt_jax.files import read_intact_json, read_json, write_json
 from dwt_jax.finetune import config as finetuning
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
 from dwt_jax.study import extra_results, manifest
+from dwt_jax.study.job_lock import job_lock
 from dwt_jax.study.pair_jobs import PairSets
 from dwt_jax.study.provenance import ProvenanceChecker
 from dwt_jax.study.sweep import (
@@ -40,6 +42,8 @@ from dwt_jax.study.sweep import (
 if TYPE_CHECKING:
     from dwt_jax.finetune.collate import ExampleCache
 
+POLL_SECONDS = 5.0  # between two looks at jobs that other processes run
+
 EXAMPLE_PATH_KEYS = tuple(
     f"examples.{key}" for key in ("path", "train", "dev", "test")
 )  # see finetune/run.py
@@ -49,6 +53,9 @@ def run_study(
     study: Study, workdir: Path, index: int | None = None, on_job_done: Callable[[Job], None] = lambda _: None
 ) -> bool:
     """Run the jobs of a study that are not done.
+
+    Several processes may run one study: each takes the jobs that no other is running, and waits at the
+    end for those of the others.
 
     Args:
         study: the config.
@@ -68,50 +75,95 @@ def run_study(
     from dwt_jax.finetune.collate import ExampleCache
 
     jobs = study_jobs(study, workdir)
-    if index is not None and not 0 <= index < len(jobs):
-        raise UserError(f"--index is {index}, expected from 0 to {len(jobs) - 1}")
     by_name = {job.name: job for job in jobs}
-    selected_jobs = jobs if index is None else (jobs[index],)
-    if index is not None:
-        unfinished = [name for name in selected_jobs[0].needs if not by_name[name].is_done()]
-        if unfinished:
-            raise UserError(
-                f"--index is {index}, {selected_jobs[0].name}: expected {unfinished[0]} to be finished first"
-            )
+    selected_jobs = jobs if index is None else (_job_at(jobs, index),)
     tasks, example_cache, provenance = load_study_tasks(study), ExampleCache(), ProvenanceChecker(by_name)
     pair_sets = PairSets(study.pairs)
     for job in jobs:
         _check_same_config(job, tasks, study.out_of_domain)
-        if job.kind == "pairs":
-            pair_sets.check(job)
+        pair_sets.check(job)
         provenance.check(job)
-    failed = failed_jobs(jobs)
-    jobs_to_run = [job for job in selected_jobs if not job.is_done() and job.name not in failed]
-    for name, reason in failed.items():
+    for name, reason in failed_jobs(jobs).items():
         print(f"study: {name} is left out: {reason} (remove its directory to run it again)", file=sys.stderr)
+    jobs_to_run = [job for job in selected_jobs if not job.is_done() and job.name not in failed_jobs(jobs)]
     _check_inputs(jobs_to_run, tasks, study.out_of_domain, example_cache)
     if any(job.kind == "pairs" for job in jobs_to_run):
         pair_sets.read_all()
     workdir.mkdir(parents=True, exist_ok=True)
     manifest.write_manifest(study, jobs, workdir)
-    for i, job in enumerate(jobs):
-        provenance.check(job)  # again: its sources may have finished only now
-        if job in jobs_to_run and job.name not in failed_jobs(jobs):
-            print(f"study: {i + 1} of {len(jobs)}, {job.name}", flush=True)
-            provenance.record(job)
-            try:
-                _run_job(study, job, by_name, tasks, example_cache, pair_sets)
-            except TrainingFailed as failure:
-                print(f"study: {job.name} failed, the others go on: {failure}", file=sys.stderr)
-                write_json(job.workdir / FAILURE_FILE, {"reason": str(failure)})
-            extra_results.write_masked_words(study, jobs, workdir)
-            on_job_done(job)
+
+    def run_job(job: Job) -> None:
+        print(f"study: {jobs.index(job) + 1} of {len(jobs)}, {job.name}", flush=True)
+        provenance.record(job)
+        try:
+            _run_job(study, job, by_name, tasks, example_cache, pair_sets)
+        except TrainingFailed as failure:
+            print(f"study: {job.name} failed, the others go on: {failure}", file=sys.stderr)
+            write_json(job.workdir / FAILURE_FILE, {"reason": str(failure)})
+        extra_results.write_masked_words(study, jobs, workdir)
+        on_job_done(job)
+
+    _run_or_wait(jobs, jobs_to_run, provenance, run_job)
     failed = failed_jobs(jobs)
     if not all(job.is_done() or job.name in failed for job in jobs):
         return False
     extra_results.write_bag_of_words(study, tasks, example_cache, workdir)
     extra_results.write_masked_words(study, jobs, workdir)
     return True
+
+
+def _job_at(jobs: Sequence[Job], index: int) -> Job:
+    """Return the job of a number, whose needs must be finished."""
+    if not 0 <= index < len(jobs):
+        raise UserError(f"--index is {index}, expected from 0 to {len(jobs) - 1}")
+    unfinished = [job.name for job in jobs if job.name in jobs[index].needs and not job.is_done()]
+    if unfinished:
+        raise UserError(
+            f"--index is {index}, {jobs[index].name}: expected {unfinished[0]} to be finished first"
+        )
+    return jobs[index]
+
+
+def _run_or_wait(
+    jobs: Sequence[Job],
+    jobs_to_run: Sequence[Job],
+    provenance: ProvenanceChecker,
+    run_job: Callable[[Job], None],
+) -> None:
+    """Run jobs, and wait for those that other processes run: they may be interrupted, or others need them."""
+    waited_for = set()
+    while name := _run_unlocked_jobs(jobs, jobs_to_run, provenance, run_job):
+        if name not in waited_for:
+            print(f"study: waiting for {name}, which another process runs", flush=True)
+            waited_for.add(name)
+        time.sleep(POLL_SECONDS)
+
+
+def _run_unlocked_jobs(
+    jobs: Sequence[Job],
+    jobs_to_run: Sequence[Job],
+    provenance: ProvenanceChecker,
+    run_job: Callable[[Job], None],
+) -> str:
+    """Run jobs that are not done and have what they need, but for those that other processes run.
+
+    Returns:
+        The name of a job that another process runs; '' for none.
+    """
+    by_name = {job.name: job for job in jobs}
+    locked_name = ""
+    for job in jobs:
+        provenance.check(job)  # again: its sources may have finished only now
+        if job not in jobs_to_run or job.name in failed_jobs(jobs):
+            continue
+        if job.is_done() or not all(by_name[name].is_done() for name in job.needs):
+            continue
+        with job_lock(job) as is_locked:
+            if not is_locked:
+                locked_name = locked_name or job.name
+            elif not job.is_done():  # another process may have finished it just now
+                run_job(job)
+    return locked_name
 
 
 def _check_inputs(
