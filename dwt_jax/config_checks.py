@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 
 from dwt_jax.config import Config, Data, Init, Optimizer, Schedule, Train
@@ -30,66 +30,6 @@ def check_data(data: Data) -> Data:
     for problem in _data_problems(data):
         raise UserError(f"config: {problem}")
     return data
-
-
-def check_all_used(config: Config, overrides: Collection[str] = ()) -> Config:
-    """Return a config as the user wrote it if every value in it that is not a default has an effect.
-
-    Resolved configs, in which `train.steps` may come from `train.epochs`, are not checked.
-
-    Args:
-        config: the config.
-        overrides: keys of the command line. `train.steps` there takes precedence over epochs of the file.
-
-    Raises:
-        UserError: a key has a value but no effect, with the key that decides this.
-    """
-    for problem in _unused_key_problems(config, overrides):
-        raise UserError(f"config: {problem}")
-    return config
-
-
-def _unused_key_problems(config: Config, overrides: Collection[str]) -> Iterator[str]:
-    """Yield one line for each key that has a value but no effect beside the others."""
-    distill, optimizer = config.distill, config.optimizer
-    teacher_keys = [f"distill.{f.name}" for f in fields(distill) if f.name not in _KEYS_WITHOUT_TEACHER]
-    rules: list[tuple[bool, str, Sequence[str]]] = [
-        (
-            not config.teacher.path,
-            "teacher.path to name a teacher (it is empty)",
-            ["teacher.dtype", *teacher_keys],
-        ),
-        (
-            distill.alpha_soft.kind != "until_matched",
-            "distill.alpha_soft.kind 'until_matched' with it",
-            ["distill.match_margin", "distill.gap_ema_decay"],
-        ),
-        (
-            distill.token_selection != "entropy",
-            "distill.token_selection 'entropy' with it",
-            ["distill.drop_fraction"],
-        ),
-        (
-            optimizer.kind != "muon",
-            "optimizer.kind 'muon' with it",
-            ["optimizer.momentum", "optimizer.ns_steps", "optimizer.adam_lr_ratio"],
-        ),
-        (
-            config.train.steps > 0 and ("train.epochs" in overrides or "train.steps" not in overrides),
-            f"train.steps 0 with it (it is {config.train.steps}; --config.train.steps=0)",
-            ["train.epochs"],
-        ),
-    ]
-    default = Config()
-    for is_unused, expected, keys in rules:
-        for section, _, name in (key.partition(".") for key in keys if is_unused):
-            value = getattr(getattr(config, section), name)
-            if value != getattr(getattr(default, section), name):
-                shown = "set" if isinstance(value, Schedule) else repr(value)
-                yield f"{section}.{name} is {shown}, expected {expected}"
-
-
-_KEYS_WITHOUT_TEACHER = ("preset", "alpha_hard", "loss_chunk_rows")  # `check` reports preset
 
 
 def _problems(config: Config) -> Iterator[str]:

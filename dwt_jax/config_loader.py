@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dwt_jax.config import Config, Data, Schedule
-from dwt_jax.config_checks import check, check_all_used, check_data
+from dwt_jax.config_checks import check, check_data
 from dwt_jax.config_imports import call_user_code, importable_neighbors, load_config_module
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
@@ -25,6 +25,7 @@ from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, model_config_type
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.presets import PRESETS
 from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, renamed_key
+from dwt_jax.unused_keys import check_all_used, check_data_used
 
 
 def load_config(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
@@ -57,7 +58,8 @@ def load_data_config(spec: str, overrides: Mapping[str, str] | None = None) -> D
 
     Args and errors are those of `load_config`.
     """
-    return check_data(_build_unchecked(read_config_file(spec), overrides).data)
+    data = check_data(_build_unchecked(read_config_file(spec), overrides).data)
+    return check_data_used(data, overrides or ())
 
 
 def build_config(raw: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> Config:

@@ -212,6 +212,7 @@ CASES = {
     "unknown key": Case(f"train {TINY} --config.train.stepz=3"),
     "' is now '": Case(f"train {TINY} --config.train.accumulate=2"),
     "to name a teacher": Case(f"train {TINY} --config.distill.token_selection=entropy"),
+    "….kind … with it": Case(f"train {TINY} --config.data.sources.0.field=body"),
     "train.epochs is": Case(f"train {TINY} --config.train.epochs=3"),
     "(model.max_position_embeddings)": Case(f"train {TINY} --config.data.sequence_length=64"),
     "platform is": Case(f"train {TINY} --config.platform=tpu", setup=variables(JAX_PLATFORMS=None)),

@@ -12,8 +12,14 @@ from dwt_jax.config_loader import build_dataclass, read_config_file
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import read_json_object
 from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS, METRIC_KINDS
+from dwt_jax.unused_keys import keys_of_other_kinds, unused_optimizer_keys
 
 RESERVED_NAMES = ("config.json", "results.json", "submission")
+_KINDS_OF_EXAMPLE_KEYS = {
+    "path": ("glue", "tfds"),
+    **dict.fromkeys(("train", "dev", "test", "text_column", "text_pair_column"), ("files",)),
+    **dict.fromkeys(("label", "labels", "regression"), ("files",)),
+}
 MIN_SEQUENCE_LENGTH = 8  # tokens: special tokens of a pair, and some text
 
 
@@ -79,7 +85,10 @@ def load_finetune_config(spec: str, overrides: Mapping[str, str] | None = None) 
     Raises:
         UserError: as `config_loader.load_config` does.
     """
-    return check_finetune_config(build_dataclass(FinetuneConfig, read_config_file(spec), overrides))
+    config = check_finetune_config(build_dataclass(FinetuneConfig, read_config_file(spec), overrides))
+    for problem in _unused_key_problems(config):
+        raise UserError(f"config: {problem}")
+    return config
 
 
 def load_task_configs(spec: str, tasks: str | None, overrides: Mapping[str, str]) -> list[FinetuneConfig]:
@@ -117,6 +126,12 @@ def check_finetune_config(config: Any) -> FinetuneConfig:
     for problem in _config_problems(config):
         raise UserError(f"config: {problem}")
     return config
+
+
+def _unused_key_problems(config: FinetuneConfig) -> Iterator[str]:
+    """Yield one line for each key of a config as the user wrote it that has a value but no effect."""
+    yield from keys_of_other_kinds(config.examples, "examples", _KINDS_OF_EXAMPLE_KEYS, Examples())
+    yield from unused_optimizer_keys(config.recipe.optimizer, "recipe.optimizer")
 
 
 def _config_problems(config: FinetuneConfig) -> Iterator[str]:

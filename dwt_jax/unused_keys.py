@@ -1,0 +1,150 @@
+"""Refuse keys of a config that have a value but no effect. This module does not import jax."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from dwt_jax.config import Config, Data, Optimizer, Schedule, Source
+from dwt_jax.errors import UserError
+
+Kinds = Mapping[str, tuple[str, ...]]
+"""The values of `kind` that each key belongs to. Keys that are not in it belong to all."""
+
+_DECAYS = ("linear", "cosine", "warmup_stable_decay")
+_KINDS_OF_SCHEDULE_KEYS: Kinds = {
+    "end": (*_DECAYS, "piecewise"),
+    "decay_start": (*_DECAYS, "piecewise"),
+    "decay_end": _DECAYS,
+}
+_KINDS_OF_SOURCE_KEYS: Kinds = {
+    "path": ("text", "jsonl", "tfds"),
+    "documents": ("text",),
+    "blank_lines": ("text",),
+    "field": ("jsonl", "tfds"),
+    "split": ("tfds",),
+    "data_dir": ("tfds",),
+}
+_KINDS_OF_OPTIMIZER_KEYS: Kinds = dict.fromkeys(("momentum", "ns_steps", "adam_lr_ratio"), ("muon",))
+_KEYS_WITHOUT_TEACHER = ("preset", "alpha_hard", "loss_chunk_rows")  # `check` reports preset
+
+
+def check_all_used(config: Config, overrides: Collection[str] = ()) -> Config:
+    """Return a config as the user wrote it if every value in it that is not a default has an effect.
+
+    Resolved configs, in which `train.steps` may come from `train.epochs`, are not checked.
+
+    Args:
+        config: the config.
+        overrides: keys of the command line. `train.steps` there takes precedence over epochs of the file.
+
+    Raises:
+        UserError: a key has a value but no effect, with the key that decides this.
+    """
+    for problem in _problems(config, overrides):
+        raise UserError(f"config: {problem}")
+    return config
+
+
+def check_data_used(data: Data, overrides: Collection[str] = ()) -> Data:
+    """Return the section `data` as the user wrote it. Args and errors are those of `check_all_used`."""
+    for problem in _data_problems(data, overrides):
+        raise UserError(f"config: {problem}")
+    return data
+
+
+def keys_of_other_kinds(group: Any, name: str, kinds_of_keys: Kinds, default: Any) -> Iterator[str]:
+    """Yield one line for each key that has a value, but belongs to other values of `kind`.
+
+    Args:
+        group: a dataclass with the field `kind`.
+        name: its dotted key.
+        kinds_of_keys: the kinds of the keys to check.
+        default: a group with the values that are not reported.
+    """
+    for key, kinds in kinds_of_keys.items():
+        value = getattr(group, key)
+        if group.kind not in kinds and value != getattr(default, key):
+            expected = " or ".join(repr(kind) for kind in kinds)
+            shown = list(value) if isinstance(value, tuple) else value
+            yield f"{name}.{key} is {shown!r}, expected {name}.kind {expected} with it (it is {group.kind!r})"
+
+
+def unused_optimizer_keys(optimizer: Optimizer, name: str) -> Iterator[str]:
+    """Yield one line for each key of an optimizer that has a value but no effect.
+
+    Args:
+        optimizer: the section to check.
+        name: its dotted key.
+    """
+    yield from keys_of_other_kinds(optimizer, name, _KINDS_OF_OPTIMIZER_KEYS, Optimizer())
+    yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate")
+
+
+def _schedule_problems(schedule: Schedule, name: str) -> Iterator[str]:
+    for problem in keys_of_other_kinds(schedule, name, _KINDS_OF_SCHEDULE_KEYS, Schedule()):
+        yield f"{problem}; a number in place of the group, {name}={schedule.value:g}, is a constant"
+
+
+def _data_problems(data: Data, overrides: Collection[str]) -> Iterator[str]:
+    for i, source in enumerate(data.sources):
+        name = f"data.sources.{i}"
+        yield from keys_of_other_kinds(source, name, _KINDS_OF_SOURCE_KEYS, Source())
+        if source.documents != "blank_lines" and source.blank_lines != Source.blank_lines:
+            expected = f"{name}.documents 'blank_lines' with it"
+            yield f"{name}.blank_lines is {source.blank_lines}, expected {expected}"
+    for key in ("vocab_size", "alphabet_size", "sample_megabytes"):
+        if data.tokenizer.path and f"data.tokenizer.{key}" in overrides:
+            yield (
+                f"data.tokenizer.{key} is {getattr(data.tokenizer, key)}, expected data.tokenizer.path empty "
+                f"with it (it is {data.tokenizer.path!r}): no tokenizer is trained"
+            )
+
+
+def _problems(config: Config, overrides: Collection[str]) -> Iterator[str]:
+    """Yield one line for each key that has a value but no effect beside the others."""
+    distill, model = config.distill, config.model
+    teacher_keys = [f"distill.{f.name}" for f in fields(distill) if f.name not in _KEYS_WITHOUT_TEACHER]
+    rules: list[tuple[bool, str, Sequence[str]]] = [
+        (
+            not config.teacher.path,
+            "teacher.path to name a teacher (it is empty)",
+            ["teacher.dtype", *teacher_keys],
+        ),
+        (
+            distill.alpha_soft.kind != "until_matched",
+            "distill.alpha_soft.kind 'until_matched' with it",
+            ["distill.match_margin", "distill.gap_ema_decay"],
+        ),
+        (
+            distill.token_selection != "entropy",
+            "distill.token_selection 'entropy' with it",
+            ["distill.drop_fraction"],
+        ),
+        (
+            config.init.method != "ligo",
+            f"init.method 'ligo' with it (it is {config.init.method!r})",
+            ["init.learning_steps"],
+        ),
+        (
+            not (model.gated_layers or model.weighted_norm),
+            "model.gated_layers or model.weighted_norm with it",
+            ["init.gate_warmup"],
+        ),
+        (
+            config.train.steps > 0 and ("train.epochs" in overrides or "train.steps" not in overrides),
+            f"train.steps 0 with it (it is {config.train.steps}; --config.train.steps=0)",
+            ["train.epochs"],
+        ),
+    ]
+    default = Config()
+    for is_unused, expected, keys in rules:
+        for section, _, key in (name.partition(".") for name in keys if is_unused):
+            value = getattr(getattr(config, section), key)
+            if value != getattr(getattr(default, section), key):
+                shown = "set" if isinstance(value, Schedule) else repr(value)
+                yield f"{section}.{key} is {shown}, expected {expected}"
+    yield from unused_optimizer_keys(config.optimizer, "optimizer")
+    yield from _schedule_problems(config.mlm.probability, "mlm.probability")
+    for key in ("alpha_hard", "alpha_soft", "temperature"):
+        yield from _schedule_problems(getattr(distill, key), f"distill.{key}")
+    yield from _data_problems(config.data, overrides)
