@@ -239,7 +239,7 @@ def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> Non
         if key not in node:  # one default entry of a list, so that a field of it can be set
             node[key] = _default_entries(kind) if _is_tuple_type(kind) else {}
         if kind is Schedule and not isinstance(node[key], Mapping):  # a number, of which fields are set
-            node[key] = {"value": node[key]}
+            node[key] = {"kind": Schedule.kind, "value": node[key]}
         if _is_tuple_type(kind) and isinstance(node[key], _CommandLineText):
             node[key] = _parse_list(get_args(kind)[0], node[key], ".".join(parents[: i + 1]))
         node = node[key]
@@ -274,8 +274,12 @@ def _field_types(kind: Any, path: str) -> dict[str, Any]:
     return _strip_keyword_suffix(get_type_hints(kind).items())
 
 
-def _build_value(kind: Any, value: Any, path: str) -> Any:
-    """Convert `value` to the dataclass, tuple, Literal or plain type `kind`."""
+def _build_value(kind: Any, value: Any, path: str, default: Any = None) -> Any:
+    """Convert `value` to the dataclass, tuple, Literal or plain type `kind`.
+
+    Keys that a group lacks are those of `default`, if that is such a group: the default of a field may differ
+    from that of its class. A schedule that names its `kind` is a new one.
+    """
     if kind is ModelConfig and isinstance(value, Mapping):
         kind = _model_config_type(value, path)
     if dataclasses.is_dataclass(kind):
@@ -288,10 +292,19 @@ def _build_value(kind: Any, value: Any, path: str) -> Any:
         for key in value:
             if key not in hints:
                 raise _unknown_key_error(_join_path(path, key), key, hints)
-        fields = {key: _build_value(hints[key], item, _join_path(path, key)) for key, item in value.items()}
-        return typing.cast(Any, kind)(
-            **{f"{key}_" if iskeyword(key) else key: x for key, x in fields.items()}
-        )
+        if type(default) is not kind or (kind is Schedule and "kind" in value):
+            default = None
+        names = {key: f"{key}_" if iskeyword(key) else key for key in value}
+        fields = {
+            names[key]: _build_value(
+                hints[key],
+                item,
+                _join_path(path, key),
+                _default_of(kind if default is None else default, names[key]),
+            )
+            for key, item in value.items()
+        }
+        return typing.cast(Any, kind)(**fields) if default is None else dataclasses.replace(default, **fields)
     if _is_tuple_type(kind):
         if isinstance(value, _CommandLineText):
             value = _parse_list(get_args(kind)[0], value, path)
@@ -316,6 +329,14 @@ def _model_config_type(tree: Mapping[str, Any], path: str) -> type[ModelConfig]:
     if model_type not in FAMILIES:
         raise UserError(f"config: {path}.model_type is {model_type!r}{did_you_mean(model_type, FAMILIES)}")
     return model_config_type(model_type)
+
+
+def _default_of(group: Any, name: str) -> Any:
+    """Return the default of a field: its value in `group`, or that in the dataclass `group`."""
+    if not isinstance(group, type):
+        return getattr(group, name)
+    (field,) = (field for field in dataclasses.fields(group) if field.name == name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _unknown_key_error(path: str, key: str, valid_keys: Iterable[str]) -> UserError:

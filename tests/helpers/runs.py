@@ -33,7 +33,7 @@ def get_config(arg: str = ""):
             "eval_every": 4,
             "tensorboard": False,
         },
-        "optimizer": {"learning_rate": {"value": 3e-3}},
+        "optimizer": {"learning_rate": 3e-3},
     }
 """
 
