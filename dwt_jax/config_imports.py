@@ -85,4 +85,6 @@ def call_user_code(call: Callable[[], Any], context: str) -> Any:
         raise
     except Exception as error:
         message = " ".join(str(error).split())
+        if isinstance(error, ImportError) and message.startswith("attempted relative import"):
+            message += ", expected the module by its name alone (import NAME, not from .NAME)"
         raise UserError(f"--config: {context}: {type(error).__name__}: {message}") from error

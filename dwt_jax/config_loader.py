@@ -142,10 +142,8 @@ def read_config_file(spec: str) -> Mapping[str, Any]:
     Raises:
         UserError: the file is missing, fails, or returns no mapping.
     """
-    name, _, arg = spec.partition(":")
-    path = user_path(name)
-    if not path.is_file() and name.startswith("configs/"):
-        path = bundled_config_path(name.removeprefix("configs/"))
+    name, arg = split_spec(spec)
+    path = _config_path(name)
     if not path.is_file():
         raise UserError(f"--config: no file {name!r}, expected a Python file with get_config()")
     with importable_neighbors(path.parent):
@@ -167,6 +165,25 @@ def read_config_file(spec: str) -> Mapping[str, Any]:
             f"--config: {spec}: get_config returned {type(config).__name__}, expected a ConfigDict"
         )
     return config
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """Divide `path:arg` into the path of a config file, which may have colons, and the argument or ''.
+
+    The path is the shortest that is a file; without one it ends at the first colon.
+    """
+    parts = spec.split(":")
+    for end in range(1, len(parts) + 1):
+        if _config_path(":".join(parts[:end])).is_file():
+            return ":".join(parts[:end]), ":".join(parts[end:])
+    return parts[0], ":".join(parts[1:])
+
+
+def _config_path(name: str) -> Path:
+    path = user_path(name)
+    if not path.is_file() and name.startswith("configs/"):
+        return bundled_config_path(name.removeprefix("configs/"))
+    return path
 
 
 def sibling_config(file: str, name: str) -> ModuleType:
@@ -314,6 +331,14 @@ def _build_value(kind: Any, value: Any, path: str, default: Any = None) -> Any:
     return parse_scalar(kind, value, path)
 
 
+def _default_of(group: Any, name: str) -> Any:
+    """Return the default of a field: its value in `group`, or that in the dataclass `group`."""
+    if not isinstance(group, type):
+        return getattr(group, name)
+    (field,) = (field for field in dataclasses.fields(group) if field.name == name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def _constant_schedule(value: Any, path: str) -> Schedule:
     """Return the schedule that a plain number means."""
     try:
@@ -329,14 +354,6 @@ def _model_config_type(tree: Mapping[str, Any], path: str) -> type[ModelConfig]:
     if model_type not in FAMILIES:
         raise UserError(f"config: {path}.model_type is {model_type!r}{did_you_mean(model_type, FAMILIES)}")
     return model_config_type(model_type)
-
-
-def _default_of(group: Any, name: str) -> Any:
-    """Return the default of a field: its value in `group`, or that in the dataclass `group`."""
-    if not isinstance(group, type):
-        return getattr(group, name)
-    (field,) = (field for field in dataclasses.fields(group) if field.name == name)
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _unknown_key_error(path: str, key: str, valid_keys: Iterable[str]) -> UserError:

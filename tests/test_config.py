@@ -20,6 +20,7 @@ from dwt_jax.config_loader import (
     flatten_dict,
     load_config,
     read_config_file,
+    split_spec,
 )
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.finetune.config import FinetuneConfig
@@ -679,6 +680,23 @@ def test_config_that_loads_another_config_keeps_its_own_neighbors(tmp_path):
     (tmp_path / "outer" / "run.py").write_text(text + Path(outer).read_text())
     config = load_config(outer)
     assert (config.train.steps, config.seed, config.train.batch_size) == (10, 11, 12)
+
+
+@pytest.mark.parametrize("name", ["my:configs", "a folder", "my:configs:2"])
+@pytest.mark.parametrize("arg", ["", "7", "7:8"])
+def test_the_path_of_a_config_may_have_colons_and_spaces(tmp_path, name, arg):
+    path = tmp_path / name / "run.py"
+    path.parent.mkdir()
+    path.write_text("def get_config(arg=''): return {'seed': int(arg[:1] or 3), 'train': {'steps': 1}}")
+    assert split_spec(f"{path}:{arg}" if arg else str(path)) == (str(path), arg)
+    assert load_config(f"{path}:{arg}" if arg else str(path)).seed == (7 if arg else 3)
+
+
+def test_a_relative_import_is_named(tmp_path):
+    (tmp_path / "steps.py").write_text("STEPS = 1")
+    (tmp_path / "run.py").write_text("from .steps import STEPS")
+    with pytest.raises(UserError, match=r"run\.py fails to load: .* by its name alone \(import NAME, not"):
+        load_config(str(tmp_path / "run.py"))
 
 
 def arguments(path):

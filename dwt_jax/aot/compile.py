@@ -173,7 +173,7 @@ def _load_teacher_config(path: str, vocab_size: int) -> ModelConfig:
         model = (
             config_loader.build_config(saved_config).model if is_run else load_hf_config(file.parent).model
         )
-    elif path.partition(":")[0].endswith(".py"):
+    elif config_loader.split_spec(path)[0].endswith(".py"):
         model = config_loader.load_model_config(path)
     else:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dwt_jax.config import Optimizer, Precision, Schedule
 from dwt_jax.config_checks import optimizer_problems
-from dwt_jax.config_loader import build_dataclass, read_config_file
+from dwt_jax.config_loader import build_dataclass, read_config_file, split_spec
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import read_json_object
 from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS, METRIC_KINDS
@@ -107,7 +107,7 @@ def load_task_configs(spec: str, tasks: str | None, overrides: Mapping[str, str]
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise UserError(f"--task is {tasks!r}, expected tasks by name (without it: the config's own)")
-    if ":" in spec:
+    if split_spec(spec)[1]:
         raise UserError(f"--task: {spec} has an argument already, expected one of the two")
     if len(set(names)) < len(names):
         raise UserError(f"--task is {tasks!r}, expected each task once")
