@@ -170,13 +170,14 @@ def read_config_file(spec: str) -> Mapping[str, Any]:
 def split_spec(spec: str) -> tuple[str, str]:
     """Divide `path:arg` into the path of a config file, which may have colons, and the argument or ''.
 
-    The path is the shortest that is a file; without one it ends at the first colon.
+    The path is the shortest that is a file; without one, the shortest that ends with .py, or all to the first
+    colon.
     """
     parts = spec.split(":")
-    for end in range(1, len(parts) + 1):
-        if _config_path(":".join(parts[:end])).is_file():
-            return ":".join(parts[:end]), ":".join(parts[end:])
-    return parts[0], ":".join(parts[1:])
+    divisions = [(":".join(parts[:end]), ":".join(parts[end:])) for end in range(1, len(parts) + 1)]
+    files = [division for division in divisions if _config_path(division[0]).is_file()]
+    scripts = [division for division in divisions if division[0].endswith(".py")]
+    return (files or scripts or divisions)[0]
 
 
 def _config_path(name: str) -> Path:

@@ -690,6 +690,9 @@ def test_the_path_of_a_config_may_have_colons_and_spaces(tmp_path, name, arg):
     path.write_text("def get_config(arg=''): return {'seed': int(arg[:1] or 3), 'train': {'steps': 1}}")
     assert split_spec(f"{path}:{arg}" if arg else str(path)) == (str(path), arg)
     assert load_config(f"{path}:{arg}" if arg else str(path)).seed == (7 if arg else 3)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"no file '{path}'"):
+        load_config(f"{path}:{arg}")
 
 
 def test_a_relative_import_is_named(tmp_path):
