@@ -9,6 +9,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,25 @@ def resolve_output_dir(out: Path) -> Path:
     return path
 
 
+_SYSTEM_NAMES = (  # patterns, in lower case
+    *("lost+found", ".nfs*", ".snapshot", "@eadir", ".trash-*"),
+    *(".ds_store", "._*", ".trashes", ".fseventsd", ".spotlight-v100", ".temporaryitems", "__macosx"),
+    *("system volume information", "$recycle.bin", "desktop.ini", "thumbs.db"),
+)
+
+
+def is_system_name(name: str) -> bool:
+    """Return whether file systems or file managers put files or folders of this name anywhere."""
+    return any(fnmatchcase(name.lower(), pattern) for pattern in _SYSTEM_NAMES)
+
+
 def list_directory(path: Any) -> list[Any]:
-    """Return what a directory holds, without the `lost+found` that file systems put into a new volume.
+    """Return what a directory holds, without what file systems and file managers put there.
 
     Args:
         path: a Path, or an epath of an object store.
     """
-    return [child for child in path.iterdir() if child.name != "lost+found"]
+    return [child for child in path.iterdir() if not is_system_name(child.name)]
 
 
 def is_file_or_raise(path: Path) -> bool:

@@ -65,3 +65,30 @@ def test_a_damaged_file_is_none(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     assert files.read_intact_json(tmp_path / "a.json") is None
     assert files.read_intact_json(tmp_path / "nowhere.json") is None
+
+
+SYSTEM_NAMES = [
+    *("lost+found", ".DS_Store", "._a.txt", ".Trash-1000", ".Trashes", ".nfs000001", "__MACOSX", "@eaDir"),
+    *("System Volume Information", "$RECYCLE.BIN", "desktop.ini", "Desktop.ini", "Thumbs.db"),
+]
+
+
+@pytest.mark.parametrize("name", SYSTEM_NAMES)
+def test_what_file_managers_write_is_no_content(tmp_path, name):
+    """The directory counts as empty, is filled, and keeps it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("")
+    assert files.is_empty_dir(out)
+    assert files.resolve_output_dir(out) == out.resolve()
+    with files.atomic_dir(out) as partial:
+        (partial / "rows").write_text("")
+        assert files.commit_dir(partial, out)
+    assert {path.name for path in out.iterdir()} == {name, "rows"}
+    assert not files.is_empty_dir(out)
+
+
+@pytest.mark.parametrize("name", ["lost", "DS_Store", "trash-1", "desktop.txt", "volume information"])
+def test_other_files_are_content(tmp_path, name):
+    (tmp_path / name).write_text("")
+    assert not files.is_empty_dir(tmp_path)

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from glob import has_magic
 from pathlib import Path
 
+from dwt_jax.files import is_system_name
+
 
 def matching_files(pattern: str) -> list[Path]:
     """Return the files that match a pattern, sorted by name.
 
     Like `glob.glob(recursive=True)`, except: a path component that exists literally is not expanded, so names
     may have brackets; `**` enters each folder once, where glob would follow links to folders above again and
-    again; a file with several names keeps the first.
+    again; a file with several names keeps the first; no wildcard matches what a file manager writes, such as
+    desktop.ini.
     """
     root = "/" if pattern.startswith("/") else ""
     parts = [part for part in pattern.split("/") if part]
@@ -36,7 +39,7 @@ def _expand(root: str, parts: Sequence[str]) -> Iterator[str]:
         yield from _expand(os.path.join(root, first), rest)
     else:
         for name in fnmatch.filter(_list_names(root), first):
-            if first.startswith(".") or not name.startswith("."):
+            if (first.startswith(".") or not name.startswith(".")) and not is_system_name(name):
                 yield from _expand(os.path.join(root, name), rest)
 
 
@@ -50,8 +53,9 @@ def _folders(root: str) -> Iterator[str]:
             continue
         entered.add(real_path)
         yield folder
-        names = sorted((name for name in _list_names(folder) if not name.startswith(".")), reverse=True)
-        waiting += [os.path.join(folder, name) for name in names if os.path.isdir(os.path.join(folder, name))]
+        names = [name for name in _list_names(folder) if not (name.startswith(".") or is_system_name(name))]
+        paths = [os.path.join(folder, name) for name in sorted(names, reverse=True)]
+        waiting += [path for path in paths if os.path.isdir(path)]
 
 
 def _list_names(folder: str) -> list[str]:

@@ -332,6 +332,20 @@ def test_folder_with_brackets_beside_a_pattern(tmp_path):
     assert matching_files(f"{tmp_path}/**/run[1]/x*") == [tmp_path / "run[1]" / "x.txt"]
 
 
+@pytest.mark.parametrize("pattern", ["*", "**", "*.txt", "*/*", "**/*"])
+@pytest.mark.parametrize(
+    "name", ["desktop.ini", "Thumbs.db", "System Volume Information/a.txt", "__MACOSX/a.txt"]
+)
+def test_files_of_file_managers_match_no_wildcard(tmp_path, pattern, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    for path in (tmp_path / name, tmp_path / "sub" / name, tmp_path / "a.txt", tmp_path / "sub" / "b.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    expected = {"*": "a", "*.txt": "a", "*/*": "b"}.get(pattern, "ab")
+    assert [path.stem for path in matching_files(f"{tmp_path}/{pattern}")] == [*expected]
+    assert matching_files(f"{tmp_path}/{name}") == [tmp_path / name]  # named, it is read
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
