@@ -295,6 +295,7 @@ CASES = {
 """By a part of the message."""
 
 NOT_PROVOKED = {
+    "worker processes cannot be started": "needs a limit of processes (tests/data/test_prepare.py)",
     "worker processes was killed": "needs a process that the kernel ends",
     "checkpoint saved": "trains (tests/train/test_loop.py)",
     "a checkpoint cannot be written": "trains (tests/train/test_loop.py)",

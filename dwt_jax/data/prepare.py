@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,6 +47,9 @@ from dwt_jax.data.tokenizer import copy_tokenizer, load_vocabulary, save_tokeniz
 from dwt_jax.data.tokenizer_training import sample_documents, train_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir, is_empty_dir, user_path
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 Log = Callable[[str], None]
 Chunk = tuple[list[str], int]  # documents, and the number of bytes read from disk for them
@@ -155,7 +158,7 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
     for split in SPLITS:
         (out / split).mkdir()
     sources = []
-    with _chunk_encoder(encode_config, workers) as encoder:
+    with _chunk_encoder(encode_config, workers, log) as encoder:
         for number, source in enumerate(data.sources):
             name = f"prepare: source {number} ({source.kind})"
             writers = {split: ShardWriter(out / split, number, row_format, shard_bytes) for split in SPLITS}
@@ -261,23 +264,33 @@ def _read_chunks(source: Source) -> Iterator[Chunk]:
 
 
 @contextlib.contextmanager
-def _chunk_encoder(config: EncodeConfig, workers: int) -> Iterator[ChunkEncoder]:
+def _chunk_encoder(config: EncodeConfig, workers: int, log: Log) -> Iterator[ChunkEncoder]:
     """Start the worker processes; the encoder yields results in the order of the chunks."""
-    if workers == 1:
+    pool = _start_pool(workers, log) if workers > 1 else None
+    if pool is None:
         yield lambda chunks: ((encode_chunk(texts, config), bytes_read) for texts, bytes_read in chunks)
         return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import Future
     from concurrent.futures.process import BrokenProcessPool
 
-    # Spawned, not forked: jax may be loaded in this process, and its threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, init_worker)
+    can_start = True
+
+    def submit(texts: list[str]) -> "Future[EncodedChunk]":
+        nonlocal can_start
+        if can_start:
+            try:
+                return pool.submit(encode_chunk, texts, config)  # which may start another process
+            except OSError as error:
+                can_start = False
+                _log_start_failure(workers, error, log)
+        future: Future[EncodedChunk] = Future()
+        future.set_result(encode_chunk(texts, config))
+        return future
 
     def encode_in_order(chunks: Iterable[Chunk]) -> Iterator[tuple[EncodedChunk, int]]:
         window: collections.deque[Any] = collections.deque()
         for texts, bytes_read in chunks:
-            window.append((pool.submit(encode_chunk, texts, config), bytes_read))
+            window.append((submit(texts), bytes_read))
             if len(window) > 2 * workers:  # bounds memory; keeps each worker one chunk ahead
                 future, bytes_read = window.popleft()
                 yield future.result(), bytes_read
@@ -293,6 +306,29 @@ def _chunk_encoder(config: EncodeConfig, workers: int) -> Iterator[ChunkEncoder]
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_pool(workers: int, log: Log) -> "ProcessPoolExecutor | None":
+    """Start the first worker process; None if the system has no process, thread or semaphore left for it."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    children_before = multiprocessing.active_children()
+    try:
+        # Spawned, not forked: jax may be loaded in this process, and its threads do not survive a fork.
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), init_worker)
+        pool.submit(os.getpid)
+    except (OSError, RuntimeError) as error:  # BrokenPipeError: multiprocessing's own helper has ended
+        for process in multiprocessing.active_children():
+            if process not in children_before:
+                process.terminate()
+        _log_start_failure(workers, error, log)
+        return None
+    return pool
+
+
+def _log_start_failure(workers: int, error: Exception, log: Log) -> None:
+    log(f"prepare: {workers} worker processes cannot be started ({error}): this one does their work")
 
 
 def _cpu_count() -> int:

@@ -1,19 +1,22 @@
 import dataclasses
+import errno
 import gzip
 import hashlib
 import itertools
 import json
+import multiprocessing
 import random
 import subprocess
 import sys
 from itertools import chain
+from multiprocessing import resource_tracker, util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dwt_jax.config import Data, Source, Tokenizer
-from dwt_jax.data import dataset, encode, tokenizer
+from dwt_jax.data import dataset, encode, prepare, tokenizer
 from dwt_jax.data.prepare import prepare_data
 from dwt_jax.data.sentence_splitter import split_sentences
 from helpers.paths import ROOT
@@ -184,6 +187,33 @@ def test_same_output_for_any_number_of_workers(tokenizer_dir, texts, tmp_path, r
     for workers in (1, 2):
         prepare_data(data, tmp_path / f"out{workers}", workers=workers, log=silent)
     assert file_hashes(tmp_path / "out1") == file_hashes(tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    ("started", "error"),
+    [(0, BrokenPipeError(errno.EPIPE, "helper")), (1, BlockingIOError(errno.EAGAIN, "limit"))],
+    ids=["none", "one"],
+)
+def test_without_processes_one_does_the_work(tokenizer_dir, corpus, tmp_path, monkeypatch, started, error):
+    """A limit of processes, or the helper of multiprocessing that has ended."""
+    data, logged = data_config(tokenizer_dir, corpus), []
+    spawn, calls = util.spawnv_passfds, itertools.count()
+
+    def fail(*arguments):
+        if next(calls) >= started:
+            raise error
+        return spawn(*arguments)
+
+    resource_tracker.ensure_running()
+    monkeypatch.setattr(prepare, "CHUNK_CHARS", 1000)
+    prepare_data(data, tmp_path / "out1", workers=1, log=silent)
+    monkeypatch.setattr(util, "spawnv_passfds", fail)
+    prepare_data(data, tmp_path / "out2", workers=3, log=logged.append)
+    assert file_hashes(tmp_path / "out1") == file_hashes(tmp_path / "out2")
+    assert sum("prepare: 3 worker processes cannot be started ([Errno" in line for line in logged) == 1
+    for process in multiprocessing.active_children():
+        process.join(10)
+        assert not process.is_alive()
 
 
 def test_split_depends_on_the_text_alone(tokenizer_dir, texts, tmp_path):
