@@ -78,11 +78,13 @@ def load_config_module(path: Path) -> ModuleType:
 
 
 def call_user_code(call: Callable[[], Any], context: str) -> Any:
-    """Call code of the user's config file; any exception becomes a one-line UserError."""
+    """Call code of the user's config file; any exception, and sys.exit, becomes a one-line UserError."""
     try:
         return call()
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(f"--config: {context}: it calls sys.exit({error}), expected it to return") from error
     except Exception as error:
         message = " ".join(str(error).split())
         if isinstance(error, ImportError) and message.startswith("attempted relative import"):

@@ -9,6 +9,7 @@ place of a `Schedule` is a constant.
 import dataclasses
 import inspect
 import json
+import os
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from keyword import iskeyword
@@ -208,9 +209,13 @@ def _required_parameter(function: Callable[..., Any]) -> str:
 
 
 def _to_builtin(value: Any) -> Any:
-    """Convert ConfigDicts and sequences to dicts and lists."""
+    """Convert ConfigDicts and sequences to dicts and lists, paths to text, NumPy's numbers to Python's."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _to_builtin(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

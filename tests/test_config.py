@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -693,6 +694,32 @@ def test_the_path_of_a_config_may_have_colons_and_spaces(tmp_path, name, arg):
     path.unlink()
     with pytest.raises(UserError, match=rf"no file '{path}'"):
         load_config(f"{path}:{arg}")
+
+
+@pytest.mark.parametrize(
+    "code", ["sys.exit()", "sys.exit('no data')", "argparse.ArgumentParser().error('x')"]
+)
+@pytest.mark.parametrize("place", ["", "def get_config(): "])
+def test_a_config_that_exits_is_an_error(tmp_path, code, place):
+    (tmp_path / "run.py").write_text(f"import argparse, sys\n{place}{code}\n")
+    with pytest.raises(UserError, match=r"run\.py.*: it calls sys\.exit\(.*\), expected it to return"):
+        load_config(str(tmp_path / "run.py"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("data.path", Path("rows"), "rows"),
+        ("train.steps", np.int64(7), 7),
+        ("optimizer.learning_rate", np.float32(0.5), Schedule(value=0.5)),
+        ("train.tensorboard", np.bool_(False), False),
+        ("train.batch_ramp", np.array([2, 4]), (2, 4)),
+    ],
+)
+def test_paths_and_numpy_values_in_a_config(key, value, expected):
+    config = build_dataclass(Config, with_(key, value))
+    section, name = key.split(".")
+    assert getattr(getattr(config, section), name) == expected
 
 
 def test_a_relative_import_is_named(tmp_path):
