@@ -1,5 +1,6 @@
 """The paper's third study (figure 4): initialization from the teacher's weights (its PR, our fna) or at
-random, with checkpoints; later remapping methods; and each without a teacher too.
+random, with checkpoints; later remapping methods; and each without a teacher too. At cpu and h200 also exact
+growth with half the steps, for what growth saves.
 
     dwt study --config=configs/study/remapping.py:cpu --workdir=studies/remapping
 """
@@ -52,6 +53,13 @@ def get_config(scale: str = "cpu") -> ConfigDict:
                 **grown,
             ),
         ]
+    if "exact" in methods:
+        config = sibling_config(__file__, "pretraining").get_config(f"{scale}-student")
+        half = f"train.steps={config.train.steps // 2}"
+        once = {"finetune_at": [1.0], "pairs_at": [1.0]}
+        set_ = [*methods["exact"][1], half]
+        label = "grown exactly, half the steps, no teacher"
+        arms.append(shared.student("exact_half", scale, label=label, source="weak", set=set_, **once))
     labels = {name: label for name, (label, *_) in methods.items()}
     return shared.study(scale, "Parameter remapping", arms, _claims(shared, scale, labels))
 
@@ -87,5 +95,19 @@ def _claims(shared: Any, scale: str, labels: dict[str, str]) -> list[dict[str, A
                 "expected": "worse",
                 "paper": "not run",
             },
+        ]
+    if "exact" in labels:
+        claims += [
+            {
+                "text": f"Grown exactly, with half the steps: {text} than without growth, with all",
+                "arm": "exact_half",
+                "measure": measure,
+                "paper": "not run",
+            }
+            for measure, text in (
+                ("held_out_loss", "a lower held-out loss"),
+                ("average", "a higher average"),
+                ("blimp", "a higher accuracy on BLiMP"),
+            )
         ]
     return claims
