@@ -18,9 +18,10 @@ SIZES = {  # of the teachers, for labels
 TASKS = {
     "paper": ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"],
     "h200": ["cola", "sst2", "mrpc", "stsb", "rte"],
-    # Left out before any run: MRPC, STS-B, RTE and WNLI, whose train sets of at most 5,749 examples are
-    # too small for models that have read so little, and QQP and QNLI, to save time.
-    "cpu": ["cola", "sst2", "mnli"],
+    # Left out before any student with a teacher was fine-tuned: MRPC, STS-B, RTE and WNLI, whose train sets
+    # of at most 5,749 examples are too small for models that have read so little; CoLA, where the baseline is
+    # at 0 (one trial: a Matthews correlation of -0.03); and QQP and QNLI, to save time.
+    "cpu": ["sst2", "mnli"],
 }
 FINETUNE_AT = {  # shares of the steps after which students of the second and third study are fine-tuned
     "paper": [0.1, 0.3, 0.5, 0.7, 0.9, 1.0],
