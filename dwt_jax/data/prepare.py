@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dwt_jax.config import Data, Source
-from dwt_jax.data.added_tokens import TOKEN_ROLES
 from dwt_jax.data.cache_key import data_cache_key, rows_digest
 from dwt_jax.data.encode import (
     EncodeConfig,
@@ -35,6 +34,7 @@ from dwt_jax.data.sources import (
     iter_documents,
     stored_bytes,
 )
+from dwt_jax.data.special_tokens import TOKEN_ROLES
 from dwt_jax.data.splits import choose_split, split_document
 from dwt_jax.data.text_checks import (
     TextCounts,

@@ -5,46 +5,46 @@ A tokenizer is a directory in the Hugging Face layout, which `transformers.AutoT
 
 import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dwt_jax.data.added_tokens import (
-    TOKEN_KEYS,
-    TOKEN_ROLES,
-    TOKENIZER_CONFIG,
-    print_moved_tokens,
-    read_json_or_empty,
-    read_special_tokens,
-)
+from dwt_jax.data.auto_tokenizer import FILE_KEYS, UnsupportedTokenizerError, model_tokenizer_class
 from dwt_jax.data.hf_tokenizer import (
     GENERIC_TOKENIZER,
-    declared_tokenizer_class,
+    LoadedTokenizer,
     load_hf_tokenizer,
+    read_tokenizer,
 )
+from dwt_jax.data.special_tokens import BERT_TOKENS, ROBERTA_TOKENS, TOKEN_KEYS, TOKEN_ROLES
 from dwt_jax.data.tokenizer_checks import check_token_ids
+from dwt_jax.data.tokenizer_files import (
+    SETTINGS_FILES,
+    TOKENIZER_CONFIG,
+    VOCABULARY_FILES,
+    added_token_ids,
+    has_tokenizer,
+    read_json_or_empty,
+)
 from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.model_files import is_model_file
 from dwt_jax.models.protocol import ModelConfig
-from dwt_jax.models.tokenizer_pipelines import BYTE_LEVEL_BPE, WORDPIECE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_VOCAB_FILES = ("vocab.txt", "vocab.json", "merges.txt")
-_TOKENIZER_FILES: tuple[str, ...] = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    *_VOCAB_FILES,
-)
+_READABLE_FILES = ("vocab.txt", "vocab.json", "merges.txt")
+"""Files that are copied beside a complete tokenizer.json, for other programs."""
+
+_PIPELINE_KEYS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
 _MODEL_KEYS = ("model_max_length", "max_len", "model_input_names")
 """Keys of tokenizer_config.json that describe the model beside it."""
 
@@ -73,19 +73,19 @@ class Vocabulary:
         return len(self.tokens)
 
 
-# Training
+# Files
 
 
 def save_tokenizer(tokenizer: "Tokenizer", out: Path, lowercase: bool) -> None:
-    """Write a trained WordPiece tokenizer to a new directory `out`, which AutoTokenizer loads."""
+    """Write a trained WordPiece tokenizer to a new directory `out`, which AutoTokenizer loads.
+
+    Its class is the one that loads tokenizer.json unchanged.
+    `do_lower_case` is for programs that read vocab.txt.
+    """
     out.mkdir(parents=True)
-    special_tokens = dict(zip(TOKEN_KEYS, WORDPIECE.special_tokens, strict=True))
-    flags = {**WORDPIECE.flags, "do_lower_case": lowercase}
-    config = {"tokenizer_class": WORDPIECE.tokenizer_class, **flags, **special_tokens}
+    special_tokens = dict(zip(TOKEN_KEYS, BERT_TOKENS, strict=True))
+    config = {"tokenizer_class": GENERIC_TOKENIZER, "do_lower_case": lowercase, **special_tokens}
     _write_tokenizer_files(tokenizer, out, config)
-    (out / "special_tokens_map.json").write_text(
-        json.dumps(special_tokens, indent=2) + "\n", encoding="utf-8"
-    )
     vocab_text = "".join(f"{token}\n" for token in _tokens_by_id(tokenizer, out))
     (out / "vocab.txt").write_text(vocab_text, encoding="utf-8")
 
@@ -103,114 +103,99 @@ def _write_tokenizer_config(out: Path, config: dict[str, Any]) -> None:
 
 
 def copy_tokenizer(path: str | Path, out: Path, lowercase: bool = True) -> None:
-    """Copy a tokenizer to a new directory, from which AutoTokenizer gives the same ids.
+    """Copy a tokenizer to a directory, from which AutoTokenizer gives the same ids.
 
     It does so beside a model of any family, since the copy's class is the one that loads tokenizer.json
     unchanged.
 
     Args:
         path: as for `load_hf_tokenizer`.
-        out: the new directory.
+        out: the directory, new or empty.
         lowercase: as for `load_hf_tokenizer`.
 
     Raises:
-        UserError: as `load_hf_tokenizer` does.
+        UserError: as `load_vocabulary` does.
     """
     path = user_path(path)
-    tokenizer, config = _load_complete_tokenizer(path, lowercase)
-    out.mkdir(parents=True)
-    if path.is_dir():
-        copy_tokenizer_files(path, out, _VOCAB_FILES)
-    _write_tokenizer_files(tokenizer, out, config)
+    _write_complete_tokenizer(path, read_tokenizer(path, lowercase), out, {})
 
 
-def _load_complete_tokenizer(path: Path, lowercase: bool = True) -> tuple["Tokenizer", dict[str, Any]]:
-    """A tokenizer, and the tokenizer_config.json that belongs to its complete tokenizer.json."""
-    tokenizer = load_hf_tokenizer(path, lowercase)
-    directory = path if path.is_dir() else path.parent
-    tokens = _tokens_by_id(tokenizer, path)
+def _write_complete_tokenizer(
+    path: Path, loaded: LoadedTokenizer, out: Path, model_settings: dict[str, Any]
+) -> None:
+    """Write a tokenizer.json with all that a tokenizer consists of, and its tokenizer_config.json."""
+    tokens = _tokens_by_id(loaded.tokenizer, path)
     ids = {token: i for i, token in enumerate(tokens)}
-    role_ids = _special_token_ids(path, ids)
-    print_moved_tokens(directory, ids)
-    config = read_json_or_empty(directory / TOKENIZER_CONFIG)
-    # Custom code is not copied, tokenizer.json holds the added tokens and flags, and no model is beside it.
-    for key in ("auto_map", "added_tokens_decoder", *WORDPIECE.flags, *BYTE_LEVEL_BPE.flags, *_MODEL_KEYS):
-        config.pop(key, None)
+    role_ids = _special_token_ids(path, loaded, ids)
+    _print_moved_tokens(loaded, ids)
+    # Custom code is not copied, and tokenizer.json holds the added tokens and the pipeline.
+    omitted = {*FILE_KEYS, "added_tokens_decoder", *_PIPELINE_KEYS, *_MODEL_KEYS}
+    config = {key: value for key, value in loaded.source.config.items() if key not in omitted}
     config["tokenizer_class"] = GENERIC_TOKENIZER
     # Tokens named in the config are matched in text before the pipeline runs: only added tokens may be.
-    added_contents = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    role_tokens = {f"{role}_token": tokens[i] for role, i in role_ids.items() if tokens[i] in added_contents}
-    return tokenizer, config | role_tokens
-
-
-def has_tokenizer(directory: Path) -> bool:
-    """Return whether a directory holds a vocabulary.
-
-    Raises:
-        UserError: for a tokenizer file that is a broken link.
-    """
-    present_files = [name for name in _TOKENIZER_FILES if is_model_file(directory / name)]
-    return any(name in present_files for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
-
-
-def copy_tokenizer_files(directory: Path, out: Path, names: Sequence[str] = _TOKENIZER_FILES) -> None:
-    """Copy the tokenizer files of a directory, and no others, without what needs code of its own."""
-    for name in names:
-        if is_model_file(directory / name):
-            shutil.copyfile(directory / name, out / name)
-    try:
-        config = read_json_or_empty(out / TOKENIZER_CONFIG)
-    except UserError:  # a damaged file, which has no auto_map either
-        return
-    if "auto_map" in config:
-        _write_tokenizer_config(out, _without_custom_code(config, out))
-
-
-def _without_custom_code(config: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """A tokenizer_config.json without `auto_map` and the class that it names.
-
-    Their code is not copied, and transformers would not load the tokenizer of `directory` without it.
-    """
-    config = dict(config)
-    own_classes = re.findall(r"\w+", json.dumps(config.pop("auto_map", "")))
-    if config.get("tokenizer_class") in own_classes and (directory / "tokenizer.json").exists():
-        config["tokenizer_class"] = GENERIC_TOKENIZER
-    return config
+    added_contents = {token.content for token in loaded.tokenizer.get_added_tokens_decoder().values()}
+    config |= {f"{role}_token": tokens[i] for role, i in role_ids.items() if tokens[i] in added_contents}
+    out.mkdir(parents=True, exist_ok=True)
+    for name in _READABLE_FILES:
+        if path.is_dir() and name in loaded.source.files:
+            shutil.copyfile(loaded.source.files[name], out / name)
+    _write_tokenizer_files(loaded.tokenizer, out, config | model_settings)
 
 
 def copy_model_tokenizer(directory: Path, out: Path, model: ModelConfig) -> None:
-    """Copy the tokenizer files of a directory, and describe the model in tokenizer_config.json.
+    """Copy the tokenizer of a directory, as `copy_tokenizer` does, and describe the model beside it.
 
     transformers truncates at `model_max_length` and gives the model `model_input_names`: both are those of
-    `model`, whatever they are in `directory`. What it would otherwise find out from other files of
-    `directory` is written too: the class, and a tokenizer.json, without which some families load none.
+    `model`, whatever they are in `directory`. The files of a tokenizer that transformers reads with Python
+    code, or with a package that is missing here, are copied as they are.
 
     Args:
         directory: of the tokenizer. If it has none, nothing is added.
         out: an existing directory.
         model: the model that is written to `out`.
+
+    Raises:
+        UserError: for a damaged tokenizer, and one without a special token for each role.
     """
     if not has_tokenizer(directory):
-        copy_tokenizer_files(directory, out)
         return
-    config = read_json_or_empty(directory / TOKENIZER_CONFIG)
-    if class_name := declared_tokenizer_class(directory):
-        config["tokenizer_class"] = class_name
-    names = _TOKENIZER_FILES
-    if not is_model_file(directory / "tokenizer.json"):
-        try:
-            tokenizer, config = _load_complete_tokenizer(directory)
-            tokenizer.save(str(out / "tokenizer.json"))
-            names = _VOCAB_FILES
-        except UserError:  # of a class that is not supported: its files are copied unread
-            pass
-    copy_tokenizer_files(directory, out, names)
-    config = _without_custom_code(config, out)
-    config.pop("max_len", None)  # an older name of model_max_length
-    config["model_max_length"] = model.max_length
     token_types = ["token_type_ids"] if model.has_token_types else []
-    config["model_input_names"] = ["input_ids", *token_types, "attention_mask"]
-    _write_tokenizer_config(out, config)
+    model_settings = {
+        "model_max_length": model.max_length,
+        "model_input_names": ["input_ids", *token_types, "attention_mask"],
+    }
+    try:
+        _write_complete_tokenizer(directory, read_tokenizer(directory), out, model_settings)
+    except UnsupportedTokenizerError:
+        _copy_unread(directory, out, model_settings)
+
+
+def _copy_unread(directory: Path, out: Path, model_settings: dict[str, Any]) -> None:
+    """Copy the tokenizer files of a directory, without what names code that is not copied."""
+    for name in (*SETTINGS_FILES, *VOCABULARY_FILES):
+        if name != "config.json" and is_model_file(directory / name):
+            shutil.copyfile(directory / name, out / name)
+    config, model_config = map(read_json_or_empty, (out / TOKENIZER_CONFIG, directory / "config.json"))
+    own_classes = re.findall(r"\w+", json.dumps(config.pop("auto_map", "")))
+    class_name = config.get("tokenizer_class") or model_config.get("tokenizer_class")
+    class_name = class_name or model_tokenizer_class(str(model_config.get("model_type")))
+    if class_name in own_classes and "tokenizer.json" in os.listdir(out):
+        class_name = GENERIC_TOKENIZER
+    config.pop("max_len", None)  # an older name of model_max_length
+    classes = {"tokenizer_class": class_name} if class_name else {}
+    _write_tokenizer_config(out, config | classes | model_settings)
+
+
+def _print_moved_tokens(loaded: LoadedTokenizer, ids: Mapping[str, int]) -> None:
+    """Print a line if added tokens have other ids than the files declare, as in transformers."""
+    declared = added_token_ids(loaded.source)
+    moved = sorted((i, token) for token, i in declared.items() if ids.get(token, i) != i)
+    for i, token in moved[:1]:
+        print(
+            f"{loaded.source.path}: {len(moved)} of its added tokens have other ids than its files declare, "
+            f"as in transformers: {token!r} has {ids[token]}, not {i}",
+            file=sys.stderr,
+        )
 
 
 # The vocabulary
@@ -219,8 +204,8 @@ def copy_model_tokenizer(directory: Path, out: Path, model: ModelConfig) -> None
 def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     """Load the vocabulary of a tokenizer.
 
-    Special tokens are those that tokenizer_config.json and special_tokens_map.json name, else the defaults
-    of the pipeline that has most of its defaults in the vocabulary.
+    Special tokens are those of transformers, else BERT's or RoBERTa's, whichever has most of its own in the
+    vocabulary.
 
     Args:
         path: as for `load_hf_tokenizer`.
@@ -230,11 +215,11 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
         UserError: as `load_hf_tokenizer` does, and for a special token that is not in the vocabulary.
     """
     path = user_path(path)
-    tokenizer = load_hf_tokenizer(path, lowercase)
-    tokens = _tokens_by_id(tokenizer, path)
+    loaded = read_tokenizer(path, lowercase)
+    tokenizer, tokens = loaded.tokenizer, _tokens_by_id(loaded.tokenizer, path)
     ids = {token: i for i, token in enumerate(tokens)}
-    role_ids = _special_token_ids(path, ids)
-    print_moved_tokens(path if path.is_dir() else path.parent, ids)
+    role_ids = _special_token_ids(path, loaded, ids)
+    _print_moved_tokens(loaded, ids)
     special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     special_ids |= set(role_ids.values())
     continuation, word_prefix, marks_words = _word_marks(tokenizer, tokens)
@@ -291,15 +276,12 @@ def _tokens_by_id(tokenizer: "Tokenizer", path: Path) -> tuple[str, ...]:
     return tuple(by_id.get(i, f"[missing {i}]") for i in range(max(by_id) + 1))
 
 
-def _special_token_ids(path: Path, ids: dict[str, int]) -> dict[str, int]:
+def _special_token_ids(path: Path, loaded: LoadedTokenizer, ids: dict[str, int]) -> dict[str, int]:
     """The id of the special token of each role. ids: token → id."""
-    defaults = max(
-        (WORDPIECE.special_tokens, BYTE_LEVEL_BPE.special_tokens),
-        key=lambda tokens: sum(token in ids for token in tokens),
-    )
-    special_tokens = read_special_tokens(path if path.is_dir() else path.parent, defaults)
+    defaults = max((BERT_TOKENS, ROBERTA_TOKENS), key=lambda tokens: sum(token in ids for token in tokens))
     role_ids = {}
-    for role, token in zip(TOKEN_ROLES, special_tokens, strict=True):
+    for role, default in zip(TOKEN_ROLES, defaults, strict=True):
+        token = loaded.special_tokens.get(f"{role}_token", default)
         if token not in ids:
             raise UserError(
                 f"{path}: {role}_token '{token}' is not in the vocabulary, expected the token for that role"

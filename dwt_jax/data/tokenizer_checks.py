@@ -15,21 +15,23 @@ from dwt_jax.errors import UserError
 
 
 @contextmanager
-def wrap_tokenizer_errors(source: object, expected: str) -> Iterator[None]:
-    """Raise whatever the library raises as a UserError.
+def wrap_tokenizer_errors(source: object, expected: str, hidden: str = "") -> Iterator[None]:
+    """Raise whatever the libraries raise as a UserError.
 
-    The library raises bare Exceptions, and panics, which are not even Exceptions.
+    `tokenizers` raises bare Exceptions, and panics, which are not even Exceptions.
 
     Args:
         source: the file or config key that the message names first.
         expected: what the message says was expected.
+        hidden: a path in messages of the libraries that stands for `source`.
     """
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        message = " ".join(str(error).split())[:300]
+        text = str(error).replace(hidden, str(source)) if hidden else str(error)
+        message = " ".join((text or type(error).__name__).split())[:300]
         raise UserError(f"{source}: {message}, expected {expected}") from None
 
 
@@ -66,8 +68,6 @@ def check_charsmaps(normalizer: Any, path: Path) -> None:
 def check_token_ids(vocab: Mapping[str, int], path: Path) -> None:
     """Check that each id has one token and that the ids have no large gaps.
 
-    The library would step through a gap id by id.
-
     Args:
         vocab: token → id.
         path: the file, for messages.
@@ -75,25 +75,56 @@ def check_token_ids(vocab: Mapping[str, int], path: Path) -> None:
     Raises:
         UserError: if the check fails, or if there is no token.
     """
-    by_id = {i: token for token, i in vocab.items()}
-    if not by_id:
+    if not vocab:
         raise UserError(f"{path}: no tokens, expected at least one")
-    if max(by_id) > 2 * len(by_id) + 1000:
-        raise UserError(
-            f"{path}: '{by_id[max(by_id)]}' has the id {max(by_id)} among {len(by_id)} tokens, expected ids "
-            "without large gaps"
-        )
-    if len(by_id) < len(vocab):
+    check_id_gaps(vocab, path)
+    if len(set(vocab.values())) < len(vocab):
         i, count = Counter(vocab.values()).most_common(1)[0]
         tokens = " and ".join(sorted(repr(token) for token in vocab if vocab[token] == i)[:3])
         raise UserError(f"{path}: {count} tokens have the id {i} ({tokens}), expected one for each id")
+
+
+def check_id_gaps(vocab: Mapping[str, int], path: Path) -> None:
+    """Check that ids have no large gaps, through which the library would step id by id.
+
+    Args:
+        vocab: token → id.
+        path: the file, for messages.
+
+    Raises:
+        UserError: if the check fails.
+    """
+    last = max(vocab, key=lambda token: vocab[token])
+    if vocab[last] > 2 * len(vocab) + 1000:
+        raise UserError(
+            f"{path}: '{last}' has the id {vocab[last]} among {len(vocab)} tokens, expected ids without "
+            "large gaps"
+        )
+
+
+def check_byte_level(vocab: Mapping[str, int], path: Path) -> None:
+    """Check that the vocabulary of a BPE is RoBERTa's kind: of bytes, without marks at the ends of words.
+
+    Args:
+        vocab: token → id.
+        path: the file, for messages.
+
+    Raises:
+        UserError: if the check fails.
+    """
+    from tokenizers import pre_tokenizers
+
+    num_missing = sum(letter not in vocab for letter in pre_tokenizers.ByteLevel.alphabet())
+    if num_missing or any(len(token) > 4 and token.endswith("</w>") for token in vocab):
+        problem = f"lacks {num_missing} of the 256 bytes" if num_missing else "marks ends of words by </w>"
+        raise UserError(f"{path}: {problem}, expected byte-level BPE (or a tokenizer.json, with any model)")
 
 
 def check_tokenizer_parts(settings: dict[str, Any], path: Path) -> None:
     """Check that the parts of a tokenizer.json name no tokens that other parts lack.
 
     Args:
-        settings: the tokenizer.json as the library writes it.
+        settings: the content of a tokenizer.json that the library reads.
         path: the file, for messages.
 
     Raises:
@@ -101,11 +132,11 @@ def check_tokenizer_parts(settings: dict[str, Any], path: Path) -> None:
     """
     model = settings["model"]
     unk = model.get("unk_token")
-    if model["type"] in ("WordPiece", "WordLevel") and unk not in model["vocab"]:
+    if model.get("type") in ("WordPiece", "WordLevel") and unk not in model["vocab"]:
         raise UserError(
             f"{path}: no {unk} in the model's vocabulary, expected its unk_token, the one for unknown words"
         )
-    post_processor = settings["post_processor"] or {}
+    post_processor = settings.get("post_processor") or {}
     for part in post_processor.get("processors") or [post_processor]:
         token_ids = [piece.get("SpecialToken", {}).get("id") for piece in _template_pieces(part)]
         missing = [token for token in token_ids if token is not None and token not in part["special_tokens"]]

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from dwt_jax.config_loader import parse_scalar
-from dwt_jax.data.hf_tokenizer import GENERIC_TOKENIZER
 from dwt_jax.errors import UserError
 from dwt_jax.hf.tensor_names import matching_model_types
 from dwt_jax.model_files import is_model_file, read_model_json
 from dwt_jax.models import FAMILIES, MODEL_TYPE_ALIASES, family
 from dwt_jax.models.protocol import ModelConfig
-from dwt_jax.models.tokenizer_pipelines import TOKENIZER_CLASSES
 
 CLASSIFIER_KEYS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
 _TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -78,7 +76,6 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UserError(f"{config_path}: architectures is {architectures!r}, expected a list of names")
-    type_missing = not config.get("model_type")
     kind = _model_type(config, config_path, tensor_names, architectures)
     _check_required_values(config, kind, config_path)
     fields = family(kind).HF_NAMES[kind].config_keys.values()
@@ -88,11 +85,6 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     for key in ("tokenizer_class", "problem_type"):
         if not isinstance(passthrough.get(key, ""), str):
             raise UserError(f"{config_path}: {key} is {passthrough[key]!r}, expected a name")
-    if not type_missing and config["model_type"] != kind:  # by which transformers chooses the tokenizer
-        passthrough.setdefault("tokenizer_class", TOKENIZER_CLASSES[config["model_type"]])
-    if type_missing and is_model_file(path / "tokenizer.json"):
-        # Without a model_type transformers uses the file as it is; with one it would build another tokenizer.
-        passthrough.setdefault("tokenizer_class", GENERIC_TOKENIZER)
     return HFConfig(
         _parse_model(config, kind, config_path),
         _parse_labels(config, config_path),

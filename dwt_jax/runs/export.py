@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dwt_jax.data.tokenizer import has_tokenizer, load_vocabulary
+from dwt_jax.data.auto_tokenizer import UnsupportedTokenizerError
+from dwt_jax.data.tokenizer import load_vocabulary
+from dwt_jax.data.tokenizer_files import has_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, resolve_output_dir, user_path
 from dwt_jax.hf import checkpoint, model_card
@@ -66,17 +68,17 @@ def export_model(path: str, step: int | None, out: Path, dtype: str, encoder_onl
 
 
 def check_tokenizer(loaded_model: LoadedModel) -> None:
-    """Print a warning if the tokenizer's files cannot be read; they are copied as they are.
+    """Print a warning if no fast tokenizer can be made of the files; they are copied as they are.
 
     Raises:
-        UserError: the model's vocabulary is smaller than the tokenizer's.
+        UserError: the tokenizer is damaged, or larger than the model's vocabulary.
     """
     if not has_tokenizer(loaded_model.tokenizer):
         print(f"{loaded_model.tokenizer}: no tokenizer, so none is written", file=sys.stderr)
         return
     try:
         size = len(load_vocabulary(loaded_model.tokenizer))
-    except UserError as error:
+    except UnsupportedTokenizerError as error:
         print(f"the tokenizer is copied unread: {error}", file=sys.stderr)
         return
     vocab_size = loaded_model.model.vocab_size

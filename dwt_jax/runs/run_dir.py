@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
-from dwt_jax.data.tokenizer import copy_tokenizer_files
+from dwt_jax.data.tokenizer import copy_tokenizer
 from dwt_jax.errors import UserError, out_of_space_reason
 from dwt_jax.files import atomic_dir, list_directory, read_intact_json, read_json, sync, user_path, write_json
 
@@ -118,7 +118,7 @@ def init_run_dir(
                 write_json(workdir / name, value)
         return
     with atomic_dir(workdir / "tokenizer") as partial:
-        copy_tokenizer_files(tokenizer, partial)  # its directory may hold a model too
+        copy_tokenizer(tokenizer, partial)  # complete, and checked
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
         sync(partial)
         partial.rename(workdir / "tokenizer")

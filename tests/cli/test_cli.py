@@ -28,6 +28,18 @@ def test_help_imports_neither_jax_nor_other_heavy_packages(command):
     assert f"usage: dwt {command}".rstrip() in found.stdout
 
 
+def test_runs_on_own_data_need_no_transformers(tmp_path):
+    """It takes seconds to import."""
+    config, workdir = make_project(tmp_path), tmp_path / "run"
+    code = "import sys; sys.modules['transformers'] = None; from dwt_jax.cli import main; "
+    code += f"assert main(['prepare', '--config={config}', '--workdir={tmp_path / 'rows'}']) == 0; "
+    code += f"assert main(['train', '--config={config}:{tmp_path / 'rows'}', '--workdir={workdir}']) == 0; "
+    code += f"sys.exit(main(['evaluate', '--model={workdir}', '--data={tmp_path / 'rows'}']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "model" / "tokenizer.json").exists()
+
+
 def test_help_lists_every_command_with_its_help_text(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
