@@ -2,10 +2,13 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from dwt_jax.config import Config, Data, Optimizer, Schedule, Source
+from dwt_jax.config import Config, Data, Optimizer, Schedule, Source, Tokenizer
 from dwt_jax.errors import UserError
+from dwt_jax.files import user_path
+from dwt_jax.model_files import is_model_file, read_model_json
 
 Kinds = Mapping[str, tuple[str, ...]]
 """The values of `kind` that each key belongs to. Keys that are not in it belong to all."""
@@ -92,12 +95,37 @@ def _data_problems(data: Data, overrides: Collection[str]) -> Iterator[str]:
         if source.documents != "blank_lines" and source.blank_lines != Source.blank_lines:
             expected = f"{name}.documents 'blank_lines' with it"
             yield f"{name}.blank_lines is {source.blank_lines}, expected {expected}"
-    for key in ("vocab_size", "alphabet_size", "sample_megabytes"):
-        if data.tokenizer.path and f"data.tokenizer.{key}" in overrides:
-            yield (
-                f"data.tokenizer.{key} is {getattr(data.tokenizer, key)}, expected data.tokenizer.path empty "
-                f"with it (it is {data.tokenizer.path!r}): no tokenizer is trained"
-            )
+    yield from _tokenizer_problems(data.tokenizer, overrides)
+
+
+def _tokenizer_problems(tokenizer: Tokenizer, overrides: Collection[str]) -> Iterator[str]:
+    """Yield one line for each setting without effect beside data.tokenizer.path.
+
+    A path of the command line takes precedence over the settings of a file.
+    """
+    if not tokenizer.path:
+        return
+    rules = dict.fromkeys(
+        ("vocab_size", "alphabet_size", "sample_megabytes"),
+        "data.tokenizer.path empty with it (it is a setting of a tokenizer to train)",
+    )
+    if not _may_set_lowercase(user_path(tokenizer.path)):
+        rules["lowercase"] = "data.tokenizer.path to be a vocab.txt without do_lower_case beside it"
+    for name, expected in rules.items():
+        key, value = f"data.tokenizer.{name}", getattr(tokenizer, name)
+        is_overridden = "data.tokenizer.path" in overrides and key not in overrides
+        if value != getattr(Tokenizer, name) and not is_overridden:
+            yield f"{key} is {value!r}, expected {expected}"
+
+
+def _may_set_lowercase(path: Path) -> bool:
+    """Whether `data.tokenizer.lowercase` has an effect: only on a vocab.txt whose settings do not say."""
+    vocab_path = path / "vocab.txt" if path.is_dir() else path
+    if vocab_path.suffix == ".json" or (path.is_dir() and (path / "tokenizer.json").exists()):
+        return False
+    settings = vocab_path.with_name("tokenizer_config.json")
+    has_settings = is_model_file(settings)
+    return not (has_settings and "do_lower_case" in read_model_json(settings, "a tokenizer's settings"))
 
 
 def _problems(config: Config, overrides: Collection[str]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -803,6 +804,20 @@ def test_loading_a_config_does_not_import_jax(function, tmp_path):
             r"optimizer\.momentum is 0\.9, expected optimizer\.kind 'muon'",
         ),
         ({"steps": 9}, {"optimizer.momentum": "0.9", "optimizer.kind": "muon"}, ""),
+        *(
+            (
+                {"steps": 9},
+                {"data.tokenizer.path": "bert", f"data.tokenizer.{key}": "777"},
+                rf"data\.tokenizer\.{key} is 777(\.0)?, expected data\.tokenizer\.path empty with it",
+            )
+            for key in ("vocab_size", "alphabet_size", "sample_megabytes")
+        ),
+        (
+            {"steps": 9},
+            {"data.tokenizer.path": "bert/tokenizer.json", "data.tokenizer.lowercase": "false"},
+            r"data\.tokenizer\.lowercase is False, expected data\.tokenizer\.path to be a vocab\.txt",
+        ),
+        ({"steps": 9}, {"data.tokenizer.path": "v.txt", "data.tokenizer.lowercase": "false"}, ""),
         ({"steps": 9}, {"distill.alpha_hard": "2", "distill.loss_chunk_rows": "4"}, ""),
     ],
 )
@@ -819,3 +834,38 @@ def test_a_key_without_effect_is_refused(tmp_path, file, overrides, message):
 def test_a_resolved_config_has_steps_and_epochs():
     """As config.json of a run has them."""
     assert build_config({"train": {"steps": 9, "epochs": 2}}).train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"vocab.txt": "a"}, ""),
+        ({"vocab.txt": "a", "tokenizer_config.json": "{}"}, ""),
+        (
+            {"vocab.txt": "a", "tokenizer_config.json": '{"do_lower_case": true}'},
+            "lowercase is False",
+        ),
+        ({"vocab.txt": "a", "tokenizer.json": "{}"}, "lowercase is False"),
+    ],
+    ids=str,
+)
+def test_lowercase_where_the_files_say_is_refused(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    path = tmp_path / "config.py"
+    tokenizer = {"path": str(tmp_path), "lowercase": False}
+    values = {"train": {"steps": 9}, "data": {"tokenizer": tokenizer}}
+    path.write_text(f"def get_config():\n    return {values}\n")
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        load_config(str(path), {})
+
+
+def test_settings_of_a_trained_tokenizer_give_way_to_a_path_on_the_command_line(tmp_path):
+    path = tmp_path / "config.py"
+    tokenizer = {"vocab_size": 4096, "lowercase": False}
+    values = {"train": {"steps": 9}, "data": {"tokenizer": tokenizer}}
+    path.write_text(f"def get_config():\n    return {values}\n")
+    overrides = {"data.tokenizer.path": "bert/tokenizer.json"}
+    assert load_config(str(path), overrides).data.tokenizer.path == "bert/tokenizer.json"
+    with pytest.raises(UserError, match=r"vocab_size is 8192, expected data\.tokenizer\.path"):
+        load_config(str(path), {**overrides, "data.tokenizer.vocab_size": "8192"})
