@@ -1,17 +1,20 @@
 """The heads of model directories, passed-through config keys, and what an export omits."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
 from dwt_jax.cli import main
+from dwt_jax.config import Config
 from dwt_jax.data import tokenizer
 from dwt_jax.data.special_tokens import BERT_TOKENS
 from dwt_jax.data.tokenizer_training import build_wordpiece_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.hf import checkpoint
+from dwt_jax.runs.run_dir import init_run_dir
 from helpers.torch_models import SMALL, torch_model
 
 torch = pytest.importorskip("torch")
@@ -200,6 +203,38 @@ def test_unsupported_tokenizer_is_copied(tmp_path, capsys):
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     expected = {**config, "model_max_length": 13, "model_input_names": inputs}
     assert json.loads((out / "tokenizer_config.json").read_text()) == expected
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:300], r"tokenizer\.json: .*expected a tokenizer"),
+        (
+            lambda text: text.replace("[MASK]", "[M]"),
+            r"mask_token '\[MASK\]' is not in the vocabulary|no \[MASK\]",
+        ),
+    ],
+    ids=["truncated", "without its mask"],
+)
+def test_damaged_tokenizer_is_not_copied(damage, message, tmp_path, capsys):
+    """Neither into an export nor into a new run."""
+    save_model("BertForMaskedLM", tmp_path / "in")
+    built = build_wordpiece_tokenizer({token: i for i, token in enumerate(WORDS)})
+    tokenizer.save_tokenizer(built, tmp_path / "tokenizer", True)
+    for file in (tmp_path / "tokenizer").iterdir():
+        shutil.copyfile(file, tmp_path / "in" / file.name)
+    file = tmp_path / "in" / "tokenizer.json"
+    file.write_text(damage(file.read_text()))
+    capsys.readouterr()
+    assert main(["export", f"--model={tmp_path / 'in'}", f"--out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=message):
+        init_run_dir(tmp_path / "run", Config(), tmp_path / "in", {})
+    assert not {"tokenizer", "config.json"} & {file.name for file in (tmp_path / "run").iterdir()}
 
 
 def test_tokenizer_larger_than_model_exits_2(tmp_path, capsys):
