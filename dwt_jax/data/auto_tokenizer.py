@@ -61,21 +61,22 @@ def load_auto_tokenizer(source: TokenizerFiles, lowercase: bool) -> Any:
     """
     path, file = source.path, source.vocabulary_path
     class_name = source.tokenizer_class or _default_class(source)
-    with TemporaryDirectory(prefix="dwt-tokenizer-") as folder, _quiet_transformers():
-        _stage(source, lowercase, class_name, Path(folder))
-        with wrap_tokenizer_errors(path, EXPECTED, hidden=folder):
-            from transformers import AutoTokenizer
+    with (
+        TemporaryDirectory(prefix="dwt-tokenizer-") as folder,
+        wrap_tokenizer_errors(path, EXPECTED, hidden=folder),
+        _quiet_transformers(),
+    ):
+        from transformers import AutoTokenizer
 
-            _reject_custom_code(source)
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=False
-                )
-            except ImportError as error:
-                message = " ".join(str(error).split())[:200]
-                raise UnsupportedTokenizerError(f"{path}: {message}, expected {EXPECTED}") from None
-            _check_class(source, tokenizer)
-            settings = json.loads(tokenizer.backend_tokenizer.to_str())
+        _stage(source, lowercase, class_name, Path(folder))
+        _reject_custom_code(source)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except ImportError as error:
+            message = " ".join(str(error).split())[:200]
+            raise UnsupportedTokenizerError(f"{path}: {message}, expected {EXPECTED}") from None
+        _check_class(source, tokenizer)
+        settings = json.loads(tokenizer.backend_tokenizer.to_str())
     _check_special_tokens(source, tokenizer)
     if class_name == "RobertaTokenizer" and source.vocab_json:
         check_byte_level(source.vocab_json, file)

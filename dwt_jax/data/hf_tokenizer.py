@@ -106,7 +106,7 @@ def _read_generic(source: TokenizerFiles) -> LoadedTokenizer:
     check_tokenizer_parts(source.tokenizer_json, file)
     tokenizer.encode_special_tokens = source.config.get("split_special_tokens", False)
     special_tokens = {
-        key: next(named_tokens({key: source.config[key]})) for key in TOKEN_KEYS if source.config.get(key)
+        key: token for key in TOKEN_KEYS for token in named_tokens({key: source.config.get(key)})
     }
     return LoadedTokenizer(tokenizer, special_tokens, source)
 
