@@ -8,6 +8,7 @@ import numpy as np
 from dwt_jax.config_loader import build_config
 from dwt_jax.data.batch_ramp import rows_per_step
 from dwt_jax.files import read_intact_json
+from dwt_jax.objectives.schedules import zero_from
 from dwt_jax.runs.run_dir import checkpoint_dir
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.step_schedules import schedule_table
@@ -43,9 +44,15 @@ def describe_more_steps(run: RunContext) -> str:
 
 
 def _continues(run: RunContext, previous_steps: int, step: int) -> bool:
-    """Whether step `step` has the same values for both numbers of steps, and all before it the same rows."""
+    """Whether step `step` has the same values for both numbers of steps, and all before it the same rows.
+
+    The steps with the teacher so far, which are counted by the schedule, must be as many too.
+    """
     train = dataclasses.replace(run.config.train, steps=previous_steps)
     previous_schedules = schedule_table(dataclasses.replace(run.config, train=train))
     pairs = zip(jax.tree.leaves(previous_schedules), jax.tree.leaves(run.schedules), strict=True)
     same_values = all(np.array_equal(before[step - 1], now[step - 1]) for before, now in pairs)
-    return same_values and np.array_equal(rows_per_step(train)[:step], run.batch_sizes[:step])
+    teacher_end = zero_from(np.asarray(previous_schedules.alpha_soft)) if run.teacher else 0
+    same_teacher_steps = min(teacher_end, step) == min(run.teacher_end_step, step)
+    same_rows = np.array_equal(rows_per_step(train)[:step], run.batch_sizes[:step])
+    return same_values and same_rows and same_teacher_steps

@@ -330,6 +330,17 @@ def test_a_run_may_be_given_more_steps_while_its_rate_is_constant(
         assert params_digest(models[0]) == params_digest(models[1])
 
 
+def test_more_steps_are_refused_where_the_teacher_would_have_left_later(project, tmp_path):
+    """It is gone at step 8 with both numbers; FLOPs and teacher steps are counted from the schedule."""
+    keys = {"distill.alpha_soft": "1", "distill.alpha_soft.kind": "piecewise"}
+    keys |= {"distill.alpha_soft.decay_start": "0.25", "optimizer.learning_rate": "3e-3"}
+    keys |= {"teacher.path": str(project[1] / "teacher"), "train.save_every": "8"}
+    train(load_config(project[0], keys), tmp_path / "run")
+    cut_after(tmp_path / "run", tmp_path / "cut", 8)
+    with pytest.raises(UserError, match=r"train\.steps is 12 there, 24 here"):
+        train(load_config(project[0], {**keys, "train.steps": "24"}), tmp_path / "cut")
+
+
 def test_a_run_is_trained_where_files_cannot_be_locked(project, whole, tmp_path, monkeypatch, capsys):
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
