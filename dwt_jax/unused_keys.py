@@ -55,7 +55,9 @@ def check_data_used(data: Data, overrides: Collection[str] = ()) -> Data:
     return data
 
 
-def keys_of_other_kinds(group: Any, name: str, kinds_of_keys: Kinds, default: Any) -> Iterator[str]:
+def keys_of_other_kinds(
+    group: Any, name: str, kinds_of_keys: Kinds, default: Any, overrides: Collection[str]
+) -> Iterator[str]:
     """Yield one line for each key that has a value, but belongs to other values of `kind`.
 
     Args:
@@ -63,35 +65,41 @@ def keys_of_other_kinds(group: Any, name: str, kinds_of_keys: Kinds, default: An
         name: its dotted key.
         kinds_of_keys: the kinds of the keys to check.
         default: a group with the values that are not reported.
+        overrides: keys of the command line. A `kind` there takes precedence over what a file has for another.
     """
     for key, kinds in kinds_of_keys.items():
         value = getattr(group, key)
-        if group.kind not in kinds and value != getattr(default, key):
+        is_overridden = f"{name}.kind" in overrides and f"{name}.{key}" not in overrides
+        if group.kind not in kinds and value != getattr(default, key) and not is_overridden:
             expected = " or ".join(repr(kind) for kind in kinds)
             shown = list(value) if isinstance(value, tuple) else value
             yield f"{name}.{key} is {shown!r}, expected {name}.kind {expected} with it (it is {group.kind!r})"
 
 
-def unused_optimizer_keys(optimizer: Optimizer, name: str) -> Iterator[str]:
+def unused_optimizer_keys(optimizer: Optimizer, name: str, overrides: Collection[str]) -> Iterator[str]:
     """Yield one line for each key of an optimizer that has a value but no effect.
 
     Args:
         optimizer: the section to check.
         name: its dotted key.
+        overrides: keys of the command line.
     """
-    yield from keys_of_other_kinds(optimizer, name, _KINDS_OF_OPTIMIZER_KEYS, Optimizer())
-    yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate")
+    yield from keys_of_other_kinds(optimizer, name, _KINDS_OF_OPTIMIZER_KEYS, Optimizer(), overrides)
+    yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate", overrides)
 
 
-def _schedule_problems(schedule: Schedule, name: str) -> Iterator[str]:
-    for problem in keys_of_other_kinds(schedule, name, _KINDS_OF_SCHEDULE_KEYS, Schedule()):
+def _schedule_problems(schedule: Schedule, name: str, overrides: Collection[str]) -> Iterator[str]:
+    for problem in keys_of_other_kinds(schedule, name, _KINDS_OF_SCHEDULE_KEYS, Schedule(), overrides):
         yield f"{problem}; a number in place of the group, {name}={schedule.value:g}, is a constant"
+    stages = schedule.boundaries, schedule.decay_start, schedule.warmup_fraction
+    if schedule.kind == "piecewise" and not any(stages):
+        yield f"{name}.decay_start is 0, expected more than 0 with kind 'piecewise', where `end` begins"
 
 
 def _data_problems(data: Data, overrides: Collection[str]) -> Iterator[str]:
     for i, source in enumerate(data.sources):
         name = f"data.sources.{i}"
-        yield from keys_of_other_kinds(source, name, _KINDS_OF_SOURCE_KEYS, Source())
+        yield from keys_of_other_kinds(source, name, _KINDS_OF_SOURCE_KEYS, Source(), overrides)
         if source.documents != "blank_lines" and source.blank_lines != Source.blank_lines:
             expected = f"{name}.documents 'blank_lines' with it"
             yield f"{name}.blank_lines is {source.blank_lines}, expected {expected}"
@@ -171,8 +179,8 @@ def _problems(config: Config, overrides: Collection[str]) -> Iterator[str]:
             if value != getattr(getattr(default, section), key):
                 shown = "set" if isinstance(value, Schedule) else repr(value)
                 yield f"{section}.{key} is {shown}, expected {expected}"
-    yield from unused_optimizer_keys(config.optimizer, "optimizer")
-    yield from _schedule_problems(config.mlm.probability, "mlm.probability")
+    yield from unused_optimizer_keys(config.optimizer, "optimizer", overrides)
+    yield from _schedule_problems(config.mlm.probability, "mlm.probability", overrides)
     for key in ("alpha_hard", "alpha_soft", "temperature"):
-        yield from _schedule_problems(getattr(distill, key), f"distill.{key}")
+        yield from _schedule_problems(getattr(distill, key), f"distill.{key}", overrides)
     yield from _data_problems(config.data, overrides)

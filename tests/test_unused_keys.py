@@ -37,6 +37,10 @@ def config_file(tmp_path):
             {"mlm.probability": "0.4", "mlm.probability.end": "0.2"},
             r"; a number .*, mlm\.probability=0\.4, is",
         ),
+        (
+            {f"{RATE}.kind": "piecewise", f"{RATE}.end": "1e-5"},
+            r"learning_rate\.decay_start is 0, expected more than 0 with kind 'piecewise'",
+        ),
         ({"teacher.path": "t", "distill.temperature.end": "2"}, r"distill\.temperature\.end is 2\.0"),
         ({"data.sources.0.path": "a.txt"}, r"data\.sources\.0\.path is 'a\.txt', expected .*it is 'builtin'"),
         (
@@ -53,7 +57,7 @@ def config_file(tmp_path):
         ),
         (
             {"data.tokenizer.path": "t", "data.tokenizer.vocab_size": "500"},
-            r"vocab_size is 500, expected data\.tokenizer\.path empty with it \(it is 't'\)",
+            r"vocab_size is 500, expected data\.tokenizer\.path empty with it",
         ),
         (
             {**GROWN, "init.learning_steps": "7"},
@@ -84,6 +88,30 @@ def test_a_key_of_another_kind_is_refused(config_file, overrides, message):
 )
 def test_a_key_of_the_kind_is_taken(config_file, overrides):
     load_config(config_file, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"optimizer.kind": "adamw"},
+        {f"{RATE}.kind": "constant"},
+        {"data.sources.0.kind": "builtin"},
+    ],
+)
+def test_a_kind_of_the_command_line_wins_over_the_file(tmp_path, overrides):
+    """What the file has for another kind has no effect, and the user has said so."""
+    path = tmp_path / "config.py"
+    rate = {"kind": "cosine", "value": 1e-2, "end": 1e-5}
+    source = {"kind": "text", "path": "a.txt", "documents": "lines"}
+    optimizer = {"kind": "muon", "ns_steps": 3, "learning_rate": rate}
+    config = {"train": {"steps": 9}, "optimizer": optimizer, "data": {"sources": [source]}}
+    path.write_text(f"def get_config():\n    return {config}\n")
+    load_config(str(path), overrides)
+    (key,) = overrides
+    group = {"optimizer.kind": "ns_steps", f"{RATE}.kind": "end", "data.sources.0.kind": "path"}[key]
+    again = f"{key.removesuffix('kind')}{group}"
+    with pytest.raises(UserError, match=rf"{again} is .*, expected {key} "):
+        load_config(str(path), overrides | {again: "7" if group != "end" else "0.7"})
 
 
 def test_preparing_refuses_keys_of_another_source_kind(config_file):

@@ -1,7 +1,7 @@
 """Config of a fine-tuning as frozen dataclasses, and its validation. Does not import jax."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -86,7 +86,7 @@ def load_finetune_config(spec: str, overrides: Mapping[str, str] | None = None) 
         UserError: as `config_loader.load_config` does.
     """
     config = check_finetune_config(build_dataclass(FinetuneConfig, read_config_file(spec), overrides))
-    for problem in _unused_key_problems(config):
+    for problem in _unused_key_problems(config, overrides or ()):
         raise UserError(f"config: {problem}")
     return config
 
@@ -128,10 +128,11 @@ def check_finetune_config(config: Any) -> FinetuneConfig:
     return config
 
 
-def _unused_key_problems(config: FinetuneConfig) -> Iterator[str]:
+def _unused_key_problems(config: FinetuneConfig, overrides: Collection[str]) -> Iterator[str]:
     """Yield one line for each key of a config as the user wrote it that has a value but no effect."""
-    yield from keys_of_other_kinds(config.examples, "examples", _KINDS_OF_EXAMPLE_KEYS, Examples())
-    yield from unused_optimizer_keys(config.recipe.optimizer, "recipe.optimizer")
+    kinds_of_keys = _KINDS_OF_EXAMPLE_KEYS
+    yield from keys_of_other_kinds(config.examples, "examples", kinds_of_keys, Examples(), overrides)
+    yield from unused_optimizer_keys(config.recipe.optimizer, "recipe.optimizer", overrides)
 
 
 def _config_problems(config: FinetuneConfig) -> Iterator[str]:

@@ -325,7 +325,7 @@ def _training_job(study: Study, arm: Arm, arms: Mapping[str, Arm], seed: int, wo
     except UserError as error:
         raise UserError(f"arm {arm.name!r}: {error}") from None
     name = f"{arm.name}-seed{seed}"
-    needs = tuple(source_runs.values())
+    needs = tuple(dict.fromkeys(source_runs.values()))  # one run may be teacher and source
     return Job("train", name, arm.name, seed, workdir / "runs" / name, needs=needs, config=config)
 
 

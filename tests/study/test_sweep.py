@@ -49,6 +49,13 @@ def test_the_demo_is_a_valid_study(scale, tmp_path):
     students = [job.config for job in runs if job.arm != "teacher"]
     assert len({(c.model, c.data, c.mlm, c.train, c.optimizer) for c in students}) == 1
     assert [job.arm for job in runs[:2]] == ["teacher", "alone"]
+    assert {job.needs for job in runs if job.arm == "grown-early"} == {("teacher-seed0",)}  # for both
+
+
+def test_the_parts_of_the_recipe_are_a_valid_study(tmp_path):
+    jobs = study_jobs(load_study("configs/study/recipe.py"), tmp_path)
+    assert {job.config.optimizer.kind for job in jobs if "adamw" in job.name} == {"adamw"}
+    assert {job.config.optimizer.kind for job in jobs if "muon" in job.name} == {"muon"}
 
 
 @pytest.mark.parametrize("name", ["remapping", "budget", "demo"])
