@@ -222,6 +222,9 @@ CASES = {
     "archive": Case(
         f"{PREPARE} --config.data.sources.0.path=a.zip", files={"a.zip": b"PK\x03\x04" + bytes(99)}
     ),
+    "is JSON lines": Case(
+        f"{PREPARE} --config.data.sources.0.path=a.jsonl", files={"a.jsonl": '{"text": "A cat."}\n'}
+    ),
     "is not UTF-8": Case(
         f"{PREPARE} --config.data.sources.0.path=a.txt", files={"a.txt": "café\n".encode("latin-1")}
     ),

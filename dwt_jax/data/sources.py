@@ -15,7 +15,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -262,12 +262,24 @@ MAX_DOCUMENT_CHARS = 4_000_000  # a longer document is cut between lines, senten
 
 def _read_text_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
     for path in source_files(source):
-        lines = read_lines(path, on_bytes_read, MAX_DOCUMENT_CHARS)
+        lines = _reject_json_lines(path, read_lines(path, on_bytes_read, MAX_DOCUMENT_CHARS))
         if source.documents == "lines":
             yield from lines
         else:
             blank_lines = source.blank_lines if source.documents == "blank_lines" else None
             yield from _join_lines(lines, blank_lines)
+
+
+def _reject_json_lines(path: Path, lines: Iterator[str]) -> Iterator[str]:
+    """Yield the lines of a text file, and raise UserError if the first is a JSON object: braces are no text."""
+    for number, line in enumerate(lines):
+        if number == 0 and line.startswith("{") and line.rstrip().endswith("}"):
+            with suppress(ValueError, RecursionError):
+                if isinstance(json.loads(line), dict):
+                    raise UserError(
+                        f"{path}: is JSON lines, expected text (kind 'jsonl' of the source reads them)"
+                    )
+        yield line
 
 
 def _join_lines(lines: Iterator[str], blank_lines: int | None) -> Iterator[str]:

@@ -332,6 +332,19 @@ def test_folder_with_brackets_beside_a_pattern(tmp_path):
     assert matching_files(f"{tmp_path}/**/run[1]/x*") == [tmp_path / "run[1]" / "x.txt"]
 
 
+@pytest.mark.parametrize("documents", ["file", "blank_lines", "lines"])
+def test_json_lines_are_no_text(tmp_path, documents):
+    """Else braces and names of fields would be trained on."""
+    path = tmp_path / "corpus.jsonl"
+    source = Source(kind="text", path=str(path), documents=documents)
+    path.write_text('\ufeff{"text": "a cat"}\n{"text": "a dog"}\n')
+    with pytest.raises(UserError, match=r"corpus\.jsonl: is JSON lines, expected text \(kind 'jsonl' of the"):
+        list(iter_documents(source))
+    for text in ("{a} set}", '{"text": "a cat"', "[1]", "{}x"):  # text, and code
+        path.write_text(text)
+        assert list(iter_documents(source)) == [text]
+
+
 @pytest.mark.parametrize("pattern", ["*", "**", "*.txt", "*/*", "**/*"])
 @pytest.mark.parametrize(
     "name", ["desktop.ini", "Thumbs.db", "System Volume Information/a.txt", "__MACOSX/a.txt"]
