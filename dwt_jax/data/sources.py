@@ -271,7 +271,7 @@ def _read_text_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator
 
 
 def _reject_json_lines(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    """Yield the lines of a text file, and raise UserError if the first is a JSON object: braces are no text."""
+    """Yield the lines of a text file, and raise UserError if the first is a JSON object."""
     for number, line in enumerate(lines):
         if number == 0 and line.startswith("{") and line.rstrip().endswith("}"):
             with suppress(ValueError, RecursionError):

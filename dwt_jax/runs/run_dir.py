@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,8 @@ RESUME_MUTABLE_KEYS = (
 """Keys that a resumed run may change: they do not change what is computed (data,
 teacher and the source of init are compared by their digests, wherever they lie)."""
 
+_INPUT_PATHS = ("data.sources.*.path", "data.sources.*.data_dir", "data.tokenizer.path")
+"""Patterns of more such keys: the digest of the rows is that of what they name."""
 
 RUN_ID_KEY = "run_id"
 """In run.json: a random name that tells a run from another one in the same directory, for trackers."""
@@ -53,7 +56,7 @@ class RunKind(NamedTuple):
 
     identity_file: str  # name of the file with the digests of the inputs
     read_config: Callable[[Path], Any]  # reads the resolved config from the directory
-    mutable_keys: tuple[str, ...]  # prefixes of keys, see RESUME_MUTABLE_KEYS
+    mutable_keys: tuple[str, ...]  # beginnings of keys, or patterns of them
 
 
 def init_run_dir(
@@ -80,7 +83,7 @@ def init_run_dir(
         UserError: the directory holds another run, or files but no run.
     """
     is_pretraining = kind is None
-    kind = kind or RunKind("run.json", read_run_config, RESUME_MUTABLE_KEYS)
+    kind = kind or RunKind("run.json", read_run_config, (*RESUME_MUTABLE_KEYS, *_INPUT_PATHS))
     is_existing = (workdir / "config.json").exists()
     if is_pretraining:
         known_id = (read_run_record(workdir, config) or {}).get(RUN_ID_KEY)
@@ -147,7 +150,8 @@ def _check_same_run(
     differences = [
         f"{key} is {saved_identity.get(key)!r} there, {requested_identity.get(key)!r} here"
         for key in {**saved_identity, **requested_identity}
-        if not key.startswith(mutable_keys) and saved_identity.get(key) != requested_identity.get(key)
+        if saved_identity.get(key) != requested_identity.get(key)
+        and not any(fnmatchcase(key, f"{pattern}*") for pattern in mutable_keys)
     ]
     if differences:
         raise UserError(
@@ -186,7 +190,7 @@ def init_checkpoint_dir(
         saved_record = _read_checkpoint_record(record_path)
         if saved_record is not None:  # even without checkpoints: that run may be in progress
             saved_identity = _run_identity(build_config(saved_record["config"]), saved_record["run"])
-            mutable_keys = (*RESUME_MUTABLE_KEYS, *changed_keys)
+            mutable_keys = (*RESUME_MUTABLE_KEYS, *_INPUT_PATHS, *changed_keys)
             _check_same_run(directory, saved_identity, _run_identity(config, identity), mutable_keys)
             if not changed_keys:
                 return
