@@ -113,6 +113,8 @@ def describe_weights(directory: Path) -> str:
     """Return what a directory without readable weights holds instead, or "" if nothing is known of it."""
     if cache := describe_hub_cache(directory):
         return cache
+    if checkpoint := _describe_checkpoint(directory.absolute()):
+        return checkpoint
     for pattern, kind in _OTHER_WEIGHTS.items():
         if files := sorted(directory.glob(pattern)):
             return f"has {files[0].name}, {kind}"
@@ -120,3 +122,16 @@ def describe_weights(directory: Path) -> str:
         if files := sorted(directory.glob(pattern)):
             return f"no weights but those of its folder {files[0].parent.name}"
     return ""
+
+
+def _describe_checkpoint(directory: Path) -> str:
+    """Return which run's checkpoint a directory is, with the command that writes its model; "" for others."""
+    step = directory.name if directory.name.isdigit() else ""
+    checkpoints = directory.parent if step else directory
+    run = checkpoints.parent
+    if checkpoints.name != "checkpoints" or not (run / "config.json").exists():
+        return ""
+    if not step:
+        return f"the checkpoints of the run in {run}"
+    command = f"dwt export --model={run} --step={step} --out=DIR"
+    return f"a checkpoint of the run in {run} ({command} writes its model)"

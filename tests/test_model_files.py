@@ -165,6 +165,27 @@ def test_directory_of_another_kind_is_described(files, message, tmp_path):
         load_vocabulary(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("checkpoints", r"the checkpoints of the run in .*/run, expected a run directory"),
+        (
+            "checkpoints/20",
+            r"a checkpoint of the run in .*/run \(dwt export --model=.*/run --step=20 --out=DIR",
+        ),
+        ("other/20", "neither weights nor a run's checkpoints"),
+    ],
+)
+def test_a_checkpoint_in_place_of_its_run_is_named(tmp_path, monkeypatch, name, message):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=message):
+        load_model(str(tmp_path / "run" / name))
+    monkeypatch.chdir(tmp_path / "run" / name)
+    with pytest.raises(UserError, match=message):
+        load_model(".")
+
+
 def test_config_under_its_old_name_is_named(model):
     (model / "config.json").rename(model / "bert_config.json")
     with pytest.raises(

@@ -259,6 +259,7 @@ CASES = {
     "weights of": Case(
         "evaluate --model=a --data=rows", files={"a/config.json": "{}", "a/tf_model.h5": "weights"}
     ),
+    "a checkpoint of the run": Case("evaluate --model=run/checkpoints/2 --data=rows"),
     "Git LFS": Case(
         "evaluate --model=run --data=rows",
         files={"run/model/model.safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"},
