@@ -6,6 +6,7 @@ import jax
 
 from dwt_jax import __version__
 from dwt_jax.data.batch_ramp import describe_rows_per_step
+from dwt_jax.data.dataset import rows_per_epoch
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import to_host
 from dwt_jax.files import read_json, write_json
@@ -35,12 +36,14 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
     """Log devices, sizes, teacher and growth source before the first step."""
     model, train_config, device = run.config.model, run.config.train, jax.devices()[0]
     num_params = sum(x.size for x in jax.tree.leaves(family(model).abstract_params(model)))
+    epoch_rows = rows_per_epoch(run.rows)
     metric_writer.log_message(
         f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), "
         f"{run.policy.compute_dtype}; "
         f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
         f"{train_config.steps} steps of {describe_rows_per_step(train_config)} of "
-        f"{run.config.data.sequence_length} positions ({run.rows.tokens_per_row:.1f} tokens)"
+        f"{run.config.data.sequence_length} positions ({run.rows.tokens_per_row:.1f} tokens): "
+        f"{run.batch_sizes.sum() / epoch_rows:.3g} epochs of {epoch_rows:,} rows"
     )
     if update_flops := optimizer_flops(run.config.optimizer, model):
         metric_writer.log_message(
