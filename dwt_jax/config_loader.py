@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from keyword import iskeyword
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from dwt_jax.config import Config, Data, Schedule
 from dwt_jax.config_checks import check, check_data
 from dwt_jax.config_imports import call_user_code, importable_neighbors, load_config_module
+from dwt_jax.config_values import CommandLineText, parse_list, parse_scalar
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
 from dwt_jax.models import DEFAULT_MODEL_TYPE, FAMILIES, model_config_type
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.presets import PRESETS
-from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, renamed_key
+from dwt_jax.renamed_keys import RENAMED_KEYS, renamed_key
 from dwt_jax.unused_keys import check_all_used, check_data_used
 
 
@@ -263,8 +264,8 @@ def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> Non
             node[key] = _default_entries(kind) if _is_tuple_type(kind) else {}
         if kind is Schedule and not isinstance(node[key], Mapping):  # a number, of which fields are set
             node[key] = {"kind": Schedule.kind, "value": node[key]}
-        if _is_tuple_type(kind) and isinstance(node[key], _CommandLineText):
-            node[key] = _parse_list(get_args(kind)[0], node[key], ".".join(parents[: i + 1]))
+        if _is_tuple_type(kind) and isinstance(node[key], CommandLineText):
+            node[key] = parse_list(get_args(kind)[0], node[key], ".".join(parents[: i + 1]))
         node = node[key]
         if not isinstance(node, (dict, list)):
             raise UserError(
@@ -274,17 +275,13 @@ def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> Non
         raise UserError(f"--config.{dotted}: expected the whole list: --config.{'.'.join(parents)}=[…]")
     if not isinstance(node, dict):
         raise UserError(f"--config.{dotted}: expected a field of the entry, e.g. --config.{dotted}.path=…")
-    node[last] = _CommandLineText(text)
+    node[last] = CommandLineText(text)
 
 
 def _default_entries(kind: Any) -> list[Any]:
     """Return one default entry of a list of groups; a list of plain values begins empty."""
     entry = get_args(kind)[0]
     return [config_to_dict(typing.cast(Any, entry)())] if dataclasses.is_dataclass(entry) else []
-
-
-class _CommandLineText(str):
-    """A value from the command line, which is parsed as the type of its field."""
 
 
 def _is_tuple_type(kind: Any) -> bool:
@@ -329,8 +326,8 @@ def _build_value(kind: Any, value: Any, path: str, default: Any = None) -> Any:
         }
         return typing.cast(Any, kind)(**fields) if default is None else dataclasses.replace(default, **fields)
     if _is_tuple_type(kind):
-        if isinstance(value, _CommandLineText):
-            value = _parse_list(get_args(kind)[0], value, path)
+        if isinstance(value, CommandLineText):
+            value = parse_list(get_args(kind)[0], value, path)
         if not isinstance(value, list):
             raise UserError(f"config: {path} is {value!r}, expected a list")
         return tuple(_build_value(get_args(kind)[0], item, f"{path}.{i}") for i, item in enumerate(value))
@@ -371,66 +368,3 @@ def _unknown_key_error(path: str, key: str, valid_keys: Iterable[str]) -> UserEr
 
 def _join_path(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
-
-
-def _parse_list(entry: Any, text: str, path: str) -> list[Any]:
-    """Parse a list from the command line: JSON, or plain values with commas between them."""
-    if not (dataclasses.is_dataclass(entry) or text.lstrip().startswith(("[", "{", '"'))):
-        return [_CommandLineText(item.strip()) for item in text.split(",")] if text.strip() else []
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"config: {path} is {str(text)!r}, expected JSON ({error})") from None
-    if not isinstance(value, list):
-        raise UserError(f"config: {path} is {str(text)!r}, expected a list")
-    return value
-
-
-def parse_scalar(kind: Any, value: Any, path: str) -> Any:
-    """Convert a value to a plain type.
-
-    Args:
-        kind: int, float, bool, str or a Literal of strings.
-        value: a Python value, or text from the command line.
-        path: dotted key, for the error message.
-
-    Raises:
-        UserError: the value is not of that type.
-    """
-    is_text = isinstance(value, _CommandLineText)
-    raw_value = str(value) if is_text else value
-    if get_origin(kind) is Literal:
-        if raw_value not in get_args(kind):
-            if (new_value := RENAMED_VALUES.get(str(raw_value))) in get_args(kind):
-                raise UserError(f"config: {path} is {raw_value!r}, which is now {new_value!r}")
-            raise UserError(f"config: {path} is {raw_value!r}{did_you_mean(str(raw_value), get_args(kind))}")
-        return raw_value
-    if kind is str:
-        if isinstance(value, str):
-            return str(value)
-    elif kind is bool:
-        if isinstance(value, bool):
-            return value
-        if is_text and raw_value.lower() in ("true", "1", "false", "0"):
-            return raw_value.lower() in ("true", "1")
-    elif not isinstance(value, bool) and (is_text or isinstance(value, (int, float))):
-        number = _parse_number(raw_value)
-        if number is not None and (kind is float or number == int(number)):
-            return kind(number)
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    raise UserError(f"config: {path} is {raw_value!r}, expected {expected}")
-
-
-def _parse_number(value: Any) -> int | float | None:
-    """Return the number, or None if it is not finite. Integers stay exact; '1e3' is one too."""
-    try:
-        return int(value) if not isinstance(value, float) else _finite_or_none(value)
-    except ValueError:
-        try:
-            return _finite_or_none(float(value))
-        except ValueError:
-            return None
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None

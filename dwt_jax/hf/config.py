@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from dwt_jax.config_loader import parse_scalar
+from dwt_jax.config_values import parse_scalar
 from dwt_jax.errors import UserError
 from dwt_jax.hf.tensor_names import matching_model_types
 from dwt_jax.model_files import is_model_file, read_model_json
