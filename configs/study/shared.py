@@ -77,10 +77,10 @@ def study(scale: str, title: str, arms: list[Any], claims: list[Any]) -> ConfigD
     small = [
         "examples.max_train_examples=22000",
         "recipe.max_length=64",
-        "recipe.epochs=3",
+        "recipe.epochs=4",
         "recipe.seeds=[0]",
         "recipe.batch_size=32",
-        "recipe.optimizer.learning_rate.value=5e-4",
+        "recipe.optimizer.learning_rate.value=1e-3",
         "recipe.group_by_length=true",
     ]
     glue = [] if scale == "paper" else ["examples.kind=glue", "examples.path=data/glue"]
