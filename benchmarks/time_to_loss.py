@@ -49,6 +49,7 @@ VARIANTS = {  # label: worker, variant
     "dwt_jax recipe + weak teacher": (JAX, "taught"),
 }
 ROUNDS = 30
+FIRST_STEPS = 5
 
 
 class Worker:
@@ -145,11 +146,11 @@ def write_settings(options: argparse.Namespace, workdir: Path) -> dict[str, Any]
 def train_teacher(settings: dict[str, Any], workdir: Path) -> float:
     """Train the weak teacher with its own worker; return its seconds, without the compilation."""
     worker = Worker(JAX, "teacher", workdir / "settings.json", workdir / "teacher.log")
-    first = worker.run(5)
-    rest = worker.run(settings["steps"] - 5)
+    first = worker.run(FIRST_STEPS)
+    rest = worker.run(settings["steps"] - FIRST_STEPS)
     print(f"teacher: {first + rest:.0f} s, {worker.loss():.3f} nats", flush=True)
     worker.end()
-    return rest * settings["steps"] / (settings["steps"] - 5)
+    return rest * settings["steps"] / (settings["steps"] - FIRST_STEPS)
 
 
 def take_turns(labels: list[str], settings: dict[str, Any], workdir: Path) -> dict[str, Any]:
@@ -160,16 +161,17 @@ def take_turns(labels: list[str], settings: dict[str, Any], workdir: Path) -> di
     }
     curves: dict[str, Any] = {}
     for label, worker in workers.items():
-        compile_seconds = worker.run(5)
+        compile_seconds = worker.run(FIRST_STEPS)
         curves[label] = {
             **worker.ready,
             "compile": compile_seconds,
-            "steps": [5],
+            "steps": [FIRST_STEPS],
             "seconds": [0.0],
             "loss": [],
         }
         curves[label]["loss"].append(worker.loss())
-    marks = sorted({round(5 + (steps - 5) * i / ROUNDS) for i in range(1, ROUNDS + 1)})
+    marks = sorted({round(FIRST_STEPS + (steps - FIRST_STEPS) * i / ROUNDS) for i in range(1, ROUNDS + 1)})
+    marks = [mark for mark in marks if mark > FIRST_STEPS]
     for i, mark in enumerate(marks):
         for label in labels if i % 2 else reversed(labels):
             curve, worker = curves[label], workers[label]
@@ -181,7 +183,7 @@ def take_turns(labels: list[str], settings: dict[str, Any], workdir: Path) -> di
     for label, worker in workers.items():
         worker.end()
         curve = curves[label]  # the first steps at the speed of the others
-        first = 5 * curve["seconds"][-1] / (steps - 5)
+        first = FIRST_STEPS * curve["seconds"][-1] / (steps - FIRST_STEPS)
         curve["seconds"] = [first + seconds for seconds in curve["seconds"]]
         curve["compile"] -= first
     return curves
@@ -254,6 +256,10 @@ def main() -> int:
 
     if options.size != "demo" and not options.text:
         parser.error(f"--size {options.size} needs --text: the built-in corpus is too small for it")
+    if options.steps is not None and options.steps <= FIRST_STEPS:
+        parser.error(
+            f"--steps is {options.steps}, expected more than {FIRST_STEPS}, in which programs are compiled"
+        )
     workdir = options.workdir or Path(tempfile.mkdtemp(prefix="time_to_loss-"))
     workdir.mkdir(parents=True, exist_ok=options.workdir is None)
     settings = write_settings(options, workdir)
