@@ -7,11 +7,11 @@ import shutil
 import pytest
 
 from dwt_jax.cli import main
-from dwt_jax.data.special_tokens import BERT_TOKENS
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.model_files import MAX_SETTINGS_BYTES, is_model_file
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 from dwt_jax.runs.load import load_model
 from helpers.torch_models import SMALL, torch_model
 
@@ -35,7 +35,7 @@ def complete_model(tmp_path_factory):
     """A model directory with every file that is read."""
     path = tmp_path_factory.mktemp("complete") / "model"
     torch_model("BertForMaskedLM", SMALL).save_pretrained(path)
-    vocab = [*BERT_TOKENS, *"abcdefghijklmnopqrstuvwxyz"]
+    vocab = [*WORDPIECE_TOKENS, *"abcdefghijklmnopqrstuvwxyz"]
     (path / "vocab.txt").write_text("\n".join(vocab))
     transformers.BertTokenizerFast(vocab=str(path / "vocab.txt")).save_pretrained(path)
     (path / "vocab.txt").unlink(missing_ok=True)

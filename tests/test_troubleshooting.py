@@ -206,6 +206,13 @@ def start_other_seeds(_):
     Path("tuned/own/config.json").write_text(json.dumps(config_to_dict(config)))
 
 
+CASED_NORMALIZER = {
+    "type": "BertNormalizer",
+    "clean_text": True,
+    "handle_chinese_chars": True,
+    "strip_accents": None,
+    "lowercase": False,
+}
 CASES = {
     "no file '…', expected a Python": Case("train --config=nowhere.py --workdir=new"),
     "needs an argument": Case("train --config=configs/text.py --workdir=new"),
@@ -288,7 +295,7 @@ CASES = {
     "the held-out loss is": Case(RUN, 1, setup=record_nan_loss),
     "but another tokenizer": Case(
         f"{PREPARE_LONG_ROWS}\nevaluate --model=run --data=long",  # the rows are too long, which saves time
-        setup=edit_json("run/model/tokenizer_config.json", do_lower_case=False),
+        setup=edit_json("run/model/tokenizer.json", normalizer=CASED_NORMALIZER),
     ),
     "is unknown to the tokenizer": Case(
         f"{PREPARE} --config.data.tokenizer.path=vocab.txt",

@@ -21,6 +21,7 @@ from dwt_jax.data.tokenizer_files import (
     added_token_ids,
 )
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_defaults import VOCAB_JSON_CLASS, VOCAB_TXT_CLASS
 
 EXPECTED = "a tokenizer that transformers reads"
 _MODEL_KEYS = ("model_type", "tokenizer_class", "model_name", "transformers_version")
@@ -78,7 +79,7 @@ def load_auto_tokenizer(source: TokenizerFiles, lowercase: bool) -> Any:
         _check_class(source, tokenizer)
         settings = json.loads(tokenizer.backend_tokenizer.to_str())
     _check_special_tokens(source, tokenizer)
-    if class_name == "RobertaTokenizer" and source.vocab_json:
+    if class_name == VOCAB_JSON_CLASS and source.vocab_json:
         check_byte_level(source.vocab_json, file)
     check_tokenizer_parts(settings, file)
     return tokenizer
@@ -121,8 +122,8 @@ def _default_class(source: TokenizerFiles) -> str:
     if "tokenizer.json" in source.files:
         return "PreTrainedTokenizerFast"
     if "vocab.txt" in source.files:
-        return "BertTokenizer"
-    return "RobertaTokenizer"
+        return VOCAB_TXT_CLASS
+    return VOCAB_JSON_CLASS
 
 
 @contextmanager

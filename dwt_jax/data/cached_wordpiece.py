@@ -1,6 +1,6 @@
 """WordPiece tokenization with a cache: each distinct word is tokenized once.
 
-With the normalizer and pre-tokenizer of BERT, the ids of a text are the concatenated ids of its
+With the components of WORDPIECE_COMPONENTS, the ids of a text are the concatenated ids of its
 parts between spaces and ASCII punctuation. A dictionary from parts to ids, filled by the tokenizer itself,
 therefore gives the same ids several times faster.
 """
@@ -10,6 +10,8 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_COMPONENTS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,7 +54,7 @@ def make_text_encoder(tokenizer: "Tokenizer") -> EncodeFn:
 def _can_encode_parts(tokenizer: "Tokenizer") -> bool:
     """Whether no component of the pipeline looks across a space or a punctuation mark."""
     settings = json.loads(tokenizer.to_str())
-    types = [(settings[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+    types = tuple((settings[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
     added_tokens = tokenizer.get_added_tokens_decoder().values()
     all_special = tokenizer.encode_special_tokens and all(token.special for token in added_tokens)
-    return types == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and all_special
+    return types == WORDPIECE_COMPONENTS and all_special

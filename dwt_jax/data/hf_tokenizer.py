@@ -7,7 +7,6 @@ importing transformers takes seconds.
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dwt_jax.data.special_tokens import TOKEN_KEYS
 from dwt_jax.data.tokenizer_checks import (
     check_charsmaps,
     check_id_gaps,
@@ -24,6 +23,7 @@ from dwt_jax.data.tokenizer_files import (
 from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.model_files import describe_missing_path
+from dwt_jax.models.tokenizer_defaults import TOKEN_KEYS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,7 +45,7 @@ def load_hf_tokenizer(path: str | Path, lowercase: bool = True) -> "Tokenizer":
 
     Args:
         path: a directory of any tokenizer that transformers reads and has a fast class for; or a
-            tokenizer.json; or a vocab.txt of BERT's.
+            tokenizer.json; or a vocab.txt of WordPiece.
         lowercase: for a vocab.txt without a tokenizer_config.json that has `do_lower_case`.
 
     Raises:

@@ -34,7 +34,6 @@ from dwt_jax.data.sources import (
     iter_documents,
     stored_bytes,
 )
-from dwt_jax.data.special_tokens import TOKEN_ROLES
 from dwt_jax.data.splits import choose_split, split_document
 from dwt_jax.data.text_checks import (
     TextCounts,
@@ -47,6 +46,7 @@ from dwt_jax.data.tokenizer import copy_tokenizer, load_vocabulary, save_tokeniz
 from dwt_jax.data.tokenizer_training import sample_documents, train_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir, is_empty_dir, user_path
+from dwt_jax.models.tokenizer_defaults import TOKEN_ROLES
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor

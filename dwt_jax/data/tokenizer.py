@@ -23,7 +23,6 @@ from dwt_jax.data.hf_tokenizer import (
     load_hf_tokenizer,
     read_tokenizer,
 )
-from dwt_jax.data.special_tokens import BERT_TOKENS, ROBERTA_TOKENS, TOKEN_KEYS, TOKEN_ROLES
 from dwt_jax.data.tokenizer_checks import check_token_ids
 from dwt_jax.data.tokenizer_files import (
     SETTINGS_FILES,
@@ -37,6 +36,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.model_files import is_model_file
 from dwt_jax.models.protocol import ModelConfig
+from dwt_jax.models.tokenizer_defaults import BYTE_LEVEL_TOKENS, TOKEN_KEYS, TOKEN_ROLES, WORDPIECE_TOKENS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -83,7 +83,7 @@ def save_tokenizer(tokenizer: "Tokenizer", out: Path, lowercase: bool) -> None:
     `do_lower_case` is for programs that read vocab.txt.
     """
     out.mkdir(parents=True)
-    special_tokens = dict(zip(TOKEN_KEYS, BERT_TOKENS, strict=True))
+    special_tokens = dict(zip(TOKEN_KEYS, WORDPIECE_TOKENS, strict=True))
     config = {"tokenizer_class": GENERIC_TOKENIZER, "do_lower_case": lowercase, **special_tokens}
     _write_tokenizer_files(tokenizer, out, config)
     vocab_text = "".join(f"{token}\n" for token in _tokens_by_id(tokenizer, out))
@@ -204,8 +204,8 @@ def _print_moved_tokens(loaded: LoadedTokenizer, ids: Mapping[str, int]) -> None
 def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     """Load the vocabulary of a tokenizer.
 
-    Special tokens are those of transformers, else BERT's or RoBERTa's, whichever has most of its own in the
-    vocabulary.
+    Special tokens are those of transformers, else WORDPIECE_TOKENS or BYTE_LEVEL_TOKENS, whichever has
+    most of its own in the vocabulary.
 
     Args:
         path: as for `load_hf_tokenizer`.
@@ -278,7 +278,8 @@ def _tokens_by_id(tokenizer: "Tokenizer", path: Path) -> tuple[str, ...]:
 
 def _special_token_ids(path: Path, loaded: LoadedTokenizer, ids: dict[str, int]) -> dict[str, int]:
     """The id of the special token of each role. ids: token → id."""
-    defaults = max((BERT_TOKENS, ROBERTA_TOKENS), key=lambda tokens: sum(token in ids for token in tokens))
+    candidates = WORDPIECE_TOKENS, BYTE_LEVEL_TOKENS
+    defaults = max(candidates, key=lambda tokens: sum(token in ids for token in tokens))
     role_ids = {}
     for role, default in zip(TOKEN_ROLES, defaults, strict=True):
         token = loaded.special_tokens.get(f"{role}_token", default)

@@ -27,9 +27,11 @@ def wrap_tokenizer_errors(source: object, expected: str, hidden: str = "") -> It
     """
     try:
         yield
-    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except UserError:
         raise
     except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # a signal, for example
         text = str(error).replace(hidden, str(source)) if hidden else str(error)
         message = " ".join((text or type(error).__name__).split())[:300]
         raise UserError(f"{source}: {message}, expected {expected}") from None
@@ -103,7 +105,7 @@ def check_id_gaps(vocab: Mapping[str, int], path: Path) -> None:
 
 
 def check_byte_level(vocab: Mapping[str, int], path: Path) -> None:
-    """Check that the vocabulary of a BPE is RoBERTa's kind: of bytes, without marks at the ends of words.
+    """Check that the vocabulary of a BPE is of bytes, without marks at the ends of words.
 
     Args:
         vocab: token → id.

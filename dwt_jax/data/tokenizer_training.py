@@ -9,8 +9,8 @@ import numpy as np
 from dwt_jax.config import Source
 from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
 from dwt_jax.data.sources import iter_documents
-from dwt_jax.data.special_tokens import BERT_TOKENS
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS, build_wordpiece_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,7 +40,8 @@ def train_tokenizer(
     Raises:
         UserError: if `vocab_size` is too small for the characters alone.
     """
-    base = build_wordpiece_tokenizer({token: i for i, token in enumerate(BERT_TOKENS)}, lowercase=lowercase)
+    special_tokens = {token: i for i, token in enumerate(WORDPIECE_TOKENS)}
+    base = build_wordpiece_tokenizer(special_tokens, lowercase=lowercase)
 
     def pieces() -> Iterator[str]:  # short, because the library takes 100 bytes and more for each character
         for text in take_megabytes(texts(), sample_megabytes):
@@ -49,7 +50,7 @@ def train_tokenizer(
     counts = _count_characters(pieces(), base)
     characters = sorted(counts, key=lambda char: (-counts[char], char))
     # The most frequent n characters take costs[n] tokens.
-    costs = np.cumsum([len(BERT_TOKENS), *(1 + _may_continue(char, base) for char in characters)])
+    costs = np.cumsum([len(WORDPIECE_TOKENS), *(1 + _may_continue(char, base) for char in characters)])
     if alphabet_size:
         size = min(alphabet_size, len(characters))
         required = size
@@ -77,24 +78,6 @@ def train_tokenizer(
     return build_wordpiece_tokenizer(tokenizer.get_vocab(), lowercase=lowercase)
 
 
-def build_wordpiece_tokenizer(vocab: dict[str, int], *, lowercase: bool = True) -> "Tokenizer":
-    """Build BERT's tokenizer around a vocabulary that has BERT_TOKENS."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=BERT_TOKENS.unk, max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in BERT_TOKENS])
-    cls, sep = BERT_TOKENS.cls, BERT_TOKENS.sep
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(token, vocab[token]) for token in (cls, sep)],
-    )
-    return tokenizer
-
-
 def _train_wordpiece(
     texts: Iterable[str], base: "Tokenizer", alphabet: list[str], vocab_size: int
 ) -> "Tokenizer":
@@ -107,7 +90,7 @@ def _train_wordpiece(
     # tokens fixes their numbers; `train_tokenizer` marks only the real special tokens as special.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=[*BERT_TOKENS, *continuations],
+        special_tokens=[*WORDPIECE_TOKENS, *continuations],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,

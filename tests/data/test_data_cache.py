@@ -10,8 +10,8 @@ from dwt_jax.data.cache_key import data_cache_key
 from dwt_jax.data.data_cache import get_prepared
 from dwt_jax.data.prepare import prepare_data
 from dwt_jax.data.shards import read_dataset_index
-from dwt_jax.data.special_tokens import BERT_TOKENS
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 from helpers.prepared_data import (
     data_config,
     file_hashes,
@@ -59,7 +59,7 @@ def test_data_path_must_match_the_config(tokenizer_dir, corpus, tmp_path):
     assert get_prepared(dataclasses.replace(data, path=str(out))) == out
     without_sources = dataclasses.replace(data, path=str(out), tokenizer=Tokenizer(), sources=(Source(),))
     assert get_prepared(without_sources) == out
-    (tmp_path / "vocab.txt").write_text("\n".join([*BERT_TOKENS, "a"]))
+    (tmp_path / "vocab.txt").write_text("\n".join([*WORDPIECE_TOKENS, "a"]))
     for change, message in [
         ({"sequence_length": 64}, "data.sequence_length is 64, expected 32"),
         ({"row_mode": "sentence"}, "data.row_mode is sentence, expected wrapped"),

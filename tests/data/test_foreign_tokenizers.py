@@ -12,9 +12,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers import trainers as library_trainers
 
 from dwt_jax.data import tokenizer
-from dwt_jax.data.special_tokens import BERT_TOKENS, TOKEN_ROLES
 from dwt_jax.errors import UserError
 from dwt_jax.models.bert_config import Config as BertConfig
+from dwt_jax.models.tokenizer_defaults import TOKEN_ROLES, WORDPIECE_TOKENS
 
 TEXTS = [
     "Hello world",
@@ -103,7 +103,7 @@ def llama(path, special=SPECIAL, texts=TEXTS, named=NAMED):
 def modernbert(path):
     """A mask that takes the space before it, as its decoder of added tokens says."""
     built = byte_bpe(
-        special=[*BERT_TOKENS],
+        special=[*WORDPIECE_TOKENS],
         post_processor=processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -115,7 +115,7 @@ def modernbert(path):
         i: {"content": token.content, "lstrip": token.content == "<mask>", "special": True}
         for i, token in built.get_added_tokens_decoder().items()
     }
-    named = {f"{role}_token": token for role, token in BERT_TOKENS._asdict().items()}
+    named = {f"{role}_token": token for role, token in WORDPIECE_TOKENS._asdict().items()}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": added, **named}
     write(path, built, settings | {"mask_token": "<mask>"}, "modernbert")
 

@@ -7,10 +7,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dwt_jax.data import tokenizer
-from dwt_jax.data.special_tokens import BERT_TOKENS
 from dwt_jax.data.tokenizer_files import has_tokenizer
-from dwt_jax.data.tokenizer_training import build_wordpiece_tokenizer
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS, build_wordpiece_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -475,7 +474,7 @@ BERT_CONFIG = {"tokenizer_class": "BertTokenizer"}
 ROLES = dict(
     zip(
         (f"{r}_token" for r in ("pad", "unk", "cls", "sep", "mask")),
-        BERT_TOKENS,
+        WORDPIECE_TOKENS,
         strict=True,
     )
 )
@@ -686,7 +685,7 @@ def test_text_that_the_tokenizer_cannot_encode_is_refused(tmp_path):
 
     from dwt_jax.data.encode import EncodeConfig, encode_chunk
 
-    vocab = {token: i for i, token in enumerate((*BERT_TOKENS, "a", "<unk>"))}
+    vocab = {token: i for i, token in enumerate((*WORDPIECE_TOKENS, "a", "<unk>"))}
     model = models.BPE({token: i for token, i in vocab.items() if token != "<unk>"}, [], unk_token="<unk>")
     tmp_path.joinpath("tokenizer_config.json").write_text(json.dumps(GENERIC_CONFIG))
     Tokenizer(model).save(str(tmp_path / "tokenizer.json"))

@@ -6,8 +6,8 @@ import pytest
 from dwt_jax.config import Data, Source, Tokenizer
 from dwt_jax.data import tokenizer
 from dwt_jax.data.prepare import prepare_data
-from dwt_jax.data.special_tokens import BERT_TOKENS
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 from helpers.prepared_data import CLS, SEP, data_config, read_split, silent
 
 CHINESE = [chr(code) for code in range(0x4E00, 0x4E00 + 1500)]
@@ -75,7 +75,7 @@ def test_a_tokenizer_that_drops_text_is_refused_before_the_rows(tmp_path):
     from tokenizers import Tokenizer as LibraryTokenizer
     from tokenizers import models
 
-    vocab = {token: i for i, token in enumerate([*BERT_TOKENS, *"abcdefg "])}
+    vocab = {token: i for i, token in enumerate([*WORDPIECE_TOKENS, *"abcdefg "])}
     LibraryTokenizer(models.BPE(vocab, [])).save(str(tmp_path / "tokenizer.json"))
     lines = [f"abc def {'é' if i < 3 else ''} {'a' * i}" for i in range(20)]
     data = data_config(tmp_path / "tokenizer.json", source_of(tmp_path, lines))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from dwt_jax.config import Source
 from dwt_jax.data import cached_wordpiece, tokenizer
 from dwt_jax.data.sources import iter_documents
-from dwt_jax.data.special_tokens import BERT_TOKENS
 from dwt_jax.data.tokenizer_training import take_megabytes, train_tokenizer
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 
 TEXTS = [*iter_documents(Source())][::40]
 SAMPLE = [
@@ -109,7 +109,7 @@ def train_characters(vocab_size: int, **options) -> set[str]:
     """Train on 3,000 Chinese characters, the n-th of which occurs 6000 // n times, and on an English word."""
     text = "".join(chr(0x4E00 + n) * (6000 // (n + 1)) for n in range(3000))
     trained = train_tokenizer(lambda: [text, "cat " * 100], vocab_size, True, **options)
-    return {token for token in trained.get_vocab() if token not in BERT_TOKENS}
+    return {token for token in trained.get_vocab() if token not in WORDPIECE_TOKENS}
 
 
 def test_no_character_is_left_out_while_there_is_room():
@@ -252,7 +252,7 @@ def test_byte_level(roberta):
 def test_whether_words_are_marked(tmp_path, model, marks_words):
     from tokenizers import Tokenizer, models
 
-    vocab = {token: i for i, token in enumerate([*BERT_TOKENS, "a", "a</w>", "##b"])}
+    vocab = {token: i for i, token in enumerate([*WORDPIECE_TOKENS, "a", "a</w>", "##b"])}
     kind = getattr(models, model["type"])
     options = {key: value for key, value in model.items() if key != "type"}
     options |= {"merges": []} if model["type"] == "BPE" else {}
@@ -287,7 +287,7 @@ def test_roles_from_the_config_files(roberta, tmp_path):
         ({"vocab.txt": "[PAD]\n[UNK]\na"}, "", r"vocab.txt: no \[SEP\] \[CLS\] \[MASK\] among its 3 tokens"),
         ({"vocab.txt": b"[PAD]\xff"}, "vocab.txt", "vocab.txt: .*valid UTF-8"),
         (
-            {"vocab.txt": "\n".join(BERT_TOKENS), "tokenizer_config.json": "{"},
+            {"vocab.txt": "\n".join(WORDPIECE_TOKENS), "tokenizer_config.json": "{"},
             "",
             "tokenizer_config.json: ",
         ),

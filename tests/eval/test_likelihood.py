@@ -7,12 +7,12 @@ import pytest
 from dwt_jax.config import Data, Mesh, Source, Tokenizer
 from dwt_jax.config_loader import load_config
 from dwt_jax.data.prepare import prepare_data
-from dwt_jax.data.special_tokens import BERT_TOKENS
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.eval import likelihood
 from dwt_jax.models import bert
 from dwt_jax.models.bert import Config as BertConfig
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 from helpers.prepared_data import hash_fraction
 from helpers.runs import make_project
 
@@ -67,7 +67,7 @@ def test_losses_belong_to_their_documents(tmp_path, row_mode):
     input. Most rows begin with the rest of a document, or with that and further documents.
     """
     words = [a + b for a in "abcdefgh" for b in "abcdefgh"]
-    (tmp_path / "vocab.txt").write_text("\n".join([*BERT_TOKENS, *words]))
+    (tmp_path / "vocab.txt").write_text("\n".join([*WORDPIECE_TOKENS, *words]))
     sizes = np.random.default_rng(0).integers(20, 70, len(words))
     texts = [
         ". ".join([" ".join([word] * 5).capitalize()] * (n // 5))
@@ -99,7 +99,7 @@ def test_losses_belong_to_their_documents(tmp_path, row_mode):
     bias[size:] = -1e9
     params["mlm"]["bias"] = bias
     losses = likelihood.losses_per_document(params, model, tmp_path / "rows", mesh=make_mesh(Mesh(), 1))
-    special = len(BERT_TOKENS)
+    special = len(WORDPIECE_TOKENS)
     expected = np.log(np.exp(bias[:size]).sum()) - bias[special:size][held_out]
     np.testing.assert_allclose(losses.loss / losses.predictions, expected, rtol=1e-5)
 

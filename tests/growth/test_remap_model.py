@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.cli import main
-from dwt_jax.data.special_tokens import BERT_TOKENS
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 from dwt_jax.runs.load import load_model
 from helpers.torch_models import SMALL, torch_model
 
@@ -31,7 +31,7 @@ def folder(tmp_path):
 def save_model(name, path):
     model = torch_model(name, SMALL)
     model.save_pretrained(path)
-    tokens = [*BERT_TOKENS, *"abcdefghij"]
+    tokens = [*WORDPIECE_TOKENS, *"abcdefghij"]
     (path / "vocab.txt").write_text("\n".join(tokens))
     return model
 

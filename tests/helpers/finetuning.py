@@ -4,13 +4,12 @@ import json
 import random
 
 from dwt_jax.config_loader import build_dataclass
-from dwt_jax.data.special_tokens import BERT_TOKENS
-from dwt_jax.data.tokenizer_training import build_wordpiece_tokenizer
 from dwt_jax.finetune.config import FinetuneConfig, check_finetune_config
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS, build_wordpiece_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCAB = [
-    *BERT_TOKENS,
+    *WORDPIECE_TOKENS,
     *LETTERS,
     *(f"##{c}" for c in LETTERS),
     "good",
@@ -35,7 +34,7 @@ def checkpoint(name, path, seed=0, **options):
     else:
         size = len(VOCAB)
         (path / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCAB))
-        specials = {f"{role}_token": token for role, token in BERT_TOKENS._asdict().items()}
+        specials = {f"{role}_token": token for role, token in WORDPIECE_TOKENS._asdict().items()}
         tokenizer_config = {"tokenizer_class": "BertTokenizer", **specials}
         (path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
         if family == "ModernBert":  # transformers reads nothing but a tokenizer.json beside one

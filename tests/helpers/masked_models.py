@@ -1,6 +1,6 @@
 """Small masked models of transformers with a tokenizer that splits words, saved as directories."""
 
-from dwt_jax.data.special_tokens import BERT_TOKENS
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 from helpers.torch_models import SMALL, torch_model
 
 LETTERS = "abcdefgh"
@@ -26,7 +26,7 @@ def save_masked_model(folder, name, seed=1):
         tokenizer = transformers.RobertaTokenizer.from_pretrained(folder)
     else:
         pieces = [*LETTERS, *(f"##{x}" for x in LETTERS)]
-        tokens = [*BERT_TOKENS, *dict.fromkeys([*pieces, *WORDS])]
+        tokens = [*WORDPIECE_TOKENS, *dict.fromkeys([*pieces, *WORDS])]
         (folder / "vocab.txt").write_text("\n".join(tokens))
         tokenizer = transformers.BertTokenizer.from_pretrained(folder)
     model = torch_model(name, {**SMALL, "vocab": len(tokenizer)}, seed)

@@ -10,17 +10,16 @@ import pytest
 from dwt_jax.cli import main
 from dwt_jax.config import Config
 from dwt_jax.data import tokenizer
-from dwt_jax.data.special_tokens import BERT_TOKENS
-from dwt_jax.data.tokenizer_training import build_wordpiece_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.hf import checkpoint
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS, build_wordpiece_tokenizer
 from dwt_jax.runs.run_dir import init_run_dir
 from helpers.torch_models import SMALL, torch_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-WORDS = [*BERT_TOKENS, *"abcdefghijklmnopqrstuvwxyz"]
+WORDS = [*WORDPIECE_TOKENS, *"abcdefghijklmnopqrstuvwxyz"]
 
 
 def save_model(name, path, **config):

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
-from dwt_jax.data.special_tokens import BERT_TOKENS
 from dwt_jax.data.tokenizer import copy_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.finetune.collate import collate_examples, encode_examples
@@ -19,6 +18,7 @@ from dwt_jax.hf import checkpoint
 from dwt_jax.hf.tensor_files import open_weights
 from dwt_jax.models import bert, family
 from dwt_jax.models.common.lm_head import lm_head_logits
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 from helpers.torch_models import CLASSES, SMALL, L, batch, torch_model
 
 torch = pytest.importorskip("torch")
@@ -383,11 +383,11 @@ def predict(loaded, tokenizer):
 def test_saved_directory_alone_gives_the_predictions_for_pairs(name, borrowed, types, tmp_path):
     """With a tokenizer that says nothing of the model, and with one that says what is true of another."""
     (tmp_path / "tokenizer").mkdir()
-    tokens = [*BERT_TOKENS, *"abcdefghijklmnopqrst"]
+    tokens = [*WORDPIECE_TOKENS, *"abcdefghijklmnopqrst"]
     tokens[:2] = tokens[1::-1]  # the padding id of the models is 1
     (tmp_path / "tokenizer" / "vocab.txt").write_text("\n".join(tokens))
     config = {"model_max_length": 512, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
-    config |= {f"{role}_token": token for role, token in BERT_TOKENS._asdict().items()}
+    config |= {f"{role}_token": token for role, token in WORDPIECE_TOKENS._asdict().items()}
     config |= {"tokenizer_class": "BertTokenizer"}
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = tmp_path / "tokenizer"

@@ -205,7 +205,7 @@ def test_grown_model_has_same_logits_in_transformers(tmp_path, case):
     from dwt_jax.hf.checkpoint import save_checkpoint
 
     (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     method, target = PRESERVING[case]
     tokens, segments, types = batch(SMALL)
     params = parameters(SMALL, dtype=np.float32)

@@ -75,7 +75,7 @@ def test_optimizer_does_not_change_gates():
 
 def test_export_requires_open_gates(tmp_path):
     (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     params, _ = remap_params(parameters(SMALL, dtype=np.float32), SMALL, GROWN, "masked", KEY)
     with pytest.raises(UserError, match=r"norm/weight is from 0 to 1, expected 1") as error_info:
         checkpoint.save_checkpoint(params, GROWN, tmp_path / "tokenizer", tmp_path / "model")

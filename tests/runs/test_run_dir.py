@@ -15,7 +15,7 @@ RAW = {
 @pytest.fixture
 def initialise(tmp_path):
     (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     (tmp_path / "run").mkdir()
 
     def call(overrides, digest="rows"):
