@@ -272,14 +272,15 @@ def _read_text_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator
 
 def _reject_json_lines(path: Path, lines: Iterator[str]) -> Iterator[str]:
     """Yield the lines of a text file, and raise UserError if the first is a JSON object."""
-    for number, line in enumerate(lines):
-        if number == 0 and line.startswith("{") and line.rstrip().endswith("}"):
+    for first in lines:
+        if first.startswith("{") and first.rstrip().endswith("}"):
             with suppress(ValueError, RecursionError):
-                if isinstance(json.loads(line), dict):
+                if isinstance(json.loads(first), dict):
                     raise UserError(
                         f"{path}: is JSON lines, expected text (kind 'jsonl' of the source reads them)"
                     )
-        yield line
+        yield first
+        yield from lines  # nothing is added to the time of the others
 
 
 def _join_lines(lines: Iterator[str], blank_lines: int | None) -> Iterator[str]:

@@ -83,9 +83,10 @@ def run_study(
         _check_same_config(job, tasks, study.out_of_domain)
         pair_sets.check(job)
         provenance.check(job)
-    for name, reason in failed_jobs(jobs).items():
+    failed = failed_jobs(jobs)
+    for name, reason in failed.items():
         print(f"study: {name} is left out: {reason} (remove its directory to run it again)", file=sys.stderr)
-    jobs_to_run = [job for job in selected_jobs if not job.is_done() and job.name not in failed_jobs(jobs)]
+    jobs_to_run = [job for job in selected_jobs if not job.is_done() and job.name not in failed]
     _check_inputs(jobs_to_run, tasks, study.out_of_domain, example_cache)
     if any(job.kind == "pairs" for job in jobs_to_run):
         pair_sets.read_all()
