@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dwt_jax.errors import UserError
 
@@ -111,6 +111,23 @@ def list_directory(path: Any) -> list[Any]:
         path: a Path, or an epath of an object store.
     """
     return [child for child in path.iterdir() if not is_system_name(child.name)]
+
+
+def try_lock(file: IO[str]) -> bool:
+    """Lock an open file against other processes, without waiting. Return whether it is locked now.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
 
 
 def is_file_or_raise(path: Path) -> bool:

@@ -4,8 +4,6 @@
 tokenizer; then come metrics, checkpoints, and at the end `model/` and `summary.json`.
 """
 
-import errno
-import fcntl
 import json
 import logging
 import re
@@ -23,7 +21,16 @@ from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
 from dwt_jax.data.tokenizer import copy_tokenizer
 from dwt_jax.errors import UserError, out_of_space_reason
-from dwt_jax.files import atomic_dir, list_directory, read_intact_json, read_json, sync, user_path, write_json
+from dwt_jax.files import (
+    atomic_dir,
+    list_directory,
+    read_intact_json,
+    read_json,
+    sync,
+    try_lock,
+    user_path,
+    write_json,
+)
 
 CADENCE_KEYS = ("train.log_every", "train.save_every", "train.keep_checkpoints", "train.eval_every")
 """When a run logs, saves and evaluates."""
@@ -270,10 +277,9 @@ def run_lock(workdir: Path) -> Iterator[None]:
     names_before = {child.name for child in workdir.iterdir()}
     with open(workdir / ".lock", "w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(file):
+                raise UserError(f"{workdir}: another process trains here, expected one at a time")
         except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(f"{workdir}: another process trains here, expected one at a time") from None
             reason = error.strerror or str(error)
             print(f"{workdir}: cannot be locked against other processes ({reason})", file=sys.stderr)
         try:

@@ -1,11 +1,10 @@
 """Locks by which processes divide the jobs of a study."""
 
-import errno
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dwt_jax.distributed.process_info import detect_processes
+from dwt_jax.files import try_lock
 from dwt_jax.study.sweep import JobRecord
 
 
@@ -23,11 +22,12 @@ def job_lock(job: JobRecord) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                yield False
-                return
+            is_locked = try_lock(file)
+        except OSError:
+            is_locked = True
+        if not is_locked:
+            yield False
+            return
         try:
             yield True
         finally:
