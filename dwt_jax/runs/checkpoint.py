@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -274,7 +275,7 @@ def _move_directory(source: epath.Path, target: epath.Path) -> None:
 def _report_failed_saves_once() -> None:
     """From here on, leave a failed save to its exception: Orbax's threads print dozens of tracebacks too.
 
-    Some come long after the failure, when futures are collected.
+    Some come long after the failure, when futures and coroutines are collected.
     """
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -286,6 +287,7 @@ def _report_failed_saves_once() -> None:
 
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(is_other)
+    warnings.filterwarnings("ignore", "coroutine .*write_fragment.* was never awaited", RuntimeWarning)
     excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
     sys.excepthook = lambda kind, error, trace: is_late_write(error) or excepthook(kind, error, trace)
     sys.unraisablehook = lambda args: is_late_write(args.exc_value) or unraisablehook(args)

@@ -3,6 +3,8 @@
 import gc
 import resource
 import shutil
+import subprocess
+import sys
 import time
 
 import jax
@@ -290,3 +292,15 @@ def test_a_save_without_room_is_one_error_and_those_before_stay(copy, capfd):
     (state, step), _ = restore(copy)
     assert step == NEWEST
     assert same(state, state_of(NEWEST))
+
+
+def test_a_write_dropped_by_a_failed_save_prints_nothing(tmp_path):
+    """Orbax starts the writes of a checkpoint one by one; those after the one that fails are collected."""
+    program = f"""
+from dwt_jax.runs.checkpoint import Checkpoints
+async def write_fragment(): ...
+Checkpoints({str(tmp_path / "checkpoints")!r}, 1)
+write_fragment()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
