@@ -42,7 +42,7 @@ def make_text_encoder(tokenizer: "Tokenizer") -> EncodeFn:
 
     The ids are those of `tokenizer`; they are computed with a cache where that gives the same ids.
     """
-    if not _can_encode_parts(tokenizer):
+    if not can_encode_parts(tokenizer):
         return lambda texts: [
             encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
@@ -51,8 +51,8 @@ def make_text_encoder(tokenizer: "Tokenizer") -> EncodeFn:
     return lambda texts: [list(flatten(map(lookup, find_parts(text)))) for text in texts]
 
 
-def _can_encode_parts(tokenizer: "Tokenizer") -> bool:
-    """Whether no component of the pipeline looks across a space or a punctuation mark."""
+def can_encode_parts(tokenizer: "Tokenizer") -> bool:
+    """Return whether no component of the pipeline looks across a space or a punctuation mark."""
     settings = json.loads(tokenizer.to_str())
     types = tuple((settings[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
     added_tokens = tokenizer.get_added_tokens_decoder().values()

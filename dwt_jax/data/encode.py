@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dwt_jax.config import RowMode
-from dwt_jax.data.cached_wordpiece import EncodeFn, make_text_encoder
+from dwt_jax.data.cached_wordpiece import EncodeFn, can_encode_parts, make_text_encoder
 from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.data.packing import Spans
 from dwt_jax.data.sentence_splitter import cut_pieces, split_sentences
@@ -69,7 +69,7 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
     Raises:
         UserError: if the tokenizer fails on a text.
     """
-    encode_texts, dtype, space, continuation = _load_encode_fn(config)
+    encode_texts, dtype, space, continuation, by_words = _load_encode_fn(config)
     fingerprints = [document_fingerprint(text) for text in texts]
     sentences: list[str] = []
     document_ids: list[int] = []  # two for each document: its training text and its held-out text
@@ -80,10 +80,7 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
         for part in split_document(text, fingerprint, config.validation_fraction, config.by_parts)
     ]
     for number, text in enumerate(parts):
-        # Wrapped rows end between words, so that sentences without spaces between them stay together: a
-        # tokenizer would begin a new word with each of them.
-        at_spaces = config.row_mode == "wrapped" and config.sentence_stride == 1
-        document_sentences = split_sentences(text, at_spaces=at_spaces)
+        document_sentences = _split_text(text, config, by_words)
         if max(map(len, document_sentences), default=0) > MAX_SENTENCE_CHARS:
             document_sentences, num_long = _cut_sentences(document_sentences), num_long + 1
         if space:  # a byte-level tokenizer recognises the beginning of a word by the space before it
@@ -124,6 +121,24 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
     )
 
 
+def _split_text(text: str, config: EncodeConfig, by_words: bool) -> list[str]:
+    """Split a text into sentences, or where the rows are the same into lines, which takes less time.
+
+    Args:
+        text: of a document.
+        config: of the encoding.
+        by_words: whether the ids of a text are those of its words.
+    """
+    # Wrapped rows end between words, so that sentences without spaces between them stay together: a
+    # tokenizer would begin a new word with each of them.
+    at_spaces = config.row_mode == "wrapped" and config.sentence_stride == 1
+    if at_spaces and by_words:
+        lines = [line.strip() for line in text.splitlines()]
+        if max(map(len, lines), default=0) <= MAX_SENTENCE_CHARS:
+            return [line for line in lines if line]
+    return split_sentences(text, at_spaces=at_spaces)
+
+
 def _cut_sentences(sentences: list[str]) -> list[str]:
     pieces = chain.from_iterable(cut_pieces(sentence, MAX_SENTENCE_CHARS) for sentence in sentences)
     return [piece.strip() for piece in pieces if not piece.isspace()]
@@ -149,12 +164,12 @@ def _restore_spaces(text: str, sentences: list[str], space: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str, np.ndarray]:
+def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str, np.ndarray, bool]:
     """What encoding needs of the tokenizer.
 
     Returns:
         (texts to ids, dtype of tokens, what precedes each sentence but the first of a document, whether a
-        token continues a word [vocab])
+        token continues a word [vocab], whether the ids of a text are those of its words)
     """
     tokenizer = load_hf_tokenizer(config.tokenizer)
     tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not the end of a segment
@@ -164,6 +179,7 @@ def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str, np.n
         token_dtype(len(vocab)),
         " " if vocab.word_prefix == "Ġ" else "",
         vocab.continuation,
+        can_encode_parts(tokenizer),
     )
 
 

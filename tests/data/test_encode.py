@@ -3,11 +3,15 @@ import sys
 from itertools import chain
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwt_jax.data.encode import split_words
+from dwt_jax.data import encode
+from dwt_jax.data.encode import EncodeConfig, split_words
 from dwt_jax.data.packing import Spans
+from dwt_jax.data.tokenizer import save_tokenizer
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS, build_wordpiece_tokenizer
 from helpers.paths import ROOT
 from helpers.prepared_data import wrap_cuts
 
@@ -50,3 +54,26 @@ def test_words_are_split_where_rows_may_end(documents):
     cuts = [np.cumsum(spans.lengths[spans.documents == i]).tolist() for i in range(len(documents))]
     assert cuts == [wrap_cuts(document, continuations) for document in flat]
     np.testing.assert_array_equal(spans.tokens, np.arange(num_tokens))
+
+
+lines_of_text = st.lists(st.text(alphabet='ab.!?…"é。 \t\x0b', max_size=12), max_size=5)
+
+
+@settings(deadline=None)
+@given(lines_of_text)
+def test_words_of_lines_are_those_of_their_sentences(tmp_path_factory, lines):
+    """Where the ids of a text are those of its words, it is not split into sentences: the rows are the same."""
+    directory = tmp_path_factory.getbasetemp() / "letters"
+    if not directory.exists():
+        pieces = ["a", "b", "é", "##a", "##b", "ab", "ba", ".", "!", "?", "…", '"', "。"]
+        vocab = {token: i for i, token in enumerate([*WORDPIECE_TOKENS, *pieces])}
+        save_tokenizer(build_wordpiece_tokenizer(vocab, lowercase=False), directory, lowercase=False)
+    config = EncodeConfig(str(directory), "", 12, "wrapped", 1, 0.0)
+    encode_fn = encode._load_encode_fn(config)
+    assert encode_fn[-1]
+    chunk = encode.encode_chunk(["\n".join(lines)], config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "_load_encode_fn", lambda _: (*encode_fn[:-1], False))
+        by_sentences = encode.encode_chunk(["\n".join(lines)], config)
+    for found, expected in zip(chunk.train, by_sentences.train, strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -334,7 +334,7 @@ def test_cached_encoder_on_real_text(trained):
     hf_tokenizer = tokenizer.load_hf_tokenizer(trained)
     hf_tokenizer.encode_special_tokens = True
     encode = cached_wordpiece.make_text_encoder(hf_tokenizer)
-    assert cached_wordpiece._can_encode_parts(hf_tokenizer)
+    assert cached_wordpiece.can_encode_parts(hf_tokenizer)
     for text in [*iter_documents(Source())][::20]:
         assert encode([text]) == [hf_tokenizer.encode(text, add_special_tokens=False).ids]
 
