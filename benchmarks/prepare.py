@@ -9,6 +9,7 @@ are divided by one empty line.
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import shlex
@@ -35,6 +36,8 @@ def main() -> None:
     options = parse()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as many threads as processes, for both
     packages = ("tokenizers", "transformers", "datasets")
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise SystemExit(f"no package {' '.join(missing)}, expected it: pip install {' '.join(missing)}")
     print(f"command   {shlex.join(sys.argv)}")
     print(f"date      {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     print(f"versions  python {platform.python_version()}, {', '.join(f'{p} {version(p)}' for p in packages)}")
