@@ -6,7 +6,8 @@ Every leaf is gathered along each of its axes and scaled:
 
 An axis that a kernel contracts over (`in`) is scaled by the share that each copy has in the sum, and an
 `out` axis is copied unscaled. Where the other operand of a product is copied unscaled too (the output
-embedding, the attention keys), the output side is scaled by the share instead.
+embedding, the attention keys), the output side is scaled by the share instead. In a model with RMSNorm,
+copies of channels of the residual stream are scaled besides (axis_scale.py).
 
 Gradients scale inversely. A parameter that enters the model as f·p has the gradient of p divided by the
 shares of the other copies, so `out` is scaled by the share and `in` is not. With even shares that is
@@ -24,11 +25,12 @@ import numpy as np
 from dwt_jax.errors import UserError
 from dwt_jax.models import family
 from dwt_jax.models.common.layers import normal_init
-from dwt_jax.models.common.logical_axes import Axes, Axis, init_value, is_matrix, path_name
+from dwt_jax.models.common.logical_axes import Axes, init_value, is_matrix, path_name
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.models.protocol import ModelConfig, Params
+from dwt_jax.remap.axis_scale import axis_scale, splits_share
 from dwt_jax.remap.methods import GrowthOptions, Method
-from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth, splits_share
+from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth
 from dwt_jax.remap.report import RemapReport, logit_drift, remap_report
 from dwt_jax.remap.width_maps import COPIED, DUPLICATE, NEW, AxisMap, to_numpy_if_concrete
 
@@ -76,7 +78,12 @@ def remap_params(
 def _check_heads(params: Params, source: ModelConfig, target: ModelConfig) -> None:
     """Refuse a wider model whose LM head and classifier share a part: each needs another scale of it."""
     module = family(source)
-    shared = set(module.LM_HEADS) & set(module.CLASSIFIER_HEADS)
+    read_by_classifier = {*module.ENCODER_PARTS, *module.CLASSIFIER_HEADS}
+    shared = {
+        path.split("/")[0]
+        for path, axes in module.param_axes(source).items()
+        if any(axis.contracted_with.endswith("output_embedding") for axis in axes)
+    } & read_by_classifier
     has_both = {*module.LM_HEADS, *module.CLASSIFIER_HEADS} <= set(params)
     if shared and has_both and source.hidden_size != target.hidden_size:
         raise UserError(
@@ -193,28 +200,6 @@ def _gather_entries(x: Any, maps: list[AxisMap | None], xp: Any) -> Any:
     return x
 
 
-def axis_scale(growth_plan: Plan, axis: Axis, m: AxisMap, order: int, zero_duplicates: bool) -> Any:
-    """Return the factors of the entries along an axis: [D], [N, D], or None for no scaling.
-
-    Args:
-        growth_plan: from `plan_growth`.
-        axis: the axis of the leaf.
-        m: the map of the axis.
-        order: 0 for parameters, 1 for gradients and first moments, 2 for second moments.
-        zero_duplicates: in moments, set duplicated entries to 0, like new ones.
-    """
-    scale = growth_plan.query_scale if axis.contracted_with == "keys" else 1.0
-    if order == 0:
-        return m.split * scale if splits_share(growth_plan, axis) else None
-    # Duplicated positions have the share 0: no gradient has reached them yet.
-    share: Any = m.split
-    if splits_share(growth_plan, axis):
-        share = 1 / scale
-    elif axis.name == "layer" and not (growth_plan.target.gated_layers or growth_plan.zero_new_layers):
-        share = 1.0
-    return (share * (m.kind == COPIED if zero_duplicates else m.kind != NEW)) ** order
-
-
 def _duplicate_mask(axes: Axes, maps: list[AxisMap | None]) -> Any:
     """Where an output is a duplicate: bool, broadcastable to the leaf."""
     masks = [
@@ -259,7 +244,8 @@ def _zero_new_layers(growth_plan: Plan, y: Any, axes: Axes) -> Any:
     """Set what added layers write to the residual stream to 0, if the plan says so."""
     layers = growth_plan.maps.get("layer")
     writes_residual = any(axis.contracted_with == "residual" for axis in axes)
-    if layers is None or not growth_plan.zero_new_layers or not writes_residual:
+    is_layered = axes[0].name == "layer"
+    if layers is None or not growth_plan.zero_new_layers or not (writes_residual and is_layered):
         return y
     return y * _broadcast_along(layers.kind == COPIED, 0, y.ndim).astype(y.dtype)
 

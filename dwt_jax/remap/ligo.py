@@ -23,18 +23,20 @@ import numpy as np
 from dwt_jax.models.common.logical_axes import Axis, is_gate, path_name
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap import apply
+from dwt_jax.remap.axis_scale import axis_scale, splits_share
 from dwt_jax.remap.methods import GrowthOptions
-from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth, splits_share
+from dwt_jax.remap.plan import Plan, axis_sizes, plan_growth
 from dwt_jax.remap.width_maps import NEW
 
 Maps = dict[str, dict[str, Any]]
-"""{module: {'layer' [new, old], 'head' [old, new], 'mlp' [old, new]}}, and for the residual stream
-{RESIDUAL: {'in' [old, new], 'out' [old, new]}}. Heads and their channels are one axis."""
+"""{module: {'layer' [new, old], 'head' or 'kv_head' [old, new], 'mlp' [old, new]}}, and for the residual
+stream {RESIDUAL: {'in' [old, new], 'out' [old, new]}}. Heads and their channels are one axis."""
 
 RESIDUAL = ""
 """Key of the residual stream in `Maps`."""
 
-_LEARNED_AXES = ("layer", "embed", "head", "head_dim", "mlp")
+_HEAD_AXES = ("head", "kv_head")
+_LEARNED_AXES = ("layer", "embed", *_HEAD_AXES, "head_dim", "mlp")
 
 
 def init_maps(
@@ -112,7 +114,7 @@ def _map_key(growth_plan: Plan, name: str, axis: Axis) -> tuple[str, str] | None
     (head_dim)."""
     if axis.name == "embed":
         return RESIDUAL, "in" if splits_share(growth_plan, axis) else "out"
-    return (name.rpartition("/")[0], axis.name) if axis.name in ("layer", "head", "mlp") else None
+    return (name.rpartition("/")[0], axis.name) if axis.name in ("layer", *_HEAD_AXES, "mlp") else None
 
 
 def _initial_matrices(growth_plan: Plan, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -122,7 +124,7 @@ def _initial_matrices(growth_plan: Plan, name: str) -> Iterator[tuple[str, str, 
         map_key = _map_key(growth_plan, name, axis)
         if map_key:
             matrix = _to_matrix(growth_plan, axis)
-            if axis.name == "head":
+            if axis.name in _HEAD_AXES:
                 matrix = np.kron(matrix, _to_matrix(growth_plan, axes[dim + 1]))
             yield *map_key, matrix.T if axis.name == "layer" else matrix
 
@@ -132,7 +134,7 @@ def _to_matrix(growth_plan: Plan, axis: Axis) -> np.ndarray:
     m = growth_plan.maps.get(axis.name)
     if m is None:
         return np.eye(axis_sizes(growth_plan.target)[axis.name])
-    scale = apply.axis_scale(growth_plan, axis, m, 0, False)
+    scale = axis_scale(growth_plan, axis, m, 0, False)
     matrix = np.zeros((m.old, len(m.kind)))
     matrix[m.index, np.arange(len(m.kind))] = (m.kind != NEW) * (1.0 if scale is None else scale)
     return matrix
@@ -146,10 +148,10 @@ def _contract(maps: Maps, name: str, x: jax.Array, shape: tuple[int, ...], growt
             continue
         matrix = maps[map_key[0]][map_key[1]].astype(x.dtype)
         matrix = matrix.T if axis.name == "layer" else matrix
-        if axis.name == "head":  # [..., H, K, ...] → [..., H·K, ...] and back
+        if axis.name in _HEAD_AXES:  # [..., H, K, ...] → [..., H·K, ...] and back
             x = x.reshape(*x.shape[:dim], -1, *x.shape[dim + 2 :])
         x = jnp.moveaxis(jnp.tensordot(x, matrix, axes=(dim, 0)), -1, dim)
-        if axis.name == "head":
+        if axis.name in _HEAD_AXES:
             x = x.reshape(*x.shape[:dim], *shape[dim : dim + 2], *x.shape[dim + 1 :])
     return x
 
@@ -170,7 +172,7 @@ def apply_maps_flops(params: Any, growth_plan: Plan) -> float:
         ]
         for dim, axis in enumerate(axes):
             if _map_key(growth_plan, name, axis):
-                end = dim + (2 if axis.name == "head" else 1)
+                end = dim + (2 if axis.name in _HEAD_AXES else 1)
                 input_size = math.prod(shape)
                 shape[dim:end] = [new[part.name] for part in axes[dim:end]]
                 total += 2.0 * input_size * math.prod(shape[dim:end])

@@ -9,14 +9,14 @@ import numpy as np
 from dwt_jax.errors import UserError
 from dwt_jax.models import FAMILIES, family
 from dwt_jax.models.common.layers import padded_vocab_size
-from dwt_jax.models.common.logical_axes import Axis, ParamAxes, has_norm_weights
+from dwt_jax.models.common.logical_axes import ParamAxes, has_norm_weights, has_rms_norms
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap import depth_maps, width_maps
 from dwt_jax.remap.methods import GrowthOptions, Method, get_method
 from dwt_jax.remap.width_maps import COPIED, DUPLICATE, NEW, AxisMap
 
-WIDTH_AXES = ("embed", "head", "head_dim", "mlp")
-PER_LAYER_AXES = ("head", "mlp")  # may have a map per layer; the residual stream has one map
+WIDTH_AXES = ("embed", "head", "kv_head", "head_dim", "mlp")
+PER_LAYER_AXES = ("head", "kv_head", "mlp")  # may have a map per layer; the residual stream has one map
 
 
 class Plan(NamedTuple):
@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     maps: dict[str, AxisMap]  # by axis, for the axes that change
     tied: bool  # the output embedding is the input embedding
     query_scale: float  # factor of the queries, because attention scores are divided by √head size
+    scales_residual: bool  # the copies of a channel of the residual stream are scaled (axis_scale.py)
     zero_new_layers: bool  # the residual branches of added layers add 0
     key: jax.Array
     reasons_not_preserving: tuple[str, ...]  # why the function changes; empty: it is preserved
@@ -87,22 +88,10 @@ def plan_growth(
         maps=maps,
         tied=target.tie_word_embeddings,
         query_scale=(new / old) ** 0.5,
+        scales_residual=_scales_residual(method, source, target),
         zero_new_layers=_zeroes_new_layers(method, target, options),
         key=jax.random.fold_in(key, 1),
         reasons_not_preserving=reasons,
-    )
-
-
-def splits_share(growth_plan: Plan, axis: Axis) -> bool:
-    """Return whether copies along this axis are scaled by their share.
-
-    They are where a kernel contracts over the axis, and where the other operand of the product that
-    follows is copied unscaled.
-    """
-    return (
-        axis.fan == "in"
-        or axis.contracted_with == "keys"
-        or (axis.contracted_with == "output_embedding" and growth_plan.tied)
     )
 
 
@@ -127,6 +116,13 @@ def _has_residual_branches(model: ModelConfig) -> bool:
     return any(axis.contracted_with == "residual" for leaf in axes for axis in leaf)
 
 
+def _scales_residual(method: Method, source: ModelConfig, target: ModelConfig) -> bool:
+    """Whether the residual stream keeps its mean square. LiGO's maps are learned from plain copies."""
+    return (
+        has_rms_norms(family(target).param_axes(target)) and method.name != "ligo" and not method.random_init
+    )
+
+
 def _zeroes_new_layers(method: Method, target: ModelConfig, options: GrowthOptions) -> bool:
     return (options.new_layers or method.new_layers) == "zero" and _has_residual_branches(target)
 
@@ -143,11 +139,7 @@ def _unsupported(
     for name, model in (("the source's ", source), ("", target)):
         if model.vocab_size < 1:
             yield f"{name}vocab_size is {model.vocab_size}, expected at least 1"
-        if model.hidden_size % model.num_attention_heads:
-            yield (
-                f"{name}hidden_size is {model.hidden_size}, expected a multiple of num_attention_heads "
-                f"({model.num_attention_heads})"
-            )
+        yield from (f"{name}{problem}" for problem in model.head_problems())
     if family(source) is not family(target):
         alike = [kind for kind in FAMILIES if family(kind) is family(source)]
         change = f"model_type {source.model_type} → {target.model_type}"
@@ -200,7 +192,10 @@ def _reasons_not_preserving(
         grows |= axis in WIDTH_AXES
         if axis == "layer" and not target.gated_layers:
             yield from _layer_reasons(method, source, target, options, change)
-        if axis == "embed" and not target.weighted_norm:
+        if axis == "embed" and _scales_residual(method, source, target):
+            if method.width == "zero_fan_in":
+                yield f"{change}, expected a method that copies channels: new ones are not 0"
+        elif axis == "embed" and not target.weighted_norm:
             is_copied = method.width in ("tile", "random_copies")
             if not is_copied or new % old:
                 expected = [f"a multiple of {old}"] if is_copied else []
@@ -208,6 +203,15 @@ def _reasons_not_preserving(
                     ["model.weighted_norm"] if has_norm_weights(family(target).param_axes(target)) else []
                 )
                 yield f"{change}, expected {' or '.join(expected) or 'a method that copies channels'}"
+    if "kv_head" in axis_sizes(source):
+        old_group, new_group = (
+            sizes["head"] // sizes["kv_head"] for sizes in map(axis_sizes, (source, target))
+        )
+        if new_group < old_group and old_group % new_group:
+            yield (
+                f"query heads for each head of keys and values {old_group} → {new_group}, expected a divisor "
+                f"or more of {old_group}"
+            )
     if method.from_next_layer and grows and source.num_hidden_layers > 1:
         yield f"{method.name}: new units come from the layer above"
 
@@ -239,9 +243,11 @@ def _axis_maps(
             maps[axis] = _vocab_map(source, target, options.new_tokens)
         elif axis == "type":
             maps[axis] = width_maps.pad(old, new, "random") if new > old else width_maps.truncate(old, new)
-        elif axis in WIDTH_AXES:
+        elif axis in WIDTH_AXES and not (axis in ("head", "kv_head") and "kv_head" in axis_sizes(target)):
             layers = target.num_hidden_layers if axis in PER_LAYER_AXES else 0
             maps[axis] = _width_map(method, options.split or method.split, axis_key, old, new, layers)
+    if "kv_head" in axis_sizes(target):
+        maps |= _grouped_head_maps(method, source, target, jax.random.fold_in(key, len(maps)), options)
     if family(source).position_rows(source) != family(target).position_rows(target):
         maps["position"] = _position_map(source, target, options.new_positions)
     return maps
@@ -260,6 +266,43 @@ def _width_map(method: Method, split: str, key: jax.Array, old: int, new: int, l
     shape = (layers, new) if layers else (new,)
     weights = width_maps.uneven_weights(keys[0], shape) if split == "uneven" else None
     return width_maps.random_copies(keys[1], old, new, layers, weights)
+
+
+def _grouped_head_maps(
+    method: Method, source: ModelConfig, target: ModelConfig, key: jax.Array, options: GrowthOptions
+) -> dict[str, AxisMap]:
+    """Maps of the query heads and of the heads of keys and values, G query heads of which share one.
+
+    Query head h reads head h // G. So a copy of a head of keys and values brings copies of its query heads,
+    and a group that grows does so by copies of its own. A group that shrinks by a whole factor is split: its
+    keys and values are repeated, and the query heads stay.
+    """
+    old, new = axis_sizes(source), axis_sizes(target)
+    if (old["head"], old["kv_head"]) == (new["head"], new["kv_head"]):
+        return {}
+    old_group, new_group = (sizes["head"] // sizes["kv_head"] for sizes in (old, new))
+    parts = old_group // new_group if old_group % new_group == 0 else 1  # of a group that is split
+    old_group //= parts
+    layers, split = target.num_hidden_layers, options.split or method.split
+    keys = jax.random.split(key)
+    groups, kv_heads = new["kv_head"], old["kv_head"] * parts
+
+    def grow(key: jax.Array, old: int, new: int) -> AxisMap:
+        return (
+            _width_map(method, split, key, old, new, layers) if old != new else width_maps.truncate(old, new)
+        )
+
+    kv_map = grow(keys[0], kv_heads, groups)
+    heads = width_maps.product(kv_map, grow(keys[1], old_group, new_group))
+    is_repeated = (kv_map.kind == COPIED) & (np.arange(groups) % parts > 0)
+    kv_map = AxisMap(
+        old["kv_head"],
+        kv_map.index // parts,
+        kv_map.split / parts,
+        np.where(is_repeated, DUPLICATE, kv_map.kind),
+        kv_map.fill,
+    )
+    return {"head": heads, "kv_head": kv_map}
 
 
 def _layer_map(sources: list[int], old: int) -> AxisMap:

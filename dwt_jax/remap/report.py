@@ -13,7 +13,8 @@ from dwt_jax.models import family, flops
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.logical_axes import Axis, path_name
 from dwt_jax.models.protocol import ModelConfig
-from dwt_jax.remap.plan import Plan, splits_share
+from dwt_jax.remap.axis_scale import axis_scale, copy_scale, splits_share
+from dwt_jax.remap.plan import Plan
 from dwt_jax.remap.width_maps import COPIED, NEW, AxisMap
 from dwt_jax.text_format import format_table
 
@@ -208,12 +209,13 @@ def _leaf_report(plan: Plan, name: str, source: tuple[int, ...], target: tuple[i
 
 def _scaled_mask(plan: Plan, axis: Axis, m: AxisMap) -> np.ndarray:
     """bool [1, D] or [N, D]: where a parameter is scaled by a factor other than 1."""
-    if not splits_share(plan, axis):
+    if any(isinstance(part, jax.core.Tracer) for part in (m.index, m.split)):
+        is_scaled = splits_share(plan, axis) or not isinstance(copy_scale(plan, axis, m), float)
+        return np.full((1, len(m.kind)), is_scaled)
+    scale = axis_scale(plan, axis, m, 0, False)
+    if scale is None:
         return np.zeros((1, len(m.kind)), bool)
-    if isinstance(m.split, jax.core.Tracer):
-        return np.ones((1, len(m.kind)), bool)
-    scale = plan.query_scale if axis.contracted_with == "keys" else 1.0
-    return np.atleast_2d((m.split * scale != 1) & (m.kind != NEW))
+    return np.atleast_2d((scale != 1) & (m.kind != NEW))
 
 
 def _describe_axis(axis: Axis, m: AxisMap, old: int, new: int, scaled: bool) -> str:

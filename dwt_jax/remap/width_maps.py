@@ -63,6 +63,20 @@ def random_copies(key: jax.Array, old: int, new: int, layers: int = 0, weights: 
     return copy_map(old, index if layers else index[0], weights)
 
 
+def product(outer: AxisMap, inner: AxisMap) -> AxisMap:
+    """Return the map of an axis of `outer` · `inner` entries, entry (i, j) of which is number i·D_inner + j.
+
+    An entry is new if either part is.
+    """
+    index = outer.index[..., :, None] * inner.old + inner.index[..., None, :]
+    split = outer.split[..., :, None] * inner.split[..., None, :]
+    kind = np.maximum(outer.kind[:, None], inner.kind[None, :]).reshape(-1)
+    shape = (*index.shape[:-2], -1)
+    return AxisMap(
+        outer.old * inner.old, index.reshape(shape), split.reshape(shape), kind, outer.fill, outer.valid_size
+    )
+
+
 def uneven_weights(key: jax.Array, shape: tuple[int, ...]) -> Any:
     """Return weights from 0.5 to 1.5 for unequal shares, which break the symmetry of copies in training.
 

@@ -16,10 +16,11 @@ class Axis(NamedTuple):
 
     contracted_with: the operand that this output is contracted with, where that has no fan `in`:
     `output_embedding` (tied to the input embedding) or `keys` (of attention); `residual` where the output is
-    added to the residual stream as it is.
+    added to the residual stream as it is; `rms_norm` for the gain of a norm of the residual stream that
+    subtracts no mean (`rms_norm+output_embedding` for the last one).
     """
 
-    name: str  # layer, embed, head, head_dim, mlp, vocab, position, type, label, qkv, glu
+    name: str  # layer, embed, head, kv_head, head_dim, mlp, vocab, position, type, label, qkv, glu
     fan: str  # in, out or ""
     contracted_with: str = ""
 
@@ -99,6 +100,11 @@ def map_with_axes(function: Callable[..., Any], param_axes: ParamAxes, params: A
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf, *more: function(param_axes[path_name(path)], leaf, *more), params, *rest
     )
+
+
+def has_rms_norms(param_axes: ParamAxes) -> bool:
+    """Return whether the norms of the residual stream subtract no mean."""
+    return any(axis.contracted_with.startswith("rms_norm") for axes in param_axes.values() for axis in axes)
 
 
 def is_matrix(axes: Axes) -> bool:

@@ -1,0 +1,164 @@
+"""Growth of models with RMSNorm and grouped heads, exact at any width. Computed in float64."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dwt_jax.errors import UserError
+from dwt_jax.models import family
+from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.llama import Config
+from dwt_jax.remap import apply
+from dwt_jax.remap.apply import remap_params
+from dwt_jax.remap.methods import GrowthOptions
+from dwt_jax.remap.plan import plan_growth
+from helpers.small_models import batch, leaves, logits, random_params
+
+SOURCE = Config(
+    vocab_size=300,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    intermediate_size=12,
+    max_position_embeddings=20,
+    pad_token_id=1,
+)
+KINDS = ("llama", "mistral", "qwen2", "qwen3")
+METHODS = ("fna", "net2net", "lemon", "interleave+net2net", "stack+lemon", "prefix+net2net")
+
+
+def float64_params(config):
+    return jax.tree.map(lambda x: x.astype(np.float64), random_params(config))
+
+
+def difference(source, target, method, options=GrowthOptions(), seed=0):
+    """The largest difference of logits, and the report."""
+    params, (tokens, segments) = float64_params(source), batch(source)
+    grown, report = remap_params(params, source, target, method, jax.random.key(seed), options=options)
+    expected = leaves(family(target).abstract_params(target))
+    assert {name: x.shape for name, x in leaves(grown).items()} == {
+        name: x.shape for name, x in expected.items()
+    }
+    before = logits(params, source, tokens, segments, np.float64)
+    after = logits(grown, target, tokens, segments, np.float64)[..., : source.vocab_size]
+    return np.abs(after - before).max(), report
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(KINDS),
+    st.sampled_from(METHODS),
+    st.booleans(),
+    st.sampled_from(["even", "uneven"]),
+    st.integers(8, 27),
+    st.sampled_from([(4, 2), (6, 2), (8, 2), (4, 4), (8, 4), (9, 3), (12, 6), (8, 8), (15, 5)]),
+    st.integers(12, 30),
+    st.integers(2, 5),
+)
+def test_any_pair_of_sizes_keeps_the_function(kind, method, tied, split, width, heads, inner, layers):
+    source = dataclasses.replace(
+        SOURCE,
+        model_type=kind,
+        tie_word_embeddings=tied,
+        sliding_window=5 if kind == "mistral" else 0,
+    )
+    target = dataclasses.replace(
+        source,
+        hidden_size=width,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        intermediate_size=inner,
+        num_hidden_layers=2 if method in ("net2net",) else layers,
+    )
+    options = GrowthOptions(split=split, new_layers="zero")
+    largest, report = difference(source, target, method, options)
+    assert report.function_preserving, report.reasons_not_preserving
+    assert largest < 1e-9
+
+
+def test_tied_to_untied_and_more_tokens():
+    target = dataclasses.replace(SOURCE, hidden_size=13, tie_word_embeddings=False, vocab_size=700)
+    largest, report = difference(SOURCE, target, "net2net")
+    assert report.function_preserving
+    assert largest < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_groups_may_be_split(kind):
+    """Fewer query heads for each head of keys and values, which is repeated: up to multi-head attention."""
+    for heads, kv_heads in ((4, 4), (8, 8), (8, 4)):
+        source = dataclasses.replace(SOURCE, model_type=kind)
+        target = dataclasses.replace(source, num_attention_heads=heads, num_key_value_heads=kv_heads)
+        largest, report = difference(source, target, "net2net")
+        assert report.function_preserving
+        assert largest < 1e-9
+
+
+def test_a_group_that_cannot_be_split_is_not_exact():
+    source = dataclasses.replace(SOURCE, num_attention_heads=6)  # 3 query heads each
+    target = dataclasses.replace(source, num_attention_heads=8, num_key_value_heads=4)
+    largest, report = difference(source, target, "net2net")
+    assert report.reasons_not_preserving == (
+        "query heads for each head of keys and values 3 → 2, expected a divisor or more of 3",
+    )
+    assert largest > 1e-3
+    with pytest.raises(UserError, match="lemon: query heads for each head of keys and values 3 → 2"):
+        plan_growth("lemon", source, target, jax.random.key(0))
+
+
+def test_heads_tiled_across_groups_would_be_wrong(monkeypatch):
+    """What the maps of groups are for: query head h reads head h // G."""
+    target = dataclasses.replace(SOURCE, num_attention_heads=8)
+    params, (tokens, segments) = float64_params(SOURCE), batch(SOURCE)
+    plan = plan_growth("hyperclone", SOURCE, target, jax.random.key(0))
+    assert plan.maps["head"].index.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+    tiled = plan.maps["head"]._replace(index=np.arange(8) % 4)
+    wrong = apply.grow_params(plan._replace(maps={**plan.maps, "head": tiled}), params)
+    before = logits(params, SOURCE, tokens, segments, np.float64)
+    assert np.abs(logits(wrong, target, tokens, segments, np.float64) - before).max() > 1e-2
+
+
+def test_plain_copies_would_be_wrong():
+    """What the scales are for: a width that is not a multiple changes the mean square of plain copies."""
+    target = dataclasses.replace(SOURCE, hidden_size=13)
+    params, (tokens, segments) = float64_params(SOURCE), batch(SOURCE)
+    plan = plan_growth("net2net", SOURCE, target, jax.random.key(0))
+    wrong = apply.grow_params(plan._replace(scales_residual=False), params)
+    before = logits(params, SOURCE, tokens, segments, np.float64)
+    assert np.abs(logits(wrong, target, tokens, segments, np.float64) - before).max() > 1e-2
+
+
+def test_new_channels_that_are_not_0_are_refused_where_exactness_is_claimed():
+    target = dataclasses.replace(SOURCE, hidden_size=13)
+    with pytest.raises(UserError, match="masked: hidden_size 8 → 13, expected a method that copies channels"):
+        plan_growth("masked", SOURCE, target, jax.random.key(0))
+
+
+@pytest.mark.parametrize("method", ["net2net", "lemon"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_scale_as_first_moments_do(method, tied):
+    """The gradient of the grown model, from the rule for moments and by autodiff."""
+    source = dataclasses.replace(SOURCE, tie_word_embeddings=tied, model_type="qwen3")
+    target = dataclasses.replace(source, hidden_size=13, num_attention_heads=8, intermediate_size=20)
+    params, (tokens, segments) = float64_params(source), batch(source)
+    plan = plan_growth(method, source, target, jax.random.key(0))
+    with jax.enable_x64(True):
+        grown = apply.grow_params(plan, params)
+        gradient = jax.grad(loss)(params, source, tokens, segments)
+        expected = jax.grad(loss)(grown, target, tokens, segments)
+        found = apply.grow_params(plan, jax.device_get(gradient), order=1)
+    for name, leaf in leaves(expected).items():
+        np.testing.assert_allclose(leaves(found)[name], leaf, atol=1e-9, err_msg=name)
+
+
+def loss(params, config, tokens, segments):
+    module, policy = family(config), Policy(np.dtype(np.float64), np.dtype(np.float64))
+    hidden = module.encode(params, config, tokens, segments, policy=policy)
+    table = module.output_embedding(params)[0][: config.vocab_size]
+    return (jax.nn.log_softmax(hidden @ table.T)[..., 7] * (segments > 0)).sum()
