@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dwt_jax.data.tokenizer import Vocabulary
     from dwt_jax.objectives.targets import PredictionCounts, Targets
 
-OBJECTIVES = {"mlm": "dwt_jax.objectives.mlm"}
+OBJECTIVES = {"mlm": "dwt_jax.objectives.mlm", "next_token": "dwt_jax.objectives.next_token"}
 """The name of an objective (`OBJECTIVE` of a model family) and its module."""
 
 
