@@ -31,7 +31,7 @@ _OTHER_WEIGHTS = {
     "*.ckpt.index": "weights of TensorFlow",
     "flax_model.msgpack": "weights of Flax",
     "rust_model.ot": "weights of Rust",
-    "*.gguf": "weights of llama.cpp",
+    "*.gguf": "GGUF weights",
     "*.onnx": "a graph of ONNX",
     "adapter_model.*": "weights of an adapter alone",
     "model-*-of-*.safetensors": "shards without model.safetensors.index.json",

@@ -7,7 +7,6 @@ vocabulary is cut off.
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -152,8 +151,8 @@ def from_hf_tensors(
     model = dataclasses.replace(model, tie_word_embeddings=is_tied(tensors, file_names, model, names))
     heads = detect_heads(file_names, model, architectures)
     is_classifier = "classifier" in heads
-    bias = names.tensor_name("classifier/bias", is_classifier)
-    num_labels = math.prod(tensors.shape(file_names[bias])) if bias in file_names else max(len(labels), 1)
+    weight = names.tensor_name("classifier/kernel", is_classifier)
+    num_labels = tensors.shape(file_names[weight])[0] if weight in file_names else max(len(labels), 1)
     reader = _LeafReader(tensors, model, file_names, is_classifier, problems)
     params = jax.tree_util.tree_map_with_path(
         reader.read_leaf, family(model).abstract_params(model, heads, num_labels)
@@ -172,7 +171,7 @@ def from_hf_tensors(
     labels = tuple(labels) or tuple(f"LABEL_{i}" for i in range(num_labels))
     if is_classifier and len(labels) != num_labels:
         raise UserError(
-            f"{location}: {bias} has {num_labels} outputs, expected {len(labels)} as config.json's id2label"
+            f"{location}: {weight} has {num_labels} outputs, expected {len(labels)} as config.json's id2label"
         )
     dtype = reader.dtypes.pop() if len(reader.dtypes) == 1 else "float32"
     return HFCheckpoint(

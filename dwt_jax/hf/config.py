@@ -44,7 +44,11 @@ def to_hf_config(
     config: dict[str, Any] = {
         "architectures": [names.architecture_name(family(model).LM_HEADS if heads is None else heads)],
         "model_type": model.model_type,
-        **{key: getattr(model, field) for field, key in names.config_keys.items()},
+        **{
+            key: getattr(model, field)
+            for field, key in names.config_keys.items()
+            if key not in names.nested_keys
+        },
         **names.nest_config(model),
         "dtype": dtype,
     }

@@ -91,13 +91,13 @@ def detect_heads(
     choice use the same tensor names.
     """
     names = family(model).HF_NAMES[model.model_type]
+    tied_leaves = family(model).TIED_TO if model.tie_word_embeddings else {}
 
     def has_head(head: str, is_classifier: bool) -> bool:
-        paths = [
-            path
-            for path in family(model).param_axes(model)
-            if path.split("/")[0] == head and path.rpartition("/")[0] in names.modules and not is_gate(path)
-        ]
+        leaves = [path for path in family(model).param_axes(model) if path.split("/")[0] == head]
+        if all(path in tied_leaves for path in leaves):  # it has no tensor of its own
+            return not is_classifier
+        paths = [path for path in leaves if path.rpartition("/")[0] in names.modules and not is_gate(path)]
         return any(names.tensor_name(path, is_classifier) in file_names for path in paths)
 
     is_sequence_model = not any(

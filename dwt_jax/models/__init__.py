@@ -11,7 +11,11 @@ from dwt_jax.models.protocol import Family, ModelConfig
 FAMILIES = {
     "bert": "dwt_jax.models.bert",
     "distilbert": "dwt_jax.models.bert",
+    "llama": "dwt_jax.models.llama",
+    "mistral": "dwt_jax.models.llama",
     "modernbert": "dwt_jax.models.modernbert",
+    "qwen2": "dwt_jax.models.llama",
+    "qwen3": "dwt_jax.models.llama",
     "roformer": "dwt_jax.models.bert",
     "roberta": "dwt_jax.models.bert",
 }

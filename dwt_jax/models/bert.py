@@ -25,7 +25,7 @@ from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_ax
 from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
 from dwt_jax.models.common.modules import init_module, merge_module, scan_layers
 from dwt_jax.models.common.post_norm import Embeddings, EncoderLayer, MlmHead
-from dwt_jax.models.common.rope import rope_rotation
+from dwt_jax.models.common.rope import rope_frequencies, rope_rotation
 from dwt_jax.models.protocol import Params
 
 OBJECTIVE = "mlm"
@@ -237,7 +237,9 @@ def encode(
     rotation = None
     if config.is_rotary:
         head_dim = config.hidden_size // config.num_attention_heads
-        rotation = rope_rotation(positions_in_segments(segment_ids), segment_ids.shape[1], head_dim, 10000.0)
+        rotation = rope_rotation(
+            positions_in_segments(segment_ids), segment_ids.shape[1], rope_frequencies(head_dim, 10000.0)
+        )
     layer_keys = None if key is None else jax.random.split(dropout_keys[1], config.num_hidden_layers)
     inputs = params["layers"], layer_keys
     return scan_layers(layer, x, inputs, config.num_hidden_layers, positions, policy)

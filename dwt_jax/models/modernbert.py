@@ -32,7 +32,7 @@ from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_ax
 from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
 from dwt_jax.models.common.modules import init_module, merge_module, scan_layers
 from dwt_jax.models.common.pre_norm import AttentionInputs, PredictionHead, PreNormLayer, TokenEmbedding
-from dwt_jax.models.common.rope import Rotation, rope_rotation
+from dwt_jax.models.common.rope import Rotation, rope_frequencies, rope_rotation
 from dwt_jax.models.modernbert_config import HF_NAMES as HF_NAMES
 from dwt_jax.models.modernbert_config import Config as Config
 from dwt_jax.models.protocol import Params
@@ -254,7 +254,7 @@ def _attention_inputs(
     head_dim = config.hidden_size // config.num_attention_heads
     in_segment = positions_in_segments(segment_ids)
     rotations = [
-        rope_rotation(in_segment, segment_ids.shape[1], head_dim, theta)
+        rope_rotation(in_segment, segment_ids.shape[1], rope_frequencies(head_dim, theta))
         for theta in (config.global_rope_theta, config.local_rope_theta)
     ]
 

@@ -93,6 +93,11 @@ class ModelConfig:
                     yield f"{key} is {getattr(self, key)}, expected at least {minimum}"
         if self.vocab_size and self.pad_token_id >= self.vocab_size:
             yield f"pad_token_id is {self.pad_token_id}, expected less than vocab_size ({self.vocab_size})"
+        if self.num_attention_heads > 0:
+            yield from self.head_problems()
+
+    def head_problems(self) -> Iterator[str]:
+        """Yield one line for each number or size of heads that cannot be so."""
         if self.hidden_size % self.num_attention_heads:
             yield (
                 f"hidden_size is {self.hidden_size}, expected a multiple of "
@@ -159,8 +164,8 @@ class Family(Protocol):
     ) -> "jax.Array":
         """Return what the LM head multiplies with the output embedding: [..., D] → [..., D]."""
 
-    def output_embedding(self, params: Params) -> "tuple[jax.Array, jax.Array]":
-        """Return the output embedding [V, D] and bias [V] of the LM head."""
+    def output_embedding(self, params: Params) -> "tuple[jax.Array, jax.Array | None]":
+        """Return the output embedding [V, D] and bias [V] of the LM head; None: it has no bias."""
 
     def pools_first_token(self, config: ModelConfig) -> bool:
         """Return whether a classifier reads the first token alone."""

@@ -200,8 +200,7 @@ def _chunk_loss_and_grad(
 def _logits(head: LMHead, features: jax.Array, loss_config: LossConfig) -> jax.Array:
     """Return fp32 logits [B·P, V] of features [B, P, D]."""
     flat = features.reshape(-1, features.shape[-1])
-    bias = jnp.zeros(head.embedding.shape[0]) if head.bias is None else head.bias  # padding columns need one
-    return lm_logits(flat, head.embedding, bias, loss_config.vocab_size, loss_config.policy)
+    return lm_logits(flat, head.embedding, head.bias, loss_config.vocab_size, loss_config.policy)
 
 
 def _backward(

@@ -62,7 +62,7 @@ lines_of_text = st.lists(st.text(alphabet='ab.!?…"é。 \t\x0b', max_size=12),
 @settings(deadline=None)
 @given(lines_of_text)
 def test_words_of_lines_are_those_of_their_sentences(tmp_path_factory, lines):
-    """Where the ids of a text are those of its words, it is not split into sentences: the rows are the same."""
+    """Where the ids of a text are those of its words, it is split into lines: the rows are the same."""
     directory = tmp_path_factory.getbasetemp() / "letters"
     if not directory.exists():
         pieces = ["a", "b", "é", "##a", "##b", "ab", "ba", ".", "!", "?", "…", '"', "。"]

@@ -19,7 +19,7 @@ from dwt_jax.hf.checkpoint import from_hf_tensors, to_hf_tensors
 from dwt_jax.hf.config import load_hf_config, to_hf_config
 from dwt_jax.models import FAMILIES, family, flops
 from dwt_jax.models.common.lm_head import lm_head_logits
-from dwt_jax.models.common.logical_axes import init_value, is_gate, is_matrix, path_name
+from dwt_jax.models.common.logical_axes import init_value, is_gate, is_matrix
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.models.protocol import Family, ModelConfig
@@ -27,58 +27,17 @@ from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.methods import GrowthOptions
 from helpers.jaxprs import count_flops
 from helpers.paths import ROOT
-
-ROWS, LENGTH, PREDICTIONS = 2, 12, 3
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 20,
-    "pad_token_id": 1,
-}
-
-
-def small(model_type: str, **sizes: object) -> ModelConfig:
-    """A small config of the family; without dropout."""
-    defaults = family(model_type).HF_NAMES[model_type].defaults
-    config = family(model_type).Config(**{**defaults, "model_type": model_type, **SIZES, **sizes})
-    return config.with_dropout(0.0)
-
-
-def random_params(config: ModelConfig, heads=None, seed=0, labels=1):
-    """Parameters with no zero bias and no scale of one, so that a leaf in the wrong place shows."""
-    random = np.random.default_rng(seed)
-
-    def leaf(path, like):
-        x = 0.2 * random.normal(size=like.shape)
-        return (1 + x if init_value(path_name(path)) else x).astype(np.float32)
-
-    abstract = family(config).abstract_params(config, heads or family(config).LM_HEADS, labels)
-    return jax.tree_util.tree_map_with_path(leaf, abstract)
-
-
-def batch(config: ModelConfig):
-    """Tokens and segment ids [B, L], the second row with two documents and padding."""
-    tokens = np.random.default_rng(1).integers(5, config.vocab_size, (ROWS, LENGTH)).astype(np.int32)
-    segments = np.ones((ROWS, LENGTH), np.int32)
-    segments[1, 5:] = 2
-    segments[1, 9:] = 0
-    return tokens, segments
-
-
-def logits(params, config, tokens, segments, dtype=np.float32):
-    """[B, L, vocab_size], computed in `dtype`."""
-    policy = Policy(np.dtype(dtype), np.dtype(dtype))
-    with jax.enable_x64(dtype == np.float64):
-        params = jax.tree.map(lambda x: np.asarray(x, dtype), params)
-        hidden = family(config).encode(params, config, tokens, segments, policy=policy)
-        return np.asarray(lm_head_logits(params, config, hidden, policy=policy))[..., : config.vocab_size]
-
-
-def leaves(tree):
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+from helpers.small_models import (
+    LENGTH,
+    PREDICTIONS,
+    ROWS,
+    Tensors,
+    batch,
+    leaves,
+    logits,
+    random_params,
+    small,
+)
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -165,16 +124,6 @@ def test_initialisation(config):
             assert np.std(leaf) == pytest.approx(config.initializer_range, rel=0.25), name
         else:
             np.testing.assert_array_equal(leaf, init_value(name), err_msg=name)
-
-
-class Tensors(dict):
-    """Arrays by name, as `from_hf_tensors` reads them from a file."""
-
-    def shape(self, name):
-        return self[name].shape
-
-    def dtype(self, name):
-        return self[name].dtype
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -280,8 +229,8 @@ def test_classifier_logits_equal_transformers(config):
     assert not unexpected
     # A classifier of transformers may hold a pooler that it does not use.
     assert all("pooler" in name for name in set(missing) & set(dict(twin.named_parameters())))
-    tokens = batch(config)[0]
     mask = np.arange(LENGTH) < np.array([[LENGTH], [7]])
+    tokens = np.where(mask, batch(config)[0], config.pad_token_id)  # a decoder finds its last token by it
     with torch.no_grad():
         expected = twin(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits
     first = np.zeros((ROWS, 1), np.int32) if module.pools_first_token(config) else None

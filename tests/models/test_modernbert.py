@@ -15,7 +15,7 @@ from dwt_jax.models import modernbert
 from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.common.logical_axes import init_value, path_name
 from dwt_jax.models.common.matmul import Policy
-from dwt_jax.models.common.rope import apply_rope, rope_rotation
+from dwt_jax.models.common.rope import apply_rope, rope_frequencies, rope_rotation
 from dwt_jax.models.modernbert import Config
 from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.depth_maps import DEPTH_MAPS, source_layers
@@ -116,13 +116,16 @@ def test_rope_keeps_scores_of_shifted_pairs():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 2, 1, 8)), jnp.float32)
 
     def score(query_position, key_position):
-        places = [rope_rotation(jnp.array([[p]]), 13, 8, 100.0) for p in (query_position, key_position)]
+        places = [
+            rope_rotation(jnp.array([[p]]), 13, rope_frequencies(8, 100.0))
+            for p in (query_position, key_position)
+        ]
         query, key = apply_rope(x[:, :, :1], places[0]), apply_rope(x[:, :, 1:], places[1])
         return float((query * key).sum())
 
     assert score(3, 5) == pytest.approx(score(10, 12), abs=1e-5)
     assert score(3, 5) != pytest.approx(score(3, 6), abs=1e-3)
-    cos, sin = rope_rotation(jnp.array([[2, 13]]), 13, 8, 100.0)
+    cos, sin = rope_rotation(jnp.array([[2, 13]]), 13, rope_frequencies(8, 100.0))
     angles = 2 * 100.0 ** (-2 * np.arange(4) / 8)
     np.testing.assert_allclose(cos[0, 0], np.cos(angles), atol=1e-6)
     np.testing.assert_allclose(sin[0, 0], np.sin(angles), atol=1e-6)

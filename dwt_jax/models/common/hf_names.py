@@ -37,6 +37,7 @@ class HFNames:
     # raise a UserError; the second's keys are written beside the others.
     flatten_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     nest_config: Callable[["ModelConfig"], Mapping[str, Any]] = lambda config: {}
+    nested_keys: tuple[str, ...] = ()  # those of `config_keys` that only `flatten_config` makes
     # Tensors that are computed here and stored by transformers, by name.
     computed_tensors: Callable[["ModelConfig"], Mapping[str, Any]] = lambda config: {}
 

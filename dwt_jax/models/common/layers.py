@@ -110,6 +110,21 @@ class LayerNorm(nnx.Module):
         return (y if self.bias is None else y + self.bias[...]).astype(policy.activation_dtype)
 
 
+class RmsNorm(nnx.Module):
+    """Division by the root mean square over the last axis, in fp32, and a gain (Zhang & Sennrich 2019)."""
+
+    def __init__(self, size: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones((size,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array, policy: Policy) -> jax.Array:
+        x = x.astype(at_least_fp32(x))
+        mean_square = jnp.square(x).mean(-1, keepdims=True)
+        return (x * jax.lax.rsqrt(mean_square + self.epsilon) * self.scale[...]).astype(
+            policy.activation_dtype
+        )
+
+
 class Dense(nnx.Module):
     """Dense layer with kernel [*inputs, *outputs] and bias [*outputs]."""
 

@@ -11,15 +11,16 @@ PADDING_LOGIT = -1e9  # of vocabulary columns that no token owns; finite: 0 · (
 
 
 def lm_logits(
-    features: jax.Array, embedding: jax.Array, bias: jax.Array, vocab_size: int, policy: Policy
+    features: jax.Array, embedding: jax.Array, bias: jax.Array | None, vocab_size: int, policy: Policy
 ) -> jax.Array:
-    """Compute logits from features [N, D], the output embedding [V, D] and bias [V].
+    """Compute logits from features [N, D], the output embedding [V, D] and bias [V] (None: no bias).
 
     Returns:
         fp32 [N, V]; columns of the padded vocabulary are at about PADDING_LOGIT.
     """
     # Through the bias: a mask would be another pass over all logits.
-    bias = jnp.where(jnp.arange(bias.shape[0]) < vocab_size, bias, PADDING_LOGIT)
+    is_token = jnp.arange(embedding.shape[0]) < vocab_size
+    bias = jnp.where(is_token, 0.0 if bias is None else bias, PADDING_LOGIT)
     return (
         batched_dot(features.astype(policy.compute_dtype), embedding.astype(policy.compute_dtype), (1, 1))
         + bias

@@ -11,16 +11,24 @@ Rotation = tuple[jax.Array, jax.Array]
 """cos and sin of the angle of each pair of channels at each position, fp32 [B, L, K/2]."""
 
 
-def rope_rotation(positions: jax.Array, num_positions: int, head_dim: int, theta: float) -> Rotation:
-    """Return the rotation of pair i of channels by position · θ^(−2i/K).
+def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
+    """Return the angle by which a position turns each pair i of channels, θ^(−2i/K): float64 [K/2].
+
+    Args:
+        head_dim: K, even.
+        theta: base of the wavelengths.
+    """
+    return np.asarray(theta ** (-np.arange(0, head_dim, 2) / head_dim))
+
+
+def rope_rotation(positions: jax.Array, num_positions: int, frequencies: np.ndarray) -> Rotation:
+    """Return the rotation of pair i of channels by position · frequencies[i].
 
     Args:
         positions: int [B, L], from 0 to num_positions − 1.
         num_positions: upper bound of the positions; larger ones give NaN.
-        head_dim: K, even.
-        theta: base of the wavelengths.
+        frequencies: float [K/2], see `rope_frequencies`.
     """
-    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     angles = np.arange(num_positions)[:, None] * frequencies
     # Looked up: XLA fuses cos and sin into every use, and so would compute them again for each head.
     tables = (jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin))

@@ -12,7 +12,7 @@ from dwt_jax.models.common.logical_axes import path_name
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.protocol import ModelConfig
 
-_MESH_AXIS = {"embed": "fsdp", "head": "tensor", "mlp": "tensor", "vocab": "tensor"}
+_MESH_AXIS = {"embed": "fsdp", "head": "tensor", "kv_head": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 
 def policy_for_mesh(mesh: Mesh, policy: Policy) -> Policy:
