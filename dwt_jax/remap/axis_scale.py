@@ -69,10 +69,10 @@ def copy_scale(growth_plan: Plan, axis: Axis, m: AxisMap) -> Any:
 
 
 def residual_scale(m: AxisMap) -> Any:
-    """Return the factor s_j = √(a_j·D/d) of each channel of a map d → D: [D].
+    """Return the factor of each channel of a map d → D, [D].
 
-    It is 1 where j is new or the target is smaller. Shares of even copies are 1/C for C copies. With these scales the gradient splits among copies as the
-    shares do, through the norms too.
+    It is s_j = √(a_j·D/d), but 1 where j is new or the target is smaller. With these scales the gradient
+    splits among copies as the shares a_j do, through the norms too.
     """
     size = len(m.kind)
     if size <= m.old:
