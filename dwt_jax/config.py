@@ -154,7 +154,7 @@ class Distill:
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     token_selection: Literal["all", "teacher_better", "entropy"] = "all"
     drop_fraction: float = 0.15  # token_selection=entropy: fraction dropped, lowest teacher entropy first
-    loss_chunk_rows: int = 0  # rows whose logits are in memory at once; 0: all
+    loss_chunk_rows: int = 0  # rows whose logits are in memory at once; 0: by memory, see fused_lm_loss.py
     # until_matched compares the student's loss, computed with dropout, with the teacher's without.
     match_margin: float = 0.5  # nats above the teacher's loss down to which the weight is `value`
     gap_ema_decay: float = 0.99  # decay of the moving average of that difference

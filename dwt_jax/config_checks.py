@@ -47,7 +47,8 @@ def _problems(config: Config) -> Iterator[str]:
             f"{config.model.max_length} positions (model.max_position_embeddings)"
         )
     yield from _data_problems(config.data)
-    yield from _mlm_problems(config)
+    if config.model.objective == "mlm":
+        yield from _mlm_problems(config)
     yield from _init_problems(config)
     yield from _objective_problems(config)
     yield from _training_problems(config)

@@ -167,6 +167,11 @@ def _problems(config: Config, overrides: Collection[str]) -> Iterator[str]:
             ["init.gate_warmup"],
         ),
         (
+            model.objective != "mlm",
+            f"a model_type of masked models with it (it is {model.model_type!r}, for {model.objective})",
+            [f"mlm.{f.name}" for f in fields(config.mlm)],
+        ),
+        (
             config.train.steps > 0 and ("train.epochs" in overrides or "train.steps" not in overrides),
             f"train.steps 0 with it (it is {config.train.steps}; --config.train.steps=0)",
             ["train.epochs"],
@@ -180,7 +185,8 @@ def _problems(config: Config, overrides: Collection[str]) -> Iterator[str]:
                 shown = "set" if isinstance(value, Schedule) else repr(value)
                 yield f"{section}.{key} is {shown}, expected {expected}"
     yield from unused_optimizer_keys(config.optimizer, "optimizer", overrides)
-    yield from _schedule_problems(config.mlm.probability, "mlm.probability", overrides)
+    if model.objective == "mlm":
+        yield from _schedule_problems(config.mlm.probability, "mlm.probability", overrides)
     for key in ("alpha_hard", "alpha_soft", "temperature"):
         yield from _schedule_problems(getattr(distill, key), f"distill.{key}", overrides)
     yield from _data_problems(config.data, overrides)

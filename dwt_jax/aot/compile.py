@@ -126,7 +126,7 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     teacher = _load_teacher_config(config.teacher.path, vocab_size) if config.teacher.path else None
     compute_dtype = config.precision.compute_dtype
     dtype = jnp.dtype("bfloat16" if compute_dtype == "auto" else compute_dtype)
-    objective = objective_module(family(model).OBJECTIVE).abstract_objective(config, vocab_size)
+    objective = objective_module(model.objective).abstract_objective(config, vocab_size)
     step_config = make_step_config(config, teacher, objective, Policy(dtype, dtype, False))
     return CompileTarget(topology, chip, mesh, config, step_config, vocab_size <= 2**16)
 

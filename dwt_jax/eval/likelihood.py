@@ -1,4 +1,4 @@
-"""Held-out masked-LM loss and accuracy, with the same masks for every model."""
+"""Held-out loss and accuracy of any objective, with the same targets for every model."""
 
 import functools
 import math
@@ -16,7 +16,12 @@ from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.files import atomic_write
 from dwt_jax.models import family
-from dwt_jax.models.common.lm_head import lm_head_logits
+from dwt_jax.models.common.lm_head import (
+    lm_head_logits,
+    merge_positions,
+    num_position_chunks,
+    split_positions,
+)
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
 from dwt_jax.models.protocol import ModelConfig, Params
@@ -52,11 +57,17 @@ def _jit_score(model: ModelConfig, objective: Objective, policy: Policy, mesh: j
         hidden = family(model).encode(
             params, model, targets.inputs, segment_ids, positions=targets.positions, policy=policy
         )
-        logits = lm_head_logits(params, model, hidden, policy=policy)
-        loss = cross_entropy(logits, targets.labels)
-        label = jnp.take_along_axis(logits, targets.labels[..., None], axis=-1)
-        # Number of other tokens that do not have a smaller logit: ties and NaN count against the label.
-        label_rank = (~(logits < label)).sum(-1) - 1
+        rows, positions = targets.labels.shape
+        count = num_position_chunks(rows, positions, model.vocab_size, policy)
+
+        def score_labels(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            hidden, labels = chunk
+            logits = lm_head_logits(params, model, hidden, policy=policy)
+            label = jnp.take_along_axis(logits, labels[..., None], axis=-1)
+            # Number of other tokens that do not have a smaller logit: ties and NaN count against the label.
+            return cross_entropy(logits, labels), (~(logits < label)).sum(-1) - 1
+
+        loss, label_rank = _map_positions(score_labels, (hidden, targets.labels), count)
         segment = segment_ids.astype(jnp.int32)
         if targets.positions is not None:
             segment = jnp.take_along_axis(segment, targets.positions, axis=1)
@@ -64,6 +75,14 @@ def _jit_score(model: ModelConfig, objective: Objective, policy: Policy, mesh: j
 
     layout = infer_shardings(family(model).abstract_params(model), model, mesh)
     return jax.jit(score, in_shardings=(layout, row_sharding, row_sharding), out_shardings=replicated_layout)
+
+
+def _map_positions(function: Callable[[Any], Any], inputs: Any, count: int) -> Any:
+    """Call `function` on trees of arrays [B, P, …], in `count` chunks of P one after the other."""
+    if count == 1:
+        return function(inputs)
+    chunks = jax.tree.map(lambda x: split_positions(x, count), inputs)
+    return jax.tree.map(merge_positions, jax.lax.map(function, chunks))
 
 
 def losses_per_document(
@@ -76,7 +95,7 @@ def losses_per_document(
     policy: Policy = Policy(),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> DocumentLosses | None:
-    """Compute the masked-LM losses of each held-out document.
+    """Compute the losses of each held-out document.
 
     Masks depend only on a fixed seed and the row's number, so they are the same for every model, batch
     size and mesh.
@@ -95,7 +114,7 @@ def losses_per_document(
     """
     dataset = open_dataset(data, "held_out")
     vocabulary = load_vocabulary(data / "tokenizer")
-    objective = objective_module(family(model).OBJECTIVE).make_evaluation_objective(vocabulary)
+    objective = objective_module(model.objective).make_evaluation_objective(vocabulary)
     score = _jit_score(model, objective, policy, mesh)
     row_count = num_rows(dataset)
     documents = first_document_ids(dataset)

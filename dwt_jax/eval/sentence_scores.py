@@ -140,7 +140,7 @@ def score_sentences(
     Raises:
         UserError: sentences cannot be scored with models of this objective.
     """
-    objective = family(model).OBJECTIVE
+    objective = model.objective
     if objective not in _LOG_PROBABILITIES:
         raise UserError(
             f"--pairs: the model's objective is {objective}, expected one of {', '.join(_LOG_PROBABILITIES)}"

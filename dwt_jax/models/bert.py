@@ -28,7 +28,6 @@ from dwt_jax.models.common.post_norm import Embeddings, EncoderLayer, MlmHead
 from dwt_jax.models.common.rope import rope_frequencies, rope_rotation
 from dwt_jax.models.protocol import Params
 
-OBJECTIVE = "mlm"
 ENCODER_PARTS = ("embeddings", "layers")
 HEADS = ("mlm", "pooler", "next_sentence", "classifier")
 LM_HEADS = ("mlm",)

@@ -37,7 +37,6 @@ from dwt_jax.models.llama_config import HF_NAMES as HF_NAMES
 from dwt_jax.models.llama_config import Config as Config
 from dwt_jax.models.protocol import Params
 
-OBJECTIVE = "next_token"
 ENCODER_PARTS = ("embeddings", "layers", "final_norm")
 HEADS = ("decoder", "classifier")
 LM_HEADS = ("decoder",)

@@ -35,6 +35,11 @@ class Config(ModelConfig):
     rope_original_max_position_embeddings: int = 0  # llama3; 0: max_position_embeddings
 
     @property
+    def objective(self) -> str:
+        """Name of the objective that the model is pre-trained with."""
+        return "next_token"
+
+    @property
     def num_kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.num_key_value_heads or self.num_attention_heads

@@ -37,7 +37,6 @@ from dwt_jax.models.modernbert_config import HF_NAMES as HF_NAMES
 from dwt_jax.models.modernbert_config import Config as Config
 from dwt_jax.models.protocol import Params
 
-OBJECTIVE = "mlm"
 ENCODER_PARTS = ("embeddings", "layers", "final_norm")
 HEADS = ("head", "decoder", "classifier")
 LM_HEADS = ("head", "decoder")

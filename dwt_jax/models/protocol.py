@@ -62,6 +62,11 @@ class ModelConfig:
     gated_layers: bool = False  # a layer is g·layer(x) + (1−g)·x
 
     @property
+    def objective(self) -> str:
+        """Name of the objective that the model is pre-trained with, a key of objectives.OBJECTIVES."""
+        return "mlm"
+
+    @property
     def max_length(self) -> int:
         """Maximum sequence length."""
         return self.max_position_embeddings
@@ -116,7 +121,6 @@ class Family(Protocol):
     HEADS: Sequence[str]  # the parts that may stand beside them
     LM_HEADS: Sequence[str]  # those of pre-training: what `lm_features` and `output_embedding` read
     CLASSIFIER_HEADS: Sequence[str]  # those of fine-tuning: what `classifier_logits` reads
-    OBJECTIVE: str  # the objective it is pre-trained with, a name of dwt_jax.objectives
     TIED_TO: Mapping[str, str]  # leaf → the leaf that is used where it is absent
     HF_NAMES: Mapping[str, "HFNames"]  # model_type → names of tensors and config keys
     FUNCTION_FIELDS: Sequence[str]  # fields of the config that change the function at equal sizes

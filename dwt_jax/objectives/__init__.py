@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dwt_jax.objectives.targets import PredictionCounts, Targets
 
 OBJECTIVES = {"mlm": "dwt_jax.objectives.mlm", "next_token": "dwt_jax.objectives.next_token"}
-"""The name of an objective (`OBJECTIVE` of a model family) and its module."""
+"""The name of an objective (`objective` of a model's config) and its module."""
 
 
 class Objective(Protocol):
@@ -61,7 +61,7 @@ def objective_module(objective: Objective | str) -> ObjectiveModule:
     """Return the module of an objective.
 
     Args:
-        objective: an objective, or its name: `OBJECTIVE` of a model family.
+        objective: an objective, or its name: `objective` of a model's config.
 
     Raises:
         KeyError: the name is not registered.

@@ -3,11 +3,13 @@
 Logits are by far the largest arrays of a step: [B·P, V] in fp32, several times over in autodiff. Here the
 gradient with respect to the logits is formed while they exist, and multiplied at once into the gradients
 of features and output embedding; no residual of size V·B·P is kept. With `distill.loss_chunk_rows` = n the
-logits of n rows exist at a time, at no cost in FLOPs. `fused_lm_loss_reference` is the plain form.
+logits of n rows exist at a time, by default those of as many positions of all rows as have MAX_LOGITS on a
+device. Neither costs FLOPs. `fused_lm_loss_reference` is the plain form.
 Letters of shapes: see distillation.py; D is the hidden size.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +19,12 @@ import jax.numpy as jnp
 from dwt_jax.config import Distill
 from dwt_jax.distributed.mesh import split_microbatches
 from dwt_jax.models import family
-from dwt_jax.models.common.lm_head import lm_logits
+from dwt_jax.models.common.lm_head import (
+    lm_logits,
+    merge_positions,
+    num_position_chunks,
+    split_positions,
+)
 from dwt_jax.models.common.matmul import Policy, batched_dot, swap_last_axes
 from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.objectives.distillation import LossSums, LossWeights, loss_sums, total_loss
@@ -132,16 +139,11 @@ def _forward(
     loss_weights: LossWeights,
     loss_config: LossConfig,
 ) -> tuple[_LossAndSums, LMHead]:
-    rows = labels.shape[0]
-    chunk_rows = min(loss_config.distill.loss_chunk_rows or rows, rows)
     teacher_features = None if teacher is None else teacher.features
     inputs = (student.features, teacher_features, labels, weights)
-    if chunk_rows == rows:
+    split, merge = _chunking(labels.shape, loss_config)
+    if split is None:
         return _chunk_loss_and_grad(student, teacher, inputs, loss_weights, loss_config)
-    num_chunks = -(-rows // chunk_rows)
-
-    def pad_rows(x: jax.Array) -> jax.Array:  # with rows of weight 0
-        return jnp.pad(x, ((0, num_chunks * chunk_rows - rows),) + ((0, 0),) * (x.ndim - 1))
 
     def add_chunk(total: Any, chunk: _Chunk) -> tuple[Any, jax.Array]:
         value, gradient = _chunk_loss_and_grad(student, teacher, chunk, loss_weights, loss_config)
@@ -153,10 +155,46 @@ def _forward(
         jnp.zeros_like(student.embedding),
         jax.tree.map(jnp.zeros_like, student.bias),
     )
-    chunks = split_microbatches(jax.tree.map(pad_rows, inputs), num_chunks)
-    (value, grad_embedding, grad_bias), features = jax.lax.scan(add_chunk, zeros, chunks)
-    features = features.swapaxes(0, 1).reshape(chunk_rows * num_chunks, *features.shape[2:])[:rows]
-    return value, LMHead(features, grad_embedding, grad_bias)
+    (value, grad_embedding, grad_bias), features = jax.lax.scan(add_chunk, zeros, split(inputs))
+    return value, LMHead(merge(features), grad_embedding, grad_bias)
+
+
+_Split = Callable[[Any], Any]
+
+
+def _chunking(shape: tuple[int, ...], loss_config: LossConfig) -> tuple[_Split | None, _Split]:
+    """How a tree of arrays [B, P, …] is split into chunks, and how arrays of chunks are merged again.
+
+    Returns:
+        (a tree → one with a leading axis of chunks; its inverse for one array). The first is None if there
+        is one chunk.
+    """
+    (rows, positions), distill = shape, loss_config.distill
+    if distill.loss_chunk_rows:
+        return _chunks_of_rows(rows, min(distill.loss_chunk_rows, rows))
+    by_row = distill.token_selection == "entropy"  # it compares the positions of a row
+    count = 1 if by_row else num_position_chunks(rows, positions, loss_config.vocab_size, loss_config.policy)
+    if count == 1:
+        return None, lambda x: x
+    return (
+        functools.partial(jax.tree.map, functools.partial(split_positions, count=count)),
+        merge_positions,
+    )
+
+
+def _chunks_of_rows(rows: int, chunk_rows: int) -> tuple[_Split | None, _Split]:
+    """As `_chunking`, by rows. The last chunk is filled up with rows of weight 0."""
+    num_chunks = -(-rows // chunk_rows)
+    if num_chunks == 1:
+        return None, lambda x: x
+
+    def pad_rows(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, num_chunks * chunk_rows - rows),) + ((0, 0),) * (x.ndim - 1))
+
+    def merge(x: jax.Array) -> jax.Array:
+        return x.swapaxes(0, 1).reshape(chunk_rows * num_chunks, *x.shape[2:])[:rows]
+
+    return lambda tree: split_microbatches(jax.tree.map(pad_rows, tree), num_chunks), merge
 
 
 def _chunk_loss_and_grad(

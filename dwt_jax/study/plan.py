@@ -103,7 +103,7 @@ def _count_train_examples(config: finetuning.FinetuneConfig, example_cache: "Exa
 def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
     """Estimate the FLOPs of a run, as if the teacher were used in every step."""
     from dwt_jax.data.batch_ramp import count_rows
-    from dwt_jax.models import family, flops
+    from dwt_jax.models import flops
     from dwt_jax.objectives import objective_module
     from dwt_jax.runs.optimizer import optimizer_flops
 
@@ -112,7 +112,7 @@ def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
         return None
     length = config.data.sequence_length
     model = _model_with_vocab_size(job)
-    module = objective_module(family(model).OBJECTIVE)
+    module = objective_module(model.objective)
     predictions = module.predictions_per_row(module.abstract_objective(config, model.vocab_size), length)
     shape = count_rows(train, train.steps), length, predictions  # of the run: FLOPs are linear in the rows
     total = flops.training_step_flops(model, *shape) + train.steps * optimizer_flops(config.optimizer, model)

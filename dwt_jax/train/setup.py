@@ -22,7 +22,6 @@ from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_intact_json, read_json, user_path
 from dwt_jax.model_files import describe_missing_path
-from dwt_jax.models import family
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.objectives import objective_module, schedules
 from dwt_jax.runs.metric_writer import wandb_problem
@@ -150,7 +149,7 @@ def _build_run(
         **numeric_identity(policy, record),
     }
     run_schedules = schedule_table(config)
-    objective = objective_module(family(config.model).OBJECTIVE).make_objective(config, vocab)
+    objective = objective_module(config.model.objective).make_objective(config, vocab)
     step_config = make_step_config(config, teacher.model if teacher else None, objective, policy)
     batch_sizes = rows_per_step(config.train)
     student_flops, teacher_flops = flops_by_step(step_config, config.data.sequence_length, batch_sizes)

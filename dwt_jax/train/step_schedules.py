@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.config import Config
-from dwt_jax.models import family
 from dwt_jax.objectives import objective_module
 from dwt_jax.objectives.schedules import schedule_values
 from dwt_jax.objectives.targets import PredictionCounts
@@ -66,7 +65,7 @@ def schedule_table(config: Config) -> StepSchedules:
 
 
 def _scheduled_predictions(config: Config) -> PredictionCounts | None:
-    return objective_module(family(config.model).OBJECTIVE).scheduled_predictions(config)
+    return objective_module(config.model.objective).scheduled_predictions(config)
 
 
 def abstract_schedules(config: Config) -> StepSchedules:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dwt_jax.config import Distill
+from dwt_jax.models.common import lm_head
 from dwt_jax.models.common.matmul import Policy
+from dwt_jax.objectives import fused_lm_loss as fused_module
 from dwt_jax.objectives.distillation import LossWeights, loss_sums, total_loss
 from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, fused_lm_loss, fused_lm_loss_reference
 
@@ -137,3 +139,43 @@ def test_bf16_operands_stay_near_fp32(inputs):
     ]
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("selection", ["all", "teacher_better", "entropy"])
+def test_logits_of_a_few_positions_at_a_time_give_the_same_loss_and_gradient(inputs, monkeypatch, selection):
+    """By default, where a batch has more than MAX_LOGITS; not where positions of a row are compared."""
+    student, teacher, labels, weights, knobs = inputs
+    static = LossConfig(Distill(token_selection=selection), False, V, Policy())
+    shapes = []
+
+    def loss(student):
+        return fused_lm_loss(student, teacher, labels, weights, knobs, static)
+
+    def record(*args):
+        shapes.append(args[0].shape)
+        return lm_logits(*args)
+
+    lm_logits = fused_module.lm_logits
+    monkeypatch.setattr(fused_module, "lm_logits", record)
+    expected = jax.value_and_grad(loss, has_aux=True)(student)
+    monkeypatch.setattr(lm_head, "MAX_LOGITS", B * 256)  # the logits of one position of each row
+    found = jax.value_and_grad(loss, has_aux=True)(student)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+    rows = [shape[0] for shape in shapes]
+    assert set(rows) == {B * P} | ({B} if selection != "entropy" else set())
+
+
+def test_the_number_of_chunks_is_the_least_divisor_that_fits():
+    limit = lm_head.MAX_LOGITS
+    for rows, positions, vocab_size in (
+        (16, 8192, 32000),
+        (16, 8192, 151936),
+        (1, 8192, 151936),
+        (3, 77, 10**7),
+    ):
+        count = lm_head.num_position_chunks(rows, positions, vocab_size, Policy())
+        size = rows * lm_head.padded_vocab_size(vocab_size)
+        assert positions % count == 0
+        assert positions // count * size <= limit or count == positions
+        fits = [n for n in range(1, count) if positions % n == 0 and positions // n * size <= limit]
+        assert not fits

@@ -8,7 +8,7 @@ import pytest
 
 from dwt_jax.config import Config, Mlm, Schedule
 from dwt_jax.data.batch import Batch
-from dwt_jax.models import FAMILIES, family
+from dwt_jax.models import FAMILIES, model_config_type
 from dwt_jax.objectives import OBJECTIVES, ObjectiveModule, objective_module
 from dwt_jax.objectives.targets import row_keys
 
@@ -24,13 +24,13 @@ def test_module_defines_protocol(name):
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_family_names_registered_objective(model_type):
-    assert family(model_type).OBJECTIVE in OBJECTIVES
+    assert model_config_type(model_type)().objective in OBJECTIVES
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
 def test_abstract_objective_has_targets_of_the_right_shapes(whole_word):
     config = Config(mlm=Mlm(probability=Schedule(value=0.3), whole_word=whole_word))
-    module = objective_module(family(config.model).OBJECTIVE)
+    module = objective_module(config.model.objective)
     objective = module.abstract_objective(config, 50)
     assert objective_module(objective) is module
     assert hash(objective) == hash(module.abstract_objective(config, 50))

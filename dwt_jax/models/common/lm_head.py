@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from dwt_jax.models import family
+from dwt_jax.models.common.layers import padded_vocab_size
 from dwt_jax.models.common.matmul import Policy, batched_dot
 from dwt_jax.models.protocol import ModelConfig, Params
+
+MAX_LOGITS = 1 << 27
+"""Logits that exist at a time on a device by default, 512 MiB in fp32."""
 
 PADDING_LOGIT = -1e9  # of vocabulary columns that no token owns; finite: 0 · (−∞ − −∞) would be NaN
 
@@ -35,3 +39,28 @@ def lm_head_logits(
     flat = features.reshape(-1, features.shape[-1])
     logits = lm_logits(flat, *family(config).output_embedding(params), config.vocab_size, policy)
     return logits.reshape(*hidden.shape[:-1], -1)
+
+
+def num_position_chunks(rows: int, positions: int, vocab_size: int, policy: Policy) -> int:
+    """Return the least divisor of `positions` for which a chunk has at most MAX_LOGITS on each device.
+
+    Args:
+        rows: of the batch, over all devices.
+        positions: P, of a row.
+        vocab_size: without padding.
+        policy: has the devices.
+    """
+    devices = 1 if policy.batch_sharding is None else policy.batch_sharding.num_devices
+    row_logits = -(-rows // devices) * padded_vocab_size(vocab_size)
+    divisors = (count for count in range(1, positions + 1) if positions % count == 0)
+    return next((count for count in divisors if positions // count * row_logits <= MAX_LOGITS), positions)
+
+
+def split_positions(x: jax.Array, count: int) -> jax.Array:
+    """Split the positions of all rows into chunks: [B, P, …] → [count, B, P/count, …]."""
+    return x.reshape(x.shape[0], count, -1, *x.shape[2:]).swapaxes(0, 1)
+
+
+def merge_positions(x: jax.Array) -> jax.Array:
+    """Merge the chunks of `split_positions`."""
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])
