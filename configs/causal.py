@@ -37,6 +37,7 @@ def get_config(size: str = "2x128") -> ConfigDict:
                 "tokenizer": {"vocab_size": vocab_size},
                 "sequence_length": length,
                 "validation_fraction": 0.05,
+                "end_token": "documents",
             },
             "train": {
                 "steps": steps,

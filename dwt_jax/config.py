@@ -80,6 +80,7 @@ class Tokenizer:
 
 
 RowMode = Literal["wrapped", "packed", "sentence"]
+EndToken = Literal["segments", "documents"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ class Data:
     # What a row holds. wrapped: text to its end, continued in the next row; packed: whole sentences;
     # sentence: one sentence.
     row_mode: RowMode = "wrapped"
+    # Where the end token ([SEP]) stands. segments: behind every text of a row; documents: only where a
+    # document ends, so that a model of next tokens does not learn to end where rows do.
+    end_token: EndToken = "segments"
     validation_fraction: float = 0.01  # fraction of the documents, selected by a hash of their text
     sentence_stride: int = 1  # keep one sentence of every n (the paper's corpus: 4)
     # Largest share of a source's text that may be lost in the tokenizer; more is an error.

@@ -37,6 +37,8 @@ def data_cache_key(data: Data) -> str:
         fields["tokenizer"] = dataclasses.asdict(tokenizer)
         if not tokenizer.alphabet_size:
             del fields["tokenizer"]["alphabet_size"]
+    if data.end_token != Data.end_token:
+        fields["end_token"] = data.end_token
     if not _has_rows_of_first_version(data):
         fields["rules"] = ROW_RULES
     fields["sources"] = [
@@ -84,4 +86,6 @@ def rows_digest(config: EncodeConfig, data: Data, sources: list[dict[str, Any]])
         content.append(ROW_RULES)
     if config.by_parts:
         content.append("by parts")
+    if data.end_token != Data.end_token:
+        content.append(f"end token of {data.end_token}")
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

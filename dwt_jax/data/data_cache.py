@@ -68,8 +68,8 @@ def _check_matches_config(directory: Path, data: Data) -> None:
             f"data.path is {data.path}, which {problem}, expected prepared rows; "
             f"run dwt prepare --config=... --workdir={data.path}"
         )
-    for name in ("sequence_length", "row_mode", "validation_fraction", "sentence_stride"):
-        prepared_value = index["data"][name]
+    for name in ("sequence_length", "row_mode", "end_token", "validation_fraction", "sentence_stride"):
+        prepared_value = index["data"].get(name, getattr(Data, name))  # earlier versions have no end_token
         if getattr(data, name) != prepared_value:
             raise UserError(
                 f"data.{name} is {getattr(data, name)}, expected {prepared_value} as in {directory}"

@@ -1,8 +1,9 @@
 """Pack text into rows, a chunk of documents at a time.
 
 A span is text that no row cuts: a sentence, or with row_mode "wrapped" a word. A row consists of segments
-and then padding. A segment is `[CLS] spans [SEP]`, with consecutive spans of one document. Nothing loops
-over tokens or spans: only the chain of row starts is followed in Python, with one binary search a row.
+and then padding. A segment is `[CLS] spans [SEP]`, with consecutive spans of one document; with end_token
+"documents" `[SEP]` stands only where the document ends. Nothing loops over tokens or spans: only the chain of
+row starts is followed in Python, with one binary search a row.
 """
 
 import bisect
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dwt_jax.config import RowMode
+from dwt_jax.config import EndToken, RowMode
 
 
 class Spans(NamedTuple):
@@ -38,6 +39,7 @@ class RowFormat(NamedTuple):
     cls_id: int
     sep_id: int
     dtype: np.dtype  # of tokens
+    end_token: EndToken = "segments"
 
     @property
     def segment_dtype(self) -> np.dtype:
@@ -77,8 +79,14 @@ def pack_spans(spans: Spans, row_format: RowFormat, last: bool) -> tuple[PackedR
     ends = np.cumsum(spans.lengths + 2 * starts_segment)
     # Where a row would begin whose first span is this one, preceded by [CLS].
     row_begins = ends - spans.lengths - 2
+    # Whether [SEP] stands after a span that ends its segment. A span that is left over never does.
+    has_end = np.ones(num_spans, bool)
+    if row_format.end_token == "documents":
+        has_end = np.append(starts_segment[1:], last)[:num_spans]
     row_starts = (
-        np.arange(num_spans + 1) if one_a_row else _row_starts(row_begins, ends, row_format.length, last)
+        np.arange(num_spans + 1)
+        if one_a_row
+        else _row_starts(row_begins, ends - ~has_end, row_format.length, last)
     )
     row_starts, num_used = row_starts[:-1], int(row_starts[-1])
     starts_segment[row_starts] = True
@@ -90,7 +98,8 @@ def pack_spans(spans: Spans, row_format: RowFormat, last: bool) -> tuple[PackedR
     )
     rows = np.searchsorted(row_starts, segment_starts, side="right") - 1
     columns = row_begins[segment_starts] + 1 - row_begins[row_starts][rows]
-    packed_rows = _write_segments(segments, rows, columns, spans.documents[row_starts], row_format)
+    has_end = has_end[np.append(segment_starts[1:], num_used) - 1] if num_used else has_end[:0]
+    packed_rows = _write_segments(segments, rows, columns, has_end, spans.documents[row_starts], row_format)
     num_used_tokens = int(segments.lengths.sum())
     return packed_rows, Spans(
         spans.tokens[num_used_tokens:], spans.lengths[num_used:], spans.documents[num_used:]
@@ -102,7 +111,7 @@ def _row_starts(row_begins: np.ndarray, ends: np.ndarray, length: int, last: boo
 
     Args:
         row_begins: int64 [S], where a row would begin whose first span is this one.
-        ends: int64 [S], where each span ends.
+        ends: int64 [S], where each span ends, with the [SEP] that it needs as the last of a row.
         length: of a row.
         last: whether the last row is complete although it could take more spans.
     """
@@ -118,14 +127,20 @@ def _row_starts(row_begins: np.ndarray, ends: np.ndarray, length: int, last: boo
 
 
 def _write_segments(
-    segments: Spans, rows: np.ndarray, columns: np.ndarray, documents: np.ndarray, row_format: RowFormat
+    segments: Spans,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    has_end: np.ndarray,
+    documents: np.ndarray,
+    row_format: RowFormat,
 ) -> PackedRows:
-    """Write each segment into its row, with [CLS] and [SEP] around it.
+    """Write each segment into its row, with [CLS] before it and [SEP] after it.
 
     Args:
         segments: S spans that fill a segment each; further tokens are ignored.
         rows: int64 [S], the row of each segment.
         columns: int64 [S], where in its row the text of each segment begins.
+        has_end: bool [S], whether [SEP] stands after it.
         documents: int64 [R], the first document of each row.
         row_format: layout of a row.
     """
@@ -139,10 +154,9 @@ def _write_segments(
     targets = np.repeat(flat_starts - offsets, segments.lengths) + np.arange(num_tokens)
     flat_tokens[targets] = segments.tokens[:num_tokens]
     flat_segment_ids[targets] = np.repeat(segment_numbers, segments.lengths)
-    for index, token in (
-        (flat_starts - 1, row_format.cls_id),
-        (flat_starts + segments.lengths, row_format.sep_id),
-    ):
-        flat_tokens[index] = token
-        flat_segment_ids[index] = segment_numbers
+    flat_tokens[flat_starts - 1] = row_format.cls_id
+    flat_segment_ids[flat_starts - 1] = segment_numbers
+    flat_ends = (flat_starts + segments.lengths)[has_end]
+    flat_tokens[flat_ends] = row_format.sep_id
+    flat_segment_ids[flat_ends] = segment_numbers[has_end]
     return PackedRows(tokens, segment_ids, documents)

@@ -140,7 +140,13 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
     _setup_tokenizer(data, out / "tokenizer", fraction, by_parts, log)
     vocab = load_vocabulary(out / "tokenizer")
     row_format = RowFormat(
-        data.sequence_length, data.row_mode, vocab.pad_id, vocab.cls_id, vocab.sep_id, token_dtype(len(vocab))
+        length=data.sequence_length,
+        row_mode=data.row_mode,
+        pad_id=vocab.pad_id,
+        cls_id=vocab.cls_id,
+        sep_id=vocab.sep_id,
+        dtype=token_dtype(len(vocab)),
+        end_token=data.end_token,
     )
     encode_config = EncodeConfig(
         str(out / "tokenizer"),

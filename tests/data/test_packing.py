@@ -6,7 +6,8 @@ from dwt_jax.data.packing import RowFormat, Spans, concat_spans, empty_spans, pa
 from helpers.prepared_data import CLS, PAD, SEP, pack_naively
 
 ROW_FORMATS = [
-    RowFormat(length, row_mode, PAD, CLS, SEP, np.dtype(np.uint16))
+    RowFormat(length, row_mode, PAD, CLS, SEP, np.dtype(np.uint16), end_token)
+    for end_token in ("documents", "segments")
     for length in (8, 13, 1000)
     for row_mode in ("packed", "wrapped")  # which differ in what a span is
 ]
@@ -34,7 +35,7 @@ def test_rows_do_not_depend_on_the_division_into_calls(row_format, lengths, docu
         packed_rows.append(packed)
     packed_rows.append(pack_spans(pending, row_format, last=True)[0])
     rows = [row for packed in packed_rows for row in zip(*(array.tolist() for array in packed), strict=True)]
-    assert rows == pack_naively(documents, row_format.length)
+    assert rows == pack_naively(documents, row_format.length, row_format.end_token)
 
 
 def test_more_than_255_segments_in_a_row():

@@ -43,7 +43,9 @@ def encode_sentences(tokenizer_dir: Path, text: str) -> list[list[int]]:
     return [hf_tokenizer.encode(sentence, add_special_tokens=False).ids for sentence in split_sentences(text)]
 
 
-def pack_naively(documents: list[list[list[int]]], length: int) -> list[tuple[list[int], list[int], int]]:
+def pack_naively(
+    documents: list[list[list[int]]], length: int, end_token: str = "segments"
+) -> list[tuple[list[int], list[int], int]]:
     """(tokens, segments, first document) of each row."""
     rows, row, segments, first, current_document = [], [], [], None, None
     number = -1
@@ -59,23 +61,25 @@ def pack_naively(documents: list[list[list[int]]], length: int) -> list[tuple[li
         if not any(document):
             continue
         number += 1
-        for sentence in document:
-            for start in range(0, len(sentence), length - 2):
-                piece = sentence[start : start + length - 2]
-                if len(row) + len(piece) + (0 if current_document == number else 2) > length:
-                    close()
-                if current_document == number:
-                    segment = segments[-1]
-                    row.pop()
-                    segments.pop()
-                else:
-                    segment = segments[-1] + 1 if segments else 1
-                    first = number if first is None else first
-                    row.append(CLS)
-                    segments.append(segment)
-                row += [*piece, SEP]
-                segments += [segment] * (len(piece) + 1)
-                current_document = number
+        pieces = [
+            sentence[start : start + length - 2]
+            for sentence in document
+            for start in range(0, len(sentence), length - 2)
+        ]
+        for i, piece in enumerate(pieces):
+            end = [SEP] if end_token == "segments" or i == len(pieces) - 1 else []
+            kept = row
+            if current_document == number and end_token == "segments":
+                kept = row[:-1]  # without the end that the next piece moves
+            start = [] if current_document == number else [CLS]
+            if len(kept) + len(start) + len(piece) + len(end) > length:
+                close()
+                kept, start = [], [CLS]
+            segment = segments[-1] if not start else segments[-1] + 1 if segments else 1
+            first = number if first is None else first
+            segments = segments[: len(kept)] + [segment] * (len(start) + len(piece) + len(end))
+            row = [*kept, *start, *piece, *end]
+            current_document = number
     close()
     return rows
 
