@@ -16,12 +16,7 @@ from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.files import atomic_write
 from dwt_jax.models import family
-from dwt_jax.models.common.lm_head import (
-    lm_head_logits,
-    merge_positions,
-    num_position_chunks,
-    split_positions,
-)
+from dwt_jax.models.common.lm_head import lm_head_logits, map_positions
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
 from dwt_jax.models.protocol import ModelConfig, Params
@@ -57,8 +52,6 @@ def _jit_score(model: ModelConfig, objective: Objective, policy: Policy, mesh: j
         hidden = family(model).encode(
             params, model, targets.inputs, segment_ids, positions=targets.positions, policy=policy
         )
-        rows, positions = targets.labels.shape
-        count = num_position_chunks(rows, positions, model.vocab_size, policy)
 
         def score_labels(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             hidden, labels = chunk
@@ -67,7 +60,7 @@ def _jit_score(model: ModelConfig, objective: Objective, policy: Policy, mesh: j
             # Number of other tokens that do not have a smaller logit: ties and NaN count against the label.
             return cross_entropy(logits, labels), (~(logits < label)).sum(-1) - 1
 
-        loss, label_rank = _map_positions(score_labels, (hidden, targets.labels), count)
+        loss, label_rank = map_positions(score_labels, (hidden, targets.labels), model.vocab_size, policy)
         segment = segment_ids.astype(jnp.int32)
         if targets.positions is not None:
             segment = jnp.take_along_axis(segment, targets.positions, axis=1)
@@ -75,14 +68,6 @@ def _jit_score(model: ModelConfig, objective: Objective, policy: Policy, mesh: j
 
     layout = infer_shardings(family(model).abstract_params(model), model, mesh)
     return jax.jit(score, in_shardings=(layout, row_sharding, row_sharding), out_shardings=replicated_layout)
-
-
-def _map_positions(function: Callable[[Any], Any], inputs: Any, count: int) -> Any:
-    """Call `function` on trees of arrays [B, P, …], in `count` chunks of P one after the other."""
-    if count == 1:
-        return function(inputs)
-    chunks = jax.tree.map(lambda x: split_positions(x, count), inputs)
-    return jax.tree.map(merge_positions, jax.lax.map(function, chunks))
 
 
 def losses_per_document(

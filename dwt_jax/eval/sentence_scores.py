@@ -5,6 +5,9 @@ sentence), each token masked in a row of its own. `original` masks that token al
 arXiv 1910.14659). `word-l2r` also masks the later tokens of its word, because otherwise the pieces of a rare
 word give each other away and the word seems probable (Kauf and Ivanova 2023, arXiv 2305.10588).
 
+A model of next tokens has the log probability of the sentence: the sum over tokens of log p(token | those
+before it), the first one after [CLS].
+
 Rows are segments as `dwt prepare` writes them, [CLS] sentence [SEP]. The special tokens are not scored.
 
 Letters of shapes: N sentences, T tokens of all of them, B rows, L tokens a row.
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
@@ -26,7 +30,7 @@ from dwt_jax.data.tokenizer_checks import wrap_tokenizer_errors
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
 from dwt_jax.errors import UserError
 from dwt_jax.models import family
-from dwt_jax.models.common.lm_head import lm_head_logits
+from dwt_jax.models.common.lm_head import lm_head_logits, map_positions
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
 from dwt_jax.models.protocol import ModelConfig, Params
@@ -185,7 +189,8 @@ def _masked_log_probabilities(
         indices, values = pending.popleft()
         return indices, np.asarray(jax.device_get(values), np.float64)[: len(indices)]
 
-    for length, indices in _token_batches(sentences, layout, model.max_length):
+    row_lengths = np.repeat(sentences.lengths, sentences.lengths) + SPECIAL_TOKENS  # a row for each token
+    for length, indices in _batches_by_length(row_lengths, layout, model.max_length):
         rows = np.resize(indices, layout.batch_size)  # the last batch of a length repeats its rows
         batch = _masked_rows(sentences, rows, mask_ends[rows], length, vocabulary)
         pending.append((indices, score(params, *to_global(batch, sharding))))
@@ -195,20 +200,45 @@ def _masked_log_probabilities(
         yield next_result()
 
 
-_LOG_PROBABILITIES = {"mlm": _masked_log_probabilities}
-"""By the objective of a family. Each yields all tokens once; that of a causal model would yield
-those of a batch of sentences."""
+def _next_token_log_probabilities(
+    params: Params,
+    model: ModelConfig,
+    sentences: EncodedSentences,
+    vocabulary: Vocabulary,
+    scoring: Scoring,
+    layout: _BatchLayout,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (indices into `sentences.tokens`, their log probabilities), with a row for each sentence."""
+    score = _jit_next_token_score(model, layout.policy, layout.mesh)
+    sharding = batch_sharding(layout.mesh)
+    for length, numbers in _batches_by_length(sentences.lengths + SPECIAL_TOKENS, layout, model.max_length):
+        rows = np.resize(numbers, layout.batch_size)  # the last batch of a length repeats its rows
+        tokens, segment_ids, source = _plain_rows(sentences, rows, length, vocabulary)
+        values = jax.device_get(score(params, *to_global((tokens, segment_ids), sharding)))
+        is_token = (segment_ids > 0) & (source >= sentences.offsets[rows][:, None])
+        is_token &= source < sentences.offsets[rows + 1][:, None]
+        is_token[len(numbers) :] = False
+        yield source[is_token], np.asarray(values, np.float64)[is_token]
 
 
-def _token_batches(
-    sentences: EncodedSentences, layout: _BatchLayout, max_length: int
+_LOG_PROBABILITIES = {"mlm": _masked_log_probabilities, "next_token": _next_token_log_probabilities}
+"""By the objective of a family. Each yields all tokens once."""
+
+
+def _batches_by_length(
+    lengths: np.ndarray, layout: _BatchLayout, max_length: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (length of the rows, indices of up to batch_size tokens), the shortest rows first."""
+    """Yield (length of the rows, numbers of up to batch_size rows), the shortest first.
+
+    Args:
+        lengths: int [N], of the rows without padding.
+        layout: of the batches.
+        max_length: of the model.
+    """
     buckets = np.array([*(x for x in layout.buckets if x < max_length), max_length])
-    lengths = np.repeat(sentences.lengths, sentences.lengths) + SPECIAL_TOKENS  # of each token's row
-    bucket_of_token = np.searchsorted(buckets, lengths)
-    for bucket in np.unique(bucket_of_token):
-        indices = np.flatnonzero(bucket_of_token == bucket)
+    bucket_of_row = np.searchsorted(buckets, lengths)
+    for bucket in np.unique(bucket_of_row):
+        indices = np.flatnonzero(bucket_of_row == bucket)
         for start in range(0, len(indices), layout.batch_size):
             yield int(buckets[bucket]), indices[start : start + layout.batch_size]
 
@@ -233,19 +263,39 @@ def _masked_rows(
         tokens and segment ids, int32 [B, L], position of the token in its row and its id, int32 [B].
     """
     sentence = np.searchsorted(sentences.offsets, indices, side="right") - 1
-    starts, ends = sentences.offsets[sentence][:, None], sentences.offsets[sentence + 1][:, None]
-    source = starts + np.arange(length) - 1  # index into `sentences.tokens` of each position
-    tokens = sentences.tokens[np.clip(source, 0, len(sentences.tokens) - 1)]
-    tokens = np.where(
-        (source >= indices[:, None]) & (source < mask_ends[:, None]), vocabulary.mask_id, tokens
+    tokens, segment_ids, source = _plain_rows(sentences, sentence, length, vocabulary)
+    is_masked = (source >= indices[:, None]) & (source < mask_ends[:, None])
+    positions = indices - sentences.offsets[sentence] + 1
+    return (
+        np.where(is_masked, vocabulary.mask_id, tokens).astype(np.int32),
+        segment_ids,
+        positions.astype(np.int32),
+        sentences.tokens[indices],
     )
+
+
+def _plain_rows(
+    sentences: EncodedSentences, rows: np.ndarray, length: int, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return rows `[CLS] sentence [SEP]`.
+
+    Args:
+        sentences: N sentences.
+        rows: int [B], their numbers.
+        length: L.
+        vocabulary: has the special tokens.
+
+    Returns:
+        tokens and segment ids, int32 [B, L], and the index into `sentences.tokens` of each position, int64
+        [B, L], outside of the sentence where it is that of no token.
+    """
+    starts, ends = sentences.offsets[rows][:, None], sentences.offsets[rows + 1][:, None]
+    source = starts + np.arange(length) - 1
+    tokens = sentences.tokens[np.clip(source, 0, len(sentences.tokens) - 1)]
     tokens = np.where(source > ends, vocabulary.pad_id, tokens)
     tokens = np.where(source == ends, vocabulary.sep_id, tokens)
     tokens[:, 0] = vocabulary.cls_id
-    positions = indices - starts[:, 0] + 1
-    segment_ids = (source <= ends).astype(np.int32)
-    labels = sentences.tokens[indices]
-    return tokens.astype(np.int32), segment_ids, positions.astype(np.int32), labels
+    return tokens.astype(np.int32), (source <= ends).astype(np.int32), source
 
 
 @functools.cache
@@ -265,3 +315,23 @@ def _jit_masked_score(model: ModelConfig, policy: Policy, mesh: jax.sharding.Mes
     return jax.jit(
         score, in_shardings=(layout, *(row_sharding,) * 4), out_shardings=replicated_sharding(mesh)
     )
+
+
+@functools.cache
+def _jit_next_token_score(model: ModelConfig, policy: Policy, mesh: jax.sharding.Mesh) -> Any:
+    """Return the jitted (params, tokens and segment ids [B, L]) → log p(token | those before it) [B, L]."""
+    replicated_layout, row_sharding = replicated_sharding(mesh), batch_sharding(mesh)
+    policy = policy_for_mesh(mesh, policy)
+
+    def score(params: Params, tokens: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        hidden = family(model).encode(params, model, tokens, segment_ids, policy=policy)
+
+        def log_probabilities(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+            hidden, labels = chunk
+            return -cross_entropy(lm_head_logits(params, model, hidden, policy=policy), labels)
+
+        inputs = hidden, jnp.roll(tokens, -1, axis=1)  # of the last position the label means nothing
+        return jnp.roll(map_positions(log_probabilities, inputs, model.vocab_size, policy), 1, axis=1)
+
+    layout = infer_shardings(family(model).abstract_params(model), model, mesh)
+    return jax.jit(score, in_shardings=(layout, row_sharding, row_sharding), out_shardings=replicated_layout)

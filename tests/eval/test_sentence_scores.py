@@ -12,7 +12,8 @@ from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.eval import sentence_scores
 from dwt_jax.eval.sentence_scores import SPECIAL_TOKENS, Scoring, encode_sentences, score_sentences
-from dwt_jax.models import bert, family
+from dwt_jax.models import bert
+from dwt_jax.models.common import lm_head
 from dwt_jax.runs.load import load_model
 from helpers.masked_models import save_masked_model
 
@@ -127,9 +128,52 @@ def test_one_compilation_for_each_length_and_scoring(tmp_path):
 
 
 def test_an_objective_without_a_score_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(family(load_model(str(folder)).model), "OBJECTIVE", "next_token")
-    with pytest.raises(UserError, match="objective is next_token, expected one of mlm"):
+    monkeypatch.setattr(sentence_scores, "_LOG_PROBABILITIES", {"next_token": None})
+    with pytest.raises(UserError, match="objective is mlm, expected one of next_token"):
         scores_of(folder, TEXTS)
+
+
+@pytest.fixture(scope="module")
+def decoder_folder(tmp_path_factory):
+    """A model of next tokens, beside the tokenizer of a masked one."""
+    folder = save_masked_model(tmp_path_factory.mktemp("models") / "model", "BertForMaskedLM")
+    config = transformers.Qwen3Config(
+        vocab_size=load_model(str(folder)).model.vocab_size,
+        hidden_size=16,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=24,
+        tie_word_embeddings=True,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(3)
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_scores_of_a_decoder_equal_transformers(decoder_folder, monkeypatch):
+    """The sum of log p(token | those before it), the end token left out."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(decoder_folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(decoder_folder)
+    expected, counts = [], []
+    for text in TEXTS:
+        ids = tokenizer(text.replace("[SEP]", "[ SEP ]"), return_tensors="pt").input_ids
+        with torch.no_grad():
+            log_p = torch.log_softmax(model(input_ids=ids).logits.double(), -1)[0]
+        labels = ids[0, 1:-1]
+        expected.append(log_p[torch.arange(len(labels)), labels].sum().item())
+        counts.append(len(labels))
+    np.testing.assert_allclose(scores_of(decoder_folder, TEXTS), expected, atol=1e-4)
+    options = {"batch_size": 3, "buckets": sentence_scores.BUCKETS}
+    np.testing.assert_allclose(scores_of(decoder_folder, TEXTS, **options), expected, atol=1e-4)
+    means = scores_of(decoder_folder, TEXTS, Scoring(normalize_length=True))
+    np.testing.assert_allclose(means, np.array(expected) / counts, atol=1e-4)
+    monkeypatch.setattr(lm_head, "MAX_LOGITS", 4 * 256)  # a few positions at a time
+    sentence_scores._jit_next_token_score.cache_clear()
+    np.testing.assert_allclose(scores_of(decoder_folder, TEXTS, batch_size=2), expected, atol=1e-4)
 
 
 def test_a_model_that_ignores_its_input_scores_the_bag_of_tokens(tmp_path):

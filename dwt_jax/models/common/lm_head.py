@@ -1,5 +1,8 @@
 """Logits of the LM head, for every family."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -64,3 +67,13 @@ def split_positions(x: jax.Array, count: int) -> jax.Array:
 def merge_positions(x: jax.Array) -> jax.Array:
     """Merge the chunks of `split_positions`."""
     return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+
+
+def map_positions(function: Callable[[Any], Any], inputs: Any, vocab_size: int, policy: Policy) -> Any:
+    """Call a function that computes logits on trees of arrays [B, P, …], with MAX_LOGITS at a time."""
+    rows, positions = jax.tree.leaves(inputs)[0].shape[:2]
+    count = num_position_chunks(rows, positions, vocab_size, policy)
+    if count == 1:
+        return function(inputs)
+    chunks = jax.tree.map(lambda x: split_positions(x, count), inputs)
+    return jax.tree.map(merge_positions, jax.lax.map(function, chunks))
