@@ -23,7 +23,7 @@ from dwt_jax.data.tokenizer_files import (
 from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.model_files import describe_missing_path
-from dwt_jax.models.tokenizer_defaults import TOKEN_KEYS
+from dwt_jax.models.tokenizer_defaults import BEGIN_KEY, END_KEY, TOKEN_KEYS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 GENERIC_TOKENIZER = "PreTrainedTokenizerFast"
 """The class of transformers that loads a tokenizer.json unchanged."""
 
+_NAMED_KEYS = (*TOKEN_KEYS, BEGIN_KEY, END_KEY)
+
 
 class LoadedTokenizer(NamedTuple):
     """A tokenizer, and what its files say of it."""
 
     tokenizer: "Tokenizer"
-    special_tokens: dict[str, str]  # by TOKEN_KEYS, those that have one
+    special_tokens: dict[str, str]  # by _NAMED_KEYS, those that have one
     source: TokenizerFiles
 
 
@@ -106,7 +108,7 @@ def _read_generic(source: TokenizerFiles) -> LoadedTokenizer:
     check_tokenizer_parts(source.tokenizer_json, file)
     tokenizer.encode_special_tokens = source.config.get("split_special_tokens", False)
     special_tokens = {
-        key: token for key in TOKEN_KEYS for token in named_tokens({key: source.config.get(key)})
+        key: token for key in _NAMED_KEYS for token in named_tokens({key: source.config.get(key)})
     }
     return LoadedTokenizer(tokenizer, special_tokens, source)
 
@@ -116,5 +118,5 @@ def _read_auto_tokenizer(source: TokenizerFiles, lowercase: bool) -> LoadedToken
 
     auto_tokenizer = load_auto_tokenizer(source, lowercase)
     names = auto_tokenizer.special_tokens_map
-    special_tokens = {key: str(names[key]) for key in TOKEN_KEYS if names.get(key)}
+    special_tokens = {key: str(names[key]) for key in _NAMED_KEYS if names.get(key)}
     return LoadedTokenizer(auto_tokenizer.backend_tokenizer, special_tokens, source)

@@ -36,7 +36,14 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.model_files import is_model_file
 from dwt_jax.models.protocol import ModelConfig
-from dwt_jax.models.tokenizer_defaults import BYTE_LEVEL_TOKENS, TOKEN_KEYS, TOKEN_ROLES, WORDPIECE_TOKENS
+from dwt_jax.models.tokenizer_defaults import (
+    BEGIN_KEY,
+    BYTE_LEVEL_TOKENS,
+    END_KEY,
+    TOKEN_KEYS,
+    TOKEN_ROLES,
+    WORDPIECE_TOKENS,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,11 +65,11 @@ class Vocabulary:
 
     tokens: tuple[str, ...]  # by id
     pad_id: int
-    unk_id: int
-    cls_id: int
-    sep_id: int
-    mask_id: int
-    special_ids: tuple[int, ...]  # sorted; the five above and all others that the tokenizer marks as special
+    unk_id: int  # -1: none, as in byte-level tokenizers of decoders
+    cls_id: int  # what a text begins with
+    sep_id: int  # what it ends with
+    mask_id: int  # -1: none, the tokenizer of a decoder
+    special_ids: tuple[int, ...]  # sorted; those above and all others that the tokenizer marks as special
     continuation: np.ndarray = field(compare=False)  # bool [vocab]: the token continues a word
     word_prefix: str = ""  # first character of tokens that begin a word: 'Ġ' (byte-level), '▁', or none
     # Of tokenizer.json: normalizer, pre_tokenizer, and a digest of the merges.
@@ -134,7 +141,10 @@ def _write_complete_tokenizer(
     config["tokenizer_class"] = GENERIC_TOKENIZER
     # Tokens named in the config are matched in text before the pipeline runs: only added tokens may be.
     added_contents = {token.content for token in loaded.tokenizer.get_added_tokens_decoder().values()}
-    config |= {f"{role}_token": tokens[i] for role, i in role_ids.items() if tokens[i] in added_contents}
+    named = loaded.special_tokens
+    if role_ids["mask"] >= 0:
+        named |= {f"{role}_token": tokens[i] for role, i in role_ids.items()}
+    config |= {key: token for key, token in named.items() if token in added_contents}
     out.mkdir(parents=True, exist_ok=True)
     for name in _READABLE_FILES:
         if path.is_dir() and name in loaded.source.files:
@@ -205,7 +215,8 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     """Load the vocabulary of a tokenizer.
 
     Special tokens are those of transformers, else WORDPIECE_TOKENS or BYTE_LEVEL_TOKENS, whichever has
-    most of its own in the vocabulary.
+    most of its own in the vocabulary. A tokenizer with an `eos_token` and without a mask is that of a
+    decoder: a text begins with its `bos_token`, or else its `eos_token`, and ends with its `eos_token`.
 
     Args:
         path: as for `load_hf_tokenizer`.
@@ -221,7 +232,7 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     role_ids = _special_token_ids(path, loaded, ids)
     _print_moved_tokens(loaded, ids)
     special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    special_ids |= set(role_ids.values())
+    special_ids |= {i for i in role_ids.values() if i >= 0}
     continuation, word_prefix, marks_words = _word_marks(tokenizer, tokens)
     continuation[sorted(special_ids)] = False
     continuation.flags.writeable = False
@@ -277,7 +288,18 @@ def _tokens_by_id(tokenizer: "Tokenizer", path: Path) -> tuple[str, ...]:
 
 
 def _special_token_ids(path: Path, loaded: LoadedTokenizer, ids: dict[str, int]) -> dict[str, int]:
-    """The id of the special token of each role. ids: token → id."""
+    """The id of the special token of each role; -1: the tokenizer has none. ids: token → id."""
+    named = loaded.special_tokens
+    if END_KEY in named and "mask_token" not in named:
+        end = named[END_KEY]
+        tokens = {
+            "pad": named.get("pad_token", end),
+            "unk": named.get("unk_token"),
+            "cls": named.get(BEGIN_KEY, end),
+            "sep": end,
+            "mask": None,
+        }
+        return {role: -1 if token is None else ids[token] for role, token in tokens.items()}
     candidates = WORDPIECE_TOKENS, BYTE_LEVEL_TOKENS
     defaults = max(candidates, key=lambda tokens: sum(token in ids for token in tokens))
     role_ids = {}

@@ -23,6 +23,9 @@ TOKEN_ROLES = SpecialTokens._fields
 TOKEN_KEYS = tuple(f"{role}_token" for role in TOKEN_ROLES)
 """Their keys in tokenizer_config.json."""
 
+BEGIN_KEY, END_KEY = "bos_token", "eos_token"
+"""Keys of the tokens around a text of a decoder."""
+
 VOCAB_TXT_CLASS, VOCAB_JSON_CLASS = "BertTokenizer", "RobertaTokenizer"
 """Classes of transformers for a vocab.txt and for a vocab.json without any settings."""
 

@@ -32,7 +32,16 @@ class MaskingVocab(NamedTuple):
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary, whole_word: bool) -> "MaskingVocab":
-        """Take from a tokenizer's vocabulary what masking needs."""
+        """Take from a tokenizer's vocabulary what masking needs.
+
+        Raises:
+            UserError: it has no mask.
+        """
+        if vocabulary.mask_id < 0:
+            raise UserError(
+                "data.tokenizer.path: the tokenizer has no mask_token, expected one for a model of masked "
+                "tokens (or a model_type of decoders)"
+            )
         bits = np.packbits(vocabulary.continuation).tobytes() if whole_word else b""
         return cls(len(vocabulary.tokens), vocabulary.mask_id, tuple(vocabulary.special_ids), bits)
 

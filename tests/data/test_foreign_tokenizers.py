@@ -191,13 +191,14 @@ def test_ids_equal_auto_tokenizer_before_and_after_copies(build, tmp_path, monke
     assert copied.model_input_names == ["input_ids", "token_type_ids", "attention_mask"]
 
 
-def test_a_decoder_without_a_mask_is_refused(tmp_path):
+def test_a_decoder_has_no_mask(tmp_path):
     named = {key: value for key, value in NAMED.items() if key != "mask_token"}
     llama(tmp_path / "in", SPECIAL[:4], TEXTS[:2], named)
-    assert tokenizer.load_hf_tokenizer(tmp_path / "in").encode("Hello").ids
-    for use in (tokenizer.load_vocabulary, lambda path: tokenizer.copy_tokenizer(path, tmp_path / "out")):
-        with pytest.raises(UserError, match=r"mask_token '<mask>' is not in the vocabulary"):
-            use(tmp_path / "in")
+    tokenizer.copy_tokenizer(tmp_path / "in", tmp_path / "out")
+    for directory in ("in", "out"):
+        vocabulary = tokenizer.load_vocabulary(tmp_path / directory)
+        assert vocabulary.mask_id == -1
+        assert vocabulary.tokens[vocabulary.sep_id] == "</s>"
 
 
 # What AutoTokenizer cannot read, or must not
