@@ -17,6 +17,7 @@ from dwt_jax.cli import (
     export,
     fill_mask,
     finetune,
+    generate,
     pilot,
     predict,
     prepare,
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Command] = {
     "finetune": finetune,
     "predict": predict,
     "fill-mask": fill_mask,
+    "generate": generate,
     "study": study,
     "report": report,
 }

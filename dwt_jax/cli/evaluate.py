@@ -1,4 +1,4 @@
-"""Compute the held-out masked-LM loss of a model, or its accuracy on minimal pairs."""
+"""Compute the held-out loss of a model, or its accuracy on minimal pairs."""
 
 import argparse
 

@@ -39,6 +39,11 @@ def fill_masks(path: str, texts: Sequence[str], top_k: int = 5) -> list[list[lis
     if not texts:
         raise UserError("no text, expected at least one with a mask")
     loaded_model = load_model(path)
+    if loaded_model.model.objective != "mlm":
+        raise UserError(
+            f"--model: {path} predicts next tokens, expected a model of masked tokens (dwt generate "
+            "continues a text)"
+        )
     vocabulary = load_vocabulary(loaded_model.tokenizer)
     loaded_model = fit_to_vocabulary(loaded_model, path, len(vocabulary))
     if top_k > len(vocabulary):

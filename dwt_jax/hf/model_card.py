@@ -10,20 +10,24 @@ from dwt_jax.data.batch_ramp import count_rows, describe_rows_per_step
 from dwt_jax.hf.source_card import INHERITED_KEYS, LICENSE_KEYS, inherited_metadata, split_front_matter
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
+from dwt_jax.objectives import OBJECTIVE_LABELS
 from dwt_jax.text_format import format_count, format_float, format_with_error
 
 _OPTIMIZER_NAMES = {"adamw": "AdamW", "stable_adamw": "StableAdamW", "muon": "Muon with AdamW"}
-_FEATURES, _MASKED_LM, _CLASSIFIER = (
-    ("feature-extraction", "AutoModel"),
-    ("fill-mask", "AutoModelForMaskedLM"),
-    ("text-classification", "AutoModelForSequenceClassification"),
-)
+_FEATURES = ("feature-extraction", "AutoModel")
+_CLASSIFIER = ("text-classification", "AutoModelForSequenceClassification")
+_LANGUAGE_MODELS = {
+    "mlm": ("fill-mask", "AutoModelForMaskedLM"),
+    "next_token": ("text-generation", "AutoModelForCausalLM"),
+}
 """The hub's name of a task and the class of transformers that loads a model for it."""
+
+_TASK_NAMES = {"mlm": "Masked language modelling", "next_token": "Causal language modelling"}
 
 
 def _task_and_class(model: ModelConfig, heads: Sequence[str]) -> tuple[str, str]:
     if set(heads).issuperset(family(model).LM_HEADS):
-        return _MASKED_LM
+        return _LANGUAGE_MODELS[model.objective]
     return _CLASSIFIER if set(heads).issuperset(family(model).CLASSIFIER_HEADS) else _FEATURES
 
 
@@ -47,7 +51,7 @@ def run_card(config: Config, heads: Sequence[str], summary: Mapping[str, Any], s
         _training_section(config, summary, step),
         _init_section(config, summary),
         _teacher_section(config, summary),
-        _results_section(held_out),
+        _results_section(config.model, held_out),
         _cost_section(summary),
         _usage_section(config.model, heads),
     ]
@@ -226,7 +230,7 @@ def _front_matter(
             if math.isfinite(held_out[key])
         ]
         result = {
-            "task": {"type": task, "name": "Masked language modelling"},
+            "task": {"type": task, "name": _TASK_NAMES[model.objective]},
             "dataset": {"type": "text", "name": "held-out documents of the training corpus"},
             "metrics": metrics,
         }
@@ -251,11 +255,14 @@ def _training_section(config: Config, summary: Mapping[str, Any], step: int) -> 
     if "tokens_per_row" in data_stats:
         counts += f", {format_count(num_rows * data_stats['tokens_per_row'])} tokens without padding"
     learning_rate = config.optimizer.learning_rate
+    predicted = "every next token"
+    if config.model.objective == "mlm":
+        predicted = f"{_format_schedule(config.mlm.probability, '.0%')} of the tokens"
     lines = [
         "## Training",
         f"* {step:,} of {train.steps:,} steps of {describe_rows_per_step(train)} of {data.sequence_length} "
         f"positions ({counts}), seed {config.seed}",
-        f"* data: {sources}; {_format_schedule(config.mlm.probability, '.0%')} of the tokens predicted",
+        f"* data: {sources}; {predicted} predicted",
         f"* {_OPTIMIZER_NAMES[config.optimizer.kind]}, learning rate {learning_rate.value:g} "
         f"({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), "
         f"weight decay {config.optimizer.weight_decay:g}",
@@ -281,7 +288,7 @@ def _init_section(config: Config, summary: Mapping[str, Any]) -> str:
 
 def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
     if not config.teacher.path:
-        return "## Teacher\nNone: trained with the masked-LM loss only."
+        return f"## Teacher\nNone: trained with the {OBJECTIVE_LABELS[config.model.objective]} loss only."
     distill = config.distill
     teacher = summary.get("teacher")
     teacher_name = f"`{Path(config.teacher.path).name}`"
@@ -318,7 +325,7 @@ def _format_schedule(schedule: Schedule, number: str = "g") -> str:
     return f"{schedule.value:{number}} to {schedule.end:{number}} ({span})"
 
 
-def _results_section(held_out: Mapping[str, Any] | None) -> str:
+def _results_section(model: ModelConfig, held_out: Mapping[str, Any] | None) -> str:
     if not held_out:
         return "## Results\nNot evaluated at this step."
     rows = [
@@ -327,11 +334,12 @@ def _results_section(held_out: Mapping[str, Any] | None) -> str:
         ("top-1 accuracy", f"{held_out['top1_accuracy']:.2%}"),
         ("top-5 accuracy", f"{held_out['top5_accuracy']:.2%}"),
     ]
+    masks = ", 15 % of the tokens, fixed masks" if model.objective == "mlm" else ""
     return "\n".join(
         [
             "## Results",
-            f"Masked-LM on {held_out['documents']:,} held-out documents ({held_out['predictions']:,} "
-            "predictions, 15 % of the tokens, fixed masks; ± is the standard error over documents):",
+            f"{_TASK_NAMES[model.objective]} on {held_out['documents']:,} held-out documents "
+            f"({held_out['predictions']:,} predictions{masks}; ± is the standard error over documents):",
             "",
             "| | |",
             "|---|---|",

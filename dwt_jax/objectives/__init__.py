@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 OBJECTIVES = {"mlm": "dwt_jax.objectives.mlm", "next_token": "dwt_jax.objectives.next_token"}
 """The name of an objective (`objective` of a model's config) and its module."""
 
+OBJECTIVE_LABELS = {"mlm": "masked-LM", "next_token": "next-token"}
+"""What an objective is called in messages: "the masked-LM loss"."""
+
 
 class Objective(Protocol):
     """The settings of an objective: hashable, since a compiled step depends on them."""

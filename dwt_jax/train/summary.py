@@ -13,6 +13,7 @@ from dwt_jax.files import read_json, write_json
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
+from dwt_jax.objectives import OBJECTIVE_LABELS
 from dwt_jax.runs.load import load_model
 from dwt_jax.runs.metric_writer import MetricWriter
 from dwt_jax.runs.metrics_file import total_flops
@@ -53,7 +54,8 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
     if run.growth is not None:
         log_growth_source(run, run.growth, state.params, start_step, metric_writer)
     if run.teacher is None:
-        metric_writer.log_message("no teacher: training on the masked-LM loss only")
+        label = OBJECTIVE_LABELS[model.objective]
+        metric_writer.log_message(f"no teacher: training on the {label} loss only")
     else:
         ratio = run.teacher_flops.sum() / run.student_flops.sum()
         metric_writer.log_message(
