@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from dwt_jax.data.splits import split_document
 from dwt_jax.data.text_checks import TextCounts, count_visible
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.data.tokenizer_checks import wrap_tokenizer_errors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # The words at which wrapped rows are cut. A change of these numbers changes the rows: raise FORMAT_VERSION.
 MIN_SEGMENT_TOKENS = 4  # of text, at the beginning and the end of a document
@@ -83,7 +86,7 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
         document_sentences = _split_text(text, config, by_words)
         if max(map(len, document_sentences), default=0) > MAX_SENTENCE_CHARS:
             document_sentences, num_long = _cut_sentences(document_sentences), num_long + 1
-        if space:  # a byte-level tokenizer recognises the beginning of a word by the space before it
+        if space:
             document_sentences = _restore_spaces(text, document_sentences, space)
         num_characters += sum(map(len, document_sentences))
         if config.sentence_stride > 1:
@@ -177,10 +180,23 @@ def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str, np.n
     return (
         make_text_encoder(tokenizer),
         token_dtype(len(vocab)),
-        " " if vocab.word_prefix == "Ġ" else "",
+        " " if begins_words_by_space(tokenizer, vocab.word_prefix) else "",
         vocab.continuation,
         can_encode_parts(tokenizer),
     )
+
+
+def begins_words_by_space(tokenizer: "Tokenizer", word_prefix: str) -> bool:
+    """Return whether words are recognised by the space before them, so that a text's first word is none.
+
+    So it is in byte-level BPE and in SentencePiece without a dummy prefix, if they add no space to a text.
+
+    Args:
+        tokenizer: of the data.
+        word_prefix: first character of its tokens that begin a word; '' for none.
+    """
+    first = tokenizer.encode("a", add_special_tokens=False).tokens[:1]
+    return word_prefix != "" and not any(token.startswith(word_prefix) for token in first)
 
 
 def split_words(sentences: Spans, continuation: np.ndarray) -> Spans:

@@ -321,3 +321,30 @@ def test_generic_class_with_settings_of_its_own(tmp_path, name, settings):
     for text in ("cabc ab", "a<mask>b"):
         assert tokenizer.load_hf_tokenizer(tmp_path / "in").encode(text).ids == auto(text).input_ids
     assert tokenizer.load_vocabulary(tmp_path / "in").mask_id == auto.mask_token_id
+
+
+# What a text becomes in rows, in fine-tuning and in transformers
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never", "byte-level", "byte-level with a space"])
+@pytest.mark.parametrize("row_mode", ["wrapped", "packed"])
+def test_rows_have_the_ids_of_the_whole_text(tmp_path, scheme, row_mode):
+    """A sentence begins with a word that the tokenizer recognises by the space before it, if at all."""
+    from dwt_jax.data.encode import EncodeConfig, encode_chunk
+
+    text = "Hello world. Hello it! A world. It 3.5"
+    if scheme.startswith("byte-level"):
+        pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space="space" in scheme)
+        write(
+            tmp_path / "in",
+            byte_bpe(pre_tokenizer=pre_tokenizer),
+            {"tokenizer_class": "PreTrainedTokenizerFast", **NAMED},
+        )
+    else:
+        unigram(tmp_path / "in", "PreTrainedTokenizerFast", "")
+        built = Tokenizer.from_file(str(tmp_path / "in" / "tokenizer.json"))
+        built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        built.save(str(tmp_path / "in" / "tokenizer.json"))
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "in")
+    chunk = encode_chunk([text], EncodeConfig(str(tmp_path / "in"), scheme, 512, row_mode, 1, 0.0))
+    assert chunk.train.tokens.tolist() == auto(text, add_special_tokens=False).input_ids
