@@ -52,8 +52,9 @@ _READABLE_FILES = ("vocab.txt", "vocab.json", "merges.txt")
 """Files that are copied beside a complete tokenizer.json, for other programs."""
 
 _PIPELINE_KEYS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
-_MODEL_KEYS = ("model_max_length", "max_len", "model_input_names")
-"""Keys of tokenizer_config.json that describe the model beside it."""
+_MODEL_KEYS = ("model_max_length", "max_len", "model_input_names", "padding_side")
+"""Keys of tokenizer_config.json that describe the model beside it. Padding is on the right in training,
+as in transformers where no key says otherwise."""
 
 MAX_UNKNOWN_SHARE = 0.5
 """Largest share of unknown tokens in a text: with more, the tokenizer is not one for it."""
@@ -191,7 +192,8 @@ def _copy_unread(directory: Path, out: Path, model_settings: dict[str, Any]) -> 
     class_name = class_name or model_tokenizer_class(str(model_config.get("model_type")))
     if class_name in own_classes and "tokenizer.json" in os.listdir(out):
         class_name = GENERIC_TOKENIZER
-    config.pop("max_len", None)  # an older name of model_max_length
+    for key in _MODEL_KEYS:
+        config.pop(key, None)
     classes = {"tokenizer_class": class_name} if class_name else {}
     _write_tokenizer_config(out, config | classes | model_settings)
 

@@ -51,6 +51,11 @@ class TokenizerFiles(NamedTuple):
         """The class that the files name; '' if they name none."""
         return self.config.get("tokenizer_class") or self.settings["config.json"].get("tokenizer_class") or ""
 
+    @property
+    def truncation_side(self) -> str:
+        """Where a text that is too long is cut: 'left' or 'right', transformers' default."""
+        return self.config.get("truncation_side", "right")
+
 
 def read_tokenizer_files(path: Path) -> TokenizerFiles:
     """Find and check the files of a tokenizer, and read those that are JSON.
@@ -72,6 +77,10 @@ def read_tokenizer_files(path: Path) -> TokenizerFiles:
         if not isinstance(settings[name].get("tokenizer_class") or "", str):
             class_name = settings[name]["tokenizer_class"]
             raise UserError(f"{directory / name}: tokenizer_class is {class_name!r}, expected a name")
+    if (side := settings[TOKENIZER_CONFIG].get("truncation_side", "right")) not in ("left", "right"):
+        raise UserError(
+            f"{directory / TOKENIZER_CONFIG}: truncation_side is {side!r}, expected left or right"
+        )
     if not any(name in files for name in VOCABULARY_FILES if name != "merges.txt"):
         contents = describe_hub_cache(path) or "no tokenizer in it"
         raise UserError(

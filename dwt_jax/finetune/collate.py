@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
+from dwt_jax.data.hf_tokenizer import read_tokenizer
 from dwt_jax.finetune.config import Examples
 from dwt_jax.finetune.datasets import ExampleSplit, TaskData, read_examples
 
@@ -56,13 +56,17 @@ def encode_texts(split: ExampleSplit, tokenizer: Path, max_length: int) -> tuple
     Args:
         split: the texts.
         tokenizer: directory of the tokenizer.
-        max_length: maximum tokens of an example; in a pair the longer text is truncated first.
+        max_length: maximum tokens of an example; in a pair the longer text is truncated first. The
+            tokenizer's `truncation_side` says on which side.
 
     Returns:
         (examples without labels, number of examples that were truncated)
     """
-    hf_tokenizer = load_hf_tokenizer(tokenizer)
-    hf_tokenizer.enable_truncation(max_length, strategy="longest_first")
+    loaded = read_tokenizer(tokenizer)
+    hf_tokenizer = loaded.tokenizer
+    hf_tokenizer.enable_truncation(
+        max_length, strategy="longest_first", direction=loaded.source.truncation_side
+    )
     texts: list[Any] = split.texts
     if split.text_pairs is not None:
         texts = list(zip(split.texts, split.text_pairs, strict=True))
@@ -101,7 +105,8 @@ class ExampleCache:
         Models whose tokenizers are equal share the result, even from different directories.
         Arguments and errors are those of `encode_examples` and `read`.
         """
-        key = examples, load_hf_tokenizer(tokenizer).to_str(), max_length
+        loaded = read_tokenizer(tokenizer)
+        key = examples, loaded.tokenizer.to_str() + loaded.source.truncation_side, max_length
         if key not in self._encoded:
             splits = self.read(examples).splits.items()
             self._encoded[key] = {

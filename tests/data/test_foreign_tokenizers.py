@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -348,3 +349,42 @@ def test_rows_have_the_ids_of_the_whole_text(tmp_path, scheme, row_mode):
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "in")
     chunk = encode_chunk([text], EncodeConfig(str(tmp_path / "in"), scheme, 512, row_mode, 1, 0.0))
     assert chunk.train.tokens.tolist() == auto(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_texts_are_cut_on_the_side_of_the_tokenizer(tmp_path, side, pairs):
+    from dwt_jax.finetune.collate import encode_texts
+    from dwt_jax.finetune.datasets import ExampleSplit
+
+    modernbert(tmp_path / "in")
+    file = tmp_path / "in" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation_side": side}))
+    tokenizer.copy_tokenizer(tmp_path / "in", tmp_path / "copy")
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
+    split = ExampleSplit(TEXTS, [*reversed(TEXTS)] if pairs else None, None, [])
+    encoded, num_cut = encode_texts(split, tmp_path / "copy", 9)
+    columns = (split.texts, split.text_pairs) if pairs else (split.texts,)
+    expected = auto(*columns, truncation=True, max_length=9).input_ids
+    rows = [part.tolist() for part in np.split(encoded.tokens, encoded.offsets[1:-1])]
+    assert rows == expected
+    assert num_cut == sum(len(ids) > 9 for ids in auto(*columns).input_ids) > 0
+
+
+def test_an_unknown_truncation_side_is_refused(tmp_path):
+    mpnet(tmp_path / "in")
+    (tmp_path / "in" / "tokenizer_config.json").write_text('{"truncation_side": "up"}')
+    with pytest.raises(UserError, match="truncation_side is 'up', expected left or right"):
+        tokenizer.load_hf_tokenizer(tmp_path / "in")
+
+
+def test_texts_are_padded_on_the_right(tmp_path):
+    """As in training: a model with absolute positions gives other predictions with padding on the left."""
+    gpt2(tmp_path / "in")
+    file = tmp_path / "in" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
+    (tmp_path / "out").mkdir()
+    model = BertConfig(model_type="bert", max_position_embeddings=32, vocab_size=340)
+    tokenizer.copy_model_tokenizer(tmp_path / "in", tmp_path / "out", model)
+    written = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert written(["a", "Hello world"], padding=True).attention_mask[0][0] == 1
