@@ -297,6 +297,11 @@ CASES = {
         f"{PREPARE_LONG_ROWS}\nevaluate --model=run --data=long",  # the rows are too long, which saves time
         setup=edit_json("run/model/tokenizer.json", normalizer=CASED_NORMALIZER),
     ),
+    "after it as in the rows": Case(
+        f"{PREPARE} --config.data.tokenizer.path=run/model",
+        0,
+        setup=edit_json("run/model/tokenizer.json", post_processor=None),
+    ),
     "is unknown to the tokenizer": Case(
         f"{PREPARE} --config.data.tokenizer.path=vocab.txt",
         0,

@@ -39,6 +39,7 @@ from dwt_jax.data.text_checks import (
     TextCounts,
     check_sample,
     check_unknown,
+    describe_missing_frame,
     describe_text,
     text_shares,
 )
@@ -138,6 +139,8 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
     """Write the tokenizer, the rows, and last index.json to `out`, and return the index."""
     fraction, by_parts = choose_split(data, log)
     _setup_tokenizer(data, out / "tokenizer", fraction, by_parts, log)
+    for line in describe_missing_frame(out / "tokenizer"):
+        log(line)
     vocab = load_vocabulary(out / "tokenizer")
     row_format = RowFormat(
         length=data.sequence_length,

@@ -48,7 +48,31 @@ def count_visible(text: str) -> int:
     return sum(char.isprintable() and not char.isspace() for char in text)
 
 
-# Before the rows: a sample
+# Before the rows: the tokenizer, and a sample
+
+
+def describe_missing_frame(tokenizer_dir: Path) -> Iterator[str]:
+    """Yield a warning if the tokenizer does not put around a text what rows have there.
+
+    Its model then meets other texts in fine-tuning, in `dwt fill-mask` and in transformers than in training.
+
+    Args:
+        tokenizer_dir: directory of the tokenizer.
+    """
+    vocab = load_vocabulary(tokenizer_dir)
+    encoding = load_hf_tokenizer(tokenizer_dir).encode("a")
+    if (encoding.ids[:1], encoding.ids[-1:]) != ([vocab.cls_id], [vocab.sep_id]):
+        special = [
+            token
+            for token, is_added in zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
+            if is_added
+        ]
+        cls, sep = vocab.tokens[vocab.cls_id], vocab.tokens[vocab.sep_id]
+        yield (
+            f"prepare: warning: data.tokenizer adds {' and '.join(special) or 'no special token'} to a text, "
+            f"expected {cls} before it and {sep} after it as in the rows: fine-tuning, fill-mask and "
+            "transformers go by the tokenizer (the post_processor of its tokenizer.json)"
+        )
 
 
 def check_sample(number: int, source: Source, tokenizer_dir: Path, max_lost: float) -> dict[str, float]:

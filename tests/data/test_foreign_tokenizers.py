@@ -388,3 +388,13 @@ def test_texts_are_padded_on_the_right(tmp_path):
     tokenizer.copy_model_tokenizer(tmp_path / "in", tmp_path / "out", model)
     written = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert written(["a", "Hello world"], padding=True).attention_mask[0][0] == 1
+
+
+@pytest.mark.parametrize(("build", "added"), [(gpt2, "no special token"), (llama, "<s>"), (mpnet, "")])
+def test_a_tokenizer_that_puts_other_tokens_around_a_text_than_rows_have(tmp_path, build, added):
+    from dwt_jax.data.text_checks import describe_missing_frame
+
+    build(tmp_path / "in")
+    lines = [*describe_missing_frame(tmp_path / "in")]
+    assert len(lines) == bool(added)
+    assert all(f"adds {added} to a text, expected <s> before it and </s> after it" in line for line in lines)
