@@ -42,6 +42,7 @@ from dwt_jax.data.text_checks import (
     describe_missing_frame,
     describe_text,
     text_shares,
+    unknown_remedy,
 )
 from dwt_jax.data.tokenizer import copy_tokenizer, load_vocabulary, save_tokenizer, tokenizer_digest
 from dwt_jax.data.tokenizer_training import sample_documents, train_tokenizer
@@ -160,10 +161,7 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
         fraction,
         by_parts,
     )
-    samples = [
-        check_sample(number, source, out / "tokenizer", data.max_lost_share)
-        for number, source in enumerate(data.sources)
-    ]
+    samples = [check_sample(number, data, out / "tokenizer") for number in range(len(data.sources))]
     for split in SPLITS:
         (out / split).mkdir()
     sources = []
@@ -173,7 +171,7 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
             writers = {split: ShardWriter(out / split, number, row_format, shard_bytes) for split in SPLITS}
             entry = _encode_source(source, name, writers, encoder, log, vocab.unk_id)
             entry["text"] = text_shares(number, entry, samples[number], data.max_lost_share)
-            for line in describe_text(name, entry, out / "tokenizer", out / "train"):
+            for line in describe_text(name, entry, data.tokenizer, out / "tokenizer", out / "train"):
                 log(line)
             sources.append(entry)
     index = {
@@ -375,7 +373,7 @@ def _unknown_share(index: dict[str, Any]) -> float:
 
 
 def _check_splits(index: dict[str, Any], data: Data) -> None:
-    check_unknown(_unknown_share(index), "tokens")
+    check_unknown(_unknown_share(index), "tokens", unknown_remedy(data.tokenizer, {}))
     num_documents = sum(source["documents"] for source in index["sources"])
     for split in SPLITS:
         if not index["splits"][split]["rows"]:

@@ -1,14 +1,16 @@
 """Measure what becomes of a corpus in `dwt prepare`, print it, and refuse what cannot be right."""
 
+import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dwt_jax.config import Source
+from dwt_jax.config import Data
+from dwt_jax.config import Tokenizer as TokenizerConfig
 from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.data.sentence_splitter import split_sentences
 from dwt_jax.data.shards import SPLITS
@@ -75,28 +77,29 @@ def describe_missing_frame(tokenizer_dir: Path) -> Iterator[str]:
         )
 
 
-def check_sample(number: int, source: Source, tokenizer_dir: Path, max_lost: float) -> dict[str, float]:
+def check_sample(number: int, data: Data, tokenizer_dir: Path) -> dict[str, float]:
     """Encode the first text of a source, and look what becomes of each character.
 
     Args:
-        number: of the source, for messages.
-        source: a section of `data.sources`.
+        number: of the source.
+        data: the config section.
         tokenizer_dir: directory of the tokenizer.
-        max_lost: `data.max_lost_share`.
 
     Returns:
-        Shares of the visible characters: `unknown` (in unknown tokens), `lost` (in no token), `lost_marks`
-        (vowel signs and the like that the tokenizer's normalizer drops).
+        Shares of the visible characters: `unknown` (in unknown tokens), `unknown_long` (of these, in words
+        that are too long for the tokenizer), `lost` (in no token), `lost_marks` (vowel signs and the like
+        that the tokenizer's normalizer drops).
 
     Raises:
-        UserError: most tokens or characters are unknown, or more than `max_lost` is lost.
+        UserError: most tokens or characters are unknown, or more than `data.max_lost_share` is lost.
     """
     tokenizer = load_hf_tokenizer(tokenizer_dir)
     tokenizer.encode_special_tokens = True
     vocab = load_vocabulary(tokenizer_dir)
+    max_word = _max_word_chars(tokenizer)
     characters: Counter[str] = Counter()
-    tokens = unknown_tokens = unknown = lost_marks = 0
-    for text in take_megabytes(iter_documents(source), SAMPLE_MEGABYTES):
+    tokens = unknown_tokens = unknown = unknown_long = lost_marks = 0
+    for text in take_megabytes(iter_documents(data.sources[number]), SAMPLE_MEGABYTES):
         for sentence in split_sentences(text):
             with wrap_tokenizer_errors("data.tokenizer.path", "a tokenizer that encodes any text"):
                 encoding = tokenizer.encode(sentence, add_special_tokens=False)
@@ -105,19 +108,23 @@ def check_sample(number: int, source: Source, tokenizer_dir: Path, max_lost: flo
             for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
                 if token_id == vocab.unk_id:
                     unknown_tokens += 1
-                    unknown += count_visible(sentence[start:end])
+                    visible = count_visible(sentence[start:end])
+                    unknown += visible
+                    unknown_long += visible if end - start > max_word else 0
             lost_marks += _count_lost_marks(sentence, tokenizer)
     lost_characters = [char for char in characters if _is_lost(char, tokenizer, vocab.word_prefix)]
     total = max(1, sum(count for char, count in characters.items() if count_visible(char)))
     counts = {
         "unknown": unknown,
+        "unknown_long": unknown_long,
         "lost": sum(characters[char] for char in lost_characters),
         "lost_marks": lost_marks,
     }
     shares = {name: count / total for name, count in counts.items()}
-    check_unknown(unknown_tokens / max(1, tokens), "tokens")
-    check_unknown(shares["unknown"], "characters", MAX_UNKNOWN_CHARACTERS)
-    location = f"data.sources.{number}"
+    remedy = unknown_remedy(data.tokenizer, shares)
+    check_unknown(unknown_tokens / max(1, tokens), "tokens", remedy)
+    check_unknown(shares["unknown"], "characters", remedy, MAX_UNKNOWN_CHARACTERS)
+    location, max_lost = f"data.sources.{number}", data.max_lost_share
     if shares["lost_marks"] > max_lost:
         raise UserError(
             f"{location}: {shares['lost_marks']:.1%} of the text are vowel signs and other marks, which "
@@ -126,6 +133,30 @@ def check_sample(number: int, source: Source, tokenizer_dir: Path, max_lost: flo
         )
     check_lost(location, shares["lost"], max_lost, "".join(lost_characters[:10]))
     return shares
+
+
+def _max_word_chars(tokenizer: "Tokenizer") -> float:
+    """The length of a word beyond which a tokenizer takes it for unknown as a whole; WordPiece has one."""
+    return json.loads(tokenizer.to_str())["model"].get("max_input_chars_per_word", float("inf"))
+
+
+def unknown_remedy(config: TokenizerConfig, shares: Mapping[str, float]) -> str:
+    """Return what to do about unknown text.
+
+    Args:
+        config: `data.tokenizer`.
+        shares: `unknown`, and how much of it is `unknown_long`.
+    """
+    if 2 * shares.get("unknown_long", 0) > shares.get("unknown", 0):
+        return (
+            "its words are too long for the tokenizer, as in scripts without spaces: divide them by spaces, "
+            "or set data.tokenizer.path to one of byte-level BPE or SentencePiece"
+        )
+    if config.path:
+        return "another data.tokenizer.path; does it lower-case text while its vocabulary has capitals?"
+    return "a larger " + (
+        "data.tokenizer.alphabet_size" if config.alphabet_size else "data.tokenizer.vocab_size"
+    )
 
 
 def _is_lost(char: str, tokenizer: "Tokenizer", word_prefix: str) -> bool:
@@ -151,12 +182,12 @@ def _count_marks(text: str) -> int:
     return count
 
 
-def check_unknown(share: float, unit: str, maximum: float = MAX_UNKNOWN_SHARE) -> None:
+def check_unknown(share: float, unit: str, remedy: str, maximum: float = MAX_UNKNOWN_SHARE) -> None:
     """Raise UserError if most of the tokens or characters of a text are unknown."""
     if share > maximum:
         raise UserError(
             f"data.tokenizer: {share:.1%} of the text's {unit} are unknown, expected at most "
-            f"{maximum:.0%} (does the tokenizer lower-case text while its vocabulary has capitals?)"
+            f"{maximum:.0%} ({remedy})"
         )
 
 
@@ -197,18 +228,22 @@ def text_shares(
         "characters_per_token": retained / max(1, tokens),
         "unknown_tokens": unknown / max(1, tokens),
         "unknown_characters": sample["unknown"],
+        "unknown_in_long_words": sample["unknown_long"],
         "lost": max(sample["lost"] + sample["lost_marks"], counts.without_tokens / retained),
         "skipped": counts.skipped / max(1, counts.characters),
         "cut": counts.cut_tokens / max(1, tokens),
     }
 
 
-def describe_text(name: str, entry: dict[str, Any], tokenizer_dir: Path, train_dir: Path) -> Iterator[str]:
+def describe_text(
+    name: str, entry: dict[str, Any], config: TokenizerConfig, tokenizer_dir: Path, train_dir: Path
+) -> Iterator[str]:
     """Yield lines about what became of a source, and three of its training rows as text.
 
     Args:
         name: how each line begins.
         entry: the source's `documents` and `text`, and its entries of the splits.
+        config: `data.tokenizer`.
         tokenizer_dir: directory of the tokenizer.
         train_dir: directory of the training rows.
     """
@@ -221,9 +256,10 @@ def describe_text(name: str, entry: dict[str, Any], tokenizer_dir: Path, train_d
         f"{text['cut']:.2%} in sentences longer than a row"
     )
     if (unknown := max(text["unknown_tokens"], text["unknown_characters"])) > WARN_UNKNOWN_SHARE:
+        shares = {"unknown": text["unknown_characters"], "unknown_long": text["unknown_in_long_words"]}
         yield (
             f"{name}: warning: {unknown:.1%} of the text is unknown to the tokenizer, expected at most "
-            f"{WARN_UNKNOWN_SHARE:.0%} (a larger data.tokenizer.vocab_size or another data.tokenizer.path)"
+            f"{WARN_UNKNOWN_SHARE:.0%} ({unknown_remedy(config, shares)})"
         )
     tokenizer = load_hf_tokenizer(tokenizer_dir)
     for row, tokens in _example_rows(train_dir, entry["train"]["shards"]):

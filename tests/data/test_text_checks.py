@@ -133,4 +133,31 @@ def test_much_unknown_text_is_warned_of(tmp_path):
     )
     index = prepare_data(data, tmp_path / "out", workers=1, log=lines.append)
     assert 0.02 < index["sources"][0]["text"]["unknown_tokens"] < 0.1
-    assert any("warning" in line and "unknown to the tokenizer" in line for line in lines)
+    warning = next(line for line in lines if "warning" in line and "unknown to the tokenizer" in line)
+    assert warning.endswith("(a larger data.tokenizer.alphabet_size)")
+
+
+def test_words_that_are_too_long_are_named_as_the_cause(tmp_path):
+    """Thai has no spaces between words."""
+    draw = random.Random(0)
+    words = ["ไทย", "ภาษา", "ว่าง", "ระหว่าง", "คำ", "มาก"]
+    source = source_of(tmp_path, ["".join(draw.choices(words, k=10 + i % 30)) for i in range(300)])
+    lines: list[str] = []
+    data = Data(
+        sources=(source,),
+        tokenizer=Tokenizer(lowercase=False, vocab_size=500),
+        sequence_length=32,
+        validation_fraction=0.1,
+    )
+    index = prepare_data(data, tmp_path / "out", workers=1, log=lines.append)
+    text = (tmp_path / "corpus.txt").read_text(encoding="utf-8").split()
+    share = sum(len(word) for word in text if len(word) > 100) / sum(map(len, text))
+    assert index["sources"][0]["text"]["unknown_in_long_words"] == pytest.approx(share, abs=0.02)
+    warning = next(line for line in lines if "unknown to the tokenizer" in line)
+    assert "(its words are too long for the tokenizer, as in scripts without spaces: divide them" in warning
+
+
+def test_too_small_an_alphabet_is_named_as_the_cause(tmp_path):
+    data = Data(sources=(source_of(tmp_path, chinese_lines()),), tokenizer=Tokenizer(alphabet_size=9))
+    with pytest.raises(UserError, match=r"are unknown, .* \(a larger data\.tokenizer\.alphabet_size\)"):
+        prepare_data(data, tmp_path / "out", workers=1, log=silent)
