@@ -212,7 +212,7 @@ def _required_parameter(function: Callable[..., Any]) -> str:
 def _to_builtin(value: Any) -> Any:
     """Convert ConfigDicts and sequences to dicts and lists, paths to text, NumPy's numbers to Python's."""
     if hasattr(value, "to_dict"):
-        value = value.to_dict()
+        value = {key: _config_dict_value(value, key) for key in value}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):
@@ -222,6 +222,16 @@ def _to_builtin(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_to_builtin(item) for item in value]
     return value
+
+
+def _config_dict_value(config: Any, key: str) -> Any:
+    """Return a value of a ConfigDict; None for a placeholder, which the command line may replace."""
+    from ml_collections.config_dict import RequiredValueError
+
+    try:
+        return config[key]
+    except RequiredValueError:
+        return None
 
 
 def _get_by_path(tree: Any, keys: tuple[str, ...], default: Any) -> Any:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections.config_dict import placeholder, required_placeholder
 
 from dwt_jax.config import Config, Schedule, Source
 from dwt_jax.config_checks import check
@@ -579,6 +580,26 @@ def _typed(value):
     return value if isinstance(value, str) else json.dumps(value)
 
 
+@pytest.mark.parametrize("make", [placeholder, required_placeholder])
+def test_a_placeholder_is_for_the_command_line(make):
+    raw = ConfigDict(MINIMAL)
+    raw.train.steps = make(int)
+    assert build_config(raw, {"train.steps": "7"}).train.steps == 7
+    with pytest.raises(UserError, match=r"config: train\.steps is None, expected a whole number"):
+        build_config(raw)
+    raw = ConfigDict({**MINIMAL, "data": {"sources": [ConfigDict({"path": make(str), "kind": "text"})]}})
+    overrides = {"data.sources.0.path": "corpus.txt"}
+    assert build_config(raw, overrides).data.sources[0].path == "corpus.txt"
+    with pytest.raises(UserError, match=r"config: data\.sources\.0\.path is None, expected text"):
+        build_config(raw)
+
+
+def test_frozen_config_dict():
+    """One with a list of groups cannot be made."""
+    raw = FrozenConfigDict({**MINIMAL, "distill": {"alpha_hard": {"kind": "linear", "end": 0.5}}})
+    assert build_config(raw) == build_config(raw.to_dict())
+
+
 def test_flatten_counts_every_plain_value():
     flat = flatten_dict({"a": {"b": 1, "c": [{"d": 2}, {"d": 3}]}, "e": []})
     assert flat == {"a.b": 1, "a.c.0.d": 2, "a.c.1.d": 3}
@@ -613,6 +634,10 @@ BROKEN = [
     (
         "from ml_collections import ConfigDict as C\ndef get_config():\n    c = C({'a': 1})\n    c.a = 'x'",
         "TypeError",
+    ),
+    (
+        "from ml_collections import FrozenConfigDict as F\ndef get_config():\n    return F({'a': [{}]})",
+        "Cannot contain a dict",
     ),
 ]
 
