@@ -73,6 +73,27 @@ def read_examples(examples: Examples) -> TaskData:
     return data
 
 
+MAX_SHARED_SHARE = 0.1
+"""Largest share of a dev split that may be in the training split without a warning."""
+
+
+def describe_shared_examples(data: TaskData) -> Iterator[str]:
+    """Yield a warning for each dev split of which many texts are in the training split, with any label."""
+    train = {*_iter_texts(data.splits["train"])}
+    for name, split in data.splits.items():
+        share = sum(text in train for text in _iter_texts(split)) / len(split)
+        if name.startswith("dev") and share > MAX_SHARED_SHARE:
+            yield (
+                f"warning: {share:.0%} of the examples in {name} are in train too, expected at most "
+                f"{MAX_SHARED_SHARE:.0%}: their score says little about new texts"
+            )
+
+
+def _iter_texts(split: ExampleSplit) -> Iterator[tuple[str, str]]:
+    """Yield the text of each example, and the second text or ''."""
+    return zip(split.texts, split.text_pairs or [""] * len(split), strict=True)
+
+
 def select_examples(split: ExampleSplit, indices: np.ndarray) -> ExampleSplit:
     """Return the examples of these indices, int [M], in their order."""
 

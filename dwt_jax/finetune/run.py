@@ -21,7 +21,7 @@ from dwt_jax.files import atomic_write, read_intact_json, user_path, write_json
 from dwt_jax.finetune import collate, directory, metrics, outputs
 from dwt_jax.finetune.collate import EncodedExamples, ExampleCache
 from dwt_jax.finetune.config import MIN_SEQUENCE_LENGTH, FinetuneConfig, Recipe
-from dwt_jax.finetune.datasets import TaskData
+from dwt_jax.finetune.datasets import TaskData, describe_shared_examples
 from dwt_jax.finetune.outputs import BestModel, SeedResult
 from dwt_jax.finetune.predict import predict_logits
 from dwt_jax.finetune.progress import FinetuneProgress
@@ -116,6 +116,8 @@ def prepare_finetuning(
         recipe = dataclasses.replace(config.recipe, max_length=positions)
         config = dataclasses.replace(config, recipe=recipe)
     data = example_cache.read(config.examples)
+    for line in describe_shared_examples(data):
+        print(f"{config.examples.task}: {line}", flush=True)
     encoded = example_cache.encode(config.examples, source.checkpoint.tokenizer, config.recipe.max_length)
     record = read_intact_json(workdir / "finetune.json")
     policy = resolve_precision(Config(precision=config.precision))

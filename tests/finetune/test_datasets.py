@@ -432,3 +432,32 @@ def test_metrics_of_every_kind_are_those_asked_for(tmp_path):
         )
     with pytest.raises(UserError, match="there are 3 classes"):
         read_examples(Examples(kind="glue", task="mnli", path=str(tmp_path), metrics=("f1",)))
+
+
+# Examples in two splits
+
+
+def task_of(tmp_path, train, dev, **columns):
+    header = "sentence\tother\tlabel"
+    for name, rows in (("train", train), ("dev", dev)):
+        lines = [f"text {row}\tother {row % 2}\t{'ab'[row % 2]}" for row in rows]
+        (tmp_path / f"{name}.tsv").write_text("\n".join([header, *lines]) + "\n")
+    paths = {name: str(tmp_path / f"{name}.tsv") for name in ("train", "dev")}
+    return read_examples(Examples(kind="files", task="own", **paths, **columns))
+
+
+@pytest.mark.parametrize(
+    ("dev", "share"), [(range(40), "100%"), (range(38, 48), "20%"), (range(39, 49), ""), (range(50, 60), "")]
+)
+@pytest.mark.parametrize("columns", [{}, {"text_pair_column": "other"}], ids=str)
+def test_dev_examples_in_train_are_warned_of(tmp_path, dev, share, columns):
+    lines = [*datasets.describe_shared_examples(task_of(tmp_path, range(40), dev, **columns))]
+    assert len(lines) == bool(share)
+    assert all(line.startswith(f"warning: {share} of the examples in dev are in train too") for line in lines)
+
+
+def test_pairs_that_share_one_text_are_different_examples(tmp_path):
+    data = task_of(tmp_path, range(40), range(1, 41), text_column="other", text_pair_column="sentence")
+    assert len([*datasets.describe_shared_examples(data)]) == 1
+    data.splits["dev"].text_pairs[:] = ["new"] * 40
+    assert not [*datasets.describe_shared_examples(data)]

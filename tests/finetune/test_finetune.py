@@ -561,6 +561,11 @@ def test_max_length_is_reduced_to_the_models_positions(models, task, tmp_path, c
     assert prepare_run(config_of(task, max_length=128), models / "Roberta", tmp_path).config == run.config
 
 
+def test_a_dev_file_that_is_the_train_file_is_warned_of(models, task, tmp_path, capsys):
+    prepare_run(config_of(task | {"dev": task["train"]}), models / "Bert", tmp_path)
+    assert "mine: warning: 100% of the examples in dev are in train too" in capsys.readouterr().out
+
+
 def test_non_finite_loss_raises_training_failed(models, task, tmp_path):
     config = config_of(task, dropout=0.1, optimizer={"learning_rate": {"value": 1e30}, "eps": 1e-6})
     with pytest.raises(TrainingFailed, match="of seed 0 is not finite in epoch 1; the learning rate"):
