@@ -36,6 +36,7 @@ from dwt_jax.data.sources import (
 )
 from dwt_jax.data.splits import choose_split, split_document
 from dwt_jax.data.text_checks import (
+    SAMPLE_MEGABYTES,
     TextCounts,
     check_sample,
     check_unknown,
@@ -44,8 +45,9 @@ from dwt_jax.data.text_checks import (
     text_shares,
     unknown_remedy,
 )
+from dwt_jax.data.text_format import recognise_format
 from dwt_jax.data.tokenizer import copy_tokenizer, load_vocabulary, save_tokenizer, tokenizer_digest
-from dwt_jax.data.tokenizer_training import sample_documents, train_tokenizer
+from dwt_jax.data.tokenizer_training import sample_documents, take_megabytes, train_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir, is_empty_dir, user_path
 from dwt_jax.models.tokenizer_defaults import TOKEN_ROLES
@@ -161,6 +163,10 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
         fraction,
         by_parts,
     )
+    for number, source in enumerate(data.sources):
+        beginning = "\n".join(take_megabytes(iter_documents(source), SAMPLE_MEGABYTES))
+        if description := recognise_format(beginning):
+            log(f"prepare: source {number} ({source.kind}): warning: {description}; it is read as it is")
     samples = [check_sample(number, data, out / "tokenizer") for number in range(len(data.sources))]
     for split in SPLITS:
         (out / split).mkdir()

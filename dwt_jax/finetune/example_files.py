@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dwt_jax.data.sources import COMPRESSION_SUFFIXES, read_lines, read_stdin_lines
+from dwt_jax.data.text_format import SEPARATOR_NAMES
 from dwt_jax.errors import UserError, did_you_mean
 
 RowIterator = Iterator[tuple[str, dict[str, Any]]]
@@ -19,7 +20,6 @@ _FORMATS: Mapping[str, FileFormat] = {".tsv": "tsv", ".csv": "csv", ".jsonl": "j
 STDIN = Path("-")
 """Standard input in place of a file."""
 
-_SEPARATOR_NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 _MAX_CELL = 2**31 - 1  # characters; the csv module's own limit is that of a text of 131,072
 
 
@@ -161,7 +161,7 @@ def get_column(row: Mapping[str, Any], name: str, location: str) -> Any:
         return row[name]
     if len(row) == 1:
         only_column = str(next(iter(row)))
-        for separator, separator_name in _SEPARATOR_NAMES.items():
+        for separator, separator_name in SEPARATOR_NAMES.items():
             if name in [cell.strip(" \"'") for cell in only_column.split(separator)]:
                 raise UserError(
                     f"{location}: no column '{name}': the first line is separated by {separator_name}, "

@@ -1,0 +1,46 @@
+"""Recognise markup, tables and JSON, which `dwt prepare` reads as text, but not without a line."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+_MIN_LINES = 10  # of a table or of JSON: fewer look like one by chance
+_MIN_SHARE = 0.9  # of the lines
+_MAX_MARKUP = 0.05  # of the characters
+_TAG = re.compile(
+    r"</?[A-Za-z][\w:.-]*(?:\s+[\w:.-]+\s*=[^<>]{0,1000})?\s*/?>|<(?:\?xml|!--|!DOCTYPE)[^<>]{0,1000}>"
+)
+_JSON_LINE = re.compile(r'\s*(?:"[^"]*"(?:\s*:.*|,?)|[][{}]+,?)\s*')
+SEPARATOR_NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
+
+
+def recognise_format(text: str) -> str:
+    """Return how much of a text is markup, rows of a table or JSON, in words; '' for plain text.
+
+    Args:
+        text: the beginning of a corpus.
+    """
+    tags = [match[0] for match in _TAG.finditer(text)]
+    markup = sum(map(len, tags)) / max(1, len(text))
+    if markup > _MAX_MARKUP:
+        return f"{markup:.0%} of its characters are tags such as {Counter(tags).most_common(1)[0][0][:40]!r}"
+    lines = [line for line in text.splitlines() if line and not line.isspace()]
+    if len(lines) < _MIN_LINES:
+        return ""
+    json_share = sum(_JSON_LINE.fullmatch(line) is not None for line in lines) / len(lines)
+    if json_share > _MIN_SHARE:
+        return f"{json_share:.0%} of its lines are of JSON"
+    tables = [(*_most_common_cells(lines, separator), name) for separator, name in SEPARATOR_NAMES.items()]
+    cells, share, name = max((table for table in tables if table[1] > _MIN_SHARE), default=(1, 0.0, ""))
+    return f"{share:.0%} of its lines have {cells} cells between {name}" if cells > 1 else ""
+
+
+def _most_common_cells(lines: Sequence[str], separator: str) -> tuple[int, float]:
+    """Return the most frequent number of cells in the rows of a table, and the share of rows that have it."""
+    try:
+        counts = Counter(len(row) for row in csv.reader(lines, delimiter=separator))
+    except csv.Error:
+        return 0, 0.0
+    cells, count = counts.most_common(1)[0]
+    return cells, count / counts.total()
