@@ -1,6 +1,7 @@
 """The command line: one module a command. Imports of jax and the like happen inside `run` of a command."""
 
 import argparse
+import fcntl
 import io
 import itertools
 import os
@@ -113,14 +114,26 @@ def _degrade_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+            # A stream that a script's caller closed has the number of the script itself, open for reading.
+            if _is_read_only(stream):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _is_read_only(stream: io.TextIOWrapper) -> bool:
+    try:
+        return fcntl.fcntl(stream.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    except OSError:  # a stream in memory, which has no number
+        return False
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Parse a command line into flags and config overrides.
 
     Raises:
-      UserError: unknown commands and flags, wrong values, overrides of a command without config.
+      UserError: arguments that are no text, unknown commands and flags, wrong values, overrides of a command
+        without config.
     """
+    _check_encoding(arguments)
     parser = _build_parser()
     flags, overrides = split_overrides(arguments)
     if not flags:
@@ -138,6 +151,16 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     if overrides and not hasattr(options, "config"):
         raise UserError(f"--config.{next(iter(overrides))}: 'dwt {options.command}' takes no config")
     return options, overrides
+
+
+def _check_encoding(arguments: Sequence[str]) -> None:
+    """Raise UserError for an argument that is no text: it can be neither tokenized nor written to a file."""
+    for argument in arguments:
+        if any("\udc80" <= char <= "\udcff" for char in argument):  # bytes that Python could not decode
+            encoding = sys.getfilesystemencoding()
+            raise UserError(
+                f"{argument}: is not {encoding}, expected text in the locale's encoding (LC_ALL=C.UTF-8)"
+            )
 
 
 def _check_renamed_flags(flags: Sequence[str]) -> None:

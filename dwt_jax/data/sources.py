@@ -219,6 +219,8 @@ def read_lines(
 
 def read_stdin_lines() -> Iterator[str]:
     """Yield the lines of standard input, as `read_lines` those of a file."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, expected lines")
     if sys.stdin.isatty():
         print("reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
     for number, line in enumerate(sys.stdin.buffer, 1):

@@ -1,5 +1,6 @@
 """Predict the classes or numbers of texts with a fine-tuned model (`dwt predict`)."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -332,6 +333,8 @@ def predict(
         if out is not None:
             partial = stack.enter_context(atomic_write(user_path(out)))
             stream = stack.enter_context(open(partial, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors="strict")  # names of classes are data, as in a file
         start = 0
         for logits in predict_texts(classifier, split, batch_size, max_length):
             ids = split.ids[start : start + len(logits)]

@@ -90,6 +90,39 @@ def test_a_closed_stream_stops_nothing(tmp_path, streams):
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+def test_a_stream_that_is_closed_for_a_script_stops_nothing(tmp_path):
+    """Then its number is that of the script, which is open for reading."""
+    (tmp_path / "script.sh").write_text(
+        f"exec {sys.executable} -m dwt_jax prepare --config=no.py --workdir=x\n"
+    )
+    (tmp_path / "script.sh").chmod(0o755)
+    for streams in ("2>&-", "1>&- 2>&-"):
+        done = subprocess.run(
+            ["bash", "-c", f"bash {tmp_path / 'script.sh'} {streams}"], env=environment(PYTHONPATH=str(ROOT))
+        )
+        assert done.returncode == 2
+
+
+def test_no_lines_from_a_closed_standard_input(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["fill-mask", "--model=x"]) == 2
+    assert capsys.readouterr().err == "dwt: standard input is closed, expected lines\n"
+
+
+def test_an_argument_that_is_no_text_is_refused(tmp_path):
+    """A name that is not UTF-8, and letters beyond ASCII in the POSIX locale without UTF-8 mode."""
+    posix = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for name, variables in ((b"\xff", {}), ("größe".encode(), posix)):
+        done = subprocess.run(
+            [sys.executable, "-m", "dwt_jax", "report", b"--workdir=" + name],
+            env=environment(PYTHONPATH=str(ROOT), **variables),
+            capture_output=True,
+        )
+        assert done.returncode == 2
+        assert b"expected text in the locale's encoding (LC_ALL=C.UTF-8)\n" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_other_encodings_degrade_what_is_printed_alone(tmp_path, encoding):
     """± is replaced on the terminal; files are UTF-8."""

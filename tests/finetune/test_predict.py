@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import shutil
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -14,6 +17,8 @@ from dwt_jax.finetune import predict as predictions
 from dwt_jax.finetune import run as runs
 from dwt_jax.finetune.datasets import ExampleSplit
 from helpers.finetuning import checkpoint, config_of, write_task
+from helpers.paths import ROOT
+from helpers.runs import environment
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -127,6 +132,23 @@ def test_all_inputs_give_the_same_predictions(finetuned, tmp_path, capsys, monke
     assert (tmp_path / "p.tsv").read_text() == submission
     assert main(["predict", f"--model={workdir.parent}", str(tmp_path / "lines")]) == 2
     assert "has the fine-tunings mine, expected one" in capsys.readouterr().err
+
+
+def test_predictions_are_utf8_in_every_locale(models, tmp_path):
+    """Names of classes are data: `dwt predict … > predictions.tsv` has them as --out does."""
+    shutil.copytree(models / "classes", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    names = {key: f"größe 日本 {key}" for key in config["id2label"]}
+    config |= {"id2label": names, "label2id": {name: int(key) for key, name in names.items()}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "t.txt").write_text("ab\n")
+    for encoding in ("ascii", "latin-1"):
+        done = subprocess.run(
+            [sys.executable, "-m", "dwt_jax", "predict", f"--model={tmp_path / 'model'}", tmp_path / "t.txt"],
+            env=environment(PYTHONPATH=str(ROOT), PYTHONIOENCODING=encoding),
+            capture_output=True,
+        )
+        assert done.stdout.decode("utf-8").splitlines()[1].split("\t")[1] in names.values()
 
 
 def test_progress_of_long_inputs_is_on_stderr(models, tmp_path, capsys, monkeypatch):
