@@ -52,12 +52,24 @@ def sync(path: Path, recursive: bool = True) -> None:
                 sync(child)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # not every file system can
-            raise
+        with sync_if_supported(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def sync_if_supported(path: Path) -> Iterator[None]:
+    """Ignore that a file system cannot sync, and let other errors name the file.
+
+    Args:
+        path: what the block syncs.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def user_path(path: str | Path) -> Path:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from dwt_jax import files
+from dwt_jax.config import Train
+from dwt_jax.runs.metric_writer import MetricWriter
 
 
 @pytest.fixture
@@ -45,12 +47,16 @@ def test_a_directory_is_synced_with_all_that_is_in_it(tmp_path, events):
     assert (renamed, last) == (("rename", "out"), ("fsync", "."))
 
 
-@pytest.mark.parametrize(("number", "is_raised"), [(errno.EINVAL, False), (errno.ENOSPC, True)])
-def test_a_file_system_without_fsync_is_no_error_and_a_full_one_is(tmp_path, monkeypatch, number, is_raised):
+def fail(number):
     def fsync(_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    return fsync
+
+
+@pytest.mark.parametrize(("number", "is_raised"), [(errno.EINVAL, False), (errno.ENOSPC, True)])
+def test_a_file_system_without_fsync_is_no_error_and_a_full_one_is(tmp_path, monkeypatch, number, is_raised):
+    monkeypatch.setattr(os, "fsync", fail(number))
     if is_raised:
         with pytest.raises(OSError, match="No space left"):
             files.write_json(tmp_path / "a.json", {})
@@ -58,6 +64,22 @@ def test_a_file_system_without_fsync_is_no_error_and_a_full_one_is(tmp_path, mon
     else:
         files.write_json(tmp_path / "a.json", {})
         assert files.read_json(tmp_path / "a.json") == {}
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", fail(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        files.sync(tmp_path)
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_tensorboard_on_a_file_system_without_fsync(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", fail(errno.EINVAL))
+    writer = MetricWriter(tmp_path, Train(steps=2, tensorboard=True), 0, "run")
+    writer.log_evaluation({"step": 1, "held_out_loss": 2.5, "standard_error": 0.5})
+    writer.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"held_out_loss" in events.read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\0\0\0", b"\xff\xfe{", b"[1]"])

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from dwt_jax.config import Train
 from dwt_jax.distributed import coordination
 from dwt_jax.errors import UserError
-from dwt_jax.files import json_text, read_intact_json
+from dwt_jax.files import json_text, read_intact_json, sync_if_supported
 from dwt_jax.runs.metrics_file import truncate_after
 from dwt_jax.runs.run_dir import RUN_ID_KEY
 from dwt_jax.text_format import format_step, format_with_error
@@ -75,8 +75,9 @@ class MetricWriter:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import scalar
 
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        writer = EventsWriter(str(workdir / "tensorboard" / "events"))
+        directory = workdir / "tensorboard"
+        directory.mkdir(exist_ok=True)
+        writer = EventsWriter(str(directory / "events"))
         # TensorBoard drops what an interrupted run wrote after this step.
         start = Event(step=step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
         writer.write_event(start)
@@ -86,10 +87,15 @@ class MetricWriter:
                 if key != "step" and value is not None:
                     summary = scalar(key, value)
                     writer.write_event(Event(step=record["step"], wall_time=time.time(), summary=summary))
-            writer.flush()
+            with sync_if_supported(directory):
+                writer.flush()
+
+        def close() -> None:
+            with sync_if_supported(directory):
+                writer.close()
 
         self._writers.append(write)
-        self._exit_stack.callback(writer.close)
+        self._exit_stack.callback(close)
 
     def _add_wandb(self, project: str, workdir: Path, name: str, config: Mapping[str, Any]) -> None:
         import wandb
