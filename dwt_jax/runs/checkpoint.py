@@ -142,9 +142,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = out_of_space_reason(error) or " ".join(str(error).split())[-200:]
-            if not (out_of_space_reason(error) or isinstance(error, OSError) or "Error writing" in reason):
+            message = " ".join(str(error).split())
+            if not (out_of_space_reason(error) or isinstance(error, OSError) or "Error writing" in message):
                 raise
+            reason = out_of_space_reason(error) or message[-200:]
             raise SaveFailed(
                 f"{self.directory}: a checkpoint cannot be written: {reason}; those before it are intact. "
                 "Rerun the same command to resume."

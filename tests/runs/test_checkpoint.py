@@ -294,6 +294,17 @@ def test_a_save_without_room_is_one_error_and_those_before_stay(copy, capfd):
     assert same(state, state_of(NEWEST))
 
 
+def test_an_error_of_writing_below_a_long_path_is_one_error(copy):
+    """TensorStore names the path first and the reason last."""
+    checkpoints = Checkpoints(copy, 10)
+    path = "x" * 300
+    checkpoints._failure = ValueError(
+        f'Error writing local file "{path}": Failed to fsync file: Invalid argument'
+    )
+    with pytest.raises(SaveFailed, match=r'cannot be written: x*": Failed to fsync file: Invalid argument; '):
+        checkpoints.check()
+
+
 def test_a_write_dropped_by_a_failed_save_prints_nothing(tmp_path):
     """Orbax starts the writes of a checkpoint one by one; those after the one that fails are collected."""
     program = f"""
