@@ -60,7 +60,10 @@ def num_position_chunks(rows: int, positions: int, vocab_size: int, policy: Poli
 
 
 def split_positions(x: jax.Array, count: int) -> jax.Array:
-    """Split the positions of all rows into chunks: [B, P, …] → [count, B, P/count, …]."""
+    """Split the positions of all rows into chunks.
+
+    The shape [B, P, …] becomes [count, B, P / count, …].
+    """
     return x.reshape(x.shape[0], count, -1, *x.shape[2:]).swapaxes(0, 1)
 
 
