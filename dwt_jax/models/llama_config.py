@@ -70,7 +70,7 @@ class Config(ModelConfig):
 
     def head_problems(self) -> Iterator[str]:
         """Yield one line for each number or size of heads that cannot be so."""
-        if not self.head_dim:
+        if not self.head_dim or self.model_type == "llama":  # of which transformers demands it all the same
             yield from super().head_problems()
         for key in ("num_key_value_heads", "head_dim"):
             if getattr(self, key) < 0:

@@ -69,10 +69,10 @@ def copy_scale(growth_plan: Plan, axis: Axis, m: AxisMap) -> Any:
 
 
 def residual_scale(m: AxisMap) -> Any:
-    """Return the factor of each channel of a map d → D, an array of D numbers.
+    """Return the factor of each channel of the residual stream.
 
-    It is s_j = √(a_j·D/d), but 1 where j is new or the target is smaller. With these scales the gradient
-    splits among copies as the shares a_j do, through the norms too.
+    For a map d → D it is s_j = √(a_j·D/d), but 1 where j is new or the target is smaller. With these scales
+    the gradient splits among copies as the shares a_j do, through the norms too.
     """
     size = len(m.kind)
     if size <= m.old:

@@ -19,6 +19,7 @@ from dwt_jax.remap.plan import plan_growth
 from helpers.small_models import batch, leaves, logits, random_params
 
 SOURCE = Config(
+    model_type="qwen3",
     vocab_size=300,
     hidden_size=8,
     num_hidden_layers=2,
@@ -68,6 +69,8 @@ def test_any_pair_of_sizes_keeps_the_function(kind, method, tied, split, width, 
         tie_word_embeddings=tied,
         sliding_window=5 if kind == "mistral" else 0,
     )
+    if kind == "llama":  # transformers demands a multiple of the heads there
+        width = -(-width // heads[0]) * heads[0]
     target = dataclasses.replace(
         source,
         hidden_size=width,
@@ -89,7 +92,7 @@ def test_tied_to_untied_and_more_tokens():
     assert largest < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
 def test_groups_may_be_split(kind):
     """Fewer query heads for each head of keys and values, which is repeated: up to multi-head attention."""
     for heads, kv_heads in ((4, 4), (8, 8), (8, 4)):
@@ -144,7 +147,7 @@ def test_new_channels_that_are_not_0_are_refused_where_exactness_is_claimed():
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_scale_as_first_moments_do(method, tied):
     """The gradient of the grown model, from the rule for moments and by autodiff."""
-    source = dataclasses.replace(SOURCE, tie_word_embeddings=tied, model_type="qwen3")
+    source = dataclasses.replace(SOURCE, tie_word_embeddings=tied)
     target = dataclasses.replace(source, hidden_size=13, num_attention_heads=8, intermediate_size=20)
     params, (tokens, segments) = float64_params(source), batch(source)
     plan = plan_growth(method, source, target, jax.random.key(0))
