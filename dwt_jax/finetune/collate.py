@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dwt_jax.data.hf_tokenizer import read_tokenizer
+from dwt_jax.errors import UserError
 from dwt_jax.finetune.config import Examples
 from dwt_jax.finetune.datasets import ExampleSplit, TaskData, read_examples
+from dwt_jax.models.protocol import ModelConfig
 
 TOKENIZER_BATCH_SIZE = 10_000  # texts per call of the tokenizer
 
@@ -41,6 +43,19 @@ class ExampleBatch(NamedTuple):
     token_type_ids: Any  # int32 [..., B, L]
     labels: Any  # int32 or float32 [..., B]
     weights: Any  # float32 [..., B]; 0 for rows that only fill up the batch
+
+
+def require_encoder(path: str, model: ModelConfig) -> None:
+    """Check that a model reads a text in both directions, as the rows of examples are for.
+
+    Raises:
+        UserError: it is a decoder.
+    """
+    if model.objective != "mlm":
+        raise UserError(
+            f"--model: {path} is a {model.model_type}, which predicts next tokens, expected a model of "
+            "masked tokens: decoders are not fine-tuned yet"
+        )
 
 
 def encode_examples(split: ExampleSplit, tokenizer: Path, max_length: int) -> EncodedExamples:

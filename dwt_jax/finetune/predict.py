@@ -88,6 +88,7 @@ def load_classifier(path: str) -> Classifier:
     if (directory / "finetune.json").exists() and not (directory / "results.json").exists():
         print(f"{path}: not finished; the best model so far is used", file=sys.stderr)
     loaded = load_model(path, heads="all")
+    collate.require_encoder(path, loaded.model)
     if "classifier" not in loaded.params:
         heads = ", ".join(head for head in family(loaded.model).HEADS if head in loaded.params)
         raise UserError(

@@ -81,6 +81,7 @@ def load_source_model(path: str, step: int | None = None) -> SourceModel:
         UserError: if `path` is not a model, or its embedding is smaller than the tokenizer's vocabulary.
     """
     checkpoint = load_model(path, heads="all", step=step)
+    collate.require_encoder(path, checkpoint.model)
     params, model = fold_gates(checkpoint.params, checkpoint.model)
     vocab = load_vocabulary(checkpoint.tokenizer)
     check_vocab_size("--model", path, model, len(vocab))

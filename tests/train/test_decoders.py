@@ -12,6 +12,8 @@ from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.eval.fill_mask import fill_masks
 from dwt_jax.eval.generate import continue_texts
+from dwt_jax.finetune.predict import load_classifier
+from dwt_jax.finetune.run import load_source_model
 from dwt_jax.train.loop import train
 from helpers.decoders import KINDS, TEXT, save_decoder_tokenizer
 from helpers.run_records import assert_same_run, cut_after, records, summary
@@ -192,5 +194,9 @@ def test_what_does_not_fit_the_model_is_one_line(student):
         continue_texts(str(student), ["cat " * 40])
     with pytest.raises(UserError, match="predicts next tokens, expected a model of masked tokens"):
         fill_masks(str(student), ["a"])
+    with pytest.raises(UserError, match="decoders are not fine-tuned yet"):
+        load_source_model(str(student))
+    with pytest.raises(UserError, match="decoders are not fine-tuned yet"):
+        load_classifier(str(student))
     with pytest.raises(UserError, match="no text, expected at least one"):
         continue_texts(str(student), [])
