@@ -54,7 +54,7 @@ def count_visible(text: str) -> int:
 
 
 def describe_missing_frame(tokenizer_dir: Path) -> Iterator[str]:
-    """Yield a warning if the tokenizer does not put around a text what rows have there.
+    """Yield a warning if the tokenizer of a masked model does not put around a text what rows have there.
 
     Its model then meets other texts in fine-tuning, in `dwt fill-mask` and in transformers than in training.
 
@@ -62,6 +62,8 @@ def describe_missing_frame(tokenizer_dir: Path) -> Iterator[str]:
         tokenizer_dir: directory of the tokenizer.
     """
     vocab = load_vocabulary(tokenizer_dir)
+    if vocab.mask_id < 0:  # tokenizers of decoders often add nothing, or no end
+        return
     encoding = load_hf_tokenizer(tokenizer_dir).encode("a")
     if (encoding.ids[:1], encoding.ids[-1:]) != ([vocab.cls_id], [vocab.sep_id]):
         special = [

@@ -67,7 +67,9 @@ def student(project, teacher):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_have_the_ids_of_transformers_between_the_tokens_of_the_decoder(project, kind):
     config = config_of(project, kind)
-    data = get_prepared(config.data)
+    lines = []
+    data = get_prepared(config.data, log=lines.append)
+    assert not any("warning" in line for line in lines), lines
     auto = transformers.AutoTokenizer.from_pretrained(project[0] / kind)
     begin = auto.eos_token_id if auto.bos_token_id is None else auto.bos_token_id
     documents = [[begin]]
@@ -81,8 +83,8 @@ def test_rows_have_the_ids_of_transformers_between_the_tokens_of_the_decoder(pro
             documents[-1] += ids[1:]
             if ids[-1] == auto.eos_token_id:
                 documents.append([begin])
-    lines = open(config.data.sources[0].path).read().splitlines()
-    encoded = (auto(line, add_special_tokens=False).input_ids for line in lines)
+    texts = open(config.data.sources[0].path).read().splitlines()
+    encoded = (auto(text, add_special_tokens=False).input_ids for text in texts)
     expected = {(begin, *ids, auto.eos_token_id) for ids in encoded}
     assert documents.pop() == [begin]
     assert len(documents) > 80
