@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from dwt_jax.data.tokenizer import copy_model_tokenizer
+from dwt_jax.data.tokenizer import copy_model_tokenizer, load_vocabulary
+from dwt_jax.data.tokenizer_files import has_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir
 from dwt_jax.hf.config import load_hf_config, to_hf_config
@@ -296,7 +297,7 @@ def save_checkpoint(
     with atomic_dir(out) as partial:
         copy_model_tokenizer(tokenizer, partial, model)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        config = {**to_hf_config(model, heads, labels, dtype), **passthrough}
+        config = {**to_hf_config(model, heads, labels, dtype), **_end_tokens(partial, model), **passthrough}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         shutil.copymode(
             partial / "config.json", partial / "model.safetensors"
@@ -313,6 +314,14 @@ def save_checkpoint(
             old.rename(out)
             raise
         shutil.rmtree(old)
+
+
+def _end_tokens(directory: Path, model: ModelConfig) -> dict[str, int]:
+    """The ids that a decoder's texts begin and end with, for generation in transformers."""
+    if model.objective != "next_token" or not has_tokenizer(directory):
+        return {}
+    vocabulary = load_vocabulary(directory)
+    return {"bos_token_id": vocabulary.cls_id, "eos_token_id": vocabulary.sep_id}
 
 
 def _require_finite(tensors: Mapping[str, np.ndarray], out: Path) -> None:

@@ -165,13 +165,14 @@ def test_transformers_gives_the_held_out_loss_of_the_exported_model(project, stu
 def test_continuations_are_those_of_transformers(student):
     model = transformers.AutoModelForCausalLM.from_pretrained(student / "model").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(student / "model")
+    assert model.config.eos_token_id == tokenizer.eos_token_id
     for text in ("The old", "The quick cat sees"):
         ids = [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
         new = model.generate(
-            torch.tensor([ids]), max_new_tokens=10, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            torch.tensor([ids]), max_new_tokens=26, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )[0, len(ids) :]
         expected = tokenizer.decode(new, skip_special_tokens=True)
-        assert continue_texts(str(student), [text], max_new_tokens=10) == [expected]
+        assert continue_texts(str(student), [text], max_new_tokens=26) == [expected]
 
 
 def test_draws_depend_on_the_seed_and_the_text_alone(student):
