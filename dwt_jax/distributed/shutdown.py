@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from dwt_jax.distributed import coordination, preemption
+from dwt_jax.distributed.output_streams import lasting_output
 
 
 class Preempted(BaseException):
@@ -117,6 +118,8 @@ def defer_signals() -> Iterator[None]:
 def handle_signals(unarmed_message: str = NOTHING_CHANGED) -> Iterator[ShutdownFlag]:
     """Make STOP_SIGNALS set the yielded flag inside the block, or raise Preempted before `ShutdownFlag.arm`.
 
+    A closed pipe of standard output or error does so too.
+
     A signal too late to stop the block, which is saving its results, goes to the flag of an enclosing block:
     a study stops after that run. Outside the main thread, where Python allows no signal
     handlers, the flag is never set.
@@ -133,7 +136,8 @@ def handle_signals(unarmed_message: str = NOTHING_CHANGED) -> Iterator[ShutdownF
     try:
         if _pending_signals:
             shutdown_flag.handle(_pending_signals[0], None)
-        yield shutdown_flag
+        with lasting_output(lambda: shutdown_flag.handle(signal.SIGPIPE, None)):
+            yield shutdown_flag
     finally:
         if preemption_sync is not None:
             preemption_sync.close()

@@ -1,8 +1,10 @@
 """Signals in a single process."""
 
+import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -22,6 +24,59 @@ def test_defer_signals_holds_a_signal_until_handle_signals():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def piped_output(monkeypatch):
+    """Make standard output the end of a pipe, and yield the number of its other end."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        yield reader
+        monkeypatch.undo()
+
+
+def test_a_closed_pipe_stops_as_a_signal_does(monkeypatch):
+    with piped_output(monkeypatch) as pipe, handle_signals() as shutdown_flag:
+        shutdown_flag.arm()
+        print("read", flush=True)
+        assert os.read(pipe, 10) == b"read\n"
+        assert not shutdown_flag.is_set()
+        os.close(pipe)
+        for _ in range(2):
+            print("not read", flush=True)
+            assert shutdown_flag.is_set()
+
+
+def test_a_pipe_that_is_closed_before_anything_can_be_lost(monkeypatch):
+    with piped_output(monkeypatch) as pipe:
+        os.close(pipe)
+        with pytest.raises(Preempted, match="nothing was changed"), handle_signals():
+            print("not read", flush=True)
+
+
+def test_other_errors_of_output_are_raised(monkeypatch):
+    """A full disk, for example."""
+    with open("/dev/full", "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(OSError, match="No space left"), handle_signals():
+            print("x", flush=True)
+        monkeypatch.undo()
+        with suppress(OSError):
+            stream.close()
+
+
+def test_a_terminal_that_is_gone_stops_nothing(monkeypatch):
+    """If it is to stop the run, SIGHUP says so."""
+    controller, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with handle_signals() as shutdown_flag:
+            shutdown_flag.arm()
+            os.close(controller)
+            print("x", flush=True)
+            assert not shutdown_flag.is_set()
+        monkeypatch.undo()
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing():
