@@ -51,6 +51,20 @@ def pytest_addoption(parser):
     parser.addoption("--renew-golden", action="store_true", help="rewrite the files of tests/golden/")
 
 
+MAX_MEMORY_MAPS = 20_000
+"""Of a process. Linux allows 65,530, and each program of XLA takes a few: beyond, the compiler crashes."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Forget compiled programs, of which thousands of tests in one process make tens of thousands."""
+    yield
+    with open("/proc/self/maps") as maps:
+        count = sum(1 for _ in maps)
+    if count > MAX_MEMORY_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def golden(request):
     """golden(name.json, value) or golden(name.npz, {key: array}): must equal what is stored there,

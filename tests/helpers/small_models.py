@@ -1,5 +1,7 @@
 """Small models of any family with random parameters, and their logits."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -51,11 +53,18 @@ def batch(config: ModelConfig):
 
 def logits(params, config, tokens, segments, dtype=np.float32):
     """[B, L, vocab_size], computed in `dtype`."""
-    policy = Policy(np.dtype(dtype), np.dtype(dtype))
     with jax.enable_x64(dtype == np.float64):
         params = jax.tree.map(lambda x: np.asarray(x, dtype), params)
-        hidden = family(config).encode(params, config, tokens, segments, policy=policy)
-        return np.asarray(lm_head_logits(params, config, hidden, policy=policy))[..., : config.vocab_size]
+        return np.asarray(_jit_logits(params, config, tokens, segments, np.dtype(dtype)))
+
+
+@functools.partial(
+    jax.jit, static_argnums=(1, 4)
+)  # op by op there would be a hundred programs for each shape
+def _jit_logits(params, config, tokens, segments, dtype):
+    policy = Policy(dtype, dtype)
+    hidden = family(config).encode(params, config, tokens, segments, policy=policy)
+    return lm_head_logits(params, config, hidden, policy=policy)[..., : config.vocab_size]
 
 
 def leaves(tree):

@@ -51,7 +51,7 @@ def difference(source, target, method, options=GrowthOptions(), seed=0):
     return np.abs(after - before).max(), report
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     st.sampled_from(KINDS),
     st.sampled_from(METHODS),
