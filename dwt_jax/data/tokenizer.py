@@ -72,7 +72,7 @@ class Vocabulary:
     mask_id: int  # -1: none, the tokenizer of a decoder
     special_ids: tuple[int, ...]  # sorted; those above and all others that the tokenizer marks as special
     continuation: np.ndarray = field(compare=False)  # bool [vocab]: the token continues a word
-    word_prefix: str = ""  # first character of tokens that begin a word: 'Ġ' (byte-level), '▁', or none
+    word_prefix: str = ""  # first character of tokens that begin a word: 'Ġ' (byte-level), '▁', … or none
     # Of tokenizer.json: normalizer, pre_tokenizer, and a digest of the merges.
     pipeline: Mapping[str, Any] = field(default_factory=dict, compare=False)
     marks_words: bool = True  # whether `continuation` is known; if not, it is False throughout
@@ -323,8 +323,36 @@ def _word_marks(tokenizer: "Tokenizer", tokens: tuple[str, ...]) -> tuple[np.nda
     settings = json.loads(tokenizer.to_str())
     if continuation_prefix := settings["model"].get("continuing_subword_prefix"):
         return np.array([token.startswith(continuation_prefix) for token in tokens]), "", True
-    pipeline = json.dumps([settings["normalizer"], settings["pre_tokenizer"]])
-    word_prefix = "Ġ" if '"ByteLevel"' in pipeline else "▁" if '"Metaspace"' in pipeline else ""
-    if not word_prefix:  # a token of WordLevel is a word
-        return np.zeros(len(tokens), bool), "", settings["model"]["type"] == "WordLevel"
+    word_prefix = _word_prefix(tokenizer, tokens)
+    if not word_prefix:  # a token of WordLevel is a word, unless letters are divided
+        is_word = settings["model"]["type"] == "WordLevel" and len(_pre_tokenize("ab", tokenizer)) == 1
+        return np.zeros(len(tokens), bool), "", is_word
     return np.array([not token.startswith(word_prefix) for token in tokens]), word_prefix, True
+
+
+def _word_prefix(tokenizer: "Tokenizer", tokens: tuple[str, ...]) -> str:
+    """The character that stands for the space before a word and begins the word's first token; '' for none.
+
+    It is asked of the tokenizer itself: the space may be replaced by the normalizer or the pre-tokenizer,
+    by any character, or be dropped before either sees it.
+    """
+    pieces = _pre_tokenize("a b", tokenizer)
+    match = re.search("a(.)b", "".join(pieces))
+    if match is None:
+        return ""
+    prefix = match[1]
+    if len(pieces) > 1:
+        return prefix if pieces[-1].startswith(prefix) else ""
+    # Not divided: whether tokens begin or end with the character is up to the vocabulary.
+    begin = sum(token.startswith(prefix) for token in tokens)
+    end = sum(token.endswith(prefix) and token.strip(prefix) != "" for token in tokens)
+    return prefix if begin > 100 * end else ""
+
+
+def _pre_tokenize(text: str, tokenizer: "Tokenizer") -> list[str]:
+    """Divide a text as before the model: normalized, into pieces that no token reaches across."""
+    if tokenizer.normalizer is not None:
+        text = tokenizer.normalizer.normalize_str(text)
+    if tokenizer.pre_tokenizer is None:
+        return [text]
+    return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]

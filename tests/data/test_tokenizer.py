@@ -240,28 +240,6 @@ def test_byte_level(roberta):
     assert not vocab.continuation[list(vocab.special_ids)].any()
 
 
-@pytest.mark.parametrize(
-    ("model", "marks_words"),
-    [
-        ({"type": "BPE", "end_of_word_suffix": "</w>"}, False),
-        ({"type": "BPE"}, False),
-        ({"type": "BPE", "continuing_subword_prefix": "##"}, True),
-        ({"type": "WordLevel"}, True),
-    ],
-)
-def test_whether_words_are_marked(tmp_path, model, marks_words):
-    from tokenizers import Tokenizer, models
-
-    vocab = {token: i for i, token in enumerate([*WORDPIECE_TOKENS, "a", "a</w>", "##b"])}
-    kind = getattr(models, model["type"])
-    options = {key: value for key, value in model.items() if key != "type"}
-    options |= {"merges": []} if model["type"] == "BPE" else {}
-    Tokenizer(kind(vocab=vocab, unk_token="[UNK]", **options)).save(str(tmp_path / "tokenizer.json"))
-    vocabulary = tokenizer.load_vocabulary(tmp_path)
-    assert vocabulary.marks_words == marks_words
-    assert vocabulary.continuation.any() == ("continuing_subword_prefix" in model)
-
-
 def test_roles_from_the_config_files(roberta, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((roberta / "tokenizer.json").read_bytes())
     (tmp_path / "special_tokens_map.json").write_text('{"cls_token": {"content": "a"}, "sep_token": "b"}')
