@@ -77,7 +77,8 @@ def _check_matches_config(directory: Path, data: Data) -> None:
     tokenizer = data.tokenizer
     if not tokenizer.path:
         return
-    if tokenizer_digest(tokenizer.path, tokenizer.lowercase) != index["tokenizer"]["digest"]:
+    # Not the digest in the index, of which earlier versions left out added tokens and scores.
+    if tokenizer_digest(tokenizer.path, tokenizer.lowercase) != tokenizer_digest(directory / "tokenizer"):
         raise UserError(
             f"data.tokenizer.path is {tokenizer.path}, another tokenizer than that of {directory}, expected "
             f"the same as {directory / 'tokenizer'}"

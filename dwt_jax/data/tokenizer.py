@@ -73,7 +73,7 @@ class Vocabulary:
     special_ids: tuple[int, ...]  # sorted; those above and all others that the tokenizer marks as special
     continuation: np.ndarray = field(compare=False)  # bool [vocab]: the token continues a word
     word_prefix: str = ""  # first character of tokens that begin a word: 'Ġ' (byte-level), '▁', … or none
-    # Of tokenizer.json: normalizer, pre_tokenizer, and a digest of the merges.
+    # Of tokenizer.json: what maps text to ids besides the tokens.
     pipeline: Mapping[str, Any] = field(default_factory=dict, compare=False)
     marks_words: bool = True  # whether `continuation` is known; if not, it is False throughout
 
@@ -251,16 +251,51 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
 
 def _pipeline_settings(tokenizer: "Tokenizer") -> dict[str, Any]:
     settings = json.loads(tokenizer.to_str())
-    merges = json.dumps(settings["model"].get("merges"))
     return {
         "normalizer": settings["normalizer"],
         "pre_tokenizer": settings["pre_tokenizer"],
-        "merges": hashlib.sha256(merges.encode()).hexdigest()[:16],
+        "merges": _short_digest(settings["model"].get("merges")),
+        **_encoding_settings(settings),
     }
 
 
+def _encoding_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What else maps text to ids, where it is not the default: most tokenizers have nothing here.
+
+    Special tokens are left out, which are not looked for in a text.
+
+    Args:
+        settings: the content of a tokenizer.json.
+    """
+    model = settings["model"]
+    kind = model["type"]
+    defaults = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "type": "WordPiece"}
+    if kind in ("BPE", "Unigram"):  # told apart by merges and scores
+        defaults = {"type": kind}
+    omitted = ("vocab", "merges", "unk_token", "unk_id")
+    changed = {
+        key: value
+        for key, value in model.items()
+        if key not in omitted and value not in (None, False, "", defaults.get(key))
+    }
+    result: dict[str, Any] = {"model": changed} if changed else {}
+    if kind == "Unigram":  # rounded, since not every version reads what it wrote to the last bit
+        result["scores"] = _short_digest([f"{score:.6g}" for _, score in model["vocab"]])
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    added = {
+        token["content"]: " ".join(flag for flag in flags if token[flag]) or "no flags"
+        for token in settings["added_tokens"]
+        if not token["special"]
+    }
+    return result | ({"added_tokens": added} if added else {})
+
+
+def _short_digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
 def tokenizer_digest(path: str | Path, lowercase: bool = True) -> str:
-    """Return the hex SHA-256 of what maps text to ids: tokens, normalizer, pre-tokenizer and merges.
+    """Return the hex SHA-256 of what maps text to ids: tokens, pipeline, merges or scores, added tokens.
 
     A vocab.txt and a tokenizer.json that give the same ids have the same digest.
 
@@ -273,12 +308,14 @@ def tokenizer_digest(path: str | Path, lowercase: bool = True) -> str:
     """
     tokenizer = load_hf_tokenizer(path, lowercase)
     settings = json.loads(tokenizer.to_str())
-    content = [
+    content: list[Any] = [
         _tokens_by_id(tokenizer, Path(path)),
         settings["normalizer"],
         settings["pre_tokenizer"],
         settings["model"].get("merges"),
     ]
+    if others := _encoding_settings(settings):  # left out where empty, so that rows keep their digest
+        content.append(others)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

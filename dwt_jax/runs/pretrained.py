@@ -133,7 +133,8 @@ def check_vocabulary(
     source_settings, data_settings = flatten_dict(source_vocab.pipeline), flatten_dict(data_vocab.pipeline)
     for name in {**source_settings, **data_settings}:
         setting, expected = source_settings.get(name), data_settings.get(name)
-        if setting != expected and (name != "merges" or source_size == data_size):
+        is_by_token = name.split(".")[0] in ("merges", "scores", "added_tokens")
+        if setting != expected and (not is_by_token or source_size == data_size):
             print(
                 f"{key}: warning: {path} has the data's vocabulary, but another tokenizer: {name} is "
                 f"{str(setting)[:80]}, the data's is {str(expected)[:80]}",

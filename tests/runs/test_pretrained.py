@@ -6,8 +6,9 @@ import json
 import pytest
 
 from dwt_jax.cli import main
-from dwt_jax.data.tokenizer import load_vocabulary
+from dwt_jax.data.tokenizer import load_hf_tokenizer, load_vocabulary, tokenizer_digest
 from dwt_jax.errors import UserError
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 from dwt_jax.runs.pretrained import check_vocabulary
 from helpers.runs import prepared_project
 from helpers.torch_models import SMALL, torch_model
@@ -48,3 +49,65 @@ def test_only_the_merges_of_a_shorter_vocabulary_may_differ(tmp_path, capsys):
     assert "another tokenizer: merges is other, the data's is " in capsys.readouterr().err
     with pytest.raises(UserError, match=f"path has another vocabulary, of {len(data) - 1} tokens"):
         check_vocabulary("--model", "path", fewer, data)
+
+
+TOKENS = [*WORDPIECE_TOKENS, "a", "b", "##b", "ab", "▁", "▁a", "▁ab"]
+
+
+def _same_tokens_other_ids(name):
+    """Two tokenizers of the same tokens, and what the warning names."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    vocab = {token: i for i, token in enumerate(TOKENS)}
+
+    def unigram(score):
+        model = models.Unigram([(token, score if token == "▁ab" else -2.0) for token in TOKENS], unk_id=1)
+        tokenizer = Tokenizer(model)
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        return tokenizer
+
+    def wordpiece(**options):
+        tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", **options))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return tokenizer
+
+    def bpe(**options):
+        return Tokenizer(models.BPE(vocab, [("a", "b")], unk_token="[UNK]", **options))
+
+    if name == "scores":
+        pair = unigram(-9.0), unigram(-1.0)
+    elif name == "added_tokens.a":
+        pair = wordpiece(), wordpiece()
+        pair[0].add_tokens([AddedToken("a", normalized=False)])
+    elif name == "model.max_input_chars_per_word":
+        pair = wordpiece(max_input_chars_per_word=1), wordpiece()
+    elif name == "model.type":
+        pair = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]")), wordpiece()
+        pair[0].pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        pair = bpe(fuse_unk=True), bpe()
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("scores", "ab"),
+        ("added_tokens.a", "abb"),
+        ("model.max_input_chars_per_word", "ab"),
+        ("model.type", "abb"),
+        ("model.fuse_unk", "xy"),
+    ],
+)
+def test_whatever_gives_a_text_other_ids_is_warned_of_and_in_the_digest(tmp_path, capsys, name, text):
+    paths = tmp_path / "teacher", tmp_path / "data"
+    for path, tokenizer in zip(paths, _same_tokens_other_ids(name), strict=True):
+        path.mkdir()
+        tokenizer.save(str(path / "tokenizer.json"))
+    teacher_ids, data_ids = (load_hf_tokenizer(path).encode(text).ids for path in paths)
+    assert teacher_ids != data_ids
+    teacher, data = map(load_vocabulary, paths)
+    assert teacher.tokens == data.tokens
+    check_vocabulary("teacher.path", "path", teacher, data)
+    assert f"but another tokenizer: {name} is " in capsys.readouterr().err
+    assert tokenizer_digest(paths[0]) != tokenizer_digest(paths[1])
