@@ -29,7 +29,7 @@ from dwt_jax.cli import (
 )
 from dwt_jax.cli import train as train_run
 from dwt_jax.cli.arguments import split_overrides
-from dwt_jax.cli.exit_status import EXIT_USER_ERROR, exit_status
+from dwt_jax.cli.exit_status import EXIT_USER_ERROR, exit_status, raise_at_signals
 from dwt_jax.errors import UserError, did_you_mean
 
 
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the command line without the program's name. Default: that of this process.
 
     Returns:
-      The exit status: 0 success; 2 user error; 75 stopped by a signal after saving a checkpoint; 1 any other
-      failure that is reported in one line.
+      The exit status: 0 success; 2 user error; 75 stopped by a signal after saving a checkpoint; 128 + N
+      ended by signal N; 1 any other failure that is reported in one line.
     """
 
     _degrade_streams()
@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from dwt_jax.distributed import initialize
 
             initialize.require_single_process(options.command)
-        return COMMANDS[options.command].run(options, overrides)
+        with raise_at_signals():
+            return COMMANDS[options.command].run(options, overrides)
 
     return exit_status(run)
 

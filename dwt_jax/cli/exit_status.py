@@ -1,13 +1,55 @@
 """Exit statuses of the command line, and which exception ends with which."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from dwt_jax.errors import ReportedElsewhere, SaveFailed, UserError, out_of_space_reason
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER_ERROR, EXIT_RESUMABLE, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+
+
+class EndedBySignal(KeyboardInterrupt):
+    """A signal ends the command, as Ctrl-C does."""
+
+    def __init__(self, signum: int):
+        self.signal = signal.Signals(signum)
+
+
+@contextmanager
+def raise_at_signals() -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and SIGUSR1 end the block as Ctrl-C does, so that nothing half written is left.
+
+    Blocks inside that save and stop at a signal have handlers of their own. A second signal ends the
+    process at once. A signal that is ignored (nohup) remains so.
+
+    Raises:
+        EndedBySignal: after a signal.
+    """
+
+    def handle(signum: int, _: FrameType | None) -> None:
+        restore()
+        raise EndedBySignal(signum)
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            if signal.getsignal(number) is handle:  # not if it is ignored from here on
+                signal.signal(number, handler)
+
+    previous: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            if signal.getsignal(signum) is signal.SIG_DFL:
+                previous[signum] = signal.signal(signum, handle)
+    try:
+        yield
+    finally:
+        restore()
 
 
 def exit_status(run: Callable[[], int | None]) -> int:
@@ -22,6 +64,9 @@ def exit_status(run: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # `dwt … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
+    except EndedBySignal as error:
+        print(f"dwt: ended by {error.signal.name}; completed files are kept", file=sys.stderr)
+        return 128 + error.signal  # as a shell reports it
     except KeyboardInterrupt:
         print("dwt: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -259,6 +260,26 @@ def test_exit_status_of_failures_reported_in_one_line(error, status, message, ca
     output = capsys.readouterr().err
     assert output.startswith(message)
     assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+)
+def test_a_signal_ends_prepare_with_a_word_and_nothing_half_written(tmp_path, signum, status):
+    script = (
+        "import signal, sys\n"
+        "from dwt_jax.cli import main\n"
+        "from dwt_jax.data import prepare\n"
+        f"prepare.check_sample = lambda *_: signal.raise_signal({signum:d})\n"  # the tokenizer is written
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    config, workdir = make_project(tmp_path), tmp_path / "rows"
+    command = [sys.executable, "-c", script, "prepare", f"--config={config}", f"--workdir={workdir}"]
+    before = {*tmp_path.iterdir()}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert found.returncode == status
+    assert found.stderr == f"dwt: ended by {signum.name}; completed files are kept\n"
+    assert {*tmp_path.iterdir()} == before
 
 
 def test_no_torch_in_the_package():
