@@ -123,11 +123,34 @@ def _parse_label(raw_label: Any, labels: Sequence[str], location: str) -> float:
         return labels.index(text)
     try:
         value = float("nan") if isinstance(raw_label, bool) else float(raw_label)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: a whole number of JSON with 400 digits
         value = float("nan")
     if not abs(value) <= MAX_FLOAT32:  # NaN too
         raise UserError(f"{location}: label {raw_label!r}, expected a number that float32 holds")
     return value
+
+
+MAX_ROUNDING = 0.01
+"""Largest error of a label in float32, in standard deviations of all labels."""
+
+
+def _check_spread(values: np.ndarray, locations: Sequence[str]) -> None:
+    """Raise UserError if float32 rounds the differences of labels away: of large ones, or tiny ones.
+
+    Args:
+        values: float64 [N].
+        locations: of the labels, for the message.
+    """
+    rounded = values.astype(np.float32).astype(np.float64)
+    errors = np.abs(rounded - values)
+    scale = np.abs(values).max() or 1.0  # the squares of tiny labels would be 0
+    spread = (values / scale).std() * scale
+    worst = int(errors.argmax())
+    if spread and errors[worst] > MAX_ROUNDING * spread:
+        raise UserError(
+            f"{locations[worst]}: label {values[worst]:.15g} is {rounded[worst]:.15g} in float32, expected "
+            "labels that it tells apart (subtract their mean, or scale them)"
+        )
 
 
 def make_split(
@@ -142,19 +165,24 @@ def make_split(
         labels: the classes; () for numbers.
 
     Raises:
-        UserError: for a missing column, and for what is no text or no label.
+        UserError: for a missing column, for what is no text or no label, and for numbers that float32 does
+            not tell apart.
     """
     texts: list[str] = []
     text_pairs: list[str] = []
     label_values: list[float] = []
     ids: list[str] = []
+    locations: list[str] = []
     for location, row in rows:
         texts.append(get_text(row, text_columns[0], location))
         if len(text_columns) > 1:
             text_pairs.append(get_text(row, text_columns[1], location))
         if label_column:
             label_values.append(_parse_label(get_column(row, label_column, location), labels, location))
+            locations.append(location)
         ids.append(str(row.get("index", row.get("id", row.get("idx", len(ids))))))
+    if label_values and not labels:
+        _check_spread(np.array(label_values), locations)
     dtype = np.int32 if labels else np.float32
     return ExampleSplit(
         texts,

@@ -461,3 +461,38 @@ def test_pairs_that_share_one_text_are_different_examples(tmp_path):
     assert len([*datasets.describe_shared_examples(data)]) == 1
     data.splits["dev"].text_pairs[:] = ["new"] * 40
     assert not [*datasets.describe_shared_examples(data)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [
+        (("1e-50", "2e-50", "3e-50"), "line 4: label 3e-50 is 0 in float32"),
+        (
+            ("1700000000.25", "1700000001.5", "1700000002.5"),
+            "line 4: label 1700000002.5 is 1700000000 in float32",
+        ),
+        (("1e-30", "2e-30", "-3e-30"), ""),
+        (("1700000000", "1600000000", "1500000000"), ""),
+        (("16777217", "16777217", "16777217"), ""),  # nothing to tell apart
+        (("1e38", "-1e38", "0"), ""),
+    ],
+)
+def test_numbers_that_float32_does_not_tell_apart_are_refused(tmp_path, labels, refused):
+    path = tmp_path / "numbers.tsv"
+    path.write_text("sentence\tlabel\n" + "".join(f"a text\t{label}\n" for label in labels))
+    files = {"train": str(path), "dev": str(path)}
+    examples = Examples(kind="files", task="numbers", regression=True, **files)
+    if refused:
+        with pytest.raises(UserError, match=re.escape(refused)):
+            read_examples(examples)
+    else:
+        split = read_examples(examples).splits["train"]
+        np.testing.assert_allclose(split.labels, np.array(labels, float), rtol=1e-7)
+
+
+def test_a_number_beyond_float64_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "numbers.jsonl"
+    path.write_text('{"sentence": "a", "label": 1}\n{"sentence": "b", "label": 1' + "0" * 400 + "}\n")
+    examples = Examples(kind="files", task="numbers", regression=True, train=str(path), dev=str(path))
+    with pytest.raises(UserError, match=r"line 2: label 1000.*expected a number that float32 holds"):
+        read_examples(examples)
