@@ -97,10 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int | None:
         options, overrides = parse_arguments(sys.argv[1:] if arguments is None else list(arguments))
-        if options.command in SINGLE_PROCESS:
-            from dwt_jax.distributed import initialize
+        if options.command not in SINGLE_PROCESS:
+            # While a process waits for others, in a library, no handler of Python runs: the default ends it.
+            return COMMANDS[options.command].run(options, overrides)
+        from dwt_jax.distributed import initialize
 
-            initialize.require_single_process(options.command)
+        initialize.require_single_process(options.command)
         with raise_at_signals():
             return COMMANDS[options.command].run(options, overrides)
 
