@@ -173,6 +173,9 @@ def _flatten(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
         flat["num_key_value_heads"] = 0
     if _is_default_head_dim(flat):
         flat["head_dim"] = 0
+    if "use_sliding_window" not in defaults:  # such models read `layer_types` alone
+        for key in ("use_sliding_window", "max_window_layers"):
+            flat.pop(key, None)
     if not _has_window(flat):
         flat["sliding_window"] = 0
     return {**flat, **_flatten_rope(config)}

@@ -224,6 +224,14 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, kind, values, mess
     assert "\n" not in str(error.value)
 
 
+def test_keys_of_other_model_types_do_not_switch_the_window_of_a_mistral_off(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    keys = {"sliding_window": 5, "use_sliding_window": False, "max_window_layers": 28}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral", **keys}))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).sliding_window == 5
+    assert load_hf_config(tmp_path).model.sliding_window == 5
+
+
 def test_a_llama_has_no_window():
     assert [*Config(**SIZES, sliding_window=4).problems()] == [
         "sliding_window is 4, expected 0 for model_type llama (or model_type mistral or qwen2 or qwen3)"
