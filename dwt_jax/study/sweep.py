@@ -285,6 +285,7 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
         for arm in study.arms:
             if i < len(arm.seeds):
                 jobs.append(_training_job(study, arm, arms, arm.seeds[i], workdir))
+                _check_objective(study, arm, jobs[-1].config)
     for training_job in tuple(jobs):
         arm = arms[training_job.arm]
         if study.out_of_domain.config:
@@ -299,6 +300,17 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
             job = _run_job(training_job, "pairs", f"{name}-pairs", workdir / "pairs" / name)
             jobs.append(dataclasses.replace(job, step=step, share=share, tasks=study.pairs.names()))
     return tuple(jobs)
+
+
+def _check_objective(study: Study, arm: Arm, config: Config) -> None:
+    """Refuse what models of next tokens do not do, before the first run instead of after it."""
+    if config.model.objective == "mlm":
+        return
+    expected = f"an arm of masked models (it is a {config.model.model_type}, which predicts next tokens)"
+    if arm.finetune_at:
+        raise UserError(f"arm {arm.name!r}: finetune_at is set, expected {expected}")
+    if arm.name in study.masked_words.arms:
+        raise UserError(f"masked_words.arms has {arm.name!r}, expected {expected}")
 
 
 def _checkpoint_name(training_job: Job, step: int) -> str:

@@ -288,6 +288,14 @@ def study_with_claim(**claim):
         ),
         (study_with_claim(arm="distilled", measure="loss_elsewhere"), "expected out_of_domain.config for it"),
         (study_with(["arms", 1, "set"], ["train.stpes=3"]), "arm 'alone': config: unknown key"),
+        (
+            study_with(["arms", 2, "config"], "configs/causal.py"),
+            "arm 'distilled': finetune_at is set, expected an arm of masked models (it is a llama",
+        ),
+        (
+            {**study_with(["arms", 1, "config"], "configs/causal.py"), "masked_words": {"arms": ["alone"]}},
+            "masked_words.arms has 'alone', expected an arm of masked models (it is a llama",
+        ),
     ],
     ids=str,
 )
