@@ -6,6 +6,7 @@ from typing import Any
 from dwt_jax.config import Train
 from dwt_jax.config_loader import build_dataclass
 from dwt_jax.data.batch_ramp import describe_rows_per_step
+from dwt_jax.models import DEFAULT_MODEL_TYPE, model_config_type
 from dwt_jax.study.run_records import RunRecord
 from dwt_jax.text_format import format_share
 
@@ -38,8 +39,12 @@ def describe_schedule(schedule: Mapping[str, Any]) -> str:
     return f"{value} → {end} {name}{span}{rise}"
 
 
-def describe_masks(probability: Mapping[str, Any]) -> str:
-    """Describe the schedule of the share of masked tokens."""
+def describe_masks(config: Mapping[str, Any]) -> str:
+    """Describe the schedule of the share of masked tokens, which models of next tokens do not have."""
+    model_type = config["model"].get("model_type", DEFAULT_MODEL_TYPE)
+    if model_config_type(model_type)().objective != "mlm":
+        return "none, each next token is predicted"
+    probability = config["mlm"]["probability"]
     if probability["kind"] == "constant":
         return f"{format_share(probability['value'])} of the tokens"
     return f"{describe_schedule(probability)}, as a share of the tokens"

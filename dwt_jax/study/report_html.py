@@ -269,7 +269,7 @@ def _training(study: "RunComparisonStudy") -> str:
     legend_lines = _lines(study, lambda run: ([1.0], [1.0]) if run.metrics else ([], []))
     return (
         "<h2>Training losses</h2><p>Averages of neighbouring logged steps. Hard loss: cross-entropy of the "
-        "masked tokens; soft loss: KL divergence to the teacher, while the teacher is used.</p>"
+        "predicted tokens; soft loss: divergence from the teacher, while the teacher is used.</p>"
         f'{charts.svg_legend(legend_lines)}<div class="panels">{"".join(figures)}</div>'
     )
 
@@ -298,7 +298,7 @@ def _tables(study: "RunComparisonStudy") -> str:
     highlight = study.baseline.label if study.baseline else None
     return (
         f"<h2>Results</h2>{html_table(tables.run_results_table(study), highlight)}"
-        '<p class="muted">Losses in nats per masked token of the held-out documents, with the same masks '
+        '<p class="muted">Losses in nats per predicted token of the held-out documents, the same tokens '
         "for every run; s.e.: standard error over documents. vs. baseline: below 0 is better.</p>"
         f"<h2>Costs</h2>{html_table(tables.costs_table(study), highlight)}"
         '<p class="muted">FLOPs are computed from the shapes, matrix products only. The training of the '
@@ -323,10 +323,10 @@ def _controlled_settings(study: "RunComparisonStudy") -> str:
     if any(run.role == "student" for run in study.runs):
         parts.append(html_table(tables.controlled_settings_table(study)))
     parts.append(
-        "<p>Runs with equal seeds have the same data order and masks and, unless they are grown from "
-        "another model, the same initial parameters, so that they differ only in the objective. The paired "
-        "standard error covers the choice of held-out documents, the noise the choice of seeds; neither "
-        "covers other sizes, data or lengths of training. Held-out loss is not the quality after "
+        "<p>Runs with equal seeds have the same data order and predicted tokens and, unless they are grown "
+        "from another model, the same initial parameters, so that they differ only in the objective. "
+        "The paired standard error covers the choice of held-out documents, the noise the choice of seeds; "
+        "neither covers other sizes, data or lengths of training. Held-out loss is not the quality after "
         "fine-tuning.</p>"
     )
     rows = [

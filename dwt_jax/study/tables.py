@@ -237,7 +237,7 @@ def controlled_settings_table(study: "RunComparisonStudy") -> ReportTable:
     values = {
         "rows a step": describe_batch(students[0]),
         "student's size": _model_size(students[0]),
-        "masks": describe_masks(config["mlm"]["probability"]),
+        "masks": describe_masks(config),
         "optimizer and learning rate": describe_schedule(config["optimizer"]["learning_rate"]),
     }
     rows = []

@@ -16,6 +16,7 @@ from dwt_jax.config_loader import config_to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
 from dwt_jax.models.bert import Config as BertConfig
+from dwt_jax.models.llama import Config as LlamaConfig
 from dwt_jax.study import charts, descriptions, report
 from helpers.html_page import Page
 
@@ -428,6 +429,14 @@ def test_masking_schedules_are_described(tmp_path):
     write_run(tmp_path / "a", config_of(mlm=falling), curve(5.6))
     write_run(tmp_path / "b", config_of(teacher="runs/t", mlm=falling), curve(5.5))
     assert "0.4 → 0.15 linear, as a share of the tokens" in report.write_report(tmp_path).read_text()
+
+
+def test_no_masks_are_claimed_of_models_of_next_tokens(tmp_path):
+    config = dataclasses.replace(config_of(), model=LlamaConfig(vocab_size=4096))
+    write_run(tmp_path / "a", config, curve(5.6))
+    page = report.write_report(tmp_path)
+    assert "| masks | equal | none, each next token is predicted |" in page.with_suffix(".md").read_text()
+    assert "masked" not in page.read_text()
 
 
 def test_batch_ramps_are_described(tmp_path):
