@@ -98,7 +98,7 @@ FUNCTION_FIELDS = (
     "rope_factor",
     "rope_low_freq_factor",
     "rope_high_freq_factor",
-    "rope_original_max_position_embeddings",
+    "rope_original_length",
 )
 SIZE_KEYS = {
     "layer": "num_hidden_layers",
@@ -276,8 +276,7 @@ def rotary_frequencies(config: Config) -> np.ndarray:
     if config.rope_type == "linear":
         return scaled
     low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
-    length = config.rope_original_max_position_embeddings or config.max_position_embeddings
-    turns = length * frequencies / (2 * math.pi)  # over the original length
+    turns = config.rope_original_length * frequencies / (2 * math.pi)  # over the original length
     share = np.clip((turns - low) / (high - low), 0, 1)
     return np.asarray(share * frequencies + (1 - share) * scaled)
 

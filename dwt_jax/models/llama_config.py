@@ -50,6 +50,13 @@ class Config(ModelConfig):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def rope_original_length(self) -> int:
+        """Length of a text from which `llama3` counts wavelengths; 0 with other kinds, which have none."""
+        if self.rope_type != "llama3":
+            return 0
+        return self.rope_original_max_position_embeddings or self.max_position_embeddings
+
+    @property
     def has_qkv_bias(self) -> bool:
         """Whether queries, keys and values have biases."""
         return self.model_type == "qwen2"
@@ -233,8 +240,8 @@ def _nest(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(config, Config)
     scaling: dict[str, Any] = {"rope_type": config.rope_type}
     scaling |= {name: getattr(config, f"rope_{name}") for name in _ROPE_KEYS[config.rope_type]}
-    if config.rope_type == "llama3" and not config.rope_original_max_position_embeddings:
-        scaling["original_max_position_embeddings"] = config.max_position_embeddings
+    if config.rope_type == "llama3":
+        scaling["original_max_position_embeddings"] = config.rope_original_length
     values = {
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_size,

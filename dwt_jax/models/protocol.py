@@ -123,7 +123,7 @@ class Family(Protocol):
     CLASSIFIER_HEADS: Sequence[str]  # those of fine-tuning: what `classifier_logits` reads
     TIED_TO: Mapping[str, str]  # leaf → the leaf that is used where it is absent
     HF_NAMES: Mapping[str, "HFNames"]  # model_type → names of tensors and config keys
-    FUNCTION_FIELDS: Sequence[str]  # fields of the config that change the function at equal sizes
+    FUNCTION_FIELDS: Sequence[str]  # attributes of the config that change the function at equal sizes
     SIZE_KEYS: Mapping[str, str]  # logical axis that may grow → what the config calls its size
 
     def param_axes(self, config: ModelConfig) -> "ParamAxes":

@@ -97,8 +97,7 @@ def test_sizes_have_a_config_key(config):
         axis: family(config).axis_sizes(larger)[axis] for axis in fixed
     }
     assert set(family(config).fixed_axes(config)) <= set(keys)
-    fields = {field.name for field in dataclasses.fields(config)}
-    assert set(family(config).FUNCTION_FIELDS) <= fields
+    assert all(hasattr(config, field) for field in family(config).FUNCTION_FIELDS)
 
 
 def test_shardings_on_eight_devices(config):

@@ -103,6 +103,22 @@ def test_groups_may_be_split(kind):
         assert largest < 1e-9
 
 
+def test_the_length_that_llama3_counts_from_is_part_of_the_function():
+    """It is `max_position_embeddings` where no other is set."""
+    rope = {"rope_type": "llama3", "rope_theta": 50.0, "rope_factor": 8.0}
+    source = dataclasses.replace(SOURCE, **rope)
+    longer = dataclasses.replace(source, hidden_size=12, max_position_embeddings=80)
+    with pytest.raises(UserError, match="lemon: rope_original_length 20 → 80, expected 20"):
+        difference(source, longer, "lemon")
+    drift, report = difference(source, longer, "net2net")
+    assert not report.function_preserving
+    assert drift > 1e-3
+    same = dataclasses.replace(longer, rope_original_max_position_embeddings=20)
+    drift, report = difference(source, same, "lemon")
+    assert report.function_preserving
+    assert drift < 1e-9
+
+
 def test_a_group_that_cannot_be_split_is_not_exact():
     source = dataclasses.replace(SOURCE, num_attention_heads=6)  # 3 query heads each
     target = dataclasses.replace(source, num_attention_heads=8, num_key_value_heads=4)
