@@ -41,7 +41,8 @@ def remap_model(
 
     Args:
         path: run directory or model directory.
-        target: config of the larger model. A vocab_size of 0 is that of the source.
+        target: config of the larger model. A vocab_size of 0 is that of the source. The tables of a tied
+            source are two with tie_word_embeddings False; two tables stay two.
         method: growth method, as in remap.methods.get_method.
         out: new model directory.
         options: options of the method.
@@ -65,7 +66,7 @@ def remap_model(
         target,
         vocab_size=target.vocab_size or source.vocab_size,
         pad_token_id=source.pad_token_id,
-        tie_word_embeddings=source.tie_word_embeddings,
+        tie_word_embeddings=source.tie_word_embeddings and target.tie_word_embeddings,
     )
     check_tokenizer(loaded_model._replace(model=target))
     has_lm_head = all(head in loaded_model.params for head in family(source).LM_HEADS)

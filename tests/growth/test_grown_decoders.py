@@ -85,6 +85,17 @@ def test_the_grown_model_has_the_logits_of_the_small_one(small, method, capsys):
         torch.testing.assert_close(large.eval()(ids).logits, model(ids).logits, atol=1e-4, rtol=0)
 
 
+def test_tied_tables_are_untied_on_demand_and_untied_ones_stay(small, capsys):
+    kind, model, folder = small
+    assert grow(kind, folder, "lemon", "--config.model.tie_word_embeddings=false") == 0
+    assert json.loads(capsys.readouterr().out)["function_preserving"]
+    large = type(model).from_pretrained(folder / "large").eval()
+    assert not large.config.tie_word_embeddings
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(large(ids).logits, model(ids).logits, atol=1e-4, rtol=0)
+
+
 def test_exactness_is_not_claimed_where_layers_are_copied(small, capsys):
     kind, _, folder = small
     assert grow(kind, folder, "stack+net2net") == 0
