@@ -345,8 +345,10 @@ def _special_token_ids(path: Path, loaded: LoadedTokenizer, ids: dict[str, int])
     for role, default in zip(TOKEN_ROLES, defaults, strict=True):
         token = loaded.special_tokens.get(f"{role}_token", default)
         if token not in ids:
+            is_known = END_KEY in named or any(token in ids for token in defaults)
             raise UserError(
                 f"{path}: {role}_token '{token}' is not in the vocabulary, expected the token for that role"
+                f"{'' if is_known else ' (or an eos_token in tokenizer_config.json, for a decoder)'}"
             )
         role_ids[role] = ids[token]
     return role_ids

@@ -202,6 +202,14 @@ def test_a_decoder_has_no_mask(tmp_path):
         assert vocabulary.tokens[vocabulary.sep_id] == "</s>"
 
 
+def test_a_tokenizer_that_names_no_token_may_lack_that_of_a_decoder(tmp_path):
+    Tokenizer(models.BPE({"a": 0, "<|end|>": 1}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"or an eos_token in tokenizer_config\.json, for a decoder"):
+        tokenizer.load_vocabulary(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    assert tokenizer.load_vocabulary(tmp_path).sep_id == 1
+
+
 # What AutoTokenizer cannot read, or must not
 
 
