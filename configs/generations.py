@@ -2,12 +2,9 @@
 
     dwt train --config=configs/generations.py:encoder --workdir=runs/new \\
         --config.teacher.path=old-bert --config.data.tokenizer.path=old-bert
-    dwt train --config=configs/generations.py:decoder --workdir=runs/new \\
-        --config.teacher.path=old-llama --config.data.tokenizer.path=old-llama
 
-encoder: a ModernBERT that a BERT (or any other masked model) teaches. decoder: a Qwen3 that a Llama (or any
-other model of next tokens) teaches. The teacher leaves after a quarter of the steps. Rows are as the student
-has them; a teacher with token types reads them as first texts.
+encoder: a ModernBERT with a BERT, or any other masked model, as its teacher. decoder: a Qwen3 with a
+Llama, or any other model of next tokens. The teacher leaves after a quarter of the steps (default: ./old).
 """
 
 from ml_collections import ConfigDict
@@ -43,6 +40,7 @@ def get_config(kind: str) -> ConfigDict:
                 "end_token": "segments" if kind == "encoder" else "documents",
             },
             **({"mlm": {"probability": 0.4}} if kind == "encoder" else {}),
+            "teacher": {"path": "old"},
             "distill": {
                 "alpha_soft": {"kind": "linear", "value": 4.0, "end": 0.0, "decay_end": 0.25},
             },
