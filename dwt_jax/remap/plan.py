@@ -88,7 +88,7 @@ def plan_growth(
         maps=maps,
         tied=target.tie_word_embeddings,
         query_scale=(new / old) ** 0.5,
-        scales_residual=_scales_residual(method, source, target),
+        scales_residual=_scales_residual(method, target),
         zero_new_layers=_zeroes_new_layers(method, target, options),
         key=jax.random.fold_in(key, 1),
         reasons_not_preserving=reasons,
@@ -116,7 +116,7 @@ def _has_residual_branches(model: ModelConfig) -> bool:
     return any(axis.contracted_with == "residual" for leaf in axes for axis in leaf)
 
 
-def _scales_residual(method: Method, source: ModelConfig, target: ModelConfig) -> bool:
+def _scales_residual(method: Method, target: ModelConfig) -> bool:
     """Whether the residual stream keeps its mean square. LiGO's maps are learned from plain copies."""
     return (
         has_rms_norms(family(target).param_axes(target)) and method.name != "ligo" and not method.random_init
@@ -192,7 +192,7 @@ def _reasons_not_preserving(
         grows |= axis in WIDTH_AXES
         if axis == "layer" and not target.gated_layers:
             yield from _layer_reasons(method, source, target, options, change)
-        if axis == "embed" and _scales_residual(method, source, target):
+        if axis == "embed" and _scales_residual(method, target):
             if method.width == "zero_fan_in":
                 yield f"{change}, expected a method that copies channels: new ones are not 0"
         elif axis == "embed" and not target.weighted_norm:
