@@ -29,6 +29,7 @@ from dwt_jax.models import bert  # noqa: E402
 from dwt_jax.models.common.sharding import infer_shardings  # noqa: E402
 from dwt_jax.objectives.mlm import MaskingVocab, MlmObjective  # noqa: E402
 from dwt_jax.runs.state import init_train_state  # noqa: E402
+from dwt_jax.runs.teacher import TeacherConfig  # noqa: E402
 from dwt_jax.train.setup import resolve_precision  # noqa: E402
 from dwt_jax.train.step import jit_train_step, make_step_config  # noqa: E402
 from dwt_jax.train.step_schedules import StepSchedules  # noqa: E402
@@ -63,7 +64,7 @@ student, teacher = config(options.student), config(options.teacher).model
 policy = resolve_precision(student)
 mesh = make_mesh(Mesh(), options.rows)
 objective = MlmObjective(student.mlm, MaskingVocab(30522, 103, (0, 100, 101, 102, 103)))
-spec = make_step_config(student, teacher, objective, policy)
+spec = make_step_config(student, TeacherConfig((teacher,)), objective, policy)
 fresh = jax.eval_shape(
     lambda: init_train_state(
         bert.init_params(student.model, jax.random.key(0)), student.model, student.optimizer
@@ -92,7 +93,7 @@ def run(count: int) -> float:
     global state
     start = time.perf_counter()
     for _ in range(count):
-        state, metrics = step(state, teacher_params, batch, schedules, seed, None)
+        state, metrics = step(state, (teacher_params,), batch, schedules, seed, None)
     jax.block_until_ready((state, metrics))
     return time.perf_counter() - start
 

@@ -117,11 +117,19 @@ class Mlm:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The frozen model that the student is distilled from."""
+    """The frozen model, or models, that the student is distilled from."""
 
-    path: str = ""  # a model or run directory; empty: no teacher
+    path: str = ""  # a model or run directory; empty: no teacher, or those of `paths`
+    # Several teachers instead: the student is distilled from the mean of their probabilities.
+    paths: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()  # of the teachers of `paths`, relative; empty: equal
     # Dtype in which its weights are stored on the devices; auto: precision.compute_dtype.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @property
+    def model_paths(self) -> tuple[str, ...]:
+        """Paths of all teachers; empty without one."""
+        return (self.path,) if self.path else self.paths
 
 
 @dataclass(frozen=True)

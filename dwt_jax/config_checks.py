@@ -1,11 +1,12 @@
 """Check the values of a `Config`, alone and in combination. This module does not import jax."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import fields
 
-from dwt_jax.config import Config, Data, Init, Optimizer, Schedule, Train
+from dwt_jax.config import Config, Data, Init, Optimizer, Schedule, Teacher, Train
 from dwt_jax.errors import UserError
 from dwt_jax.remap.methods import get_method
 
@@ -50,6 +51,7 @@ def _problems(config: Config) -> Iterator[str]:
     if config.model.objective == "mlm":
         yield from _mlm_problems(config)
     yield from _init_problems(config)
+    yield from _teacher_problems(config.teacher)
     yield from _objective_problems(config)
     yield from _training_problems(config)
 
@@ -161,16 +163,30 @@ def _stage_problems(schedule: Schedule, name: str) -> Iterator[str]:
         yield f"{name}.boundary_values is {list(values)}, expected at least 0"
 
 
+def _teacher_problems(teacher: Teacher) -> Iterator[str]:
+    if teacher.path and teacher.paths:
+        yield f"teacher.paths is {list(teacher.paths)}, expected teacher.path to be empty beside it"
+    if not all(teacher.paths):
+        yield f"teacher.paths is {list(teacher.paths)}, expected model or run directories"
+    if teacher.weights and len(teacher.weights) != len(teacher.paths):
+        yield (
+            f"teacher.weights has {len(teacher.weights)} entries, expected as many as teacher.paths "
+            f"({len(teacher.paths)})"
+        )
+    if not all(0 < weight < math.inf for weight in teacher.weights):
+        yield f"teacher.weights is {list(teacher.weights)}, expected numbers above 0"
+
+
 def _objective_problems(config: Config) -> Iterator[str]:
     distill = config.distill
-    if distill.preset != "custom" and not config.teacher.path:
+    if distill.preset != "custom" and not config.teacher.model_paths:
         yield f"distill.preset is {distill.preset!r}, expected teacher.path to name a teacher (it is empty)"
     hard = distill.alpha_hard
-    if not config.teacher.path and distill.alpha_soft != Schedule():
+    if not config.teacher.model_paths and distill.alpha_soft != Schedule():
         yield "distill.alpha_soft is set, expected teacher.path to name a teacher (it is empty)"
     nonzero_weight = "a non-zero loss weight at the end of training"
     if hard.stage_values()[-1] == 0:
-        if not config.teacher.path and hard.value == 0:
+        if not config.teacher.model_paths and hard.value == 0:
             yield f"distill.alpha_hard is 0 and teacher.path is empty, expected {nonzero_weight}"
         soft = distill.alpha_soft
         if soft.stage_values()[-1] == 0 or soft.kind == "until_matched":

@@ -32,12 +32,13 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.hf.config import load_hf_config
 from dwt_jax.model_files import read_model_json
-from dwt_jax.models import family, flops
+from dwt_jax.models import flops
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import objective_module
 from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.runs.state import abstract_state
+from dwt_jax.runs.teacher import make_teacher_config
 from dwt_jax.train.step import StepConfig, jit_train_step, make_step_config
 from dwt_jax.train.step_schedules import abstract_schedules
 
@@ -53,7 +54,7 @@ class CompiledStep(NamedTuple):
         num_chips: chips of the topology.
         mesh: devices per mesh axis.
         student: layers x hidden size.
-        teacher: layers x hidden size; empty without a teacher.
+        teacher: layers x hidden size of each model; empty without a teacher.
         batch_size: rows of a step, over all chips.
         sequence_length: tokens of a row.
         fits: whether the step fits into the memory of a chip.
@@ -123,7 +124,8 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     vocab_size = _vocabulary_size(config)
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model, init=Init())
-    teacher = _load_teacher_config(config.teacher.path, vocab_size) if config.teacher.path else None
+    teachers = [_load_teacher_config(path, vocab_size) for path in config.teacher.model_paths]
+    teacher = make_teacher_config(teachers, config.teacher.weights) if teachers else None
     compute_dtype = config.precision.compute_dtype
     dtype = jnp.dtype("bfloat16" if compute_dtype == "auto" else compute_dtype)
     objective = objective_module(model.objective).abstract_objective(config, vocab_size)
@@ -196,8 +198,7 @@ def lower_step(target: CompileTarget, batch_size: int) -> Any:
     if step_config.teacher:
         dtype_name = target.config.teacher.dtype
         dtype = step_config.policy.compute_dtype if dtype_name == "auto" else jnp.dtype(dtype_name)
-        params = family(step_config.teacher).abstract_params(step_config.teacher)
-        teacher = jax.tree.map(lambda x: struct(x.shape, dtype), params)
+        teacher = jax.tree.map(lambda x: struct(x.shape, dtype), step_config.teacher.abstract_params())
     state = abstract_state(step_config.model, step_config.optimizer)
     schedules, seed = abstract_schedules(target.config), struct((), jnp.uint32)
     step = jit_train_step(step_config, target.mesh)
@@ -227,7 +228,7 @@ def compile_step(target: CompileTarget, batch_size: int) -> CompiledStep:
     num_chips, shape = target.mesh.size, (batch_size, sequence_length, num_predictions)
     step_flops = flops.training_step_flops(student, *shape)
     step_flops += optimizer_flops(target.step_config.optimizer, student)
-    step_flops += flops.forward_flops(teacher, *shape) if teacher else 0.0
+    step_flops += teacher.forward_flops(*shape) if teacher else 0.0
     is_float32 = target.step_config.policy.compute_dtype == jnp.float32
     peak_flops = target.chip.peak_flops * (0.5 if is_float32 else 1)  # as in peak_flops_per_device
     bounds = {"compute": step_flops / num_chips / peak_flops}
@@ -240,7 +241,7 @@ def compile_step(target: CompileTarget, batch_size: int) -> CompiledStep:
         num_chips=num_chips,
         mesh=dict(target.mesh.shape),
         student=_describe_model(student),
-        teacher=_describe_model(teacher) if teacher else "",
+        teacher=" + ".join(map(_describe_model, teacher.models)) if teacher else "",
         batch_size=batch_size,
         sequence_length=sequence_length,
         fits=program is not None and memory["total"] <= target.chip.memory_bytes,

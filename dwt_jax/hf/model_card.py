@@ -43,7 +43,7 @@ def run_card(config: Config, heads: Sequence[str], summary: Mapping[str, Any], s
     """
     name = _model_title(config.model)
     held_out = summary.get("held_out")
-    tags = ["dwt-jax", *(["distillation"] if config.teacher.path else []), "pretraining"]
+    tags = ["dwt-jax", *(["distillation"] if config.teacher.model_paths else []), "pretraining"]
     header = _front_matter(config.model, heads, tags, name, held_out)
     parts = [
         f"# {name}",
@@ -287,18 +287,17 @@ def _init_section(config: Config, summary: Mapping[str, Any]) -> str:
 
 
 def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
-    if not config.teacher.path:
+    if not config.teacher.model_paths:
         return f"## Teacher\nNone: trained with the {OBJECTIVE_LABELS[config.model.objective]} loss only."
     distill = config.distill
-    teacher = summary.get("teacher")
-    teacher_name = f"`{Path(config.teacher.path).name}`"
-    if teacher:
-        teacher_name += f", {teacher['num_hidden_layers']} layers of hidden size {teacher['hidden_size']}"
+    names = _teacher_names(config, summary)
+    teacher_name = f"a weak teacher ({names[0]})"
+    if len(names) > 1:
+        teacher_name = f"the mean of the probabilities of several teachers ({'; '.join(names)})"
     return "\n".join(
         [
             "## Teacher",
-            f"Distilled from a weak teacher ({teacher_name}) while pre-training: "
-            "loss = α_h · hard + α_s · soft.",
+            f"Distilled from {teacher_name} while pre-training: loss = α_h · hard + α_s · soft.",
             f"* preset {distill.preset}; α_h {_format_schedule(distill.alpha_hard)}; "
             f"α_s {_format_schedule(distill.alpha_soft)}; "
             f"temperature {_format_schedule(distill.temperature)}",
@@ -308,6 +307,21 @@ def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
             ),
         ]
     )
+
+
+def _teacher_names(config: Config, summary: Mapping[str, Any]) -> list[str]:
+    """Return name, weight and size of each teacher, as far as they are known."""
+    names = [f"`{Path(path).name}`" for path in config.teacher.model_paths]
+    if config.teacher.weights:
+        weighted = zip(names, config.teacher.weights, strict=True)
+        names = [f"{name}, weight {weight:g}" for name, weight in weighted]
+    if sizes := summary.get("teachers"):
+        sized = zip(names, sizes, strict=True)
+        names = [
+            f"{name}, {size['num_hidden_layers']} layers of hidden size {size['hidden_size']}"
+            for name, size in sized
+        ]
+    return names
 
 
 def _format_schedule(schedule: Schedule, number: str = "g") -> str:
@@ -356,7 +370,7 @@ def _cost_section(summary: Mapping[str, Any]) -> str:
     lines = [
         "## Cost",
         f"* student {flops['student']:.3g} FLOPs, teacher's forward passes {flops['teacher_forward']:.3g}",
-        *([f"* the teacher's own pre-training: {teacher_cost}"] if summary.get("teacher") else []),
+        *([f"* the teacher's own pre-training: {teacher_cost}"] if flops["teacher_training"] != 0 else []),
         *(
             [f"* that of the model it was grown from: {_format_flops(source_flops)}"]
             if source_flops != 0

@@ -6,6 +6,9 @@ B rows, P predicted positions a row, V padded vocabulary.
 """
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -104,6 +107,22 @@ def kd_divergence(
 def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
     z_p, z_q = jax.nn.logsumexp(p, axis=-1), jax.nn.logsumexp(q, axis=-1)
     return (jnp.exp(p - z_p[..., None]) * (p - q)).sum(-1) - z_p + z_q
+
+
+def mix_logits(logits: Sequence[jax.Array], weights: Sequence[float]) -> jax.Array:
+    """Return logits of an ensemble, whose probabilities are the weighted mean of its models'.
+
+    They are log Σ w · softmax(z): a model like any other, to which temperature, divergence and selection
+    of tokens apply. The mean of the logits would be another ensemble, the geometric mean.
+
+    Args:
+        logits: z of each model, fp32 [..., V]. Those of a single model are returned as they are.
+        weights: w, with sum 1.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    terms = [math.log(w) + jax.nn.log_softmax(z) for z, w in zip(logits, weights, strict=True)]
+    return functools.reduce(jnp.logaddexp, terms)
 
 
 def token_weights(

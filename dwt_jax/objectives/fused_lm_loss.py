@@ -27,7 +27,7 @@ from dwt_jax.models.common.lm_head import (
 )
 from dwt_jax.models.common.matmul import Policy, batched_dot, swap_last_axes
 from dwt_jax.models.protocol import ModelConfig, Params
-from dwt_jax.objectives.distillation import LossSums, LossWeights, loss_sums, total_loss
+from dwt_jax.objectives.distillation import LossSums, LossWeights, loss_sums, mix_logits, total_loss
 
 
 @jax.tree_util.register_dataclass
@@ -58,16 +58,17 @@ class LossConfig(NamedTuple):
     temperature_is_one: bool
     vocab_size: int
     policy: Policy
+    teacher_weights: tuple[float, ...] = (1.0,)
 
 
-_Chunk = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]
-"""Some rows: features of student and teacher [B, P, D], labels and weights [B, P]."""
+_Chunk = tuple[jax.Array, tuple[jax.Array, ...], jax.Array, jax.Array]
+"""Some rows: features of the student and of each teacher [B, P, D], labels and weights [B, P]."""
 _LossAndSums = tuple[jax.Array, LossSums]
 
 
 def fused_lm_loss(
     student: LMHead,
-    teacher: LMHead | None,
+    teachers: tuple[LMHead, ...],
     labels: jax.Array,
     weights: jax.Array,
     loss_weights: LossWeights,
@@ -80,7 +81,7 @@ def fused_lm_loss(
 
     Args:
         student: features and head of the student.
-        teacher: the same of the teacher; None: no soft loss.
+        teachers: the same of each teacher; empty: no soft loss. See `mix_logits`.
         labels: int [B, P].
         weights: float32 [B, P], 1 for a prediction, 0 for a filler.
         loss_weights: scheduled values and the global number of predictions.
@@ -89,14 +90,13 @@ def fused_lm_loss(
     Returns:
         (fp32 scalar loss of equation 3, Lee et al. 2023; sums over the rows).
     """
-    if teacher is not None:
-        teacher = jax.lax.stop_gradient(teacher)
-    return _fused_lm_loss(student, teacher, labels, weights, jax.lax.stop_gradient(loss_weights), loss_config)
+    teachers, loss_weights = jax.lax.stop_gradient((teachers, loss_weights))
+    return _fused_lm_loss(student, teachers, labels, weights, loss_weights, loss_config)
 
 
 def fused_lm_loss_reference(
     student: LMHead,
-    teacher: LMHead | None,
+    teachers: tuple[LMHead, ...],
     labels: jax.Array,
     weights: jax.Array,
     loss_weights: LossWeights,
@@ -107,9 +107,10 @@ def fused_lm_loss_reference(
     def logits(head: LMHead) -> jax.Array:
         return _logits(head, head.features, loss_config).reshape(*labels.shape, -1)
 
+    teacher_logits = [jax.lax.stop_gradient(logits(teacher)) for teacher in teachers]
     sums = loss_sums(
         logits(student),
-        None if teacher is None else jax.lax.stop_gradient(logits(teacher)),
+        mix_logits(teacher_logits, loss_config.teacher_weights) if teachers else None,
         labels,
         weights,
         loss_weights.temperature,
@@ -122,31 +123,30 @@ def fused_lm_loss_reference(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _fused_lm_loss(
     student: LMHead,
-    teacher: LMHead | None,
+    teachers: tuple[LMHead, ...],
     labels: jax.Array,
     weights: jax.Array,
     loss_weights: LossWeights,
     loss_config: LossConfig,
 ) -> _LossAndSums:
-    return _forward(student, teacher, labels, weights, loss_weights, loss_config)[0]
+    return _forward(student, teachers, labels, weights, loss_weights, loss_config)[0]
 
 
 def _forward(
     student: LMHead,
-    teacher: LMHead | None,
+    teachers: tuple[LMHead, ...],
     labels: jax.Array,
     weights: jax.Array,
     loss_weights: LossWeights,
     loss_config: LossConfig,
 ) -> tuple[_LossAndSums, LMHead]:
-    teacher_features = None if teacher is None else teacher.features
-    inputs = (student.features, teacher_features, labels, weights)
+    inputs = (student.features, tuple(teacher.features for teacher in teachers), labels, weights)
     split, merge = _chunking(labels.shape, loss_config)
     if split is None:
-        return _chunk_loss_and_grad(student, teacher, inputs, loss_weights, loss_config)
+        return _chunk_loss_and_grad(student, teachers, inputs, loss_weights, loss_config)
 
     def add_chunk(total: Any, chunk: _Chunk) -> tuple[Any, jax.Array]:
-        value, gradient = _chunk_loss_and_grad(student, teacher, chunk, loss_weights, loss_config)
+        value, gradient = _chunk_loss_and_grad(student, teachers, chunk, loss_weights, loss_config)
         new = value, gradient.embedding, gradient.bias
         return jax.tree.map(jnp.add, total, new), gradient.features
 
@@ -199,7 +199,7 @@ def _chunks_of_rows(rows: int, chunk_rows: int) -> tuple[_Split | None, _Split]:
 
 def _chunk_loss_and_grad(
     student: LMHead,
-    teacher: LMHead | None,
+    teachers: tuple[LMHead, ...],
     chunk: _Chunk,
     loss_weights: LossWeights,
     loss_config: LossConfig,
@@ -209,8 +209,10 @@ def _chunk_loss_and_grad(
     shape = (*labels.shape, -1)
     policy = loss_config.policy
     teacher_logits = None
-    if teacher is not None and teacher_features is not None:
-        teacher_logits = _logits(teacher, teacher_features, loss_config).reshape(shape)
+    if teachers:
+        heads = zip(teachers, teacher_features, strict=True)
+        logits = [_logits(head, x, loss_config).reshape(shape) for head, x in heads]
+        teacher_logits = mix_logits(logits, loss_config.teacher_weights)
 
     def loss_from_logits(student_logits: jax.Array) -> _LossAndSums:
         sums = loss_sums(

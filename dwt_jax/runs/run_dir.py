@@ -43,6 +43,7 @@ RESUME_MUTABLE_KEYS = (
     "data.max_lost_share",
     "data.path",
     "teacher.path",
+    "teacher.paths",
     "init.from",
     "train.tensorboard",
     "train.wandb_project",

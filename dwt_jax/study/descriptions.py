@@ -7,7 +7,7 @@ from dwt_jax.config import Train
 from dwt_jax.config_loader import build_dataclass
 from dwt_jax.data.batch_ramp import describe_rows_per_step
 from dwt_jax.models import DEFAULT_MODEL_TYPE, model_config_type
-from dwt_jax.study.run_records import RunRecord
+from dwt_jax.study.run_records import RunRecord, teacher_paths
 from dwt_jax.text_format import format_share
 
 
@@ -61,7 +61,7 @@ def describe_batch(run: RunRecord) -> str:
 def describe_loss_weights(config: Mapping[str, Any]) -> str:
     """Describe the objective; parts with their default value are left out."""
     distill = config["distill"]
-    if not config["teacher"]["path"]:
+    if not teacher_paths(config):
         return "–"
     parts = [
         f"hard {describe_schedule(distill['alpha_hard'])}",

@@ -116,8 +116,9 @@ def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
     predictions = module.predictions_per_row(module.abstract_objective(config, model.vocab_size), length)
     shape = count_rows(train, train.steps), length, predictions  # of the run: FLOPs are linear in the rows
     total = flops.training_step_flops(model, *shape) + train.steps * optimizer_flops(config.optimizer, model)
-    if config.teacher.path:
-        teacher = next((by_name[name] for name in job.needs if config.teacher.path.endswith(name)), None)
+    if config.teacher.model_paths:
+        path = config.teacher.path  # '' for several teachers, which are not of the study
+        teacher = next((by_name[name] for name in job.needs if path.endswith(name)), None)
         if teacher is None:
             return None
         total += flops.forward_flops(_model_with_vocab_size(teacher), *shape)

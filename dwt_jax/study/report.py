@@ -207,7 +207,7 @@ def _read_downstream(workdir: Path, runs: Sequence[RunRecord], left_out: dict[st
 def _assign_roles(runs: list[RunRecord], plan: Mapping[str, Any]) -> list[RunRecord]:
     """Set labels and roles from the plan. By default a run that another run names as teacher is one."""
     entries = {str(entry.get("name")): entry for entry in plan.get("runs", [])}
-    teacher_paths = [Path(run.teacher_path) for run in runs if run.teacher_path]
+    teacher_paths = [Path(path) for run in runs for path in run.teacher_paths]
     labelled_runs = []
     for run in runs:
         entry = entries.get(run.name, {})
@@ -215,8 +215,10 @@ def _assign_roles(runs: list[RunRecord], plan: Mapping[str, Any]) -> list[RunRec
             refers_to_run(path, run) for path in teacher_paths
         )
         role = str(entry.get("role") or ("teacher" if is_teacher else "student"))
-        path = run.teacher_path
-        teacher = next((other.name for other in runs if path and refers_to_run(Path(path), other)), path)
+        teacher = " + ".join(
+            next((other.name for other in runs if refers_to_run(Path(path), other)), path)
+            for path in run.teacher_paths
+        )
         label = str(entry.get("label") or run.name)
         labelled_runs.append(dataclasses.replace(run, label=label, role=role, teacher=teacher))
     return labelled_runs
@@ -224,7 +226,7 @@ def _assign_roles(runs: list[RunRecord], plan: Mapping[str, Any]) -> list[RunRec
 
 def _find_baseline(runs: Sequence[RunRecord]) -> RunRecord | None:
     """Return the first run by name without teacher and growth, preferably of a distilled student's size."""
-    candidates = [run for run in runs if not run.teacher_path and not run.is_grown]
+    candidates = [run for run in runs if not run.teacher_paths and not run.is_grown]
     candidates.sort(key=lambda run: run.name)
     sizes = [run.config["model"] for run in runs if run.is_distilled]
     students = [run for run in candidates if run.role == "student"]

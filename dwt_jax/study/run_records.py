@@ -30,7 +30,8 @@ class RunRecord:
     name: str  # path of its directory, relative to the study's
     label: str
     role: str  # teacher or student
-    teacher: str  # name of the teacher's run if it is in the study, else the config's path; '' for none
+    # Name of the teacher's run if it is in the study, else the config's path; several are joined by " + ".
+    teacher: str
     path: Path
     config: Mapping[str, Any]
     identity: Mapping[str, Any]  # run.json
@@ -45,14 +46,14 @@ class RunRecord:
         return self.summary["held_out"]["held_out_loss"]
 
     @property
-    def teacher_path(self) -> str:
-        """Path of the teacher in the config, '' for none."""
-        return self.config["teacher"]["path"]
+    def teacher_paths(self) -> tuple[str, ...]:
+        """Paths of the teachers in the config."""
+        return teacher_paths(self.config)
 
     @property
     def is_distilled(self) -> bool:
         """Whether it is a student with a teacher."""
-        return self.role == "student" and bool(self.teacher_path)
+        return self.role == "student" and bool(self.teacher_paths)
 
     @property
     def is_grown(self) -> bool:
@@ -154,6 +155,12 @@ def last_logged_step(path: Path | None) -> int:
     """Return the last step in the metrics of a run's directory, 0 without any or without a directory."""
     records = read_jsonl(path / "metrics.jsonl") if path else []
     return records[-1]["step"] if records else 0
+
+
+def teacher_paths(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the paths of the teachers in a run's config as JSON has it; earlier versions know one."""
+    keys = config["teacher"]
+    return (keys["path"],) if keys["path"] else tuple(keys.get("paths", ()))
 
 
 def refers_to_run(path: Path, run: RunRecord) -> bool:

@@ -25,7 +25,7 @@ def step_flops(config: StepConfig, length: int, rows: int) -> tuple[float, float
     student_flops = flops.training_step_flops(config.model, *shape) + optimizer_flops(
         config.optimizer, config.model
     )
-    return student_flops, flops.forward_flops(config.teacher, *shape) if config.teacher else 0.0
+    return student_flops, config.teacher.forward_flops(*shape) if config.teacher else 0.0
 
 
 def flops_by_step(config: StepConfig, length: int, batch_sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

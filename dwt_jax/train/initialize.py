@@ -25,6 +25,7 @@ from dwt_jax.remap.plan import Plan, plan_growth
 from dwt_jax.remap.report import RemapReport, logit_drift, remap_report
 from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.runs.pretrained import PretrainedModel, load_pretrained
+from dwt_jax.runs.teacher import LoadedTeacher
 from dwt_jax.train.step import CopiedMask
 
 PROBE_ROWS = 8
@@ -197,7 +198,7 @@ def format_growth_line(growth: GrowthSource, result: RemapReport) -> str:
 
 
 def source_training_flops(
-    growth: GrowthSource, workdir: Path, *teachers: PretrainedModel | None
+    growth: GrowthSource, workdir: Path, *teachers: LoadedTeacher | None
 ) -> float | None:
     """Return the FLOPs of the source's pre-training and of learning a growth operator.
 
@@ -206,6 +207,6 @@ def source_training_flops(
     """
     if growth.plan.method.random_init:
         return 0.0
-    is_teacher = any(teacher is not None and teacher.digest == growth.source.digest for teacher in teachers)
+    is_teacher = any(growth.source.digest in teacher.digests for teacher in teachers if teacher)
     ligo_flops = ligo_training_flops(workdir) if growth.uses_ligo else 0.0
     return sum_or_none(0.0 if is_teacher else growth.source.training_flops, ligo_flops)

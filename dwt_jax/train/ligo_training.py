@@ -32,6 +32,7 @@ from dwt_jax.remap import ligo
 from dwt_jax.remap.optimizer_state import copied_entry_mask
 from dwt_jax.remap.plan import Plan
 from dwt_jax.runs.state import abstract_state
+from dwt_jax.runs.teacher import TeacherParams
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.step import (
     LossAndSums,
@@ -44,7 +45,7 @@ from dwt_jax.train.step import (
 )
 from dwt_jax.train.step_schedules import StepSchedules
 
-LigoInputs = tuple[Params, Params | None]
+LigoInputs = tuple[Params, TeacherParams | None]
 """Parameters of the small model, and of the teacher if there is one: neither is trained."""
 LigoState = tuple[ligo.Maps, optax.OptState]
 
@@ -88,7 +89,7 @@ def train_ligo_maps(
     source: ModelConfig,
     *,
     seed: int | None = None,
-    teacher_params: Params | None = None,
+    teacher_params: TeacherParams | None = None,
     settings: LigoConfig = LigoConfig(),
 ) -> tuple[Params, LigoResult]:
     """Grow a model to the student of a run by trained maps.
@@ -267,7 +268,7 @@ def planned_bytes(program: Any) -> int:
 
 
 def _training_step_bytes(
-    program: _LigoProgram, teacher_params: Params | None, batch: Batch, schedules: StepSchedules
+    program: _LigoProgram, teacher_params: TeacherParams | None, batch: Batch, schedules: StepSchedules
 ) -> int:
     """Return `planned_bytes` of the step of the training that follows."""
     step_config = program.step_config
@@ -289,6 +290,6 @@ def ligo_step_flops(
     """
     objective = step_config.objective
     shape = batch_size, length, objective_module(objective).predictions_per_row(objective, length)
-    teacher_flops = flops.forward_flops(step_config.teacher, *shape) if step_config.teacher else 0.0
+    teacher_flops = step_config.teacher.forward_flops(*shape) if step_config.teacher else 0.0
     growth_flops = 3 * step_config.gradient_accumulation_steps * ligo.apply_maps_flops(params, plan)
     return flops.training_step_flops(step_config.model, *shape) + teacher_flops + growth_flops

@@ -101,7 +101,9 @@ def _check_environment(config: Config, workdir: Path) -> Config:
     if config.platform not in ("any", backend):
         raise UserError(f"config: platform is {config.platform!r}, but JAX found {backend!r}")
     source_path = "" if config.init.step else config.init.from_  # a grown run has a record instead
-    for key, path in (("teacher.path", config.teacher.path), ("init.from", source_path)):
+    teacher_key = "teacher.path" if config.teacher.path else "teacher.paths"
+    teacher_paths = [(teacher_key, path) for path in config.teacher.model_paths]
+    for key, path in (*teacher_paths, ("init.from", source_path)):
         # Checked before a corpus is prepared.
         if path and not is_resume and not user_path(path).is_dir():
             raise UserError(
@@ -137,9 +139,9 @@ def _build_run(
     record = read_run_record(workdir, config)
     policy = _run_precision(config, record)
     teacher = None
-    if config.teacher.path:
+    if config.teacher.model_paths:
         dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
-        teacher = load_teacher(config.teacher.path, vocab, config.data.sequence_length, dtype)
+        teacher = load_teacher(config.teacher, vocab, config.data.sequence_length, dtype)
     growth = load_source(config, vocab, workdir)
     identity = {
         "state_format": STATE_FORMAT,
@@ -150,7 +152,7 @@ def _build_run(
     }
     run_schedules = schedule_table(config)
     objective = objective_module(config.model.objective).make_objective(config, vocab)
-    step_config = make_step_config(config, teacher.model if teacher else None, objective, policy)
+    step_config = make_step_config(config, teacher.config if teacher else None, objective, policy)
     batch_sizes = rows_per_step(config.train)
     student_flops, teacher_flops = flops_by_step(step_config, config.data.sequence_length, batch_sizes)
     run = RunContext(

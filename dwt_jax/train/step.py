@@ -30,6 +30,7 @@ from dwt_jax.remap.gates import open_gates
 from dwt_jax.remap.optimizer_state import new_entry_mask, scale_new_updates
 from dwt_jax.runs.optimizer import make_optimizer
 from dwt_jax.runs.state import SkipCounts, TeacherGap, TrainState, abstract_state
+from dwt_jax.runs.teacher import TeacherConfig, TeacherParams
 from dwt_jax.train.step_schedules import StepSchedules
 
 Microbatch = tuple[Targets, jax.Array]
@@ -55,7 +56,7 @@ class StepConfig:
     """
 
     model: ModelConfig
-    teacher: ModelConfig | None
+    teacher: TeacherConfig | None
     objective: Objective
     distill: Distill  # without its schedules
     optimizer: Optimizer  # without its schedule
@@ -66,7 +67,7 @@ class StepConfig:
 
 
 def make_step_config(
-    config: Config, teacher: ModelConfig | None, objective: Objective, policy: Policy
+    config: Config, teacher: TeacherConfig | None, objective: Objective, policy: Policy
 ) -> StepConfig:
     """Return what the step of a run depends on.
 
@@ -102,10 +103,7 @@ def jit_train_step(config: StepConfig, mesh: jax.sharding.Mesh) -> Any:
     number of rows is traced and compiled when it first comes.
     """
     state_shardings = infer_shardings(abstract_state(config.model, config.optimizer), config.model, mesh)
-    teacher_shardings = None
-    if config.teacher:
-        abstract_teacher = family(config.teacher).abstract_params(config.teacher)
-        teacher_shardings = infer_shardings(abstract_teacher, config.teacher, mesh)
+    teacher_shardings = config.teacher.shardings(mesh) if config.teacher else None
     replicated = replicated_sharding(mesh)
     config = dataclasses.replace(config, policy=policy_for_mesh(mesh, config.policy))
     return jax.jit(
@@ -126,7 +124,7 @@ def jit_train_step(config: StepConfig, mesh: jax.sharding.Mesh) -> Any:
 def train_step(
     config: StepConfig,
     state: TrainState,
-    teacher_params: Params | None,
+    teacher_params: TeacherParams | None,
     batch: Batch,
     schedules: StepSchedules,
     seed: jax.Array,
@@ -212,7 +210,7 @@ def make_microbatch(
 def loss_fn(
     config: StepConfig,
     params: Params,
-    teacher_params: Params | None,
+    teacher_params: TeacherParams | None,
     microbatch: Microbatch,
     loss_weights: LossWeights,
     key: jax.Array | None,
@@ -242,14 +240,16 @@ def loss_fn(
         features = family(model).lm_features(params, model, hidden, policy=config.policy)
         return LMHead.from_params(features, params, model)
 
-    teacher = None
-    if config.teacher is not None and teacher_params is not None:
-        teacher = lm_head(config.teacher, teacher_params, None)
-    student = lm_head(config.model, params, key if config.model.uses_dropout else None)
+    teachers: tuple[LMHead, ...] = ()
     loss_config = LossConfig(
         config.distill, config.temperature_is_one, config.model.vocab_size, config.policy
     )
-    return fused_lm_loss(student, teacher, targets.labels, targets.weights, loss_weights, loss_config)
+    if config.teacher is not None and teacher_params is not None:
+        models = zip(config.teacher.models, teacher_params, strict=True)
+        teachers = tuple(lm_head(model, params, None) for model, params in models)
+        loss_config = loss_config._replace(teacher_weights=config.teacher.weights)
+    student = lm_head(config.model, params, key if config.model.uses_dropout else None)
+    return fused_lm_loss(student, teachers, targets.labels, targets.weights, loss_weights, loss_config)
 
 
 def accumulate_gradients(

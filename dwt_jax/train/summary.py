@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from dwt_jax import __version__
+from dwt_jax.config import Config
 from dwt_jax.data.batch_ramp import describe_rows_per_step
 from dwt_jax.data.dataset import rows_per_epoch
 from dwt_jax.distributed import coordination
@@ -20,6 +21,7 @@ from dwt_jax.runs.metrics_file import total_flops
 from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.runs.pretrained import params_digest
 from dwt_jax.runs.state import TrainState
+from dwt_jax.runs.teacher import LoadedTeacher
 from dwt_jax.text_format import format_count
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
 from dwt_jax.train.initialize import (
@@ -59,8 +61,7 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
     else:
         ratio = run.teacher_flops.sum() / run.student_flops.sum()
         metric_writer.log_message(
-            f"teacher {run.teacher.model.num_hidden_layers} x {run.teacher.model.hidden_size} from "
-            f"{run.config.teacher.path}: +{ratio:.0%} FLOPs per step"
+            f"teacher {_describe_teacher(run.teacher, run.config)}: +{ratio:.0%} FLOPs per step"
         )
         if run.teacher_end_step == 0:
             metric_writer.log_message("the teacher is not used: distill.alpha_soft is 0 at every step")
@@ -68,6 +69,18 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
             metric_writer.log_message("the teacher is no longer used: alpha_soft is 0 from here on")
     if start_step:
         metric_writer.log_message(f"resumed at step {start_step}")
+
+
+def _describe_teacher(teacher: LoadedTeacher, config: Config) -> str:
+    """Return the sizes, the weights and the paths of a teacher's models."""
+    weights = teacher.config.weights
+    return " + ".join(
+        f"{f'{weight:.3g} of ' if len(weights) > 1 else ''}"
+        f"{model.num_hidden_layers} x {model.hidden_size} from {path}"
+        for weight, model, path in zip(
+            weights, teacher.config.models, config.teacher.model_paths, strict=True
+        )
+    )
 
 
 def log_growth_source(
@@ -127,7 +140,7 @@ def export_and_summarize(
             ),
         },
         "teacher_steps": max(0, teacher_steps - run.config.init.step),
-        "teacher": _model_sizes(run.teacher.model) if run.teacher else None,
+        "teachers": [_model_sizes(model) for model in run.teacher.config.models] if run.teacher else [],
         **({"init": _init_summary(run.growth)} if run.growth else {}),
         "data": _data_sizes(run),
         "versions": {"dwt_jax": __version__, "jax": jax.__version__},

@@ -15,6 +15,7 @@ from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.objectives.mlm import MaskingVocab, MlmObjective
 from dwt_jax.runs.state import init_train_state
+from dwt_jax.runs.teacher import TeacherConfig
 from dwt_jax.train import step as steps
 from dwt_jax.train.step_schedules import StepSchedules
 
@@ -48,7 +49,8 @@ def spec(
         train=Train(gradient_accumulation_steps=gradient_accumulation_steps),
         optimizer=optimizer,
     )
-    return steps.make_step_config(config, teacher, OBJECTIVE, Policy())
+    teacher_config = TeacherConfig((teacher,)) if teacher else None
+    return steps.make_step_config(config, teacher_config, OBJECTIVE, Policy())
 
 
 def place(tree, mesh):
@@ -80,6 +82,7 @@ def run(spec, params, teacher, count, values=schedules(), seed=SEED, mesh=None, 
     """(last state, metrics of each step as floats)"""
     mesh = mesh or one_device()
     step = steps.jit_train_step(spec, mesh)
+    teacher = None if teacher is None else (teacher,)
     state = start(params, mesh, spec.optimizer) if state is None else state
     every = []
     for i in range(count):

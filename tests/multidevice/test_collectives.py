@@ -21,6 +21,7 @@ from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.objectives.mlm import abstract_objective
 from dwt_jax.runs.state import abstract_state
+from dwt_jax.runs.teacher import TeacherConfig
 from dwt_jax.train.step import jit_train_step, make_step_config
 from dwt_jax.train.step_schedules import abstract_schedules
 
@@ -56,13 +57,14 @@ def compile_train_step(model, mesh_sizes, batch_size):
         {"model": model, "train": {"steps": 4, "batch_size": batch_size}, "teacher": {"path": "x"}}
     )
     objective = abstract_objective(config, model["vocab_size"])
-    step_config = make_step_config(config, config.model, objective, Policy())
+    step_config = make_step_config(config, TeacherConfig((config.model,)), objective, Policy())
     state = abstract_state(config.model, config.optimizer)
     rows = jax.ShapeDtypeStruct((batch_size, 128), np.int32)
     batch, schedules = Batch(rows, rows), abstract_schedules(config)
     seed = jax.ShapeDtypeStruct((), np.uint32)
     step = jit_train_step(step_config, make_mesh(Mesh(*mesh_sizes), batch_size))
-    lowered = step.lower(state, bert.abstract_params(config.model), batch, schedules, seed, None)
+    teacher = (bert.abstract_params(config.model),)
+    lowered = step.lower(state, teacher, batch, schedules, seed, None)
     log = []
     with captured_stderr(log):
         compiled = lowered.compile(COMPILE_QUICKLY)

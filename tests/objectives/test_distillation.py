@@ -273,7 +273,7 @@ class Heads:
         knobs = self.knobs(weights, 1.0 if at_1 else 2.0)
         run = jax.jit(
             jax.value_and_grad(
-                lambda pair: fused_lm_loss(*pair, labels, weights, knobs, static), has_aux=True
+                lambda pair: fused_lm_loss(pair[0], pair[1:], labels, weights, knobs, static), has_aux=True
             )
         )
         return run(self.pair)
@@ -337,7 +337,7 @@ def test_the_gradient_of_the_head_follows_what_comes_after_it(heads, labels, wei
     knobs = heads.knobs(weights)
 
     def chain(student):
-        return jnp.sin(fused_lm_loss(student, heads.pair[1], labels, weights, knobs, static)[0])
+        return jnp.sin(fused_lm_loss(student, heads.pair[1:], labels, weights, knobs, static)[0])
 
     (value, _), (gradient, _) = heads.ours(labels, weights, Distill())
     chained = jax.jit(jax.grad(chain))(heads.pair[0])
@@ -350,7 +350,7 @@ def test_without_a_teacher_the_head_is_torchs_cross_entropy(heads, labels, weigh
     static = LossConfig(Distill(loss_chunk_rows=4), True, V, Policy())
     knobs = LossWeights(jnp.float32(1), jnp.float32(1), jnp.float32(1), jnp.float32(weights.sum()))
     (value, _), gradient = jax.jit(
-        jax.value_and_grad(lambda s: fused_lm_loss(s, None, labels, weights, knobs, static), has_aux=True)
+        jax.value_and_grad(lambda s: fused_lm_loss(s, (), labels, weights, knobs, static), has_aux=True)
     )(student)
     features, table, bias = (
         torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True)
@@ -368,7 +368,7 @@ def test_without_a_teacher_the_head_is_torchs_cross_entropy(heads, labels, weigh
 def test_bf16_gradients_of_the_head_stay_near_fp32(heads, labels, weights):
     policy = Policy(jnp.dtype("bfloat16"), jnp.dtype("float32"))
     static, knobs = LossConfig(Distill(), False, V, policy), heads.knobs(weights)
-    run = jax.jit(jax.grad(lambda s: fused_lm_loss(s, heads.pair[1], labels, weights, knobs, static)[0]))
+    run = jax.jit(jax.grad(lambda s: fused_lm_loss(s, heads.pair[1:], labels, weights, knobs, static)[0]))
     _, (gradient, _) = heads.ours(labels, weights, Distill())
     for a, b in zip(*map(jax.tree.leaves, (run(heads.pair[0]), gradient)), strict=True):
         assert 1e-5 < np.linalg.norm(a - b) / np.linalg.norm(b) < 0.03
@@ -381,7 +381,7 @@ def test_tiles_hold_fewer_logits(heads, labels, weights):
         static = LossConfig(Distill(loss_chunk_rows=tile), False, V, Policy())
         knobs = heads.knobs(weights)
         program = jax.make_jaxpr(
-            jax.grad(lambda s: fused_lm_loss(s, heads.pair[1], labels, weights, knobs, static)[0])
+            jax.grad(lambda s: fused_lm_loss(s, heads.pair[1:], labels, weights, knobs, static)[0])
         )(heads.pair[0])
         tables = {head.embedding.shape for head in heads.pair} | {
             head.embedding.shape[::-1] for head in heads.pair

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from dwt_jax.config import Distill
 from dwt_jax.models.common import lm_head
@@ -67,13 +68,13 @@ def test_value_sums_and_gradient_are_those_of_autodiff(inputs, tile, options):
     static = LossConfig(distill, False, V, Policy())
 
     def ours(student):
-        return fused_lm_loss(student, teacher, labels, weights, knobs, static)
+        return fused_lm_loss(student, (teacher,), labels, weights, knobs, static)
 
     def theirs(student):
         return plain(student, teacher, labels, weights, knobs, distill)
 
     def reference(student):
-        return fused_lm_loss_reference(student, teacher, labels, weights, knobs, static)
+        return fused_lm_loss_reference(student, (teacher,), labels, weights, knobs, static)
 
     found = jax.value_and_grad(ours, has_aux=True)(student)
     for other in (theirs, reference):
@@ -81,10 +82,35 @@ def test_value_sums_and_gradient_are_those_of_autodiff(inputs, tile, options):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
 
 
+@pytest.mark.parametrize("tile", [0, 4])
+@pytest.mark.parametrize(
+    "options", [{"divergence": "reverse_kl"}, {"token_selection": "entropy", "drop_fraction": 0.4}]
+)
+def test_several_teachers_are_one_with_the_mean_of_their_probabilities(inputs, tile, options):
+    student, teacher, labels, weights, knobs = inputs
+    teachers = teacher, head(np.random.default_rng(5), 2 * D)
+    distill, shares = Distill(loss_chunk_rows=tile, **options), (0.25, 0.75)
+    static = LossConfig(distill, False, V, Policy(), shares)
+    found = jax.value_and_grad(
+        lambda s: fused_lm_loss(s, teachers, labels, weights, knobs, static), has_aux=True
+    )(student)
+
+    first, second = (scipy.special.softmax(plain_logits(x)[..., :V], axis=-1) for x in teachers)
+    mixed = np.full((B, P, PADDED), -1e9, np.float32)
+    mixed[..., :V] = np.log(0.25 * first + 0.75 * second)
+
+    def theirs(student):
+        sums = loss_sums(plain_logits(student), mixed, labels, weights, knobs.temperature, distill, False)
+        return total_loss(sums, knobs, distill), sums
+
+    expected = jax.value_and_grad(theirs, has_aux=True)(student)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
+
+
 def test_without_a_teacher_it_is_the_cross_entropy(inputs):
     student, _, labels, weights, knobs = inputs
     static = LossConfig(Distill(), True, V, Policy())
-    found = jax.grad(lambda s: fused_lm_loss(s, None, labels, weights, knobs, static)[0])(student)
+    found = jax.grad(lambda s: fused_lm_loss(s, (), labels, weights, knobs, static)[0])(student)
     expected = jax.grad(lambda s: plain(s, None, labels, weights, knobs, Distill())[0])(student)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
 
@@ -96,7 +122,7 @@ def test_heads_without_bias_have_logits_and_gradients_without_it(inputs, tile):
     distill = Distill(loss_chunk_rows=tile)
     static = LossConfig(distill, False, V, Policy())
     found = jax.value_and_grad(
-        lambda s: fused_lm_loss(s, teacher, labels, weights, knobs, static), has_aux=True
+        lambda s: fused_lm_loss(s, (teacher,), labels, weights, knobs, static), has_aux=True
     )(student)
     expected = jax.value_and_grad(lambda s: plain(s, teacher, labels, weights, knobs, distill), has_aux=True)(
         student
@@ -110,7 +136,7 @@ def test_a_factor_outside_reaches_the_gradient_and_the_teacher_gets_none(inputs)
     static = LossConfig(Distill(), False, V, Policy())
 
     def loss(student, teacher, factor):
-        return factor * fused_lm_loss(student, teacher, labels, weights, knobs, static)[0]
+        return factor * fused_lm_loss(student, (teacher,), labels, weights, knobs, static)[0]
 
     one, three = (jax.grad(loss)(student, teacher, factor) for factor in (1.0, 3.0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-5, atol=1e-6), one, three)
@@ -121,7 +147,7 @@ def test_a_factor_outside_reaches_the_gradient_and_the_teacher_gets_none(inputs)
 def test_columns_of_padding_and_rows_without_predictions_get_no_gradient(inputs):
     student, teacher, labels, weights, knobs = inputs
     static = LossConfig(Distill(loss_chunk_rows=2), False, V, Policy())
-    gradient = jax.grad(lambda s: fused_lm_loss(s, teacher, labels, weights, knobs, static)[0])(student)
+    gradient = jax.grad(lambda s: fused_lm_loss(s, (teacher,), labels, weights, knobs, static)[0])(student)
     assert not np.any(gradient.embedding[V:])
     assert not np.any(gradient.bias[V:])
     assert not np.any(gradient.features[weights == 0])
@@ -132,7 +158,7 @@ def test_bf16_operands_stay_near_fp32(inputs):
     gradients = [
         jax.grad(
             lambda s, n=n: fused_lm_loss(
-                s, teacher, labels, weights, knobs, LossConfig(Distill(), False, V, n)
+                s, (teacher,), labels, weights, knobs, LossConfig(Distill(), False, V, n)
             )[0]
         )(student)
         for n in (Policy(), Policy(jnp.dtype("bfloat16"), jnp.dtype("float32"), True))
@@ -149,7 +175,7 @@ def test_logits_of_a_few_positions_at_a_time_give_the_same_loss_and_gradient(inp
     shapes = []
 
     def loss(student):
-        return fused_lm_loss(student, teacher, labels, weights, knobs, static)
+        return fused_lm_loss(student, (teacher,), labels, weights, knobs, static)
 
     def record(*args):
         shapes.append(args[0].shape)

@@ -176,7 +176,7 @@ def test_the_old_state_is_given_away_and_the_teacher_is_not(tiny, teacher_model,
     state = start(params)
     given = jax.tree.map(np.asarray, teacher)
     step = steps.jit_train_step(spec(tiny, teacher_model), one_device())
-    after, _ = step(state, teacher, batch(), schedules(), np.uint32(SEED), None)
+    after, _ = step(state, (teacher,), batch(), schedules(), np.uint32(SEED), None)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, teacher)))
     jax.tree.map(np.testing.assert_array_equal, teacher, given)
@@ -244,7 +244,7 @@ def whole_objective(tiny, teacher_model, teacher):
     def value(pair):
         part = (masked, batch().segment_ids)
         weights = LossWeights(*(jnp.float32(x) for x in (0.7, 1.5, 2.0, count)))
-        return steps.loss_fn(made, pair[0], pair[1], part, weights, None)[0]
+        return steps.loss_fn(made, pair[0], (pair[1],), part, weights, None)[0]
 
     return value
 
@@ -277,7 +277,7 @@ def test_targets_at_all_positions_are_those_at_each_position(tiny, teacher_model
 
     def value(params, positions):
         targets = Targets(jnp.asarray(rows.tokens), positions, jnp.asarray(rows.tokens), weights)
-        return steps.loss_fn(made, params, teacher, (targets, rows.segment_ids), loss_weights, None)[0]
+        return steps.loss_fn(made, params, (teacher,), (targets, rows.segment_ids), loss_weights, None)[0]
 
     every = jnp.broadcast_to(jnp.arange(L), (B, L))
     found, expected = (jax.jit(jax.value_and_grad(value))(params, at) for at in (None, every))
@@ -327,7 +327,7 @@ def test_until_beaten_lowers_the_weight_and_stays_at_zero(tiny, teacher_model, p
         share = 1.0 if weight == 0 else float(np.clip(gap / weight / margin, 0, 1))
         share = 0.0 if matched_step >= 0 else share
         values = schedules(soft=soft, rate=0.0)
-        state, metrics = step(state, guide, rewarded, values, np.uint32(0), None)
+        state, metrics = step(state, (guide,), rewarded, values, np.uint32(0), None)
         assert metrics["alpha_soft"].item() == pytest.approx(soft * share, abs=1e-5)
         hard = np.log(118 + np.exp(boost)) - boost
         assert metrics["hard_loss"].item() == pytest.approx(hard, rel=1e-5)
