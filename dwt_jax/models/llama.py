@@ -89,7 +89,7 @@ def param_axes(config: Config) -> ParamAxes:
 # Growth: what remapping has to know.
 
 FUNCTION_FIELDS = (
-    "model_type",
+    "has_qk_norm",
     "hidden_act",
     "rms_norm_eps",
     "sliding_window",

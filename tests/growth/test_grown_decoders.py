@@ -85,6 +85,19 @@ def test_the_grown_model_has_the_logits_of_the_small_one(small, method, capsys):
         torch.testing.assert_close(large.eval()(ids).logits, model(ids).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("small", ["llama"], indirect=True)
+def test_a_llama_grows_into_a_qwen2(small, capsys):
+    """The new biases of queries, keys and values are 0."""
+    kind, model, folder = small
+    assert grow(kind, folder, "lemon", "--config.model.model_type=qwen2", "--new-layers=zero") == 0
+    assert json.loads(capsys.readouterr().out)["function_preserving"]
+    large = transformers.AutoModelForCausalLM.from_pretrained(folder / "large").eval()
+    assert isinstance(large, transformers.Qwen2ForCausalLM)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(large(ids).logits, model(ids).logits, atol=1e-4, rtol=0)
+
+
 def test_tied_tables_are_untied_on_demand_and_untied_ones_stay(small, capsys):
     kind, model, folder = small
     assert grow(kind, folder, "lemon", "--config.model.tie_word_embeddings=false") == 0

@@ -81,6 +81,19 @@ def torch_model(name, size, seed=0):
             classifier_pooling="mean" if size["labels"] % 2 else "cls",
             **common,
         )
+    elif name.endswith("ForCausalLM"):
+        config = getattr(transformers, name.replace("ForCausalLM", "Config"))(
+            hidden_size=width,
+            num_hidden_layers=size["layers"],
+            num_attention_heads=size["heads"],
+            num_key_value_heads=size["heads"] // 2,
+            head_dim=size["head_size"],
+            intermediate_size=size["mlp"],
+            hidden_act="silu",
+            rms_norm_eps=1e-6,
+            **({"sliding_window": 4} if name.startswith("Mistral") else {}),
+            **common,
+        )
     else:
         config = getattr(transformers, re.sub(r"(For[A-Z]\w+|Model)$", "Config", name))(
             hidden_size=width,

@@ -21,6 +21,10 @@ CLASSES = [
     "BertForSequenceClassification",
     "ModernBertForMaskedLM",
     "ModernBertForSequenceClassification",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
 ]
 
 

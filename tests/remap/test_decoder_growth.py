@@ -85,6 +85,30 @@ def test_any_pair_of_sizes_keeps_the_function(kind, method, tied, split, width, 
     assert largest < 1e-9
 
 
+@pytest.mark.parametrize(
+    ("kind", "other", "reason"),
+    [
+        ("llama", "mistral", ""),
+        ("llama", "qwen2", ""),  # its biases are 0 at first
+        ("mistral", "llama", ""),
+        ("qwen2", "llama", "attention/key/bias: a llama has no such parameter"),
+        ("llama", "qwen3", "has_qk_norm False → True"),
+        ("qwen3", "qwen2", "has_qk_norm True → False"),
+    ],
+)
+def test_another_model_type_keeps_the_function_where_it_can_compute_it(kind, other, reason):
+    source = dataclasses.replace(SOURCE, model_type=kind, head_dim=0)
+    target = dataclasses.replace(source, model_type=other, hidden_size=16, intermediate_size=17, head_dim=0)
+    target = dataclasses.replace(
+        target, hidden_size=12, num_attention_heads=6, num_key_value_heads=3, head_dim=2
+    )
+    source = dataclasses.replace(source, head_dim=2)
+    largest, report = difference(source, target, "net2net")
+    assert report.function_preserving == (not reason), report.reasons_not_preserving
+    assert (largest < 1e-9) == (not reason)
+    assert reason in " ".join(report.reasons_not_preserving)
+
+
 def test_tied_to_untied_and_more_tokens():
     target = dataclasses.replace(SOURCE, hidden_size=13, tie_word_embeddings=False, vocab_size=700)
     largest, report = difference(SOURCE, target, "net2net")
