@@ -4,7 +4,8 @@ Logits are by far the largest arrays of a step: [B·P, V] in fp32, several times
 gradient with respect to the logits is formed while they exist, and multiplied at once into the gradients
 of features and output embedding; no residual of size V·B·P is kept. With `distill.loss_chunk_rows` = n the
 logits of n rows exist at a time, by default those of as many positions of all rows as have MAX_LOGITS on a
-device. Neither costs FLOPs. `fused_lm_loss_reference` is the plain form.
+device (whole rows, at least one, with `token_selection` entropy). Neither costs FLOPs.
+`fused_lm_loss_reference` is the plain form.
 Letters of shapes: see distillation.py; D is the hidden size.
 """
 
@@ -21,6 +22,7 @@ from dwt_jax.distributed.mesh import split_microbatches
 from dwt_jax.models import family
 from dwt_jax.models.common.lm_head import (
     lm_logits,
+    max_rows,
     merge_positions,
     num_position_chunks,
     split_positions,
@@ -172,10 +174,11 @@ def _chunking(shape: tuple[int, ...], loss_config: LossConfig) -> tuple[_Split |
     (rows, positions), distill = shape, loss_config.distill
     if distill.loss_chunk_rows:
         return _chunks_of_rows(rows, min(distill.loss_chunk_rows, rows))
-    by_row = distill.token_selection == "entropy"  # it compares the positions of a row
-    count = 1 if by_row else num_position_chunks(rows, positions, loss_config.vocab_size, loss_config.policy)
+    count = num_position_chunks(rows, positions, loss_config.vocab_size, loss_config.policy)
     if count == 1:
         return None, lambda x: x
+    if distill.token_selection == "entropy":  # it compares the positions of a row
+        return _chunks_of_rows(rows, max_rows(rows, positions, loss_config.vocab_size, loss_config.policy))
     return (
         functools.partial(jax.tree.map, functools.partial(split_positions, count=count)),
         merge_positions,

@@ -53,10 +53,22 @@ def num_position_chunks(rows: int, positions: int, vocab_size: int, policy: Poli
         vocab_size: without padding.
         policy: has the devices.
     """
-    devices = 1 if policy.batch_sharding is None else policy.batch_sharding.num_devices
-    row_logits = -(-rows // devices) * padded_vocab_size(vocab_size)
+    row_logits = -(-rows // _num_devices(policy)) * padded_vocab_size(vocab_size)
     divisors = (count for count in range(1, positions + 1) if positions % count == 0)
     return next((count for count in divisors if positions // count * row_logits <= MAX_LOGITS), positions)
+
+
+def max_rows(rows: int, positions: int, vocab_size: int, policy: Policy) -> int:
+    """Return how many rows have at most MAX_LOGITS on each device, at least one a device.
+
+    Arguments as for `num_position_chunks`.
+    """
+    devices = _num_devices(policy)
+    return min(rows, max(1, MAX_LOGITS // (positions * padded_vocab_size(vocab_size))) * devices)
+
+
+def _num_devices(policy: Policy) -> int:
+    return 1 if policy.batch_sharding is None else policy.batch_sharding.num_devices
 
 
 def split_positions(x: jax.Array, count: int) -> jax.Array:
