@@ -178,8 +178,8 @@ def _reasons_not_preserving(
         old, new = getattr(source, field), getattr(target, field)
         if old != new:
             yield f"{field} {old} → {new}, expected {old}"
-    if lost := sorted(family(source).param_axes(source).keys() - family(target).param_axes(target).keys()):
-        yield f"{lost[0]}: a {target.model_type} has no such parameter"
+    if missing := sorted(family(source).param_axes(source).keys() - family(target).param_axes(target).keys()):
+        yield f"{missing[0]}: a {target.model_type} has no such parameter"
     if options.noise:
         yield f"noise {options.noise:g}, expected 0"
     grows = False
