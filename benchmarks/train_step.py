@@ -3,10 +3,11 @@
     python benchmarks/train_step.py [--sizes 4x256 …] [--precisions float32 …] [--seconds 60]
         [--checkout DIR [--no-torch]]
 
-Same sizes, batch, number of masked positions and optimiser (AdamW, decay on matrices); no
-dropout; a frozen teacher of half the layers (6x768: of 4). dwt_jax draws its masks and checks for
-non-finite updates in every step, the peer is spared both. Each variant is a process of its own;
-they run one after the other, a few steps at a time, and the medians are compared.
+Same sizes (shapes.py), batch, number of masked positions and optimiser (AdamW, decay on matrices); no
+dropout; a frozen teacher of fewer layers. A llama predicts the next token at all positions. dwt_jax
+draws its masks and checks for non-finite updates in every step, the peer is spared both. Each variant
+is a process of its own; they run one after the other, a few steps at a time, and the medians are
+compared.
 """
 
 import argparse
@@ -17,31 +18,13 @@ import sys
 import time
 from pathlib import Path
 
+from shapes import LENGTH, SHAPES
+
 HERE = Path(__file__).parent
-TEACHERS = {"2x128": "1x128", "4x256": "2x256", "6x768": "4x768"}
-ROWS = {"2x128": 32, "4x256": 32, "6x768": 16}
-LENGTH, PREDICTIONS, VOCABULARY = 128, 20, 30522
-
-
-def flops(size: str) -> float:
-    """Of the model as such (vocabulary not padded, the last layer whole): student forward and backward,
-    teacher forward."""
-
-    def forward(name: str) -> float:
-        layers, width = map(int, name.split("x"))
-        token = layers * (24 * width**2 + 4 * LENGTH * width)
-        return ROWS[size] * (LENGTH * token + PREDICTIONS * (2 * width**2 + 2 * width * VOCABULARY))
-
-    return 3 * forward(size) + forward(TEACHERS[size])
 
 
 def variants(size: str, precision: str, options: argparse.Namespace) -> dict[str, list[str]]:
-    common = [
-        f"--student={size}",
-        f"--teacher={TEACHERS[size]}",
-        f"--rows={ROWS[size]}",
-        f"--precision={precision}",
-    ]
+    common = [f"--size={size}", f"--precision={precision}"]
     torch = [options.torch_python, str(HERE / "torch_worker.py"), *common]
     found = {
         f"dwt_jax ({python})": [python, str(HERE / "jax_worker.py"), *common] for python in options.jax_python
@@ -55,7 +38,7 @@ def variants(size: str, precision: str, options: argparse.Namespace) -> dict[str
         "torch compiled, masked": [*torch, "--compile"],
         "torch eager, masked": torch,
     }
-    if options.all_positions:
+    if options.all_positions and SHAPES[size].predictions < LENGTH:
         found["torch compiled, all"] = [*torch, "--compile", "--head=all"]
         found["torch eager, all"] = [*torch, "--head=all"]
     return found
@@ -125,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
+    parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--seconds", type=float, default=60.0, help="for each size and precision")
     parser.add_argument("--jax-python", nargs="+", default=[sys.executable], help="one or more to compare")
@@ -152,8 +135,8 @@ def main() -> None:
                 label = f"**dwt_jax** on {label}" if name.startswith("dwt_jax") else label
                 label += ", other checkout" if name.endswith("other checkout") else ""
                 spread = f"{medians[name] * 1e3:.0f} ({min(times) * 1e3:.0f} to {max(times) * 1e3:.0f})"
-                speed = ROWS[size] * LENGTH / medians[name]
-                work = flops(size) / medians[name] / 1e9
+                speed = SHAPES[size].rows * LENGTH / medians[name]
+                work = SHAPES[size].step_flops() / medians[name] / 1e9
                 print(
                     f"| {size} | {precision} | {label} | {speed:,.0f} | {work:.0f} "
                     f"| {spread} | {best / medians[name]:.2f} |",
