@@ -14,6 +14,7 @@ SIZES = {  # of the teachers, for labels
     "paper": {"weak": "4 layers", "very_weak": "2 layers", "extremely_weak": "1 layer"},
     "h200": {"weak": "4 layers", "very_weak": "2 layers", "extremely_weak": "1 layer"},
     "cpu": {"weak": "2 layers", "very_weak": "1 layer", "extremely_weak": "1 layer of half the width"},
+    "causal": {"weak": "2 layers", "very_weak": "1 layer"},
 }
 TASKS = {
     "paper": ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"],
@@ -22,13 +23,20 @@ TASKS = {
     # of at most 5,749 examples are too small for models that have read so little; CoLA, where the baseline is
     # at 0 (one trial: a Matthews correlation of -0.03); and QQP and QNLI, to save time.
     "cpu": ["sst2", "mnli"],
+    "causal": [],
 }
 FINETUNE_AT = {  # shares of the steps after which students of the second and third study are fine-tuned
     "paper": [0.1, 0.3, 0.5, 0.7, 0.9, 1.0],
     "h200": [0.1, 0.3, 0.5, 0.7, 1.0],
     "cpu": [1.0],
+    "causal": [],
 }
-PAIRS_AT = {"paper": [], "h200": [0.1, 0.3, 0.5, 0.7, 1.0], "cpu": [0.25, 0.5, 1.0]}
+PAIRS_AT = {
+    "paper": [],
+    "h200": [0.1, 0.3, 0.5, 0.7, 1.0],
+    "cpu": [0.25, 0.5, 1.0],
+    "causal": [0.25, 0.5, 1.0],
+}
 PAIR_SETS = ["data/minimal_pairs/blimp.zip", "data/minimal_pairs/zorro.zip"]
 # α_s from 4 to 0 over the first quarter of the steps.
 EARLY = ["distill.preset=early_decay", "distill.alpha_soft.decay_end=0.25"]
@@ -44,6 +52,8 @@ def check_scale(scale: str) -> None:
 def teacher(scale: str, run: str = "weak", **fields: Any) -> dict[str, Any]:
     """Return a teacher's arm. But at the scale of the paper, each seed of a student has its own teacher."""
     check_scale(scale)
+    if run in WEAK and run not in SIZES[scale]:
+        raise ValueError(f"no {WEAK[run]} teacher at scale {scale!r}")
     seeds = SEEDS if scale != "paper" else [0]
     config = f"configs/study/pretraining.py:{scale}-{run}"
     label = {"label": f"{WEAK[run]} teacher ({SIZES[scale][run]})"} if run in WEAK else {}
@@ -93,17 +103,16 @@ def study(scale: str, title: str, arms: list[Any], claims: list[Any]) -> ConfigD
         ],
         "cpu": ['data.sources=[{"kind": "builtin"}]', "data.validation_fraction=0.1"],
     }
+    other_text["causal"] = other_text["cpu"]
     fields = {
         "title": f"{title} ({scale})",
         "baseline": "alone",
         "arms": arms,
-        "finetuning": {
-            "config": "configs/glue.py",
-            "tasks": TASKS[scale],
-            "set": [*glue, *(small if scale == "cpu" else [])],
-        },
         "claims": claims,
     }
+    if TASKS[scale]:
+        settings = [*glue, *(small if scale == "cpu" else [])]
+        fields["finetuning"] = {"config": "configs/glue.py", "tasks": TASKS[scale], "set": settings}
     if scale != "paper":
         config = f"configs/study/pretraining.py:{scale}-student"
         fields["out_of_domain"] = {"config": config, "set": other_text[scale]}

@@ -39,6 +39,23 @@ def test_every_study_has_valid_jobs(name, scale, tmp_path):
     assert not any(str(tmp_path) in str(job.config.data) for job in jobs)
 
 
+def test_the_study_of_decoders_differs_from_its_baseline_by_the_teacher_alone(tmp_path):
+    jobs = study_jobs(load_study("configs/study/causal.py"), tmp_path)
+    runs = {job.name: job for job in jobs if job.kind == "train"}
+    students = [job for job in runs.values() if job.config.model.num_hidden_layers == 4]
+    assert len({dataclasses.replace(job.config.train, steps=0) for job in runs.values()}) == 1
+    assert len({(job.config.model, job.config.data, job.config.optimizer) for job in students}) == 1
+    assert {job.config.model.objective for job in runs.values()} == {"next_token"}
+    assert sum(not job.config.teacher.path for job in students) == 3
+    assert runs["early_weak-seed1"].needs == ("weak-seed1",)
+    assert any(job.kind == "pairs" for job in jobs)
+
+
+def test_a_teacher_that_a_scale_does_not_have_is_named():
+    with pytest.raises(UserError, match="no extremely weak teacher at scale 'causal'"):
+        load_study("configs/study/teacher_quality.py:causal")
+
+
 @pytest.mark.parametrize("scale", ["1", "0.01"])
 def test_the_demo_is_a_valid_study(scale, tmp_path):
     """Every arm has two seeds, the teacher one; students differ only in teacher and growth."""
