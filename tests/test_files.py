@@ -82,6 +82,15 @@ def test_tensorboard_on_a_file_system_without_fsync(tmp_path, monkeypatch):
     assert b"held_out_loss" in events.read_bytes()
 
 
+@pytest.mark.parametrize(("bits", "end"), [(None, ""), (1.25, ", 1.2500 bits per byte")])
+def test_evaluation_line(tmp_path, capsys, bits, end):
+    record = {"step": 1, "held_out_loss": 2.5, "standard_error": 0.5}
+    writer = MetricWriter(tmp_path, Train(steps=2, tensorboard=False), 0, "run")
+    writer.log_evaluation(record if bits is None else {**record, "bits_per_byte": bits})
+    writer.close()
+    assert capsys.readouterr().out == f"run: step 1: held-out loss 2.5000 ± 0.5000{end}\n"
+
+
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\0\0\0", b"\xff\xfe{", b"[1]"])
 def test_a_damaged_file_is_none(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)

@@ -75,6 +75,13 @@ def _evaluate_data(options: argparse.Namespace) -> None:
     loss = format_with_error(metrics["held_out_loss"], metrics["standard_error"])
     print(f"held-out loss   {loss} (standard error over documents)")
     print(f"perplexity      {format_float(metrics['perplexity'], 2)}")
+    if "bits_per_byte" in metrics:
+        print(f"bits per byte   {format_float(metrics['bits_per_byte'], 4)}")
+    elif "loss_per_byte" in metrics:
+        value = format_float(metrics["loss_per_byte"], 4)
+        print(f"loss per byte   {value} nats (of masked tokens, no code length)")
+    else:
+        print("loss per byte   unknown: the rows are of an earlier dwt prepare, which counted no bytes")
     print(f"accuracy        top-1 {metrics['top1_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}")
     print(f"computed from   {metrics['predictions']:,} predictions in {metrics['documents']:,} documents")
 

@@ -20,7 +20,7 @@ from dwt_jax.data.packing import Spans
 from dwt_jax.data.sentence_splitter import cut_pieces, split_sentences
 from dwt_jax.data.sources import document_fingerprint
 from dwt_jax.data.splits import split_document
-from dwt_jax.data.text_checks import TextCounts, count_visible
+from dwt_jax.data.text_checks import TextCounts, count_text_bytes, count_visible
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.data.tokenizer_checks import wrap_tokenizer_errors
 
@@ -54,6 +54,8 @@ class EncodedChunk(NamedTuple):
     held_out: Spans
     fingerprints: bytes  # 32 bytes for each document of the chunk
     text_bytes: int  # of UTF-8
+    train_bytes: int  # `count_text_bytes` of the text in `train`
+    held_out_bytes: int  # the same of `held_out`
     counts: TextCounts
 
 
@@ -72,37 +74,32 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
     Raises:
         UserError: if the tokenizer fails on a text.
     """
-    encode_texts, dtype, space, continuation, by_words = _load_encode_fn(config)
+    encode_texts, dtype, spaced, continuation, by_words = _load_encode_fn(config)
     fingerprints = [document_fingerprint(text) for text in texts]
-    sentences: list[str] = []
-    document_ids: list[int] = []  # two for each document: its training text and its held-out text
-    num_characters = num_long = 0
     parts = [
         part
         for text, fingerprint in zip(texts, fingerprints, strict=True)
         for part in split_document(text, fingerprint, config.validation_fraction, config.by_parts)
     ]
+    sentences: list[str] = []
+    document_ids: list[int] = []  # two for each document: its training text and its held-out text
+    num_characters = num_long = 0
     for number, text in enumerate(parts):
         document_sentences = _split_text(text, config, by_words)
         if max(map(len, document_sentences), default=0) > MAX_SENTENCE_CHARS:
             document_sentences, num_long = _cut_sentences(document_sentences), num_long + 1
-        if space:
-            document_sentences = _restore_spaces(text, document_sentences, space)
+        needs_spaces = spaced or config.sentence_stride > 1
+        with_spaces = _restore_spaces(text, document_sentences) if needs_spaces else document_sentences
+        document_sentences = with_spaces if spaced else document_sentences
         num_characters += sum(map(len, document_sentences))
         if config.sentence_stride > 1:
-            phase = int.from_bytes(fingerprints[number // 2][8:16], "big")
-            document_sentences = [
-                sentence
-                for i, sentence in enumerate(document_sentences)
-                if (i + phase) % config.sentence_stride == 0
-            ]
+            first = -int.from_bytes(fingerprints[number // 2][8:16], "big") % config.sentence_stride
+            document_sentences = document_sentences[first :: config.sentence_stride]
+            parts[number] = "".join(with_spaces[first :: config.sentence_stride])
         sentences += document_sentences
         document_ids += [number] * len(document_sentences)
-    with wrap_tokenizer_errors("data.tokenizer.path", "a tokenizer that encodes any text"):
-        ids = [*chain.from_iterable(map(encode_texts, _batches(sentences)))]
-    lengths = np.array([len(sentence_ids) for sentence_ids in ids], np.int64)
-    tokens = np.fromiter(chain.from_iterable(ids), dtype, int(lengths.sum()))
-    spans = Spans(tokens, lengths, np.array(document_ids, np.int64))
+    spans = _encode_sentences(sentences, document_ids, encode_texts, dtype)
+    lengths, with_tokens = spans.lengths, np.unique(spans.documents[spans.lengths > 0]).tolist()
     if config.row_mode == "wrapped":
         spans = split_words(spans, continuation)
     long_spans = spans.lengths > config.length - 2
@@ -120,6 +117,8 @@ def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
         held_out=_select_spans(spans, spans.documents % 2 == 1),
         fingerprints=b"".join(fingerprints),
         text_bytes=sum(len(text.encode()) for text in texts),
+        train_bytes=count_text_bytes([parts[i] for i in with_tokens if i % 2 == 0]),
+        held_out_bytes=count_text_bytes([parts[i] for i in with_tokens if i % 2 == 1]),
         counts=counts,
     )
 
@@ -147,6 +146,17 @@ def _cut_sentences(sentences: list[str]) -> list[str]:
     return [piece.strip() for piece in pieces if not piece.isspace()]
 
 
+def _encode_sentences(
+    sentences: list[str], document_ids: list[int], encode_texts: EncodeFn, dtype: np.dtype
+) -> Spans:
+    """Tokenize sentences to one span each; it is empty where the tokenizer makes nothing of a sentence."""
+    with wrap_tokenizer_errors("data.tokenizer.path", "a tokenizer that encodes any text"):
+        ids = [*chain.from_iterable(map(encode_texts, _batches(sentences)))]
+    lengths = np.array([len(sentence_ids) for sentence_ids in ids], np.int64)
+    tokens = np.fromiter(chain.from_iterable(ids), dtype, int(lengths.sum()))
+    return Spans(tokens, lengths, np.array(document_ids, np.int64))
+
+
 def _batches(sentences: list[str]) -> Iterator[list[str]]:
     """Divide sentences into batches of about MAX_SENTENCE_CHARS."""
     ends = np.cumsum([len(sentence) for sentence in sentences]) // MAX_SENTENCE_CHARS
@@ -155,24 +165,24 @@ def _batches(sentences: list[str]) -> Iterator[list[str]]:
         yield sentences[start:end]
 
 
-def _restore_spaces(text: str, sentences: list[str], space: str) -> list[str]:
+def _restore_spaces(text: str, sentences: list[str]) -> list[str]:
     """Put a space before each sentence but the first that white space precedes in the text."""
     position = 0
     restored: list[str] = []
     for sentence in sentences:
         start = text.index(sentence, position)
-        restored.append(space + sentence if restored and start > position else sentence)
+        restored.append(" " + sentence if restored and start > position else sentence)
         position = start + len(sentence)
     return restored
 
 
 @functools.lru_cache(maxsize=1)
-def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str, np.ndarray, bool]:
+def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, bool, np.ndarray, bool]:
     """What encoding needs of the tokenizer.
 
     Returns:
-        (texts to ids, dtype of tokens, what precedes each sentence but the first of a document, whether a
-        token continues a word [vocab], whether the ids of a text are those of its words)
+        (texts to ids, dtype of tokens, whether a space precedes each sentence but the first of a document,
+        whether a token continues a word [vocab], whether the ids of a text are those of its words)
     """
     tokenizer = load_hf_tokenizer(config.tokenizer)
     tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not the end of a segment
@@ -180,7 +190,7 @@ def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, str, np.n
     return (
         make_text_encoder(tokenizer),
         token_dtype(len(vocab)),
-        " " if begins_words_by_space(tokenizer, vocab.word_prefix) else "",
+        begins_words_by_space(tokenizer, vocab.word_prefix),
         vocab.continuation,
         can_encode_parts(tokenizer),
     )

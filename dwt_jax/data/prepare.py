@@ -241,12 +241,17 @@ def _encode_source(
     """
     hasher = hashlib.sha256()
     num_documents, counts = 0, TextCounts()
-    text_counts = {split: {"text_tokens": 0, "unknown": 0} for split in SPLITS}  # without [CLS] and [SEP]
+    # Without [CLS] and [SEP].
+    text_counts = {split: {"text_tokens": 0, "text_bytes": 0, "unknown": 0} for split in SPLITS}
     progress = Progress(name, stored_bytes(source), log)
     for chunk, bytes_read in encoder(_read_chunks(source)):
-        for split, spans in (("train", chunk.train), ("held_out", chunk.held_out)):
+        for split, spans, num_bytes in (
+            ("train", chunk.train, chunk.train_bytes),
+            ("held_out", chunk.held_out, chunk.held_out_bytes),
+        ):
             writers[split].add(spans)
             text_counts[split]["text_tokens"] += len(spans.tokens)
+            text_counts[split]["text_bytes"] += num_bytes
             text_counts[split]["unknown"] += int(np.count_nonzero(spans.tokens == unk_id))
         hasher.update(chunk.fingerprints)
         num_documents += len(chunk.fingerprints) // FINGERPRINT_BYTES
@@ -360,7 +365,7 @@ def _split_totals(split: str, sources: list[dict[str, Any]], data: Data) -> dict
     source_counts = [source[split] for source in sources]
     totals: dict[str, Any] = {
         name: sum(counts[name] for counts in source_counts)
-        for name in ("rows", "tokens", "documents", "text_tokens", "unknown")
+        for name in ("rows", "tokens", "documents", "text_tokens", "text_bytes", "unknown")
     }
     totals["padding"] = padding(totals)
     totals["sources"] = [

@@ -3,7 +3,7 @@
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +48,31 @@ class TextCounts(NamedTuple):
 def count_visible(text: str) -> int:
     """Return the number of characters of a text that are neither white space nor control characters."""
     return sum(char.isprintable() and not char.isspace() for char in text)
+
+
+_WIDE_SPACES = tuple(char for char in map(chr, range(0x80, 0x3001)) if char.isspace())  # not of ASCII
+
+
+def count_text_bytes(texts: Sequence[str]) -> int:
+    """Return the UTF-8 bytes of texts. A run of white space counts as one byte, and none at their ends.
+
+    That is `sum(len(" ".join(text.split()).encode()) for text in texts)`, but many times faster. Rows have
+    line breaks as a space or nothing, as the tokenizer wants it; this count is the same for all tokenizers.
+
+    Args:
+        texts: none of them empty or of white space only.
+    """
+    text = "\n".join(texts)
+    if not text:
+        return 0
+    if not text.isascii():
+        for char in _WIDE_SPACES:
+            text = text.replace(char, " ")
+    data = np.frombuffer(text.encode(), np.uint8)
+    # \t to \r, and \x1c to the space: a smaller byte wraps around.
+    is_space = (data - np.uint8(0x09) < 5) | (data - np.uint8(0x1C) < 5)
+    num_repeated = np.count_nonzero(is_space[1:] & is_space[:-1])
+    return len(data) - int(num_repeated) - int(is_space[0]) - int(is_space[-1]) - (len(texts) - 1)
 
 
 # Before the rows: the tokenizer, and a sample

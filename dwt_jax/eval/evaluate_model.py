@@ -18,7 +18,7 @@ from dwt_jax.runs.pretrained import check_vocab_size, check_vocabulary, truncate
 
 
 def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
-    """Compute held-out loss, perplexity and accuracies.
+    """Compute held-out loss, perplexity, accuracies, and the loss per byte of text.
 
     Args:
         path: a run's directory or a model in Hugging Face's layout.
@@ -26,20 +26,25 @@ def evaluate_model(path: str, data: Path, batch_size: int) -> dict[str, float]:
         batch_size: rows per batch; does not change the result.
 
     Returns:
-        As `likelihood.summarize_losses`.
+        As `likelihood.summarize_losses` and `likelihood.losses_per_byte`.
 
     Raises:
         UserError: if data and model disagree in vocabulary or length.
     """
-    metrics = likelihood.summarize_losses(model_document_losses(path, data, batch_size))
+    metrics = evaluate_documents(path, data, batch_size)[1]
     if problem := likelihood.loss_problem(metrics):
         flag = "--model" if metrics["predictions"] else "--data"
         raise UserError(f"{flag}: {problem} ({path} on {data}), expected {likelihood.EXPECTED_LOSS}")
     return metrics
 
 
-def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likelihood.DocumentLosses:
-    """Compute the losses of each held-out document. Arguments and errors as `evaluate_model`."""
+def evaluate_documents(
+    path: str, data: Path, batch_size: int = 64
+) -> tuple[likelihood.DocumentLosses, dict[str, float]]:
+    """Compute the losses of each held-out document, and their summary.
+
+    Arguments and errors as `evaluate_model`, but that a loss that cannot be right is returned.
+    """
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
     data = user_path(data)
@@ -61,7 +66,9 @@ def model_document_losses(path: str, data: Path, batch_size: int = 64) -> likeli
         params, loaded_model.model, data, mesh=mesh, batch_size=batch_size
     )
     assert document_losses is not None  # should_stop is never true
-    return document_losses
+    metrics = likelihood.summarize_losses(document_losses)
+    per_byte = likelihood.losses_per_byte(metrics, loaded_model.model.objective, data)
+    return document_losses, {**metrics, **per_byte}
 
 
 def fit_to_vocabulary(loaded_model: LoadedModel, path: str, num_tokens: int) -> LoadedModel:

@@ -14,7 +14,7 @@ from dwt_jax.data.batch import Batch
 from dwt_jax.data.dataset import first_document_ids, num_rows, open_dataset, read_rows
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.mesh import batch_sharding, replicated_sharding, to_global
-from dwt_jax.files import atomic_write
+from dwt_jax.files import atomic_write, read_json
 from dwt_jax.models import family
 from dwt_jax.models.common.lm_head import lm_head_logits, map_positions
 from dwt_jax.models.common.matmul import Policy
@@ -160,6 +160,32 @@ def summarize_losses(document_losses: DocumentLosses) -> dict[str, float]:
         "predictions": int(count),
         "documents": n,
     }
+
+
+def losses_per_byte(metrics: Mapping[str, Any], objective: str, data: Path) -> dict[str, float]:
+    """Relate the held-out loss to the UTF-8 bytes of the held-out text, which no tokenizer changes.
+
+    A model of next tokens has `bits_per_byte`, Σ −log₂ p(token | those before it in its segment) / bytes: the
+    length of a code of the text. Every token of the text is predicted once, and so is every end token.
+
+    A model of masked tokens has `loss_per_byte`, loss · text tokens / bytes, in nats. It is no code length: a
+    token is predicted from both sides, also from tokens that are predicted from it.
+
+    Args:
+        metrics: as `summarize_losses` returns them, of all held-out rows.
+        objective: name of the model's objective.
+        data: the prepared directory.
+
+    Returns:
+        One of the two; nothing for rows of an earlier version, which did not count bytes.
+    """
+    text = read_json(data / "index.json")["splits"]["held_out"]
+    if not (num_bytes := text.get("text_bytes")):
+        return {}
+    if objective == "next_token":
+        nats = metrics["held_out_loss"] * metrics["predictions"]
+        return {"bits_per_byte": nats / (math.log(2) * num_bytes)}
+    return {"loss_per_byte": metrics["held_out_loss"] * text["text_tokens"] / num_bytes}
 
 
 MAX_LOSS = 100.0

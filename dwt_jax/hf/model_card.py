@@ -22,6 +22,11 @@ _LANGUAGE_MODELS = {
 }
 """The hub's name of a task and the class of transformers that loads a model for it."""
 
+_PER_BYTE_NAMES = {
+    "bits_per_byte": "bits per byte",
+    "loss_per_byte": "loss per byte (nats; of masked tokens, no code length)",
+}
+
 _TASK_NAMES = {"mlm": "Masked language modelling", "next_token": "Causal language modelling"}
 
 
@@ -223,11 +228,16 @@ def _front_matter(
         **extra_metadata,
     }
     if held_out:
-        metric_types = {"held_out_loss": "loss", "perplexity": "perplexity", "top1_accuracy": "accuracy"}
+        metric_types = {
+            "held_out_loss": "loss",
+            "perplexity": "perplexity",
+            "bits_per_byte": "bits_per_byte",
+            "top1_accuracy": "accuracy",
+        }
         metrics = [
             {"type": kind, "name": key, "value": held_out[key]}
             for key, kind in metric_types.items()
-            if math.isfinite(held_out[key])
+            if math.isfinite(held_out.get(key, math.nan))
         ]
         result = {
             "task": {"type": task, "name": _TASK_NAMES[model.objective]},
@@ -345,6 +355,7 @@ def _results_section(model: ModelConfig, held_out: Mapping[str, Any] | None) -> 
     rows = [
         ("loss (nats)", format_with_error(held_out["held_out_loss"], held_out["standard_error"])),
         ("perplexity", format_float(held_out["perplexity"], 2)),
+        *((name, format_float(held_out[key], 4)) for key, name in _PER_BYTE_NAMES.items() if key in held_out),
         ("top-1 accuracy", f"{held_out['top1_accuracy']:.2%}"),
         ("top-5 accuracy", f"{held_out['top5_accuracy']:.2%}"),
     ]

@@ -19,7 +19,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import json_text, read_intact_json, sync_if_supported
 from dwt_jax.runs.metrics_file import truncate_after
 from dwt_jax.runs.run_dir import RUN_ID_KEY
-from dwt_jax.text_format import format_step, format_with_error
+from dwt_jax.text_format import format_float, format_step, format_with_error
 
 
 class MetricWriter:
@@ -140,7 +140,9 @@ class MetricWriter:
         if self._file is not None:
             self._write(self._evaluations, record)
         loss = format_with_error(record["held_out_loss"], record["standard_error"])
-        self.log_message(f"step {record['step']}: held-out loss {loss}")
+        bits = record.get("bits_per_byte")
+        per_byte = "" if bits is None else f", {format_float(bits, 4)} bits per byte"
+        self.log_message(f"step {record['step']}: held-out loss {loss}{per_byte}")
 
     def log_message(self, text: str) -> None:
         """Print a log line, above the progress bar if there is one."""

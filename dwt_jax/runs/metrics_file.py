@@ -12,7 +12,7 @@ from dwt_jax.files import atomic_write, json_text
 
 def restore_nans(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record of a JSON file with NaN for null, which stands for a value that is not finite."""
-    suffixes = ("loss", "error", "perplexity", "norm")
+    suffixes = ("loss", "error", "perplexity", "norm", "per_byte")
     return {
         key: math.nan if value is None and key.endswith(suffixes) else value for key, value in record.items()
     }

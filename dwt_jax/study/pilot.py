@@ -25,8 +25,7 @@ from dwt_jax.config_loader import build_config, read_config_file
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.shutdown import TrainingFailed
 from dwt_jax.errors import UserError
-from dwt_jax.eval import likelihood
-from dwt_jax.eval.evaluate_model import model_document_losses
+from dwt_jax.eval.evaluate_model import evaluate_documents
 from dwt_jax.eval.paired import paired_error
 from dwt_jax.model_files import describe_missing_path
 from dwt_jax.remap.apply import remap_params
@@ -180,7 +179,7 @@ def run_pilot(
         run = setup_run(load(BASELINE), Path(folder))
     total = run.config.train.steps
     inits, refused = _supported_inits(run, teacher, load)
-    teacher_loss = likelihood.summarize_losses(model_document_losses(teacher, run.data))["held_out_loss"]
+    teacher_loss = evaluate_documents(teacher, run.data)[1]["held_out_loss"]
     uses = [Candidate(RANDOM, use) for use in TEACHER_USES if use != NO_TEACHER]
     candidates = [BASELINE, *map(Candidate, inits), *uses]
     lengths = round_lengths(total, budget / seeds, (len(candidates), 6, 3))

@@ -272,11 +272,10 @@ def _evaluate_out_of_domain(study: Study, source_job: Job, workdir: Path) -> Non
     """Evaluate a run on out-of-domain text: write config.json, documents.npz and, last, results.json."""
     from dwt_jax.data.data_cache import get_prepared
     from dwt_jax.eval import likelihood
-    from dwt_jax.eval.evaluate_model import model_document_losses
+    from dwt_jax.eval.evaluate_model import evaluate_documents
 
     data = get_prepared(_out_of_domain_data(study.out_of_domain, str(source_job.workdir / "tokenizer")))
-    document_losses = model_document_losses(str(source_job.workdir), data)
-    metrics = likelihood.summarize_losses(document_losses)
+    document_losses, metrics = evaluate_documents(str(source_job.workdir), data)
     workdir.mkdir(parents=True, exist_ok=True)
     if problem := likelihood.loss_problem(metrics):
         raise TrainingFailed(f"{workdir}: {problem}, expected {likelihood.EXPECTED_LOSS}")

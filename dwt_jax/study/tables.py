@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,7 @@ from dwt_jax.text_format import format_float, format_share, format_with_error
 if TYPE_CHECKING:  # report.py imports this module
     from dwt_jax.study.report import BaselineComparison, RunComparisonStudy
 
+PER_BYTE_KEYS = ("bits_per_byte", "loss_per_byte")  # of next tokens, of masked tokens
 VERDICTS = ("helped", "harmed", "undecided", "not comparable")
 
 
@@ -150,7 +152,9 @@ def find_comparison(study: "RunComparisonStudy", run: RunRecord) -> "BaselineCom
 def run_results_table(study: "RunComparisonStudy") -> ReportTable:
     """Tabulate the final losses, a row per run."""
     header = ["run", "layers × hidden", "teacher", "weights", "steps", "held-out loss ± s.e."]
-    header += ["vs. baseline ± paired s.e.", "verdict", "perplexity", "top-1", "top-5"]
+    per_byte = [key for key in PER_BYTE_KEYS if any(key in run.summary["held_out"] for run in study.runs)]
+    header += ["vs. baseline ± paired s.e.", "verdict", "perplexity"]
+    header += [*(key.replace("_", " ") for key in per_byte), "top-1", "top-5"]
     rows = []
     for run in study.runs:
         held_out, comparison = run.summary["held_out"], find_comparison(study, run)
@@ -162,6 +166,7 @@ def run_results_table(study: "RunComparisonStudy") -> ReportTable:
             error = "" if comparison.error is None else f" ± {comparison.error:.4f}"
             row += [format_float(comparison.difference, 4, signed=True) + error, comparison.verdict]
         row += [format_float(held_out["perplexity"], 2)]
+        row += [format_float(held_out.get(key, math.nan), 4) for key in per_byte]
         row += [f"{held_out[key]:.2%}".replace("%", " %") for key in ("top1_accuracy", "top5_accuracy")]
         rows.append(row)
     return ReportTable(header, rows, text_columns=4)
@@ -370,6 +375,7 @@ def _report_csv_row(study: "RunComparisonStudy", run: RunRecord) -> dict[str, An
         "temperature": describe_schedule(distill["temperature"]) if run.teacher else "",
         "steps": run.summary["steps"],
         **{key: held_out.get(key) for key in ("held_out_loss", "standard_error", "perplexity")},
+        **{key: held_out.get(key) for key in PER_BYTE_KEYS},
         **{key: held_out.get(key) for key in ("top1_accuracy", "top5_accuracy", "predictions", "documents")},
         "difference": comparison.difference if comparison else None,
         "paired_standard_error": comparison.error if comparison else None,

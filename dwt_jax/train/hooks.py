@@ -198,9 +198,11 @@ class Evaluator:
             return None
         if loop.step == self.run.config.train.steps and coordination.process_index() == 0:
             likelihood.write_document_losses(self.run.workdir / "documents.npz", document_losses)
+        metrics = likelihood.summarize_losses(document_losses)
         record = {
             "step": loop.step,
-            **likelihood.summarize_losses(document_losses),
+            **metrics,
+            **likelihood.losses_per_byte(metrics, self.run.config.model.objective, self.run.data),
             **flops_so_far(self.run, loop.step, loop.teacher_steps),
         }
         self.metric_writer.log_evaluation(record)

@@ -216,6 +216,25 @@ def test_markdown_csv_and_html_agree(tmp_path):
         assert verdict == (row["verdict"] or "–")
 
 
+@pytest.mark.parametrize("key", ["bits_per_byte", "loss_per_byte"])
+def test_losses_per_byte_are_a_column_where_a_run_has_them(tmp_path, key):
+    """A run that was evaluated by an earlier version has none."""
+    make_study(tmp_path)
+    name = key.replace("_", " ")
+    assert name not in Page(report.write_report(tmp_path).read_text()).tables[0][0]
+    for run, value in (("alone", 1.23456), ("decay", None)):  # not finite
+        path = tmp_path / run / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["held_out"][key] = value
+        path.write_text(json.dumps(summary))
+    header, *rows = Page(report.write_report(tmp_path).read_text()).tables[0]
+    column = {row[0]: row[header.index(name)] for row in rows}
+    assert column == dict.fromkeys(LABELS.values(), "–") | {LABELS["alone"]: "1.2346"}
+    in_csv = {name: row[key] for name, row in rows_of(tmp_path / "report.csv").items()}
+    assert in_csv["alone"] == "1.23456"
+    assert in_csv["normal"] == ""
+
+
 def test_helped_harmed_undecided(tmp_path):
     comparisons = comparisons_of(make_study(tmp_path))
     assert {name: c.verdict for name, c in comparisons.items()} == {

@@ -16,6 +16,7 @@ from dwt_jax.finetune.predict import load_classifier
 from dwt_jax.finetune.run import load_source_model
 from dwt_jax.train.loop import train
 from helpers.decoders import KINDS, TEXT, save_decoder_tokenizer
+from helpers.prepared_data import hash_fraction
 from helpers.run_records import assert_same_run, cut_after, records, summary
 from helpers.runs import dwt, make_project
 
@@ -157,7 +158,14 @@ def test_transformers_gives_the_held_out_loss_of_the_exported_model(project, stu
     held_out = summary(student)["held_out"]
     assert held_out["predictions"] == count
     assert held_out["held_out_loss"] == pytest.approx(total / count, abs=1e-4)
+    lines = (project[0] / "corpus.txt").read_text().splitlines()
+    num_bytes = sum(len(line) for line in lines if hash_fraction(line) < 0.2)
+    assert held_out["bits_per_byte"] == pytest.approx(total / np.log(2) / num_bytes, rel=1e-4)
+    evaluations = records(student, "evaluations.jsonl")
+    assert [record["bits_per_byte"] for record in evaluations][-1] == held_out["bits_per_byte"]
     card = (student / "model" / "README.md").read_text()
+    assert f"| bits per byte | {held_out['bits_per_byte']:.4f} |" in card
+    assert "type: bits_per_byte" in card
     assert "pipeline_tag: text-generation" in card
     assert "AutoModelForCausalLM" in card
 
