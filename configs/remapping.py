@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from dwt_jax.config_loader import sibling_config
 
-WIDTH_METHODS = ("random", "fna", "net2net", "aki", "hyperclone", "lemon")
-DEPTH_METHODS = ("repeat_last", "stack", "stack_top", "interleave", "middle", "prefix", "ligo")
+WIDTH_METHODS = ("random", "fna", "net2net", "aki", "center_tile", "hyperclone", "lemon")
+DEPTH_METHODS = ("repeat_last", "stack", "stack_top", "interleave", "nearest", "middle", "prefix", "ligo")
 
 
 def get_config(run: str = "hyperclone") -> ConfigDict:

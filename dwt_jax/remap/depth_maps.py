@@ -43,6 +43,14 @@ def interleave(old: int, new: int) -> list[int]:
     return [i * old // new for i in range(new)]
 
 
+def nearest(old: int, new: int) -> list[int]:
+    """Copy the nearest layer, round(i·old/new): 0 1 1 2 3 3. Shrinking: evenly spaced layers.
+
+    Source: ModernBERT, Warner et al. 2024, arXiv 2412.13663, for its large model.
+    """
+    return [min(round(i * old / new), old - 1) for i in range(new)]
+
+
 def middle(old: int, new: int) -> list[int]:
     """Repeat the middle block: 0 1 2 1 2 3. MIDAS, Saunshi et al. 2024. Shrinking: without the middle."""
     if new < old:
@@ -59,7 +67,8 @@ def prefix(old: int, new: int) -> list[int]:
 
 
 DEPTH_MAPS: dict[str, Callable[[int, int], list[int]]] = {
-    function.__name__: function for function in (repeat_last, stack, stack_top, interleave, middle, prefix)
+    function.__name__: function
+    for function in (repeat_last, stack, stack_top, interleave, nearest, middle, prefix)
 }
 """Depth maps by name."""
 

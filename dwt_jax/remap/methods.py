@@ -13,7 +13,7 @@ from typing import Literal
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.remap import depth_maps
 
-Width = Literal["same", "tile", "random_copies", "zero", "zero_fan_in"]
+Width = Literal["same", "tile", "random_copies", "undivided_tile", "zero", "zero_fan_in"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Method:
 
     * same: a different size is refused.
     * tile, random_copies: new entries are copies, in turn or at random.
+    * undivided_tile: copies around the source's entries, which do not split their share.
     * zero: new entries are 0.
     * zero_fan_in: new entries are random, and the kernels that read them are 0 for them.
     """
@@ -98,6 +99,17 @@ def aki() -> Method:
     return Method("aki", depth="stack_top", width="random_copies", from_next_layer=True)
 
 
+def center_tile() -> Method:
+    """Tile around the centre, as ModernBERT-large began (Warner et al. 2024, arXiv 2412.13663).
+
+    The source lies in the middle of each axis and goes on beyond its ends from the other end; layers are the
+    nearest ones. Copies are not divided by their number: a baseline that never preserves the function where
+    the width grows. ModernBERT's own depth map gives some layers the weights of the other kind of attention;
+    here each layer has those of its kind.
+    """
+    return Method("center_tile", depth="nearest", width="undivided_tile")
+
+
 def hyperclone() -> Method:
     """Tile to an n-fold width, as symmetric HyperCloning (Samragh et al. 2024, arXiv 2409.12903).
 
@@ -161,7 +173,7 @@ def _depth_only(name: str) -> Callable[[], Method]:
 METHODS: dict[str, Callable[[], Method]] = {
     **{
         function.__name__: function
-        for function in (random, fna, net2net, aki, hyperclone, lemon, masked, ligo)
+        for function in (random, fna, net2net, aki, center_tile, hyperclone, lemon, masked, ligo)
     },
     **{name: _depth_only(name) for name in depth_maps.DEPTH_MAPS},
 }

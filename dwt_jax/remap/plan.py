@@ -118,9 +118,8 @@ def _has_residual_branches(model: ModelConfig) -> bool:
 
 def _scales_residual(method: Method, target: ModelConfig) -> bool:
     """Whether the residual stream keeps its mean square. LiGO's maps are learned from plain copies."""
-    return (
-        has_rms_norms(family(target).param_axes(target)) and method.name != "ligo" and not method.random_init
-    )
+    has_plain_copies = method.random_init or method.name == "ligo" or method.width == "undivided_tile"
+    return has_rms_norms(family(target).param_axes(target)) and not has_plain_copies
 
 
 def _zeroes_new_layers(method: Method, target: ModelConfig, options: GrowthOptions) -> bool:
@@ -192,6 +191,9 @@ def _reasons_not_preserving(
             yield f"{change}, expected at least {old}"
             continue
         grows |= axis in WIDTH_AXES
+        # Heads of keys and values that grow alone are repeated for the query heads that they had.
+        if axis in WIDTH_AXES and axis != "kv_head" and method.width == "undivided_tile":
+            yield f"{change}, expected a method that divides copies by their number"
         if axis == "layer" and not target.gated_layers:
             yield from _layer_reasons(method, source, target, options, change)
         if axis == "embed" and _scales_residual(method, target):
@@ -258,6 +260,8 @@ def _axis_maps(
 def _width_map(method: Method, split: str, key: jax.Array, old: int, new: int, layers: int) -> AxisMap:
     if new < old:
         return width_maps.truncate(old, new)
+    if method.width == "undivided_tile":
+        return width_maps.undivided_tile(old, new)
     if method.width in ("zero", "zero_fan_in"):
         return width_maps.pad(old, new, "zero" if method.width == "zero" else "random")
     keys = jax.random.split(key)

@@ -2,8 +2,8 @@
 
 With R [d, D] for what a map does to activations and A [D, d] for its inverse, R·A = 1: entry j of the target
 is a copy of entry index[j] of the source, R[index[j], j] = 1, and has the share A[j, index[j]] = split[j] of
-its contribution. The shares of all copies of an entry add up to 1. Maps are applied by gathering and scaling,
-never as matrices.
+its contribution. The shares of all copies of an entry add up to 1 (not those of `undivided_tile`). Maps
+are applied by gathering and scaling, never as matrices.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 COPIED, DUPLICATE, NEW = 0, 1, 2
-"""Kinds of target entries: the entry at its old index, a further copy of one, one without a source."""
+"""Kinds of target entries: the first copy of an entry, a further copy of one, one without a source."""
 
 
 class AxisMap(NamedTuple):
@@ -43,6 +43,17 @@ def pad(old: int, new: int, fill: str) -> AxisMap:
 def tile(old: int, new: int, weights: Any = None) -> AxisMap:
     """Return the map in which entry j is a copy of entry j mod `old`."""
     return copy_map(old, np.arange(new) % old, weights)
+
+
+def undivided_tile(old: int, new: int) -> AxisMap:
+    """Return the map in which the old entries are in the middle and go on from their other end on both sides.
+
+    Each copy has the share 1: shares do not add up to 1.
+    """
+    offset = (new - old) // 2
+    entries = np.arange(new) - offset
+    kind = np.where((entries >= 0) & (entries < old), COPIED, DUPLICATE).astype(np.int8)
+    return AxisMap(old, entries % old, np.ones(new), kind)
 
 
 def random_copies(key: jax.Array, old: int, new: int, layers: int = 0, weights: Any = None) -> AxisMap:

@@ -26,3 +26,10 @@ def test_random_copies_are_balanced_and_shares_sum_to_one(old, more, layers, une
 def test_random_copies_differ_between_layers():
     m = width_maps.random_copies(KEY, 20, 40, layers=3)
     assert not np.array_equal(m.index[0], m.index[1])
+
+
+def test_the_undivided_tile_wraps_around_on_both_sides():
+    m = width_maps.undivided_tile(4, 9)
+    assert m.index.tolist() == [2, 3, 0, 1, 2, 3, 0, 1, 2]
+    assert m.kind.tolist() == [1, 1, 0, 0, 0, 0, 1, 1, 1]
+    assert (m.split == 1).all()
