@@ -56,7 +56,7 @@ def test_compile_step_reports_memory_flops_and_bounds_of_the_training_step(confi
     assert step.fits
     assert step.collectives == []
     student_flops = flops.training_step_flops(student, 8, 32, 5)
-    assert step.flops == student_flops + flops.forward_flops(teacher, 8, 32, 5)
+    assert step.flops == student_flops + flops.forward_flops(teacher.models[0], 8, 32, 5)
     assert step.roofline_seconds["compute"] == step.flops / 1e11
     written = 12 * num_params + 2 * step.memory["temporaries"]  # the teacher is only read
     assert step.roofline_seconds["memory"] * 1e10 == pytest.approx(arguments + written, abs=2**10)
@@ -64,6 +64,12 @@ def test_compile_step_reports_memory_flops_and_bounds_of_the_training_step(confi
     assert "compiled, not run" in text
     assert "teacher 2 x 32" in text
     json.dumps(step._asdict())
+    two = {"teacher.path": "", "teacher.paths": f"{config},{config}"}
+    two_teachers = aot_compile.make_compile_target(load_config(config, {**TEACHER, **two}), "one:1")
+    of_two = aot_compile.compile_step(two_teachers, 8)
+    assert of_two.teacher == "2 x 32 + 2 x 32"
+    assert of_two.memory["arguments"] == pytest.approx(arguments + 2 * num_params, abs=64)
+    assert of_two.flops - step.flops == flops.forward_flops(teacher.models[0], 8, 32, 5)
     less_memory = target.chip._replace(memory_bytes=step.memory["total"] - 1)
     assert not aot_compile.compile_step(target._replace(chip=less_memory), 8).fits
 
