@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_config_argument(parser, "config of the run; teacher.path may be a config too")
     parser.add_argument(
-        "--topology", required=True, help="target devices, e.g. v5e:4x4, v5p:4x4x4, v6e:16x16, h100:8"
+        "--topology",
+        required=True,
+        help="target devices, e.g. v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, h100:8",
     )
     parser.add_argument(
         "--max-batch", action="store_true", help="search for the largest batch size that fits"

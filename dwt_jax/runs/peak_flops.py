@@ -17,11 +17,12 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # a chip is two devices
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
 }
-"""Dense bf16 peak of one chip in FLOP/s, by the prefix of its jax device_kind (vendors' data sheets)."""
+"""Dense bf16 peak of one device in FLOP/s, by the prefix of its jax device_kind (vendors' data sheets)."""
 
 
 def peak_flops_per_device(dtype: str) -> float | None:

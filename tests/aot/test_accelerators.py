@@ -19,6 +19,7 @@ from helpers.paths import ROOT
         ("v6e:16x16", "v6e", 256),
         ("h100:8", "h100", 8),
         ("v5p:24x16x16", "v5p", 6144),
+        ("tpu7x:2x2x1", "tpu7x", 8),  # two devices a chip
     ],
 )
 def test_parse_topology_returns_chip_and_count(topology, name, count):
@@ -52,6 +53,7 @@ def test_peak_flops_equal_those_that_mfu_of_runs_uses():
         "v5e": "TPU v5 lite",
         "v5p": "TPU v5p",
         "v6e": "TPU v6 lite",
+        "tpu7x": "TPU7x",
         "h100": "NVIDIA H100",
         "h200": "NVIDIA H200",
     }
