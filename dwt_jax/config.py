@@ -233,11 +233,14 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Precision:
-    """Dtype of compute and activations; parameters and optimizer state are float32."""
+    """How numbers are computed; parameters and optimizer state are float32."""
 
     # auto: bfloat16, but float32 on CPUs without bf16 instructions and where the environment has
     # JAX_DEFAULT_MATMUL_PRECISION=float32, which run.json records
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Back end of attention, see docs/models.md. auto: splash on TPUs and cudnn on NVIDIA GPUs where they can
+    # compute student and teacher, else reference.
+    attention: Literal["auto", "reference", "cudnn", "splash"] = "auto"
 
 
 @dataclass(frozen=True)

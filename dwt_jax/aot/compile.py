@@ -33,6 +33,7 @@ from dwt_jax.files import user_path
 from dwt_jax.hf.config import load_hf_config
 from dwt_jax.model_files import read_model_json
 from dwt_jax.models import flops
+from dwt_jax.models.common.attention_backends import choose_backend
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import objective_module
@@ -51,12 +52,13 @@ class CompiledStep(NamedTuple):
 
     Attributes:
         topology: as given in `--topology`.
-        num_chips: chips of the topology.
+        num_chips: chips of the topology; where a chip has several devices (tpu7x), devices.
         mesh: devices per mesh axis.
         student: layers x hidden size.
         teacher: layers x hidden size of each model; empty without a teacher.
         batch_size: rows of a step, over all chips.
         sequence_length: tokens of a row.
+        attention: back end of attention.
         fits: whether the step fits into the memory of a chip.
         memory: bytes of one chip: `available`, and the compiler's plan: `arguments`, `outputs` (those that
             alias no argument), `temporaries`, `generated_code` and their `total`. If the compiler ran out
@@ -76,6 +78,7 @@ class CompiledStep(NamedTuple):
     teacher: str
     batch_size: int
     sequence_length: int
+    attention: str
     fits: bool
     memory: dict[str, float]
     collectives: list[dict[str, Any]]
@@ -129,7 +132,9 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     compute_dtype = config.precision.compute_dtype
     dtype = jnp.dtype("bfloat16" if compute_dtype == "auto" else compute_dtype)
     objective = objective_module(model.objective).abstract_objective(config, vocab_size)
-    step_config = make_step_config(config, teacher, objective, Policy(dtype, dtype, False))
+    models = [model, *teachers]
+    backend = choose_backend(config.precision.attention, models, dtype, chip.platform)
+    step_config = make_step_config(config, teacher, objective, Policy(dtype, dtype, attention=backend))
     return CompileTarget(topology, chip, mesh, config, step_config, vocab_size <= 2**16)
 
 
@@ -244,6 +249,7 @@ def compile_step(target: CompileTarget, batch_size: int) -> CompiledStep:
         teacher=" + ".join(map(_describe_model, teacher.models)) if teacher else "",
         batch_size=batch_size,
         sequence_length=sequence_length,
+        attention=target.step_config.policy.attention,
         fits=program is not None and memory["total"] <= target.chip.memory_bytes,
         memory=memory,
         collectives=_sum_by_kind(collectives, num_chips),

@@ -44,7 +44,8 @@ def format_compile_report(step: CompiledStep) -> str:
     lines = [
         f"compiled, not run: {step.batch_size} rows of {step.sequence_length} positions on "
         f"{step.num_chips} x {chip} ({mesh})",
-        f"student {step.student}, {teacher}; compiled in {step.compile_seconds:.0f} s",
+        f"student {step.student}, {teacher}, {step.attention} attention; "
+        f"compiled in {step.compile_seconds:.0f} s",
         "",
         *_format_memory(step),
     ]

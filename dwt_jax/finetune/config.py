@@ -155,6 +155,11 @@ def _config_problems(config: FinetuneConfig) -> Iterator[str]:
     if not recipe.seeds or invalid_seeds or len(set(recipe.seeds)) < len(recipe.seeds):
         yield f"recipe.seeds is {list(recipe.seeds)}, expected different numbers from 0 to 2**32 - 1"
     yield from optimizer_problems(recipe.optimizer, "recipe.optimizer")
+    if config.precision.attention not in ("auto", "reference"):
+        yield (
+            f"precision.attention is {config.precision.attention!r}, expected 'auto' or 'reference': "
+            "fine-tuning has no other back end"
+        )
 
 
 def _example_problems(examples: Examples) -> Iterator[str]:

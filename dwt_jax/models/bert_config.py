@@ -43,6 +43,11 @@ class Config(ModelConfig):
         return self.type_vocab_size > 1
 
     @property
+    def attention_dropout_rate(self) -> float:
+        """Share of the attention probabilities that training drops."""
+        return self.attention_probs_dropout_prob
+
+    @property
     def uses_dropout(self) -> bool:
         """Whether a training step draws dropout masks."""
         return self.hidden_dropout_prob > 0 or self.attention_probs_dropout_prob > 0

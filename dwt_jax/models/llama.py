@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dwt_jax.models.common.attention import causal_mask, segment_mask
+from dwt_jax.models.common.attention_backends import AttentionMask
 from dwt_jax.models.common.decoder import DecoderInputs, DecoderLayer, TokenTable
 from dwt_jax.models.common.layers import (
     Dense,
@@ -247,8 +247,7 @@ def encode(
 def _decoder_inputs(config: Config, segment_ids: jax.Array) -> DecoderInputs:
     """What the attention of every layer needs, for the queries of all positions."""
     length = segment_ids.shape[1]
-    columns = jnp.broadcast_to(jnp.arange(length), segment_ids.shape)
-    mask = segment_mask(segment_ids, segment_ids) & causal_mask(columns, columns, config.sliding_window)
+    mask = AttentionMask(segment_ids, is_causal=True, window=config.sliding_window)
     rotation = rope_rotation(positions_in_segments(segment_ids), length, rotary_frequencies(config))
     return DecoderInputs(mask, rotation, rotation)
 
@@ -256,7 +255,7 @@ def _decoder_inputs(config: Config, segment_ids: jax.Array) -> DecoderInputs:
 def _at_positions(inputs: DecoderInputs, positions: jax.Array) -> DecoderInputs:
     """The same with the queries of the output positions alone."""
     return DecoderInputs(
-        jnp.take_along_axis(inputs.mask, positions[:, None, :, None], axis=2),
+        inputs.mask._replace(query_positions=positions),
         inputs.rotation,
         (gather_positions(inputs.rotation[0], positions), gather_positions(inputs.rotation[1], positions)),
     )

@@ -67,6 +67,11 @@ class Config(ModelConfig):
         return self.model_type == "qwen3"
 
     @property
+    def attention_dropout_rate(self) -> float:
+        """Share of the attention probabilities that training drops."""
+        return self.attention_dropout
+
+    @property
     def uses_dropout(self) -> bool:
         """Whether a training step draws dropout masks."""
         return self.attention_dropout > 0

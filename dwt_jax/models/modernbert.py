@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dwt_jax.models.common.attention import segment_mask, window_mask
+from dwt_jax.models.common.attention_backends import AttentionMask
 from dwt_jax.models.common.dropout import dropout
 from dwt_jax.models.common.layers import (
     Dense,
@@ -249,7 +249,6 @@ def _attention_inputs(
     config: Config, segment_ids: jax.Array
 ) -> Callable[[jax.Array, jax.Array, jax.Array | None], AttentionInputs]:
     """What the attention of a layer needs, by its kind and the output positions."""
-    columns = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
     head_dim = config.hidden_size // config.num_attention_heads
     in_segment = positions_in_segments(segment_ids)
     rotations = [
@@ -261,13 +260,11 @@ def _attention_inputs(
         is_global: jax.Array, has_input_norm: jax.Array, positions: jax.Array | None
     ) -> AttentionInputs:
         rotation: Rotation = jax.tree.map(lambda a, b: jnp.where(is_global, a, b), *rotations)
-        query_segments, query_columns, query_rotation = segment_ids, columns, rotation
+        query_rotation = rotation
         if positions is not None:
-            query_segments = jnp.take_along_axis(segment_ids, positions, axis=1)
-            query_columns = positions
             query_rotation = jax.tree.map(lambda x: gather_positions(x, positions), rotation)
-        window = window_mask(query_columns, columns, config.local_attention // 2)
-        mask = segment_mask(query_segments, segment_ids) & (is_global | window)
+        window = config.local_attention // 2 + 1  # on either side, the query included
+        mask = AttentionMask(segment_ids, positions, window=window, has_window=~is_global)
         return AttentionInputs(mask, rotation, query_rotation, has_input_norm)
 
     return attention_inputs

@@ -31,6 +31,11 @@ class Config(ModelConfig):
     classifier_pooling: Literal["cls", "mean"] = "cls"  # first token, or the mean of all
 
     @property
+    def attention_dropout_rate(self) -> float:
+        """Share of the attention probabilities that training drops."""
+        return self.attention_dropout
+
+    @property
     def uses_dropout(self) -> bool:
         """Whether a training step draws dropout masks."""
         return any(getattr(self, key) > 0 for key in _DROPOUT_RATES if key != "classifier_dropout")

@@ -77,6 +77,16 @@ class ModelConfig:
         return False
 
     @property
+    def head_size(self) -> int:
+        """Channels of an attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_dropout_rate(self) -> float:
+        """Share of the attention probabilities that training drops."""
+        return 0.0
+
+    @property
     def uses_dropout(self) -> bool:
         """Whether a training step draws dropout masks."""
         return False

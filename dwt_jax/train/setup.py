@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.backend import get_backend
 
 from dwt_jax import __version__
 from dwt_jax.config import Config, Init, Precision
@@ -22,12 +23,13 @@ from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_intact_json, read_json, user_path
 from dwt_jax.model_files import describe_missing_path
-from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.common.attention_backends import choose_backend
+from dwt_jax.models.common.matmul import AttentionBackend, Policy
 from dwt_jax.objectives import objective_module, schedules
 from dwt_jax.runs.metric_writer import wandb_problem
 from dwt_jax.runs.run_dir import init_run_dir, read_run_config, read_run_record, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
-from dwt_jax.runs.teacher import load_teacher
+from dwt_jax.runs.teacher import LoadedTeacher, load_teacher
 from dwt_jax.runtime_env import cpu_has_bf16_products, precision_environment
 from dwt_jax.train.accounting import flops_by_step
 from dwt_jax.train.initialize import GrowthSource, load_growth_source
@@ -142,6 +144,7 @@ def _build_run(
     if config.teacher.model_paths:
         dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
         teacher = load_teacher(config.teacher, vocab, config.data.sequence_length, dtype)
+    policy = policy._replace(attention=_run_attention(config, teacher, policy.compute_dtype, record))
     growth = load_source(config, vocab, workdir)
     identity = {
         "state_format": STATE_FORMAT,
@@ -223,10 +226,25 @@ def _run_precision(config: Config, record: Mapping[str, Any] | None) -> Policy:
     return resolve_precision(dataclasses.replace(config, precision=precision))
 
 
+def _run_attention(
+    config: Config, teacher: LoadedTeacher | None, dtype: jnp.dtype, record: Mapping[str, Any] | None
+) -> AttentionBackend:
+    """Return the back end of attention. A resumed run keeps its own; older ones have `reference`."""
+    setting, key = config.precision.attention, "config: precision.attention"
+    if record is not None and setting == "auto":
+        setting, key = record.get("attention", "reference"), "run.json: attention"
+    models = [config.model, *(teacher.config.models if teacher else ())]
+    platform = jax.default_backend()
+    if platform == "gpu":
+        platform = "cuda" if "cuda" in get_backend().platform_version else "rocm"
+    return choose_backend(setting, models, dtype, platform, key)
+
+
 def numeric_identity(policy: Policy, record: Mapping[str, Any] | None) -> dict[str, str]:
     """Return what else numbers depend on, by its key in run.json, without keys that an older record lacks."""
     numerics = {
         "compute_dtype": str(policy.compute_dtype),
+        "attention": policy.attention,
         "precision_environment": precision_environment(),
     }
     return {key: value for key, value in numerics.items() if record is None or key in record}

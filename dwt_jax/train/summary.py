@@ -42,7 +42,7 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
     epoch_rows = rows_per_epoch(run.rows)
     metric_writer.log_message(
         f"{jax.device_count()} {device.platform} device(s) ({device.device_kind}), "
-        f"{run.policy.compute_dtype}; "
+        f"{run.policy.compute_dtype}, {run.policy.attention} attention; "
         f"student {model.num_hidden_layers} x {model.hidden_size}, {format_count(num_params)} parameters; "
         f"{train_config.steps} steps of {describe_rows_per_step(train_config)} of "
         f"{run.config.data.sequence_length} positions ({run.rows.tokens_per_row:.1f} tokens): "
@@ -146,6 +146,7 @@ def export_and_summarize(
         "versions": {"dwt_jax": __version__, "jax": jax.__version__},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "compute": str(run.policy.compute_dtype),  # what precision.compute_dtype=auto came to
+        "attention": run.policy.attention,
     }
     params = to_host(effective_params(run, state.params, steps))
 

@@ -347,6 +347,10 @@ def test_sentences_are_evenly_spaced_in_an_address():
         ({"recipe.seeds": "[1, 1]"}, "recipe.seeds is [1, 1], expected different"),
         ({"recipe.seeds": "[]"}, "recipe.seeds is []"),
         ({"recipe.dropout": "1"}, "recipe.dropout is 1.0"),
+        (
+            {"precision.attention": "splash"},
+            "precision.attention is 'splash', expected 'auto' or 'reference'",
+        ),
         ({"recipe.optimizer.eps": "0"}, "recipe.optimizer.eps is 0.0"),
         ({"recipe.optimizer.learning_rate.kind": "until_matched"}, "expected that for distill.alpha_soft"),
         ({"recipe.batchsize": "3"}, "unknown key 'recipe.batchsize'; did you mean 'recipe.batch_size'"),

@@ -211,7 +211,15 @@ def test_a_new_model_is_what_it_was(project, tmp_path):
     assert table.gate is table.new_param_scale is None
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert sorted(run) == [
-        *("compute_dtype", "data_digest", "precision_environment", "run_id", "state_format", "teacher_digest")
+        *(
+            "attention",
+            "compute_dtype",
+            "data_digest",
+            "precision_environment",
+            "run_id",
+            "state_format",
+            "teacher_digest",
+        )
     ]
     assert not (tmp_path / "run" / "init.json").exists()
     assert_same_run(project[1] / "small", tmp_path / "run")

@@ -11,6 +11,7 @@ from dwt_jax import runtime_env
 from dwt_jax.config import Config, Precision
 from dwt_jax.config_loader import load_config
 from dwt_jax.errors import UserError
+from dwt_jax.models.common import attention_backends
 from dwt_jax.train import setup
 from dwt_jax.train.setup import resolve_precision, setup_run
 from helpers.runs import prepared_project
@@ -57,6 +58,40 @@ def test_a_resumed_run_keeps_its_precision(monkeypatch, tmp_path):
     assert record.pop("compute_dtype") == "bfloat16"
     record_path.write_text(json.dumps(record))
     assert compute_dtype("run", has_bf16=True) == "float32"
+
+
+def test_a_resumed_run_keeps_its_attention(monkeypatch, tmp_path):
+    """Also one of an earlier version, which had the reference alone."""
+    overrides = {"precision.compute_dtype": "bfloat16", "model.attention_probs_dropout_prob": "0"}
+    config = load_config(prepared_project(tmp_path), overrides)
+    monkeypatch.setattr(attention_backends, "_has_cudnn", lambda: True)
+    record_path = tmp_path / "run" / "run.json"
+    record_path.parent.mkdir()
+
+    def attention(platform):
+        """`auto` where the devices have this platform."""
+        choose = attention_backends.choose_backend
+        monkeypatch.setattr(
+            setup, "choose_backend", lambda *args: choose(*args[:3], platform or args[3], args[4])
+        )
+        return setup_run(config, record_path.parent).step_config.policy.attention
+
+    assert attention("cuda") == "cudnn"
+    record = json.loads(record_path.read_text())
+    assert record["attention"] == "cudnn"
+    with pytest.raises(UserError, match=r"run\.json: attention is .cudnn., expected the platform cuda"):
+        attention("")
+    del record["attention"]
+    record_path.write_text(json.dumps(record))
+    assert attention("cuda") == "reference"
+
+
+def test_attention_of_another_platform_is_refused(tmp_path):
+    config = load_config(prepared_project(tmp_path), {"precision.attention": "splash"})
+    (tmp_path / "run").mkdir()
+    message = r"precision\.attention is 'splash', expected the platform tpu, found \w+$"
+    with pytest.raises(UserError, match=message):
+        setup_run(config, tmp_path / "run")
 
 
 def test_a_run_whose_directory_is_lost_keeps_its_precision(monkeypatch, tmp_path):

@@ -82,19 +82,17 @@ def window_mask(query_positions: jax.Array, positions: jax.Array, distance: int)
     return jnp.abs(query_positions[:, None, :, None] - positions[:, None, None, :]) <= distance
 
 
-def causal_mask(query_positions: jax.Array, positions: jax.Array, window: int) -> jax.Array:
+def causal_mask(query_positions: jax.Array, positions: jax.Array) -> jax.Array:
     """Return whether a key is the query itself or before it.
 
     Args:
         query_positions: of the queries in their rows, int [B, Q].
         positions: of the keys, int [B, L].
-        window: number of keys that a query attends to at most, itself included; 0: all.
 
     Returns:
         bool [B, 1, Q, L].
     """
-    distance = query_positions[:, None, :, None] - positions[:, None, None, :]
-    return (distance >= 0) & (distance < window) if window else distance >= 0
+    return query_positions[:, None, :, None] >= positions[:, None, None, :]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dwt_jax.models.common.attention import dot_product_attention
-from dwt_jax.models.common.dropout import dropout_mask, keep_threshold
+from dwt_jax.models.common.attention_backends import AttentionMask, attend
 from dwt_jax.models.common.layers import (
     ACTIVATIONS,
     Dense,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 class DecoderInputs(NamedTuple):
     """What a layer's attention needs besides hidden states. Q = L without output positions."""
 
-    mask: jax.Array  # bool [B, 1, Q, L], which keys a query attends to
+    mask: AttentionMask
     rotation: Rotation  # of the keys, fp32 [B, L, K/2]
     query_rotation: Rotation  # fp32 [B, Q, K/2]
 
@@ -62,7 +61,6 @@ class GroupedQueryAttention(nnx.Module):
             self.query_norm = RmsNorm(config.head_size, config.rms_norm_eps)
             self.key_norm = RmsNorm(config.head_size, config.rms_norm_eps)
         self.has_qk_norm = config.has_qk_norm
-        self.group_size = config.num_attention_heads // config.num_kv_heads
         self.dropout_rate = config.attention_dropout
 
     def __call__(
@@ -79,31 +77,11 @@ class GroupedQueryAttention(nnx.Module):
         keys = self.key(x, policy)
         if self.has_qk_norm:
             query, keys = self.query_norm(query, policy), self.key_norm(keys, policy)
-        query = apply_rope(query[:, :, None], inputs.query_rotation)[:, :, 0]
+        query = apply_rope(query[:, :, None], inputs.query_rotation)
         keys = apply_rope(keys[:, :, None], inputs.rotation)
         key_value = jnp.concatenate([keys, self.value(x, policy)[:, :, None]], axis=2)
-        context = self._attend(query, key_value, inputs.mask, key, policy)
+        context = attend((query, key_value), inputs.mask, policy, key, self.dropout_rate)
         return self.output(context, policy)
-
-    def _attend(
-        self, query: jax.Array, key_value: jax.Array, mask: jax.Array, key: jax.Array | None, policy: Policy
-    ) -> jax.Array:
-        """Queries [B, Q, H, K] over keys and values [B, L, 2, R, K]. Returns fp32 [B, Q, H, K].
-
-        The heads of a group are taken for more queries of the head of keys and values that they share:
-        [B, G·Q, R, K]. So nothing is repeated.
-        """
-        batch, length, heads, size = query.shape
-        groups = self.group_size
-        query = query.reshape(batch, length, heads // groups, groups, size).transpose(0, 3, 1, 2, 4)
-        query = query.reshape(batch, groups * length, 1, heads // groups, size)
-        mask = jnp.tile(mask, (1, 1, groups, 1))
-        mask_shape = (batch, heads // groups, groups * length, key_value.shape[1])
-        keep = dropout_mask(key, self.dropout_rate, mask_shape)
-        scale = 65536 / keep_threshold(self.dropout_rate)
-        context = dot_product_attention((query, key_value), mask, policy, keep, scale)
-        context = context.reshape(batch, groups, length, heads // groups, size).transpose(0, 2, 3, 1, 4)
-        return context.reshape(batch, length, heads, size)
 
 
 class SwiGlu(nnx.Module):

@@ -6,15 +6,18 @@ every operand of the backward pass are in the compute dtype too. `matmul_referen
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+AttentionBackend = Literal["reference", "cudnn", "splash"]
+"""See attention_backends.py."""
+
 
 class Policy(NamedTuple):
-    """Dtypes for compute and activations, and the layout of arrays.
+    """Dtypes for compute and activations, the back end of attention, and the layout of arrays.
 
     Norms, softmax and losses are always fp32, or float64 where everything is: that is for checks
     under jax.enable_x64.
@@ -24,6 +27,7 @@ class Policy(NamedTuple):
     activation_dtype: jnp.dtype = jnp.dtype("float32")  # activations between them
     single_cpu_layout: bool = False  # one CPU device: lay operands out for its kernels
     batch_sharding: jax.sharding.NamedSharding | None = None  # of the rows of activations; None: one device
+    attention: AttentionBackend = "reference"
 
 
 def at_least_fp32(x: jax.Array) -> jnp.dtype:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dwt_jax.models.common.attention import dot_product_attention, segment_mask
-from dwt_jax.models.common.dropout import dropout, dropout_mask, keep_threshold
+from dwt_jax.models.common.attention_backends import AttentionMask, attend
+from dwt_jax.models.common.dropout import dropout
 from dwt_jax.models.common.layers import (
     ACTIVATIONS,
     Dense,
@@ -84,24 +84,16 @@ class Attention(nnx.Module):
 
         With a `rotation`, queries and keys are turned by it, channels 2i and 2i + 1 together.
         """
-        query_inputs, query_segment_ids = x, segment_ids
+        query_inputs = x
         groups: tuple[tuple[jax.Array, tuple[Dense, ...]], ...] = ((x, (self.query, self.key, self.value)),)
         if positions is not None:
-            query_inputs, query_segment_ids = (
-                gather_positions(x, positions),
-                jnp.take_along_axis(segment_ids, positions, axis=1),
-            )
+            query_inputs = gather_positions(x, positions)
             groups = (query_inputs, (self.query,)), (x, (self.key, self.value))
         projections = tuple(_fused_projection(inputs, layers, policy) for inputs, layers in groups)
         if rotation is not None:
             projections = _rotate(projections, rotation, positions)
-        batch_size, length, heads = x.shape[0], x.shape[1], projections[0].shape[3]
-        keep = dropout_mask(
-            dropout_keys[0], self.attention_dropout_rate, (batch_size, heads, query_inputs.shape[1], length)
-        )
-        scale = 65536 / keep_threshold(self.attention_dropout_rate)
-        mask = segment_mask(query_segment_ids, segment_ids)
-        context = dot_product_attention(projections, mask, policy, keep, scale)
+        mask = AttentionMask(segment_ids, positions)
+        context = attend(projections, mask, policy, dropout_keys[0], self.attention_dropout_rate)
         return self.norm(
             query_inputs + dropout(self.output(context, policy), self.dropout_rate, dropout_keys[1]),
             policy,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dwt_jax.models.common.attention import dot_product_attention
-from dwt_jax.models.common.dropout import dropout, dropout_mask, keep_threshold
+from dwt_jax.models.common.attention_backends import AttentionMask, attend
+from dwt_jax.models.common.dropout import dropout
 from dwt_jax.models.common.layers import (
     ACTIVATIONS,
     Dense,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class AttentionInputs(NamedTuple):
     """What a layer's attention needs besides hidden states. Q = L without output positions."""
 
-    mask: jax.Array  # bool [B, 1, Q, L], which keys a query attends to
+    mask: AttentionMask
     rotation: Rotation  # of the keys, fp32 [B, L, K/2]
     query_rotation: Rotation  # fp32 [B, Q, K/2]
     has_input_norm: jax.Array  # bool scalar: False in the first layer, which follows a norm
@@ -81,10 +81,7 @@ class RotaryAttention(nnx.Module):
                 apply_rope(key_value[:, :, :1], inputs.rotation),
                 key_value[:, :, 1:],
             )
-        mask_shape = (x.shape[0], projections[0].shape[3], projections[0].shape[1], x.shape[1])
-        keep = dropout_mask(dropout_keys[0], self.dropout_rate, mask_shape)
-        scale = 65536 / keep_threshold(self.dropout_rate)
-        context = dot_product_attention(projections, inputs.mask, policy, keep, scale)
+        context = attend(projections, inputs.mask, policy, dropout_keys[0], self.dropout_rate)
         return dropout(self.output(context, policy), self.dropout_rate, dropout_keys[1])
 
     def _project(self, x: jax.Array, parts: slice, policy: Policy) -> jax.Array:
