@@ -162,6 +162,28 @@ def test_teacher_config_is_read_from_config_run_or_model_directory(config, tmp_p
         aot_compile._load_teacher_config(str(tmp_path / "nothing"), 300)
 
 
+@pytest.mark.parametrize(
+    ("platform", "overrides", "expected"),
+    [
+        ("tpu", {"model.attention_probs_dropout_prob": "0"}, "splash"),
+        ("tpu", {"model.attention_probs_dropout_prob": "0.1"}, "reference"),
+        ("tpu", {"precision.attention": "reference"}, "reference"),
+        ("cpu", {}, "reference"),
+    ],
+)
+def test_attention_is_chosen_for_the_topology(config, one_device, monkeypatch, platform, overrides, expected):
+    monkeypatch.setitem(accelerators.CHIPS, "one", accelerators.CHIPS["one"]._replace(platform=platform))
+    target = aot_compile.make_compile_target(load_config(config, overrides), "one:1")
+    assert target.step_config.policy.attention == expected
+
+
+def test_attention_that_the_topology_cannot_compute_is_refused(config, one_device):
+    with pytest.raises(
+        UserError, match=r"precision\.attention is 'splash', expected the platform tpu, found cpu"
+    ):
+        aot_compile.make_compile_target(load_config(config, {"precision.attention": "splash"}), "one:1")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the compiler for TPUs is not installed")
 def test_compile_for_a_tpu_topology(config):
@@ -172,6 +194,10 @@ def test_compile_for_a_tpu_topology(config):
     step = json.loads(done.stdout)
     assert step["fits"]
     assert {collective["kind"] for collective in step["collectives"]} == {"all-reduce"}
+    splash = ["--config.precision.attention=splash", "--config.model.attention_probs_dropout_prob=0"]
+    done = dwt(*command, "--json", "--config.train.batch_size=8", *splash)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["attention"] == "splash"
     # Many rows would not do: the compiler tries for minutes to make them fit. A wide model fails at once.
     wide = ["--config.model.hidden_size=16384", "--config.model.intermediate_size=65536"]
     done = dwt(*command, *wide)

@@ -192,6 +192,24 @@ def test_cudnn_is_lowered_for_cuda(monkeypatch, causal, num_queries):
     assert all(f"{mask_type}\\22" in line for line in calls)
 
 
+@pytest.mark.parametrize(("model_type", "sizes"), [("modernbert", {}), ("mistral", {"sliding_window": 9})])
+def test_cudnn_keeps_no_mask_of_a_layer(monkeypatch, model_type, sizes):
+    """The loop over five layers stacks neither mask nor bias for the backward pass, nor computes twice."""
+    monkeypatch.undo()  # of the fixture
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    config, dtype, length = small(model_type, num_hidden_layers=5, **sizes), jnp.dtype("bfloat16"), 20
+    policy = Policy(dtype, dtype, attention="cudnn")
+
+    def loss(params, tokens):
+        return family(config).encode(params, config, tokens, tokens, policy=policy).sum()
+
+    arguments = family(config).abstract_params(config), jax.ShapeDtypeStruct((B, length), jnp.int32)
+    lowered = jax.jit(jax.grad(loss)).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert f"{B}x1x{length}x{length}xbf16" in lowered
+    assert f"5x{B}x1x{length}x{length}x" not in lowered
+    assert lowered.count("__cudnn$fmha") == 2
+
+
 @pytest.mark.parametrize("has_window", [None, True])
 def test_splash_is_lowered_for_tpu(monkeypatch, has_window):
     """Three kernels, forward and backward; with and without a window where the program knows it."""
