@@ -250,9 +250,21 @@ WIDE = dataclasses.replace(PLAIN, head_dim=160, model_type="qwen3")
 )
 def test_auto_chooses_what_can_compute_all_models(student, teacher, dtype, platform, expected):
     models = [student, *([teacher] if teacher else [])]
-    assert choose_backend("auto", models, jnp.dtype(dtype), platform) == expected
-    assert choose_backend("reference", models, jnp.dtype(dtype), platform) == "reference"
-    assert choose_backend(expected, models, jnp.dtype(dtype), platform) == expected
+    with jax.default_matmul_precision(None):
+        assert choose_backend("auto", models, jnp.dtype(dtype), platform) == expected
+        assert choose_backend("reference", models, jnp.dtype(dtype), platform) == "reference"
+        assert choose_backend(expected, models, jnp.dtype(dtype), platform) == expected
+
+
+def test_splash_has_no_exact_products_of_bfloat16():
+    """libtpu 0.0.52 cannot compile them; of fp32 it can."""
+    bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
+    with jax.default_matmul_precision("float32"):
+        assert choose_backend("auto", [PLAIN], bfloat16, "tpu") == "reference"
+        assert choose_backend("auto", [PLAIN], float32, "tpu") == "splash"
+        message = "expected no JAX_DEFAULT_MATMUL_PRECISION for products of bfloat16, found float32"
+        with pytest.raises(UserError, match=message):
+            choose_backend("splash", [PLAIN], bfloat16, "tpu")
 
 
 def test_cudnn_that_is_not_installed_is_not_chosen(monkeypatch):

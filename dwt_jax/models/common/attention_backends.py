@@ -305,6 +305,10 @@ def _refusal(name: str, models: Sequence[ModelConfig], compute_dtype: jnp.dtype,
         return f"expected the platform {expected_platform}, found {platform}"
     if rate := models[0].attention_dropout_rate:
         return f"expected a model without dropout of attention, found a rate of {rate}"
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    if name == "splash" and compute_dtype != jnp.float32 and precision not in (None, "default", "bfloat16"):
+        # The compiler of its kernels has no such products.
+        return f"expected no JAX_DEFAULT_MATMUL_PRECISION for products of {compute_dtype}, found {precision}"
     if name == "cudnn":
         if not _has_cudnn():
             return "expected cuDNN, which is not installed"
