@@ -30,6 +30,7 @@ from dwt_jax.study.run_records import (
 RESULT_NEUTRAL_KEYS = (
     *RESUME_MUTABLE_KEYS,
     "precision.compute_dtype",  # `computed in` is the resolved dtype
+    "precision.attention",  # run.attention is the resolved back end
 )
 """Keys that do not change the results of a run."""
 

@@ -66,6 +66,7 @@ class RunRecord:
         return {
             **_DEFAULT_SETTINGS,
             "run.precision_environment": "",  # older runs have no record of it
+            "run.attention": "reference",  # older runs have no other
             **flatten_dict(self.config),
             **identity,
             "held-out predictions": self.summary["held_out"].get("predictions"),

@@ -409,6 +409,20 @@ def test_resolved_compute_dtype_is_compared(tmp_path):
     assert f"bfloat16 ({LABELS['normal']})" in text
 
 
+@pytest.mark.parametrize(("attention", "keys"), [("reference", ()), ("cudnn", ("run.attention",))])
+def test_resolved_attention_is_compared(tmp_path, attention, keys):
+    """With runs of an earlier version, which had the reference alone and no record of it."""
+    make_study(tmp_path)
+    path = tmp_path / "normal" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attention": attention}))
+    path = tmp_path / "normal" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "precision": {**config["precision"], "attention": attention}}))
+    comparisons = report.collect_runs(tmp_path).comparisons
+    [comparison] = [comparison for comparison in comparisons if comparison.run.name == "normal"]
+    assert comparison.differing_keys == keys
+
+
 def test_roles_without_a_plan(tmp_path):
     study = report.collect_runs(make_study(tmp_path / "demo", plan=False))
     assert {run.name: run.role for run in study.runs if run.role == "teacher"} == {"teacher": "teacher"}
