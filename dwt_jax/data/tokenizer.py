@@ -110,28 +110,28 @@ def _write_tokenizer_config(out: Path, config: dict[str, Any]) -> None:
     )
 
 
-def copy_tokenizer(path: str | Path, out: Path, lowercase: bool = True) -> None:
+def copy_tokenizer(tokenizer: str | Path | LoadedTokenizer, out: Path, lowercase: bool = True) -> None:
     """Copy a tokenizer to a directory, from which AutoTokenizer gives the same ids.
 
     It does so beside a model of any family, since the copy's class is the one that loads tokenizer.json
     unchanged.
 
     Args:
-        path: as for `load_hf_tokenizer`.
+        tokenizer: as for `load_hf_tokenizer`, or one that was loaded.
         out: the directory, new or empty.
         lowercase: as for `load_hf_tokenizer`.
 
     Raises:
         UserError: as `load_vocabulary` does.
     """
-    path = user_path(path)
-    _write_complete_tokenizer(path, read_tokenizer(path, lowercase), out, {})
+    if not isinstance(tokenizer, LoadedTokenizer):
+        tokenizer = read_tokenizer(tokenizer, lowercase)
+    _write_complete_tokenizer(tokenizer, out, {})
 
 
-def _write_complete_tokenizer(
-    path: Path, loaded: LoadedTokenizer, out: Path, model_settings: dict[str, Any]
-) -> None:
+def _write_complete_tokenizer(loaded: LoadedTokenizer, out: Path, model_settings: dict[str, Any]) -> None:
     """Write a tokenizer.json with all that a tokenizer consists of, and its tokenizer_config.json."""
+    path = loaded.source.path
     tokens = _tokens_by_id(loaded.tokenizer, path)
     ids = {token: i for i, token in enumerate(tokens)}
     role_ids = _special_token_ids(path, loaded, ids)
@@ -176,7 +176,7 @@ def copy_model_tokenizer(directory: Path, out: Path, model: ModelConfig) -> None
         "model_input_names": ["input_ids", *token_types, "attention_mask"],
     }
     try:
-        _write_complete_tokenizer(directory, read_tokenizer(directory), out, model_settings)
+        _write_complete_tokenizer(read_tokenizer(directory), out, model_settings)
     except UnsupportedTokenizerError:
         _copy_unread(directory, out, model_settings)
 

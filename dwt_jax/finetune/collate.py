@@ -1,16 +1,14 @@
 """Tokenize labelled examples and collate them into batches padded to one of a few lengths."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dwt_jax.data.hf_tokenizer import read_tokenizer
+from dwt_jax.data.hf_tokenizer import LoadedTokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.finetune.config import Examples
 from dwt_jax.finetune.datasets import ExampleSplit, TaskData, read_examples
-from dwt_jax.models.protocol import ModelConfig
 
 TOKENIZER_BATCH_SIZE = 10_000  # texts per call of the tokenizer
 
@@ -45,42 +43,33 @@ class ExampleBatch(NamedTuple):
     weights: Any  # float32 [..., B]; 0 for rows that only fill up the batch
 
 
-def require_encoder(path: str, model: ModelConfig) -> None:
-    """Check that a model reads a text in both directions, as the rows of examples are for.
-
-    Raises:
-        UserError: it is a decoder.
-    """
-    if model.objective != "mlm":
-        raise UserError(
-            f"--model: {path} is a {model.model_type}, which predicts next tokens, expected a model of "
-            "masked tokens: decoders are not fine-tuned yet"
-        )
-
-
-def encode_examples(split: ExampleSplit, tokenizer: Path, max_length: int) -> EncodedExamples:
+def encode_examples(split: ExampleSplit, tokenizer: LoadedTokenizer, max_length: int) -> EncodedExamples:
     """Tokenize a split, and add its labels. Arguments as for `encode_texts`."""
     (tokens, token_type_ids, offsets, zeros), _ = encode_texts(split, tokenizer, max_length)
     labels = zeros if split.labels is None else split.labels
     return EncodedExamples(tokens, token_type_ids, offsets, labels)
 
 
-def encode_texts(split: ExampleSplit, tokenizer: Path, max_length: int) -> tuple[EncodedExamples, int]:
-    """Tokenize the texts of a split with the tokenizer's own special tokens (`[CLS] a [SEP] b [SEP]`).
+def encode_texts(
+    split: ExampleSplit, tokenizer: LoadedTokenizer, max_length: int
+) -> tuple[EncodedExamples, int]:
+    """Tokenize the texts of a split with the special tokens of the tokenizer (`[CLS] a [SEP] b [SEP]`).
 
     Args:
         split: the texts.
-        tokenizer: directory of the tokenizer.
+        tokenizer: puts the special tokens around the texts.
         max_length: maximum tokens of an example; in a pair the longer text is truncated first. The
             tokenizer's `truncation_side` says on which side.
 
     Returns:
         (examples without labels, number of examples that were truncated)
+
+    Raises:
+        UserError: a text has no token.
     """
-    loaded = read_tokenizer(tokenizer)
-    hf_tokenizer = loaded.tokenizer
+    hf_tokenizer = tokenizer.tokenizer
     hf_tokenizer.enable_truncation(
-        max_length, strategy="longest_first", direction=loaded.source.truncation_side
+        max_length, strategy="longest_first", direction=tokenizer.source.truncation_side
     )
     texts: list[Any] = split.texts
     if split.text_pairs is not None:
@@ -93,12 +82,35 @@ def encode_texts(split: ExampleSplit, tokenizer: Path, max_length: int) -> tuple
             ids.append(np.array(encoding.ids, np.int32))
             token_type_ids.append(np.array(encoding.type_ids, np.int32))
             num_truncated += bool(encoding.overflowing)
+    hf_tokenizer.no_truncation()
+    if not all(map(len, ids)):
+        raise UserError(
+            f"{tokenizer.source.path}: gives no token to an empty text, expected a tokenizer that adds "
+            "special tokens (the post_processor of its tokenizer.json)"
+        )
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     labels = np.zeros(len(ids), np.int32)
     return (
         EncodedExamples(np.concatenate(ids), np.concatenate(token_type_ids), offsets, labels),
         num_truncated,
     )
+
+
+def cut_final_padding(encoded: EncodedExamples, pad_id: int) -> EncodedExamples:
+    """Cut padding tokens off the ends of examples, but for the first token of each.
+
+    transformers reads a decoder at the last token that is not padding, even if the text itself ends with it.
+
+    Args:
+        encoded: the examples, each with at least one token.
+        pad_id: token id of the padding; −1: none.
+    """
+    lengths = encoded.lengths
+    positions = np.arange(len(encoded.tokens)) - np.repeat(encoded.offsets[:-1], lengths)
+    last = np.maximum.reduceat(np.where(encoded.tokens != pad_id, positions, 0), encoded.offsets[:-1])
+    mask = positions <= np.repeat(last, lengths)
+    offsets = np.cumsum([0, *(last + 1)], dtype=np.int64)
+    return EncodedExamples(encoded.tokens[mask], encoded.token_type_ids[mask], offsets, encoded.labels)
 
 
 class ExampleCache:
@@ -114,14 +126,15 @@ class ExampleCache:
             self._data[examples] = read_examples(examples)
         return self._data[examples]
 
-    def encode(self, examples: Examples, tokenizer: Path, max_length: int) -> dict[str, EncodedExamples]:
+    def encode(
+        self, examples: Examples, tokenizer: LoadedTokenizer, max_length: int
+    ) -> dict[str, EncodedExamples]:
         """Return every split tokenized, by split name.
 
         Models whose tokenizers are equal share the result, even from different directories.
         Arguments and errors are those of `encode_examples` and `read`.
         """
-        loaded = read_tokenizer(tokenizer)
-        key = examples, loaded.tokenizer.to_str() + loaded.source.truncation_side, max_length
+        key = examples, tokenizer.tokenizer.to_str() + tokenizer.source.truncation_side, max_length
         if key not in self._encoded:
             splits = self.read(examples).splits.items()
             self._encoded[key] = {

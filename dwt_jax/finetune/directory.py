@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dwt_jax.config_loader import config_to_dict
+from dwt_jax.data.hf_tokenizer import LoadedTokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_intact_json, write_json
 from dwt_jax.finetune.collate import EncodedExamples
@@ -34,7 +35,7 @@ def data_digest(workdir: Path, data: TaskData, encoded: Mapping[str, EncodedExam
 
 
 def init_finetune_dir(
-    workdir: Path, config: FinetuneConfig, tokenizer: Path, identity: Mapping[str, Any]
+    workdir: Path, config: FinetuneConfig, tokenizer: LoadedTokenizer, identity: Mapping[str, Any]
 ) -> FinetuneConfig:
     """Initialize the directory, or check that it belongs to this fine-tuning. Seeds may be added to it.
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import softmax
 
 from dwt_jax.config import Config, Precision
+from dwt_jax.data.hf_tokenizer import LoadedTokenizer, read_tokenizer
 from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, Vocabulary, load_vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.eval.item_progress import ItemProgress
@@ -51,7 +52,7 @@ class Classifier(NamedTuple):
     path: str  # as given on the command line
     params: Params
     step_config: FinetuneStepConfig
-    tokenizer: Path
+    tokenizer: LoadedTokenizer
     vocabulary: Vocabulary
     labels: tuple[str, ...]  # names of the classes; () for a regression
     text_columns: tuple[str, ...]  # of the task that it was fine-tuned on; () if unknown
@@ -88,7 +89,6 @@ def load_classifier(path: str) -> Classifier:
     if (directory / "finetune.json").exists() and not (directory / "results.json").exists():
         print(f"{path}: not finished; the best model so far is used", file=sys.stderr)
     loaded = load_model(path, heads="all")
-    collate.require_encoder(path, loaded.model)
     if "classifier" not in loaded.params:
         heads = ", ".join(head for head in family(loaded.model).HEADS if head in loaded.params)
         raise UserError(
@@ -114,7 +114,13 @@ def load_classifier(path: str) -> Classifier:
     )
     labels = () if is_regression else loaded.labels
     return Classifier(
-        path, loaded.params, step_config, loaded.tokenizer, vocabulary, labels, _task_columns(directory)
+        path,
+        loaded.params,
+        step_config,
+        read_tokenizer(loaded.tokenizer),
+        vocabulary,
+        labels,
+        _task_columns(directory),
     )
 
 
@@ -262,6 +268,8 @@ def predict_texts(
         for start in range(0, len(split), _WINDOW_TEXTS):
             part = select_examples(split, np.arange(start, min(start + _WINDOW_TEXTS, len(split))))
             encoded, part_cut = collate.encode_texts(part, classifier.tokenizer, max_length)
+            if classifier.step_config.model.objective == "next_token":
+                encoded = collate.cut_final_padding(encoded, classifier.step_config.model.pad_token_id)
             cut += part_cut
             unknown += _count_unknown(classifier.vocabulary, encoded.tokens)
             if unknown[0] > MAX_UNKNOWN_SHARE * unknown[1]:

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from dwt_jax.config import Config
+from dwt_jax.data.hf_tokenizer import LoadedTokenizer, read_tokenizer
+from dwt_jax.data.text_template import read_decoder_tokenizer
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
@@ -35,7 +37,8 @@ from dwt_jax.hf import model_card
 from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.hf.source_card import existing_card, source_name
 from dwt_jax.models import family
-from dwt_jax.models.protocol import ModelConfig
+from dwt_jax.models.common.logical_axes import path_name
+from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.objectives import schedules
 from dwt_jax.remap.gates import fold_gates
 from dwt_jax.runs.load import LoadedModel, load_model
@@ -48,6 +51,7 @@ class SourceModel(NamedTuple):
 
     path: str  # as given on the command line
     checkpoint: LoadedModel
+    tokenizer: LoadedTokenizer  # with the template of the rows of examples
     pad_id: int  # token id of the padding
     digest: str  # of the parameters
     card: str = ""  # its model card
@@ -81,13 +85,30 @@ def load_source_model(path: str, step: int | None = None) -> SourceModel:
         UserError: if `path` is not a model, or its embedding is smaller than the tokenizer's vocabulary.
     """
     checkpoint = load_model(path, heads="all", step=step)
-    collate.require_encoder(path, checkpoint.model)
     params, model = fold_gates(checkpoint.params, checkpoint.model)
     vocab = load_vocabulary(checkpoint.tokenizer)
     check_vocab_size("--model", path, model, len(vocab))
-    card = existing_card(checkpoint.tokenizer)
+    digest, card, pad_id = params_digest(params), existing_card(checkpoint.tokenizer), vocab.pad_id
+    if model.objective == "next_token":
+        tokenizer, pad_id = read_decoder_tokenizer(checkpoint.tokenizer)
+        params, model = _set_pad_token(params, model, pad_id)
+    else:
+        tokenizer = read_tokenizer(checkpoint.tokenizer)
     checkpoint = checkpoint._replace(params=params, model=model)
-    return SourceModel(path, checkpoint, vocab.pad_id, params_digest(params), card)
+    return SourceModel(path, checkpoint, tokenizer, pad_id, digest, card)
+
+
+def _set_pad_token(params: Params, model: ModelConfig, pad_id: int) -> tuple[Params, ModelConfig]:
+    """Set the padding token; tables have a row for it, which is never read, if it was added."""
+    model = dataclasses.replace(model, pad_token_id=pad_id, vocab_size=max(model.vocab_size, pad_id + 1))
+    axes, num_rows = family(model).param_axes(model), family(model).axis_sizes(model)["vocab"]
+
+    def add_rows(path: tuple[Any, ...], leaf: np.ndarray) -> np.ndarray:
+        if axes[path_name(path)][0].name != "vocab":
+            return leaf
+        return np.pad(leaf, [(0, num_rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)])
+
+    return jax.tree_util.tree_map_with_path(add_rows, params), model
 
 
 def prepare_finetuning(
@@ -119,7 +140,7 @@ def prepare_finetuning(
     data = example_cache.read(config.examples)
     for line in describe_shared_examples(data):
         print(f"{config.examples.task}: {line}", flush=True)
-    encoded = example_cache.encode(config.examples, source.checkpoint.tokenizer, config.recipe.max_length)
+    encoded = example_cache.encode(config.examples, source.tokenizer, config.recipe.max_length)
     record = read_intact_json(workdir / "finetune.json")
     policy = resolve_precision(Config(precision=config.precision))
     identity = {
@@ -127,7 +148,7 @@ def prepare_finetuning(
         "data_digest": directory.data_digest(workdir, data, encoded),
         **numeric_identity(policy, record),
     }
-    config = directory.init_finetune_dir(workdir, config, source.checkpoint.tokenizer, identity)
+    config = directory.init_finetune_dir(workdir, config, source.tokenizer, identity)
     step_config = finetune_step_config(
         source.checkpoint.model,
         config.recipe.dropout,

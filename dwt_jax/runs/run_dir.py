@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
+from dwt_jax.data.hf_tokenizer import LoadedTokenizer
 from dwt_jax.data.tokenizer import copy_tokenizer
 from dwt_jax.errors import UserError, out_of_space_reason
 from dwt_jax.files import (
@@ -70,7 +71,7 @@ class RunKind(NamedTuple):
 def init_run_dir(
     workdir: Path,
     config: Any,
-    tokenizer: Path,
+    tokenizer: Path | LoadedTokenizer,
     identity: Mapping[str, Any],
     kind: RunKind | None = None,
     changed_keys: tuple[str, ...] = (),
@@ -80,7 +81,7 @@ def init_run_dir(
     Args:
         workdir: an existing directory.
         config: resolved config.
-        tokenizer: directory of the tokenizer, which is copied.
+        tokenizer: a tokenizer or its directory, which is copied.
         identity: digests of the inputs that are not in the config (data, teacher).
         kind: default: pre-training.
         changed_keys: keys of the config that this run may change once more; the new values are recorded.

@@ -362,6 +362,7 @@ def test_rows_have_the_ids_of_the_whole_text(tmp_path, scheme, row_mode):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_texts_are_cut_on_the_side_of_the_tokenizer(tmp_path, side, pairs):
+    from dwt_jax.data.hf_tokenizer import read_tokenizer
     from dwt_jax.finetune.collate import encode_texts
     from dwt_jax.finetune.datasets import ExampleSplit
 
@@ -371,7 +372,7 @@ def test_texts_are_cut_on_the_side_of_the_tokenizer(tmp_path, side, pairs):
     tokenizer.copy_tokenizer(tmp_path / "in", tmp_path / "copy")
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
     split = ExampleSplit(TEXTS, [*reversed(TEXTS)] if pairs else None, None, [])
-    encoded, num_cut = encode_texts(split, tmp_path / "copy", 9)
+    encoded, num_cut = encode_texts(split, read_tokenizer(tmp_path / "copy"), 9)
     columns = (split.texts, split.text_pairs) if pairs else (split.texts,)
     expected = auto(*columns, truncation=True, max_length=9).input_ids
     rows = [part.tolist() for part in np.split(encoded.tokens, encoded.offsets[1:-1])]

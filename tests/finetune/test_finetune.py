@@ -12,6 +12,7 @@ import pytest
 
 from dwt_jax.cli import main
 from dwt_jax.config import Optimizer
+from dwt_jax.data.hf_tokenizer import read_tokenizer
 from dwt_jax.distributed.shutdown import Preempted, ShutdownFlag, TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import collate, outputs, runner
@@ -58,7 +59,7 @@ def task(tmp_path_factory):
 def test_encode_examples_matches_transformers(models, tmp_path, family, pairs):
     split = read_examples(config_of(write_task(tmp_path / "t", pairs=pairs)).examples).splits["train"]
     for length in (9, 20):
-        encoded = collate.encode_examples(split, models / family, length)
+        encoded = collate.encode_examples(split, read_tokenizer(models / family), length)
         tokenizer = transformers.AutoTokenizer.from_pretrained(models / family)
         texts = (split.texts, split.text_pairs) if pairs else (split.texts,)
         expected = tokenizer(*texts, truncation=True, max_length=length, return_token_type_ids=True)
@@ -72,7 +73,7 @@ def test_encode_examples_matches_transformers(models, tmp_path, family, pairs):
 
 def test_collate_examples_pads_to_the_smallest_bucket(models, task):
     encoded = collate.encode_examples(
-        read_examples(config_of(task).examples).splits["train"], models / "Bert", 20
+        read_examples(config_of(task).examples).splits["train"], read_tokenizer(models / "Bert"), 20
     )
     lengths, padded_lengths = (5, 10, 20), set()
     for rows in collate.epoch_batch_indices(len(encoded), 4, (3, 4), 0):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
+from dwt_jax.data.hf_tokenizer import load_hf_tokenizer, read_tokenizer
 from dwt_jax.data.tokenizer import copy_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.finetune.collate import collate_examples, encode_examples
@@ -371,7 +371,8 @@ def predict(loaded, tokenizer):
     """The logits of PAIRS as a fine-tuning computes them, long pairs cut to the model's length."""
     length = loaded.model.max_length
     texts, text_pairs = map(list, zip(*PAIRS, strict=True))
-    encoded = encode_examples(ExampleSplit(texts, text_pairs, None, ["0", "1", "2"]), tokenizer, length)
+    split = ExampleSplit(texts, text_pairs, None, ["0", "1", "2"])
+    encoded = encode_examples(split, read_tokenizer(tokenizer), length)
     rows = collate_examples(encoded, np.arange(3), (length,), loaded.model.pad_token_id)
     outputs = forward(loaded, rows.tokens, rows.segment_ids, rows.token_type_ids)
     return encoded, outputs["classes"]

@@ -13,7 +13,6 @@ from dwt_jax.errors import UserError
 from dwt_jax.eval.fill_mask import fill_masks
 from dwt_jax.eval.generate import continue_texts
 from dwt_jax.finetune.predict import load_classifier
-from dwt_jax.finetune.run import load_source_model
 from dwt_jax.train.loop import train
 from helpers.decoders import KINDS, TEXT, save_decoder_tokenizer
 from helpers.prepared_data import hash_fraction
@@ -205,9 +204,7 @@ def test_what_does_not_fit_the_model_is_one_line(student):
         continue_texts(str(student), ["cat " * 40])
     with pytest.raises(UserError, match="predicts next tokens, expected a model of masked tokens"):
         fill_masks(str(student), ["a"])
-    with pytest.raises(UserError, match="decoders are not fine-tuned yet"):
-        load_source_model(str(student))
-    with pytest.raises(UserError, match="decoders are not fine-tuned yet"):
+    with pytest.raises(UserError, match=r"has no classification head \(it has decoder\), expected"):
         load_classifier(str(student))
     with pytest.raises(UserError, match="no text, expected at least one"):
         continue_texts(str(student), [])
