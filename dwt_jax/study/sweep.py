@@ -304,13 +304,11 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
 
 def _check_objective(study: Study, arm: Arm, config: Config) -> None:
     """Refuse what models of next tokens do not do, before the first run instead of after it."""
-    if config.model.objective == "mlm":
-        return
-    expected = f"an arm of masked models (it is a {config.model.model_type}, which predicts next tokens)"
-    if arm.finetune_at:
-        raise UserError(f"arm {arm.name!r}: finetune_at is set, expected {expected}")
-    if arm.name in study.masked_words.arms:
-        raise UserError(f"masked_words.arms has {arm.name!r}, expected {expected}")
+    if config.model.objective != "mlm" and arm.name in study.masked_words.arms:
+        raise UserError(
+            f"masked_words.arms has {arm.name!r}, expected an arm of masked models (it is a "
+            f"{config.model.model_type}, which predicts next tokens)"
+        )
 
 
 def _checkpoint_name(training_job: Job, step: int) -> str:

@@ -306,10 +306,6 @@ def study_with_claim(**claim):
         (study_with_claim(arm="distilled", measure="loss_elsewhere"), "expected out_of_domain.config for it"),
         (study_with(["arms", 1, "set"], ["train.stpes=3"]), "arm 'alone': config: unknown key"),
         (
-            study_with(["arms", 2, "config"], "configs/causal.py"),
-            "arm 'distilled': finetune_at is set, expected an arm of masked models (it is a llama",
-        ),
-        (
             {**study_with(["arms", 1, "config"], "configs/causal.py"), "masked_words": {"arms": ["alone"]}},
             "masked_words.arms has 'alone', expected an arm of masked models (it is a llama",
         ),
@@ -320,3 +316,10 @@ def test_invalid_study_is_refused(raw_study, message, tmp_path):
     with pytest.raises(UserError) as caught:
         study_jobs(load_study(write_config(tmp_path, raw_study)), tmp_path)
     assert message in str(caught.value)
+
+
+def test_an_arm_of_decoders_is_fine_tuned(tmp_path):
+    raw_study = study_with(["arms", 2, "config"], "configs/causal.py")
+    jobs = study_jobs(load_study(write_config(tmp_path, raw_study)), tmp_path)
+    shares = {job.share for job in jobs if job.kind == "finetune" and job.arm == "distilled"}
+    assert shares == {0.3, 1.0}
