@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from dwt_jax.config import Data, Source
-from dwt_jax.data.encode import EncodeConfig
+from dwt_jax.data.encode import EncodeConfig, begins_words_by_space
+from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.data.shards import FORMAT_VERSION
 from dwt_jax.data.sources import source_files
-from dwt_jax.data.tokenizer import tokenizer_digest
+from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
 
 ROW_RULES = 2
 """Version of the rules by which text becomes rows. Where they give the rows of version 1, no hash has it."""
@@ -33,6 +35,8 @@ def data_cache_key(data: Data) -> str:
     tokenizer = data.tokenizer
     if tokenizer.path:
         fields["tokenizer"] = tokenizer_digest(tokenizer.path, tokenizer.lowercase)
+        if word_rule := _word_rule(tokenizer.path, tokenizer.lowercase):
+            fields["words"] = word_rule
     else:
         fields["tokenizer"] = dataclasses.asdict(tokenizer)
         if not tokenizer.alphabet_size:
@@ -69,6 +73,28 @@ def _is_builtin(data: Data) -> bool:
     return all(source.kind == "builtin" for source in data.sources)
 
 
+def _word_rule(path: str | Path, lowercase: bool = True) -> dict[str, Any]:
+    """How the tokenizer tells words apart, where the names of its parts suggest another rule.
+
+    Versions before this one went by the names, so the rows of the other tokenizers keep their hash.
+
+    Args:
+        path: of a tokenizer, as for `load_hf_tokenizer`.
+        lowercase: as for `load_hf_tokenizer`.
+    """
+    tokenizer = load_hf_tokenizer(path, lowercase)
+    settings = json.loads(tokenizer.to_str())
+    if settings["model"].get("continuing_subword_prefix"):
+        return {}
+    prefix = load_vocabulary(path, lowercase).word_prefix
+    by_space = begins_words_by_space(tokenizer, prefix)
+    parts = json.dumps([settings["normalizer"], settings["pre_tokenizer"]])
+    suggested = "Ġ" if '"ByteLevel"' in parts else "▁" if '"Metaspace"' in parts else ""
+    # Where a byte-level tokenizer adds the space itself, a text that begins with one has the same ids.
+    is_suggested = prefix == suggested and (prefix == "Ġ" or not by_space)
+    return {} if is_suggested else {"prefix": prefix, "by_space": by_space}
+
+
 def rows_digest(config: EncodeConfig, data: Data, sources: list[dict[str, Any]]) -> str:
     """Return a hash of everything that the rows depend on, and nothing else: no file names, no weights.
 
@@ -88,4 +114,6 @@ def rows_digest(config: EncodeConfig, data: Data, sources: list[dict[str, Any]])
         content.append("by parts")
     if data.end_token != Data.end_token:
         content.append(f"end token of {data.end_token}")
+    if word_rule := _word_rule(config.tokenizer):
+        content.append(word_rule)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -407,3 +407,42 @@ def test_a_tokenizer_that_puts_other_tokens_around_a_text_than_rows_have(tmp_pat
     lines = [*describe_missing_frame(tmp_path / "in")]
     assert len(lines) == bool(added)
     assert all(f"adds {added} to a text, expected <s> before it and </s> after it" in line for line in lines)
+
+
+GEMMA = {"normalizer": normalizers.Replace(" ", "▁")}
+
+
+@pytest.mark.parametrize(
+    ("parts", "stays"),
+    [
+        ({"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False)}, True),
+        ({"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)}, True),
+        ({"pre_tokenizer": pre_tokenizers.Metaspace()}, True),
+        ({"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="never")}, False),
+        ({"pre_tokenizer": pre_tokenizers.Metaspace("#")}, False),
+        ({"pre_tokenizer": pre_tokenizers.Split(" ", "merged_with_next"), **GEMMA}, False),
+    ],
+    ids=["byte-level", "byte-level with a space", "metaspace", "never", "other character", "gemma"],
+)
+def test_rows_of_an_earlier_rule_of_words_are_not_taken(tmp_path, monkeypatch, parts, stays):
+    """Earlier versions went by names: words of a ByteLevel follow spaces, a Metaspace adds its own space."""
+    from dwt_jax.config import Data
+    from dwt_jax.config import Tokenizer as TokenizerSection
+    from dwt_jax.data import cache_key
+    from dwt_jax.data.encode import EncodeConfig
+
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *"ab▁Ġ#", "▁a", "Ġa", "#a"])}
+    built = Tokenizer(models.BPE(vocab, [("▁", "a"), ("Ġ", "a"), ("#", "a")], unk_token="<unk>"))
+    built.add_special_tokens(SPECIAL)
+    for name, part in parts.items():
+        setattr(built, name, part)
+    write(tmp_path / "in", built, {"tokenizer_class": "PreTrainedTokenizerFast", **NAMED})
+    data = Data(tokenizer=TokenizerSection(path=str(tmp_path / "in")))
+    config = EncodeConfig(str(tmp_path / "in"), "digest", 64, "wrapped", 1, 0.0)
+
+    def hashes():
+        return [cache_key.data_cache_key(data), cache_key.rows_digest(config, data, [])]
+
+    now = hashes()
+    monkeypatch.setattr(cache_key, "_word_rule", lambda *_: {})
+    assert [a == b for a, b in zip(now, hashes(), strict=True)] == [stays, stays]
