@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from dwt_jax.config import Source
 from dwt_jax.data.file_patterns import matching_files
 from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
+from dwt_jax.data.text_format import binary_format, is_divided_by_cr
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
 
@@ -149,24 +150,11 @@ COMPRESSION_SUFFIXES = tuple(_DECOMPRESSORS)
 """Suffixes of the files that are decompressed when they are read."""
 
 
-_NOT_TEXT = (  # name, and the position and value of bytes at the beginning
-    ("a tar archive", 257, b"ustar"),
-    ("a zip archive", 0, b"PK\x03\x04"),
-    ("an ar archive", 0, b"!<arch>\n"),
-    ("a 7z archive", 0, b"7z\xbc\xaf\x27\x1c"),
-    ("a PDF document", 0, b"%PDF-"),
-    ("a Parquet file", 0, b"PAR1"),
-    ("an Arrow file", 0, b"ARROW1"),
-)
-
-
 def _reject_other_formats(path: Path, stream: io.BufferedReader) -> None:
     """Raise UserError if a stream begins as a file of another format, whose headers would be read as text."""
-    head = stream.peek(512)
-    for name, offset, magic in _NOT_TEXT:
-        if head[offset : offset + len(magic)] == magic:
-            remedy = "the files in it (unpack it)" if "archive" in name else "text (convert it)"
-            raise UserError(f"{path}: is {name}, expected {remedy}")
+    if name := binary_format(stream.peek(512)):
+        remedy = "the files in it (unpack it)" if "archive" in name else "text (convert it)"
+        raise UserError(f"{path}: is {name}, expected {remedy}")
 
 
 @contextmanager
@@ -174,11 +162,12 @@ def _open_decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """(the decompressed stream of a file, the file itself for its position)"""
     try:
         with open(path, "rb") as raw:
-            if path.suffix not in _DECOMPRESSORS:
+            suffix = path.suffix.lower()
+            if suffix not in _DECOMPRESSORS:
                 _reject_other_formats(path, raw)
                 yield raw, raw
                 return
-            decompressor = _DECOMPRESSORS[path.suffix]
+            decompressor = _DECOMPRESSORS[suffix]
             stream = decompressor(fileobj=raw) if decompressor is gzip.GzipFile else decompressor(raw)
             with io.BufferedReader(stream, 1 << 20) as decompressed:
                 _reject_other_formats(path, decompressed)
@@ -233,6 +222,8 @@ def _decode_lines(stream: BinaryIO, path: Path, max_bytes: int | None) -> Iterat
     number, rest = 1, b""
     while line := rest + stream.readline(-1 if max_bytes is None else max_bytes - len(rest)):
         location = f"{path}, line {number}"
+        if number == 1 and is_divided_by_cr(line):
+            raise UserError(f"{path}: its lines end with CR alone, expected LF or CR LF (tr '\\r' '\\n')")
         if max_bytes is None or line.endswith(b"\n") or len(line) < max_bytes:
             yield _decode_utf8(line, location)
             number, rest = number + 1, b""

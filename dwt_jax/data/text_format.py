@@ -1,4 +1,4 @@
-"""Recognise markup, tables and JSON, which `dwt prepare` reads as text, but not without a line."""
+"""Recognise what is no plain text: markup, tables and JSON, binary formats, old line ends."""
 
 import csv
 import re
@@ -13,6 +13,16 @@ _TAG = re.compile(
 )
 _JSON_LINE = re.compile(r'\s*(?:"[^"]*"(?:\s*:.*|,?)|[][{}]+,?)\s*')
 SEPARATOR_NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
+
+_NOT_TEXT = (  # name, and the position and value of bytes at the beginning
+    ("a tar archive", 257, b"ustar"),
+    ("a zip archive", 0, b"PK\x03\x04"),
+    ("an ar archive", 0, b"!<arch>\n"),
+    ("a 7z archive", 0, b"7z\xbc\xaf\x27\x1c"),
+    ("a PDF document", 0, b"%PDF-"),
+    ("a Parquet file", 0, b"PAR1"),
+    ("an Arrow file", 0, b"ARROW1"),
+)
 
 
 def recognise_format(text: str) -> str:
@@ -44,3 +54,17 @@ def _most_common_cells(lines: Sequence[str], separator: str) -> tuple[int, float
         return 0, 0.0
     cells, count = counts.most_common(1)[0]
     return cells, count / counts.total()
+
+
+def binary_format(head: bytes) -> str:
+    """Return the name of the format that a file's first 512 bytes are of; '' for any that may be text."""
+    return next((name for name, start, magic in _NOT_TEXT if head[start:].startswith(magic)), "")
+
+
+def is_divided_by_cr(first_line: bytes) -> bool:
+    """Whether a file has the line ends of the first Macintosh, so that all of it is one line.
+
+    Args:
+        first_line: the file up to its first LF, with it.
+    """
+    return not first_line.endswith(b"\n") and b"\r" in first_line.rstrip(b"\r")

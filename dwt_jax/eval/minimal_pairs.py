@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from dwt_jax.data.text_format import is_divided_by_cr
 from dwt_jax.errors import UserError
 from dwt_jax.files import is_file_or_raise, reject_lfs_pointer, user_path
 
@@ -77,9 +78,9 @@ def read_minimal_pairs(path: Path) -> list[Paradigm]:
     paradigms: dict[str, Paradigm] = {}
     suffix = ""
     for file, name, data in _read_files(path):
-        if suffix and name.suffix != suffix:
+        if suffix and name.suffix.lower() != suffix:
             raise UserError(f"{path}: has both *.jsonl and *.txt, expected files of one format")
-        suffix = name.suffix
+        suffix = name.suffix.lower()
         lines = _split_lines(data, file)
         if suffix == ".jsonl":
             _add_json_pairs(lines, file, paradigms)
@@ -108,9 +109,10 @@ def _read_files(path: Path) -> Iterator[tuple[str, PurePosixPath, bytes]]:
         raise UserError(f"--pairs: no {path}, expected a folder or a zip archive with {_EXPECTED}")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = sorted(PurePosixPath(name) for name in archive.namelist() if not name.endswith("/"))
-            for name in filter(_is_pair_file, names):
-                yield f"{path}/{name}", name, archive.read(str(name))
+            # By path: an archive may have './a.txt', and a file twice, of which the last one counts.
+            members = {PurePosixPath(x.filename): x for x in archive.infolist() if not x.is_dir()}
+            for name in sorted(filter(_is_pair_file, members)):
+                yield f"{path}/{name}", name, archive.read(members[name])
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"{path}: {error}, expected a folder or a complete zip archive with {_EXPECTED}"
@@ -119,11 +121,13 @@ def _read_files(path: Path) -> Iterator[tuple[str, PurePosixPath, bytes]]:
 
 def _is_pair_file(name: PurePosixPath) -> bool:
     hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
-    return name.suffix in _SUFFIXES and not hidden
+    return name.suffix.lower() in _SUFFIXES and not hidden
 
 
 def _split_lines(data: bytes, file: str) -> list[str]:
     """Decode UTF-8 and split at line ends, without byte-order mark and empty lines at the end."""
+    if is_divided_by_cr(data.partition(b"\n")[0] + b"\n" * (b"\n" in data)):
+        raise UserError(f"{file}: its lines end with CR alone, expected LF or CR LF (tr '\\r' '\\n')")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -25,7 +25,8 @@ _MAX_CELL = 2**31 - 1  # characters; the csv module's own limit is that of a tex
 
 def file_format(path: Path) -> FileFormat | None:
     """Return the format that a file's name says, without the suffix of its compression; None for no known."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSION_SUFFIXES]
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    suffixes = [suffix for suffix in suffixes if suffix not in COMPRESSION_SUFFIXES]
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 

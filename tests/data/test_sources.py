@@ -116,6 +116,8 @@ def test_digest_depends_on_the_documents_only(tmp_path):
     ("name", "content", "options", "message"),
     [
         ("a.txt", b"fine\nnot \xff fine", {}, "a.txt, line 2: byte 0xff"),
+        ("a.txt", b"one\rtwo\rthree\r", {}, "a.txt: its lines end with CR alone, expected LF or CR LF"),
+        ("a.GZ", gzip.compress(TEXT.encode() * 99)[:-20], {}, r"a\.GZ: .*expected a complete \.GZ file"),
         ("a.gz", gzip.compress(TEXT.encode() * 99)[:-20], {}, r"a\.gz: .*expected a complete \.gz file"),
         ("a.gz", b"no gzip at all", {}, r"a\.gz: .*expected a complete \.gz file"),
         ("a.xz", lzma.compress(TEXT.encode() * 99)[:-20], {}, r"a\.xz: .*expected a complete \.xz file"),

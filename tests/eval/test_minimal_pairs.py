@@ -74,6 +74,17 @@ def test_text_files(container):
     assert locations["a b"] == f"{container}/order.txt, line 2"
 
 
+def test_names_of_members_as_other_programs_write_them(tmp_path):
+    """A dot before the name, a name twice (the last one counts, as for unzip), capitals."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("./data//a.JSONL", json_line())
+        archive.writestr("b.jsonl", json_line(UID="b") * 2)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("b.jsonl", json_line(UID="b"))
+    paradigms = read_minimal_pairs(tmp_path / "x.zip")
+    assert {paradigm.name: len(paradigm.pairs) for paradigm in paradigms} == {"simple": 1, "b": 1}
+
+
 def test_digest_depends_on_the_sentences_alone(tmp_path):
     files = {"a-b.txt": "law are\nlaw is\n"}
     paths = [write_files(tmp_path / name, files) for name in ("x", "y.zip")]
@@ -105,6 +116,7 @@ def test_digest_depends_on_the_sentences_alone(tmp_path):
             {"a.txt": "x\ny\nz\n"},
             "a.txt, line 3: the last of an odd number of lines, expected pairs of lines",
         ),
+        ({"a.txt": "x\ry\r"}, "a.txt: its lines end with CR alone, expected LF or CR LF"),
         ({"a.txt": ""}, "a.txt, line 1: empty, expected a sentence"),
         ({"a.txt": "x\n \ny\nz"}, "a.txt, line 2: empty, expected a sentence"),
         ({"a.txt": b"x\ny\n\xb0z\nw"}, "a.txt, line 3: byte 0xb0 is not UTF-8, expected UTF-8 text"),

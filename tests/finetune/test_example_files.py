@@ -48,6 +48,7 @@ def test_all_formats_give_the_same_rows(tmp_path, monkeypatch):
 
 def test_file_format_is_that_of_the_name(tmp_path):
     names = {"a.csv": "csv", "b.v2.tsv.gz": "tsv", "c.jsonl.zst": "jsonl", "d.txt": None, "e": None}
+    names |= {"F.CSV": "csv", "g.Tsv.GZ": "tsv"}
     assert {name: file_format(tmp_path / name) for name in names} == names
 
 
@@ -63,6 +64,8 @@ def test_file_format_is_that_of_the_name(tmp_path):
         ("a.csv", "sentence\tlabel\nx\tyes\n", "the first line is separated by tabs, expected"),
         ("a.csv", "sentence,label\nriver, stone,yes\n", "line 2: 3 cells, expected 2 as in the first line"),
         ("a.csv", 'sentence,label\n"river,yes\nstone,no\n', "line 3: unexpected end of data, expected"),
+        ("a.csv", "sentence,label\rx,yes\ry,no\r", "its lines end with CR alone, expected LF or CR LF"),
+        ("a.tsv", "sentence\tlabel\rx\tyes\ry\tno", "its lines end with CR alone, expected LF or CR LF"),
         ("a.csv", "sentence,sentence,label\nx,y,yes\n", "column 'sentence' twice"),
         ("a.csv", "text,label\nx,yes\ny,no\n", "line 2: no column 'sentence'; known: label, text"),
         ("a.jsonl", '[{"sentence": "x", "label": "yes"}]\n', "a JSON list, expected an object"),
