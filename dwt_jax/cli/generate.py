@@ -43,4 +43,4 @@ def run(options: argparse.Namespace, _: dict[str, str]) -> None:
         if options.json:
             print(json_text({"text": text, "continuation": continuation}))
         else:
-            print(f"{text} … {continuation.strip()}")
+            print(f"{text} …{continuation.rstrip()}")

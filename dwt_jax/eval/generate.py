@@ -5,7 +5,7 @@ For a look at a model: each token costs a forward pass over the whole text, sinc
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from dwt_jax.models.common.lm_head import lm_head_logits
 from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.runs.load import load_model
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 _LENGTH_STEP = 32  # tokens by which the lengths of rows differ: each is compiled
 
 
@@ -29,8 +32,8 @@ def continue_texts(
 ) -> list[str]:
     """Return a continuation of each text.
 
-    It ends with the end token, which is not returned, after `max_new_tokens`, or at the last position of the
-    model.
+    It begins with a space where a word begins: text and continuation make one text. It ends with the end
+    token, which is not returned, after `max_new_tokens`, or at the last position of the model.
 
     Args:
         path: run directory or model directory.
@@ -68,8 +71,21 @@ def continue_texts(
         key = jax.random.fold_in(jax.random.key(seed), number)
         end = min(len(ids) + max_new_tokens, model.max_length)
         new_ids = _continue(params, loaded_model.model, ids, end, temperature, key, vocabulary)
-        continuations.append(tokenizer.decode(new_ids, skip_special_tokens=True))
+        continuations.append(decode_continuation(tokenizer, ids, new_ids))
     return continuations
+
+
+def decode_continuation(tokenizer: "Tokenizer", ids: list[int], new_ids: list[int]) -> str:
+    """Decode what follows a text: behind it, since alone a word would lose the space before it, or keep '##'.
+
+    Args:
+        tokenizer: of the model.
+        ids: of the text.
+        new_ids: of what follows.
+    """
+    before = tokenizer.decode(ids, skip_special_tokens=True)
+    text = tokenizer.decode([*ids, *new_ids], skip_special_tokens=True)
+    return text[len(before) :] if text.startswith(before) else tokenizer.decode(new_ids)
 
 
 def _continue(

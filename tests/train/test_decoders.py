@@ -4,14 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from dwt_jax.config_loader import load_config
 from dwt_jax.data.data_cache import get_prepared
 from dwt_jax.data.dataset import num_rows, open_dataset, read_rows
+from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.data.tokenizer import load_vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.eval.fill_mask import fill_masks
-from dwt_jax.eval.generate import continue_texts
+from dwt_jax.eval.generate import continue_texts, decode_continuation
 from dwt_jax.finetune.predict import load_classifier
 from dwt_jax.train.loop import train
 from helpers.decoders import KINDS, TEXT, save_decoder_tokenizer
@@ -178,8 +180,27 @@ def test_continuations_are_those_of_transformers(student):
         new = model.generate(
             torch.tensor([ids]), max_new_tokens=26, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )[0, len(ids) :]
-        expected = tokenizer.decode(new, skip_special_tokens=True)
+        before = tokenizer.decode(ids, skip_special_tokens=True)
+        expected = tokenizer.decode([*ids, *new], skip_special_tokens=True)[len(before) :]
         assert continue_texts(str(student), [text], max_new_tokens=26) == [expected]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "wordpiece"])
+def test_a_text_and_its_continuation_make_one_text(tmp_path, kind):
+    """Decoded alone, a word of Metaspace loses the space before it, and of WordPiece a part keeps '##'."""
+    if kind == "wordpiece":
+        vocab = {token: i for i, token in enumerate(["[UNK]", "the", "cat", "##s", "see", "."])}
+        tokenizer = Tokenizer(models.WordPiece(vocab))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    else:
+        (tmp_path / "corpus.txt").write_text(TEXT)
+        save_decoder_tokenizer(tmp_path / kind, kind, tmp_path / "corpus.txt")
+        tokenizer = load_hf_tokenizer(tmp_path / kind)
+    ids = tokenizer.encode("the cats see the cat.", add_special_tokens=False).ids
+    assert len(ids) > 4
+    for end in range(1, len(ids)):
+        text = tokenizer.decode(ids[:end])
+        assert text + decode_continuation(tokenizer, ids[:end], ids[end:]) == "the cats see the cat."
 
 
 def test_draws_depend_on_the_seed_and_the_text_alone(student):
