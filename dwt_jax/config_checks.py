@@ -56,6 +56,10 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _training_problems(config)
 
 
+MAX_STEPS = 10**8
+"""Largest number of steps: every schedule is an array with the values of all steps."""
+
+
 def _check_minimum(group: object, prefix: str, minimum: float, *keys: str) -> Iterator[str]:
     for key in keys:
         if getattr(group, key) < minimum:
@@ -225,6 +229,8 @@ def _training_problems(config: Config) -> Iterator[str]:
     yield from _check_minimum(train, "train", 0, "steps", "epochs", "eval_every", "watchdog")
     if not train.steps and not train.epochs:
         yield "train.steps is 0, expected at least 1 (or train.epochs above 0)"
+    if train.steps > MAX_STEPS:
+        yield f"train.steps is {train.steps}, expected at most {MAX_STEPS:,}"
     yield from _check_minimum(
         train,
         "train",

@@ -298,6 +298,7 @@ IMPOSSIBLE = [
     ({"distill.gap_ema_decay": 1}, "distill.gap_ema_decay"),
     ({"train.steps": 0}, "train.steps"),
     ({"train.steps": -1}, "train.steps"),
+    ({"train.steps": 10**12}, "train.steps"),
     ({"train.epochs": -1}, "train.epochs"),
     ({"train.eval_every": -1}, "train.eval_every"),
     ({"train.batch_size": 0}, "train.batch_size"),
