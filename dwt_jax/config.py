@@ -239,7 +239,7 @@ class Precision:
     # JAX_DEFAULT_MATMUL_PRECISION=float32, which run.json records
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # Back end of attention, see docs/models.md. auto: splash on TPUs and cudnn on NVIDIA GPUs where they can
-    # compute student and teacher, else reference.
+    # compute student and teacher and rows have at least 1,024 tokens, else reference.
     attention: Literal["auto", "reference", "cudnn", "splash"] = "auto"
 
 

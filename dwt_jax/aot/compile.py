@@ -133,7 +133,8 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     dtype = jnp.dtype("bfloat16" if compute_dtype == "auto" else compute_dtype)
     objective = objective_module(model.objective).abstract_objective(config, vocab_size)
     models = [model, *teachers]
-    backend = choose_backend(config.precision.attention, models, dtype, chip.platform)
+    length = config.data.sequence_length
+    backend = choose_backend(config.precision.attention, models, dtype, chip.platform, length)
     step_config = make_step_config(config, teacher, objective, Policy(dtype, dtype, attention=backend))
     return CompileTarget(topology, chip, mesh, config, step_config, vocab_size <= 2**16)
 

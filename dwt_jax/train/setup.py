@@ -237,7 +237,7 @@ def _run_attention(
     platform = jax.default_backend()
     if platform == "gpu":
         platform = "cuda" if "cuda" in get_backend().platform_version else "rocm"
-    return choose_backend(setting, models, dtype, platform, key)
+    return choose_backend(setting, models, dtype, platform, config.data.sequence_length, key)
 
 
 def numeric_identity(policy: Policy, record: Mapping[str, Any] | None) -> dict[str, str]:

@@ -21,6 +21,7 @@ OOM_MESSAGE = (  # of libtpu 0.0.52 for v5e:2x2
     "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for "
     "HLO temporaries (252.78G) exceeds available HBM (15.75G). HLO module: jit__step."
 )
+LONG_ROWS = {"data.sequence_length": "1024", "model.max_position_embeddings": "1024"}
 TEACHER = {"distill.preset": "paper_normal", "train.batch_size": "8"}
 
 
@@ -165,8 +166,9 @@ def test_teacher_config_is_read_from_config_run_or_model_directory(config, tmp_p
 @pytest.mark.parametrize(
     ("platform", "overrides", "expected"),
     [
-        ("tpu", {"model.attention_probs_dropout_prob": "0"}, "splash"),
-        ("tpu", {"model.attention_probs_dropout_prob": "0.1"}, "reference"),
+        ("tpu", {"model.attention_probs_dropout_prob": "0", **LONG_ROWS}, "splash"),
+        ("tpu", {"model.attention_probs_dropout_prob": "0"}, "reference"),
+        ("tpu", {"model.attention_probs_dropout_prob": "0.1", **LONG_ROWS}, "reference"),
         ("tpu", {"precision.attention": "reference"}, "reference"),
         ("cpu", {}, "reference"),
     ],

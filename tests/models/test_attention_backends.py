@@ -251,27 +251,29 @@ WIDE = dataclasses.replace(PLAIN, head_dim=160, model_type="qwen3")
 def test_auto_chooses_what_can_compute_all_models(student, teacher, dtype, platform, expected):
     models = [student, *([teacher] if teacher else [])]
     with jax.default_matmul_precision(None):
-        assert choose_backend("auto", models, jnp.dtype(dtype), platform) == expected
-        assert choose_backend("reference", models, jnp.dtype(dtype), platform) == "reference"
-        assert choose_backend(expected, models, jnp.dtype(dtype), platform) == expected
+        assert choose_backend("auto", models, jnp.dtype(dtype), platform, 1024) == expected
+        assert choose_backend("reference", models, jnp.dtype(dtype), platform, 1024) == "reference"
+        assert choose_backend(expected, models, jnp.dtype(dtype), platform, 1024) == expected
+        assert choose_backend("auto", models, jnp.dtype(dtype), platform, 1023) == "reference"
+        assert choose_backend(expected, models, jnp.dtype(dtype), platform, 128) == expected
 
 
 def test_splash_has_no_exact_products_of_bfloat16():
     """libtpu 0.0.52 cannot compile them; of fp32 it can."""
     bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
     with jax.default_matmul_precision("float32"):
-        assert choose_backend("auto", [PLAIN], bfloat16, "tpu") == "reference"
-        assert choose_backend("auto", [PLAIN], float32, "tpu") == "splash"
+        assert choose_backend("auto", [PLAIN], bfloat16, "tpu", 1024) == "reference"
+        assert choose_backend("auto", [PLAIN], float32, "tpu", 1024) == "splash"
         message = "expected no JAX_DEFAULT_MATMUL_PRECISION for products of bfloat16, found float32"
         with pytest.raises(UserError, match=message):
-            choose_backend("splash", [PLAIN], bfloat16, "tpu")
+            choose_backend("splash", [PLAIN], bfloat16, "tpu", 1024)
 
 
 def test_cudnn_that_is_not_installed_is_not_chosen(monkeypatch):
     monkeypatch.setattr(attention_backends, "_has_cudnn", lambda: False)
-    assert choose_backend("auto", [PLAIN], jnp.dtype("bfloat16"), "cuda") == "reference"
+    assert choose_backend("auto", [PLAIN], jnp.dtype("bfloat16"), "cuda", 1024) == "reference"
     with pytest.raises(UserError, match="expected cuDNN, which is not installed"):
-        choose_backend("cudnn", [PLAIN], jnp.dtype("bfloat16"), "cuda")
+        choose_backend("cudnn", [PLAIN], jnp.dtype("bfloat16"), "cuda", 1024)
 
 
 @pytest.mark.parametrize(
@@ -286,6 +288,6 @@ def test_cudnn_that_is_not_installed_is_not_chosen(monkeypatch):
 )
 def test_backend_that_cannot_compute_a_model_is_refused(setting, student, dtype, platform, message):
     with pytest.raises(UserError, match=message) as error:
-        choose_backend(setting, [student], jnp.dtype(dtype), platform)
+        choose_backend(setting, [student], jnp.dtype(dtype), platform, 1024)
     assert str(error.value).startswith("config: precision.attention is ")
     assert "\n" not in str(error.value)

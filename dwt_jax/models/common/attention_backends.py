@@ -34,6 +34,9 @@ from dwt_jax.models.common.dropout import dropout_mask, keep_threshold
 from dwt_jax.models.common.matmul import AttentionBackend, Policy
 from dwt_jax.models.protocol import ModelConfig
 
+MIN_KERNEL_LENGTH = 1024
+"""Tokens of a row from which `auto` takes a kernel: in shorter ones, dense scores take little memory."""
+
 _SPLASH_BLOCKS = (512, 256, 128)  # tokens; the largest that pads rows no further than the smallest
 
 
@@ -271,16 +274,18 @@ def choose_backend(
     models: Sequence[ModelConfig],
     compute_dtype: jnp.dtype,
     platform: str,
+    length: int,
     key: str = "config: precision.attention",
 ) -> AttentionBackend:
     """Return the back end of a program.
 
     Args:
         setting: of the config, `precision.attention`. auto: splash on TPU and cudnn on NVIDIA GPUs where
-            they can compute all models, else reference.
+            they can compute all models and rows are long enough, else reference.
         models: the student, which alone has dropout, and the models without.
         compute_dtype: of matrix products.
         platform: jax's name of it: cpu, tpu, cuda, rocm.
+        length: L, tokens of a row.
         key: where the setting stands, for the error.
 
     Raises:
@@ -291,7 +296,8 @@ def choose_backend(
         reason = _refusal(name, models, compute_dtype, platform)
         if name == setting and reason:
             raise UserError(f"{key} is {setting!r}, {reason}")
-        if name == setting or (setting == "auto" and not reason):
+        is_useful = name == "reference" or length >= MIN_KERNEL_LENGTH
+        if name == setting or (setting == "auto" and is_useful and not reason):
             return name
     raise UserError(f"{key} is {setting!r}, expected 'auto', 'reference', 'cudnn' or 'splash'")
 
