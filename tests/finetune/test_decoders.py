@@ -9,15 +9,16 @@ import pytest
 from dwt_jax.cli import main
 from dwt_jax.data.hf_tokenizer import read_tokenizer
 from dwt_jax.data.text_template import PAD_TOKEN, read_decoder_tokenizer
-from dwt_jax.data.tokenizer import copy_tokenizer
+from dwt_jax.data.tokenizer import copy_tokenizer, save_tokenizer
 from dwt_jax.distributed.shutdown import ShutdownFlag
 from dwt_jax.errors import UserError
 from dwt_jax.finetune import predict as predictions
 from dwt_jax.finetune import run as runs
 from dwt_jax.finetune.collate import encode_texts
 from dwt_jax.finetune.datasets import ExampleSplit
+from dwt_jax.models.tokenizer_defaults import build_wordpiece_tokenizer
 from helpers.decoders import KINDS, save_decoder_tokenizer
-from helpers.finetuning import config_of
+from helpers.finetuning import VOCAB, config_of
 from helpers.glue import GLUE_FILES
 
 torch = pytest.importorskip("torch")
@@ -152,6 +153,18 @@ def test_the_end_token_is_behind_each_text(models, tmp_path, kind, pairs):
     assert after(*columns_of(pairs)).input_ids == expected
     assert (after.pad_token, after.pad_token_id) == (PADDING[kind], pad_id)
     assert pad_id != after.eos_token_id
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_rows_of_wordpiece_stay_what_they_are(tmp_path, pairs):
+    """A decoder that was pre-trained on a masked model's tokenizer."""
+    tokenizer = build_wordpiece_tokenizer({token: i for i, token in enumerate(VOCAB)})
+    save_tokenizer(tokenizer, tmp_path / "in", lowercase=True)
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "in")
+    loaded, pad_id = read_decoder_tokenizer(tmp_path / "in")
+    encoded, _ = encode_texts(split_of(pairs), loaded, 200)
+    assert rows_of(encoded) == auto(*columns_of(pairs)).input_ids
+    assert pad_id == auto.pad_token_id
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
