@@ -27,7 +27,8 @@ def dotted_keys(config):
 
 
 CONFIG_TYPES = (Config, FinetuneConfig, Study)
-KEYS = set().union(*(dotted_keys(kind()) for kind in CONFIG_TYPES)) | {"train.batch_ramp"}  # empty: no item
+EMPTY = {"train.batch_ramp", "teacher.paths", "teacher.weights"}  # lists without an item
+KEYS = set().union(*(dotted_keys(kind()) for kind in CONFIG_TYPES)) | EMPTY
 
 
 def nested(key, value):

@@ -46,7 +46,7 @@ def interleave(old: int, new: int) -> list[int]:
 def nearest(old: int, new: int) -> list[int]:
     """Copy the nearest layer, round(i·old/new): 0 1 1 2 3 3. Shrinking: evenly spaced layers.
 
-    Source: ModernBERT, Warner et al. 2024, arXiv 2412.13663, for its large model.
+    Source: Warner et al. 2024, arXiv 2412.13663, for their large model.
     """
     return [min(round(i * old / new), old - 1) for i in range(new)]
 

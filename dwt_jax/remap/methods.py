@@ -100,11 +100,11 @@ def aki() -> Method:
 
 
 def center_tile() -> Method:
-    """Tile around the centre, as ModernBERT-large began (Warner et al. 2024, arXiv 2412.13663).
+    """Tile around the centre, as the large model of Warner et al. 2024 began (arXiv 2412.13663).
 
     The source lies in the middle of each axis and goes on beyond its ends from the other end; layers are the
     nearest ones. Copies are not divided by their number: a baseline that never preserves the function where
-    the width grows. ModernBERT's own depth map gives some layers the weights of the other kind of attention;
+    the width grows. Their own depth map gives some layers the weights of the other kind of attention;
     here each layer has those of its kind.
     """
     return Method("center_tile", depth="nearest", width="undivided_tile")

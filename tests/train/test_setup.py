@@ -72,7 +72,7 @@ def test_a_resumed_run_keeps_its_attention(monkeypatch, tmp_path):
         """`auto` where the devices have this platform."""
         choose = attention_backends.choose_backend
         monkeypatch.setattr(
-            setup, "choose_backend", lambda *args: choose(*args[:3], platform or args[3], args[4])
+            setup, "choose_backend", lambda *args: choose(*args[:3], platform or args[3], 1024, args[5])
         )
         return setup_run(config, record_path.parent).step_config.policy.attention
 
