@@ -131,6 +131,11 @@ class Teacher:
         """Paths of all teachers; empty without one."""
         return (self.path,) if self.path else self.paths
 
+    @property
+    def path_key(self) -> str:
+        """Key of the config that names them."""
+        return "teacher.path" if self.path else "teacher.paths"
+
 
 @dataclass(frozen=True)
 class Init(GrowthOptions):

@@ -99,8 +99,7 @@ def load_teacher(
         UserError: the vocabulary of a model differs from the data's (the message names the first
             difference), or it has fewer positions than a row has tokens.
     """
-    name = "teacher.path" if keys.path else "teacher.paths"
-    models = [_load_model(name, path, student_vocab, sequence_length) for path in keys.model_paths]
+    models = [_load_model(keys.path_key, path, student_vocab, sequence_length) for path in keys.model_paths]
     return LoadedTeacher(
         make_teacher_config([x.model for x in models], keys.weights),
         tuple(jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), x.params) for x in models),
@@ -121,7 +120,4 @@ def _load_model(name: str, path: str, student_vocab: Vocabulary, sequence_length
 
 def shard_params(teacher: LoadedTeacher, mesh: jax.sharding.Mesh) -> TeacherParams:
     """Return the teacher's parameters on the mesh, sharded like a student's."""
-    return tuple(
-        to_global(params, infer_shardings(params, model, mesh))
-        for params, model in zip(teacher.params, teacher.config.models, strict=True)
-    )
+    return to_global(teacher.params, teacher.config.shardings(mesh))

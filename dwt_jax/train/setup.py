@@ -103,8 +103,7 @@ def _check_environment(config: Config, workdir: Path) -> Config:
     if config.platform not in ("any", backend):
         raise UserError(f"config: platform is {config.platform!r}, but JAX found {backend!r}")
     source_path = "" if config.init.step else config.init.from_  # a grown run has a record instead
-    teacher_key = "teacher.path" if config.teacher.path else "teacher.paths"
-    teacher_paths = [(teacher_key, path) for path in config.teacher.model_paths]
+    teacher_paths = [(config.teacher.path_key, path) for path in config.teacher.model_paths]
     for key, path in (*teacher_paths, ("init.from", source_path)):
         # Checked before a corpus is prepared.
         if path and not is_resume and not user_path(path).is_dir():
