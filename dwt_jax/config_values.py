@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any, Literal, get_args, get_origin
 
 from dwt_jax.errors import UserError, did_you_mean
@@ -63,13 +64,17 @@ def parse_scalar(kind: Any, value: Any, path: str) -> Any:
 def _parse_number(value: Any) -> int | float | None:
     """Return the number, or None if it is not finite. Integers stay exact; '1e3' is one too."""
     try:
-        return int(value) if not isinstance(value, float) else _finite_or_none(value)
+        return int(value) if not isinstance(value, float) else _float_or_none(value)
     except ValueError:
         try:
-            return _finite_or_none(float(value))
+            return _float_or_none(value)
         except ValueError:
             return None
 
 
-def _finite_or_none(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
+def _float_or_none(value: float | str) -> float | None:
+    """Return the value as a float, or None beyond a float's range: '1e400' is not inf, '1e-400' not 0."""
+    number = float(value)
+    mantissa = value.lower().partition("e")[0] if isinstance(value, str) else ""
+    is_too_small = number == 0 and re.search("[1-9]", mantissa)
+    return number if abs(number) < float("inf") and not is_too_small else None
