@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from dwt_jax.config import Source
 from dwt_jax.data.file_patterns import matching_files
 from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
-from dwt_jax.data.text_format import binary_format, is_divided_by_cr
+from dwt_jax.data.text_format import binary_format, check_line_ends
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
 
@@ -213,6 +213,8 @@ def read_stdin_lines() -> Iterator[str]:
     if sys.stdin.isatty():
         print("reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
     for number, line in enumerate(sys.stdin.buffer, 1):
+        if number == 1:
+            check_line_ends(line, "standard input")
         text = _decode_utf8(line, f"standard input, line {number}")
         yield (text.removeprefix("\ufeff") if number == 1 else text).rstrip("\r\n")
 
@@ -222,8 +224,8 @@ def _decode_lines(stream: BinaryIO, path: Path, max_bytes: int | None) -> Iterat
     number, rest = 1, b""
     while line := rest + stream.readline(-1 if max_bytes is None else max_bytes - len(rest)):
         location = f"{path}, line {number}"
-        if number == 1 and is_divided_by_cr(line):
-            raise UserError(f"{path}: its lines end with CR alone, expected LF or CR LF (tr '\\r' '\\n')")
+        if number == 1:
+            check_line_ends(line, str(path))
         if max_bytes is None or line.endswith(b"\n") or len(line) < max_bytes:
             yield _decode_utf8(line, location)
             number, rest = number + 1, b""

@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from dwt_jax.errors import UserError
+
 _MIN_LINES = 10  # of a table or of JSON: fewer look like one by chance
 _MIN_SHARE = 0.9  # of the lines
 _MAX_MARKUP = 0.05  # of the characters
@@ -61,10 +63,15 @@ def binary_format(head: bytes) -> str:
     return next((name for name, start, magic in _NOT_TEXT if head[start:].startswith(magic)), "")
 
 
-def is_divided_by_cr(first_line: bytes) -> bool:
-    """Whether a file has the line ends of the first Macintosh, so that all of it is one line.
+def check_line_ends(first_line: bytes, name: str) -> None:
+    """Check that a text has not the line ends of the first Macintosh, with which all of it is one line.
 
     Args:
-        first_line: the file up to its first LF, with it.
+        first_line: the text up to its first LF, with it.
+        name: of the file, for the error message.
+
+    Raises:
+        UserError: its lines end with CR alone.
     """
-    return not first_line.endswith(b"\n") and b"\r" in first_line.rstrip(b"\r")
+    if not first_line.endswith(b"\n") and b"\r" in first_line.rstrip(b"\r"):
+        raise UserError(f"{name}: its lines end with CR alone, expected LF or CR LF (tr '\\r' '\\n')")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from dwt_jax.data.text_format import is_divided_by_cr
+from dwt_jax.data.text_format import check_line_ends
 from dwt_jax.errors import UserError
 from dwt_jax.files import is_file_or_raise, reject_lfs_pointer, user_path
 
@@ -126,8 +126,7 @@ def _is_pair_file(name: PurePosixPath) -> bool:
 
 def _split_lines(data: bytes, file: str) -> list[str]:
     """Decode UTF-8 and split at line ends, without byte-order mark and empty lines at the end."""
-    if is_divided_by_cr(data.partition(b"\n")[0] + b"\n" * (b"\n" in data)):
-        raise UserError(f"{file}: its lines end with CR alone, expected LF or CR LF (tr '\\r' '\\n')")
+    check_line_ends(data.partition(b"\n")[0] + b"\n" * (b"\n" in data), file)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

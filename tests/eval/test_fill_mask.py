@@ -76,3 +76,10 @@ def test_user_errors_are_one_line(model, capsys, monkeypatch):
         stderr = capsys.readouterr().err
         assert message in stderr
         assert stderr.count("\n") == 1
+
+
+def test_standard_input_with_cr_alone_is_refused(model, capsys, monkeypatch):
+    content = io.BytesIO(b"a [MASK]\rthe [MASK]\r")
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=content, isatty=bool))
+    assert main(["fill-mask", f"--model={model[0]}"]) == 2
+    assert "standard input: its lines end with CR alone, expected LF or CR LF" in capsys.readouterr().err
