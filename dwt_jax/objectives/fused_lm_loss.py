@@ -236,8 +236,15 @@ def _chunk_loss_and_grad(
     grad_features = batched_dot(operand, student.embedding.astype(policy.compute_dtype), (1, 0))
     grad_features = grad_features.reshape(features.shape).astype(features.dtype)
     grad_embedding = batched_dot(swap_last_axes(operand, policy), flat, (1, 0))
-    grad_bias = None if student.bias is None else grad_logits.sum(0)
+    grad_bias = None if student.bias is None else _sum_rows(grad_logits, policy)
     return value, LMHead(grad_features, grad_embedding, grad_bias)
+
+
+def _sum_rows(x: jax.Array, policy: Policy) -> jax.Array:
+    """Sum [M, V] over M. On CPU by a product: XLA's sum over rows takes 30 times as long for large V."""
+    if not policy.single_cpu_layout:
+        return x.sum(0)
+    return batched_dot(jnp.ones((1, x.shape[0]), x.dtype), x, (1, 0))[0]
 
 
 def _logits(head: LMHead, features: jax.Array, loss_config: LossConfig) -> jax.Array:
