@@ -183,7 +183,7 @@ def _check_renamed_flags(flags: Sequence[str]) -> None:
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dwt",
-        description="Distillation from Weak Teacher: pre-train an encoder with the help of a smaller one.",
+        description="Distillation from Weak Teacher: pre-train a language model with a smaller one.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dwt-jax {__version__}")
