@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import sys
+import traceback
 from pathlib import Path
 
 from dwt_jax.errors import UserError
@@ -60,6 +61,19 @@ def check_numeric_settings() -> None:
 def precision_environment() -> str:
     """Return PRECISION_VARIABLES as the environment has them: NAME=VALUE, separated by spaces."""
     return " ".join(f"{name}={os.environ[name]}" for name in PRECISION_VARIABLES if os.environ.get(name))
+
+
+def backend_problem(error: BaseException) -> str:
+    """Return a message if jax raised `error` because JAX_PLATFORMS names an absent backend, else ''."""
+    frames = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if not platforms or "jax._src.xla_bridge" not in frames:
+        return ""
+    reason = " ".join(str(error).split())[:200] or "no such device"  # jax asserts that there is a GPU
+    return (
+        f"JAX_PLATFORMS: {platforms!r}, which JAX cannot use ({reason}), expected a platform of this machine "
+        "(cpu, cuda, tpu), or JAX_PLATFORMS unset"
+    )
 
 
 def set_up_env() -> None:

@@ -133,6 +133,38 @@ def test_every_command_that_computes_refuses_it(monkeypatch, capsys, tmp_path, a
     assert capsys.readouterr().err.startswith("dwt: JAX_ENABLE_X64: '1' in the environment")
 
 
+USE_A_DEVICE = """
+import sys
+from dwt_jax.cli.exit_status import exit_status
+def use_a_device():
+    import jax
+    jax.devices()
+sys.exit(exit_status(use_a_device))
+"""
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense", "cuda,nonsense"])
+def test_absent_backend_in_jax_platforms_is_one_line(platform):
+    done = subprocess.run(
+        [sys.executable, "-c", USE_A_DEVICE],
+        env=environment(JAX_PLATFORMS=platform),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("dwt: ")]
+    assert len(lines) == 1
+    assert f"JAX_PLATFORMS: '{platform}', which JAX cannot use" in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_other_errors_are_no_problem_of_the_backend(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(ValueError, match="backend") as raised:
+        raise ValueError("Unable to initialize backend 'cuda'")
+    assert runtime_env.backend_problem(raised.value) == ""
+
+
 def test_cache_that_cannot_be_made_names_the_variable(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for path, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "x", "Not a directory")):

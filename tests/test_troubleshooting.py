@@ -221,6 +221,7 @@ CASES = {
     "to name a teacher": Case(f"train {TINY} --config.distill.token_selection=entropy"),
     "….kind … with it": Case(f"train {TINY} --config.data.sources.0.field=body"),
     "train.epochs is": Case(f"train {TINY} --config.train.epochs=3"),
+    "at most 100,000,000": Case(f"train {TINY} --config.train.steps=2000000000"),
     "(model.max_position_embeddings)": Case(f"train {TINY} --config.data.sequence_length=64"),
     "platform is": Case(f"train {TINY} --config.platform=tpu", setup=variables(JAX_PLATFORMS=None)),
     "in the environment": Case(f"train {TINY}", setup=variables(JAX_ENABLE_X64="1")),
@@ -235,6 +236,7 @@ CASES = {
     "is not UTF-8": Case(
         f"{PREPARE} --config.data.sources.0.path=a.txt", files={"a.txt": "café\n".encode("latin-1")}
     ),
+    "CR alone": Case(f"{PREPARE} --config.data.sources.0.path=a.txt", files={"a.txt": "A cat.\rA dog.\r"}),
     "data.validation_fraction is": Case(
         f"{PREPARE} --config.data.sources.0.path=a.txt --config.data.validation_fraction=0.01",
         files={"a.txt": "A cat.\nA dog.\n"},
@@ -311,6 +313,7 @@ CASES = {
 """By a part of the message."""
 
 NOT_PROVOKED = {
+    "JAX_PLATFORMS": "needs a process of its own (tests/test_runtime_env.py)",
     "worker processes cannot be started": "needs a limit of processes (tests/data/test_prepare.py)",
     "worker processes was killed": "needs a process that the kernel ends",
     "checkpoint saved": "trains (tests/train/test_loop.py)",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from dwt_jax import runtime_env
 from dwt_jax.errors import ReportedElsewhere, SaveFailed, UserError, out_of_space_reason
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER_ERROR, EXIT_RESUMABLE, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
@@ -78,6 +79,9 @@ def exit_status(run: Callable[[], int | None]) -> int:
             reason = reason[0].lower() + reason[1:]
             print(f"dwt: {reason}; completed files are kept", file=sys.stderr)
             return EXIT_FAILURE
+        if reason := runtime_env.backend_problem(error):
+            print(f"dwt: {reason}", file=sys.stderr)
+            return EXIT_USER_ERROR
         if not isinstance(error, OSError) or error.filename is None:
             raise
         print(f"dwt: {error.filename}: {error.strerror}, expected an accessible path", file=sys.stderr)

@@ -24,6 +24,7 @@ from dwt_jax.distributed.process_info import (
 )
 from dwt_jax.distributed.shutdown import Preempted, handle_signals
 from dwt_jax.errors import ReportedElsewhere, UserError
+from dwt_jax.runtime_env import backend_problem
 
 START_TIMEOUT_ENV = "DWT_START_TIMEOUT"
 _PLATFORMS = {"cpu": {"cpu"}, "gpu": {"gpu", "cuda", "rocm"}, "tpu": {"tpu"}}
@@ -86,8 +87,12 @@ def run_distributed(work: Callable[[], int]) -> int:
     except coordination.PeerExited as peer_exit:
         _log_stderr(str(peer_exit))
         status = peer_exit.status or 1
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if problem := backend_problem(error):
+            _log_stderr(problem)
+            status = 2
+        else:
+            traceback.print_exc()
     return _shutdown(status)
 
 
