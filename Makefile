@@ -1,5 +1,5 @@
 # make demo: set up and run the main job on the built-in corpus.  make test: set up and test;
-# make slow: the tests that compile or run for long, which CI runs too.
+# make slow: the tests that compile or run for long, which CI runs too; make docs: the documentation in site/.
 # They need Python >= 3.11, make and git only. PYTHON=/path/to/python3.x overrides the choice.
 
 VENV ?= .venv
@@ -17,7 +17,7 @@ define run_pytest
 	$(if $(TESTS),,$(RUN) -m pytest $(AT_ONCE) -m $(1) tests/multidevice)
 endef
 
-.PHONY: demo test slow lint format install dev clean
+.PHONY: demo test slow lint format install dev docs clean
 demo: install
 	$(RUN) -m dwt_jax demo --workdir=$(WORKDIR) $(DEMO)
 
@@ -56,6 +56,13 @@ $(VENV)/.run: $(VENV)/.python requirements.txt constraints.txt pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(RUN) -m pip install -q -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+
+$(VENV)/.docs: $(VENV)/.python requirements-docs.txt
+	$(RUN) -m pip install -q -r requirements-docs.txt
 	@touch $@
 
 clean:
