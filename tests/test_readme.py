@@ -37,7 +37,14 @@ def test_commands_for_an_own_model_run(tmp_path):
     (tmp_path / "corpus" / "a.txt").write_text(text.replace("\n", "\n\n"))  # empty lines separate documents
     (tmp_path / "texts.txt").write_text("".join(f"{line}\n" for line in text.splitlines()[:3]))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    assert {line[1] for line in commands(blocks)} >= {*"prepare train evaluate remap export predict".split()}
+    assert {line[1] for line in commands(blocks)} >= {
+        "prepare",
+        "train",
+        "evaluate",
+        "remap",
+        "export",
+        "predict",
+    }
     for name, command, *arguments in commands(blocks):
         assert name == "dwt"
         extra = SMALL if command in ("train", "remap", "remap-run") else []

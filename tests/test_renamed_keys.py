@@ -10,6 +10,7 @@ from dwt_jax.config import Config, Schedule
 from dwt_jax.config_loader import build_dataclass, config_to_dict, flatten_dict
 from dwt_jax.errors import UserError
 from dwt_jax.finetune.config import FinetuneConfig
+from dwt_jax.models import FAMILIES, model_config_type
 from dwt_jax.renamed_keys import RENAMED_KEYS, RENAMED_VALUES, SCHEDULE_KEYS
 from dwt_jax.study.sweep import Study
 from helpers.paths import ROOT
@@ -28,7 +29,10 @@ def dotted_keys(config):
 
 CONFIG_TYPES = (Config, FinetuneConfig, Study)
 EMPTY = {"train.batch_ramp", "teacher.paths", "teacher.weights"}  # lists without an item
-KEYS = set().union(*(dotted_keys(kind()) for kind in CONFIG_TYPES)) | EMPTY
+MODEL_KEYS = {
+    f"model.{field.name}" for name in FAMILIES for field in dataclasses.fields(model_config_type(name))
+}
+KEYS = set().union(*(dotted_keys(kind()) for kind in CONFIG_TYPES)) | EMPTY | MODEL_KEYS
 
 
 def nested(key, value):
