@@ -2,10 +2,12 @@
 
 import fnmatch
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from glob import has_magic
 from pathlib import Path
 
+from dwt_jax.errors import UserError
 from dwt_jax.files import is_system_name
 
 
@@ -15,15 +17,33 @@ def matching_files(pattern: str) -> list[Path]:
     Like `glob.glob(recursive=True)`, except: a path component that exists literally is not expanded, so names
     may have brackets; `**` enters each folder once, where glob would follow links to folders above again and
     again; a file with several names keeps the first; no wildcard matches what a file manager writes, such as
-    desktop.ini.
+    desktop.ini; and what matches but cannot be read is an error, since a part of a corpus would be missing.
+
+    Raises:
+        UserError: a broken link matches, or a folder cannot be read.
     """
     root = "/" if pattern.startswith("/") else ""
     parts = [part for part in pattern.split("/") if part]
     by_file: dict[str, Path] = {}
     for name in sorted(_expand(root, parts)):
-        if os.path.isfile(name):
+        if _is_file(name):
             by_file.setdefault(os.path.realpath(name), Path(name))
     return [*by_file.values()]
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(name).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        _reject_broken_link(name)
+        return False
+    except OSError as error:  # a folder above it that may not be entered, a link to itself
+        raise UserError(f"{name}: {error.strerror}, expected a file that can be read") from None
+
+
+def _reject_broken_link(name: str) -> None:
+    if os.path.islink(name) and not os.path.exists(name):
+        raise UserError(f"{name}: a broken symbolic link, expected what it links to")
 
 
 def _expand(root: str, parts: Sequence[str]) -> Iterator[str]:
@@ -40,6 +60,7 @@ def _expand(root: str, parts: Sequence[str]) -> Iterator[str]:
     else:
         for name in fnmatch.filter(_list_names(root), first):
             if (first.startswith(".") or not name.startswith(".")) and not is_system_name(name):
+                _reject_broken_link(os.path.join(root, name))
                 yield from _expand(os.path.join(root, name), rest)
 
 
@@ -61,5 +82,7 @@ def _folders(root: str) -> Iterator[str]:
 def _list_names(folder: str) -> list[str]:
     try:
         return os.listdir(folder or ".")
-    except OSError:  # not a folder, or one that cannot be read
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}, expected a folder that can be read") from None

@@ -24,7 +24,7 @@ from dwt_jax.data.file_patterns import matching_files
 from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
 from dwt_jax.data.text_format import binary_format, check_line_ends
 from dwt_jax.errors import UserError, did_you_mean
-from dwt_jax.files import user_path
+from dwt_jax.files import LFS_POINTER_PREFIX, reject_lfs_pointer, user_path
 
 BUILTIN_CORPUS = Path(__file__).parent / "builtin" / "sotu.jsonl.xz"
 FINGERPRINT_BYTES = 32
@@ -162,6 +162,7 @@ def _open_decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """(the decompressed stream of a file, the file itself for its position)"""
     try:
         with open(path, "rb") as raw:
+            reject_lfs_pointer(path, raw.peek(len(LFS_POINTER_PREFIX)))
             suffix = path.suffix.lower()
             if suffix not in _DECOMPRESSORS:
                 _reject_other_formats(path, raw)

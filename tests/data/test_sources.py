@@ -1,4 +1,5 @@
 import bz2
+import errno
 import glob
 import gzip
 import hashlib
@@ -325,6 +326,54 @@ def test_folders_are_entered_once_through_links(tmp_path):
     (tmp_path / "a" / "b" / "loop").symlink_to("..")
     (tmp_path / "a" / "b" / "again").symlink_to(tmp_path)
     assert matching_files(f"{tmp_path}/**/*.txt") == [tmp_path / "a" / "b" / "x.txt"]
+
+
+@pytest.mark.parametrize("pattern", ["*.txt", "b.txt", "**/*.txt", "**", "*"])
+def test_a_broken_link_is_no_missing_document(tmp_path, pattern):
+    """Of a corpus that was moved, or whose disk is not mounted, a part would be missing without a word."""
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.txt").symlink_to("nowhere/b.txt")
+    with pytest.raises(UserError, match=r"b\.txt: a broken symbolic link, expected what it links to"):
+        matching_files(f"{tmp_path}/{pattern}")
+    assert matching_files(f"{tmp_path}/a*") == [tmp_path / "a.txt"]  # another name is not its concern
+
+
+def test_a_broken_link_in_the_place_of_a_folder(tmp_path):
+    (tmp_path / "part1").mkdir()
+    (tmp_path / "part1" / "a.txt").write_text("x")
+    (tmp_path / "part2").symlink_to("nowhere")
+    with pytest.raises(UserError, match="part2: a broken symbolic link"):
+        matching_files(f"{tmp_path}/part*/*.txt")
+
+
+@pytest.mark.parametrize("pattern", ["*/*.txt", "**/*.txt", "locked/*"])
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch, pattern):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    list_names = os.listdir
+
+    def listdir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return list_names(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(UserError, match="locked: Permission denied, expected a folder that can be read"):
+        matching_files(f"{tmp_path}/{pattern}")
+
+
+def test_a_file_that_cannot_be_looked_up_is_an_error(tmp_path):
+    (tmp_path / "a.txt").symlink_to("a.txt")
+    with pytest.raises(UserError, match=r"a\.txt: Too many levels of symbolic links, expected a file"):
+        matching_files(f"{tmp_path}/a.txt")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_a_git_lfs_pointer_is_no_text(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 466247\n"
+    kind = "jsonl" if name.endswith("jsonl") else "text"
+    with pytest.raises(UserError, match=rf"{name}: a Git LFS pointer, expected the file itself"):
+        read(write(tmp_path / name, pointer), kind)
 
 
 def test_folder_with_brackets_beside_a_pattern(tmp_path):
