@@ -104,6 +104,24 @@ def resolve_output_dir(out: Path) -> Path:
     return path
 
 
+def resolve_output_file(out: Path) -> Path:
+    """Resolve the path of a file given as --out: `~` and symbolic links, of which the target is written.
+
+    Raises:
+        UserError: it is a directory, or a device or a pipe, which a rename would replace, or in no directory.
+    """
+    path, problem = user_path(out), ""
+    if path.is_dir():
+        problem = "is a directory"
+    elif path.exists() and not path.is_file():
+        problem = "is no regular file"
+    elif not (parent := (path.resolve() if path.is_symlink() else path).parent).is_dir():
+        problem = f"is in {parent}, which is no directory"
+    if problem:
+        raise UserError(f"--out: {out} {problem}, expected a file in a directory")
+    return path.resolve()
+
+
 _SYSTEM_NAMES = (  # patterns, in lower case
     *("lost+found", ".nfs*", ".snapshot", "@eadir", ".trash-*"),
     *(".ds_store", "._*", ".trashes", ".fseventsd", ".spotlight-v100", ".temporaryitems", "__macosx"),

@@ -8,6 +8,7 @@ import pytest
 
 from dwt_jax import files
 from dwt_jax.config import Train
+from dwt_jax.errors import UserError
 from dwt_jax.runs.metric_writer import MetricWriter
 
 
@@ -123,3 +124,24 @@ def test_what_file_managers_write_is_no_content(tmp_path, name):
 def test_other_files_are_content(tmp_path, name):
     (tmp_path / name).write_text("")
     assert not files.is_empty_dir(tmp_path)
+
+
+def test_an_output_file_is_never_a_device_or_a_pipe(tmp_path):
+    """Renaming onto /dev/null would replace it for the whole machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null")):
+        with pytest.raises(UserError, match="is no regular file, expected a file in a directory"):
+            files.resolve_output_file(path)
+    reader, writer = os.pipe()
+    with open(reader), open(writer, "w"), pytest.raises(UserError, match="is no regular file"):
+        files.resolve_output_file(Path(f"/dev/fd/{writer}"))
+
+
+def test_an_output_file_that_is_a_link_is_written_where_it_leads(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there/new.tsv")
+    assert files.resolve_output_file(tmp_path / "link") == tmp_path.resolve() / "there" / "new.tsv"
+    (tmp_path / "lost").symlink_to("nowhere/new.tsv")
+    with pytest.raises(UserError, match="nowhere, which is no directory"):
+        files.resolve_output_file(tmp_path / "lost")

@@ -16,7 +16,7 @@ from dwt_jax.data.hf_tokenizer import LoadedTokenizer, read_tokenizer
 from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, Vocabulary, load_vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.eval.item_progress import ItemProgress
-from dwt_jax.files import atomic_write, json_text, user_path
+from dwt_jax.files import atomic_write, json_text, resolve_output_file, user_path
 from dwt_jax.finetune import collate
 from dwt_jax.finetune.collate import EncodedExamples
 from dwt_jax.finetune.config import Recipe, read_finetune_config
@@ -331,7 +331,7 @@ def predict(
     Raises:
         UserError: model, texts or `out` cannot be used.
     """
-    _check_out(out, texts.path)
+    target = None if out is None else _resolve_out(out, texts.path)
     classifier = load_classifier(model)
     if probabilities and not classifier.labels:
         raise UserError(f"--probabilities: {model} predicts a number, expected a model of classes")
@@ -339,8 +339,8 @@ def predict(
     format_part = _json_lines if as_json else _tsv_lines
     with ExitStack() as stack:
         stream = sys.stdout
-        if out is not None:
-            partial = stack.enter_context(atomic_write(user_path(out)))
+        if target is not None:
+            partial = stack.enter_context(atomic_write(target))
             stream = stack.enter_context(open(partial, "w", encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper) and not stream.isatty():
             stream.reconfigure(encoding="utf-8", errors="strict")  # names of classes are data, as in a file
@@ -352,16 +352,12 @@ def predict(
             start += len(logits)
 
 
-def _check_out(out: Path | None, source: Path) -> None:
-    """Refuse before the work what could not be written after it."""
-    if out is None:
-        return
-    path = user_path(out)
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a directory" if path.is_dir() else f"is in {path.parent}, which is no directory"
-        raise UserError(f"--out: {out} {problem}, expected a file in a directory")
+def _resolve_out(out: Path, source: Path) -> Path:
+    """Return the file to write, and refuse before the work what could not be written after it."""
+    path = resolve_output_file(out)
     if source != STDIN and path.exists() and path.samefile(user_path(source)):
         raise UserError(f"--out: {out} is the file of the texts, expected another")
+    return path
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -205,3 +206,12 @@ def test_models_with_other_outputs_are_refused(tmp_path, capsys):
         checkpoint("BertForSequenceClassification", path, num_labels=3, problem_type=problem_type)
         assert main(["predict", f"--model={path}", str(tmp_path / "texts")]) == 2
         assert f"is a {problem_type} with 3 outputs, expected one class or" in capsys.readouterr().err
+
+
+def test_a_pipe_is_not_replaced_by_the_predictions(models, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "texts").write_text("a\n")
+    out = f"--out={tmp_path / 'pipe'}"
+    assert main(["predict", f"--model={models / 'classes'}", out, str(tmp_path / "texts")]) == 2
+    assert "pipe is no regular file, expected a file in a directory" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
