@@ -262,7 +262,7 @@ def _set_by_path(root: Any, tree: dict[str, Any], dotted: str, text: str) -> Non
     kind: Any = root
     for i, key in enumerate(parents):
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not key.isdecimal() or int(key) >= len(node):
                 raise UserError(f"--config.{dotted}: no entry {key!r}, expected a number below {len(node)}")
             kind, node = get_args(kind)[0], node[int(key)]
             continue

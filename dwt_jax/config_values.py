@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from contextlib import suppress
 from typing import Any, Literal, get_args, get_origin
 
 from dwt_jax.errors import UserError, did_you_mean
@@ -56,7 +57,8 @@ def parse_scalar(kind: Any, value: Any, path: str) -> Any:
     elif not isinstance(value, bool) and (is_text or isinstance(value, (int, float))):
         number = _parse_number(raw_value)
         if number is not None and (kind is float or number == int(number)):
-            return kind(number)
+            with suppress(OverflowError):  # a float of a whole number with hundreds of digits
+                return kind(number)
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
     raise UserError(f"config: {path} is {raw_value!r}, expected {expected}")
 
