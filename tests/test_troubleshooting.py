@@ -98,6 +98,7 @@ FINETUNE = (
 SPECIAL_TOKENS = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 WORDS = "the old small green quiet quick cat dog bird horse child sees hears follows finds"
 EXAMPLES = "sentence\tlabel\n" + "the cat\tyes\nthe dog\tno\n" * 4
+NUMBERED_EXAMPLES = EXAMPLES.replace("yes", "0.5").replace("no", "1")
 
 Setup = Callable[[pytest.MonkeyPatch], Any]
 
@@ -190,6 +191,10 @@ def move_config_behind_link(_):
     Path("run/model/config.json").symlink_to(Path("config.json").absolute())
 
 
+def link_to_nowhere(_):
+    Path("more.txt").symlink_to("nowhere.txt")
+
+
 def record_nan_loss(_):
     Path("run/summary.json").unlink()
     path = Path("run/evaluations.jsonl")
@@ -227,6 +232,7 @@ CASES = {
     "in the environment": Case(f"train {TINY}", setup=variables(JAX_ENABLE_X64="1")),
     "the home directory is unknown": Case(f"train {TINY}", setup=remove_home),
     "matches no file": Case(f"{PREPARE} --config.data.sources.0.path=rows"),
+    "a broken symbolic link": Case(f"{PREPARE} --config.data.sources.0.path=*.txt", setup=link_to_nowhere),
     "archive": Case(
         f"{PREPARE} --config.data.sources.0.path=a.zip", files={"a.zip": b"PK\x03\x04" + bytes(99)}
     ),
@@ -282,10 +288,13 @@ CASES = {
         "export --model=run --out=encoder --encoder-only\nevaluate --model=encoder --data=rows"
     ),
     "the first line is separated by": Case(FINETUNE, files={"texts.tsv": EXAMPLES.replace("\t", ",")}),
-    "cells, expected": Case(
+    "a text with a comma": Case(
         FINETUNE.replace(".tsv", ".csv"),
         files={"texts.csv": EXAMPLES.replace("\t", ",") + "the cat, the dog,yes\n"},
     ),
+    "a text with a tab": Case(FINETUNE, files={"texts.tsv": f"{EXAMPLES}the cat\tthe dog\tyes\n"}),
+    "quoted as in a CSV": Case(FINETUNE, files={"texts.tsv": 'sentence\tlabel\n"the ""cat"""\tyes\n'}),
+    "numbers with fractions": Case(FINETUNE, files={"texts.tsv": NUMBERED_EXAMPLES}),
     "recipe.seeds is": Case(FINETUNE, files={"texts.tsv": EXAMPLES}, setup=start_other_seeds),
     "has no classification head": Case("predict --model=run corpus.txt"),
     "has no mask": Case("fill-mask --model=run 'the <mask>'"),

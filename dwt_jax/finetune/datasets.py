@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,12 +230,27 @@ def _collect_labels(path: Path, column: str) -> tuple[str, ...]:
         if expected:
             raise UserError(f"{location}: label {text!r} in column '{column}', expected {expected}")
         labels[text] = kind
+    if fraction := _label_with_fraction(labels):
+        raise UserError(
+            f"{path}: the labels in column '{column}' are numbers with fractions, such as {fraction}, "
+            "expected names of classes (examples.regression=true for numbers; listed in examples.labels "
+            "they are classes)"
+        )
     if not 2 <= len(labels) <= MAX_LABELS:
         raise UserError(
             f"{path}: {len(labels)} labels in column '{column}', expected from 2 to {MAX_LABELS} "
             "(or examples.regression)"
         )
     return tuple(sorted(labels))
+
+
+def _label_with_fraction(labels: Iterable[str]) -> str:
+    """Return the first label that is no whole number, if all are numbers; '' otherwise."""
+    try:
+        values = {label: float(label) for label in labels}
+    except ValueError:
+        return ""
+    return next((label for label, value in values.items() if not value.is_integer()), "")
 
 
 # GLUE

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ _FORMATS: Mapping[str, FileFormat] = {".tsv": "tsv", ".csv": "csv", ".jsonl": "j
 STDIN = Path("-")
 """Standard input in place of a file."""
 
+_QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
 _MAX_CELL = 2**31 - 1  # characters; the csv module's own limit is that of a text of 131,072
 
 
@@ -44,7 +46,7 @@ def read_example_rows(path: Path, is_test: bool, kind: FileFormat | None = None)
     kind = kind or file_format(path) or "tsv"
     if kind == "jsonl":
         return _read_json_lines(path)
-    return _read_csv(path, is_test) if kind == "csv" else read_tsv(path, is_test)
+    return _read_csv(path, is_test) if kind == "csv" else _read_own_tsv(path, is_test)
 
 
 def iter_lines(path: Path) -> Iterator[str]:
@@ -103,6 +105,43 @@ def _read_csv(path: Path, is_test: bool) -> RowIterator:
     return _read_table(path, rows(), is_test)
 
 
+def _read_own_tsv(path: Path, is_test: bool) -> RowIterator:
+    """Yield the rows of a TSV file with a header, as `read_tsv`; it is not GLUE's, whose lines may be longer.
+
+    Cells with quotes around them and doubled ones inside, as pandas writes them, are counted on stderr.
+
+    Raises:
+        UserError: for a row with more cells than the header: a tab in a text would shift what follows.
+    """
+    name = display_name(path)
+    num_quoted = 0
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        nonlocal num_quoted
+        width = 0
+        for number, cells in _split_at_tabs(path):
+            width = width or len(cells)
+            if any(cells[width:]):  # empty ones are tabs at the end of a line
+                raise UserError(
+                    f"{name}, line {number}: {len(cells)} cells, expected {width} as in the first line "
+                    "(a text with a tab needs a .csv or .jsonl file)"
+                )
+            num_quoted += sum('""' in cell and _QUOTED_CELL.fullmatch(cell) is not None for cell in cells)
+            yield number, cells
+
+    yield from _read_table(path, rows(), is_test)
+    if num_quoted:
+        print(
+            f"{name}: warning: {num_quoted} cells are quoted as in a CSV file, expected none: a TSV file is "
+            "read without quoting, quotes and all (write a .csv or .jsonl file)",
+            file=sys.stderr,
+        )
+
+
+def _split_at_tabs(path: Path) -> Iterator[tuple[int, list[str]]]:
+    return ((number, line.split("\t") if line else []) for number, line in enumerate(iter_lines(path), 1))
+
+
 def read_tsv(path: Path, is_test: bool, columns: Mapping[str, int] | None = None) -> RowIterator:
     """Yield the rows of a TSV file in GLUE's format: split at tabs, without quoting.
 
@@ -111,8 +150,7 @@ def read_tsv(path: Path, is_test: bool, columns: Mapping[str, int] | None = None
         is_test: whether every line needs a prediction, see `_read_table`.
         columns: {name: index} for a file without a header.
     """
-    cells = ((number, line.split("\t") if line else []) for number, line in enumerate(iter_lines(path), 1))
-    return _read_table(path, cells, is_test, columns)
+    return _read_table(path, _split_at_tabs(path), is_test, columns)
 
 
 def _read_table(

@@ -63,6 +63,7 @@ def test_file_format_is_that_of_the_name(tmp_path):
         ("a.csv", "sentence;label\nx;yes\n", "the first line is separated by semicolons, expected"),
         ("a.csv", "sentence\tlabel\nx\tyes\n", "the first line is separated by tabs, expected"),
         ("a.csv", "sentence,label\nriver, stone,yes\n", "line 2: 3 cells, expected 2 as in the first line"),
+        ("a.tsv", "label\tsentence\nyes\triver\tstone\n", "line 2: 3 cells, expected 2 as in the"),
         ("a.csv", 'sentence,label\n"river,yes\nstone,no\n', "line 3: unexpected end of data, expected"),
         ("a.csv", "sentence,label\rx,yes\ry,no\r", "its lines end with CR alone, expected LF or CR LF"),
         ("a.tsv", "sentence\tlabel\rx\tyes\ry\tno", "its lines end with CR alone, expected LF or CR LF"),
@@ -95,3 +96,45 @@ def test_an_own_task_in_csv(tmp_path):
     data = read_examples(Examples(kind="files", task="own", train=str(path), dev=str(path)))
     assert data.labels == ("no", "yes")
     assert data.splits["dev"].texts == ["river, stone", "a window"]
+
+
+def test_empty_cells_behind_the_last_column_of_a_tsv_are_none(tmp_path):
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\nx\tyes\t\ny\tno\t\t\n")
+    assert [row for _, row in read_example_rows(tmp_path / "a.tsv", is_test=False)] == [
+        {"sentence": "x", "label": "yes"},
+        {"sentence": "y", "label": "no"},
+    ]
+
+
+def test_quoted_cells_of_a_tsv_are_counted(tmp_path, capsys):
+    """As pandas writes them: to_csv(sep="\\t") quotes a text with quotes. They are read as they are."""
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter="\t", lineterminator="\n").writerows(
+        [["sentence", "label"], ['he said "no"', "x"], ["plain", "y"]]
+    )
+    (tmp_path / "a.tsv").write_text(buffer.getvalue())
+    rows = [row["sentence"] for _, row in read_example_rows(tmp_path / "a.tsv", is_test=False)]
+    assert rows == ['"he said ""no"""', "plain"]
+    assert "a.tsv: warning: 1 cells are quoted as in a CSV file, expected none" in capsys.readouterr().err
+    (tmp_path / "a.tsv").write_text('sentence\tlabel\n"yes" or "no"\tx\n"well"\ty\n""wow""\tx\n')
+    assert len([*read_example_rows(tmp_path / "a.tsv", is_test=False)]) == 3
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_numbers_with_fractions_are_no_classes(tmp_path, name):
+    """transformers' run_glue takes them for a regression; here each would be a class of its own."""
+    separator = "\t" if name == "a.tsv" else ","
+    path = tmp_path / name
+
+    def read_labels(column, **options):
+        rows = [["sentence", "label"], *([f"text {i}", label] for i, label in enumerate(column))]
+        path.write_text("".join(separator.join(row) + "\n" for row in rows))
+        return read_examples(Examples(kind="files", task="own", train=str(path), dev=str(path), **options))
+
+    with pytest.raises(UserError, match=r"'label' are numbers with fractions, such as 0\.5, expected names"):
+        read_labels(["1", "0.5", "2.0"])
+    assert read_labels(["1.0", "0.0"]).labels == ("0.0", "1.0")  # as pandas writes 1 and 0 beside a gap
+    assert read_labels(["1.5", "2.x"]).labels == ("1.5", "2.x")
+    assert read_labels(["1.1", "1.2"], labels=("1.1", "1.2")).labels == ("1.1", "1.2")
+    assert read_labels(["1.1", "1.2"], regression=True).labels == ()
