@@ -62,6 +62,8 @@ def load_auto_tokenizer(source: TokenizerFiles, lowercase: bool) -> Any:
     """
     path, file = source.path, source.vocabulary_path
     class_name = source.tokenizer_class or _default_class(source)
+    if class_name == "PreTrainedTokenizerFast" and "tokenizer.json" not in source.files:
+        raise UserError(f"{path}: no tokenizer.json, expected one with tokenizer_class '{class_name}'")
     with (
         TemporaryDirectory(prefix="dwt-tokenizer-") as folder,
         wrap_tokenizer_errors(path, EXPECTED, hidden=folder),

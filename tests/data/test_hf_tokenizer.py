@@ -463,6 +463,13 @@ def test_git_lfs_pointer_is_refused(tmp_path, name):
         tokenizer.load_hf_tokenizer(tmp_path)
 
 
+def test_the_class_of_a_tokenizer_json_needs_one(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCAB))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(UserError, match=r"no tokenizer\.json, expected one with tokenizer_class 'PreTrained"):
+        tokenizer.load_hf_tokenizer(tmp_path)
+
+
 def flagged(content, **flags):
     plain = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
     return {"content": content, **plain, **flags}
