@@ -74,7 +74,9 @@ def _check_matches_config(directory: Path, data: Data) -> None:
             raise UserError(
                 f"data.{name} is {getattr(data, name)}, expected {prepared_value} as in {directory}"
             )
-    tokenizer = data.tokenizer
+    tokenizer, recorded = data.tokenizer, Tokenizer(**index["data"]["tokenizer"])
+    if not tokenizer.path and not recorded.path:
+        _check_tokenizer_settings(tokenizer, recorded, directory)
     if not tokenizer.path:
         return
     # Not the digest in the index, of which earlier versions left out added tokens and scores.
@@ -83,6 +85,14 @@ def _check_matches_config(directory: Path, data: Data) -> None:
             f"data.tokenizer.path is {tokenizer.path}, another tokenizer than that of {directory}, expected "
             f"the same as {directory / 'tokenizer'}"
         )
+
+
+def _check_tokenizer_settings(tokenizer: Tokenizer, recorded: Tokenizer, directory: Path) -> None:
+    """Raise UserError for a setting of a tokenizer to train that the rows do not have."""
+    for name in ("vocab_size", "alphabet_size", "lowercase", "sample_megabytes"):
+        value, prepared_value = getattr(tokenizer, name), getattr(recorded, name)
+        if value not in (getattr(Tokenizer, name), prepared_value):
+            raise UserError(f"data.tokenizer.{name} is {value}, expected {prepared_value} as in {directory}")
 
 
 def _sources_differ(directory: Path, data: Data) -> bool:

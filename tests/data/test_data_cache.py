@@ -78,6 +78,21 @@ def test_data_path_must_match_the_config(tokenizer_dir, corpus, tmp_path):
         get_prepared(dataclasses.replace(data, path=str(out)))
 
 
+def test_settings_of_a_tokenizer_to_train_are_those_of_the_rows(corpus, tmp_path):
+    """Another vocabulary on the command line would have no effect; one that is not named need not be."""
+    data = data_config("", corpus)
+    trained = Tokenizer(vocab_size=120, lowercase=False)
+    data = dataclasses.replace(data, tokenizer=trained, path="")
+    prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    data = dataclasses.replace(data, path=str(tmp_path / "out"))
+    for tokenizer in (trained, Tokenizer(), Tokenizer(vocab_size=120)):
+        assert get_prepared(dataclasses.replace(data, tokenizer=tokenizer)) == tmp_path / "out"
+    for name, value, prepared in (("vocab_size", 130, 120), ("alphabet_size", 30, 0)):
+        other = dataclasses.replace(data, tokenizer=dataclasses.replace(trained, **{name: value}))
+        with pytest.raises(UserError, match=rf"tokenizer\.{name} is {value}, expected {prepared} as in"):
+            get_prepared(other)
+
+
 def test_data_path_url_is_copied_once(tokenizer_dir, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("DWT_CACHE", str(tmp_path / "cache"))
     data = data_config(tokenizer_dir, corpus)
