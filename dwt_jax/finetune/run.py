@@ -36,6 +36,7 @@ from dwt_jax.finetune.step import (
 from dwt_jax.hf import model_card
 from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.hf.source_card import existing_card, source_name
+from dwt_jax.hf.tensor_files import has_weights
 from dwt_jax.models import family
 from dwt_jax.models.common.logical_axes import path_name
 from dwt_jax.models.protocol import ModelConfig, Params
@@ -163,7 +164,8 @@ def prepare_finetuning(
 def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict[str, Any]:
     """Train all seeds that are not done yet and write the results.
 
-    A finished fine-tuning goes on with the seeds that its results lack, and predicts new test splits.
+    A finished fine-tuning goes on with the seeds that its results lack, and predicts new test splits. If
+    model/ is lost by then, its seed is trained again.
 
     Returns:
         The content of results.json.
@@ -177,16 +179,17 @@ def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict
     finished = [
         seed for seed in recipe.seeds if str(seed) in previous.get("seeds", ()) and _is_done(context, seed)
     ]
-    # Groups of seeds are those of the seeds that the results lack: a finished seed is not trained again.
-    seeds = [seed for seed in recipe.seeds if seed not in finished]
     new_tests = [
         name
         for name, digest in directory.test_digests(context.data, context.encoded).items()
         if previous.get("test_digests", {}).get(name) != digest
     ]
-    if previous and not seeds and not new_tests:
+    if previous and len(finished) == len(recipe.seeds) and not new_tests:
         print(f"{context.workdir}: already finished", flush=True)
         return previous
+    lost_seed = _forget_seed_of_lost_model(context)
+    # Groups of seeds are those of the seeds that the results lack: a finished seed is not trained again.
+    seeds = [seed for seed in recipe.seeds if seed not in finished or seed == lost_seed]
     if previous:
         additions = [*(f"seed {seed}" for seed in seeds), *new_tests]
         print(f"{context.workdir}: finished before; now {', '.join(additions)}", flush=True)
@@ -198,6 +201,22 @@ def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict
         for group in remaining_groups:
             _train_seeds(context, group, shutdown_flag, progress)
     return _write_results(context, shutdown_flag)
+
+
+def _forget_seed_of_lost_model(context: FinetuneContext) -> int | None:
+    """Remove the results of the best seed so far if its model is lost: it has to be trained again.
+
+    Returns:
+        The seed; None if no seed is done, or the model is there.
+    """
+    seeds, model = context.config.recipe.seeds, context.workdir / "model"
+    results = [result for seed in seeds if (result := outputs.read_seed_result(context.workdir, seed))]
+    if not results or (has_weights(model) and (model / "config.json").exists()):
+        return None
+    seed = outputs.best_seed(results).seed
+    print(f"{model}: no model, expected that of seed {seed}, which is trained again", flush=True)
+    outputs.seed_path(context.workdir, seed).unlink()
+    return seed
 
 
 def _is_done(context: FinetuneContext, seed: int) -> bool:

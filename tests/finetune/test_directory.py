@@ -1,6 +1,7 @@
 """What may be added to a finished fine-tuning: seeds and test files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -105,6 +106,26 @@ def test_a_later_test_file_is_predicted_without_training(model, task, tmp_path, 
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\na good film\tno\n")
     with pytest.raises(UserError, match=r"run\.data_digest is"):
         finetune(config_of({**task, "dev": str(tmp_path / "dev.tsv")}), model, tmp_path / "w")
+
+
+@pytest.mark.parametrize("lost", ["model", "model/model.safetensors", "model/config.json"])
+def test_a_lost_model_is_trained_again(model, task, tmp_path, monkeypatch, lost):
+    """Before the results are written, and before a seed is added that may be worse."""
+    options = {"dropout": 0.1, "epochs": 1}
+    expected = finetune(config_of(task, seeds=[0, 1, 2], **options), model, tmp_path / "at_once")
+    finetune(config_of(task, seeds=[0, 1], **options), model, tmp_path / "w")
+    best = json.loads((tmp_path / "w" / "results.json").read_text())["model_of_seed"]
+    (tmp_path / "w" / "results.json").unlink()
+    path = tmp_path / "w" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    groups = trained_seeds(monkeypatch)
+    finetune(config_of(task, seeds=[0, 1], **options), model, tmp_path / "w")
+    assert groups == [[best]]
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert finetune(config_of(task, seeds=[0, 1, 2], **options), model, tmp_path / "w") == expected
+    assert sorted(groups) == sorted([[best], [best], [2]])
+    for file in ("results.json", "model/model.safetensors", "model/README.md", "submission/mine.tsv"):
+        assert (tmp_path / "w" / file).read_bytes() == (tmp_path / "at_once" / file).read_bytes(), file
 
 
 def test_a_directory_of_an_earlier_version_takes_seeds(model, task, tmp_path):
