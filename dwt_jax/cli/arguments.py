@@ -127,7 +127,8 @@ def noise_argument(text: str) -> float:
     """Type of a flag: a finite number that is not negative."""
     value = float(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"is {value}, expected at least 0")
+        expected = "a finite number" if value == float("inf") else "at least 0"
+        raise argparse.ArgumentTypeError(f"is {value}, expected {expected}")
     return value
 
 

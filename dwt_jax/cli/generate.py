@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="of the distribution that tokens are drawn from; 0: the most probable token (default)",
     )
-    parser.add_argument("--seed", type=int_argument(0), default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int_argument(0, 2**32 - 1), default=0, help="of the draws (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object for each text")
 
 

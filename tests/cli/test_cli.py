@@ -189,6 +189,11 @@ def test_renamed_flag_of_the_pilot(flag, value, capsys):
             ["remap", "--model=a", "--config=b", "--method=c", "--out=x", "--seed=4294967296"],
             "--seed is 4294967296, expected at most 4294967295",
         ),
+        (["generate", "--model=a", "b", "--seed=4294967296"], "--seed is 4294967296, expected at most 429"),
+        (
+            ["generate", "--model=a", "b", "--temperature=inf"],
+            "--temperature is inf, expected a finite number",
+        ),
     ],
 )
 def test_user_error_is_one_line_and_status_2(arguments, says, tmp_path):
