@@ -153,6 +153,11 @@ def read_texts(texts: Texts, task_columns: Sequence[str]) -> ExampleSplit:
     path = texts.path if texts.path == STDIN else user_path(texts.path)
     kind = texts.kind or file_format(path) or "lines"
     if kind == "lines":
+        if texts.text_column:
+            raise UserError(
+                f"--text-column is {texts.text_column!r}, expected a table with it: {display_name(path)} is "
+                "read as lines (--format says otherwise)"
+            )
         count = len([*filter(None, columns)]) if task_columns or texts.text_pair_column else 0
         rows, names = _read_lines(path, count)
     else:

@@ -178,6 +178,7 @@ def test_progress_of_long_inputs_is_on_stderr(models, tmp_path, capsys, monkeypa
         ("classes", "雨\n雪\n", [], "100.0% of the texts' tokens are unknown"),
         ("classes", "a\n", ["--max-length=27"], "--max-length is 27, expected from 3 to the model's 26"),
         ("classes", "a\n", ["--out=nowhere/x"], "--out: nowhere/x is in nowhere, which is no directory"),
+        ("classes", "a\n", ["--text-column=text"], "--text-column is 'text', expected a table with it: "),
         ("classes", "text\na\n", ["--format=tsv"], "no column 'sentence'; known: text"),
     ],
 )
