@@ -21,6 +21,7 @@ from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
 from dwt_jax.data.hf_tokenizer import LoadedTokenizer
 from dwt_jax.data.tokenizer import copy_tokenizer
+from dwt_jax.data.tokenizer_files import has_tokenizer
 from dwt_jax.errors import UserError, out_of_space_reason
 from dwt_jax.files import (
     atomic_dir,
@@ -86,7 +87,7 @@ def init_run_dir(
         kind: default: pre-training.
         changed_keys: keys of the config that this run may change once more; the new values are recorded.
 
-    A config or identity that is damaged is not compared, and written again.
+    A config or identity that is damaged is not compared, and written again, as is a tokenizer that is lost.
 
     Raises:
         UserError: the directory holds another run, or files but no run.
@@ -128,15 +129,22 @@ def init_run_dir(
             if not is_intact:
                 print(f"{workdir}: {name} is damaged, and is written again", file=sys.stderr)
                 write_json(workdir / name, value)
+        if not has_tokenizer(workdir / "tokenizer"):  # else its model would be written without one
+            print(f"{workdir}: tokenizer/ is damaged, and is written again", file=sys.stderr)
+            _write_tokenizer(workdir, tokenizer)
         return
+    _write_tokenizer(workdir, tokenizer)
+    write_json(workdir / kind.identity_file, dict(identity))
+    # Last: its presence marks a complete initialisation.
+    write_json(workdir / "config.json", config_to_dict(config))
+
+
+def _write_tokenizer(workdir: Path, tokenizer: Path | LoadedTokenizer) -> None:
     with atomic_dir(workdir / "tokenizer") as partial:
         copy_tokenizer(tokenizer, partial)  # complete, and checked
         shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
         sync(partial)
         partial.rename(workdir / "tokenizer")
-    write_json(workdir / kind.identity_file, dict(identity))
-    # Last: its presence marks a complete initialisation.
-    write_json(workdir / "config.json", config_to_dict(config))
 
 
 def _run_identity(config: Any, identity: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -44,3 +44,19 @@ def test_inputs_may_lie_elsewhere(initialise, key):
 def test_what_is_computed_may_not_change(initialise, key, value):
     with pytest.raises(UserError, match=rf"{key} is .* there, '?{value}[.0]*'? here$"):
         initialise({key: value})
+
+
+@pytest.mark.parametrize("lost", ["tokenizer", "tokenizer/tokenizer.json"])
+def test_a_lost_tokenizer_is_written_again(initialise, tmp_path, lost, capsys):
+    """Else the model of a run that is resumed has none, without a word."""
+    path = tmp_path / "run" / lost
+    before = (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes()
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "run" / "tokenizer" / name).unlink()
+    if lost == "tokenizer":
+        path.rmdir()
+    initialise({})
+    assert "run: tokenizer/ is damaged, and is written again" in capsys.readouterr().err
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes() == before
+    initialise({})
+    assert not capsys.readouterr().err
