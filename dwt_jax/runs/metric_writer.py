@@ -23,7 +23,11 @@ from dwt_jax.text_format import format_float, format_step, format_with_error
 
 
 class MetricWriter:
-    """Writes the metrics of one run."""
+    """Writes the metrics of one run.
+
+    Attributes:
+        num_dropped: records of an interrupted run after its last checkpoint.
+    """
 
     def __init__(
         self,
@@ -49,10 +53,11 @@ class MetricWriter:
         self._writers: list[Callable[[dict[str, Any]], None]] = []
         self._bar: Any = None
         self._exit_stack = ExitStack()
+        self.num_dropped = 0
         if not active:
             return
         for file in ("metrics.jsonl", "evaluations.jsonl"):
-            truncate_after(workdir / file, step)
+            self.num_dropped += truncate_after(workdir / file, step)
         self._file = self._exit_stack.enter_context(
             open(workdir / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
         )

@@ -38,11 +38,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def truncate_after(path: Path, step: int) -> None:
-    """Drop the records after `step` (and an incomplete last line) before appending to a file."""
-    lines = [json_text(record) + "\n" for record in read_jsonl(path) if record["step"] <= step]
+def truncate_after(path: Path, step: int) -> int:
+    """Drop the records after `step` (and an incomplete last line) before appending to a file.
+
+    Returns:
+        The number of records that were dropped.
+    """
+    records = read_jsonl(path)
+    lines = [json_text(record) + "\n" for record in records if record["step"] <= step]
     with atomic_write(path) as partial:
         partial.write_text("".join(lines), encoding="utf-8")
+    return len(records) - len(lines)
 
 
 def total_flops(record: Mapping[str, Any]) -> float:

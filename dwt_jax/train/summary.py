@@ -69,6 +69,8 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
             metric_writer.log_message("the teacher is no longer used: alpha_soft is 0 from here on")
     if start_step:
         metric_writer.log_message(f"resumed at step {start_step}")
+    elif metric_writer.num_dropped:
+        metric_writer.log_message("no checkpoint of the steps before: the run begins again, and its metrics")
 
 
 def _describe_teacher(teacher: LoadedTeacher, config: Config) -> str:

@@ -358,6 +358,17 @@ def test_a_finished_run_is_not_repeated(project, whole, capsys):
     assert (whole / "summary.json").read_text() == before
 
 
+def test_a_run_that_has_lost_its_checkpoints_begins_again_and_says_so(project, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "summary.json").unlink()
+    train(load_config(project[0], taught(project)), tmp_path / "run")
+    assert "no checkpoint of the steps before: the run begins again" in capsys.readouterr().out
+    assert_same_run(whole, tmp_path / "run")
+    train(load_config(project[0], taught(project)), tmp_path / "new")
+    assert "begins again" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "pla'])
 def test_a_run_with_damaged_files_goes_on_from_its_checkpoints(project, whole, tmp_path, capsys, content):
     """A power cut may leave files empty, or only their beginning."""
