@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dwt_jax import runtime_env
 from dwt_jax.config import Data, Source, Tokenizer
@@ -74,10 +75,10 @@ def _check_matches_config(directory: Path, data: Data) -> None:
             raise UserError(
                 f"data.{name} is {getattr(data, name)}, expected {prepared_value} as in {directory}"
             )
-    tokenizer, recorded = data.tokenizer, Tokenizer(**index["data"]["tokenizer"])
-    if not tokenizer.path and not recorded.path:
-        _check_tokenizer_settings(tokenizer, recorded, directory)
+    tokenizer, recorded = data.tokenizer, index["data"]["tokenizer"]
     if not tokenizer.path:
+        if not recorded.get("path"):
+            _check_tokenizer_settings(tokenizer, recorded, directory)
         return
     # Not the digest in the index, of which earlier versions left out added tokens and scores.
     if tokenizer_digest(tokenizer.path, tokenizer.lowercase) != tokenizer_digest(directory / "tokenizer"):
@@ -87,11 +88,12 @@ def _check_matches_config(directory: Path, data: Data) -> None:
         )
 
 
-def _check_tokenizer_settings(tokenizer: Tokenizer, recorded: Tokenizer, directory: Path) -> None:
+def _check_tokenizer_settings(tokenizer: Tokenizer, recorded: dict[str, Any], directory: Path) -> None:
     """Raise UserError for a setting of a tokenizer to train that the rows do not have."""
     for name in ("vocab_size", "alphabet_size", "lowercase", "sample_megabytes"):
-        value, prepared_value = getattr(tokenizer, name), getattr(recorded, name)
-        if value not in (getattr(Tokenizer, name), prepared_value):
+        value, default = getattr(tokenizer, name), getattr(Tokenizer, name)
+        prepared_value = recorded.get(name, default)  # an earlier version may not have had the setting
+        if value not in (default, prepared_value):
             raise UserError(f"data.tokenizer.{name} is {value}, expected {prepared_value} as in {directory}")
 
 
