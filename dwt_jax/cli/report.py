@@ -1,4 +1,4 @@
-"""Compare finished runs: tables and curves in one HTML file."""
+"""Compare finished runs: tables and curves in one HTML file, and each chart as PDF and PNG."""
 
 import argparse
 
@@ -13,14 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=path_argument,
-        help="output file (default: report.html in --workdir); .md and .csv are written next to it",
+        help="output file (default: report.html in --workdir); .md, .csv and charts are written next to it",
     )
 
 
 def run(options: argparse.Namespace, _: dict[str, str]) -> None:
     """Write the report of the runs, or of the study, in --workdir."""
-    from dwt_jax.study import manifest, report, sweep_html
+    from dwt_jax.study import manifest, run_report, study_report
 
     is_study = (options.workdir / manifest.MANIFEST_NAME).exists()
-    write = sweep_html.write_study_report if is_study else report.write_report
+    write = study_report.write_study_report if is_study else run_report.write_run_report
     print(f"report in {write(options.workdir, options.out)}")

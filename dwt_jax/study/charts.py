@@ -1,36 +1,52 @@
-"""Line charts as inline SVG, without scripts.
+"""Charts of a report, drawn by Matplotlib: SVG inside the page, PDF and PNG files beside it.
 
-Colours are variables of the page's style sheet (`--c0` … `--c6`), so that one chart works in light mode,
-in dark mode and in print.
+Matplotlib is imported when the first chart is drawn, which takes half a second. pyplot is not used: it has
+a global state and may open a display. Lengths are in points.
 """
 
+import io
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dwt_jax.files import atomic_write
 from dwt_jax.text_format import format_float
 
-COLOURS = 7  # --c0 is for the baseline, the others for the runs that are compared with it
-DASHES = ("none", "2 5", "9 4")
-CSS = (
-    """
-.chart{width:100%;height:auto;display:block;font-size:12.5px}
-.chart text{fill:var(--muted)}.chart .name{font-size:12px}.chart .note{font-size:11.5px}
-.chart .tick{font-variant-numeric:tabular-nums}.chart .end{fill:var(--ink)}
-.chart .value{font-weight:650;fill:var(--c);font-variant-numeric:tabular-nums}
-.chart .end.grey{fill:var(--muted)}
-.grid{stroke:var(--rule);stroke-width:1;fill:none}.axis{stroke:var(--muted);stroke-width:1;fill:none}
-.line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
-.leader{fill:none;stroke:var(--c);stroke-width:1;opacity:.55}.dot{fill:var(--c)}.grey{--c:var(--muted)}
-.level{fill:none;stroke:var(--muted);stroke-width:1.5;stroke-dasharray:6 5}
-.band{fill:var(--muted);opacity:.14}
-"""
-    + "".join(f".c{i}{{--c:var(--c{i})}}" for i in range(COLOURS))
-    + "".join(f".d{i}{{stroke-dasharray:{dash}}}" for i, dash in enumerate(DASHES))
-)
-"""Style sheet of the charts. The page must define --ink, --muted, --rule and --c0 to --c6."""
-FLOP_UNITS = ((1e21, "ZFLOPs"), (1e18, "EFLOPs"), (1e15, "PFLOPs"), (1e12, "TFLOPs"), (1e9, "GFLOPs"))
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, RULE = "#1b1f24", "#59636e", "#dfe3e8"
+LINE_COLOURS = (INK, "#0b62a4", "#b84a00", "#00795a", "#a3447f", "#2b7fae", "#8a6800")
+"""The first is the baseline's. A page has a variable for each colour: `--c0`, …, `--muted`, `--rule`."""
+DASHES: tuple[Any, ...] = ("solid", (0, (1, 2)), (0, (5, 2.5)))
+WIDE, SMALL, FONT_SIZE, ROW = 620.0, 300.0, 8.5, 12.0  # widths of the charts; height of a label
+CREATOR = "dwt report"
+"""In the metadata of the files that this module writes, and may remove."""
+STYLE = {
+    "font.family": "DejaVu Sans",  # Matplotlib has it
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-5, 7),
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": RULE,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3,
+    "text.color": INK,
+    **dict.fromkeys(("xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor"), MUTED),
+    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
+    **dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), FONT_SIZE),
+    "legend.fontsize": FONT_SIZE,
+}
 
 
 class ChartLine(NamedTuple):
@@ -44,56 +60,50 @@ class ChartLine(NamedTuple):
     spread: Sequence[float] = ()  # half the height of each point's error bar; empty: no bars
 
 
-class ChartAxes(NamedTuple):
-    """Axes of a chart, in the units of its data."""
+class Chart(NamedTuple):
+    """Curves and their axes, in the units of the data."""
 
-    title: str  # for screen readers
+    title: str
+    lines: Sequence[ChartLine]
     x_label: str
     y_label: str
+    caption: str = ""
     x_scale: float = 1.0  # data units in one unit of x_label
-    reference_lines: tuple[tuple[str, float], ...] = ()  # dashed horizontal lines
+    reference_lines: Sequence[tuple[str, float]] = ()  # dashed horizontal lines
     band: float = 0.0  # half the width of a shaded band around 0
     cut: bool = False  # crop the first part of the curves if it is far above the rest
     signed: bool = False  # print values with their sign
     decimals: int = 3  # of the values in end labels and tool tips
     from_zero: bool = False
-    step_line: tuple[tuple[float, float], ...] = ()  # (x, y), increasing: a dashed step line
+    step_line: Sequence[tuple[float, float]] = ()  # (x, y), increasing: a dashed step line
+    is_panel: bool = False  # small in a page, beside others
+
+    @property
+    def name(self) -> str:
+        """The name of its files: the words of the title."""
+        return "-".join(re.findall(r"[a-z0-9_]+", self.title.lower()))
 
 
-class _Frame(NamedTuple):
-    """Layout: the plot's rectangle in pixels and the ranges of the data."""
-
-    width: int
-    height: int
-    left: float
-    top: float
-    right: float
-    bottom: float
-    x: tuple[float, float]
-    y: tuple[float, float]
-
-    def px(self, x: float) -> float:
-        return (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.right - self.left)
-
-    def py(self, y: float) -> float:
-        return (self.y[1] - y) / (self.y[1] - self.y[0]) * (self.bottom - self.top)
+def line_styles(
+    baseline: str | None, others: Iterable[str], alike: Iterable[str] = ()
+) -> dict[str, tuple[int, int]]:
+    """Return (colour, dash) by name: colour 0 for the baseline and, dashed, those that are `alike`."""
+    colours, dashes = len(LINE_COLOURS) - 1, len(DASHES)
+    styles = {} if baseline is None else {baseline: (0, 0)}
+    styles |= {name: (1 + i % colours, i // colours % dashes) for i, name in enumerate(others)}
+    return styles | {name: (0, 1 + i % (dashes - 1)) for i, name in enumerate(alike)}
 
 
 def flop_unit(largest: float) -> tuple[float, str]:
     """Return (FLOPs per unit, its name) such that `largest` is a number from 1 to 999."""
-    for size, name in FLOP_UNITS:
-        if largest >= size:
-            return size, name
-    return 1e6, "MFLOPs"
+    thousands = min(max(int(math.log10(max(largest, 1.0))) // 3, 2), 7)
+    return 1000.0**thousands, f"{'kMGTPEZ'[thousands - 1]}FLOPs"
 
 
-def axis_ticks(low: float, high: float, target_count: int) -> list[float]:
-    """Return about `target_count` round numbers in [low, high], 1, 2 or 5 times a power of ten apart."""
-    span = high - low
-    power = 10.0 ** math.floor(math.log10(span / target_count))
-    step = min((power * m for m in (1, 2, 5, 10)), key=lambda step: abs(span / step - target_count))
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+def flop_chart(title: str, lines: Sequence[ChartLine], y_label: str, caption: str, **more: Any) -> Chart:
+    """Return a chart whose horizontal axis is FLOPs. UNIT in the caption is its unit."""
+    size, unit = flop_unit(max((x for line in lines for x in line.x), default=1.0))
+    return Chart(title, lines, unit, y_label, caption.replace("UNIT", unit), x_scale=size, **more)
 
 
 def dodge_labels(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -123,225 +133,189 @@ def downsample(
     return [sum(x[g]) / len(x[g]) for g in groups], [sum(y[g]) / len(y[g]) for g in groups]
 
 
-def svg_chart(
-    lines: Sequence[ChartLine], axes: ChartAxes, width: int, height: int, direct: bool = True
-) -> str:
-    """Draw an `<svg>` of `width` × `height` pixels, '' if there are no points.
+def finite_charts(charts: Iterable[Chart]) -> list[Chart]:
+    """Return charts in units of their axes, without points that are not finite and what has no others."""
+    return [chart for chart in map(_finite_chart, charts) if chart.lines]
 
-    With `direct`, names and last values are printed at the ends of the curves; without it a
-    `svg_legend` is needed.
+
+def _finite_chart(chart: Chart) -> Chart:
+    lines = []
+    for line in chart.lines:
+        points = zip(line.x, line.y, line.spread or [0.0] * len(line.x), strict=True)
+        finite = [(x / chart.x_scale, y, s) for x, y, s in points if math.isfinite(x) and math.isfinite(y)]
+        if finite:
+            x, y, spread = zip(*finite, strict=True)
+            lines.append(line._replace(x=x, y=y, spread=spread))
+    steps = [(x / chart.x_scale, y) for x, y in chart.step_line]
+    return chart._replace(lines=lines, step_line=steps, x_scale=1.0)
+
+
+def draw_chart(chart: Chart, small: bool = False) -> "Figure":
+    """Draw a chart with values and names at the ends of its curves.
+
+    Args:
+        chart: one of what `finite_charts` returned.
+        small: draw it for a narrow screen, with a legend below.
     """
-    lines = [_finite(line, axes.x_scale) for line in lines]
-    lines = [line for line in lines if line.x]
-    if not lines:
-        return ""
-    frame = _frame(lines, axes, width, height, direct)
-    parts = [_grid(frame, axes)]
-    content = [_band(frame, axes), *(_reference_line(frame, value) for _, value in axes.reference_lines)]
-    content += [_step_line(frame, axes)]
-    content += [_curve(frame, line, axes) for line in reversed(lines)]  # the first one is drawn last, on top
-    # A nested svg clips its content.
-    parts.append(
-        f'<svg x="{frame.left:g}" y="{frame.top:g}" width="{frame.right - frame.left:g}" '
-        f'height="{frame.bottom - frame.top:g}">{"".join(content)}</svg>'
-    )
-    parts.append(_end_labels(frame, lines, axes) if direct else _reference_line_names(frame, axes))
-    if any(y > frame.y[1] for line in lines for y in line.y):
-        parts.append(
-            f'<text class="note" x="{frame.right:g}" y="{height - 6}" text-anchor="end">↑ starts above</text>'
+    from matplotlib.figure import Figure
+
+    labels = [line.label for line in chart.lines] + [name for name, _ in chart.reference_lines]
+    width, left, top, bottom = (SMALL if small else WIDE), 50.0, 8.0, 34.0
+    plot_height = 170.0 if small else max(192.0, ROW * len(labels))
+    with _style():
+        value_width = 1.15 * max(_text_width(_end_value(line, chart)) for line in chart.lines)  # bold
+        label_width = 24 + value_width + max(map(_text_width, labels))
+        right = 10.0 if small else min(0.43 * width, label_width)
+        legend_height = 11.2 * len(labels) + 4 if small else 0.0
+        height = top + plot_height + bottom + legend_height
+        figure = Figure((width / 72, height / 72), dpi=72)
+        sides = left / width, (bottom + legend_height) / height, 1 - right / width, 1 - top / height
+        figure.subplots_adjust(*sides)
+        axes = figure.add_subplot()
+        _draw_axes(axes, chart)
+        if small:
+            spacing = {"frameon": False, "labelspacing": 0.3, "borderaxespad": 0.2}
+            for text in figure.legend(loc="lower left", **spacing).get_texts():
+                text.set_text(_fit(text.get_text(), width - 36))
+        else:
+            _label_ends(axes, chart, value_width, right)
+    return figure
+
+
+def _draw_axes(axes: "Axes", chart: Chart) -> None:
+    """Draw axes, curves with their points and error bars, the band and reference lines."""
+    last = 1.012 * (max(max(line.x) for line in chart.lines) or 1.0)
+    axes.set(xlim=(0, last), ylim=_y_range(chart), xlabel=chart.x_label, ylabel=chart.y_label)
+    axes.locator_params("x", nbins=max(2, int(axes.get_window_extent().width / 60)))
+    axes.locator_params("y", nbins=6)
+    axes.xaxis.set_major_formatter("{x:,.10g}")
+    dashed: dict[str, Any] = {"color": MUTED, "linewidth": 1.1, "linestyle": (0, (4, 3)), "zorder": 1.8}
+    for z, line in enumerate(chart.lines):  # the first one is on top
+        style: dict[str, Any] = {"color": LINE_COLOURS[line.colour], "zorder": 3 - 0.9 * z / len(chart.lines)}
+        if any(line.spread):
+            axes.errorbar(line.x, line.y, line.spread, fmt="none", elinewidth=1.5, **style)
+            style["markersize"] = 5
+        marker = "o" if len(line.x) <= 25 else ""
+        axes.plot(line.x, line.y, label=line.label, linestyle=DASHES[line.dash], marker=marker, **style)
+    if chart.band:
+        axes.axhspan(-chart.band, chart.band, color=MUTED, alpha=0.14, linewidth=0)
+    for name, value in chart.reference_lines:
+        axes.axhline(value, label=name, **dashed)
+    if chart.step_line:
+        axes.step(*zip(*chart.step_line, (last, chart.step_line[-1][1]), strict=True), where="post", **dashed)
+    if any(y > axes.get_ylim()[1] for line in chart.lines for y in line.y):
+        axes.annotate(
+            "↑ starts above", (1, 0), (0, -28), "axes fraction", "offset points", ha="right", color=MUTED
         )
-    kind = "wide" if direct else "small"
-    return (
-        f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{escape(axes.title)}">{"".join(parts)}</svg>'
+
+
+def _y_range(chart: Chart) -> tuple[float, float]:
+    last = max(max(line.x) for line in chart.lines)
+    first = 0.12 * last if chart.cut and min(len(line.x) for line in chart.lines) > 6 else 0.0
+    ranges = [(value, value) for _, value in chart.reference_lines] + [(-chart.band, chart.band)] * bool(
+        chart.band
     )
-
-
-def svg_legend(lines: Iterable[ChartLine]) -> str:
-    """Return a legend of the lines' colours and dashes."""
-    items = "".join(
-        f'<li><svg width="26" height="10" aria-hidden="true"><path class="{_style(line)}" d="M1 5H25"/></svg>'
-        f"{escape(line.label)}</li>"
-        for line in lines
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
-def _finite(line: ChartLine, scale: float) -> ChartLine:
-    spreads = line.spread or [0.0] * len(line.x)
-    points = [
-        (x / scale, y, half_height)
-        for x, y, half_height in zip(line.x, line.y, spreads, strict=True)
-        if math.isfinite(x) and math.isfinite(y)
-    ]
-    x, y, spreads = ([point[i] for point in points] for i in range(3))
-    return line._replace(x=x, y=y, spread=spreads if line.spread else ())
-
-
-def _frame(lines: Sequence[ChartLine], axes: ChartAxes, width: int, height: int, direct: bool) -> _Frame:
-    last = max(max(line.x) for line in lines) or 1.0
-    first_x = 0.12 * last if axes.cut and min(len(line.x) for line in lines) > 6 else 0.0
-    values = [y for line in lines for x, y in zip(line.x, line.y, strict=True) if x >= first_x]
-    values += [
-        y + side * half_height
-        for line in lines
-        if line.spread
-        for y, half_height in zip(line.y, line.spread, strict=True)
-        for side in (-1, 1)
-    ]
-    values += [value for _, value in axes.reference_lines] + ([axes.band, -axes.band] if axes.band else [])
-    low, high = min(values), max(values)
-    if axes.from_zero:
-        low = min(low, 0.0)
+    ranges += [(0.0, 0.0)] * chart.from_zero
+    for line in chart.lines:
+        points = zip(line.x, line.y, line.spread, strict=True)
+        ranges += [(y - spread, y + spread) for x, y, spread in points if x >= first]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-    low = low if axes.from_zero and low == 0 else low - margin
-    label_width = max(_text_width(_end_text(line, axes)) for line in lines) if direct else 0
-    reference_widths = [_text_width(name) for name, _ in axes.reference_lines]
-    label_width = max([label_width, *reference_widths]) if direct else 0
-    right = width - (min(label_width + 34, 0.36 * width) if direct else 20)
-    frame = _Frame(width, height, 0, 10, right, height - 44, (0.0, last * 1.012), (low, high + margin))
-    return frame._replace(left=30 + max(_text_width(text) for _, text in _axis_rows(frame, axes)))
+    return (low if chart.from_zero and low == 0 else low - margin), high + margin
 
 
-def _axis_rows(frame: _Frame, axes: ChartAxes) -> list[tuple[float, str]]:
-    """Return the ticks of the vertical axis with their labels."""
-    values = axis_ticks(*frame.y, max(3, int((frame.bottom - frame.top) / 55)))
-    return [(value, format_float(value, _decimals(values), axes.signed and value != 0)) for value in values]
+def _end_value(line: ChartLine, chart: Chart) -> str:
+    return format_float(line.y[-1], chart.decimals, chart.signed)
+
+
+def _label_ends(axes: "Axes", chart: Chart, value_width: float, label_width: float) -> None:
+    """Write values and names at the ends of the curves, without overlap, with leader lines."""
+    (low, high), last, box = axes.get_ylim(), axes.get_xlim()[1], axes.get_window_extent()
+    ends = [(line.x[-1] / last, line.y[-1], LINE_COLOURS[line.colour]) for line in chart.lines]
+    ends += [(1.0, value, MUTED) for _, value in chart.reference_lines]
+    targets = [min(max(y, low), high) for _, y, _ in ends]
+    heights = dodge_labels(targets, ROW * (high - low) / box.height, low, high)
+    at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "clip_on": False}
+    text = {**at, "verticalalignment": "center_baseline"}
+    for i, ((x, _, colour), y, label_y) in enumerate(zip(ends, targets, heights, strict=True)):
+        leader = [x + 3 / box.width, max(1, x) + 3 / box.width, 1 + 10 / box.width]
+        axes.plot(leader, [y, y, label_y], color=colour, linewidth=0.7, alpha=0.55, **at)
+        left = 12.0
+        if i < len(chart.lines):
+            value = _end_value(chart.lines[i], chart)
+            axes.text(1 + left / box.width, label_y, value, color=colour, weight="bold", **text)
+            left += value_width + 4
+            name, colour = chart.lines[i].label, INK
+        else:
+            name = chart.reference_lines[i - len(chart.lines)][0]
+        axes.text(1 + left / box.width, label_y, _fit(name, label_width - left), color=colour, **text)
 
 
 def _text_width(text: str) -> float:
-    """Estimate the width of a label in pixels; fonts differ."""
-    return 7.0 * len(text)
+    """Estimate the width of a label. Fonts of pages differ; Matplotlib's is wider than most."""
+    return 5.15 * len(text)
 
 
-def _decimals(ticks: Sequence[float]) -> int:
-    step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else (abs(ticks[0]) or 1.0) if ticks else 1.0
-    return max(0, -math.floor(math.log10(step) + 1e-9))
-
-
-def _grid(frame: _Frame, axes: ChartAxes) -> str:
-    parts = []
-    for value, text in _axis_rows(frame, axes):
-        y = frame.top + frame.py(value)
-        parts.append(f'<path class="grid" d="M{frame.left:g} {y:.1f}H{frame.right:g}"/>')
-        parts.append(
-            f'<text class="tick" x="{frame.left - 7:g}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
-        )
-    columns = axis_ticks(*frame.x, max(3, int((frame.right - frame.left) / 95)))
-    for value in columns:
-        x = frame.left + frame.px(value)
-        text = format_float(value, _decimals(columns))
-        parts.append(f'<path class="axis" d="M{x:.1f} {frame.bottom:g}v4"/>')
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{frame.bottom + 18:g}" text-anchor="middle">{text}</text>'
-        )
-    middle = (frame.left + frame.right) / 2
-    parts.append(f'<path class="axis" d="M{frame.left:g} {frame.bottom:g}H{frame.right:g}"/>')
-    parts.append(
-        f'<text class="name" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">'
-        f"{escape(axes.x_label)}</text>"
-    )
-    centre = (frame.top + frame.bottom) / 2
-    parts.append(
-        f'<text class="name" transform="translate(12 {centre:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{escape(axes.y_label)}</text>"
-    )
-    return "".join(parts)
-
-
-def _style(line: ChartLine) -> str:
-    return f"line c{line.colour % COLOURS} d{line.dash % len(DASHES)}"
-
-
-def _band(frame: _Frame, axes: ChartAxes) -> str:
-    if not axes.band:
-        return ""
-    top, bottom = frame.py(axes.band), frame.py(-axes.band)
-    return f'<rect class="band" x="0" y="{top:.1f}" width="{frame.width}" height="{bottom - top:.1f}"/>'
-
-
-def _reference_line(frame: _Frame, value: float) -> str:
-    return f'<path class="level" d="M0 {frame.py(value):.1f}H{frame.right - frame.left:g}"/>'
-
-
-def _step_line(frame: _Frame, axes: ChartAxes) -> str:
-    if not axes.step_line:
-        return ""
-    points = [(frame.px(x / axes.x_scale), frame.py(y)) for x, y in axes.step_line]
-    path = "".join(f"H{x:.1f}V{y:.1f}" for x, y in points[1:])
-    start = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
-    return f'<path class="level" d="{start}{path}H{frame.right - frame.left:g}"/>'
-
-
-def _curve(frame: _Frame, line: ChartLine, axes: ChartAxes) -> str:
-    points = [(frame.px(x), frame.py(y)) for x, y in zip(line.x, line.y, strict=True)]
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    parts = [f'<path class="{_style(line)}" d="M{path}"/>']
-    for (x, _), y, half_height in zip(points, line.y, line.spread or [0.0] * len(points), strict=True):
-        if half_height:
-            parts.append(
-                f'<path class="line c{line.colour % COLOURS}" '
-                f'd="M{x:.1f} {frame.py(y + half_height):.1f}V{frame.py(y - half_height):.1f}"/>'
-            )
-    radius = 4 if line.spread else 2.6
-    if len(points) <= 60:
-        for (x, y), x_value, y_value in zip(points, line.x, line.y, strict=True):
-            value = format_float(y_value, axes.decimals, axes.signed)
-            tip = f"{line.label}: {value} at {x_value:,.4g} {axes.x_label}"
-            parts.append(
-                f'<circle class="dot c{line.colour % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
-                f"<title>{escape(tip)}</title></circle>"
-            )
-    return "".join(parts)
-
-
-def _end_text(line: ChartLine, axes: ChartAxes) -> str:
-    return f"{format_float(line.y[-1], axes.decimals, axes.signed)} {line.label}"
-
-
-def _end_labels(frame: _Frame, lines: Sequence[ChartLine], axes: ChartAxes) -> str:
-    """Draw values and names at the ends of the curves, without overlap, with leader lines."""
-    ends = [(frame.left + frame.px(line.x[-1]), frame.top + frame.py(line.y[-1])) for line in lines]
-    ends += [(frame.right, frame.top + frame.py(value)) for _, value in axes.reference_lines]
-    ends = [(x, min(max(y, frame.top), frame.bottom)) for x, y in ends]
-    heights = dodge_labels([y for _, y in ends], 17, frame.top + 6, frame.bottom - 2)
-    max_chars = int((frame.width - frame.right - 26) / 6.6)
-    parts = []
-    for i, ((x, y), height) in enumerate(zip(ends, heights, strict=True)):
-        label_x = frame.right + 16
-        if i < len(lines):
-            value = format_float(lines[i].y[-1], axes.decimals, axes.signed)
-            style, label = f"c{lines[i].colour % COLOURS}", _end_text(lines[i], axes)
-            name = _shorten(lines[i].label, max_chars - len(value) - 1)
-            text = f'<tspan class="value">{value}</tspan> {escape(name)}'
-        else:
-            style, label = "grey", axes.reference_lines[i - len(lines)][0]
-            text = escape(_shorten(label, max_chars))
-        parts.append(
-            f'<path class="leader {style}" d="M{x + 4:.1f} {y:.1f}L{max(frame.right + 4, x + 4):.1f} {y:.1f}'
-            f'L{label_x - 3:.1f} {height:.1f}"/>'
-            f'<text class="end {style}" x="{label_x:.1f}" y="{height + 4:.1f}">'
-            f"<title>{escape(label)}</title>{text}</text>"
-        )
-    return "".join(parts)
-
-
-def _reference_line_names(frame: _Frame, axes: ChartAxes) -> str:
-    if axes.signed:  # the reference line is zero
-        return ""
-    parts = []
-    for name, value in axes.reference_lines:
-        y = frame.top + frame.py(value) - 5
-        text = escape(_shorten(name, int((frame.right - frame.left) / 7)))
-        parts.append(
-            f'<text class="end grey" x="{frame.right - 4:g}" y="{y:.1f}" text-anchor="end">{text}</text>'
-        )
-    return "".join(parts)
-
-
-def _shorten(text: str, max_chars: int) -> str:
+def _fit(text: str, width: float) -> str:
     """Replace the middle by an ellipsis: the names of a study's runs often differ only at the end."""
-    if len(text) <= max_chars:
-        return text
-    tail = max(max_chars // 2 - 1, 1)
-    return f"{text[: max(max_chars - tail - 1, 1)].rstrip()}…{text[-tail:].lstrip()}"
+    half = int(width / _text_width("x")) // 2
+    return text if _text_width(text) <= width else f"{text[:half].rstrip()}…{text[1 - half :].lstrip()}"
+
+
+@contextmanager
+def _style(salt: str = "") -> Iterator[None]:
+    """Set Matplotlib's parameters, whatever the user's matplotlibrc says. `salt`: of the ids in an SVG."""
+    from matplotlib import style
+
+    with style.context(["default", {**STYLE, "svg.hashsalt": salt}]):
+        yield
+
+
+def chart_svg(chart: Chart, small: bool = False) -> str:
+    """Draw an `<svg>` to be put into a page, whose colours it takes, with a tool tip at each point."""
+    figure, buffer = draw_chart(chart, small), io.StringIO()
+    with _style(f"{chart.name} {small}"):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue().partition("</metadata>")[2].rpartition("</svg>")[0]
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # of groups; several charts would have the same
+    text = re.sub(r"\s*\n\s*", "\n", text).replace("xlink:href", "href")
+    variables = {MUTED: "muted", RULE: "rule", **{colour: f"c{i}" for i, colour in enumerate(LINE_COLOURS)}}
+    for colour, name in variables.items():
+        text = text.replace(colour, f"var(--{name})")
+    width, height = figure.get_size_inches() * 72
+    return (
+        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
+        f'role="img" aria-label="{escape(chart.title)}">{text}{"".join(_tool_tips(figure, chart))}</svg>'
+    )
+
+
+def _tool_tips(figure: "Figure", chart: Chart) -> Iterator[str]:
+    """Yield a transparent circle with a title for each point."""
+    axes, height = figure.axes[0], figure.get_size_inches()[1] * 72
+    for line in chart.lines:
+        points = zip(line.x, line.y, strict=True) if len(line.x) <= 60 else ()
+        for x, y in points:
+            left, bottom = axes.transData.transform((x, y))
+            value = format_float(y, chart.decimals, chart.signed)
+            tip = escape(f"{line.label}: {value} at {x:,.4g} {chart.x_label}")
+            if y <= axes.get_ylim()[1]:
+                position = f'cx="{left:.1f}" cy="{height - bottom:.1f}"'
+                yield f'<circle {position} r="4"><title>{tip}</title></circle>'
+
+
+def write_chart_files(charts: Iterable[Chart], directory: Path) -> None:
+    """Write NAME.pdf and NAME.png of each chart, and remove those of charts that are gone."""
+    names = set()
+    for chart in charts:
+        directory.mkdir(parents=True, exist_ok=True)
+        figure = draw_chart(chart)
+        for name, metadata in (
+            (f"{chart.name}.pdf", {"Creator": CREATOR, "CreationDate": None}),
+            (f"{chart.name}.png", {"Software": CREATOR}),
+        ):
+            names.add(name)
+            with _style(), atomic_write(directory / name) as partial:
+                figure.savefig(partial, format=name[-3:], dpi=200, metadata=metadata)
+    for path in (*directory.glob("*.pdf"), *directory.glob("*.png")):
+        if path.name not in names and CREATOR.encode() in path.read_bytes():
+            path.unlink()

@@ -1,6 +1,6 @@
 """Results of a study's finished jobs: values by seed, differences with intervals, verdicts on hypotheses.
 
-Reads the jobs' own files; sweep_html.py and sweep_tables.py render the results.
+Reads the jobs' own files; study_report.py makes the report.
 """
 
 import math
@@ -13,42 +13,59 @@ import numpy as np
 
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json
-from dwt_jax.runs.metrics_file import read_jsonl, total_flops
+from dwt_jax.runs.metrics_file import sum_or_none, total_flops
 from dwt_jax.study import manifest
+from dwt_jax.study.curves import TargetCrossing, prior_training_flops, steps_to_target
 from dwt_jax.study.extra_results import BAG_OF_WORDS_NAME, MASKED_WORDS_NAME
-from dwt_jax.study.report import TargetCrossing, steps_to_target
-from dwt_jax.study.run_records import read_document_losses
-from dwt_jax.study.statistics import Interval, PairedDocuments, paired_loss_interval, paired_score_interval
+from dwt_jax.study.run_records import RunRecord, read_document_losses, read_finished_run
+from dwt_jax.study.statistics import (
+    Interval,
+    PairedDocuments,
+    Verdict,
+    paired_loss_interval,
+    paired_score_interval,
+)
 from dwt_jax.study.sweep import FINAL_STEP, LOSS_MEASURES, Arm, Hypothesis, JobRecord, Study, failed_jobs
 
 LOSS_MEASURE, OUT_OF_DOMAIN_MEASURE = LOSS_MEASURES
 AVERAGE_MEASURE = "average"  # over tasks
 
 
-class TrainingResult(NamedTuple):
-    """One finished pre-training run."""
+class Measurement(NamedTuple):
+    """A row of the tidy table of results: a measure of a run at a step, and what its mean is over."""
 
-    summary: Mapping[str, Any]
-    evaluations: tuple[Mapping[str, Any], ...]  # by step, including the last
-    documents: PairedDocuments | None
+    seed: int
+    step: int  # FINAL_STEP at the end
+    measure: str
+    scores: tuple[float, ...] = ()  # 0 to 1, by fine-tuning seed or paradigm
+    documents: PairedDocuments | None = None  # losses, in place of scores
+    is_by_paradigm: bool = False
+
+    @property
+    def mean(self) -> float:
+        """The value of the measure."""
+        if self.documents is None:
+            return float(np.mean(self.scores))
+        return float(self.documents.loss.sum() / self.documents.predictions.sum())
 
 
 @dataclass(frozen=True)
 class ArmResults:
-    """Results of an arm by seed, and its scores by (seed, step of the checkpoint)."""
+    """Results of an arm."""
 
     arm: Arm
-    runs: Mapping[int, TrainingResult]
-    out_of_domain: Mapping[int, PairedDocuments]
-    scores: Mapping[
-        tuple[int, int], Mapping[str, tuple[float, ...]]
-    ]  # {task: last epoch by fine-tuning seed} and {set of pairs: accuracy by paradigm}, 0 to 1
+    runs: Mapping[int, RunRecord]  # by seed
+    measurements: Sequence[Measurement]
     planned_steps: Mapping[float, int]  # {share of the steps: step of the checkpoint}
-    pair_sets: tuple[str, ...] = ()  # the measures whose scores are accuracies by paradigm
+
+    def at(self, measure: str, step: int = FINAL_STEP) -> dict[int, Measurement]:
+        """Return the measurements of `measure` at a step, by seed in increasing order."""
+        rows = [row for row in self.measurements if (row.measure, row.step) == (measure, step)]
+        return {row.seed: row for row in sorted(rows, key=lambda row: row.seed)}
 
     def steps(self, measure: str) -> tuple[int, ...]:
-        """Return the steps of the checkpoints with a score of `measure`, FINAL_STEP last."""
-        steps = {step for (_, step), scores in self.scores.items() if measure in scores}
+        """Return the steps at which `measure` is known, FINAL_STEP last."""
+        steps = {row.step for row in self.measurements if row.measure == measure}
         return tuple(sorted(steps, key=lambda step: (step == FINAL_STEP, step)))
 
 
@@ -57,7 +74,7 @@ class HypothesisResult(NamedTuple):
 
     hypothesis: Hypothesis
     interval: Interval | None  # None: an arm is missing, or the two have different texts
-    verdict: str  # confirmed, contradicted, undecided or not comparable
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -121,69 +138,62 @@ def _masked_words(study: Study, workdir: Path) -> list[Mapping[str, Any]]:
 
 def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...], left_out: dict[str, str]) -> ArmResults:
     """Read the results of an arm. Adds jobs whose files are damaged to `left_out`, with the reason."""
-    runs: dict[int, TrainingResult] = {}
-    scores: dict[tuple[int, int], dict[str, tuple[float, ...]]] = {}
-    out_of_domain: dict[int, PairedDocuments] = {}
+    runs: dict[int, RunRecord] = {}
+    measurements: list[Measurement] = []
     for job in jobs:
         if job.arm != arm.name or not job.is_done():
             continue
         try:
+            rows = _MEASUREMENT_READERS[job.kind](job)
             if job.kind == "train":
-                runs[job.seed] = _training_result(job.workdir)
-            elif job.kind in _SCORE_READERS:
-                scores.setdefault((job.seed, job.step), {}).update(_SCORE_READERS[job.kind](job))
-            elif documents := _read_paired_documents(job.workdir, "results.json"):
-                out_of_domain[job.seed] = documents
+                runs[job.seed] = read_finished_run(job.name, job.workdir)
+            measurements += rows
         except UserError as error:
             left_out[job.name] = str(error)
     planned_steps = {job.share: job.step for job in jobs if job.arm == arm.name and job.step}
-    pair_sets = tuple(dict.fromkeys(name for job in jobs if job.kind == "pairs" for name in job.tasks))
-    return ArmResults(arm, runs, out_of_domain, scores, planned_steps, pair_sets)
+    return ArmResults(arm, runs, measurements, planned_steps)
 
 
-def _training_result(workdir: Path) -> TrainingResult:
-    summary = read_json(workdir / "summary.json")
-    by_step = {record["step"]: record for record in read_jsonl(workdir / "evaluations.jsonl")}
-    evaluations = tuple(by_step[step] for step in sorted(by_step))
-    return TrainingResult(summary, evaluations, _read_paired_documents(workdir, "run.json"))
+def _read_losses(job: JobRecord) -> list[Measurement]:
+    """Read a job's losses by document, of its own held-out text or of another."""
+    arrays = read_document_losses(job.workdir / "documents.npz")
+    if arrays is None:
+        return []
+    measure, identity = (LOSS_MEASURE, "run.json")
+    if job.kind != "train":
+        measure, identity = OUT_OF_DOMAIN_MEASURE, "results.json"
+    digest = read_json(job.workdir / identity).get("data_digest", "")
+    return [Measurement(job.seed, FINAL_STEP, measure, documents=PairedDocuments(*arrays, digest))]
 
 
-def _read_paired_documents(workdir: Path, identity: str) -> PairedDocuments | None:
-    """Read a job's losses by document. `identity`: the file with the digest of the held-out text."""
-    arrays = read_document_losses(workdir / "documents.npz")
-    return (
-        None
-        if arrays is None
-        else PairedDocuments(*arrays, read_json(workdir / identity).get("data_digest", ""))
-    )
-
-
-def _read_finetuning_scores(job: JobRecord) -> Mapping[str, tuple[float, ...]]:
+def _read_finetuning_scores(job: JobRecord) -> list[Measurement]:
     """Read the last epoch's scores by task, and their average. No epoch is chosen on the dev set."""
     results = {task: read_json(job.workdir / task / "results.json") for task in job.tasks}
     scores = {task: tuple(result["last"]["by_seed"]) for task, result in results.items()}
     if len({len(values) for values in scores.values()}) == 1:
         scores[AVERAGE_MEASURE] = tuple(float(x) for x in np.mean(list(scores.values()), axis=0))
-    return scores
+    return [Measurement(job.seed, job.step, task, values) for task, values in scores.items()]
 
 
-def _read_pair_scores(job: JobRecord) -> Mapping[str, tuple[float, ...]]:
+def _read_pair_scores(job: JobRecord) -> list[Measurement]:
     """Read the accuracies by paradigm of each set, in the order of the paradigms' names."""
     results = {name: read_json(job.workdir / name / "results.json")["by_paradigm"] for name in job.tasks}
-    return {
-        name: tuple(row["accuracy"] / 100 for _, row in sorted(by_paradigm.items()))
+    return [
+        Measurement(
+            *(job.seed, job.step, name),
+            tuple(row["accuracy"] / 100 for _, row in sorted(by_paradigm.items())),
+            is_by_paradigm=True,
+        )
         for name, by_paradigm in results.items()
-    }
+    ]
 
 
-_SCORE_READERS = {"finetune": _read_finetuning_scores, "pairs": _read_pair_scores}
-
-
-def document_losses_by_seed(arm_results: ArmResults, measure: str) -> dict[int, PairedDocuments]:
-    """Return the losses by document of each seed, for one of LOSS_MEASURES."""
-    if measure == OUT_OF_DOMAIN_MEASURE:
-        return dict(arm_results.out_of_domain)
-    return {seed: run.documents for seed, run in arm_results.runs.items() if run.documents is not None}
+_MEASUREMENT_READERS = {
+    "train": _read_losses,
+    "evaluate": _read_losses,
+    "finetune": _read_finetuning_scores,
+    "pairs": _read_pair_scores,
+}
 
 
 def paired_difference(
@@ -195,37 +205,33 @@ def paired_difference(
         treatment: an arm.
         baseline: the arm to subtract.
         measure: a loss, the average over tasks, a task, or a set of minimal pairs.
-        step: of a score, the checkpoint.
+        step: the checkpoint.
 
     Returns:
         None if there is no common seed, or the held-out texts or the numbers of fine-tuning seeds or
         paradigms differ.
     """
-    if measure in LOSS_MEASURES:
-        treatment_losses, baseline_losses = (
-            document_losses_by_seed(treatment, measure),
-            document_losses_by_seed(baseline, measure),
-        )
-        seeds = sorted(set(treatment_losses) & set(baseline_losses))
-        runs = [losses[seed] for losses in (treatment_losses, baseline_losses) for seed in seeds]
-        if not seeds or not all(run.same_text(runs[0]) for run in runs):
-            return None
-        return paired_loss_interval([treatment_losses[s] for s in seeds], [baseline_losses[s] for s in seeds])
-    treatment_scores, baseline_scores = (
-        {
-            seed: scores[measure]
-            for (seed, at), scores in arm.scores.items()
-            if at == step and measure in scores
-        }
-        for arm in (treatment, baseline)
-    )
-    seeds = sorted(set(treatment_scores) & set(baseline_scores))
-    values = [[scores[seed] for seed in seeds] for scores in (treatment_scores, baseline_scores)]
-    if not seeds or len({len(row) for rows in values for row in rows}) != 1:
+    rows, others = paired_measurements(treatment, baseline, measure, step)
+    if not rows:
         return None
-    return paired_score_interval(
-        np.array(values[0]), np.array(values[1]), crossed=measure in treatment.pair_sets
-    )
+    documents = [row.documents for row in (*rows, *others) if row.documents is not None]
+    if documents:
+        return paired_loss_interval(documents[: len(rows)], documents[len(rows) :])
+    scores = np.array([row.scores for row in (*rows, *others)])
+    return paired_score_interval(scores[: len(rows)], scores[len(rows) :], crossed=rows[0].is_by_paradigm)
+
+
+def paired_measurements(
+    treatment: ArmResults, baseline: ArmResults, measure: str, step: int = FINAL_STEP
+) -> tuple[list[Measurement], list[Measurement]]:
+    """Return both arms' measurements at their common seeds; none if they cannot be compared."""
+    rows, others = treatment.at(measure, step), baseline.at(measure, step)
+    seeds = [seed for seed in rows if seed in others]
+    pairs = [rows[seed] for seed in seeds], [others[seed] for seed in seeds]
+    measurements = [row for arm_rows in pairs for row in arm_rows]
+    documents = [row.documents for row in measurements if row.documents is not None]
+    is_comparable = len({len(row.scores) for row in measurements}) == 1
+    return pairs if is_comparable and all(each.same_text(documents[0]) for each in documents) else ([], [])
 
 
 def evaluate_hypothesis(
@@ -244,27 +250,22 @@ def evaluate_hypothesis(
         None if steps or step is None else paired_difference(treatment, baseline, hypothesis.measure, step)
     )
     if interval is None:
-        return HypothesisResult(hypothesis, None, "not comparable")
+        return HypothesisResult(hypothesis, None, Verdict.NOT_COMPARABLE)
     better = -interval.sign if hypothesis.measure in LOSS_MEASURES else interval.sign
     expected = 1 if hypothesis.expected == "better" else -1
-    verdict = {expected: "confirmed", -expected: "contradicted"}.get(better, "undecided")
-    return HypothesisResult(hypothesis, interval, verdict)
+    verdicts = {expected: Verdict.CONFIRMED, -expected: Verdict.CONTRADICTED}
+    return HypothesisResult(hypothesis, interval, verdicts.get(better, Verdict.UNDECIDED))
 
 
-def mean_loss_curve(arm_results: ArmResults) -> tuple[list[float], list[float], list[float]]:
-    """Return (steps, mean FLOPs, mean held-out loss) over seeds, at steps where all losses are finite."""
+def mean_evaluations(arm_results: ArmResults) -> list[dict[str, float]]:
+    """Return the means over seeds of the evaluations at steps where all losses are finite."""
     by_run = [
         {record["step"]: record for record in run.evaluations if math.isfinite(record["held_out_loss"])}
         for run in arm_results.runs.values()
     ]
-    if not by_run:
-        return [], [], []
-    steps = sorted(set.intersection(*(set(records) for records in by_run)))
-    flops, losses = (
-        [float(np.mean([value(records[step]) for records in by_run])) for step in steps]
-        for value in (total_flops, lambda record: record["held_out_loss"])
-    )
-    return [float(s) for s in steps], flops, losses
+    steps = sorted(set.intersection(*map(set, by_run))) if by_run else []
+    keys = ("step", "student_flops", "teacher_flops", "held_out_loss")
+    return [{key: float(np.mean([run[step][key] for run in by_run])) for key in keys} for step in steps]
 
 
 def mean_score_curve(arm_results: ArmResults, measure: str) -> tuple[list[float], list[float]]:
@@ -273,18 +274,18 @@ def mean_score_curve(arm_results: ArmResults, measure: str) -> tuple[list[float]
     Means are over the seeds that have a score at all of these checkpoints; without such a seed both lists are
     empty. FLOPs between two evaluations of the held-out loss are interpolated.
     """
-    steps, runs = arm_results.steps(measure), arm_results.runs
-    seeds = [
-        seed for seed in runs if all(measure in arm_results.scores.get((seed, step), {}) for step in steps)
-    ]
-    if not seeds:
+    runs, by_step = (
+        arm_results.runs,
+        {step: arm_results.at(measure, step) for step in arm_results.steps(measure)},
+    )
+    seeds = [seed for seed in runs if all(seed in rows for rows in by_step.values())]
+    if not seeds or not by_step:
         return [], []
-    flops = [float(np.mean([_flops_at(runs[seed], step) for seed in seeds])) for step in steps]
-    scores = [float(np.mean([arm_results.scores[seed, step][measure] for seed in seeds])) for step in steps]
-    return flops, scores
+    flops = [float(np.mean([_flops_at(runs[seed], step) for seed in seeds])) for step in by_step]
+    return flops, [float(np.mean([rows[seed].mean for seed in seeds])) for rows in by_step.values()]
 
 
-def _flops_at(run: TrainingResult, step: int) -> float:
+def _flops_at(run: RunRecord, step: int) -> float:
     """Return the FLOPs of student and teacher's forward pass up to a checkpoint."""
     if step == FINAL_STEP:
         return float(run.summary["flops"]["total"])
@@ -318,12 +319,10 @@ def arm_qualities(arms: Mapping[str, ArmResults]) -> list[ArmQuality]:
     """
     points = []
     for name, arm_results in arms.items():
-        by_seed = {
-            seed: float(np.mean(scores[AVERAGE_MEASURE]))
-            for (seed, step), scores in sorted(arm_results.scores.items())
-            if step == FINAL_STEP and AVERAGE_MEASURE in scores and seed in arm_results.runs
+        by_seed = {seed: row.mean for seed, row in arm_results.at(AVERAGE_MEASURE).items()}
+        finite_scores = {
+            seed: score for seed, score in by_seed.items() if seed in arm_results.runs and np.isfinite(score)
         }
-        finite_scores = {seed: score for seed, score in by_seed.items() if np.isfinite(score)}
         if finite_scores:
             flops = float(
                 np.mean([arm_results.runs[seed].summary["flops"]["total"] for seed in finite_scores])
@@ -353,16 +352,11 @@ def flops_to_target(
     Returns:
         None if the target is never reached, or the cost of the teacher is unknown.
     """
-    steps, flops, losses = mean_loss_curve(arm_results)
-    records = [
-        {"step": s, "student_flops": f, "teacher_flops": 0.0, "held_out_loss": loss}
-        for s, f, loss in zip(steps, flops, losses, strict=True)
-    ]
-    crossing = steps_to_target(records, target)
+    crossing = steps_to_target(mean_evaluations(arm_results), target)
     if crossing is None:
         return None
     if not include_teacher_training:
         return crossing
-    cost = next(iter(arm_results.runs.values())).summary["flops"]
-    prior_flops = [cost.get("teacher_training"), cost.get("source_training", 0.0)]
-    return None if None in prior_flops else crossing._replace(flops=crossing.flops + sum(prior_flops))
+    training = prior_training_flops(next(iter(arm_results.runs.values())).summary["flops"])
+    total = sum_or_none(crossing.flops, training)
+    return None if total is None else crossing._replace(flops=total)

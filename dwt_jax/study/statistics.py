@@ -7,13 +7,24 @@ is valid for few seeds, but ignores the variance within runs. A difference count
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 REPLICATES = 2000
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Two-sided 95 % points of Student's t for 1 to 10 degrees of freedom; the last is used for more."""
+
+
+class Verdict(StrEnum):
+    """What a comparison shows: of a teacher, or of a hypothesis."""
+
+    HELPED = "helped"
+    HARMED = "harmed"
+    CONFIRMED = "confirmed"
+    CONTRADICTED = "contradicted"
+    UNDECIDED = "undecided"
+    NOT_COMPARABLE = "not comparable"
 
 
 class Interval(NamedTuple):
@@ -100,5 +111,5 @@ def _interval(by_seed: np.ndarray, replicates: np.ndarray) -> Interval:
     low, high = (float(x) for x in np.percentile(replicates, [2.5, 97.5]))
     half_width = np.inf
     if seeds > 1:
-        half_width = float(_T95[min(seeds - 1, len(_T95)) - 1] * by_seed.std(ddof=1) / np.sqrt(seeds))
+        half_width = float(stdtrit(seeds - 1, 0.975) * by_seed.std(ddof=1) / np.sqrt(seeds))
     return Interval(mean, low, high, mean - half_width, mean + half_width, seeds)

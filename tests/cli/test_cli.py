@@ -22,7 +22,10 @@ def test_help_imports_neither_jax_nor_other_heavy_packages(command):
     arguments = [command, "--help"] if command else ["--help"]
     code = f"import sys; from dwt_jax.cli import main\ntry: main({arguments!r})\n"
     code += "except SystemExit as e: code = e.code\n"
-    code += "heavy = {'jax', 'flax', 'optax', 'orbax', 'transformers', 'tensorflow_datasets', 'numpy'}\n"
+    code += (
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'transformers', 'tensorflow_datasets', 'numpy', 'scipy', "
+    )
+    code += "'matplotlib', 'jinja2'}\n"
     code += "sys.exit(code or sorted(heavy & set(sys.modules)) or 0)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert found.returncode == 0, found.stderr

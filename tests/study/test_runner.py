@@ -20,9 +20,10 @@ from dwt_jax.models import flops
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.runs.metrics_file import total_flops
 from dwt_jax.runs.optimizer import optimizer_flops
-from dwt_jax.study import extra_results, manifest, runner, sweep_html, sweep_tables
+from dwt_jax.study import extra_results, manifest, runner, study_report, study_tables
 from dwt_jax.study import plan as study_plan
 from dwt_jax.study import results as study_results
+from dwt_jax.study.report import report_markdown
 from dwt_jax.study.run_and_report import run_and_report
 from dwt_jax.study.sweep import (
     MaskedWords,
@@ -124,15 +125,19 @@ def test_finished_jobs_are_not_repeated(small_study, finished_study, capsys):
     assert all(" done " in line for line in plan[1:])
 
 
-def test_report_has_every_measured_value(finished_study):
-    page = sweep_html.write_study_report(finished_study[0])
+def test_report_has_every_measured_value(finished_study, with_charts):
+    page = study_report.write_study_report(finished_study[0])
     collected = study_results.collect_study_results(finished_study[0])
     text = page.with_suffix(".md").read_text().replace("\\", "")  # without escapes
     assert f"{collected.num_jobs} of {collected.num_jobs} runs are finished" in text
     assert "A teacher helps (paper: so it says): " in text
     assert [result.verdict for result in collected.hypothesis_results] != ["not comparable"] * 3
     rows = list(csv.DictReader(page.with_suffix(".csv").open()))
-    losses = {(r["arm"], r["seed"]): float(r["value"]) for r in rows if r["measure"] == "held_out_loss"}
+    losses = {
+        (r["arm"], r["seed"]): float(r["value"])
+        for r in rows
+        if r["measure"] == "held_out_loss" and r["step"] == "end"
+    }
     for (arm, seed), value in losses.items():
         summary = json.loads((finished_study[0] / "runs" / f"{arm}-seed{seed}" / "summary.json").read_text())
         assert value == pytest.approx(summary["held_out"]["held_out_loss"], rel=1e-9)
@@ -145,7 +150,7 @@ def test_report_has_every_measured_value(finished_study):
     scores_of_run = [float(r["value"]) for r in scores if (r["arm"], r["seed"]) == ("distilled", "1")]
     assert scores_of_run == results["tasks"]["era"]["last"]["by_seed"]
     mean = sum(losses["distilled", s] - losses["alone", s] for s in "01") / 2
-    interval = sweep_tables.format_interval(collected.hypothesis_results[0].interval, "held_out_loss")
+    interval = study_tables.format_interval(collected.hypothesis_results[0].interval, "held_out_loss")
     assert collected.hypothesis_results[0].interval.mean == pytest.approx(mean, rel=1e-9)
     assert interval in text
     assert "Scores by checkpoint: era" in text
@@ -163,7 +168,7 @@ def test_report_has_every_measured_value(finished_study):
 
 
 def test_report_has_the_accuracies_on_minimal_pairs(finished_study):
-    page = sweep_html.write_study_report(finished_study[0])
+    page = study_report.write_study_report(finished_study[0])
     collected = study_results.collect_study_results(finished_study[0])
     by_paradigm = {  # of the file of each job: accuracy of the paradigms by name
         path.parent.parent.name: [
@@ -195,7 +200,7 @@ def test_report_has_the_accuracies_on_minimal_pairs(finished_study):
     ]
     assert flops[0] == pytest.approx(flops[1] / 2)
     assert len(accuracies) == 2
-    table = sweep_tables.arm_results_table(collected)
+    table = study_tables.arm_results_table(collected)
     column = table.header.index("order (%)")
     cells = [row[column] for row in table.rows]
     assert cells[0] == cells[-1] == "–"  # the teacher was not asked to, and bags of words cannot
@@ -223,19 +228,19 @@ def test_report_has_the_floor_and_the_guesses_of_masked_words(finished_study):
     collected = study_results.collect_study_results(workdir)
     floor = json.loads((workdir / "bag_of_words.json").read_text())["era"]
     assert 0.2 < floor["score"] < 0.8  # 64 examples of four classes
-    row = sweep_tables.arm_results_table(collected).rows[-1]
+    row = study_tables.arm_results_table(collected).rows[-1]
     assert row[0].startswith("no model")
     assert f"{100 * floor['score']:.2f}" in row
     records = json.loads((workdir / "masked_words.json").read_text())["rows"]
     assert len(records) == 3
-    page, lines = sweep_html.write_study_report(workdir), sweep_tables.study_lines(collected)
+    page, lines = study_report.write_study_report(workdir), study_report.study_lines(collected)
     for text in (page.read_text(), page.with_suffix(".md").read_text(), "\n".join(lines)):
         for record in records:
             assert record["word"] in text
             for guesses in record["guesses"].values():
                 assert len(guesses) == 3
                 assert 0 < guesses[0][1] <= 1
-                assert sweep_tables.format_guesses(guesses) in text.replace("\\", "")
+                assert study_tables.format_guesses(guesses) in text.replace("\\", "")
     assert set(records[0]["guesses"]) == {"alone", "distilled"}
 
 
@@ -253,7 +258,7 @@ def test_extra_results_are_those_of_the_study_now(finished_study, tmp_path):
 
     other = collect(masked_words={"arms": ["teacher", "alone"], "rows": 3})
     assert [set(row["guesses"]) for row in other.masked_words] == [{"teacher", "alone"}] * 3
-    assert "–" in "\n".join(sweep_tables.study_lines(other))
+    assert "–" in "\n".join(study_report.study_lines(other))
     assert collect(masked_words={"arms": []}).masked_words == []
     assert collect(finetuning={"config": "configs/glue.py", "tasks": ["era"]}).bag_of_words == {}
 
@@ -389,7 +394,7 @@ def test_damaged_files_of_a_run_are_left_out_or_written_again(small_study, finis
     runs = tmp_path / "part" / "runs"
     (runs / "alone-seed0" / "summary.json").write_text("")
     (runs / "alone-seed1" / "run.json").write_text('{"data_')
-    text = sweep_html.write_study_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
+    text = study_report.write_study_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
     for name, file in (("alone-seed0", "summary.json"), ("alone-seed1", "run.json")):
         assert f"* {name} is left out: {runs / name / file}: damaged" in text
     collected = study_results.collect_study_results(tmp_path / "part")
@@ -407,36 +412,32 @@ def test_unpaired_results_are_not_comparable(finished_study):
     collected = study_results.collect_study_results(finished_study[0])
     treatment, baseline = collected.arms["distilled"], collected.arms["alone"]
     assert study_results.paired_difference(treatment, baseline, "held_out_loss") is not None
-    runs = {
-        seed: run._replace(documents=run.documents._replace(predictions=run.documents.predictions + 1))
-        for seed, run in treatment.runs.items()
-    }
-    other = dataclasses.replace(treatment, runs=runs)
+
+    def change(arm, measure, **changes):
+        """Return an arm whose documents of a measure are others."""
+        measurements = [
+            row._replace(documents=row.documents._replace(**changes)) if row.measure == measure else row
+            for row in arm.measurements
+        ]
+        return dataclasses.replace(arm, measurements=measurements)
+
+    other_counts = treatment.at("held_out_loss")[0].documents.predictions + 1
+    other = change(treatment, "held_out_loss", predictions=other_counts)
     assert study_results.paired_difference(other, baseline, "held_out_loss") is None
     result = study_results.evaluate_hypothesis(
         collected.study.claims[0], collected.study, {**collected.arms, "distilled": other}
     )
     assert result.verdict == "not comparable"
-    assert "or without comparable runs" in sweep_tables.hypothesis_sentence(result, collected)
+    assert "or without comparable runs" in study_report.hypothesis_sentence(result, collected)
     changed = dataclasses.replace(collected, arms={**collected.arms, "distilled": other})
-    assert sweep_tables.flops_to_target_table(changed).rows[-1][1:] == ["different held-out text"] * 2
-    runs = {
-        seed: run._replace(documents=run.documents._replace(text="another"))
-        for seed, run in treatment.runs.items()
-    }
-    assert (
-        study_results.paired_difference(dataclasses.replace(treatment, runs=runs), baseline, "held_out_loss")
-        is None
-    )
-    out_of_domain = {
-        seed: documents._replace(text="another") for seed, documents in treatment.out_of_domain.items()
-    }
-    other = dataclasses.replace(treatment, out_of_domain=out_of_domain)
-    assert study_results.paired_difference(treatment, baseline, "loss_elsewhere") is not None
-    assert study_results.paired_difference(other, baseline, "loss_elsewhere") is None
-    empty = study_results.ArmResults(treatment.arm, {}, {}, {}, {})
+    assert study_tables.flops_to_target_table(changed).rows[-1][1:] == ["different held-out text"] * 2
+    for measure in ("held_out_loss", "loss_elsewhere"):
+        assert study_results.paired_difference(treatment, baseline, measure) is not None
+        other = change(treatment, measure, text="another")
+        assert study_results.paired_difference(other, baseline, measure) is None
+    empty = study_results.ArmResults(treatment.arm, {}, [], {})
     assert study_results.paired_difference(empty, baseline, "era") is None
-    assert study_results.mean_loss_curve(empty) == ([], [], [])
+    assert study_results.mean_evaluations(empty) == []
 
 
 def test_changed_study_is_refused_and_a_new_task_is_run(small_study, finished_study):
@@ -524,7 +525,7 @@ def test_a_run_without_a_finite_loss_is_in_the_report(finished_study, tmp_path):
         with np.load(run / "documents.npz") as arrays:
             losses = dict(arrays)
         np.savez(run / "documents.npz", **{**losses, "loss": losses["loss"] * np.nan})
-    text = sweep_html.write_study_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
+    text = study_report.write_study_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
     assert "A teacher helps (paper: so it says): undecided at this scale." in text
     assert "nan [nan, nan; t nan, nan]" in text
     assert "| distilled | never, or unknown | never, or unknown |" in text
@@ -535,11 +536,10 @@ def test_flops_are_the_mean_over_seeds(finished_study):
     arm_results = study_results.collect_study_results(finished_study[0]).arms["distilled"]
     first, second = arm_results.runs.values()
     evaluations = [{**record, "teacher_flops": 3 * record["teacher_flops"]} for record in second.evaluations]
-    runs = {0: first, 1: second._replace(evaluations=tuple(evaluations))}
+    runs = {0: first, 1: dataclasses.replace(second, evaluations=evaluations)}
     flops = [record["student_flops"] + 2 * record["teacher_flops"] for record in first.evaluations]
-    assert study_results.mean_loss_curve(dataclasses.replace(arm_results, runs=runs))[1] == pytest.approx(
-        flops
-    )
+    means = study_results.mean_evaluations(dataclasses.replace(arm_results, runs=runs))
+    assert [total_flops(record) for record in means] == pytest.approx(flops)
 
 
 def test_a_plan_needs_no_examples(small_study, tmp_path, capsys):
@@ -577,7 +577,7 @@ def test_hypothesis_on_a_missing_checkpoint_is_not_comparable(small_study, finis
     assert [result.interval is None for result in collected.hypothesis_results] == [False, True, False]
     shutil.rmtree(tmp_path / "part" / "runs" / "distilled-seed1")
     collected = study_results.collect_study_results(tmp_path / "part")
-    assert "(1 of the seeds)" in sweep_tables.study_markdown(collected)
+    assert "(1 of the seeds)" in report_markdown(study_report.study_report(collected))
 
 
 def test_rate_ignores_interruptions(small_study, finished_study, tmp_path):
@@ -597,10 +597,10 @@ def test_the_report_needs_no_config_file(finished_study, tmp_path, monkeypatch):
     shutil.copytree(finished_study[0], tmp_path / "moved")
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
-    page = sweep_html.write_study_report(tmp_path / "moved")
+    page = study_report.write_study_report(tmp_path / "moved")
     assert (
         page.with_suffix(".csv").read_text()
-        == sweep_html.write_study_report(finished_study[0]).with_suffix(".csv").read_text()
+        == study_report.write_study_report(finished_study[0]).with_suffix(".csv").read_text()
     )
 
 
@@ -637,7 +637,7 @@ def test_dry_run_estimates_costs(small_study, finished_study, tmp_path):
 @pytest.mark.slow
 def test_killed_anywhere_the_report_is_the_same(small_study, finished_study, tmp_path):
     """kill -9 four times, also during fine-tuning and scoring of pairs; then the command runs to the end."""
-    expected = sweep_html.write_study_report(finished_study[0]).with_suffix(".csv").read_text()
+    expected = study_report.write_study_report(finished_study[0]).with_suffix(".csv").read_text()
     workdir = tmp_path / "killed"
     command = ("study", f"--config={small_study[0]}", f"--workdir={workdir}")
     for pattern in (

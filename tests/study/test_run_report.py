@@ -17,7 +17,8 @@ from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.models.llama import Config as LlamaConfig
-from dwt_jax.study import charts, descriptions, report
+from dwt_jax.study import curves, descriptions, run_comparison
+from dwt_jax.study.run_report import write_run_report
 from helpers.html_page import Page
 
 STEPS, EVERY = 1000, 100
@@ -171,17 +172,24 @@ def write_plan(workdir: Path, **changes) -> None:
     (workdir / "study.json").write_text(json.dumps({**plan, **changes}))
 
 
-def rows_of(path: Path) -> dict[str, dict[str, str]]:
+def rows_of(path: Path) -> dict[str, dict[str, float]]:
+    """Return the measures at the end by run."""
+    rows: dict[str, dict[str, float]] = {}
     with open(path, newline="", encoding="utf-8") as file:
-        return {row["run"]: row for row in csv.DictReader(file)}
+        for row in csv.DictReader(file):
+            if row["step"] == "end":
+                rows.setdefault(row["arm"], {})[row["measure"]] = float(row["value"])
+    return rows
 
 
-def comparisons_of(workdir: Path) -> dict[str, report.BaselineComparison]:
-    return {comparison.run.name: comparison for comparison in report.collect_runs(workdir).comparisons}
+def comparisons_of(workdir: Path) -> dict[str, run_comparison.BaselineComparison]:
+    return {
+        comparison.run.name: comparison for comparison in run_comparison.collect_runs(workdir).comparisons
+    }
 
 
 def test_numbers_equal_the_files(tmp_path):
-    path = report.write_report(make_study(tmp_path))
+    path = write_run_report(make_study(tmp_path))
     assert path == tmp_path / "report.html"
     results = {row[0]: row for row in Page(path.read_text()).tables[0][1:]}
     rows = rows_of(tmp_path / "report.csv")
@@ -192,19 +200,31 @@ def test_numbers_equal_the_files(tmp_path):
         assert results[label][5] == f"{loss:.4f} ± 0.0213"
         assert results[label][8] == f"{math.exp(loss):,.2f}"
         assert results[label][9:11] == ["12.34 %", "23.45 %"]
-        assert float(rows[name]["held_out_loss"]) == loss
-        assert float(rows[name]["total_flops"]) == summary["flops"]["total"]
-        assert float(rows[name]["seconds"]) == 61.5
-        assert int(rows[name]["skipped_updates"]) == 3
+        assert rows[name]["held_out_loss"] == loss
+        assert rows[name]["total_flops"] == summary["flops"]["total"]
+        assert rows[name]["seconds"] == 61.5
+        assert rows[name]["skipped_updates"] == 3
     assert results[LABELS["decay"]][3] == "hard 1; soft 4 → 1 linear"
-    assert float(rows["normal"]["relative_cost"]) == pytest.approx((STUDENT + TEACHER_FORWARD) / STUDENT)
-    assert float(rows["normal"]["tokens_per_second"]) == 40525
+    assert rows["normal"]["relative_cost"] == pytest.approx((STUDENT + TEACHER_FORWARD) / STUDENT)
+    assert rows["normal"]["tokens_per_second"] == 40525
     costs = {row[0]: row for row in Page(path.read_text()).tables[1][1:]}
     assert costs[LABELS["normal"]][1:8] == ["24.00", "1.90", "25.90", "108 %", "6.00", "31.90", "133 %"]
 
 
+def test_the_tidy_table_has_the_curves(tmp_path):
+    write_run_report(make_study(tmp_path))
+    with open(tmp_path / "report.csv", newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["arm", "seed", "step", "measure", "finetuning_seed", "value"]
+    losses = {(row[0], row[2]): float(row[5]) for row in rows if row[3] == "held_out_loss"}
+    assert [losses["normal", str(step)] for step in range(100, 1000, 100)] == RUNS["normal"][1][:-1]
+    assert losses["normal", "end"] == RUNS["normal"][1][-1]
+    assert ["normal", "0", "500", "total_flops", "", repr(500 * (STUDENT + TEACHER_FORWARD))] in rows
+    assert {row[1] for row in rows if row[0] == "alone-seed1"} == {"1"}
+
+
 def test_markdown_csv_and_html_agree(tmp_path):
-    report.write_report(make_study(tmp_path))
+    write_run_report(make_study(tmp_path))
     markdown = (tmp_path / "report.md").read_text()
     table = [line for line in markdown.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
@@ -212,8 +232,9 @@ def test_markdown_csv_and_html_agree(tmp_path):
     assert cells[0] == results[0]
     assert cells[2 : 2 + len(RUNS) + 1] == results[1:]
     for name, row in rows_of(tmp_path / "report.csv").items():
-        verdict = next(line for line in results if line[0] == LABELS[name])[7]
-        assert verdict == (row["verdict"] or "–")
+        difference = next(line for line in results if line[0] == LABELS[name])[6]
+        expected = f"{row['difference']:+.4f} ± " if "difference" in row else "–"
+        assert difference.startswith(expected.replace("-", "−"))
 
 
 @pytest.mark.parametrize("key", ["bits_per_byte", "loss_per_byte"])
@@ -221,18 +242,17 @@ def test_losses_per_byte_are_a_column_where_a_run_has_them(tmp_path, key):
     """A run that was evaluated by an earlier version has none."""
     make_study(tmp_path)
     name = key.replace("_", " ")
-    assert name not in Page(report.write_report(tmp_path).read_text()).tables[0][0]
+    assert name not in Page(write_run_report(tmp_path).read_text()).tables[0][0]
     for run, value in (("alone", 1.23456), ("decay", None)):  # not finite
         path = tmp_path / run / "summary.json"
         summary = json.loads(path.read_text())
         summary["held_out"][key] = value
         path.write_text(json.dumps(summary))
-    header, *rows = Page(report.write_report(tmp_path).read_text()).tables[0]
+    header, *rows = Page(write_run_report(tmp_path).read_text()).tables[0]
     column = {row[0]: row[header.index(name)] for row in rows}
     assert column == dict.fromkeys(LABELS.values(), "–") | {LABELS["alone"]: "1.2346"}
-    in_csv = {name: row[key] for name, row in rows_of(tmp_path / "report.csv").items()}
-    assert in_csv["alone"] == "1.23456"
-    assert in_csv["normal"] == ""
+    in_csv = {name: row[key] for name, row in rows_of(tmp_path / "report.csv").items() if key in row}
+    assert in_csv == {"alone": 1.23456}
 
 
 def test_helped_harmed_undecided(tmp_path):
@@ -243,8 +263,8 @@ def test_helped_harmed_undecided(tmp_path):
         "decay": "undecided",
     }
     assert comparisons["normal"].difference == pytest.approx(-0.05)
-    assert report.collect_runs(tmp_path).noise.value == pytest.approx(0.012)
-    page = report.write_report(tmp_path).read_text()
+    assert run_comparison.collect_runs(tmp_path).noise.value == pytest.approx(0.012)
+    page = write_run_report(tmp_path).read_text()
     assert "Of 3 students with a teacher: 1 helped, 1 harmed, 1 undecided." in page
     assert "This is from two seeds, a rough estimate" in page
 
@@ -252,7 +272,7 @@ def test_helped_harmed_undecided(tmp_path):
 def test_largest_seed_noise_counts(tmp_path):
     make_study(tmp_path, plan=False)
     write_run(tmp_path / "normal-seed1", config_of(seed=1, teacher="demo/teacher"), curve(5.581))
-    noise = report.collect_runs(tmp_path).noise
+    noise = run_comparison.collect_runs(tmp_path).noise
     assert noise.value == pytest.approx(0.031)
     assert {run.name for run in noise.runs} == {"normal", "normal-seed1"}
 
@@ -276,13 +296,13 @@ def test_without_seeds_nothing_is_decided(tmp_path):
     write_run(tmp_path / "alone", config_of(), curve(5.6))
     write_run(tmp_path / "distilled", config_of(teacher="other/teacher"), curve(5.0))
     assert comparisons_of(tmp_path)["distilled"].verdict == "undecided"
-    assert report.collect_runs(tmp_path).noise is None
+    assert run_comparison.collect_runs(tmp_path).noise is None
 
 
 def test_a_planned_pair_that_differs_in_more_than_the_seed_is_no_noise(tmp_path):
     make_study(tmp_path)
     write_plan(tmp_path, noise_pair=["alone", "normal"])
-    assert report.collect_runs(tmp_path).noise is None
+    assert run_comparison.collect_runs(tmp_path).noise is None
 
 
 @pytest.mark.parametrize(
@@ -300,7 +320,7 @@ def test_runs_of_different_models_or_data_are_not_comparable(tmp_path, other):
     write_run(tmp_path / "distilled", losses=curve(5.0), **other)
     comparison = comparisons_of(tmp_path)["distilled"]
     assert comparison.verdict == "not comparable"
-    assert "cannot be compared" in report.write_report(tmp_path).read_text()
+    assert "cannot be compared" in write_run_report(tmp_path).read_text()
 
 
 def test_other_differences_are_stated(tmp_path):
@@ -309,7 +329,7 @@ def test_other_differences_are_stated(tmp_path):
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sentence_stride=4))
     write_run(tmp_path / "distilled", config, curve(5.5))
     assert comparisons_of(tmp_path)["distilled"].differing_keys == ("data.sentence_stride",)
-    assert "Settings that differ: data.sentence_stride." in report.write_report(tmp_path).read_text()
+    assert "Settings that differ: data.sentence_stride." in write_run_report(tmp_path).read_text()
 
 
 def test_paired_error_equals_the_bootstrap():
@@ -341,24 +361,24 @@ def records(*points: tuple[float, float]) -> list[dict[str, float]]:
 
 def test_steps_to_reach():
     falling = records((100, 7.0), (200, 6.0), (300, 5.5))
-    assert report.steps_to_target(falling, 6.25) == (175, 175 * 12, False)
-    assert report.steps_to_target(falling, 5.5) == (300, 3600, False)
-    assert report.steps_to_target(falling, 7.5) == (100, 1200, True)
-    assert report.steps_to_target(falling, 5.4) is None
-    assert report.steps_to_target([], 5.4) is None
+    assert curves.steps_to_target(falling, 6.25) == (175, 175 * 12, False)
+    assert curves.steps_to_target(falling, 5.5) == (300, 3600, False)
+    assert curves.steps_to_target(falling, 7.5) == (100, 1200, True)
+    assert curves.steps_to_target(falling, 5.4) is None
+    assert curves.steps_to_target([], 5.4) is None
     rising = records((100, 6.0), (200, 5.0), (300, 5.6), (400, 4.9))  # the first time counts
-    assert report.steps_to_target(rising, 5.5).steps == 150
+    assert curves.steps_to_target(rising, 5.5).steps == 150
 
 
 def test_reach_is_charged_with_the_teacher(tmp_path):
-    report.write_report(make_study(tmp_path))
+    write_run_report(make_study(tmp_path))
     row = rows_of(tmp_path / "report.csv")["normal"]
     x, y = np.arange(1, 11) * 100.0, np.array(RUNS["normal"][1])
     steps = np.interp(-5.6, -y, x)
-    assert float(row["steps_to_reach_alone"]) == pytest.approx(steps)
-    assert float(row["flops_to_reach_alone"]) == pytest.approx(steps * (STUDENT + TEACHER_FORWARD))
-    assert float(row["with_teacher_training"]) == pytest.approx(steps * (STUDENT + TEACHER_FORWARD) + 6e12)
-    assert rows_of(tmp_path / "report.csv")["strong"]["steps_to_reach_alone"] == ""
+    assert row["steps_to_reach_alone"] == pytest.approx(steps)
+    assert row["flops_to_reach_alone"] == pytest.approx(steps * (STUDENT + TEACHER_FORWARD))
+    assert row["with_teacher_training"] == pytest.approx(steps * (STUDENT + TEACHER_FORWARD) + 6e12)
+    assert "steps_to_reach_alone" not in rows_of(tmp_path / "report.csv")["strong"]
     assert "It never reached the final loss of the baseline." in (tmp_path / "report.html").read_text()
 
 
@@ -367,23 +387,23 @@ def test_unknown_training_cost_of_the_teacher(tmp_path):
     summary = json.loads((tmp_path / "normal" / "summary.json").read_text())
     summary["flops"]["teacher_training"] = None
     (tmp_path / "normal" / "summary.json").write_text(json.dumps(summary))
-    assert "the cost of training the teacher is unknown" in report.write_report(tmp_path).read_text()
-    assert rows_of(tmp_path / "report.csv")["normal"]["with_teacher_training"] == ""
+    assert "the cost of training the teacher is unknown" in write_run_report(tmp_path).read_text()
+    assert "with_teacher_training" not in rows_of(tmp_path / "report.csv")["normal"]
 
 
 def test_report_has_the_fine_tunings_of_its_runs(tmp_path):
     """In the order of the runs, without those of unknown runs; no section without fine-tunings."""
     study = make_study(tmp_path)
-    assert "Fine-tuning" not in report.write_report(study).read_text()
+    assert "Fine-tuning" not in write_run_report(study).read_text()
     scores = {"normal": [0.5, 0.6], "teacher": [0.25], "stranger": [0.9]}
     for name, by_seed in scores.items():
         deviation = statistics.stdev(by_seed) if len(by_seed) > 1 else None
         last = {"mean": statistics.mean(by_seed), "standard_deviation": deviation, "by_seed": by_seed}
         best = {**last, "mean": last["mean"] + 0.1}
-        folder = tmp_path / report.DOWNSTREAM_DIR / name
+        folder = tmp_path / run_comparison.DOWNSTREAM_DIR / name
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({"tasks": {"era": {"last": last, "best": best}}}))
-    page = report.write_report(study).read_text()
+    page = write_run_report(study).read_text()
     text = (tmp_path / "report.md").read_text()
     rows = [line for line in text.split("## Fine-tuning")[1].splitlines() if "| era |" in line]
     assert rows == [
@@ -400,11 +420,11 @@ def test_resolved_compute_dtype_is_compared(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "compute": "bfloat16"}))
     [comparison] = [
         comparison
-        for comparison in report.collect_runs(tmp_path).comparisons
+        for comparison in run_comparison.collect_runs(tmp_path).comparisons
         if comparison.run.name == "normal"
     ]
     assert comparison.differing_keys == ("computed in",)
-    text = report.write_report(tmp_path).with_suffix(".md").read_text()
+    text = write_run_report(tmp_path).with_suffix(".md").read_text()
     assert "| compute type | differs | computed in = " in text
     assert f"bfloat16 ({LABELS['normal']})" in text
 
@@ -418,13 +438,13 @@ def test_resolved_attention_is_compared(tmp_path, attention, keys):
     path = tmp_path / "normal" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "precision": {**config["precision"], "attention": attention}}))
-    comparisons = report.collect_runs(tmp_path).comparisons
+    comparisons = run_comparison.collect_runs(tmp_path).comparisons
     [comparison] = [comparison for comparison in comparisons if comparison.run.name == "normal"]
     assert comparison.differing_keys == keys
 
 
 def test_roles_without_a_plan(tmp_path):
-    study = report.collect_runs(make_study(tmp_path / "demo", plan=False))
+    study = run_comparison.collect_runs(make_study(tmp_path / "demo", plan=False))
     assert {run.name: run.role for run in study.runs if run.role == "teacher"} == {"teacher": "teacher"}
     assert study.baseline.name == "alone"
     assert {run.name for run in study.noise.runs} == {"alone", "alone-seed1"}
@@ -438,7 +458,7 @@ def test_runs_one_level_further_down(tmp_path):
     write_run(tmp_path / "grid" / "b", config_of(teacher="runs/grid/a"), curve(5.5))
     (tmp_path / "grid" / "a" / "model").mkdir()
     (tmp_path / "grid" / "a" / "model" / "config.json").write_text("{}")
-    study = report.collect_runs(tmp_path)
+    study = run_comparison.collect_runs(tmp_path)
     assert [run.name for run in study.runs] == ["grid/a", "grid/b"]
     assert study.runs[0].role == "teacher"
 
@@ -451,23 +471,23 @@ def test_runs_of_a_version_with_a_number_for_the_masking_rate_are_comparable(tmp
         config["mlm"]["probability"] = config["mlm"]["probability"]["value"]
         del config["optimizer"]["learning_rate"]["decay_type"]
         path.write_text(json.dumps(config))
-    (comparison,) = (c for c in report.collect_runs(tmp_path).comparisons if c.run.name == "normal")
+    (comparison,) = (c for c in run_comparison.collect_runs(tmp_path).comparisons if c.run.name == "normal")
     assert comparison.verdict == "helped"
     assert not comparison.differing_keys
-    assert "15 % of the tokens" in report.write_report(tmp_path).read_text()
+    assert "15 % of the tokens" in write_run_report(tmp_path).read_text()
 
 
 def test_masking_schedules_are_described(tmp_path):
     falling = Mlm(Schedule("linear", 0.4, 0.15))
     write_run(tmp_path / "a", config_of(mlm=falling), curve(5.6))
     write_run(tmp_path / "b", config_of(teacher="runs/t", mlm=falling), curve(5.5))
-    assert "0.4 → 0.15 linear, as a share of the tokens" in report.write_report(tmp_path).read_text()
+    assert "0.4 → 0.15 linear, as a share of the tokens" in write_run_report(tmp_path).read_text()
 
 
 def test_no_masks_are_claimed_of_models_of_next_tokens(tmp_path):
     config = dataclasses.replace(config_of(), model=LlamaConfig(vocab_size=4096))
     write_run(tmp_path / "a", config, curve(5.6))
-    page = report.write_report(tmp_path)
+    page = write_run_report(tmp_path)
     assert "| masks | equal | none, each next token is predicted |" in page.with_suffix(".md").read_text()
     assert "masked" not in page.read_text()
 
@@ -477,12 +497,12 @@ def test_batch_ramps_are_described(tmp_path):
     config = config_of()
     train = dataclasses.replace(config.train, batch_size=16, batch_ramp=(4, 8), batch_ramp_fraction=0.3)
     run = write_run(tmp_path / "a", dataclasses.replace(config, train=train), curve(5.6))
-    path = report.write_report(tmp_path).with_suffix(".md")
+    path = write_run_report(tmp_path).with_suffix(".md")
     assert "| equal | 4 rows to step 150, 8 rows to step 300, then 16 rows |" in path.read_text()
     older = json.loads((run / "config.json").read_text())
     older["train"] = {"steps": STEPS, "batch_size": 16, "accumulate": 1}
     (run / "config.json").write_text(json.dumps(older))
-    report.write_report(tmp_path)
+    write_run_report(tmp_path)
     assert "| rows a step | equal | 16 rows |" in path.read_text()
 
 
@@ -491,9 +511,9 @@ def test_unfinished_runs_are_listed(tmp_path):
     (tmp_path / "decay" / "summary.json").unlink()
     plan = json.loads((tmp_path / "study.json").read_text())
     write_plan(tmp_path, runs=[*plan["runs"], {"name": "planned", "label": "planned", "role": "student"}])
-    study = report.collect_runs(tmp_path)
+    study = run_comparison.collect_runs(tmp_path)
     assert study.unfinished == (("decay", 1000), ("planned", 0))
-    page = report.write_report(tmp_path).read_text()
+    page = write_run_report(tmp_path).read_text()
     assert "decay (step 1,000); planned (no step logged)" in page
     assert "decay" not in rows_of(tmp_path / "report.csv")
 
@@ -506,7 +526,7 @@ def test_a_damaged_run_is_left_out_and_named(tmp_path, capsys, name, content):
     """An empty evaluations.jsonl or one cut short has fewer records, which is no damage."""
     make_study(tmp_path)
     (tmp_path / "decay" / name).write_text(content)
-    page = report.write_report(tmp_path).read_text()
+    page = write_run_report(tmp_path).read_text()
     is_left_out = name != "evaluations.jsonl"
     assert ("decay" not in rows_of(tmp_path / "report.csv")) == is_left_out
     if is_left_out:
@@ -516,17 +536,17 @@ def test_a_damaged_run_is_left_out_and_named(tmp_path, capsys, name, content):
 
 def test_no_finished_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
-        report.write_report(tmp_path)
+        write_run_report(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
-        report.write_report(tmp_path / "nowhere")
+        write_run_report(tmp_path / "nowhere")
     run = write_run(tmp_path / "runs" / "a", config_of(), curve(5.6))
     with pytest.raises(UserError, match="is itself a run"):
-        report.write_report(run)
+        write_run_report(run)
     with pytest.raises(UserError, match=r"ends in \.html"):
-        report.write_report(tmp_path / "runs", tmp_path / "report.md")
+        write_run_report(tmp_path / "runs", tmp_path / "report.md")
     (run / "summary.json").unlink()
     with pytest.raises(UserError, match="no finished run"):
-        report.write_report(tmp_path / "runs")
+        write_run_report(tmp_path / "runs")
 
 
 def test_missing_files(tmp_path):
@@ -535,28 +555,29 @@ def test_missing_files(tmp_path):
     for name in LABELS:
         for file in ("metrics.jsonl", "evaluations.jsonl", "documents.npz", "run.json"):
             (tmp_path / name / file).unlink()
-    page = Page(report.write_report(tmp_path).read_text())
+    page = Page(write_run_report(tmp_path).read_text())
     assert len(page.tables[0]) == len(LABELS) + 1
-    study = report.collect_runs(tmp_path)
+    study = run_comparison.collect_runs(tmp_path)
     assert all(len(run.evaluations) == 1 for run in study.runs)
     assert comparisons_of(tmp_path)["normal"].reach.is_upper_bound
 
 
-def test_out_may_be_a_file_or_a_directory(tmp_path):
+def test_out_may_be_a_file_or_a_directory(tmp_path, with_charts):
     make_study(tmp_path / "runs")
-    path = report.write_report(tmp_path / "runs", tmp_path / "paper" / "first.html")
-    assert sorted(p.name for p in path.parent.iterdir()) == ["first.csv", "first.html", "first.md"]
+    path = write_run_report(tmp_path / "runs", tmp_path / "paper" / "first.html")
+    names = ["first-charts", "first.csv", "first.html", "first.md"]
+    assert sorted(p.name for p in path.parent.iterdir()) == names
     (tmp_path / "out").mkdir()
-    assert report.write_report(tmp_path / "runs", tmp_path / "out") == tmp_path / "out" / "report.html"
+    assert write_run_report(tmp_path / "runs", tmp_path / "out") == tmp_path / "out" / "report.html"
 
 
-def test_names_are_text_and_nothing_else(tmp_path):
+def test_names_are_text_and_nothing_else(tmp_path, with_charts):
     evil = "<script>alert(1)</script>\"'&|`x`"
     make_study(tmp_path)
     plan = json.loads((tmp_path / "study.json").read_text())
     runs = [{**run, "label": run["name"] + evil} for run in plan["runs"]]
     write_plan(tmp_path, runs=runs, title=evil, command=evil)
-    path = report.write_report(tmp_path)
+    path = write_run_report(tmp_path)
     page = Page(path.read_text())
     assert "script" not in page.tags
     assert not any(name.startswith("on") for name, _ in page.attributes)
@@ -567,12 +588,18 @@ def test_names_are_text_and_nothing_else(tmp_path):
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table[: len(LABELS) + 2]}) == 1
 
 
-def test_html_has_no_external_resources(tmp_path):
-    text = report.write_report(make_study(tmp_path)).read_text()
+def test_html_has_no_external_resources(tmp_path, with_charts):
+    text = write_run_report(make_study(tmp_path)).read_text()
     page = Page(text)
     assert "://" not in text
-    assert not {name for name, _ in page.attributes} & {"src", "href", "srcset"}
-    assert "url(" not in text
+    assert not {name for name, _ in page.attributes} & {"src", "srcset"}
+    # Of a chart: markers and the clipped rectangle.
+    references = [value for name, value in page.attributes if name == "href"] + re.findall(
+        r"url\((.*?)\)", text
+    )
+    ids = {f"#{value}" for name, value in page.attributes if name == "id"}
+    assert references
+    assert set(references) <= ids
     assert "@import" not in text
     assert "nan" not in re.sub(r"<[^>]*style.*?</style>", "", text.lower(), flags=re.S).split("<details>")[0]
     assert page.tags.count("figure") == 6
@@ -591,8 +618,8 @@ def test_run_with_non_finite_loss_is_not_comparable(tmp_path):
         summary = json.loads(path.read_text())
         summary["held_out"] |= dict.fromkeys(("held_out_loss", "standard_error", "perplexity"))
         path.write_text(json.dumps(summary))
-        comparisons = report.collect_runs(tmp_path)
-        assert "nan" not in report.write_report(tmp_path).with_suffix(".md").read_text()
+        comparisons = run_comparison.collect_runs(tmp_path)
+        assert "nan" not in write_run_report(tmp_path).with_suffix(".md").read_text()
         return {comparison.run.name: comparison for comparison in comparisons.comparisons}, comparisons.noise
 
     comparisons, noise = spoil("normal")
@@ -604,11 +631,11 @@ def test_run_with_non_finite_loss_is_not_comparable(tmp_path):
     assert comparisons["strong"].verdict == "undecided"
 
 
-def test_non_finite_losses_are_not_drawn(tmp_path):
+def test_non_finite_losses_are_not_drawn(tmp_path, with_charts):
     make_study(tmp_path)
     path = tmp_path / "normal" / "evaluations.jsonl"
     path.write_text(re.sub(r'"held_out_loss": [\d.]+', '"held_out_loss": null', path.read_text(), count=1))
-    page = Page(report.write_report(tmp_path).read_text())
+    page = Page(write_run_report(tmp_path).read_text())
     assert "nan" not in " ".join(value or "" for _, value in page.attributes)
 
 
@@ -635,33 +662,3 @@ def test_non_finite_losses_are_not_drawn(tmp_path):
 )
 def test_describe_schedule(schedule, description):
     assert descriptions.describe_schedule(dataclasses.asdict(schedule)) == description
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 1012.0), (5.47, 6.83), (-0.221, 0.052), (0.0, 26.2), (1e-4, 3e-4)]
-)
-def test_ticks_are_round_inside_and_even(low, high):
-    ticks = charts.axis_ticks(low, high, 5)
-    assert 3 <= len(ticks) <= 11
-    assert low <= ticks[0] + 1e-9
-    assert ticks[-1] <= high + 1e-9
-    step = ticks[1] - ticks[0]
-    assert np.allclose(np.diff(ticks), step)
-    assert round(step / 10 ** math.floor(math.log10(step) + 1e-9), 6) in (1, 2, 5)
-
-
-def test_labels_do_not_overlap():
-    positions = charts.dodge_labels([100, 101, 102, 40, 300], 17, 10, 300)
-    assert min(np.diff(sorted(positions))) >= 17 - 1e-9
-    assert np.argsort(positions).tolist() == [3, 0, 1, 2, 4]
-    assert positions[3] == 40
-    assert max(positions) <= 300
-
-
-def test_units_and_thinning():
-    assert charts.flop_unit(2.59e13) == (1e12, "TFLOPs")
-    assert charts.flop_unit(5e15)[1] == "PFLOPs"
-    x, y = charts.downsample(list(range(1000)), [2.0 * i for i in range(1000)], 100)
-    assert len(x) == 100
-    assert np.allclose(np.array(y), 2 * np.array(x))
-    assert charts.svg_chart([], charts.ChartAxes("", "", ""), 100, 100) == ""

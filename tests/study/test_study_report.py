@@ -13,13 +13,23 @@ from hypothesis import strategies as st
 
 from dwt_jax.config_loader import build_dataclass
 from dwt_jax.errors import UserError
-from dwt_jax.study import charts, manifest, paper_results, results, sweep_html, sweep_tables
+from dwt_jax.study import manifest, paper_results, results, study_report, study_tables
+from dwt_jax.study.charts import Chart
+from dwt_jax.study.report import report_html, report_markdown
+from dwt_jax.study.results import Measurement
+from dwt_jax.study.run_records import RunRecord
 from dwt_jax.study.statistics import PairedDocuments
 from dwt_jax.study.sweep import FINAL_STEP, Study, load_study, study_jobs, study_problems
 from helpers.html_page import Page
 
 TEXT = PairedDocuments(np.array([12.0, 6.0]), np.array([2.0, 1.0]))
 COLUMNS = re.compile(r"(?<!\\)\|")
+
+
+def make_run(flops=1e13, steps=2400, evaluations=()):
+    """Return a finished run, of which a report on a study reads steps, FLOPs and evaluations only."""
+    summary = {"steps": steps, "flops": {"total": flops}}
+    return RunRecord("", "", "student", "", Path(), {}, {}, summary, (), evaluations, None)
 
 
 def make_results(spec, scores=None, flops=None, steps=(720,)):
@@ -29,39 +39,48 @@ def make_results(spec, scores=None, flops=None, steps=(720,)):
     for arm in study.arms:
         arm_scores = (scores or {}).get(arm.name, ())
         steps_of_arm = [*(steps if len(arm.finetune_at) > 1 else ()), FINAL_STEP]
-        arms[arm.name] = results.ArmResults(
-            arm,
-            runs={
-                seed: results.TrainingResult(
-                    {"steps": 2400, "flops": {"total": (flops or {}).get(arm.name, 1e13)}}, (), TEXT
-                )
-                for seed in range(len(arm_scores))
-            },
-            out_of_domain={},
-            scores={
-                (seed, step): dict.fromkeys(
-                    (*study.finetuning.tasks, results.AVERAGE_MEASURE), (value / 100,)
-                )
-                for seed, value in enumerate(arm_scores)
-                for step in steps_of_arm
-            },
-            planned_steps={},
-        )
+        losses = [
+            Measurement(seed, FINAL_STEP, results.LOSS_MEASURE, documents=TEXT)
+            for seed in range(len(arm_scores))
+        ]
+        measurements = [
+            Measurement(seed, step, measure, (value / 100,))
+            for seed, value in enumerate(arm_scores)
+            for step in steps_of_arm
+            for measure in (*study.finetuning.tasks, results.AVERAGE_MEASURE)
+        ]
+        runs = {seed: make_run((flops or {}).get(arm.name, 1e13)) for seed in range(len(arm_scores))}
+        arms[arm.name] = results.ArmResults(arm, runs, [*losses, *measurements], {})
     return results.StudyResults(study, Path(), arms, 0, 0, ())
+
+
+def charts_of(study_results):
+    """Return the charts of a report by their names."""
+    sections = study_report.study_report(study_results).sections
+    parts = [part for section in sections for part in section.parts]
+    return {part.name: part for part in parts if isinstance(part, Chart)}
+
+
+def html_of(study_results):
+    return report_html(study_report.study_report(study_results))
+
+
+def markdown_of(study_results):
+    return report_markdown(study_report.study_report(study_results))
 
 
 def make_full_results(spec, value=50.0):
     return make_results(spec, {arm.name: (value,) for arm in load_study(spec).arms if arm.finetune_at})
 
 
-def paper_figures_of(html):
-    """Return (source, labels of the lines) of the paper's figures in a page."""
-    figures = []
-    for part in html.split('<figure class="both">')[1:]:
-        caption = re.search("<figcaption>(.*?)</figcaption>", part).group(1)
-        if caption.startswith("The paper&#x27;s"):
-            figures.append((caption, re.findall("</svg>([^<]+)</li>", part)))
-    return figures
+def paper_figures_of(study_results):
+    """Return (source, labels of the lines) of the paper's figures in a report."""
+    charts = charts_of(study_results).values()
+    return [
+        (chart.caption, [line.label for line in chart.lines])
+        for chart in charts
+        if chart.caption.startswith("The paper's")
+    ]
 
 
 def test_paper_table_is_as_printed():
@@ -85,7 +104,7 @@ def test_paper_table_has_our_averages_and_the_papers():
         **{"with_weak": (52.0, 54.0), "with_extremely_weak": (49.0, 51.0)},
     }
     study_results = make_results("configs/study/teacher_quality.py:cpu", scores)
-    rows = {row[0]: row[2:] for row in sweep_tables.paper_table(study_results).rows}
+    rows = {row[0]: row[2:] for row in study_tables.paper_table(study_results).rows}
     assert rows["baseline (no teacher)"] == ["51.00 ± 1.41", "–", "79.89", "–"]
     assert rows["extremely weak teacher (1 layer of half the width)"] == ["40.00", "–", "53.87", "–"]
     weak = rows["with the weak teacher, α_s = 1"]
@@ -93,8 +112,8 @@ def test_paper_table_has_our_averages_and_the_papers():
     assert [weak[0], *weak[2:]] == ["53.00 ± 1.41", "81.33", "+1.44"]
     assert rows["with the extremely weak teacher, α_s = 1"][2:] == ["77.13", "−2.76"]
     assert len(rows) == len(scores)
-    html, markdown = sweep_html.render_study_html(study_results), sweep_tables.study_markdown(study_results)
-    for text in (html.replace("&#x27;", "'"), markdown):
+    html, markdown = html_of(study_results), markdown_of(study_results)
+    for text in (html.replace("&#39;", "'"), markdown):
         assert "Comparison with the paper's table 1" in text
         assert "one run per arm, average over nine GLUE tasks, hidden size 768" in text
         assert "ours: average over 2 tasks" in text
@@ -115,15 +134,15 @@ def test_paper_table_has_our_averages_and_the_papers():
 @pytest.mark.parametrize("scale", ["cpu", "h200", "paper"])
 def test_each_study_shows_what_of_the_paper_its_arms_name(name, scale, figures, table):
     study_results = make_full_results(f"configs/study/{name}.py:{scale}")
-    html = sweep_html.render_study_html(study_results)
-    paper_figures = paper_figures_of(html)
+    html = html_of(study_results)
+    paper_figures = paper_figures_of(study_results)
     tasks = {"cola", "mnli"} & set(study_results.study.finetuning.tasks)
     if scale == "cpu":  # nothing is fine-tuned before the end: no curves to put beside the paper's
         tasks = set()
     assert len(paper_figures) == len(tasks) * len(figures)
     for source, labels in paper_figures:
         assert figures[re.search(r"figure (\d)", source).group(1)] == labels
-    assert ("table 1" in html) == ("table 1" in sweep_tables.study_markdown(study_results)) == table
+    assert ("table 1" in html) == ("table 1" in markdown_of(study_results)) == table
 
 
 def test_a_curve_of_scores_is_of_the_seeds_that_have_all_of_it():
@@ -133,12 +152,10 @@ def test_a_curve_of_scores_is_of_the_seeds_that_have_all_of_it():
         {"step": step, "student_flops": 2.0 * step, "teacher_flops": min(step, 20), "held_out_loss": 1.0}
         for step in (20, 40)
     )
-    run = results.TrainingResult({"steps": 40, "flops": {"total": 100.0}}, records, TEXT)
-    scores = {
-        **{(0, 10): {"order": (0.5, 0.7)}, (0, FINAL_STEP): {"order": (0.9, 0.9)}},
-        (1, FINAL_STEP): {"order": (0.1, 0.1)},
-    }
-    arm = results.ArmResults(study.arms[0], {0: run, 1: run}, {}, scores, {}, ("order",))
+    run = make_run(100.0, 40, records)
+    scores = {(0, 10): (0.5, 0.7), (0, FINAL_STEP): (0.9, 0.9), (1, FINAL_STEP): (0.1, 0.1)}
+    measurements = [Measurement(*key, "order", values, is_by_paradigm=True) for key, values in scores.items()]
+    arm = results.ArmResults(study.arms[0], {0: run, 1: run}, measurements, {})
     flops, accuracies = results.mean_score_curve(arm, "order")
     assert flops == [30.0, 100.0]
     assert accuracies == pytest.approx([0.6, 0.9])
@@ -146,11 +163,8 @@ def test_a_curve_of_scores_is_of_the_seeds_that_have_all_of_it():
 
 
 def test_paper_line_has_the_colour_of_its_arm():
-    html = sweep_html.render_study_html(make_full_results("configs/study/soft_weight.py:h200"))
-    colours = {
-        label: colour
-        for colour, label in re.findall(r'class="line (c\d) d0" d="M1 5H25"/></svg>(.*?)</li>', html)
-    }
+    charts = charts_of(make_full_results("configs/study/soft_weight.py:h200"))
+    colours = {line.label: line.colour for chart in charts.values() for line in chart.lines}
     normal, strong = colours["normal, α_s = 1"], colours["strong, α_s = 4"]
     assert colours["normal, 1 : 1"] == normal != strong == colours["strong, 1 : 4"]
 
@@ -172,10 +186,10 @@ def test_manifest_without_paper_arms_has_no_paper_results(tmp_path):
     old_study, _ = manifest.read_manifest(tmp_path)
     assert {arm.paper for arm in old_study.arms} == {""}
     old_results = make_results(old_study, {arm.name: (50.0,) for arm in old_study.arms if arm.finetune_at})
-    assert "Scores by checkpoint" in sweep_html.render_study_html(old_results)
-    assert paper_figures_of(sweep_html.render_study_html(old_results)) == []
+    assert "Scores by checkpoint" in html_of(old_results)
+    assert paper_figures_of(old_results) == []
     assert (
-        f"0 of {len(plan['jobs'])} runs are finished" in sweep_html.write_study_report(tmp_path).read_text()
+        f"0 of {len(plan['jobs'])} runs are finished" in study_report.write_study_report(tmp_path).read_text()
     )
     plan["grid"]["arms"][1]["paper"] = "figure3.storng"
     path.write_text(json.dumps(plan))
@@ -194,7 +208,7 @@ def test_names_are_text_in_markdown_too():
     study_results = dataclasses.replace(
         study_results, hypothesis_results=(results.evaluate_hypothesis(claims[0], study, study_results.arms),)
     )
-    text = sweep_tables.study_markdown(study_results)
+    text = markdown_of(study_results)
     lines = text.splitlines()
     assert lines[0] == r"# a\|b \*c\* &lt;i&gt; \[d\](e)"
     assert not COLUMNS.search(" ".join(line for line in lines if line[:1] in ("#", "*")))
@@ -203,15 +217,11 @@ def test_names_are_text_in_markdown_too():
     widths = [len(COLUMNS.findall(line)) for line in lines if line.startswith("|")]
     tables = [
         len(table.header) + 1
-        for _, table, _ in sweep_tables.study_tables(study_results)
+        for _, table, _ in study_tables.study_tables(study_results)
         for _ in (*table.rows, 0, 1)
     ]
     assert widths == tables
-    assert any(
-        f"{evil} with_weak" in cell
-        for row in Page(sweep_html.render_study_html(study_results)).tables[0]
-        for cell in row
-    )
+    assert any(f"{evil} with_weak" in cell for row in Page(html_of(study_results)).tables[0] for cell in row)
 
 
 @pytest.mark.parametrize("scale", ["cpu", "h200", "paper"])
@@ -242,7 +252,7 @@ SCORES = {
 }
 
 
-def test_score_against_flops():
+def test_score_against_flops(with_charts):
     study_results = make_results("configs/study/teacher_quality.py:cpu", SCORES, FLOPS)
     points = {point.arm: point for point in results.arm_qualities(study_results.arms)}
     assert set(points) == set(SCORES)
@@ -257,39 +267,21 @@ def test_score_against_flops():
         "with_extremely_weak",
         "with_weak",
     ]
-    rows = {row[0]: row[1:] for row in sweep_tables.quality_table(study_results).rows}
+    rows = {row[0]: row[1:] for row in study_tables.quality_table(study_results).rows}
     assert rows["baseline (no teacher)"] == ["1.2e+13", "52.00 ± 2.83", "yes"]
     assert rows["with the very weak teacher, α_s = 1"] == ["1.4e+13", "51.00 ± 0.00", "–"]
-    assert "Average score against FLOPs" in sweep_tables.study_markdown(study_results)
-    html = sweep_html.render_study_html(study_results)
-    figure = re.search(r"<h2>Average score</h2>(.*?)</figure>", html, re.DOTALL).group(1)
-    assert len(re.findall("<circle", figure)) == 2 * len(SCORES)  # the wide and the small chart
-    assert figure.count('class="level"') == 2
-    assert "baseline (no teacher): 52.00 at 12 TFLOPs" in figure
-
-
-def test_a_point_is_where_its_numbers_are():
-    """Pixels are linear in FLOPs and score: a bar ends a standard deviation from its dot, and the step line
-    goes through the dots on the Pareto front."""
-    study_results = make_results("configs/study/teacher_quality.py:cpu", SCORES, FLOPS)
-    figure = "".join(sweep_html._quality_figure(study_results)).split('class="chart small"')[0]
-    dots = {
-        label: (float(x), float(y))
-        for x, y, label in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="4"><title>(.*?):', figure)
-    }
-    names = ("baseline (no teacher)", "with the weak teacher, α_s = 1", "weak teacher (2 layers)")
-    baseline, weak, teacher = (dots[name] for name in names)
-    assert weak[0] / baseline[0] == pytest.approx(1.6 / 1.2, rel=1e-2)
-    per_point = (baseline[1] - weak[1]) / (56 - 52)
-    assert (teacher[1] - baseline[1]) / (52 - 45) == pytest.approx(per_point, rel=1e-2)
-    bars = re.findall(r'd="M([\d.]+) ([\d.]+)V([\d.]+)"', figure)
-    top, bottom = next((float(a), float(b)) for x, a, b in bars if float(x) == baseline[0])
-    assert (bottom - top) / 2 / per_point == pytest.approx(2 * math.sqrt(2), rel=1e-2)
-    assert len(bars) == 3  # the seeds with the very weak teacher are equal, the teacher has one seed
-    start, steps = re.search(r'class="level" d="M([\d. ]+)H(.*?)H[\d.]+"', figure).groups()
-    corners = [tuple(map(float, start.split()))]
-    corners += [tuple(map(float, corner.split("V"))) for corner in steps.split("H")]
-    assert corners == [teacher, baseline, dots["with the extremely weak teacher, α_s = 1"], weak]
+    assert "Average score against FLOPs" in markdown_of(study_results)
+    (chart,) = [
+        chart for chart in charts_of(study_results).values() if chart.title == "Average score against FLOPs"
+    ]
+    points = {line.label: (line.x, line.y) for line in chart.lines}
+    assert points["baseline (no teacher)"] == ((12.0,), (52.0,))  # TFLOPs
+    assert len(points) == len(SCORES)
+    assert {line.label: line.spread for line in chart.lines}["baseline (no teacher)"] == pytest.approx(
+        (2 * math.sqrt(2),)
+    )
+    np.testing.assert_allclose(chart.step_line, [(8, 45), (12, 52), (13, 53), (16, 56)])  # the front
+    assert "baseline (no teacher): 52.00 at 12 TFLOPs" in html_of(study_results)
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12))
@@ -307,29 +299,18 @@ def test_the_front_is_the_running_record_by_cost(pairs):
 def test_flops_are_those_of_the_seeds_that_have_a_score():
     study_results = make_results("configs/study/teacher_quality.py:cpu", {"alone": (50.0, 52.0, 54.0)})
     arm = study_results.arms["alone"]
-    runs = {
-        seed: run._replace(summary={"steps": 1, "flops": {"total": (seed + 1) * 1e12}})
-        for seed, run in arm.runs.items()
-    }
-    scores = {**arm.scores, (2, FINAL_STEP): {results.AVERAGE_MEASURE: (math.nan,)}}
-    qualities = results.arm_qualities({"alone": dataclasses.replace(arm, runs=runs, scores=scores)})
+    runs = {seed: make_run((seed + 1) * 1e12) for seed in arm.runs}
+    averages = [
+        Measurement(seed, FINAL_STEP, results.AVERAGE_MEASURE, (score,))
+        for seed, score in enumerate((0.5, 0.52, math.nan))
+    ]
+    qualities = results.arm_qualities({"alone": dataclasses.replace(arm, runs=runs, measurements=averages)})
     assert [(quality.flops, quality.scores) for quality in qualities] == [(1.5e12, (0.5, 0.52))]
-    without_final_scores = {"alone": dataclasses.replace(arm, scores={(0, 720): arm.scores[0, FINAL_STEP]})}
-    assert results.arm_qualities(without_final_scores) == []
+    earlier = [row._replace(step=720) for row in averages]
+    assert results.arm_qualities({"alone": dataclasses.replace(arm, measurements=earlier)}) == []
 
 
 def test_no_quality_figure_without_scores():
     study_results = make_results("configs/study/budget.py:cpu")
-    assert sweep_tables.quality_table(study_results) is None
-    assert "Average score" not in sweep_html.render_study_html(study_results) + sweep_tables.study_markdown(
-        study_results
-    )
-
-
-def test_a_bar_is_inside_the_picture():
-    line = charts.ChartLine("a", [1.0, 2.0, math.nan], [5.0, 6.0, 7.0], spread=[3.0, 0.0, 100.0])
-    svg = charts.svg_chart([line], charts.ChartAxes("", "", ""), 400, 300, direct=False)
-    top, bottom = map(float, re.search(r'd="M[\d.]+ ([\d.]+)V([\d.]+)"', svg).groups())
-    height = float(re.search(r'<svg x="[^"]*" y="[^"]*" width="[^"]*" height="([\d.]+)"', svg).group(1))
-    assert 0 < top < bottom < height
-    assert bottom - top > 0.6 * height  # no space for the point that is not finite
+    assert not study_tables.quality_table(study_results).rows
+    assert "Average score" not in html_of(study_results) + markdown_of(study_results)
