@@ -1,6 +1,7 @@
 """Compare finished runs: tables and curves in one HTML file, and each chart as PDF and PNG."""
 
 import argparse
+from pathlib import Path
 
 from dwt_jax.cli.arguments import path_argument
 
@@ -19,8 +20,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, _: dict[str, str]) -> None:
     """Write the report of the runs, or of the study, in --workdir."""
-    from dwt_jax.study import manifest, run_report, study_report
+    print(f"report in {write_directory_report(options.workdir, options.out)}")
 
-    is_study = (options.workdir / manifest.MANIFEST_NAME).exists()
-    write = study_report.write_study_report if is_study else run_report.write_run_report
-    print(f"report in {write(options.workdir, options.out)}")
+
+def write_directory_report(workdir: Path, out: Path | None = None) -> Path:
+    """Write the report on a directory.
+
+    Args:
+        workdir: directory of a study, or one with runs up to two levels below. Beside runs an optional
+            `study.json` names their roles, see docs/architecture.md.
+        out: another path ending in .html, or a directory.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        UserError: no run is finished, or as `collect_study_results` does.
+    """
+    from dwt_jax.study import manifest
+    from dwt_jax.study.report import report_path, write_report
+    from dwt_jax.study.results import collect_study_results
+    from dwt_jax.study.run_comparison import collect_runs
+    from dwt_jax.study.run_report import run_report
+    from dwt_jax.study.study_report import study_report
+
+    target = report_path(workdir, out)
+    if (workdir / manifest.MANIFEST_NAME).exists():
+        return write_report(study_report(collect_study_results(workdir)), target)
+    return write_report(run_report(collect_runs(workdir)), target)

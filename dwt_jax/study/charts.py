@@ -13,6 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from dwt_jax.files import atomic_write
 from dwt_jax.text_format import format_float
 
@@ -111,17 +113,10 @@ def dodge_labels(targets: Sequence[float], gap: float, low: float, high: float) 
 
     They keep the order, are at least `gap` apart and, as long as they fit, in [low, high].
     """
-    order = sorted(range(len(targets)), key=lambda i: targets[i])
-    positions = [0.0] * len(targets)
-    floor = low
-    for i in order:
-        positions[i] = floor = max(targets[i], floor)
-        floor += gap
-    ceiling = high
-    for i in reversed(order):
-        positions[i] = min(positions[i], ceiling)
-        ceiling = positions[i] - gap
-    return positions
+    order, shifts = np.argsort(targets, kind="stable"), gap * np.arange(len(targets))
+    rising = np.maximum.accumulate(np.maximum(np.asarray(targets)[order], low) - shifts) + shifts
+    falling = np.minimum.accumulate((np.minimum(rising, high) - shifts)[::-1])[::-1] + shifts
+    return [float(x) for x in falling[np.argsort(order)]]
 
 
 def downsample(

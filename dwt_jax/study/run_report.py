@@ -3,30 +3,12 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from dwt_jax.study.charts import (
-    Chart,
-    ChartLine,
-    downsample,
-    finite_charts,
-    flop_unit,
-    line_styles,
-)
+from dwt_jax.study.charts import Chart, ChartLine, downsample, finite_charts, flop_unit, line_styles
 from dwt_jax.study.curves import loss_charts, prior_training_flops
-from dwt_jax.study.report import (
-    Details,
-    Finding,
-    Part,
-    Remark,
-    Report,
-    Section,
-    Table,
-    report_path,
-    write_report,
-)
-from dwt_jax.study.run_comparison import BaselineComparison, RunComparisonStudy, collect_runs
+from dwt_jax.study.report import Details, Finding, Part, Remark, Report, Section, Table
+from dwt_jax.study.run_comparison import BaselineComparison, RunComparisonStudy
 from dwt_jax.study.run_records import RunRecord
 from dwt_jax.study.run_tables import (
     controlled_settings_table,
@@ -69,24 +51,6 @@ TRAINING_NOTE = (
     "Averages of neighbouring logged steps. Hard loss: cross-entropy of the predicted tokens; soft loss: "
     "divergence from the teacher, while the teacher is used."
 )
-
-
-def write_run_report(workdir: Path, out: Path | None = None) -> Path:
-    """Write the report on the runs in a directory.
-
-    Args:
-        workdir: a directory with runs up to two levels below. An optional `study.json` names the runs'
-            roles, see docs/architecture.md.
-        out: another path ending in .html, or a directory.
-
-    Returns:
-        The path of the HTML file.
-
-    Raises:
-        UserError: if no run is finished.
-    """
-    target = report_path(workdir, out)
-    return write_report(run_report(collect_runs(workdir)), target)
 
 
 def run_report(study: RunComparisonStudy) -> Report:

@@ -1,19 +1,17 @@
 """The report on a study: its sentences and charts, as files and for a terminal."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from dwt_jax.study.charts import Chart, ChartLine, finite_charts, flop_chart, line_styles
 from dwt_jax.study.curves import curve_records, loss_charts
 from dwt_jax.study.paper_results import PAPER_FIGURES, PaperFigure
-from dwt_jax.study.report import Items, Record, Remark, Report, Section, report_path, write_report
+from dwt_jax.study.report import Items, Record, Remark, Report, Section
 from dwt_jax.study.results import (
     AVERAGE_MEASURE,
     ArmResults,
     HypothesisResult,
     StudyResults,
     arm_qualities,
-    collect_study_results,
     mean_evaluations,
     mean_score_curve,
     pareto_front,
@@ -44,23 +42,6 @@ PAIRS_NOTE = (
     "Accuracy without fine-tuning, a mean over paradigms; chance is 50 %. By FLOPs, the teacher's forward "
     "charged as long as it takes part: the higher and the further left, the better."
 )
-
-
-def write_study_report(workdir: Path, out: Path | None = None) -> Path:
-    """Write the report on a study.
-
-    Args:
-        workdir: directory of the study.
-        out: another path ending in .html, or a directory.
-
-    Returns:
-        The path of the HTML file.
-
-    Raises:
-        UserError: as `collect_study_results` does.
-    """
-    target = report_path(workdir, out)
-    return write_report(study_report(collect_study_results(workdir)), target)
 
 
 def study_report(results: StudyResults) -> Report:

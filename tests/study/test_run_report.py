@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dwt_jax.cli.report import write_directory_report
 from dwt_jax.config import Config, Distill, Mlm, Schedule, Teacher, Train
 from dwt_jax.config_loader import config_to_dict
 from dwt_jax.errors import UserError
@@ -18,7 +19,6 @@ from dwt_jax.eval.paired import paired_error
 from dwt_jax.models.bert import Config as BertConfig
 from dwt_jax.models.llama import Config as LlamaConfig
 from dwt_jax.study import curves, descriptions, run_comparison
-from dwt_jax.study.run_report import write_run_report
 from helpers.html_page import Page
 
 STEPS, EVERY = 1000, 100
@@ -189,7 +189,7 @@ def comparisons_of(workdir: Path) -> dict[str, run_comparison.BaselineComparison
 
 
 def test_numbers_equal_the_files(tmp_path):
-    path = write_run_report(make_study(tmp_path))
+    path = write_directory_report(make_study(tmp_path))
     assert path == tmp_path / "report.html"
     results = {row[0]: row for row in Page(path.read_text()).tables[0][1:]}
     rows = rows_of(tmp_path / "report.csv")
@@ -212,7 +212,7 @@ def test_numbers_equal_the_files(tmp_path):
 
 
 def test_the_tidy_table_has_the_curves(tmp_path):
-    write_run_report(make_study(tmp_path))
+    write_directory_report(make_study(tmp_path))
     with open(tmp_path / "report.csv", newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     assert header == ["arm", "seed", "step", "measure", "finetuning_seed", "value"]
@@ -224,7 +224,7 @@ def test_the_tidy_table_has_the_curves(tmp_path):
 
 
 def test_markdown_csv_and_html_agree(tmp_path):
-    write_run_report(make_study(tmp_path))
+    write_directory_report(make_study(tmp_path))
     markdown = (tmp_path / "report.md").read_text()
     table = [line for line in markdown.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
@@ -242,13 +242,13 @@ def test_losses_per_byte_are_a_column_where_a_run_has_them(tmp_path, key):
     """A run that was evaluated by an earlier version has none."""
     make_study(tmp_path)
     name = key.replace("_", " ")
-    assert name not in Page(write_run_report(tmp_path).read_text()).tables[0][0]
+    assert name not in Page(write_directory_report(tmp_path).read_text()).tables[0][0]
     for run, value in (("alone", 1.23456), ("decay", None)):  # not finite
         path = tmp_path / run / "summary.json"
         summary = json.loads(path.read_text())
         summary["held_out"][key] = value
         path.write_text(json.dumps(summary))
-    header, *rows = Page(write_run_report(tmp_path).read_text()).tables[0]
+    header, *rows = Page(write_directory_report(tmp_path).read_text()).tables[0]
     column = {row[0]: row[header.index(name)] for row in rows}
     assert column == dict.fromkeys(LABELS.values(), "–") | {LABELS["alone"]: "1.2346"}
     in_csv = {name: row[key] for name, row in rows_of(tmp_path / "report.csv").items() if key in row}
@@ -264,7 +264,7 @@ def test_helped_harmed_undecided(tmp_path):
     }
     assert comparisons["normal"].difference == pytest.approx(-0.05)
     assert run_comparison.collect_runs(tmp_path).noise.value == pytest.approx(0.012)
-    page = write_run_report(tmp_path).read_text()
+    page = write_directory_report(tmp_path).read_text()
     assert "Of 3 students with a teacher: 1 helped, 1 harmed, 1 undecided." in page
     assert "This is from two seeds, a rough estimate" in page
 
@@ -320,7 +320,7 @@ def test_runs_of_different_models_or_data_are_not_comparable(tmp_path, other):
     write_run(tmp_path / "distilled", losses=curve(5.0), **other)
     comparison = comparisons_of(tmp_path)["distilled"]
     assert comparison.verdict == "not comparable"
-    assert "cannot be compared" in write_run_report(tmp_path).read_text()
+    assert "cannot be compared" in write_directory_report(tmp_path).read_text()
 
 
 def test_other_differences_are_stated(tmp_path):
@@ -329,7 +329,7 @@ def test_other_differences_are_stated(tmp_path):
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sentence_stride=4))
     write_run(tmp_path / "distilled", config, curve(5.5))
     assert comparisons_of(tmp_path)["distilled"].differing_keys == ("data.sentence_stride",)
-    assert "Settings that differ: data.sentence_stride." in write_run_report(tmp_path).read_text()
+    assert "Settings that differ: data.sentence_stride." in write_directory_report(tmp_path).read_text()
 
 
 def test_paired_error_equals_the_bootstrap():
@@ -371,7 +371,7 @@ def test_steps_to_reach():
 
 
 def test_reach_is_charged_with_the_teacher(tmp_path):
-    write_run_report(make_study(tmp_path))
+    write_directory_report(make_study(tmp_path))
     row = rows_of(tmp_path / "report.csv")["normal"]
     x, y = np.arange(1, 11) * 100.0, np.array(RUNS["normal"][1])
     steps = np.interp(-5.6, -y, x)
@@ -387,14 +387,14 @@ def test_unknown_training_cost_of_the_teacher(tmp_path):
     summary = json.loads((tmp_path / "normal" / "summary.json").read_text())
     summary["flops"]["teacher_training"] = None
     (tmp_path / "normal" / "summary.json").write_text(json.dumps(summary))
-    assert "the cost of training the teacher is unknown" in write_run_report(tmp_path).read_text()
+    assert "the cost of training the teacher is unknown" in write_directory_report(tmp_path).read_text()
     assert "with_teacher_training" not in rows_of(tmp_path / "report.csv")["normal"]
 
 
 def test_report_has_the_fine_tunings_of_its_runs(tmp_path):
     """In the order of the runs, without those of unknown runs; no section without fine-tunings."""
     study = make_study(tmp_path)
-    assert "Fine-tuning" not in write_run_report(study).read_text()
+    assert "Fine-tuning" not in write_directory_report(study).read_text()
     scores = {"normal": [0.5, 0.6], "teacher": [0.25], "stranger": [0.9]}
     for name, by_seed in scores.items():
         deviation = statistics.stdev(by_seed) if len(by_seed) > 1 else None
@@ -403,7 +403,7 @@ def test_report_has_the_fine_tunings_of_its_runs(tmp_path):
         folder = tmp_path / run_comparison.DOWNSTREAM_DIR / name
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({"tasks": {"era": {"last": last, "best": best}}}))
-    page = write_run_report(study).read_text()
+    page = write_directory_report(study).read_text()
     text = (tmp_path / "report.md").read_text()
     rows = [line for line in text.split("## Fine-tuning")[1].splitlines() if "| era |" in line]
     assert rows == [
@@ -424,7 +424,7 @@ def test_resolved_compute_dtype_is_compared(tmp_path):
         if comparison.run.name == "normal"
     ]
     assert comparison.differing_keys == ("computed in",)
-    text = write_run_report(tmp_path).with_suffix(".md").read_text()
+    text = write_directory_report(tmp_path).with_suffix(".md").read_text()
     assert "| compute type | differs | computed in = " in text
     assert f"bfloat16 ({LABELS['normal']})" in text
 
@@ -474,20 +474,20 @@ def test_runs_of_a_version_with_a_number_for_the_masking_rate_are_comparable(tmp
     (comparison,) = (c for c in run_comparison.collect_runs(tmp_path).comparisons if c.run.name == "normal")
     assert comparison.verdict == "helped"
     assert not comparison.differing_keys
-    assert "15 % of the tokens" in write_run_report(tmp_path).read_text()
+    assert "15 % of the tokens" in write_directory_report(tmp_path).read_text()
 
 
 def test_masking_schedules_are_described(tmp_path):
     falling = Mlm(Schedule("linear", 0.4, 0.15))
     write_run(tmp_path / "a", config_of(mlm=falling), curve(5.6))
     write_run(tmp_path / "b", config_of(teacher="runs/t", mlm=falling), curve(5.5))
-    assert "0.4 → 0.15 linear, as a share of the tokens" in write_run_report(tmp_path).read_text()
+    assert "0.4 → 0.15 linear, as a share of the tokens" in write_directory_report(tmp_path).read_text()
 
 
 def test_no_masks_are_claimed_of_models_of_next_tokens(tmp_path):
     config = dataclasses.replace(config_of(), model=LlamaConfig(vocab_size=4096))
     write_run(tmp_path / "a", config, curve(5.6))
-    page = write_run_report(tmp_path)
+    page = write_directory_report(tmp_path)
     assert "| masks | equal | none, each next token is predicted |" in page.with_suffix(".md").read_text()
     assert "masked" not in page.read_text()
 
@@ -497,12 +497,12 @@ def test_batch_ramps_are_described(tmp_path):
     config = config_of()
     train = dataclasses.replace(config.train, batch_size=16, batch_ramp=(4, 8), batch_ramp_fraction=0.3)
     run = write_run(tmp_path / "a", dataclasses.replace(config, train=train), curve(5.6))
-    path = write_run_report(tmp_path).with_suffix(".md")
+    path = write_directory_report(tmp_path).with_suffix(".md")
     assert "| equal | 4 rows to step 150, 8 rows to step 300, then 16 rows |" in path.read_text()
     older = json.loads((run / "config.json").read_text())
     older["train"] = {"steps": STEPS, "batch_size": 16, "accumulate": 1}
     (run / "config.json").write_text(json.dumps(older))
-    write_run_report(tmp_path)
+    write_directory_report(tmp_path)
     assert "| rows a step | equal | 16 rows |" in path.read_text()
 
 
@@ -513,7 +513,7 @@ def test_unfinished_runs_are_listed(tmp_path):
     write_plan(tmp_path, runs=[*plan["runs"], {"name": "planned", "label": "planned", "role": "student"}])
     study = run_comparison.collect_runs(tmp_path)
     assert study.unfinished == (("decay", 1000), ("planned", 0))
-    page = write_run_report(tmp_path).read_text()
+    page = write_directory_report(tmp_path).read_text()
     assert "decay (step 1,000); planned (no step logged)" in page
     assert "decay" not in rows_of(tmp_path / "report.csv")
 
@@ -526,7 +526,7 @@ def test_a_damaged_run_is_left_out_and_named(tmp_path, capsys, name, content):
     """An empty evaluations.jsonl or one cut short has fewer records, which is no damage."""
     make_study(tmp_path)
     (tmp_path / "decay" / name).write_text(content)
-    page = write_run_report(tmp_path).read_text()
+    page = write_directory_report(tmp_path).read_text()
     is_left_out = name != "evaluations.jsonl"
     assert ("decay" not in rows_of(tmp_path / "report.csv")) == is_left_out
     if is_left_out:
@@ -536,17 +536,17 @@ def test_a_damaged_run_is_left_out_and_named(tmp_path, capsys, name, content):
 
 def test_no_finished_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
-        write_run_report(tmp_path)
+        write_directory_report(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
-        write_run_report(tmp_path / "nowhere")
+        write_directory_report(tmp_path / "nowhere")
     run = write_run(tmp_path / "runs" / "a", config_of(), curve(5.6))
     with pytest.raises(UserError, match="is itself a run"):
-        write_run_report(run)
+        write_directory_report(run)
     with pytest.raises(UserError, match=r"ends in \.html"):
-        write_run_report(tmp_path / "runs", tmp_path / "report.md")
+        write_directory_report(tmp_path / "runs", tmp_path / "report.md")
     (run / "summary.json").unlink()
     with pytest.raises(UserError, match="no finished run"):
-        write_run_report(tmp_path / "runs")
+        write_directory_report(tmp_path / "runs")
 
 
 def test_missing_files(tmp_path):
@@ -555,7 +555,7 @@ def test_missing_files(tmp_path):
     for name in LABELS:
         for file in ("metrics.jsonl", "evaluations.jsonl", "documents.npz", "run.json"):
             (tmp_path / name / file).unlink()
-    page = Page(write_run_report(tmp_path).read_text())
+    page = Page(write_directory_report(tmp_path).read_text())
     assert len(page.tables[0]) == len(LABELS) + 1
     study = run_comparison.collect_runs(tmp_path)
     assert all(len(run.evaluations) == 1 for run in study.runs)
@@ -564,11 +564,11 @@ def test_missing_files(tmp_path):
 
 def test_out_may_be_a_file_or_a_directory(tmp_path, with_charts):
     make_study(tmp_path / "runs")
-    path = write_run_report(tmp_path / "runs", tmp_path / "paper" / "first.html")
+    path = write_directory_report(tmp_path / "runs", tmp_path / "paper" / "first.html")
     names = ["first-charts", "first.csv", "first.html", "first.md"]
     assert sorted(p.name for p in path.parent.iterdir()) == names
     (tmp_path / "out").mkdir()
-    assert write_run_report(tmp_path / "runs", tmp_path / "out") == tmp_path / "out" / "report.html"
+    assert write_directory_report(tmp_path / "runs", tmp_path / "out") == tmp_path / "out" / "report.html"
 
 
 def test_names_are_text_and_nothing_else(tmp_path, with_charts):
@@ -577,7 +577,7 @@ def test_names_are_text_and_nothing_else(tmp_path, with_charts):
     plan = json.loads((tmp_path / "study.json").read_text())
     runs = [{**run, "label": run["name"] + evil} for run in plan["runs"]]
     write_plan(tmp_path, runs=runs, title=evil, command=evil)
-    path = write_run_report(tmp_path)
+    path = write_directory_report(tmp_path)
     page = Page(path.read_text())
     assert "script" not in page.tags
     assert not any(name.startswith("on") for name, _ in page.attributes)
@@ -589,7 +589,7 @@ def test_names_are_text_and_nothing_else(tmp_path, with_charts):
 
 
 def test_html_has_no_external_resources(tmp_path, with_charts):
-    text = write_run_report(make_study(tmp_path)).read_text()
+    text = write_directory_report(make_study(tmp_path)).read_text()
     page = Page(text)
     assert "://" not in text
     assert not {name for name, _ in page.attributes} & {"src", "srcset"}
@@ -619,7 +619,7 @@ def test_run_with_non_finite_loss_is_not_comparable(tmp_path):
         summary["held_out"] |= dict.fromkeys(("held_out_loss", "standard_error", "perplexity"))
         path.write_text(json.dumps(summary))
         comparisons = run_comparison.collect_runs(tmp_path)
-        assert "nan" not in write_run_report(tmp_path).with_suffix(".md").read_text()
+        assert "nan" not in write_directory_report(tmp_path).with_suffix(".md").read_text()
         return {comparison.run.name: comparison for comparison in comparisons.comparisons}, comparisons.noise
 
     comparisons, noise = spoil("normal")
@@ -635,7 +635,7 @@ def test_non_finite_losses_are_not_drawn(tmp_path, with_charts):
     make_study(tmp_path)
     path = tmp_path / "normal" / "evaluations.jsonl"
     path.write_text(re.sub(r'"held_out_loss": [\d.]+', '"held_out_loss": null', path.read_text(), count=1))
-    page = Page(write_run_report(tmp_path).read_text())
+    page = Page(write_directory_report(tmp_path).read_text())
     assert "nan" not in " ".join(value or "" for _, value in page.attributes)
 
 

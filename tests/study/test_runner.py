@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dwt_jax.cli.report import write_directory_report
 from dwt_jax.config import Config, Data, Optimizer, Train
 from dwt_jax.distributed import shutdown
 from dwt_jax.distributed.shutdown import TrainingFailed
@@ -126,7 +127,7 @@ def test_finished_jobs_are_not_repeated(small_study, finished_study, capsys):
 
 
 def test_report_has_every_measured_value(finished_study, with_charts):
-    page = study_report.write_study_report(finished_study[0])
+    page = write_directory_report(finished_study[0])
     collected = study_results.collect_study_results(finished_study[0])
     text = page.with_suffix(".md").read_text().replace("\\", "")  # without escapes
     assert f"{collected.num_jobs} of {collected.num_jobs} runs are finished" in text
@@ -168,7 +169,7 @@ def test_report_has_every_measured_value(finished_study, with_charts):
 
 
 def test_report_has_the_accuracies_on_minimal_pairs(finished_study):
-    page = study_report.write_study_report(finished_study[0])
+    page = write_directory_report(finished_study[0])
     collected = study_results.collect_study_results(finished_study[0])
     by_paradigm = {  # of the file of each job: accuracy of the paradigms by name
         path.parent.parent.name: [
@@ -233,7 +234,7 @@ def test_report_has_the_floor_and_the_guesses_of_masked_words(finished_study):
     assert f"{100 * floor['score']:.2f}" in row
     records = json.loads((workdir / "masked_words.json").read_text())["rows"]
     assert len(records) == 3
-    page, lines = study_report.write_study_report(workdir), study_report.study_lines(collected)
+    page, lines = write_directory_report(workdir), study_report.study_lines(collected)
     for text in (page.read_text(), page.with_suffix(".md").read_text(), "\n".join(lines)):
         for record in records:
             assert record["word"] in text
@@ -394,7 +395,7 @@ def test_damaged_files_of_a_run_are_left_out_or_written_again(small_study, finis
     runs = tmp_path / "part" / "runs"
     (runs / "alone-seed0" / "summary.json").write_text("")
     (runs / "alone-seed1" / "run.json").write_text('{"data_')
-    text = study_report.write_study_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
+    text = write_directory_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
     for name, file in (("alone-seed0", "summary.json"), ("alone-seed1", "run.json")):
         assert f"* {name} is left out: {runs / name / file}: damaged" in text
     collected = study_results.collect_study_results(tmp_path / "part")
@@ -525,7 +526,7 @@ def test_a_run_without_a_finite_loss_is_in_the_report(finished_study, tmp_path):
         with np.load(run / "documents.npz") as arrays:
             losses = dict(arrays)
         np.savez(run / "documents.npz", **{**losses, "loss": losses["loss"] * np.nan})
-    text = study_report.write_study_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
+    text = write_directory_report(tmp_path / "part").with_suffix(".md").read_text().replace("\\", "")
     assert "A teacher helps (paper: so it says): undecided at this scale." in text
     assert "nan [nan, nan; t nan, nan]" in text
     assert "| distilled | never, or unknown | never, or unknown |" in text
@@ -597,10 +598,10 @@ def test_the_report_needs_no_config_file(finished_study, tmp_path, monkeypatch):
     shutil.copytree(finished_study[0], tmp_path / "moved")
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
-    page = study_report.write_study_report(tmp_path / "moved")
+    page = write_directory_report(tmp_path / "moved")
     assert (
         page.with_suffix(".csv").read_text()
-        == study_report.write_study_report(finished_study[0]).with_suffix(".csv").read_text()
+        == write_directory_report(finished_study[0]).with_suffix(".csv").read_text()
     )
 
 
@@ -637,7 +638,7 @@ def test_dry_run_estimates_costs(small_study, finished_study, tmp_path):
 @pytest.mark.slow
 def test_killed_anywhere_the_report_is_the_same(small_study, finished_study, tmp_path):
     """kill -9 four times, also during fine-tuning and scoring of pairs; then the command runs to the end."""
-    expected = study_report.write_study_report(finished_study[0]).with_suffix(".csv").read_text()
+    expected = write_directory_report(finished_study[0]).with_suffix(".csv").read_text()
     workdir = tmp_path / "killed"
     command = ("study", f"--config={small_study[0]}", f"--workdir={workdir}")
     for pattern in (

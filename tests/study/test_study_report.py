@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dwt_jax.cli.report import write_directory_report
 from dwt_jax.config_loader import build_dataclass
 from dwt_jax.errors import UserError
 from dwt_jax.study import manifest, paper_results, results, study_report, study_tables
@@ -188,9 +189,7 @@ def test_manifest_without_paper_arms_has_no_paper_results(tmp_path):
     old_results = make_results(old_study, {arm.name: (50.0,) for arm in old_study.arms if arm.finetune_at})
     assert "Scores by checkpoint" in html_of(old_results)
     assert paper_figures_of(old_results) == []
-    assert (
-        f"0 of {len(plan['jobs'])} runs are finished" in study_report.write_study_report(tmp_path).read_text()
-    )
+    assert f"0 of {len(plan['jobs'])} runs are finished" in write_directory_report(tmp_path).read_text()
     plan["grid"]["arms"][1]["paper"] = "figure3.storng"
     path.write_text(json.dumps(plan))
     with pytest.raises(UserError, match=r"arms\.1\.paper is 'figure3\.storng'"):
