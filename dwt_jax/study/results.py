@@ -82,7 +82,6 @@ class StudyResults:
     """Everything that a report of a study needs."""
 
     study: Study
-    workdir: Path
     arms: Mapping[str, ArmResults]
     num_done: int
     num_jobs: int
@@ -104,7 +103,6 @@ def collect_study_results(workdir: Path) -> StudyResults:
     arms = {arm.name: _arm_results(arm, jobs, left_out) for arm in study.arms}
     return StudyResults(
         study=study,
-        workdir=workdir,
         arms=arms,
         num_done=sum(job.is_done() for job in jobs),
         num_jobs=len(jobs),
@@ -150,6 +148,8 @@ def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...], left_out: dict[str, str]
             measurements += rows
         except UserError as error:
             left_out[job.name] = str(error)
+        except (KeyError, TypeError) as error:
+            left_out[job.name] = f"{job.workdir}: {error!r}, expected files that dwt wrote"
     planned_steps = {job.share: job.step for job in jobs if job.arm == arm.name and job.step}
     return ArmResults(arm, runs, measurements, planned_steps)
 

@@ -69,7 +69,6 @@ class BaselineComparison(NamedTuple):
 class RunComparisonStudy:
     """All data of a report on a directory of runs."""
 
-    workdir: Path
     title: str
     command: str
     seconds: float | None
@@ -105,7 +104,6 @@ def collect_runs(workdir: Path) -> RunComparisonStudy:
     baseline = by_name.get(str(plan["baseline"])) if plan.get("baseline") else _find_baseline(runs)
     noise = _seed_noise(runs, [by_name[name] for name in plan.get("noise_pair") or () if name in by_name])
     return RunComparisonStudy(
-        workdir=workdir,
         title=str(plan.get("title") or f"Runs in {workdir.resolve().name}"),
         command=str(plan.get("command") or ""),
         seconds=plan.get("seconds"),

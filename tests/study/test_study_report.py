@@ -52,7 +52,7 @@ def make_results(spec, scores=None, flops=None, steps=(720,)):
         ]
         runs = {seed: make_run((flops or {}).get(arm.name, 1e13)) for seed in range(len(arm_scores))}
         arms[arm.name] = results.ArmResults(arm, runs, [*losses, *measurements], {})
-    return results.StudyResults(study, Path(), arms, 0, 0, ())
+    return results.StudyResults(study, arms, 0, 0, ())
 
 
 def charts_of(study_results):
@@ -194,6 +194,18 @@ def test_manifest_without_paper_arms_has_no_paper_results(tmp_path):
     path.write_text(json.dumps(plan))
     with pytest.raises(UserError, match=r"arms\.1\.paper is 'figure3\.storng'"):
         manifest.read_manifest(tmp_path)
+
+
+def test_a_run_with_other_files_is_left_out(tmp_path):
+    """Of an earlier version, or of another program."""
+    study = build_dataclass(Study, {"arms": [{"name": "a", "config": "configs/small_bert.py:2x64"}]})
+    (job,) = study_jobs(study, tmp_path)
+    manifest.write_manifest(study, (job,), tmp_path)
+    job.workdir.mkdir(parents=True)
+    for name in ("summary", "config", "run"):
+        (job.workdir / f"{name}.json").write_text("{}")
+    text = write_directory_report(tmp_path).with_suffix(".md").read_text().replace("\\", "")
+    assert f"* a-seed0 is left out: {job.workdir}: KeyError('held_out'), expected files" in text
 
 
 def test_names_are_text_in_markdown_too():
