@@ -272,7 +272,11 @@ def chart_svg(chart: Chart, small: bool = False) -> str:
     with _style(f"{chart.name} {small}"):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue().partition("</metadata>")[2].rpartition("</svg>")[0]
-    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # of groups; several charts would have the same
+    # Without the ids of groups, which several charts would have, and what a page does not need.
+    text = re.sub(
+        r""" id="[\w.]+_\d+"| transform="rotate\(-0 [^"]*"| font-family: 'DejaVu Sans';""", "", text
+    )
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
     text = re.sub(r"\s*\n\s*", "\n", text).replace("xlink:href", "href")
     variables = {MUTED: "muted", RULE: "rule", **{colour: f"c{i}" for i, colour in enumerate(LINE_COLOURS)}}
     for colour, name in variables.items():
