@@ -1,7 +1,6 @@
 """Check the values of a `Config`, alone and in combination. This module does not import jax."""
 
 import itertools
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -167,6 +166,10 @@ def _stage_problems(schedule: Schedule, name: str) -> Iterator[str]:
         yield f"{name}.boundary_values is {list(values)}, expected at least 0"
 
 
+TEACHER_WEIGHTS = (1e-30, 1e30)
+"""Smallest and largest weight of a teacher: no sum of them overflows, and no share of it is rounded to 0."""
+
+
 def _teacher_problems(teacher: Teacher) -> Iterator[str]:
     if teacher.path and teacher.paths:
         yield f"teacher.paths is {list(teacher.paths)}, expected teacher.path to be empty beside it"
@@ -177,8 +180,9 @@ def _teacher_problems(teacher: Teacher) -> Iterator[str]:
             f"teacher.weights has {len(teacher.weights)} entries, expected as many as teacher.paths "
             f"({len(teacher.paths)})"
         )
-    if not all(0 < weight < math.inf for weight in teacher.weights):
-        yield f"teacher.weights is {list(teacher.weights)}, expected numbers above 0"
+    low, high = TEACHER_WEIGHTS
+    if not all(low <= weight <= high for weight in teacher.weights):
+        yield f"teacher.weights is {list(teacher.weights)}, expected numbers from {low:g} to {high:g}"
 
 
 def _objective_problems(config: Config) -> Iterator[str]:

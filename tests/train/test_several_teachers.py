@@ -130,7 +130,9 @@ def test_other_weights_are_another_run(project, student):
     [
         ({"teacher__path": "x"}, "teacher.paths is"),
         ({"teacher__weights": "[1]"}, "teacher.weights has 1 entries, expected as many"),
-        ({"teacher__weights": "[1, 0]"}, "expected numbers above 0"),
+        ({"teacher__weights": "[1, 0]"}, "expected numbers from 1e-30 to 1e.30"),
+        ({"teacher__weights": "[1e308, 1e308]"}, "expected numbers from 1e-30"),  # whose sum overflows
+        ({"teacher__weights": "[1e-320, 1]"}, "expected numbers from 1e-30"),
         ({"teacher__paths": '["a", ""]'}, "expected model or run directories"),
     ],
 )
