@@ -39,7 +39,7 @@ from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import objective_module
 from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.runs.state import abstract_state
-from dwt_jax.runs.teacher import make_teacher_config
+from dwt_jax.runs.teacher import check_teacher_objective, make_teacher_config
 from dwt_jax.train.step import StepConfig, jit_train_step, make_step_config
 from dwt_jax.train.step_schedules import abstract_schedules
 
@@ -128,6 +128,8 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model, init=Init())
     teachers = [_load_teacher_config(path, vocab_size) for path in config.teacher.model_paths]
+    for path, one in zip(config.teacher.model_paths, teachers, strict=True):
+        check_teacher_objective(config.teacher.path_key, path, one, model)
     teacher = make_teacher_config(teachers, config.teacher.weights) if teachers else None
     compute_dtype = config.precision.compute_dtype
     dtype = jnp.dtype("bfloat16" if compute_dtype == "auto" else compute_dtype)

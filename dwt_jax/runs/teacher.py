@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dwt_jax.config import Teacher
+from dwt_jax.config import Config
 from dwt_jax.data.tokenizer import Vocabulary
 from dwt_jax.distributed.mesh import to_global
 from dwt_jax.errors import UserError
 from dwt_jax.models import family, flops
 from dwt_jax.models.common.sharding import infer_shardings
 from dwt_jax.models.protocol import ModelConfig
+from dwt_jax.objectives import OBJECTIVE_LABELS
 from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.runs.pretrained import PretrainedModel, load_pretrained
 
@@ -84,38 +85,53 @@ def make_teacher_config(models: Sequence[ModelConfig], weights: Sequence[float])
     return TeacherConfig(tuple(models), tuple(weight / sum(weights) for weight in weights))
 
 
-def load_teacher(
-    keys: Teacher, student_vocab: Vocabulary, sequence_length: int, dtype: jnp.dtype
-) -> LoadedTeacher:
+def load_teacher(config: Config, student_vocab: Vocabulary, dtype: jnp.dtype) -> LoadedTeacher:
     """Load a teacher from the model or run directories that the config names.
 
     Args:
-        keys: section `teacher` of the config.
+        config: of the run.
         student_vocab: vocabulary of the data.
-        sequence_length: tokens per row.
         dtype: dtype in which its parameters are stored.
 
     Raises:
         UserError: the vocabulary of a model differs from the data's (the message names the first
-            difference), or it has fewer positions than a row has tokens.
+            difference), it has another objective than the student, or fewer positions than a row has tokens.
     """
-    models = [_load_model(keys.path_key, path, student_vocab, sequence_length) for path in keys.model_paths]
+    models = [_load_model(config, path, student_vocab) for path in config.teacher.model_paths]
     return LoadedTeacher(
-        make_teacher_config([x.model for x in models], keys.weights),
+        make_teacher_config([x.model for x in models], config.teacher.weights),
         tuple(jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), x.params) for x in models),
         tuple(x.digest for x in models),
         sum_or_none(*(x.training_flops for x in models)),
     )
 
 
-def _load_model(name: str, path: str, student_vocab: Vocabulary, sequence_length: int) -> PretrainedModel:
-    model = load_pretrained(name, path, student_vocab)
+def _load_model(config: Config, path: str, student_vocab: Vocabulary) -> PretrainedModel:
+    key, sequence_length = config.teacher.path_key, config.data.sequence_length
+    model = load_pretrained(key, path, student_vocab)
+    check_teacher_objective(key, path, model.model, config.model)
     if model.model.max_length < sequence_length:
         raise UserError(
-            f"{name}: {path} has {model.model.max_length} positions, expected at "
+            f"{key}: {path} has {model.model.max_length} positions, expected at "
             f"least data.sequence_length ({sequence_length})"
         )
     return model
+
+
+def check_teacher_objective(key: str, path: str, teacher: ModelConfig, student: ModelConfig) -> None:
+    """Raise UserError if a teacher predicts something else than the student at the same position.
+
+    Args:
+        key: config key that names the teacher, for the message.
+        path: of the teacher, for the message.
+        teacher: its config.
+        student: config of the student.
+    """
+    if teacher.objective != student.objective:
+        raise UserError(
+            f"{key}: {path} is a {teacher.model_type}, which has the {OBJECTIVE_LABELS[teacher.objective]} "
+            f"loss, expected a model with the student's {OBJECTIVE_LABELS[student.objective]} loss"
+        )
 
 
 def shard_params(teacher: LoadedTeacher, mesh: jax.sharding.Mesh) -> TeacherParams:

@@ -138,7 +138,7 @@ def _build_run(
     teacher = None
     if config.teacher.model_paths:
         dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
-        teacher = load_teacher(config.teacher, vocab, config.data.sequence_length, dtype)
+        teacher = load_teacher(config, vocab, dtype)
     policy = policy._replace(attention=_run_attention(config, teacher, policy.compute_dtype, record))
     growth = load_source(config, vocab, workdir)
     identity = {

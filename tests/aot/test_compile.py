@@ -163,6 +163,14 @@ def test_teacher_config_is_read_from_config_run_or_model_directory(config, tmp_p
         aot_compile._load_teacher_config(str(tmp_path / "nothing"), 300)
 
 
+def test_a_teacher_of_another_objective_is_refused(config, one_device, tmp_path):
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 99}))
+    run = load_config(config, {**TEACHER, "teacher.path": str(tmp_path / "llama")})
+    with pytest.raises(UserError, match=r"teacher\.path: .* is a llama, which has the next-token loss"):
+        aot_compile.make_compile_target(run, "one:1")
+
+
 @pytest.mark.parametrize(
     ("platform", "overrides", "expected"),
     [

@@ -1,11 +1,13 @@
 """Decoders from a corpus to transformers: tokenizer, rows, training, a teacher of another type, export."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from dwt_jax.config import Teacher
 from dwt_jax.config_loader import load_config
 from dwt_jax.data.data_cache import get_prepared
 from dwt_jax.data.dataset import num_rows, open_dataset, read_rows
@@ -110,6 +112,24 @@ def test_a_masked_model_with_the_tokenizer_of_a_decoder_is_refused(project, tmp_
     config = load_config(project[1], {"data.tokenizer.path": str(tokenizer)})
     with pytest.raises(UserError, match="the tokenizer has no mask_token, expected one for a model of"):
         train(config, tmp_path / "run")
+
+
+def test_a_teacher_of_another_objective_is_refused(project, tmp_path):
+    """A decoder on the tokenizer of a masked model has its vocabulary."""
+    decoder = load_config(project[1], {"model.model_type": "llama", "train.steps": "1"})
+    train(decoder, tmp_path / "decoder")
+    masked = load_config(project[1], {"train.steps": "1"})
+    train(masked, tmp_path / "masked")
+    for student, teacher, message in (
+        (masked, "decoder", "is a llama, which has the next-token loss, expected a model with the student's"),
+        (decoder, "masked", "is a bert, which has the masked-LM loss, expected a model with the student's"),
+    ):
+        path = str(tmp_path / teacher)
+        for key, value in (("path", path), ("paths", (path, path))):
+            with_teacher = dataclasses.replace(student, teacher=Teacher(**{key: value}))
+            with pytest.raises(UserError, match=f"^teacher.{key}: {path} {message}"):
+                train(with_teacher, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
 
 
 def test_settings_of_masks_are_refused_beside_a_decoder(project):
