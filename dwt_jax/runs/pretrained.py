@@ -105,7 +105,8 @@ def check_vocabulary(
 ) -> None:
     """Check that a model has the vocabulary of the data, and warn if its tokenizer is another.
 
-    One that does not lower-case, for example, gives a text other tokens of the same vocabulary.
+    One that does not lower-case, for example, gives a text other tokens of the same vocabulary, and one with
+    another end token has other rows.
 
     Args:
         key: config key or flag that names the model, for messages.
@@ -130,7 +131,9 @@ def check_vocabulary(
             f"{key}: {path} has another vocabulary, of {source_size} tokens, expected "
             f"{'at most ' * allow_fewer_tokens}the data's {data_size}"
         )
-    source_settings, data_settings = flatten_dict(source_vocab.pipeline), flatten_dict(data_vocab.pipeline)
+    source_settings, data_settings = (
+        {**flatten_dict(vocab.pipeline), **_row_tokens(vocab)} for vocab in (source_vocab, data_vocab)
+    )
     for name in {**source_settings, **data_settings}:
         setting, expected = source_settings.get(name), data_settings.get(name)
         is_by_token = name.split(".")[0] in ("merges", "scores", "added_tokens")
@@ -141,6 +144,12 @@ def check_vocabulary(
                 file=sys.stderr,
             )
             return
+
+
+def _row_tokens(vocab: Vocabulary) -> dict[str, str]:
+    """Return the special tokens that rows have, by their role."""
+    ids = {"begin of text": vocab.cls_id, "end of text": vocab.sep_id, "mask": vocab.mask_id}
+    return {role: vocab.tokens[i] for role, i in ids.items() if i >= 0}
 
 
 def _read_training_flops(path: Path) -> float | None:

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from dwt_jax.cli import main
-from dwt_jax.data.tokenizer import load_hf_tokenizer, load_vocabulary, tokenizer_digest
+from dwt_jax.data.tokenizer import load_hf_tokenizer, load_vocabulary, save_tokenizer, tokenizer_digest
 from dwt_jax.errors import UserError
-from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
+from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS, build_wordpiece_tokenizer
 from dwt_jax.runs.pretrained import check_vocabulary
 from helpers.runs import prepared_project
 from helpers.torch_models import SMALL, torch_model
@@ -49,6 +49,32 @@ def test_only_the_merges_of_a_shorter_vocabulary_may_differ(tmp_path, capsys):
     assert "another tokenizer: merges is other, the data's is " in capsys.readouterr().err
     with pytest.raises(UserError, match=f"path has another vocabulary, of {len(data) - 1} tokens"):
         check_vocabulary("--model", "path", fewer, data)
+
+
+def test_other_tokens_around_a_text_are_warned_of(tmp_path, capsys):
+    """As in a base model and its chat model, which end texts with different tokens of one vocabulary."""
+    tokenizer = build_wordpiece_tokenizer({token: i for i, token in enumerate(["[BOS]", *TOKENS])})
+    vocabularies = []
+    for name, roles in (
+        ("data", {"eos_token": "[SEP]"}),
+        ("begin", {"eos_token": "[SEP]", "bos_token": "[CLS]"}),
+        ("end", {"eos_token": "[CLS]", "bos_token": "[SEP]"}),
+        ("padding", {"eos_token": "[SEP]", "pad_token": "[PAD]"}),
+    ):
+        save_tokenizer(tokenizer, tmp_path / name, lowercase=True)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(settings))
+        vocabularies.append(load_vocabulary(tmp_path / name))
+    data, begin, end, padding = vocabularies
+    warning = "--model: warning: path has the data's vocabulary, but another tokenizer: "
+    for model, expected in (
+        (begin, f"{warning}begin of text is [CLS], the data's is [SEP]\n"),
+        (end, f"{warning}end of text is [CLS], the data's is [SEP]\n"),
+        (padding, ""),  # which nothing attends to
+        (data, ""),
+    ):
+        check_vocabulary("--model", "path", model, data)
+        assert capsys.readouterr().err == expected
 
 
 TOKENS = [*WORDPIECE_TOKENS, "a", "b", "##b", "ab", "▁", "▁a", "▁ab"]
