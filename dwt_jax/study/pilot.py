@@ -212,7 +212,8 @@ def load_candidate(spec: str, overrides: Mapping[str, str], teacher: str, candid
     What it does not use of `teacher`, `distill` and `init` is as in a config without them. Keys that only the
     config's own schedule or method reads (`distill.match_margin`) have no effect here, and are no errors.
     """
-    keys = {**overrides, "teacher.path": teacher, **candidate.overrides(teacher)}
+    only_teacher = {"teacher.path": teacher, "teacher.paths": "", "teacher.weights": ""}
+    keys = {**overrides, **only_teacher, **candidate.overrides(teacher)}
     config = build_config(read_config_file(spec), keys)
     if candidate.teacher == NO_TEACHER:
         config = dataclasses.replace(config, teacher=Teacher(), distill=Distill())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dwt_jax.cli import main
+from dwt_jax.config import Teacher
 from dwt_jax.config_loader import load_config
 from dwt_jax.distributed.shutdown import TrainingFailed
 from dwt_jax.errors import UserError
@@ -139,6 +140,9 @@ def test_candidates_have_their_weights_whatever_the_config_says(project):
         np.testing.assert_allclose(soft_weights(use), ramp, atol=1e-6)
     plain = load_config(config, {"train.steps": "80"})
     assert pilot.load_candidate(config, own, teacher, BASELINE) == plain
+    several = {**own, "teacher.path": "", "teacher.paths": "a,b", "teacher.weights": "1,2"}
+    of_several = pilot.load_candidate(config, several, teacher, Candidate(teacher=THROUGHOUT))
+    assert of_several.teacher == Teacher(path=teacher)
     grown = pilot.load_candidate(config, own, teacher, Candidate("stack, new layers add 0"))
     assert (grown.teacher.path, grown.distill) == ("", plain.distill)
     assert (grown.init.method, grown.init.new_layers, grown.init.from_) == ("stack", "zero", teacher)
