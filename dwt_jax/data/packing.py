@@ -43,8 +43,8 @@ class RowFormat(NamedTuple):
 
     @property
     def segment_dtype(self) -> np.dtype:
-        """The smallest dtype for segment numbers; a segment has at least 3 tokens."""
-        return np.dtype(np.uint8 if self.length // 3 <= 255 else np.uint16)
+        """The smallest dtype for segment numbers. A segment has 3 tokens and more, or 2 if it has no end."""
+        return np.dtype(np.uint8 if (self.length + 1) // 3 <= 255 else np.uint16)
 
 
 def empty_spans(dtype: np.dtype) -> Spans:

@@ -46,3 +46,13 @@ def test_more_than_255_segments_in_a_row():
     assert packed.segments.dtype == np.uint16
     assert packed.segments.max() == 300
     assert packed.tokens.tolist() == [[CLS, 9, SEP] * 300 + [PAD] * 100]
+
+
+def test_a_row_of_767_tokens_may_have_256_segments():
+    """The last of them without its end: the document goes on in the next row."""
+    row_format = RowFormat(767, "packed", PAD, CLS, SEP, np.dtype(np.uint16), "documents")
+    documents = np.append(np.arange(256), 255)
+    spans = Spans(np.full(257, 9, np.uint16), np.ones(257, np.int64), documents)
+    packed, _ = pack_spans(spans, row_format, last=True)
+    assert packed.tokens.tolist()[0] == [CLS, 9, SEP] * 255 + [CLS, 9]
+    assert packed.segments[0, -2:].tolist() == [256, 256]
