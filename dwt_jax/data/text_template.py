@@ -5,7 +5,8 @@ from pathlib import Path
 from dwt_jax.data.hf_tokenizer import LoadedTokenizer, read_tokenizer
 from dwt_jax.data.tokenizer import load_vocabulary
 
-PAD_TOKEN = "<|pad|>"
+PAD_TOKENS = ("<|pad|>", "<|padding|>")
+"""Names of a padding token that is added: the first that is not the end token's."""
 
 
 def read_decoder_tokenizer(path: Path) -> tuple[LoadedTokenizer, int]:
@@ -41,7 +42,8 @@ def read_decoder_tokenizer(path: Path) -> tuple[LoadedTokenizer, int]:
     added = tokenizer.get_added_tokens_decoder()
     usable = {i for i, token in added.items() if token.special} - {vocab.sep_id}
     names = [vocab.tokens[i] for i in (vocab.pad_id, vocab.unk_id, vocab.cls_id) if i in usable]
-    pad_token = (*names, PAD_TOKEN)[0]
+    new_token = next(token for token in PAD_TOKENS if token != vocab.tokens[vocab.sep_id])
+    pad_token = (*names, new_token)[0]
     tokenizer.add_special_tokens([pad_token])
     loaded = loaded._replace(special_tokens={**loaded.special_tokens, "pad_token": pad_token})
     return loaded, tokenizer.get_vocab(with_added_tokens=True)[pad_token]

@@ -8,7 +8,7 @@ import pytest
 
 from dwt_jax.cli import main
 from dwt_jax.data.hf_tokenizer import read_tokenizer
-from dwt_jax.data.text_template import PAD_TOKEN, read_decoder_tokenizer
+from dwt_jax.data.text_template import PAD_TOKENS, read_decoder_tokenizer
 from dwt_jax.data.tokenizer import copy_tokenizer, save_tokenizer
 from dwt_jax.distributed.shutdown import ShutdownFlag
 from dwt_jax.errors import UserError
@@ -35,7 +35,7 @@ TEXTS = [
 ]
 PAIRS = ["", "the dog sees the cat", "cat " * 20, "a", "a bird and the cat", "the % bird %"]
 CLASSES = {"llama": "Llama", "gpt2": "Mistral", "qwen2": "Qwen3"}
-PADDING = {"llama": "<unk>", "gpt2": PAD_TOKEN, "qwen2": "<|endoftext|>"}
+PADDING = {"llama": "<unk>", "gpt2": PAD_TOKENS[0], "qwen2": "<|endoftext|>"}
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,17 @@ def test_the_rows_of_wordpiece_stay_what_they_are(tmp_path, pairs):
     encoded, _ = encode_texts(split_of(pairs), loaded, 200)
     assert rows_of(encoded) == auto(*columns_of(pairs)).input_ids
     assert pad_id == auto.pad_token_id
+
+
+def test_the_padding_token_is_not_the_end_token_whatever_that_is_called(tmp_path):
+    tokenizer = build_wordpiece_tokenizer({token: i for i, token in enumerate([*VOCAB, *PAD_TOKENS[:1]])})
+    tokenizer.add_special_tokens([*PAD_TOKENS[:1]])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=PAD_TOKENS[0])
+    fast.save_pretrained(tmp_path)
+    loaded, pad_id = read_decoder_tokenizer(tmp_path)
+    encoded, _ = encode_texts(split_of(False), loaded, 100)
+    assert {row[-1] for row in rows_of(encoded)} == {fast.eos_token_id} != {pad_id}
+    assert loaded.tokenizer.id_to_token(pad_id) == PAD_TOKENS[1]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
