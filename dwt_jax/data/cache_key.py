@@ -42,7 +42,7 @@ def data_cache_key(data: Data) -> str:
         if not tokenizer.alphabet_size:
             del fields["tokenizer"]["alphabet_size"]
     if data.end_token != Data.end_token:
-        fields["end_token"] = data.end_token
+        fields["end_token"] = _end_rule(data)
     if not _has_rows_of_first_version(data):
         fields["rules"] = ROW_RULES
     fields["sources"] = [
@@ -67,6 +67,11 @@ def _has_rows_of_first_version(data: Data) -> bool:
     tokenizer = data.tokenizer
     is_same_tokenizer = tokenizer.path or (tokenizer.vocab_size >= 1000 and tokenizer.sample_megabytes >= 100)
     return _is_builtin(data) and data.row_mode != "sentence" and bool(is_same_tokenizer)
+
+
+def _end_rule(data: Data) -> str:
+    """What end tokens stand behind. Before, sentences lacked that of the last document of each chunk."""
+    return "all documents" if data.row_mode == "sentence" else data.end_token
 
 
 def _is_builtin(data: Data) -> bool:
@@ -113,7 +118,7 @@ def rows_digest(config: EncodeConfig, data: Data, sources: list[dict[str, Any]])
     if config.by_parts:
         content.append("by parts")
     if data.end_token != Data.end_token:
-        content.append(f"end token of {data.end_token}")
+        content.append(f"end token of {_end_rule(data)}")
     if word_rule := _word_rule(config.tokenizer):
         content.append(word_rule)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -65,7 +65,8 @@ def pack_spans(spans: Spans, row_format: RowFormat, last: bool) -> tuple[PackedR
     Args:
         spans: those left over by the previous call, then new ones.
         row_format: layout of a row. In row_mode "sentence" each row holds one span.
-        last: whether no more spans follow. If False, a row that could take more spans is left over.
+        last: whether no more spans follow. If False, a row that could take more spans is left over, or that
+            of the last sentence, which may end its document or not.
 
     Returns:
         (rows, the spans left over for the next call)
@@ -84,7 +85,7 @@ def pack_spans(spans: Spans, row_format: RowFormat, last: bool) -> tuple[PackedR
     if row_format.end_token == "documents":
         has_end = np.append(starts_segment[1:], last)[:num_spans]
     row_starts = (
-        np.arange(num_spans + 1)
+        np.arange(max(1, num_spans + last))  # the next call tells whether the last one ends its document
         if one_a_row
         else _row_starts(row_begins, ends - ~has_end, row_format.length, last)
     )

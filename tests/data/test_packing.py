@@ -56,3 +56,25 @@ def test_a_row_of_767_tokens_may_have_256_segments():
     packed, _ = pack_spans(spans, row_format, last=True)
     assert packed.tokens.tolist()[0] == [CLS, 9, SEP] * 255 + [CLS, 9]
     assert packed.segments[0, -2:].tolist() == [256, 256]
+
+
+@given(
+    st.sampled_from(["documents", "segments"]),
+    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), max_size=9),
+    st.integers(1, 9),
+)
+def test_a_sentence_a_row_has_its_end_wherever_calls_end(end_token, lengths, documents_a_call):
+    row_format = RowFormat(8, "sentence", PAD, CLS, SEP, np.dtype(np.uint16), end_token)
+    pending, rows, expected = empty_spans(row_format.dtype), [], []
+    for start in range(0, len(lengths), documents_a_call):
+        flat = [(i, n) for i, d in enumerate(lengths[start : start + documents_a_call], start) for n in d]
+        documents, counts = np.array(flat, np.int64).T
+        new_spans = Spans(np.repeat(10 + counts, counts).astype(np.uint16), counts, documents)
+        packed, pending = pack_spans(concat_spans(pending, new_spans), row_format, last=False)
+        rows += packed.tokens.tolist()
+    rows += pack_spans(pending, row_format, last=True)[0].tokens.tolist()
+    for document in lengths:
+        for i, n in enumerate(document, 1):
+            row = [CLS, *[10 + n] * n, *[SEP] * (end_token == "segments" or i == len(document))]
+            expected.append(row + [PAD] * (8 - len(row)))
+    assert rows == expected
