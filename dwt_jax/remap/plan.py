@@ -178,14 +178,15 @@ def _reasons_not_preserving(
         if old != new:
             yield f"{field} {old} → {new}, expected {old}"
     if missing := sorted(family(source).param_axes(source).keys() - family(target).param_axes(target).keys()):
-        yield f"{missing[0]}: a {target.model_type} has no such parameter"
+        yield f"{missing[0]}: a {target.model_type} has no such parameter, expected a model_type with it"
     if options.noise:
         yield f"noise {options.noise:g}, expected 0"
     grows = False
     for axis, old, new in _changed_axes(source, target):
         change = f"{family(source).SIZE_KEYS[axis]} {old} → {new}"
         if new == 0:
-            yield f"{family(source).SIZE_KEYS[axis]} {old}: a {target.model_type} has no such table"
+            key = family(source).SIZE_KEYS[axis]
+            yield f"{key} {old}: a {target.model_type} has no such table, expected a model_type with it"
             continue
         if new < old:
             yield f"{change}, expected at least {old}"

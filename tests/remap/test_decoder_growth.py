@@ -107,6 +107,7 @@ def test_another_model_type_keeps_the_function_where_it_can_compute_it(kind, oth
     assert report.function_preserving == (not reason), report.reasons_not_preserving
     assert (largest < 1e-9) == (not reason)
     assert reason in " ".join(report.reasons_not_preserving)
+    assert all(", expected " in text for text in report.reasons_not_preserving)
 
 
 def test_tied_to_untied_and_more_tokens():
