@@ -178,6 +178,18 @@ def test_the_padding_token_is_not_the_end_token_whatever_that_is_called(tmp_path
     assert loaded.tokenizer.id_to_token(pad_id) == PAD_TOKENS[1]
 
 
+def test_an_added_word_that_is_named_as_padding_stays_a_word(tmp_path):
+    tokenizer = build_wordpiece_tokenizer({token: i for i, token in enumerate(VOCAB)})
+    tokenizer.add_tokens(["good"])
+    save_tokenizer(tokenizer, tmp_path / "in", lowercase=True)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "[SEP]", "pad_token": "good"}
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(settings))
+    loaded, pad_id = read_decoder_tokenizer(tmp_path / "in")
+    assert loaded.tokenizer.id_to_token(pad_id) == PAD_TOKENS[0]
+    copy_tokenizer(loaded, tmp_path / "copy")
+    assert read_tokenizer(tmp_path / "copy").special_tokens["pad_token"] == PAD_TOKENS[0]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_truncated_rows_have_their_ends(models, tmp_path, side, pairs):
