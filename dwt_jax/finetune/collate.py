@@ -65,7 +65,7 @@ def encode_texts(
         (examples without labels, number of examples that were truncated)
 
     Raises:
-        UserError: a text has no token.
+        UserError: a text has no token, or more special tokens than `max_length`.
     """
     hf_tokenizer = tokenizer.tokenizer
     hf_tokenizer.enable_truncation(
@@ -87,6 +87,11 @@ def encode_texts(
         raise UserError(
             f"{tokenizer.source.path}: gives no token to an empty text, expected a tokenizer that adds "
             "special tokens (the post_processor of its tokenizer.json)"
+        )
+    if (longest := max(map(len, ids), default=0)) > max_length:  # the special tokens alone do not fit
+        raise UserError(
+            f"{tokenizer.source.path}: cannot cut an example of {longest} tokens to {max_length}, expected "
+            "room for the special tokens"
         )
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     labels = np.zeros(len(ids), np.int32)

@@ -205,6 +205,15 @@ def test_truncated_rows_have_their_ends(models, tmp_path, side, pairs):
     assert ends == [(auto.bos_token_id, 1 + pairs, auto.eos_token_id)] * len(TEXTS)
 
 
+def test_fewer_tokens_than_the_template_has_are_refused(models):
+    """tokenizers would not cut at all then."""
+    loaded, _ = read_decoder_tokenizer(models / "llama")
+    rows = rows_of(encode_texts(split_of(True), loaded, 3)[0])
+    assert {tuple(row) for row in rows} == {(1, 2, 2)}
+    with pytest.raises(UserError, match=r"cannot cut an example of \d+ tokens to 2, expected room for the"):
+        encode_texts(split_of(True), loaded, 2)
+
+
 # Fine-tuning
 
 
