@@ -9,7 +9,6 @@ Letters of shapes: B rows, L tokens a row, Q output positions, D hidden_size, H 
 F intermediate_size, N layers, V padded vocabulary.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from dwt_jax.models.common.dropout import dropout
 from dwt_jax.models.common.layers import ACTIVATIONS, Dense, padded_vocab_size, positions_in_segments
 from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_axes
 from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
-from dwt_jax.models.common.modules import init_module, merge_module, scan_layers
+from dwt_jax.models.common.modules import ModuleParts, scan_layers
 from dwt_jax.models.common.post_norm import Embeddings, EncoderLayer, MlmHead
 from dwt_jax.models.common.rope import rope_frequencies, rope_rotation
 from dwt_jax.models.protocol import Params
@@ -139,41 +138,9 @@ def _build_module(name: str, config: Config, num_labels: int, rngs: nnx.Rngs) ->
     return Dense((config.hidden_size,), (outputs,), config, rngs)
 
 
-def _merge_module(name: str, config: Config, params: Params) -> Any:
-    return merge_module(_build_module, name, config, params)
-
-
-def init_params(
-    config: Config, key: jax.Array, heads: Sequence[str] = LM_HEADS, num_labels: int = 1
-) -> Params:
-    """Initialise fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1.
-
-    Args:
-        config: sizes of the model; vocab_size must be set.
-        key: PRNG key.
-        heads: which of HEADS.
-        num_labels: outputs of the classifier.
-    """
-    if config.vocab_size < 1:
-        raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
-
-    def init(name: str, key: jax.Array) -> Params:
-        return init_module(_build_module, name, config, num_labels, key)
-
-    keys = jax.random.split(key, 3)
-    head_keys = {name: jax.random.fold_in(keys[2], i) if i else keys[2] for i, name in enumerate(HEADS)}
-    return {
-        "embeddings": init("embeddings", keys[0]),
-        "layers": jax.vmap(functools.partial(init, "layer"))(
-            jax.random.split(keys[1], config.num_hidden_layers)
-        ),
-        **{name: init(name, head_keys[name]) for name in heads},
-    }
-
-
-def abstract_params(config: Config, heads: Sequence[str] = LM_HEADS, num_labels: int = 1) -> Params:
-    """Return shapes and dtypes of the parameters, without memory."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), heads, num_labels))
+_MODULES = ModuleParts(_build_module, ENCODER_PARTS, HEADS, LM_HEADS, folds_head_keys=True)
+init_params = _MODULES.init_params
+abstract_params = _MODULES.abstract_params
 
 
 def encode(
@@ -211,7 +178,7 @@ def encode(
     dropout_keys = (None, None) if key is None else tuple(jax.random.split(key))
     # Replicate the tables first: of sharded channels XLA would send the looked-up rows and their gradient.
     tables = jax.tree.map(lambda leaf: replicate(leaf, policy), params["embeddings"])
-    embeddings = _merge_module("embeddings", config, tables)
+    embeddings = _MODULES.merge("embeddings", config, tables)
     x = embeddings(
         tokens.astype(jnp.int32),
         positions_in_segments(segment_ids),
@@ -227,7 +194,7 @@ def encode(
         layer_params, layer_key = inputs
         layer_keys = (None,) * 3 if key is None else tuple(jax.random.split(layer_key, 3))
         return constrain_batch(
-            _merge_module("layer", config, layer_params)(
+            _MODULES.merge("layer", config, layer_params)(
                 x, segment_ids, layer_keys, policy, positions, rotation
             ),
             policy,
@@ -246,7 +213,7 @@ def encode(
 
 def lm_features(params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()) -> jax.Array:
     """Return what the LM head multiplies with the output embedding, for hidden states [..., D]."""
-    return _merge_module("mlm", config, params["mlm"])(hidden, policy)
+    return _MODULES.merge("mlm", config, params["mlm"])(hidden, policy)
 
 
 def output_embedding(params: Params) -> tuple[jax.Array, jax.Array]:
@@ -263,7 +230,7 @@ def pooler_output(
 
     The activation is a ReLU in DistilBERT, that of the layers in RoFormer, else tanh.
     """
-    features = _merge_module("pooler", config, params["pooler"])(hidden[:, 0], policy)
+    features = _MODULES.merge("pooler", config, params["pooler"])(hidden[:, 0], policy)
     if config.is_rotary:
         return ACTIVATIONS[config.hidden_act](features)
     return jax.nn.relu(features) if config.model_type == "distilbert" else jnp.tanh(features)
@@ -293,7 +260,7 @@ def classifier_logits(
     if config.model_type in ("roberta", "roformer"):
         hidden = dropout(hidden[:, :1], rate, input_key)
     features = dropout(pooler_output(params, config, hidden, policy=policy), rate, output_key)
-    return _merge_module("classifier", config, params["classifier"])(features, policy).astype(jnp.float32)
+    return _MODULES.merge("classifier", config, params["classifier"])(features, policy).astype(jnp.float32)
 
 
 def pretrained_classifier_parts(config: Config, parts: Sequence[str]) -> tuple[str, ...]:

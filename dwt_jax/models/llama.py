@@ -9,7 +9,6 @@ Letters of shapes: B rows, L tokens a row, Q output positions, D hidden_size, H 
 values, K size of a head, F intermediate_size, N layers, V padded vocabulary.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +30,7 @@ from dwt_jax.models.common.layers import (
 )
 from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_axes
 from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
-from dwt_jax.models.common.modules import init_module, merge_module, scan_layers
+from dwt_jax.models.common.modules import ModuleParts, scan_layers
 from dwt_jax.models.common.rope import rope_frequencies, rope_rotation
 from dwt_jax.models.llama_config import HF_NAMES as HF_NAMES
 from dwt_jax.models.llama_config import Config as Config
@@ -159,41 +158,9 @@ class OutputTable(nnx.Module):
             self.embedding = nnx.Param(table.embedding[...])
 
 
-def _merge_module(name: str, config: Config, params: Params) -> Any:
-    return merge_module(_build_module, name, config, params)
-
-
-def init_params(
-    config: Config, key: jax.Array, heads: Sequence[str] = LM_HEADS, num_labels: int = 1
-) -> Params:
-    """Initialise fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1.
-
-    Args:
-        config: sizes of the model; vocab_size must be set.
-        key: PRNG key.
-        heads: which of HEADS.
-        num_labels: outputs of the classifier.
-    """
-    if config.vocab_size < 1:
-        raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
-
-    def init(name: str, key: jax.Array) -> Params:
-        return init_module(_build_module, name, config, num_labels, key)
-
-    keys = jax.random.split(key, 2 + len(HEADS))
-    return {
-        "embeddings": init("embeddings", keys[0]),
-        "layers": jax.vmap(functools.partial(init, "layer"))(
-            jax.random.split(keys[1], config.num_hidden_layers)
-        ),
-        "final_norm": init("final_norm", keys[0]),
-        **{name: init(name, keys[2 + HEADS.index(name)]) for name in heads},
-    }
-
-
-def abstract_params(config: Config, heads: Sequence[str] = LM_HEADS, num_labels: int = 1) -> Params:
-    """Return shapes and dtypes of the parameters, without memory."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), heads, num_labels))
+_MODULES = ModuleParts(_build_module, ENCODER_PARTS, HEADS, LM_HEADS)
+init_params = _MODULES.init_params
+abstract_params = _MODULES.abstract_params
 
 
 def encode(
@@ -228,20 +195,20 @@ def encode(
     segment_ids = segment_ids.astype(jnp.int32)
     # Replicate the table first: of sharded channels XLA would send the looked-up rows and their gradient.
     tables = jax.tree.map(lambda leaf: replicate(leaf, policy), params["embeddings"])
-    x = _merge_module("embeddings", config, tables)(tokens.astype(jnp.int32), policy)
+    x = _MODULES.merge("embeddings", config, tables)(tokens.astype(jnp.int32), policy)
     x = constrain_batch(x, policy)
     all_inputs = _decoder_inputs(config, segment_ids)
     layer_keys = None if key is None else jax.random.split(key, config.num_hidden_layers)
 
     def layer(x: jax.Array, inputs: Any, positions: jax.Array | None = None) -> tuple[jax.Array, None]:
         layer_params, layer_key = inputs
-        module = _merge_module("layer", config, layer_params)
+        module = _MODULES.merge("layer", config, layer_params)
         decoder_inputs = all_inputs if positions is None else _at_positions(all_inputs, positions)
         return constrain_batch(module(x, decoder_inputs, layer_key, policy, positions), policy), None
 
     inputs = params["layers"], layer_keys
     x = scan_layers(layer, x, inputs, config.num_hidden_layers, positions, policy)
-    return _merge_module("final_norm", config, params["final_norm"])(x, policy)
+    return _MODULES.merge("final_norm", config, params["final_norm"])(x, policy)
 
 
 def _decoder_inputs(config: Config, segment_ids: jax.Array) -> DecoderInputs:
@@ -310,7 +277,7 @@ def classifier_logits(
     """
     last = jnp.where(segment_ids > 0, jnp.arange(segment_ids.shape[1]), 0).max(-1)
     pooled = gather_positions(hidden, last[:, None])[:, 0]
-    return _merge_module("classifier", config, params["classifier"])(pooled, policy).astype(jnp.float32)
+    return _MODULES.merge("classifier", config, params["classifier"])(pooled, policy).astype(jnp.float32)
 
 
 def pretrained_classifier_parts(config: Config, parts: Sequence[str]) -> tuple[str, ...]:

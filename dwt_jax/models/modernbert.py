@@ -10,7 +10,6 @@ Letters of shapes: B rows, L tokens a row, Q output positions, D hidden_size, H 
 F intermediate_size, N layers, V padded vocabulary.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ from dwt_jax.models.common.layers import (
 )
 from dwt_jax.models.common.logical_axes import ParamAxes, dense_axes, flatten_axes
 from dwt_jax.models.common.matmul import Policy, constrain_batch, replicate
-from dwt_jax.models.common.modules import init_module, merge_module, scan_layers
+from dwt_jax.models.common.modules import ModuleParts, scan_layers
 from dwt_jax.models.common.pre_norm import AttentionInputs, PredictionHead, PreNormLayer, TokenEmbedding
 from dwt_jax.models.common.rope import Rotation, rope_frequencies, rope_rotation
 from dwt_jax.models.modernbert_config import HF_NAMES as HF_NAMES
@@ -155,41 +154,9 @@ class Decoder(nnx.Module):
             self.embedding = nnx.Param(table.embedding[...])
 
 
-def _merge_module(name: str, config: Config, params: Params) -> Any:
-    return merge_module(_build_module, name, config, params)
-
-
-def init_params(
-    config: Config, key: jax.Array, heads: Sequence[str] = LM_HEADS, num_labels: int = 1
-) -> Params:
-    """Initialise fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1.
-
-    Args:
-        config: sizes of the model; vocab_size must be set.
-        key: PRNG key.
-        heads: which of HEADS.
-        num_labels: outputs of the classifier.
-    """
-    if config.vocab_size < 1:
-        raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
-
-    def init(name: str, key: jax.Array) -> Params:
-        return init_module(_build_module, name, config, num_labels, key)
-
-    keys = jax.random.split(key, 2 + len(HEADS))
-    return {
-        "embeddings": init("embeddings", keys[0]),
-        "layers": jax.vmap(functools.partial(init, "layer"))(
-            jax.random.split(keys[1], config.num_hidden_layers)
-        ),
-        "final_norm": init("final_norm", keys[0]),
-        **{name: init(name, keys[2 + HEADS.index(name)]) for name in heads},
-    }
-
-
-def abstract_params(config: Config, heads: Sequence[str] = LM_HEADS, num_labels: int = 1) -> Params:
-    """Return shapes and dtypes of the parameters, without memory."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), heads, num_labels))
+_MODULES = ModuleParts(_build_module, ENCODER_PARTS, HEADS, LM_HEADS)
+init_params = _MODULES.init_params
+abstract_params = _MODULES.abstract_params
 
 
 def encode(
@@ -226,7 +193,7 @@ def encode(
     dropout_keys = (None, None) if key is None else tuple(jax.random.split(key))
     # Replicate the table first: of sharded channels XLA would send the looked-up rows and their gradient.
     tables = jax.tree.map(lambda leaf: replicate(leaf, policy), params["embeddings"])
-    x = _merge_module("embeddings", config, tables)(tokens.astype(jnp.int32), dropout_keys[0], policy)
+    x = _MODULES.merge("embeddings", config, tables)(tokens.astype(jnp.int32), dropout_keys[0], policy)
     x = constrain_batch(x, policy)
     attention_inputs = _attention_inputs(config, segment_ids)
     index = jnp.arange(config.num_hidden_layers)
@@ -237,12 +204,12 @@ def encode(
         layer_params, layer_key, is_global, is_first = inputs
         keys = (None,) * 3 if key is None else tuple(jax.random.split(layer_key, 3))
         inputs = attention_inputs(is_global, ~is_first, positions)
-        module = _merge_module("layer", config, layer_params)
+        module = _MODULES.merge("layer", config, layer_params)
         return constrain_batch(module(x, inputs, keys, policy, positions), policy), None
 
     inputs = params["layers"], layer_keys, is_global, index == 0
     x = scan_layers(layer, x, inputs, config.num_hidden_layers, positions, policy)
-    return _merge_module("final_norm", config, params["final_norm"])(x, policy)
+    return _MODULES.merge("final_norm", config, params["final_norm"])(x, policy)
 
 
 def _attention_inputs(
@@ -272,7 +239,7 @@ def _attention_inputs(
 
 def lm_features(params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()) -> jax.Array:
     """Return what the LM head multiplies with the output embedding, for hidden states [..., D]."""
-    return _merge_module("head", config, params["head"])(hidden, policy)
+    return _MODULES.merge("head", config, params["head"])(hidden, policy)
 
 
 def output_embedding(params: Params) -> tuple[jax.Array, jax.Array]:
@@ -305,9 +272,9 @@ def classifier_logits(
         weights = (segment_ids > 0).astype(hidden.dtype)
         count = jnp.maximum(weights.sum(-1, keepdims=True), 1)  # rows that fill up a batch have no token
         pooled = jnp.einsum("bld,bl->bd", hidden, weights) / count
-    features = _merge_module("head", config, params["head"])(pooled, policy)
+    features = _MODULES.merge("head", config, params["head"])(pooled, policy)
     features = dropout(features, config.classifier_dropout, key)
-    return _merge_module("classifier", config, params["classifier"])(features, policy).astype(jnp.float32)
+    return _MODULES.merge("classifier", config, params["classifier"])(features, policy).astype(jnp.float32)
 
 
 def pretrained_classifier_parts(config: Config, parts: Sequence[str]) -> tuple[str, ...]:

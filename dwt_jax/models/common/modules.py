@@ -1,7 +1,8 @@
 """NNX modules as pure functions of a dict of arrays, and the scan over layers, for every family."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,14 +21,68 @@ def _graphdef(build: BuildFn, name: str, config: ModelConfig) -> Any:
     return nnx.graphdef(nnx.eval_shape(lambda: build(name, config, 1, nnx.Rngs(0))))
 
 
-def merge_module(build: BuildFn, name: str, config: ModelConfig, params: Params) -> Any:
-    """Return a module of a family with the arrays `params`."""
-    return nnx.merge(_graphdef(build, name, config), params)
+@dataclass(frozen=True)
+class ModuleParts:
+    """The parts of a family's parameters and the modules that they are the arrays of.
 
+    Attributes:
+        build: makes the modules: `layer` for the part `layers`, else of the part's name.
+        encoder_parts: the family's ENCODER_PARTS.
+        heads: its HEADS.
+        lm_heads: its LM_HEADS.
+        folds_head_keys: the keys of heads are folded in from one key, not split off the first.
+    """
 
-def init_module(build: BuildFn, name: str, config: ModelConfig, num_labels: int, key: jax.Array) -> Params:
-    """Return fresh arrays of a module of a family."""
-    return nnx.to_pure_dict(nnx.state(build(name, config, num_labels, nnx.Rngs(params=key))))
+    build: BuildFn
+    encoder_parts: Sequence[str]
+    heads: Sequence[str]
+    lm_heads: Sequence[str]
+    folds_head_keys: bool = False
+
+    def merge(self, name: str, config: ModelConfig, params: Params) -> Any:
+        """Return the module `name` with the arrays `params`."""
+        return nnx.merge(_graphdef(self.build, name, config), params)
+
+    def init_params(
+        self, config: Any, key: jax.Array, heads: Sequence[str] | None = None, num_labels: int = 1
+    ) -> Params:
+        """Initialise fp32 parameters: matrices N(0, initializer_range²), biases 0, norms 1.
+
+        Args:
+            config: sizes of the model; vocab_size must be set.
+            key: PRNG key.
+            heads: which of the family's heads; None: those of pre-training.
+            num_labels: outputs of the classifier.
+        """
+        if config.vocab_size < 1:
+            raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
+
+        def init(name: str, key: jax.Array) -> Params:
+            return nnx.to_pure_dict(nnx.state(self.build(name, config, num_labels, nnx.Rngs(params=key))))
+
+        def init_layers(key: jax.Array) -> Params:
+            keys = jax.random.split(key, config.num_hidden_layers)
+            return jax.vmap(functools.partial(init, "layer"))(keys)
+
+        keys = self._part_keys(key)
+        names = (*self.encoder_parts, *(self.lm_heads if heads is None else heads))
+        return {
+            name: init_layers(keys[name]) if name == "layers" else init(name, keys[name]) for name in names
+        }
+
+    def abstract_params(self, config: Any, heads: Sequence[str] | None = None, num_labels: int = 1) -> Params:
+        """Return shapes and dtypes of the parameters, without memory."""
+        return jax.eval_shape(lambda: self.init_params(config, jax.random.key(0), heads, num_labels))
+
+    def _part_keys(self, key: jax.Array) -> dict[str, jax.Array]:
+        """The key of each part. A norm draws nothing, so that it needs no key of its own."""
+        if self.folds_head_keys:
+            embeddings, layers, first = jax.random.split(key, 3)
+            head_keys = [jax.random.fold_in(first, i) if i else first for i in range(len(self.heads))]
+        else:
+            embeddings, layers, *head_keys = jax.random.split(key, 2 + len(self.heads))
+        keys = {"embeddings": embeddings, "layers": layers, **dict(zip(self.heads, head_keys, strict=True))}
+        return {name: keys.get(name, embeddings) for name in (*self.encoder_parts, *self.heads)}
 
 
 def scan_layers(
