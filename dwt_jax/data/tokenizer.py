@@ -23,6 +23,7 @@ from dwt_jax.data.hf_tokenizer import (
     load_hf_tokenizer,
     read_tokenizer,
 )
+from dwt_jax.data.special_tokens import is_framed_by_end_token, special_token_ids
 from dwt_jax.data.tokenizer_checks import check_token_ids
 from dwt_jax.data.tokenizer_files import (
     SETTINGS_FILES,
@@ -32,18 +33,10 @@ from dwt_jax.data.tokenizer_files import (
     has_tokenizer,
     read_json_or_empty,
 )
-from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.model_files import is_model_file
 from dwt_jax.models.protocol import ModelConfig
-from dwt_jax.models.tokenizer_defaults import (
-    BEGIN_KEY,
-    BYTE_LEVEL_TOKENS,
-    END_KEY,
-    TOKEN_KEYS,
-    TOKEN_ROLES,
-    WORDPIECE_TOKENS,
-)
+from dwt_jax.models.tokenizer_defaults import TOKEN_KEYS, TOKEN_ROLES, WORDPIECE_TOKENS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -134,7 +127,7 @@ def _write_complete_tokenizer(loaded: LoadedTokenizer, out: Path, model_settings
     path = loaded.source.path
     tokens = _tokens_by_id(loaded.tokenizer, path)
     ids = {token: i for i, token in enumerate(tokens)}
-    role_ids = _special_token_ids(path, loaded, ids)
+    role_ids = special_token_ids(path, loaded, ids)
     _print_moved_tokens(loaded, ids)
     # Custom code is not copied, and tokenizer.json holds the added tokens and the pipeline.
     omitted = {*FILE_KEYS, "added_tokens_decoder", *_PIPELINE_KEYS, *_MODEL_KEYS}
@@ -143,7 +136,7 @@ def _write_complete_tokenizer(loaded: LoadedTokenizer, out: Path, model_settings
     # Tokens named in the config are matched in text before the pipeline runs: only added tokens may be.
     added_contents = {token.content for token in loaded.tokenizer.get_added_tokens_decoder().values()}
     named = loaded.special_tokens
-    if role_ids["mask"] >= 0:
+    if not is_framed_by_end_token(named, ids):
         named |= {f"{role}_token": tokens[i] for role, i in role_ids.items()}
     config |= {key: token for key, token in named.items() if token in added_contents}
     out.mkdir(parents=True, exist_ok=True)
@@ -217,8 +210,8 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     """Load the vocabulary of a tokenizer.
 
     Special tokens are those of transformers, else WORDPIECE_TOKENS or BYTE_LEVEL_TOKENS, whichever has
-    most of its own in the vocabulary. A tokenizer with an `eos_token` and without a mask is that of a
-    decoder: a text begins with its `bos_token`, or else its `eos_token`, and ends with its `eos_token`.
+    most of its own in the vocabulary. With an `eos_token` and without a mask, or without tokens like [CLS]
+    and [SEP], a text begins with the `bos_token`, or else the `eos_token`, and ends with the `eos_token`.
 
     Args:
         path: as for `load_hf_tokenizer`.
@@ -231,7 +224,7 @@ def load_vocabulary(path: str | Path, lowercase: bool = True) -> Vocabulary:
     loaded = read_tokenizer(path, lowercase)
     tokenizer, tokens = loaded.tokenizer, _tokens_by_id(loaded.tokenizer, path)
     ids = {token: i for i, token in enumerate(tokens)}
-    role_ids = _special_token_ids(path, loaded, ids)
+    role_ids = special_token_ids(path, loaded, ids)
     _print_moved_tokens(loaded, ids)
     special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     special_ids |= {i for i in role_ids.values() if i >= 0}
@@ -324,34 +317,6 @@ def _tokens_by_id(tokenizer: "Tokenizer", path: Path) -> tuple[str, ...]:
     check_token_ids(vocab, path)
     by_id = {i: token for token, i in vocab.items()}
     return tuple(by_id.get(i, f"[missing {i}]") for i in range(max(by_id) + 1))
-
-
-def _special_token_ids(path: Path, loaded: LoadedTokenizer, ids: dict[str, int]) -> dict[str, int]:
-    """The id of the special token of each role; -1: the tokenizer has none. ids: token → id."""
-    named = loaded.special_tokens
-    if END_KEY in named and "mask_token" not in named:
-        end = named[END_KEY]
-        tokens = {
-            "pad": named.get("pad_token", end),
-            "unk": named.get("unk_token"),
-            "cls": named.get(BEGIN_KEY, end),
-            "sep": end,
-            "mask": None,
-        }
-        return {role: -1 if token is None else ids[token] for role, token in tokens.items()}
-    candidates = WORDPIECE_TOKENS, BYTE_LEVEL_TOKENS
-    defaults = max(candidates, key=lambda tokens: sum(token in ids for token in tokens))
-    role_ids = {}
-    for role, default in zip(TOKEN_ROLES, defaults, strict=True):
-        token = loaded.special_tokens.get(f"{role}_token", default)
-        if token not in ids:
-            is_known = END_KEY in named or any(token in ids for token in defaults)
-            raise UserError(
-                f"{path}: {role}_token '{token}' is not in the vocabulary, expected the token for that role"
-                f"{'' if is_known else ' (or an eos_token in tokenizer_config.json, for a decoder)'}"
-            )
-        role_ids[role] = ids[token]
-    return role_ids
 
 
 def _word_marks(tokenizer: "Tokenizer", tokens: tuple[str, ...]) -> tuple[np.ndarray, str, bool]:

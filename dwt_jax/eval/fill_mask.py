@@ -16,7 +16,7 @@ from dwt_jax.runs.load import load_model
 
 _BATCH_MASKS = 64
 _LENGTH_STEP = 16  # tokens by which the lengths of rows differ
-_MASK_TOKENS = ("[MASK]", "<mask>")  # of other tokenizers, for a message
+_MASK_TOKENS = ("[MASK]", "<mask>", "<|mask|>")  # of other tokenizers, for a message
 
 
 def fill_masks(path: str, texts: Sequence[str], top_k: int = 5) -> list[list[list[Guess]]]:

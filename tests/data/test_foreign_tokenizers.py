@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers import trainers as library_trainers
 
 from dwt_jax.data import tokenizer
+from dwt_jax.data.text_checks import describe_missing_frame
 from dwt_jax.errors import UserError
 from dwt_jax.models.bert_config import Config as BertConfig
 from dwt_jax.models.tokenizer_defaults import TOKEN_ROLES, WORDPIECE_TOKENS
@@ -200,6 +201,46 @@ def test_a_decoder_has_no_mask(tmp_path):
         vocabulary = tokenizer.load_vocabulary(tmp_path / directory)
         assert vocabulary.mask_id == -1
         assert vocabulary.tokens[vocabulary.sep_id] == "</s>"
+
+
+@pytest.mark.parametrize("begin", ["<|begin|>", ""])
+@pytest.mark.parametrize("pad", ["<|pad|>", ""])
+def test_a_masked_tokenizer_may_have_the_frame_of_a_decoder(begin, pad, tmp_path):
+    """It names a mask, and no tokens like [CLS] and [SEP]."""
+    frame = processors.TemplateProcessing(
+        single=f"{begin or '<|end|>'} $A <|end|>",
+        special_tokens=[("<|end|>", 0), *([(begin, 1)] if begin else [])],
+    )
+    built = byte_bpe([x for x in ("<|end|>", begin, "<|mask|>", pad) if x], post_processor=frame)
+    named = {"bos_token": begin, "eos_token": "<|end|>", "mask_token": "<|mask|>", "pad_token": pad}
+    named = {key: token for key, token in named.items() if token}
+    write(tmp_path / "in", built, {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+    before = transformers.AutoTokenizer.from_pretrained(tmp_path / "in")
+    tokenizer.copy_tokenizer(tmp_path / "in", tmp_path / "out")
+    for directory in ("in", "out"):
+        vocabulary = tokenizer.load_vocabulary(tmp_path / directory)
+        roles = {role: getattr(vocabulary, f"{role}_id") for role in TOKEN_ROLES}
+        ids = {token: built.token_to_id(token) for token in named.values()}
+        assert roles == {
+            "pad": ids[pad or "<|end|>"],
+            "unk": -1,
+            "cls": ids[begin or "<|end|>"],
+            "sep": ids["<|end|>"],
+            "mask": ids["<|mask|>"],
+        }
+        assert not [*describe_missing_frame(tmp_path / directory)]
+        auto = transformers.AutoTokenizer.from_pretrained(tmp_path / directory)
+        assert auto.special_tokens_map == before.special_tokens_map
+        assert auto(TEXTS[0]).input_ids == before(TEXTS[0]).input_ids == own_ids(tmp_path / directory)[0][0]
+
+
+def test_tokens_like_cls_and_sep_go_before_the_frame_of_a_decoder(tmp_path):
+    """An `eos_token` beside them is that of another task."""
+    built = byte_bpe([*WORDPIECE_TOKENS, "<|end|>"])
+    named = {"mask_token": "[MASK]", "eos_token": "<|end|>"}
+    write(tmp_path / "in", built, {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+    vocabulary = tokenizer.load_vocabulary(tmp_path / "in")
+    assert [getattr(vocabulary, f"{role}_id") for role in TOKEN_ROLES] == [0, 1, 2, 3, 4]
 
 
 def test_a_tokenizer_that_names_no_token_may_lack_that_of_a_decoder(tmp_path):
