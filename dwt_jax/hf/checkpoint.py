@@ -297,7 +297,7 @@ def save_checkpoint(
     with atomic_dir(out) as partial:
         copy_model_tokenizer(tokenizer, partial, model)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        config = {**to_hf_config(model, heads, labels, dtype), **_end_tokens(partial, model), **passthrough}
+        config = {**to_hf_config(model, heads, labels, dtype), **_token_ids(partial, model), **passthrough}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         shutil.copymode(
             partial / "config.json", partial / "model.safetensors"
@@ -316,12 +316,14 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def _end_tokens(directory: Path, model: ModelConfig) -> dict[str, int]:
-    """The ids that a decoder's texts begin and end with, for generation in transformers."""
-    if model.objective != "next_token" or not has_tokenizer(directory):
+def _token_ids(directory: Path, model: ModelConfig) -> dict[str, int]:
+    """The ids of tokens that transformers looks up in config.json, as for the end of a continuation."""
+    keys = family(model).HF_NAMES[model.model_type].token_id_keys
+    if not keys or not has_tokenizer(directory):
         return {}
     vocabulary = load_vocabulary(directory)
-    return {"bos_token_id": vocabulary.cls_id, "eos_token_id": vocabulary.sep_id}
+    ids = {key: getattr(vocabulary, f"{role}_id") for key, role in keys}
+    return {key: i for key, i in ids.items() if i >= 0}
 
 
 def _require_finite(tensors: Mapping[str, np.ndarray], out: Path) -> None:

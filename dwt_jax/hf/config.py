@@ -12,7 +12,7 @@ from dwt_jax.models import FAMILIES, MODEL_TYPE_ALIASES, family
 from dwt_jax.models.protocol import ModelConfig
 
 CLASSIFIER_KEYS = ("problem_type", "classifier_dropout", "seq_classif_dropout")
-_TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+_TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 PASSTHROUGH_KEYS = (*CLASSIFIER_KEYS, *_TOKEN_ID_KEYS, "tokenizer_class")
 """Keys without a meaning in dwt_jax that transformers reads. They are copied to an exported model."""
 

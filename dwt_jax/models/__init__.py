@@ -16,10 +16,13 @@ FAMILIES = {
     "modernbert": "dwt_jax.models.modernbert",
     "qwen2": "dwt_jax.models.llama",
     "qwen3": "dwt_jax.models.llama",
+    "eurobert": "dwt_jax.models.llama",
     "roformer": "dwt_jax.models.bert",
     "roberta": "dwt_jax.models.bert",
 }
 """`model_type`, as in Hugging Face's config.json, and the module of its family.
+
+Of those whose tensors have the same names the first is taken where neither key nor class tells which.
 
 The family's `Config` is in a module of that name with `_config` at its end, which does not import jax.
 """

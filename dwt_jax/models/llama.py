@@ -1,9 +1,10 @@
-"""Llama, Mistral, Qwen2 and Qwen3: pre-norm decoders with RMSNorm, rotary positions and gated MLPs.
+"""Llama, Mistral, Qwen2, Qwen3 and EuroBERT: pre-norm, with RMSNorm, rotary positions and gated MLPs.
 
 Touvron et al. 2023, arXiv 2302.13971; Jiang et al. 2023, arXiv 2310.06825; Yang et al. 2024, arXiv 2407.10671
-and 2025, arXiv 2505.09388. They differ in biases (Qwen2 has them on queries, keys and values), a norm of
-queries and keys (Qwen3) and a window (Mistral). `params` is a nested dict of arrays. Those below `layers`
-carry a leading layer axis and are run by a scan (unrolled on one CPU device).
+and 2025, arXiv 2505.09388; Boizard et al. 2025, arXiv 2503.05500. They differ in biases (Qwen2 has them on
+queries, keys and values), a norm of queries and keys (Qwen3), a window (Mistral), and in causality: EuroBERT
+is an encoder, with another classifier. `params` is a nested dict of arrays. Those below `layers` carry a
+leading layer axis and are run by a scan (unrolled on one CPU device).
 
 Letters of shapes: B rows, L tokens a row, Q output positions, D hidden_size, H heads, R heads of keys and
 values, K size of a head, F intermediate_size, N layers, V padded vocabulary.
@@ -19,12 +20,13 @@ import numpy as np
 from flax import nnx
 
 from dwt_jax.models.common.attention_backends import AttentionMask
-from dwt_jax.models.common.decoder import DecoderInputs, DecoderLayer, TokenTable
+from dwt_jax.models.common.decoder import DecoderInputs, DecoderLayer, DenseClassifier, TokenTable
 from dwt_jax.models.common.layers import (
     Dense,
     Embed,
     RmsNorm,
     gather_positions,
+    mean_over_tokens,
     padded_vocab_size,
     positions_in_segments,
 )
@@ -67,7 +69,12 @@ _AXIS_TEXTS: dict[str, Any] = {
     },
     "final_norm": {"scale": "out:embed>rms_norm+output_embedding"},
     "decoder": {"embedding": "out:vocab in:embed"},
-    "classifier": {"kernel": "in:embed out:label"},
+    "classifier": {**dense_axes("in:embed", "out:label"), "dense": dense_axes("in:embed", "out:embed")},
+}
+_OPTIONAL_PATHS = {  # how the paths of leaves begin that a model has if its config says so
+    "has_qk_norm": ("layers/attention/query_norm/", "layers/attention/key_norm/"),
+    "has_qkv_bias": tuple(f"layers/attention/{name}/bias" for name in ("query", "key", "value")),
+    "has_dense_classifier": ("classifier/bias", "classifier/dense/"),
 }
 
 _PARAM_AXES = flatten_axes(_AXIS_TEXTS)
@@ -76,18 +83,14 @@ TIED_TO = {"decoder/embedding": "embeddings/word/embedding"}
 
 def param_axes(config: Config) -> ParamAxes:
     """Return the logical axes of every leaf, by its path."""
-    absent = [] if config.has_qk_norm else ["_norm/"]
-    absent += [] if config.has_qkv_bias else ["/bias"]
-    return {
-        path: axes
-        for path, axes in _PARAM_AXES.items()
-        if not (path.startswith("layers/attention/") and any(part in path for part in absent))
-    }
+    absent = [paths for key, paths in _OPTIONAL_PATHS.items() if not getattr(config, key)]
+    return {path: axes for path, axes in _PARAM_AXES.items() if not any(map(path.startswith, absent))}
 
 
 # Growth: what remapping has to know.
 
 FUNCTION_FIELDS = (
+    "is_causal",
     "has_qk_norm",
     "hidden_act",
     "rms_norm_eps",
@@ -98,6 +101,7 @@ FUNCTION_FIELDS = (
     "rope_low_freq_factor",
     "rope_high_freq_factor",
     "rope_original_length",
+    "pooling",
 )
 SIZE_KEYS = {
     "layer": "num_hidden_layers",
@@ -144,6 +148,8 @@ def layer_period(config: Config) -> int:
 def _build_module(name: str, config: Config, num_labels: int, rngs: nnx.Rngs) -> nnx.Module:
     if name == "final_norm":
         return RmsNorm(config.hidden_size, config.rms_norm_eps)
+    if name == "classifier" and config.has_dense_classifier:
+        return DenseClassifier(num_labels, config, rngs)
     if name == "classifier":
         return Dense((config.hidden_size,), (num_labels,), config, rngs, use_bias=False)
     return {"embeddings": TokenTable, "layer": DecoderLayer, "decoder": OutputTable}[name](config, rngs)
@@ -174,7 +180,7 @@ def encode(
     key: jax.Array | None = None,
     policy: Policy = Policy(),
 ) -> jax.Array:
-    """Encode packed rows. A token attends to itself and to those before it in its segment.
+    """Encode packed rows. A token attends to its segment, in a decoder to itself and to those before it.
 
     With `positions` the last layer computes keys and values of all tokens, and everything else at these
     positions alone.
@@ -184,7 +190,7 @@ def encode(
         config: sizes of the model.
         tokens: int [B, L].
         segment_ids: int [B, L]. 0 is padding. Positions restart in each segment.
-        token_type_ids: ignored, a decoder has no token types.
+        token_type_ids: ignored, there are no token types.
         positions: int [B, Q], the output positions; None: all.
         key: PRNG key of dropout; None: no dropout.
         policy: dtypes and layout.
@@ -214,7 +220,7 @@ def encode(
 def _decoder_inputs(config: Config, segment_ids: jax.Array) -> DecoderInputs:
     """What the attention of every layer needs, for the queries of all positions."""
     length = segment_ids.shape[1]
-    mask = AttentionMask(segment_ids, is_causal=True, window=config.sliding_window)
+    mask = AttentionMask(segment_ids, is_causal=config.is_causal, window=config.sliding_window)
     rotation = rope_rotation(positions_in_segments(segment_ids), length, rotary_frequencies(config))
     return DecoderInputs(mask, rotation, rotation)
 
@@ -258,8 +264,8 @@ def output_embedding(params: Params) -> tuple[jax.Array, None]:
 
 
 def pools_first_token(config: Config) -> bool:
-    """Return whether a classifier reads the first token alone: it reads the last one."""
-    return False
+    """Return whether a classifier reads the first token alone."""
+    return config.pooling == "bos"
 
 
 def classifier_logits(
@@ -271,17 +277,26 @@ def classifier_logits(
     key: jax.Array | None = None,
     policy: Policy = Policy(),
 ) -> jax.Array:
-    """Return fp32 logits [B, labels] from the last token's of the hidden states [B, L, D].
+    """Return fp32 logits [B, labels] of hidden states [B, L, D] and segment ids int [B, L].
 
-    `segment_ids`, int [B, L], are 0 behind it.
+    A decoder reads the last token, behind which `segment_ids` are 0. An encoder reads the first one (`bos`),
+    the mean of all (`mean`), or each, for the mean of their logits (`late`).
     """
-    last = jnp.where(segment_ids > 0, jnp.arange(segment_ids.shape[1]), 0).max(-1)
-    pooled = gather_positions(hidden, last[:, None])[:, 0]
-    return _MODULES.merge("classifier", config, params["classifier"])(pooled, policy).astype(jnp.float32)
+    classifier = _MODULES.merge("classifier", config, params["classifier"])
+    if config.pooling == "late":
+        return mean_over_tokens(classifier(hidden, policy).astype(jnp.float32), segment_ids)
+    if config.pooling == "mean":
+        pooled = mean_over_tokens(hidden, segment_ids)
+    elif config.pooling == "bos":
+        pooled = hidden[:, 0]
+    else:
+        last = jnp.where(segment_ids > 0, jnp.arange(segment_ids.shape[1]), 0).max(-1)
+        pooled = gather_positions(hidden, last[:, None])[:, 0]
+    return classifier(pooled, policy).astype(jnp.float32)
 
 
 def pretrained_classifier_parts(config: Config, parts: Sequence[str]) -> tuple[str, ...]:
-    """Return which of a model's `parts` a new classifier keeps: the decoder without its LM head."""
+    """Return which of a model's `parts` a new classifier keeps: all but the heads."""
     return ENCODER_PARTS
 
 

@@ -1,4 +1,7 @@
-"""Config and Hugging Face names of Llama, Mistral, Qwen2 and Qwen3. This module does not import jax."""
+"""Config and Hugging Face names of Llama, Mistral, Qwen2, Qwen3 and EuroBERT.
+
+This module does not import jax.
+"""
 
 import dataclasses
 import functools
@@ -15,9 +18,9 @@ WINDOW_MODEL_TYPES = ("mistral", "qwen2", "qwen3")
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """Sizes of a Llama, Mistral, Qwen2 or Qwen3 decoder, under Hugging Face's names."""
+    """Sizes of a Llama, Mistral, Qwen2, Qwen3 or EuroBERT, under Hugging Face's names."""
 
-    model_type: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama"
+    model_type: Literal["llama", "mistral", "qwen2", "qwen3", "eurobert"] = "llama"
     intermediate_size: int = 2048
     max_position_embeddings: int = 2048
     hidden_act: Activation = "silu"
@@ -33,11 +36,19 @@ class Config(ModelConfig):
     rope_low_freq_factor: float = 1.0  # llama3
     rope_high_freq_factor: float = 4.0  # llama3
     rope_original_max_position_embeddings: int = 0  # llama3; 0: max_position_embeddings
+    # What the classifier of an encoder reads: all tokens, for the mean of their logits (late); their mean; or
+    # the first one. That of a decoder reads the last one.
+    classifier_pooling: Literal["late", "mean", "bos"] = "late"
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token attends to none behind it."""
+        return self.model_type != "eurobert"
 
     @property
     def objective(self) -> str:
         """Name of the objective that the model is pre-trained with."""
-        return "next_token"
+        return "next_token" if self.is_causal else "mlm"
 
     @property
     def num_kv_heads(self) -> int:
@@ -67,6 +78,16 @@ class Config(ModelConfig):
         return self.model_type == "qwen3"
 
     @property
+    def has_dense_classifier(self) -> bool:
+        """Whether a classifier has a dense layer in front of its outputs, and biases."""
+        return not self.is_causal
+
+    @property
+    def pooling(self) -> str:
+        """What a classifier reads: `last` in decoders, else as `classifier_pooling` says."""
+        return "last" if self.is_causal else self.classifier_pooling
+
+    @property
     def attention_dropout_rate(self) -> float:
         """Share of the attention probabilities that training drops."""
         return self.attention_dropout
@@ -82,7 +103,7 @@ class Config(ModelConfig):
 
     def head_problems(self) -> Iterator[str]:
         """Yield one line for each number or size of heads that cannot be so."""
-        if not self.head_dim or self.model_type == "llama":  # of which transformers demands it all the same
+        if not self.head_dim or self.model_type in ("llama", "eurobert"):  # as transformers demands
             yield from super().head_problems()
         for key in ("num_key_value_heads", "head_dim"):
             if getattr(self, key) < 0:
@@ -118,6 +139,11 @@ class Config(ModelConfig):
             yield (
                 f"sliding_window is {self.sliding_window}, expected 0 for model_type {self.model_type} "
                 f"(or model_type {expected})"
+            )
+        if self.classifier_pooling != "late" and self.is_causal:
+            yield (
+                f"classifier_pooling is {self.classifier_pooling!r}, expected none for model_type "
+                f"{self.model_type}: a decoder is read at its last token"
             )
         for key in ("weighted_norm", "gated_layers"):
             if getattr(self, key):
@@ -178,9 +204,9 @@ def _flatten(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
         UserError: rotary positions or layers that the family does not have.
     """
     flat = {**defaults, **config}
-    for key in ("num_key_value_heads", "head_dim", "sliding_window", "attention_dropout"):
+    for key in ("num_key_value_heads", "head_dim", "sliding_window", "attention_dropout", "pad_token_id"):
         if flat.get(key, 0) is None:
-            flat[key] = 0
+            flat[key] = -1 if key == "pad_token_id" else 0
     if flat.get("num_key_value_heads") == flat.get("num_attention_heads"):
         flat["num_key_value_heads"] = 0
     if _is_default_head_dim(flat):
@@ -275,7 +301,8 @@ def _nest(config: ModelConfig) -> dict[str, Any]:
 def _names(
     class_prefix: str, defaults: Mapping[str, Any], optional: Mapping[str, Any] | None = None
 ) -> HFNames:
-    fields = [key for key in _SAME_NAME if key != "sliding_window" or class_prefix != "Llama"]
+    has_window = class_prefix.lower() in WINDOW_MODEL_TYPES
+    fields = [key for key in _SAME_NAME if key != "sliding_window" or has_window]
     rope_fields = [f"rope_{name}" for name in ("type", *_ROPE_KEYS["llama3"])]
     return HFNames(
         class_prefix=class_prefix,
@@ -309,6 +336,7 @@ def _names(
             (("decoder",), "ForCausalLM"),
         ),
         buffers=("rotary_emb.inv_freq",),
+        token_id_keys=(("bos_token_id", "cls"), ("eos_token_id", "sep")),
         flatten_config=functools.partial(_flatten, optional or {}),
         nest_config=_nest,
     )
@@ -321,6 +349,19 @@ _QWEN_WINDOW = {
     "max_window_layers": 28,
     "num_hidden_layers": 32,
 }
+_EUROBERT = _names(
+    "EuroBert",
+    {
+        "vocab_size": 128256,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "pad_token_id": 128001,
+    },
+)
 HF_NAMES = {
     "llama": _names("Llama", {"vocab_size": 32000, "intermediate_size": 11008}),
     "mistral": _names(
@@ -330,4 +371,14 @@ HF_NAMES = {
     ),
     "qwen2": _names("Qwen2", _QWEN, _QWEN_WINDOW),
     "qwen3": _names("Qwen3", _QWEN, {"head_dim": 128, **_QWEN_WINDOW}),
+    "eurobert": dataclasses.replace(
+        _EUROBERT,
+        modules={**_EUROBERT.modules, "classifier": "classifier", "classifier/dense": "dense"},
+        config_keys={**_EUROBERT.config_keys, "classifier_pooling": "classifier_pooling"},
+        architectures=(
+            (("classifier",), "ForSequenceClassification"),
+            (("decoder",), "ForMaskedLM"),
+        ),
+        token_id_keys=(*_EUROBERT.token_id_keys, ("mask_token_id", "mask")),
+    ),
 }

@@ -24,6 +24,7 @@ from dwt_jax.models.common.layers import (
     Embed,
     LayerNorm,
     gather_positions,
+    mean_over_tokens,
     padded_vocab_size,
     positions_in_segments,
 )
@@ -266,12 +267,7 @@ def classifier_logits(
 
     With a `key`, dropout before the classifier.
     """
-    if pools_first_token(config):
-        pooled = hidden[:, 0]
-    else:
-        weights = (segment_ids > 0).astype(hidden.dtype)
-        count = jnp.maximum(weights.sum(-1, keepdims=True), 1)  # rows that fill up a batch have no token
-        pooled = jnp.einsum("bld,bl->bd", hidden, weights) / count
+    pooled = hidden[:, 0] if pools_first_token(config) else mean_over_tokens(hidden, segment_ids)
     features = _MODULES.merge("head", config, params["head"])(pooled, policy)
     features = dropout(features, config.classifier_dropout, key)
     return _MODULES.merge("classifier", config, params["classifier"])(features, policy).astype(jnp.float32)

@@ -42,7 +42,7 @@ def describe_schedule(schedule: Mapping[str, Any]) -> str:
 def describe_masks(config: Mapping[str, Any]) -> str:
     """Describe the schedule of the share of masked tokens, which models of next tokens do not have."""
     model_type = config["model"].get("model_type", DEFAULT_MODEL_TYPE)
-    if model_config_type(model_type)().objective != "mlm":
+    if model_config_type(model_type)(model_type=model_type).objective != "mlm":
         return "none, each next token is predicted"
     probability = config["mlm"]["probability"]
     if probability["kind"] == "constant":

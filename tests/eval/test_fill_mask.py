@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 CASES = {
     "BertForMaskedLM": ["the [MASK] faded .", "a [MASK] [MASK] , bed", "[MASK]"],
     "RobertaForMaskedLM": ["the <mask> faded.", "A<mask> bed,<mask>!", "<mask>"],
+    "EuroBertForMaskedLM": ["the <|mask|> faded.", "A<|mask|> bed,<|mask|>!", "<|mask|>"],
 }
 
 
@@ -63,7 +64,8 @@ def test_command_prints_words_or_json(model, capsys, monkeypatch):
 def test_user_errors_are_one_line(model, capsys, monkeypatch):
     path, texts = model
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(b"\n"), isatty=bool))
-    mask, other = ("[MASK]", "<mask>") if "[MASK]" in texts[0] else ("<mask>", "[MASK]")
+    mask = texts[2]
+    other = "<mask>" if mask == "[MASK]" else "[MASK]"
     for arguments, message in (
         ([], "no text, expected at least one with a mask"),
         (["the cab"], f"'the cab' has no mask, expected {mask}\n"),

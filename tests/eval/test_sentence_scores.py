@@ -29,7 +29,7 @@ TEXTS = [
     "f",
     "deface [SEP] a",
 ]
-CLASSES = ["BertForMaskedLM", "ModernBertForMaskedLM", "RobertaForMaskedLM"]
+CLASSES = ["BertForMaskedLM", "ModernBertForMaskedLM", "RobertaForMaskedLM", "EuroBertForMaskedLM"]
 
 
 @pytest.fixture(scope="module", params=CLASSES)

@@ -35,6 +35,7 @@ CASES = [
     ("DistilBert", True),
     ("Roberta", False),
     ("ModernBert", False),
+    ("EuroBert", False),
 ]  # family, regression
 
 
@@ -283,7 +284,7 @@ def _torch_batch(run, name, rows):
         "attention_mask": batch.segment_ids,
         "token_type_ids": batch.token_type_ids,
     }
-    if run.step_config.model.model_type in ("distilbert", "modernbert"):
+    if run.step_config.model.model_type in ("distilbert", "modernbert", "eurobert"):
         del fields["token_type_ids"]
     return {key: torch.tensor(value) for key, value in fields.items()}
 
@@ -347,6 +348,26 @@ def test_training_and_saved_model_match_torch(models, tmp_path, family, numbers)
     assert card.startswith("---\n")
     assert f"`{family}` fine-tuned by dwt-jax on the task mine" in card
     assert len((run.workdir / "submission" / "mine.tsv").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(("pooling", "numbers"), [("bos", False), ("mean", True), ("late", True)])
+def test_each_pooling_is_exported(tmp_path, pooling, numbers):
+    """transformers pads on the right, and counts no padding in a mean."""
+    checkpoint("EuroBertForMaskedLM", tmp_path / "m", classifier_pooling=pooling)
+    config = config_of(write_task(tmp_path / "mine", numbers=numbers), epochs=1)
+    run = prepare_run(config, tmp_path / "m", tmp_path / "w")
+    runs.finetune_task(run, ShutdownFlag())
+    model = load_without_warnings(tmp_path / "w" / "model")
+    assert type(model).__name__ == "EuroBertForSequenceClassification"
+    assert model.config.classifier_pooling == pooling
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "w" / "model")
+    texts = run.data.splits["dev"].texts
+    rows = tokenizer(texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
+    assert not rows["attention_mask"].all()
+    with torch.no_grad():
+        logits = model(**rows).logits.numpy()
+    result = outputs.read_seed_result(tmp_path / "w", 0)
+    np.testing.assert_allclose(result.logits["dev"][0], logits, atol=1e-4)
 
 
 def test_finetuning_learns_the_task(models, task, tmp_path):

@@ -1,4 +1,4 @@
-"""Decoders that transformers wrote, grown by the command, and loaded by transformers again."""
+"""Decoders, and an encoder of their kind, that transformers wrote, grown by the command and loaded again."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 
 from dwt_jax.cli import main
 from helpers.decoders import TEXT, save_decoder_tokenizer
+from helpers.masked_models import framed_tokenizer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -37,6 +38,13 @@ VARIANTS = {
     "qwen3": {"tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": True},
     "mistral": {"tie_word_embeddings": False, "sliding_window": 6},
+    "eurobert": {
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-6,
+        "pad_token_id": 1,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
 }
 ROPE = {"llama": {"rope_type": "linear", "rope_factor": 2.0, "rope_theta": 1000.0}}
 
@@ -46,11 +54,16 @@ def small(request, tmp_path):
     """(model_type, model, folder); the model is in folder/small with a tokenizer."""
     kind = request.param
     (tmp_path / "corpus.txt").write_text(f"{TEXT}\n" * 20)
-    tokenizer = save_decoder_tokenizer(tmp_path / "small", "qwen2", tmp_path / "corpus.txt")
-    size = len(transformers.AutoTokenizer.from_pretrained(tokenizer))
+    if kind == "eurobert":
+        framed_tokenizer([TEXT] * 20).save_pretrained(tmp_path / "small")
+    else:
+        save_decoder_tokenizer(tmp_path / "small", "qwen2", tmp_path / "corpus.txt")
+    size = len(transformers.AutoTokenizer.from_pretrained(tmp_path / "small"))
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, vocab_size=size, **SMALL, **VARIANTS[kind])
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    is_encoder = kind == "eurobert"
+    auto = transformers.AutoModelForMaskedLM if is_encoder else transformers.AutoModelForCausalLM
+    model = auto.from_config(config).eval()
     for parameter in model.parameters():  # gains of 1 and biases of 0 would hide a mistake
         parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "small")
@@ -59,7 +72,7 @@ def small(request, tmp_path):
 
 def grow(kind, folder, method, *options):
     changes = {"model_type": kind, "vocab_size": 0, **LARGE, **ROPE.get(kind, {})}
-    if kind == "llama":
+    if kind in ("llama", "eurobert"):
         changes["hidden_size"] = 36  # transformers demands a multiple of the heads there
     changes["tie_word_embeddings"] = VARIANTS[kind]["tie_word_embeddings"]
     changes["sliding_window"] = VARIANTS[kind].get("sliding_window", 0)
@@ -96,6 +109,22 @@ def test_a_llama_grows_into_a_qwen2(small, capsys):
     ids = torch.arange(20)[None]
     with torch.no_grad():
         torch.testing.assert_close(large(ids).logits, model(ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("small", ["llama"], indirect=True)
+def test_a_decoder_grows_into_an_encoder_without_a_claim(small, capsys):
+    kind, _, folder = small
+    assert grow(kind, folder, "lemon", "--config.model.model_type=eurobert") == 2
+    assert "lemon: is_causal True → False, expected True" in capsys.readouterr().err
+    assert grow(kind, folder, "stack+net2net", "--config.model.model_type=eurobert", "--new-layers=zero") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["reasons_not_preserving"] == [
+        "is_causal True → False, expected True",
+        "pooling last → late, expected last",
+    ]
+    assert report["logit_drift"]["max"] > 1e-2
+    large = transformers.AutoModelForMaskedLM.from_pretrained(folder / "large")
+    assert isinstance(large, transformers.EuroBertForMaskedLM)
 
 
 def test_tied_tables_are_untied_on_demand_and_untied_ones_stay(small, capsys):

@@ -6,6 +6,7 @@ import random
 from dwt_jax.config_loader import build_dataclass
 from dwt_jax.finetune.config import FinetuneConfig, check_finetune_config
 from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS, build_wordpiece_tokenizer
+from helpers.masked_models import framed_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCAB = [
@@ -18,7 +19,7 @@ VOCAB = [
     "the",
     ".",
 ]
-FAMILIES = ("Bert", "DistilBert", "Roberta", "ModernBert")
+FAMILIES = ("Bert", "DistilBert", "Roberta", "ModernBert", "EuroBert")
 
 
 def checkpoint(name, path, seed=0, **options):
@@ -31,6 +32,11 @@ def checkpoint(name, path, seed=0, **options):
     path.mkdir(parents=True)
     if family == "Roberta":
         size = _byte_level(path)
+    elif family == "EuroBert":
+        # torch does not train the embedding of the padding token: here it is not that of the end.
+        tokenizer = framed_tokenizer(["a good film", "a bad film"] * 9, 280, pad="<|pad|>")
+        tokenizer.save_pretrained(path)
+        size = len(tokenizer)
     else:
         size = len(VOCAB)
         (path / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCAB))
@@ -52,6 +58,9 @@ def checkpoint(name, path, seed=0, **options):
             "intermediate_size": 24,
         }
         sizes |= {"global_attn_every_n_layers": 2, "local_attention": 8, "classifier_pooling": "mean"}
+    elif family == "EuroBert":
+        sizes |= {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes |= {"num_key_value_heads": 2, "intermediate_size": 24, "pad_token_id": 2}
     else:
         width = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
         sizes |= width | {"type_vocab_size": 1 if family == "Roberta" else 2}

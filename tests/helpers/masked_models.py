@@ -7,16 +7,49 @@ LETTERS = "abcdefgh"
 WORDS = ["cab", "bed", "face", "the", "##ed", "##ad", "##gab", "a", ".", "'"]
 
 
+FRAME = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|end_of_text|>", "mask": "<|mask|>"}
+
+
+def framed_tokenizer(texts, vocab_size=290, **names):
+    """A byte-level BPE tokenizer with a mask, whose texts begin with `bos_token` and end with `eos_token`.
+
+    Its special tokens are those of FRAME, or `names`.
+    """
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer, names = Tokenizer(models.BPE()), {**FRAME, **names}
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*dict.fromkeys(names.values())],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    begin, end = names["bos"], names["eos"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        pair=f"{begin} $A {end} $B {end}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (begin, end)],
+    )
+    names = {f"{role}_token": token for role, token in names.items()}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
 def save_masked_model(folder, name, seed=1):
     """Save a model of the class `name` and its tokenizer in `folder`; the longest sentence is 11 tokens.
 
-    WordPiece knows the letters a to h and some words, byte-level BPE all texts.
+    WordPiece knows the letters a to h and some words, byte-level BPE all texts. A EuroBERT's has its frame.
     """
     import transformers
     from tokenizers import ByteLevelBPETokenizer
 
     folder.mkdir()
-    if name.startswith("Roberta"):
+    if name.startswith("EuroBert"):
+        tokenizer = framed_tokenizer(["the cab faded . a bed , a cab !"] * 9)
+    elif name.startswith("Roberta"):
         trained = ByteLevelBPETokenizer()
         special_tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         trained.train_from_iterator(

@@ -27,6 +27,8 @@ CLASSES = [
     "ModernBertForMaskedLM",
     "ModernBertModel",
     "ModernBertForSequenceClassification",
+    "EuroBertForMaskedLM",
+    "EuroBertForSequenceClassification",
 ]
 
 SMALL = {
@@ -81,12 +83,12 @@ def torch_model(name, size, seed=0):
             classifier_pooling="mean" if size["labels"] % 2 else "cls",
             **common,
         )
-    elif name.endswith("ForCausalLM"):
-        config = getattr(transformers, name.replace("ForCausalLM", "Config"))(
+    elif name.endswith("ForCausalLM") or name.startswith("EuroBert"):
+        config = getattr(transformers, re.sub(r"(For[A-Z]\w+|Model)$", "Config", name))(
             hidden_size=width,
             num_hidden_layers=size["layers"],
             num_attention_heads=size["heads"],
-            num_key_value_heads=size["heads"] // 2,
+            num_key_value_heads=size["heads"] // 2 or 1,
             head_dim=size["head_size"],
             intermediate_size=size["mlp"],
             hidden_act="silu",

@@ -139,6 +139,7 @@ def test_dense_mask_is_its_definition(data):
         ("modernbert", {"num_hidden_layers": 4, "local_attention": 4}),
         ("llama", {"num_attention_heads": 4, "num_key_value_heads": 2}),
         ("mistral", {"num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": 3}),
+        ("eurobert", {"num_attention_heads": 4, "num_key_value_heads": 2}),
     ],
 )
 def test_model_equals_reference(model_type, sizes, backend):

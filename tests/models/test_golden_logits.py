@@ -25,6 +25,8 @@ CLASSES = [
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "EuroBertForMaskedLM",
+    "EuroBertForSequenceClassification",
 ]
 
 

@@ -24,7 +24,7 @@ def test_module_defines_protocol(name):
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_family_names_registered_objective(model_type):
-    assert model_config_type(model_type)().objective in OBJECTIVES
+    assert model_config_type(model_type)(model_type=model_type).objective in OBJECTIVES
 
 
 @pytest.mark.parametrize("whole_word", [False, True])

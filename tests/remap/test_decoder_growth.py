@@ -30,7 +30,7 @@ SOURCE = Config(
     max_position_embeddings=20,
     pad_token_id=1,
 )
-KINDS = ("llama", "mistral", "qwen2", "qwen3")
+KINDS = ("llama", "mistral", "qwen2", "qwen3", "eurobert")
 METHODS = ("fna", "net2net", "lemon", "interleave+net2net", "stack+lemon", "prefix+net2net")
 
 
@@ -69,7 +69,7 @@ def test_any_pair_of_sizes_keeps_the_function(kind, method, tied, split, width, 
         tie_word_embeddings=tied,
         sliding_window=5 if kind == "mistral" else 0,
     )
-    if kind == "llama":  # transformers demands a multiple of the heads there
+    if kind in ("llama", "eurobert"):  # transformers demands a multiple of the heads there
         width = -(-width // heads[0]) * heads[0]
     target = dataclasses.replace(
         source,
@@ -94,6 +94,8 @@ def test_any_pair_of_sizes_keeps_the_function(kind, method, tied, split, width, 
         ("qwen2", "llama", "attention/key/bias: a llama has no such parameter"),
         ("llama", "qwen3", "has_qk_norm False → True"),
         ("qwen3", "qwen2", "has_qk_norm True → False"),
+        ("llama", "eurobert", "is_causal True → False, expected True"),
+        ("eurobert", "llama", "is_causal False → True, expected False"),
     ],
 )
 def test_another_model_type_keeps_the_function_where_it_can_compute_it(kind, other, reason):
@@ -108,6 +110,32 @@ def test_another_model_type_keeps_the_function_where_it_can_compute_it(kind, oth
     assert (largest < 1e-9) == (not reason)
     assert reason in " ".join(report.reasons_not_preserving)
     assert all(", expected " in text for text in report.reasons_not_preserving)
+
+
+def test_a_decoder_never_grows_exactly_into_an_encoder():
+    source = dataclasses.replace(SOURCE, model_type="llama", head_dim=0)
+    target = dataclasses.replace(source, model_type="eurobert", hidden_size=16, head_dim=2, pad_token_id=1)
+    with pytest.raises(UserError, match="lemon: is_causal True → False, expected True"):
+        plan_growth("lemon", dataclasses.replace(source, head_dim=2), target, jax.random.key(0))
+
+
+@pytest.mark.parametrize("pooling", ["bos", "mean", "late"])
+@pytest.mark.parametrize("method", ["net2net", "lemon", "fna"])
+def test_a_classifier_of_an_encoder_grows_exactly_at_any_width(pooling, method):
+    source = dataclasses.replace(SOURCE, model_type="eurobert", classifier_pooling=pooling)
+    target = dataclasses.replace(source, hidden_size=18, num_attention_heads=6, num_key_value_heads=3)
+    params = jax.tree.map(lambda x: x.astype(np.float64), random_params(source, ("classifier",), labels=3))
+    grown, report = remap_params(params, source, target, method, jax.random.key(0))
+    assert report.function_preserving, report.reasons_not_preserving
+    assert grown["classifier"]["dense"]["kernel"].shape == (18, 18)
+    tokens, segments = batch(source)
+    segments = np.minimum(segments, 1)
+    policy, found = Policy(np.dtype(np.float64), np.dtype(np.float64)), []
+    with jax.enable_x64(True):
+        for tree, config in ((params, source), (grown, target)):
+            hidden = family(config).encode(tree, config, tokens, segments, policy=policy)
+            found.append(family(config).classifier_logits(tree, config, hidden, segments, policy=policy))
+    np.testing.assert_allclose(found[1], found[0], atol=2e-6)  # logits are fp32
 
 
 def test_tied_to_untied_and_more_tokens():

@@ -640,6 +640,20 @@ def test_non_finite_losses_are_not_drawn(tmp_path, with_charts):
 
 
 @pytest.mark.parametrize(
+    ("model_type", "description"),
+    [
+        ("llama", "none, each next token is predicted"),
+        ("eurobert", "40 % of the tokens"),
+        ("bert", "40 % of the tokens"),
+    ],
+)
+def test_masks_are_those_of_the_model_type(model_type, description):
+    probability = dataclasses.asdict(Schedule(value=0.4))
+    config = {"model": {"model_type": model_type}, "mlm": {"probability": probability}}
+    assert descriptions.describe_masks(config) == description
+
+
+@pytest.mark.parametrize(
     ("schedule", "description"),
     [
         (Schedule(value=4.0), "4"),

@@ -1,4 +1,4 @@
-"""Blocks of a pre-norm decoder with RMSNorm and grouped-query attention as Flax NNX modules.
+"""Blocks of a pre-norm model with RMSNorm and grouped-query attention as Flax NNX modules.
 
 Touvron et al. 2023, arXiv 2302.13971; Ainslie et al. 2023, arXiv 2305.13245. Letters of shapes: see
 models/llama.py; G query heads read one of R heads of keys and values. Kernels are [in, out].
@@ -102,7 +102,7 @@ class SwiGlu(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm decoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: "Config", rngs: nnx.Rngs):
         self.attention = GroupedQueryAttention(config, rngs)
@@ -120,3 +120,16 @@ class DecoderLayer(nnx.Module):
         added = self.attention(x, inputs, key, policy, positions)
         x = (x if positions is None else gather_positions(x, positions)) + added
         return x + self.mlp(x, policy)
+
+
+class DenseClassifier(Dense):
+    """Outputs of a classifier, with a dense layer and a GELU in front of them."""
+
+    def __init__(self, num_labels: int, config: "Config", rngs: nnx.Rngs):
+        width = (config.hidden_size,)
+        super().__init__(width, (num_labels,), config, rngs)
+        self.dense = Dense(width, width, config, rngs)
+
+    def __call__(self, x: jax.Array, policy: Policy) -> jax.Array:
+        """Map [..., D] to [..., labels]."""
+        return super().__call__(ACTIVATIONS["gelu"](self.dense(x, policy)), policy)

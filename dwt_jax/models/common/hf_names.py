@@ -38,6 +38,8 @@ class HFNames:
     flatten_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     nest_config: Callable[["ModelConfig"], Mapping[str, Any]] = lambda config: {}
     nested_keys: tuple[str, ...] = ()  # those of `config_keys` that only `flatten_config` makes
+    # Keys of config.json with the ids of tokens, and the tokens' roles: written if a tokenizer is.
+    token_id_keys: tuple[tuple[str, str], ...] = ()
     # Tensors that are computed here and stored by transformers, by name.
     computed_tensors: Callable[["ModelConfig"], Mapping[str, Any]] = lambda config: {}
 

@@ -36,6 +36,14 @@ def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
+def mean_over_tokens(x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """Return the mean of [B, L, D] over the tokens, [B, D]; segment ids, int [B, L], are 0 in padding."""
+    x = x.astype(at_least_fp32(x))  # bf16 does not count beyond 256
+    weights = (segment_ids > 0).astype(x.dtype)
+    count = jnp.maximum(weights.sum(-1, keepdims=True), 1)  # rows that fill up a batch have no token
+    return jnp.einsum("bld,bl->bd", x, weights) / count
+
+
 def _gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
