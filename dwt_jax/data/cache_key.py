@@ -12,9 +12,13 @@ from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.data.shards import FORMAT_VERSION
 from dwt_jax.data.sources import source_files
 from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
+from dwt_jax.models.tokenizer_defaults import BYTE_LEVEL_TOKENS, TOKEN_ROLES, WORDPIECE_TOKENS
 
 ROW_RULES = 2
 """Version of the rules by which text becomes rows. Where they give the rows of version 1, no hash has it."""
+
+_USUAL_TOKENS = WORDPIECE_TOKENS, BYTE_LEVEL_TOKENS
+"""By role. Rows of tokenizers with these keep the hash that they had before roles belonged to it."""
 
 
 def data_cache_key(data: Data) -> str:
@@ -37,6 +41,9 @@ def data_cache_key(data: Data) -> str:
         fields["tokenizer"] = tokenizer_digest(tokenizer.path, tokenizer.lowercase)
         if word_rule := _word_rule(tokenizer.path, tokenizer.lowercase):
             fields["words"] = word_rule
+        roles = role_tokens(tokenizer.path, tokenizer.lowercase)
+        if tuple(roles.values()) not in _USUAL_TOKENS:
+            fields["special_tokens"] = roles
     else:
         fields["tokenizer"] = dataclasses.asdict(tokenizer)
         if not tokenizer.alphabet_size:
@@ -100,6 +107,16 @@ def _word_rule(path: str | Path, lowercase: bool = True) -> dict[str, Any]:
     return {} if is_suggested else {"prefix": prefix, "by_space": by_space}
 
 
+def role_tokens(path: str | Path, lowercase: bool = True) -> dict[str, str | None]:
+    """Return the token of each role, such as what begins and ends a text; None: there is none.
+
+    A tokenizer's digest has all tokens, but not their roles. Arguments as for `load_hf_tokenizer`.
+    """
+    vocab = load_vocabulary(path, lowercase)
+    ids = {role: getattr(vocab, f"{role}_id") for role in TOKEN_ROLES}
+    return {role: vocab.tokens[i] if i >= 0 else None for role, i in ids.items()}
+
+
 def rows_digest(config: EncodeConfig, data: Data, sources: list[dict[str, Any]]) -> str:
     """Return a hash of everything that the rows depend on, and nothing else: no file names, no weights.
 
@@ -121,4 +138,8 @@ def rows_digest(config: EncodeConfig, data: Data, sources: list[dict[str, Any]])
         content.append(f"end token of {_end_rule(data)}")
     if word_rule := _word_rule(config.tokenizer):
         content.append(word_rule)
+    roles = role_tokens(config.tokenizer)
+    frame = roles["cls"], roles["sep"]
+    if frame not in {(usual.cls, usual.sep) for usual in _USUAL_TOKENS}:
+        content.append(frame)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

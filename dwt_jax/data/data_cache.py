@@ -10,7 +10,7 @@ from typing import Any
 
 from dwt_jax import runtime_env
 from dwt_jax.config import Data, Source, Tokenizer
-from dwt_jax.data.cache_key import data_cache_key
+from dwt_jax.data.cache_key import data_cache_key, role_tokens
 from dwt_jax.data.prepare import Log, prepare_data
 from dwt_jax.data.shards import read_dataset_index
 from dwt_jax.data.tokenizer import tokenizer_digest
@@ -86,6 +86,13 @@ def _check_matches_config(directory: Path, data: Data) -> None:
             f"data.tokenizer.path is {tokenizer.path}, another tokenizer than that of {directory}, expected "
             f"the same as {directory / 'tokenizer'}"
         )
+    named, prepared = role_tokens(tokenizer.path, tokenizer.lowercase), role_tokens(directory / "tokenizer")
+    for role, token in prepared.items():
+        if named[role] != token:
+            raise UserError(
+                f"data.tokenizer.path is {tokenizer.path}, where {role}_token is {named[role]!r}, expected "
+                f"{token!r} as in {directory / 'tokenizer'}"
+            )
 
 
 def _check_tokenizer_settings(tokenizer: Tokenizer, recorded: dict[str, Any], directory: Path) -> None:

@@ -1,5 +1,6 @@
 """Tokenizers of other models: AutoTokenizer's ids, before and after they are copied beside a model."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -487,3 +488,61 @@ def test_rows_of_an_earlier_rule_of_words_are_not_taken(tmp_path, monkeypatch, p
     now = hashes()
     monkeypatch.setattr(cache_key, "_word_rule", lambda *_: {})
     assert [a == b for a, b in zip(now, hashes(), strict=True)] == [stays, stays]
+
+
+OTHER_ROLES = [("cls", "<|a|>"), ("sep", "<|a|>"), ("mask", "<|a|>"), ("pad", "<|a|>")]
+
+
+@pytest.mark.parametrize(("role", "token"), OTHER_ROLES)
+def test_rows_of_a_tokenizer_with_other_roles_are_not_taken(tmp_path, role, token):
+    from dwt_jax.config import Data
+    from dwt_jax.config import Tokenizer as TokenizerSection
+    from dwt_jax.data.cache_key import data_cache_key
+
+    built = byte_bpe([*SPECIAL, "<|a|>"])
+    keys = set()
+    for name, named in (("a", NAMED), ("b", {**NAMED, f"{role}_token": token})):
+        write(tmp_path / name, built, {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+        keys.add(data_cache_key(Data(tokenizer=TokenizerSection(path=str(tmp_path / name)))))
+    assert len(keys) == 2
+
+
+def test_digest_of_rows_depends_on_what_begins_and_ends_a_text(tmp_path):
+    from dwt_jax.config import Data
+    from dwt_jax.data.cache_key import rows_digest
+    from dwt_jax.data.encode import EncodeConfig
+
+    built, digests = byte_bpe([*SPECIAL, "<|a|>"]), {}
+    for name, more in (("usual", {}), *((role, {f"{role}_token": token}) for role, token in OTHER_ROLES)):
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **NAMED, **more}
+        write(tmp_path / name, built, settings)
+        digests[name] = rows_digest(
+            EncodeConfig(str(tmp_path / name), "digest", 64, "wrapped", 1, 0.0), Data(), []
+        )
+    assert len({digests[name] for name in ("usual", "cls", "sep")}) == 3
+    assert digests["mask"] == digests["pad"] == digests["usual"]
+
+
+def test_prepared_rows_of_a_tokenizer_with_another_role_are_refused(tmp_path):
+    from dwt_jax.config import Data, Source
+    from dwt_jax.config import Tokenizer as TokenizerSection
+    from dwt_jax.data.data_cache import get_prepared
+    from dwt_jax.data.prepare import prepare_data
+
+    built = byte_bpe([*SPECIAL, "<|a|>"])
+    for name, named in (("a", NAMED), ("b", {**NAMED, "sep_token": "<|a|>"})):
+        write(tmp_path / name, built, {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+    (tmp_path / "x.txt").write_text("hello world\n" * 50)
+    source = Source(kind="text", path=str(tmp_path / "x.txt"), documents="lines")
+    data = Data(
+        sources=(source,),
+        tokenizer=TokenizerSection(path=str(tmp_path / "a")),
+        sequence_length=32,
+        validation_fraction=0.2,
+    )
+    prepare_data(data, tmp_path / "rows", workers=1, log=lambda _: None)
+    data = dataclasses.replace(data, path=str(tmp_path / "rows"))
+    assert get_prepared(data) == tmp_path / "rows"
+    other = dataclasses.replace(data, tokenizer=TokenizerSection(path=str(tmp_path / "b")))
+    with pytest.raises(UserError, match=r"where sep_token is '<\|a\|>', expected '</s>' as in"):
+        get_prepared(other)
