@@ -16,6 +16,7 @@ from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import local_row_indices, make_global_batch, replicated_sharding, to_global
 from dwt_jax.distributed.shutdown import Preempted, handle_signals
 from dwt_jax.distributed.watchdog import hang_watchdog
+from dwt_jax.errors import UserError
 from dwt_jax.files import read_intact_json
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.metric_writer import MetricWriter
@@ -46,7 +47,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     with handle_signals() as shutdown_flag, ExitStack() as stack:
         coordination.run_on_main(lambda: stack.enter_context(run_lock(workdir)) and None)
         run = setup_run(config, workdir)  # resolved config, data, teacher, mesh, step configs
-        if (summary := coordination.run_on_main(lambda: _finished_summary(workdir))) is not None:
+        if (summary := coordination.run_on_main(lambda: _finished_summary(run))) is not None:
             return summary
         train_config = run.config.train
         checkpoints = Checkpoints(checkpoint_dir(workdir, run.config), train_config.keep_checkpoints)
@@ -81,15 +82,25 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
             checkpoints.close()
 
 
-def _finished_summary(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a complete run; None if the run is not complete, or its summary is damaged."""
-    path = workdir / "summary.json"
+def _finished_summary(run: RunContext) -> dict[str, Any] | None:
+    """The summary of a complete run; None if the run is not complete, or summary or model are lost."""
+    path = run.workdir / "summary.json"
     summary = read_intact_json(path)
-    if summary is not None:
-        print(f"{workdir}: already finished", flush=True)
-    elif path.exists():
-        print(f"{workdir}: summary.json is damaged, and is written again", file=sys.stderr)
-    return summary
+    if summary is None:
+        if path.exists():
+            print(f"{run.workdir}: summary.json is damaged, and is written again", file=sys.stderr)
+        return None
+    if (run.workdir / "model").exists():
+        print(f"{run.workdir}: already finished", flush=True)
+        return summary
+    directory = checkpoint_dir(run.workdir, run.config)
+    if not (directory.exists() and any(step.name.isdigit() for step in directory.iterdir())):
+        raise UserError(
+            f"{run.workdir}: a finished run without model/ and without checkpoints, expected one of them; "
+            "its metrics are kept: train again in a new --workdir"
+        )
+    print(f"{run.workdir}: model/ is missing, and is written again", file=sys.stderr)
+    return None
 
 
 def evaluate_if_missed(run: RunContext, loop: LoopState, hooks: Hooks) -> None:

@@ -358,6 +358,23 @@ def test_a_finished_run_is_not_repeated(project, whole, capsys):
     assert (whole / "summary.json").read_text() == before
 
 
+def test_a_finished_run_writes_its_lost_model_again(project, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    train(load_config(project[0], taught(project)), tmp_path / "run")
+    assert "model/ is missing, and is written again" in capsys.readouterr().err
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_finished_run_without_model_and_checkpoints_keeps_its_metrics(project, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("model", "checkpoints"):
+        shutil.rmtree(tmp_path / "run" / name)
+    with pytest.raises(UserError, match="a finished run without model/ and without checkpoints"):
+        train(load_config(project[0], taught(project)), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
 def test_a_run_that_has_lost_its_checkpoints_begins_again_and_says_so(project, whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
