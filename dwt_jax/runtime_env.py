@@ -64,15 +64,19 @@ def precision_environment() -> str:
 
 
 def backend_problem(error: BaseException) -> str:
-    """Return a message if jax raised `error` because JAX_PLATFORMS names an absent backend, else ''."""
+    """Return a message if jax raised `error` because it cannot start a backend, else ''."""
     frames = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    platforms = os.environ.get("JAX_PLATFORMS")
-    if not platforms or "jax._src.xla_bridge" not in frames:
+    if not isinstance(error, (RuntimeError, AssertionError)) or "jax._src.xla_bridge" not in frames:
         return ""
     reason = " ".join(str(error).split())[:200] or "no such device"  # jax asserts that there is a GPU
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return (
+            f"JAX_PLATFORMS: {platforms!r}, which JAX cannot use ({reason}), expected a platform of this "
+            "machine (cpu, cuda, tpu), or JAX_PLATFORMS unset"
+        )
     return (
-        f"JAX_PLATFORMS: {platforms!r}, which JAX cannot use ({reason}), expected a platform of this machine "
-        "(cpu, cuda, tpu), or JAX_PLATFORMS unset"
+        f"JAX cannot use a device ({reason}), expected that no other process has it and that its plugin and "
+        "driver work, or JAX_PLATFORMS=cpu"
     )
 
 

@@ -322,7 +322,8 @@ CASES = {
 """By a part of the message."""
 
 NOT_PROVOKED = {
-    "JAX_PLATFORMS": "needs a process of its own (tests/test_runtime_env.py)",
+    "JAX cannot use a device": "needs a broken device (tests/test_runtime_env.py)",
+    "JAX_PLATFORMS: ": "needs a process of its own (tests/test_runtime_env.py)",
     "worker processes cannot be started": "needs a limit of processes (tests/data/test_prepare.py)",
     "worker processes was killed": "needs a process that the kernel ends",
     "checkpoint saved": "trains (tests/train/test_loop.py)",
