@@ -57,6 +57,11 @@ def seed_path(workdir: Path, seed: int) -> Path:
     return workdir / "seeds" / f"{seed}.npz"
 
 
+def lost_seed_path(workdir: Path, seed: int) -> Path:
+    """Return the path of a seed's results whose model is lost; the seed is to be trained again."""
+    return workdir / "seeds" / f"{seed}.lost"
+
+
 def write_seed_result(workdir: Path, result: SeedResult) -> None:
     """Write seeds/SEED.npz: history as JSON, logits [epochs, N, labels] of every dev split."""
     path = seed_path(workdir, result.seed)
@@ -64,6 +69,7 @@ def write_seed_result(workdir: Path, result: SeedResult) -> None:
     with atomic_write(path) as partial, open(partial, "wb") as file:
         logits: dict[str, Any] = {name: np.stack(values) for name, values in result.logits.items()}
         np.savez(file, history=np.array(json.dumps(result.history, allow_nan=False)), **logits)
+    lost_seed_path(workdir, result.seed).unlink(missing_ok=True)
 
 
 def read_seed_result(workdir: Path, seed: int) -> SeedResult | None:

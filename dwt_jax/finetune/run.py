@@ -204,18 +204,23 @@ def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict
 
 
 def _forget_seed_of_lost_model(context: FinetuneContext) -> int | None:
-    """Remove the results of the best seed so far if its model is lost: it has to be trained again.
+    """Set the results of the best seed so far aside if its model is lost: it has to be trained again.
 
     Returns:
         The seed; None if no seed is done, or the model is there.
     """
     seeds, model = context.config.recipe.seeds, context.workdir / "model"
+    if has_weights(model) and (model / "config.json").exists():
+        return None
+    for seed in seeds:  # set aside by a process that was stopped before it had trained the seed again
+        if outputs.lost_seed_path(context.workdir, seed).exists() and not _is_done(context, seed):
+            return seed
     results = [result for seed in seeds if (result := outputs.read_seed_result(context.workdir, seed))]
-    if not results or (has_weights(model) and (model / "config.json").exists()):
+    if not results:
         return None
     seed = outputs.best_seed(results).seed
     print(f"{model}: no model, expected that of seed {seed}, which is trained again", flush=True)
-    outputs.seed_path(context.workdir, seed).unlink()
+    outputs.seed_path(context.workdir, seed).rename(outputs.lost_seed_path(context.workdir, seed))
     return seed
 
 

@@ -128,6 +128,20 @@ def test_a_lost_model_is_trained_again(model, task, tmp_path, monkeypatch, lost)
         assert (tmp_path / "w" / file).read_bytes() == (tmp_path / "at_once" / file).read_bytes(), file
 
 
+def test_a_lost_model_costs_one_seed_however_often_its_training_is_stopped(model, task, tmp_path):
+    config = config_of(task, seeds=[0, 1, 2], epochs=1)
+    finetune(config, model, tmp_path / "w")
+    shutil.rmtree(tmp_path / "w" / "model")
+    (tmp_path / "w" / "results.json").unlink()
+    context = runs.prepare_finetuning(config, model, tmp_path / "w")
+    lost = {runs._forget_seed_of_lost_model(context) for _ in range(3)}  # a process each, stopped at once
+    assert len(lost) == 1
+    assert len([*(tmp_path / "w" / "seeds").glob("*.npz")]) == 2
+    finetune(config, model, tmp_path / "w")
+    assert (tmp_path / "w" / "model" / "model.safetensors").exists()
+    assert sorted(path.name for path in (tmp_path / "w" / "seeds").iterdir()) == ["0.npz", "1.npz", "2.npz"]
+
+
 def test_a_directory_of_an_earlier_version_takes_seeds(model, task, tmp_path):
     """Its digest is of all splits, and its results name no test file."""
     config = config_of(task, epochs=1)
