@@ -4,11 +4,13 @@ Matplotlib is imported when the first chart is drawn, which takes half a second.
 a global state and may open a display. Lengths are in points.
 """
 
+import hashlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,8 +29,6 @@ LINE_COLOURS = (INK, "#0b62a4", "#b84a00", "#00795a", "#a3447f", "#2b7fae", "#8a
 """The first is the baseline's. A page has a variable for each colour: `--c0`, …, `--muted`, `--rule`."""
 DASHES: tuple[Any, ...] = ("solid", (0, (1, 2)), (0, (5, 2.5)))
 WIDE, SMALL, FONT_SIZE, ROW = 620.0, 300.0, 8.5, 12.0  # widths of the charts; height of a label
-CREATOR = "dwt report"
-"""In the metadata of the files that this module writes, and may remove."""
 STYLE = {
     "font.family": "DejaVu Sans",  # Matplotlib has it
     "text.parse_math": False,
@@ -82,8 +82,8 @@ class Chart(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its files: the words of the title."""
-        return "-".join(re.findall(r"[a-z0-9_]+", self.title.lower()))
+        """The words of the title, as in a file's name."""
+        return "-".join(re.findall(r"\w+", self.title.lower()))
 
 
 def line_styles(
@@ -128,6 +128,15 @@ def downsample(
     return [sum(x[g]) / len(x[g]) for g in groups], [sum(y[g]) / len(y[g]) for g in groups]
 
 
+def file_names(charts: Iterable[Chart]) -> list[str]:
+    """Return the names of the charts' files without suffix, no two of which are equal."""
+    names: list[str] = []
+    for chart in charts:
+        numbered = (chart.name, *(f"{chart.name}-{i}" for i in range(2, len(names) + 2)))
+        names.append(next(name for name in numbered if name not in names))
+    return names
+
+
 def finite_charts(charts: Iterable[Chart]) -> list[Chart]:
     """Return charts in units of their axes, without points that are not finite and what has no others."""
     return [chart for chart in map(_finite_chart, charts) if chart.lines]
@@ -170,7 +179,10 @@ def draw_chart(chart: Chart, small: bool = False) -> "Figure":
         _draw_axes(axes, chart)
         if small:
             spacing = {"frameon": False, "labelspacing": 0.3, "borderaxespad": 0.2}
-            for text in figure.legend(loc="lower left", **spacing).get_texts():
+            # Given explicitly: Matplotlib leaves out names that begin with an underscore.
+            handles = [line for line in axes.get_lines() if line.get_label() in labels]
+            legend = figure.legend(handles, labels, loc="lower left", **spacing)
+            for text in legend.get_texts():
                 text.set_text(_fit(text.get_text(), width - 36))
         else:
             _label_ends(axes, chart, value_width, right)
@@ -253,7 +265,7 @@ def _text_width(text: str) -> float:
 
 def _fit(text: str, width: float) -> str:
     """Replace the middle by an ellipsis: the names of a study's runs often differ only at the end."""
-    half = int(width / _text_width("x")) // 2
+    half = max(2, int(width / _text_width("x")) // 2)
     return text if _text_width(text) <= width else f"{text[:half].rstrip()}…{text[1 - half :].lstrip()}"
 
 
@@ -262,7 +274,8 @@ def _style(salt: str = "") -> Iterator[None]:
     """Set Matplotlib's parameters, whatever the user's matplotlibrc says. `salt`: of the ids in an SVG."""
     from matplotlib import style
 
-    with style.context(["default", {**STYLE, "svg.hashsalt": salt}]):
+    with style.context(["default", {**STYLE, "svg.hashsalt": salt}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a page has the reader's fonts
         yield
 
 
@@ -289,32 +302,39 @@ def chart_svg(chart: Chart, small: bool = False) -> str:
 
 
 def _tool_tips(figure: "Figure", chart: Chart) -> Iterator[str]:
-    """Yield a transparent circle with a title for each point."""
+    """Yield a transparent circle with a title for each point, of a long curve for the last one."""
     axes, height = figure.axes[0], figure.get_size_inches()[1] * 72
     for line in chart.lines:
-        points = zip(line.x, line.y, strict=True) if len(line.x) <= 60 else ()
-        for x, y in points:
+        points = [*zip(line.x, line.y, strict=True)]
+        for x, y in points if len(points) <= 60 else points[-1:]:
             left, bottom = axes.transData.transform((x, y))
             value = format_float(y, chart.decimals, chart.signed)
-            tip = escape(f"{line.label}: {value} at {x:,.4g} {chart.x_label}")
+            position = f"{x:,.0f}" if float(x).is_integer() else f"{x:,.4g}"
+            tip = escape(f"{line.label}: {value} at {position} {chart.x_label}")
             if y <= axes.get_ylim()[1]:
-                position = f'cx="{left:.1f}" cy="{height - bottom:.1f}"'
-                yield f'<circle {position} r="4"><title>{tip}</title></circle>'
+                centre = f'cx="{left:.1f}" cy="{height - bottom:.1f}"'
+                yield f'<circle {centre} r="4"><title>{tip}</title></circle>'
 
 
-def write_chart_files(charts: Iterable[Chart], directory: Path) -> None:
+def write_chart_files(charts: Sequence[Chart], directory: Path) -> None:
     """Write NAME.pdf and NAME.png of each chart, and remove those of charts that are gone."""
-    names = set()
-    for chart in charts:
+    written = set()
+    for chart, name in zip(charts, file_names(charts), strict=True):
         directory.mkdir(parents=True, exist_ok=True)
         figure = draw_chart(chart)
-        for name, metadata in (
-            (f"{chart.name}.pdf", {"Creator": CREATOR, "CreationDate": None}),
-            (f"{chart.name}.png", {"Software": CREATOR}),
+        for path, metadata in (
+            (directory / f"{name}.pdf", {"Creator": _mark(f"{name}.pdf"), "CreationDate": None}),
+            (directory / f"{name}.png", {"Software": _mark(f"{name}.png")}),
         ):
-            names.add(name)
-            with _style(), atomic_write(directory / name) as partial:
-                figure.savefig(partial, format=name[-3:], dpi=200, metadata=metadata)
+            written.add(path)
+            with _style(), atomic_write(path) as partial:
+                figure.savefig(partial, format=path.suffix[1:], dpi=200, metadata=metadata)
     for path in (*directory.glob("*.pdf"), *directory.glob("*.png")):
-        if path.name not in names and CREATOR.encode() in path.read_bytes():
-            path.unlink()
+        with suppress(FileNotFoundError):  # another process may remove it
+            if path not in written and path.is_file() and _mark(path.name).encode() in path.read_bytes():
+                path.unlink()
+
+
+def _mark(file_name: str) -> str:
+    """What the metadata of a chart's file say. A copy under another name is the user's."""
+    return f"dwt report, {hashlib.sha256(file_name.encode()).hexdigest()[:16]}"

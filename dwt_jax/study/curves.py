@@ -79,7 +79,8 @@ def loss_charts(
 
 
 def curve_records(arm: str, seed: int, evaluations: Evaluations) -> Iterator[Record]:
-    """Yield the rows of the tidy table for the evaluations before the last."""
+    """Yield the rows of the tidy table for the evaluations before the last. Losses are finite."""
     for evaluation in evaluations[:-1]:
-        yield Record(arm, seed, evaluation["step"], "held_out_loss", "", evaluation["held_out_loss"])
+        if math.isfinite(loss := evaluation["held_out_loss"]):
+            yield Record(arm, seed, evaluation["step"], "held_out_loss", "", loss)
         yield Record(arm, seed, evaluation["step"], "total_flops", "", total_flops(evaluation))

@@ -8,10 +8,20 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_write
-from dwt_jax.study.charts import INK, LINE_COLOURS, MUTED, RULE, Chart, chart_svg, write_chart_files
+from dwt_jax.study.charts import (
+    INK,
+    LINE_COLOURS,
+    MUTED,
+    RULE,
+    Chart,
+    chart_svg,
+    file_names,
+    write_chart_files,
+)
 from dwt_jax.study.statistics import Verdict
 
 
@@ -107,9 +117,6 @@ def write_report(report: Report, target: Path, chart_files: bool = True) -> Path
     """
     directory = target.with_name("charts" if target.stem == "report" else f"{target.stem}-charts")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if chart_files:
-        parts = [part for section in report.sections for part in section.parts]
-        write_chart_files([part for part in parts if isinstance(part, Chart)], directory)
     texts = {
         ".csv": records_csv(report.records),
         ".md": report_markdown(report, directory.name if chart_files else ""),
@@ -118,7 +125,13 @@ def write_report(report: Report, target: Path, chart_files: bool = True) -> Path
     for suffix, text in texts.items():
         with atomic_write(target.with_suffix(suffix)) as partial:
             partial.write_text(text, encoding="utf-8")
+    if chart_files:
+        write_chart_files(_charts(report), directory)
     return target
+
+
+def _charts(report: Report) -> list[Chart]:
+    return [part for section in report.sections for part in section.parts if isinstance(part, Chart)]
 
 
 def report_html(report: Report) -> str:
@@ -146,6 +159,7 @@ def report_html(report: Report) -> str:
 def report_markdown(report: Report, chart_directory: str = "") -> str:
     """Render a report as Markdown, with its charts if they are in `chart_directory`."""
     blocks = [f"# {escape_markdown(report.title)}", escape_markdown(report.headline)]
+    chart_names = iter(file_names(_charts(report)))
     for section in report.sections:
         has_heading = section.heading and section.parts
         blocks.append(f"{'#' * section.level} {escape_markdown(section.heading)}" if has_heading else "")
@@ -159,8 +173,8 @@ def report_markdown(report: Report, chart_directory: str = "") -> str:
                 case Items(texts):
                     blocks.append("\n".join(f"* {escape_markdown(text)}" for text in texts))
                 case Chart() if chart_directory:
-                    image = f"![{escape_markdown(part.title)}]({chart_directory}/{part.name}.png)"
-                    blocks += [image, escape_markdown(part.caption)]
+                    link = quote(f"{chart_directory}/{next(chart_names)}.png")
+                    blocks += [f"![{escape_markdown(part.title)}]({link})", escape_markdown(part.caption)]
                 case str() | Remark():
                     blocks.append(escape_markdown(part if isinstance(part, str) else part.text))
     return "\n\n".join(block for block in blocks if block) + "\n"

@@ -144,7 +144,7 @@ def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...], left_out: dict[str, str]
         try:
             rows = _MEASUREMENT_READERS[job.kind](job)
             if job.kind == "train":
-                runs[job.seed] = read_finished_run(job.name, job.workdir)
+                runs[job.seed] = read_finished_run(job.name, job.workdir, with_metrics=False)
             measurements += rows
         except UserError as error:
             left_out[job.name] = str(error)

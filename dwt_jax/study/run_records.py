@@ -36,7 +36,7 @@ class RunRecord:
     config: Mapping[str, Any]
     identity: Mapping[str, Any]  # run.json
     summary: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, Any]]
+    metrics: Sequence[Mapping[str, Any]]  # empty if they were not asked for
     evaluations: Sequence[Mapping[str, Any]]  # by step, including the last
     documents: tuple[np.ndarray, np.ndarray] | None  # sums of the loss and predictions by held-out document
 
@@ -103,12 +103,13 @@ def _is_run(path: Path) -> bool:
     return (path / "run.json").exists()
 
 
-def read_finished_run(name: str, path: Path) -> RunRecord:
+def read_finished_run(name: str, path: Path, with_metrics: bool = True) -> RunRecord:
     """Read a finished run as a student that is labelled with its name.
 
     Args:
         name: path of its directory, relative to the study's.
         path: its directory.
+        with_metrics: read the training losses too, which takes time for a long run.
     """
     summary = read_json(path / "summary.json")
     last = summary["held_out"] = restore_nans(summary["held_out"])
@@ -123,7 +124,7 @@ def read_finished_run(name: str, path: Path) -> RunRecord:
         config=_read_config(path / "config.json"),
         identity=read_json(path / "run.json") if (path / "run.json").exists() else {},
         summary=summary,
-        metrics=read_jsonl(path / "metrics.jsonl"),
+        metrics=read_jsonl(path / "metrics.jsonl") if with_metrics else (),
         evaluations=[by_step[step] for step in sorted(by_step)],
         documents=read_document_losses(path / "documents.npz"),
     )

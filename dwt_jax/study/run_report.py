@@ -286,7 +286,14 @@ def _training_charts(study: RunComparisonStudy) -> list[Chart]:
     )
     return finite_charts(
         Chart(
-            f"{title} against steps", lines, "steps", unit, title, cut=cut, from_zero=not cut, is_panel=True
+            f"{title} against steps",
+            lines,
+            "steps",
+            f"{title} ({unit})" if unit else title,
+            title,
+            cut=cut,
+            from_zero=not cut,
+            is_panel=True,
         )
         for title, unit, lines in panels
         for cut in [bool(unit)]

@@ -2,12 +2,13 @@
 
 import math
 import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dwt_jax.study import charts
+from dwt_jax.study import charts, report
 from dwt_jax.study.charts import Chart, ChartLine
 
 NAMES = ["baseline (no teacher)", "weak teacher, 1 : 1", "weak teacher, 1 : 4 falling to 1 : 1"]
@@ -156,14 +157,29 @@ def test_files(tmp_path):
     charts.write_chart_files([chart, chart._replace(title="Other")], tmp_path)
     names = ["loss.pdf", "loss.png", "other.pdf", "other.png", "photo.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+    (tmp_path / "figure1.pdf").write_bytes((tmp_path / "other.pdf").read_bytes())  # a copy is the user's
+    (tmp_path / "folder.png").mkdir()
     before = {name: (tmp_path / name).read_bytes() for name in names}
     charts.write_chart_files([chart], tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.pdf", "loss.png", "photo.png"]
+    names = ["figure1.pdf", "folder.png", "loss.pdf", "loss.png", "photo.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert all((tmp_path / name).read_bytes() == before[name] for name in ("loss.pdf", "loss.png"))
     assert before["loss.pdf"].startswith(b"%PDF")
     with Image.open(tmp_path / "loss.png") as image:
         assert image.width == round(charts.WIDE / 72 * 200)
         assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_files_of_charts_have_names_of_their_own():
+    titles = ["Pairs a.b", "Pairs a-b", "任务一", "任务二", "Pairs A.B"]
+    names = charts.file_names([make_chart()._replace(title=title) for title in titles])
+    assert names == ["pairs-a-b", "pairs-a-b-2", "任务一", "任务二", "pairs-a-b-3"]
+
+
+def test_legend_has_names_with_an_underscore():
+    lines = [ChartLine("_smoke", [1, 2], [1.0, 2.0], spread=[0, 0]), ChartLine("b", [1], [1.0], spread=[0])]
+    figure = charts.draw_chart(make_chart()._replace(lines=lines, reference_lines=()), small=True)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["_smoke", "b"]
 
 
 def test_styles():
@@ -184,3 +200,17 @@ def test_units_and_thinning():
     x, y = charts.downsample(list(range(1000)), [2.0 * i for i in range(1000)], 100)
     assert len(x) == 100
     assert np.allclose(np.array(y), 2 * np.array(x))
+
+
+def test_links_of_the_markdown_lead_to_the_files(tmp_path, with_charts):
+    chart = make_chart()
+    sections = [
+        report.Section("Charts", [chart._replace(title="Pairs a.b"), chart._replace(title="Pairs a-b")])
+    ]
+    contents, target = report.Report("Report", "", sections, []), tmp_path / "my report.html"
+    report.write_report(contents, target, chart_files=False)
+    assert "![" not in target.with_suffix(".md").read_text()
+    report.write_report(contents, target)
+    links = re.findall(r"!\[[^]]*\]\((\S*)\)", target.with_suffix(".md").read_text())
+    assert len({*links}) == 2
+    assert all((tmp_path / unquote(link)).is_file() for link in links)
