@@ -104,6 +104,14 @@ def resolve_output_dir(out: Path) -> Path:
     return path
 
 
+def _is_link_loop(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
 def resolve_output_file(out: Path) -> Path:
     """Resolve the path of a file given as --out: `~` and symbolic links, of which the target is written.
 
@@ -115,6 +123,8 @@ def resolve_output_file(out: Path) -> Path:
         problem = "is a directory"
     elif path.exists() and not path.is_file():
         problem = "is no regular file"
+    elif path.is_symlink() and _is_link_loop(path):
+        problem = "is a link to itself"
     elif not (parent := (path.resolve() if path.is_symlink() else path).parent).is_dir():
         problem = f"is in {parent}, which is no directory"
     if problem:
