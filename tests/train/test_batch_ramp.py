@@ -166,7 +166,7 @@ def test_flops_of_muon_do_not_depend_on_the_batch(project, tmp_path):
     assert run.student_flops.tolist() == expected
     assert not run.teacher_flops.any()
     messages = []
-    log_run_summary(run, None, 0, SimpleNamespace(log_message=messages.append))
+    log_run_summary(run, None, 0, SimpleNamespace(log_message=messages.append, num_dropped=0))
     assert "12 steps of 2 rows to step 3, 4 rows to step 6, then 8 rows of 32 positions" in messages[0]
     num_rows = json.loads((project[1] / "rows" / "index.json").read_text())["splits"]["train"]["rows"]
     assert messages[0].endswith(f": {sum(SIZES) / num_rows:.3g} epochs of {num_rows} rows")
