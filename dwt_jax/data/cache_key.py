@@ -11,7 +11,7 @@ from dwt_jax.data.encode import EncodeConfig, begins_words_by_space
 from dwt_jax.data.hf_tokenizer import load_hf_tokenizer
 from dwt_jax.data.shards import FORMAT_VERSION
 from dwt_jax.data.sources import source_files
-from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
+from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary, tokenizer_digest
 from dwt_jax.models.tokenizer_defaults import BYTE_LEVEL_TOKENS, TOKEN_ROLES, WORDPIECE_TOKENS
 
 ROW_RULES = 2
@@ -39,9 +39,10 @@ def data_cache_key(data: Data) -> str:
     tokenizer = data.tokenizer
     if tokenizer.path:
         fields["tokenizer"] = tokenizer_digest(tokenizer.path, tokenizer.lowercase)
-        if word_rule := _word_rule(tokenizer.path, tokenizer.lowercase):
+        vocab = load_vocabulary(tokenizer.path, tokenizer.lowercase)
+        if word_rule := _word_rule(tokenizer.path, vocab, tokenizer.lowercase):
             fields["words"] = word_rule
-        roles = role_tokens(tokenizer.path, tokenizer.lowercase)
+        roles = role_tokens(vocab)
         if tuple(roles.values()) not in _USUAL_TOKENS:
             fields["special_tokens"] = roles
     else:
@@ -85,20 +86,21 @@ def _is_builtin(data: Data) -> bool:
     return all(source.kind == "builtin" for source in data.sources)
 
 
-def _word_rule(path: str | Path, lowercase: bool = True) -> dict[str, Any]:
+def _word_rule(path: str | Path, vocab: Vocabulary, lowercase: bool = True) -> dict[str, Any]:
     """How the tokenizer tells words apart, where the names of its parts suggest another rule.
 
     Versions before this one went by the names, so the rows of the other tokenizers keep their hash.
 
     Args:
         path: of a tokenizer, as for `load_hf_tokenizer`.
+        vocab: its vocabulary.
         lowercase: as for `load_hf_tokenizer`.
     """
     tokenizer = load_hf_tokenizer(path, lowercase)
     settings = json.loads(tokenizer.to_str())
     if settings["model"].get("continuing_subword_prefix"):
         return {}
-    prefix = load_vocabulary(path, lowercase).word_prefix
+    prefix = vocab.word_prefix
     by_space = begins_words_by_space(tokenizer, prefix)
     parts = json.dumps([settings["normalizer"], settings["pre_tokenizer"]])
     suggested = "Ġ" if '"ByteLevel"' in parts else "▁" if '"Metaspace"' in parts else ""
@@ -107,12 +109,11 @@ def _word_rule(path: str | Path, lowercase: bool = True) -> dict[str, Any]:
     return {} if is_suggested else {"prefix": prefix, "by_space": by_space}
 
 
-def role_tokens(path: str | Path, lowercase: bool = True) -> dict[str, str | None]:
+def role_tokens(vocab: Vocabulary) -> dict[str, str | None]:
     """Return the token of each role, such as what begins and ends a text; None: there is none.
 
-    A tokenizer's digest has all tokens, but not their roles. Arguments as for `load_hf_tokenizer`.
+    A tokenizer's digest has all tokens, but not their roles.
     """
-    vocab = load_vocabulary(path, lowercase)
     ids = {role: getattr(vocab, f"{role}_id") for role in TOKEN_ROLES}
     return {role: vocab.tokens[i] if i >= 0 else None for role, i in ids.items()}
 
@@ -136,9 +137,10 @@ def rows_digest(config: EncodeConfig, data: Data, sources: list[dict[str, Any]])
         content.append("by parts")
     if data.end_token != Data.end_token:
         content.append(f"end token of {_end_rule(data)}")
-    if word_rule := _word_rule(config.tokenizer):
+    vocab = load_vocabulary(config.tokenizer)
+    if word_rule := _word_rule(config.tokenizer, vocab):
         content.append(word_rule)
-    roles = role_tokens(config.tokenizer)
+    roles = role_tokens(vocab)
     frame = roles["cls"], roles["sep"]
     if frame not in {(usual.cls, usual.sep) for usual in _USUAL_TOKENS}:
         content.append(frame)

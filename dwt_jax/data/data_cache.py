@@ -13,7 +13,7 @@ from dwt_jax.config import Data, Source, Tokenizer
 from dwt_jax.data.cache_key import data_cache_key, role_tokens
 from dwt_jax.data.prepare import Log, prepare_data
 from dwt_jax.data.shards import read_dataset_index
-from dwt_jax.data.tokenizer import tokenizer_digest
+from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir, user_path
 
@@ -86,7 +86,8 @@ def _check_matches_config(directory: Path, data: Data) -> None:
             f"data.tokenizer.path is {tokenizer.path}, another tokenizer than that of {directory}, expected "
             f"the same as {directory / 'tokenizer'}"
         )
-    named, prepared = role_tokens(tokenizer.path, tokenizer.lowercase), role_tokens(directory / "tokenizer")
+    named = role_tokens(load_vocabulary(tokenizer.path, tokenizer.lowercase))
+    prepared = role_tokens(load_vocabulary(directory / "tokenizer"))
     for role, token in prepared.items():
         if named[role] != token:
             raise UserError(
