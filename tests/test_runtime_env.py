@@ -14,22 +14,25 @@ from dwt_jax.errors import UserError
 from helpers.runs import environment
 
 PROGRAM = """
+import ctypes
 from dwt_jax import runtime_env
 from dwt_jax.cli import main
 runtime_env.set_xla_env()
 block = bytearray(256 << 20)
 block[::4096] = bytes(len(block[::4096]))
+address = ctypes.addressof(ctypes.c_char.from_buffer(block, 128 << 20))
+holds_block = False
+for line in open("/proc/self/smaps"):
+    first, *others = line.split()
+    if "-" in first:
+        start, end = (int(part, 16) for part in first.split("-"))
+        holds_block = start <= address < end
+    elif first == "VmFlags:" and holds_block:
+        print(*others)
 for line in open("/proc/self/smaps_rollup"):
-    if line.startswith(("AnonHugePages", "Rss")):
-        print(line.split()[0].rstrip(":"), int(line.split()[1]) >> 10)
+    if line.startswith("Rss"):
+        print(int(line.split()[1]) >> 10)
 """
-
-
-def memory_in_mib():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment(), capture_output=True, text=True, check=True
-    )
-    return {name: int(size) for name, size in map(str.split, done.stdout.splitlines())}
 
 
 @pytest.mark.parametrize(
@@ -57,13 +60,16 @@ def test_without_a_home_directory_the_variable_is_named(monkeypatch):
         runtime_env.cache_dir()
 
 
-def test_set_xla_env_gives_the_heap_huge_pages_without_more_memory():
+def test_set_xla_env_requests_huge_pages_for_the_heap_without_more_memory():
     kernel = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not kernel.exists() or "[never]" in kernel.read_text():
         pytest.skip("this kernel grants no huge pages")
-    memory = memory_in_mib()
-    assert memory["AnonHugePages"] >= 240
-    assert memory["Rss"] < 256 + 150  # the block that was freed takes no memory
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment(), capture_output=True, text=True, check=True
+    )
+    flags, resident_mib = done.stdout.splitlines()
+    assert "hg" in flags.split()  # requested; how many are granted depends on the machine's free memory
+    assert int(resident_mib) < 256 + 150  # the block that was freed takes no memory
 
 
 def test_use_cpu_only_disables_the_compilation_cache(monkeypatch):
