@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock
 
 from dwt_jax.errors import UserError
 
@@ -153,21 +155,21 @@ def list_directory(path: Any) -> list[Any]:
     return [child for child in path.iterdir() if not is_system_name(child.name)]
 
 
-def try_lock(file: IO[str]) -> bool:
-    """Lock an open file against other processes, without waiting. Return whether it is locked now.
+def acquire_lock(path: Path, wait: bool = False) -> FileLock:
+    """Lock a file, which is created if needed, against other processes until the lock is released.
+
+    Args:
+        path: the file. It stays where it is.
+        wait: wait until it can be locked.
 
     Raises:
-        OSError: the file system has no locks.
+        filelock.Timeout: another process has the lock, and `wait` is false.
+        OSError: the file system has no locks. (Timeout is one, so catch it first.)
     """
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
-    return True
+    # No marker file instead: one would be left where a process is killed.
+    lock = FileLock(path, fallback_to_soft=False)
+    lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
+    return lock
 
 
 def is_file_or_raise(path: Path) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from dwt_jax import runtime_env
 from dwt_jax.config import Data, Source, Tokenizer
 from dwt_jax.data.cache_key import data_cache_key, role_tokens
@@ -15,7 +17,7 @@ from dwt_jax.data.prepare import Log, prepare_data
 from dwt_jax.data.shards import read_dataset_index
 from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
 from dwt_jax.errors import UserError
-from dwt_jax.files import atomic_dir, commit_dir, user_path
+from dwt_jax.files import acquire_lock, atomic_dir, commit_dir, user_path
 
 
 def get_prepared(data: Data, log: Log = print) -> Path:
@@ -149,15 +151,15 @@ def _file_lock(out: Path, log: Log) -> Iterator[None]:
     result is used.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.parent / f".{out.name}.lock", "w", encoding="utf-8") as lock:
+    path = out.parent / f".{out.name}.lock"
+    with contextlib.ExitStack() as stack:
         try:
-            import fcntl
-
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                lock = acquire_lock(path)
+            except Timeout:
                 log(f"prepare: waiting for another process that writes {out}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except (ImportError, OSError):
+                lock = acquire_lock(path, wait=True)
+            stack.callback(lock.release)
+        except OSError:
             pass
         yield

@@ -4,6 +4,7 @@
 tokenizer; then come metrics, checkpoints, and at the end `model/` and `summary.json`.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -17,6 +18,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import Timeout
+
 from dwt_jax.config import Config
 from dwt_jax.config_loader import build_config, config_to_dict, flatten_dict
 from dwt_jax.data.hf_tokenizer import LoadedTokenizer
@@ -24,12 +27,12 @@ from dwt_jax.data.tokenizer import copy_tokenizer
 from dwt_jax.data.tokenizer_files import has_tokenizer
 from dwt_jax.errors import UserError, out_of_space_reason
 from dwt_jax.files import (
+    acquire_lock,
     atomic_dir,
     list_directory,
     read_intact_json,
     read_json,
     sync,
-    try_lock,
     user_path,
     write_json,
 )
@@ -285,19 +288,19 @@ def run_lock(workdir: Path) -> Iterator[None]:
     is_new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     names_before = {child.name for child in workdir.iterdir()}
-    with open(workdir / ".lock", "w", encoding="utf-8") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            if not try_lock(file):
-                raise UserError(f"{workdir}: another process trains here, expected one at a time")
+            stack.callback(acquire_lock(workdir / ".lock").release)
+        except Timeout:
+            raise UserError(f"{workdir}: another process trains here, expected one at a time") from None
         except OSError as error:
             reason = error.strerror or str(error)
             print(f"{workdir}: cannot be locked against other processes ({reason})", file=sys.stderr)
         try:
             yield
         finally:
-            if (
-                {child.name for child in workdir.iterdir()} == names_before | {".lock"} != names_before
-            ):  # refused
+            names = {child.name for child in workdir.iterdir()}
+            if names == names_before | {".lock"} != names_before:  # refused
                 (workdir / ".lock").unlink()
                 if is_new:
                     workdir.rmdir()

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from filelock import Timeout
+
 from dwt_jax.distributed.process_info import detect_processes
-from dwt_jax.files import try_lock
+from dwt_jax.files import acquire_lock
 from dwt_jax.study.sweep import JobRecord
 
 
@@ -20,16 +22,18 @@ def job_lock(job: JobRecord) -> Iterator[bool]:
         return
     path = job.workdir.parent / f".{job.workdir.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        try:
-            is_locked = try_lock(file)
-        except OSError:
-            is_locked = True
-        if not is_locked:
-            yield False
-            return
-        try:
-            yield True
-        finally:
+    lock = None
+    try:
+        lock = acquire_lock(path)
+    except Timeout:
+        yield False
+        return
+    except OSError:
+        pass
+    try:
+        yield True
+    finally:
+        if lock:
             if job.is_done():  # else another process may be waiting for this very file
                 path.unlink(missing_ok=True)
+            lock.release()
