@@ -22,19 +22,9 @@ def format_share(share: float) -> str:
     return f"{share * 100:.3g} %" if share < 9.995 else f"{share * 100:,.0f} %"
 
 
-def format_step(record: dict[str, Any], steps: int, eta: float) -> str:
-    """Format the metrics of one step as a log line.
-
-    Args:
-        record: the metrics, as in a line of metrics.jsonl.
-        steps: the number of steps of the run.
-        eta: seconds until its end.
-    """
-    parts = [
-        f"step {record['step']}/{steps}",
-        f"loss {record['loss']:.4f}",
-        f"hard {record['hard_loss']:.4f}",
-    ]
+def format_metrics(record: dict[str, Any]) -> str:
+    """Format the metrics of one step, as in a line of metrics.jsonl, for a log line."""
+    parts = [f"loss {record['loss']:.4f}", f"hard {record['hard_loss']:.4f}"]
     if record["teacher_hard_loss"] is not None:
         parts += [
             f"soft {record['soft_loss']:.4f}",
@@ -47,7 +37,7 @@ def format_step(record: dict[str, Any], steps: int, eta: float) -> str:
         parts.append(f"MFU {record['mfu']:.0%}")
     if record["skipped"]:
         parts.append(f"skipped {record['skipped']}")
-    return "  ".join([*parts, f"ETA {format_duration(eta)}"])
+    return "  ".join(parts)
 
 
 def format_float(value: float, decimals: int, signed: bool = False) -> str:

@@ -4,11 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
+pytest.register_assert_rewrite("helpers")
+
+from helpers.quick_compile import COMPILE_QUICKLY
+
 # Before jax is imported anywhere. Tests of several devices are in tests/multidevice, see its conftest.py.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)
-# Compile quickly: most of the time of these tests is that of LLVM, on models that run for milliseconds.
-COMPILE_QUICKLY = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 _flags = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -20,6 +24,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "float32"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Small programs too are compiled once for all tests and processes.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Prepared data and compiled programs of this session: nothing of the user's, nothing left behind.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # else it is that of the process that started this one
     _cache = tempfile.TemporaryDirectory(prefix="dwt-tests-")
@@ -31,14 +37,13 @@ from dwt_jax import runtime_env
 runtime_env.set_xla_env()
 
 import json
+import logging
 
 import hypothesis
 import jax
 import numpy as np
-import pytest
 
-pytest.register_assert_rewrite("helpers")
-
+from dwt_jax.logs import logger
 from dwt_jax.models.bert import Config as BertConfig
 from helpers.paths import GOLDEN
 
@@ -104,6 +109,20 @@ def _same(found, stored, rtol, where):
         np.testing.assert_allclose(found, stored, rtol=rtol, err_msg=where)
     else:
         assert found == stored, where
+
+
+@pytest.fixture
+def log_lines():
+    """The messages of dwt_jax that are logged while the test runs."""
+
+    class ListHandler(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    lines, handler = [], ListHandler()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
 
 
 @pytest.fixture

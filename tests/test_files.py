@@ -89,7 +89,7 @@ def test_evaluation_line(tmp_path, capsys, bits, end):
     writer = MetricWriter(tmp_path, Train(steps=2, tensorboard=False), 0, "run")
     writer.log_evaluation(record if bits is None else {**record, "bits_per_byte": bits})
     writer.close()
-    assert capsys.readouterr().out == f"run: step 1: held-out loss 2.5000 ± 0.5000{end}\n"
+    assert capsys.readouterr().err == f"run: step 1: held-out loss 2.5000 ± 0.5000{end}\n"
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\0\0\0", b"\xff\xfe{", b"[1]"])

@@ -10,7 +10,6 @@ import importlib.util
 import re
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ from dwt_jax.distributed.mesh import mesh_shape
 from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.hf.config import load_hf_config
+from dwt_jax.logs import logger
 from dwt_jax.model_files import read_model_json
 from dwt_jax.models import flops
 from dwt_jax.models.common.attention_backends import choose_backend
@@ -331,15 +331,12 @@ def _describe_model(model: ModelConfig) -> str:
     return f"{model.num_hidden_layers} x {model.hidden_size}"
 
 
-def find_largest_batch(
-    target: CompileTarget, batch_size: int, log: Callable[[str], None]
-) -> tuple[CompiledStep | None, CompiledStep]:
+def find_largest_batch(target: CompileTarget, batch_size: int) -> tuple[CompiledStep | None, CompiledStep]:
     """Search the largest batch that fits, to a sixteenth, by doubling or halving and then bisection.
 
     Args:
         target: what to compile.
         batch_size: where to start, in rows over all chips.
-        log: is called with a line for each compiled step.
 
     Returns:
         The largest step that fits, or None if not even one row per chip does; and the smallest tried
@@ -352,7 +349,7 @@ def find_largest_batch(
     while not high or high - low > max(1, low // 16):
         step = compile_step(target, candidate * unit)
         verdict = "fits" if step.fits else "does not fit"
-        log(f"batch size {step.batch_size}: {verdict} ({step.compile_seconds:.0f} s)")
+        logger.info(f"batch size {step.batch_size}: {verdict} ({step.compile_seconds:.0f} s)")
         if step.fits:
             largest_fit, low = step, candidate
         else:

@@ -1,7 +1,6 @@
 """The output of `dwt compile`: a text report or JSON, and the exit status."""
 
 import json
-import sys
 
 from dwt_jax.aot.accelerators import GIB
 from dwt_jax.aot.compile import CompiledStep, compile_step, find_largest_batch, make_compile_target
@@ -24,16 +23,12 @@ def compile_command(config: Config, topology: str, as_json: bool, max_batch: boo
     """
     target = make_compile_target(config, topology)
     if max_batch:
-        largest_fit, smallest_overflow = find_largest_batch(target, config.train.batch_size, _log_stderr)
+        largest_fit, smallest_overflow = find_largest_batch(target, config.train.batch_size)
         step = largest_fit or smallest_overflow
     else:
         step = compile_step(target, config.train.batch_size)
     print(json.dumps(step._asdict(), indent=2) if as_json else format_compile_report(step))
     return 0 if step.fits else EXIT_DOES_NOT_FIT
-
-
-def _log_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def format_compile_report(step: CompiledStep) -> str:

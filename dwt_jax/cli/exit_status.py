@@ -11,6 +11,7 @@ from typing import Any
 
 from dwt_jax import runtime_env
 from dwt_jax.errors import ReportedElsewhere, SaveFailed, UserError, out_of_space_reason
+from dwt_jax.logs import logger
 
 EXIT_OK, EXIT_FAILURE, EXIT_USER_ERROR, EXIT_RESUMABLE, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -60,31 +61,31 @@ def exit_status(run: Callable[[], int | None]) -> int:
     except ReportedElsewhere:
         return EXIT_USER_ERROR
     except UserError as error:
-        print(f"dwt: {error}", file=sys.stderr)
+        logger.error(error)
         return EXIT_USER_ERROR
     except BrokenPipeError:  # `dwt … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except EndedBySignal as error:
-        print(f"dwt: ended by {error.signal.name}; completed files are kept", file=sys.stderr)
+        logger.error(f"ended by {error.signal.name}; completed files are kept")
         return 128 + error.signal  # as a shell reports it
     except KeyboardInterrupt:
-        print("dwt: interrupted", file=sys.stderr)
+        logger.error("interrupted")
         return EXIT_INTERRUPTED
     except SaveFailed as error:
-        print(f"dwt: {error}", file=sys.stderr)
+        logger.error(error)
         return EXIT_FAILURE
     except Exception as error:
         if reason := out_of_space_reason(error):
             reason = reason[0].lower() + reason[1:]
-            print(f"dwt: {reason}; completed files are kept", file=sys.stderr)
+            logger.error(f"{reason}; completed files are kept")
             return EXIT_FAILURE
         if reason := runtime_env.backend_problem(error):
-            print(f"dwt: {reason}", file=sys.stderr)
+            logger.error(f"{reason}")
             return EXIT_USER_ERROR
         if not isinstance(error, OSError) or error.filename is None:
             raise
-        print(f"dwt: {error.filename}: {error.strerror}, expected an accessible path", file=sys.stderr)
+        logger.error(f"{error.filename}: {error.strerror}, expected an accessible path")
         return EXIT_USER_ERROR
 
 
@@ -96,13 +97,13 @@ def training_exit_status(run: Callable[[], Any]) -> int | None:
     try:
         run()
     except Preempted as preemption:
-        print(f"dwt: {preemption}", file=sys.stderr)
+        logger.error(f"{preemption}")
         return EXIT_RESUMABLE
     except TrainingFailed as failure:  # raised in all processes
         if process_index() == 0:
-            print(f"dwt: {failure}", file=sys.stderr)
+            logger.error(f"{failure}")
         return EXIT_FAILURE
     except PeerExited as peer_exit:
-        print(f"dwt: {peer_exit}", file=sys.stderr)
+        logger.error(f"{peer_exit}")
         return peer_exit.status or EXIT_FAILURE
     return None

@@ -36,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     """Run the pilot, or go on with it, and print its table and its advice."""
-    import functools
     import json
-    import sys
 
     from dwt_jax import runtime_env
     from dwt_jax.files import user_path, write_json
@@ -48,14 +46,12 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
     runtime_env.set_up_env()
 
     def run_and_print() -> None:
-        from contextlib import redirect_stdout
-
         from dwt_jax.distributed.shutdown import BETWEEN_RUNS, handle_signals
         from dwt_jax.study.pilot import run_pilot
         from dwt_jax.study.pilot_report import format_pilot, pilot_to_dict
 
         teacher = str(user_path(options.teacher))
-        with redirect_stdout(sys.stderr), handle_signals(BETWEEN_RUNS):  # of the runs
+        with handle_signals(BETWEEN_RUNS):
             report = run_pilot(
                 options.config,
                 overrides,
@@ -63,7 +59,6 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
                 options.workdir,
                 options.budget,
                 options.seeds,
-                log=functools.partial(print, flush=True),
             )
         results = pilot_to_dict(report, teacher)
         write_json(options.workdir / "pilot.json", results)

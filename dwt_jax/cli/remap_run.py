@@ -3,7 +3,6 @@
 import argparse
 import json
 import shlex
-import sys
 
 from dwt_jax.cli.arguments import (
     STEP_HELP,
@@ -12,6 +11,7 @@ from dwt_jax.cli.arguments import (
     init_overrides,
     path_argument,
 )
+from dwt_jax.logs import logger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,4 +52,4 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     print(json.dumps(report.to_dict(), indent=2) if options.json else report.table())
     config_flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     command = ["dwt", "train", f"--config={options.config}", *config_flags, f"--workdir={options.out}"]
-    print(f"continue with: {shlex.join(command)}", file=sys.stderr)
+    logger.warning(f"continue with: {shlex.join(command)}")

@@ -6,6 +6,7 @@ from dwt_jax.cli.arguments import add_config_argument, path_argument
 from dwt_jax.cli.exit_status import exit_status, training_exit_status
 from dwt_jax.config import Config
 from dwt_jax.distributed.shutdown import defer_signals
+from dwt_jax.logs import logger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
         from dwt_jax.train.loop import train
 
         summary = train(config or coordination.run_on_all(read_config), options.workdir)
-        coordination.log_on_main(
+        logger.info(
             f"{options.workdir}: held-out loss {summary['held_out']['held_out_loss']:.4f}, "
             f"model in {options.workdir / 'model'}"
         )

@@ -13,14 +13,15 @@ from filelock import Timeout
 from dwt_jax import runtime_env
 from dwt_jax.config import Data, Source, Tokenizer
 from dwt_jax.data.cache_key import data_cache_key, role_tokens
-from dwt_jax.data.prepare import Log, prepare_data
+from dwt_jax.data.prepare import prepare_data
 from dwt_jax.data.shards import read_dataset_index
 from dwt_jax.data.tokenizer import load_vocabulary, tokenizer_digest
 from dwt_jax.errors import UserError
 from dwt_jax.files import acquire_lock, atomic_dir, commit_dir, user_path
+from dwt_jax.logs import logger
 
 
-def get_prepared(data: Data, log: Log = print) -> Path:
+def get_prepared(data: Data) -> Path:
     """Return the directory with the rows of `data`.
 
     It is `data.path` if that is set; a URL is copied to the cache first. Otherwise it is a directory in the
@@ -28,21 +29,20 @@ def get_prepared(data: Data, log: Log = print) -> Path:
 
     Args:
         data: the config section.
-        log: called with each line of progress.
 
     Raises:
         UserError: if `data.path` holds no rows or rows for another config, and as `prepare_data` does.
     """
     if data.path:
-        directory = _download(data.path, log) if "://" in data.path else user_path(data.path)
+        directory = _download(data.path) if "://" in data.path else user_path(data.path)
         _check_matches_config(directory, data)
         if _sources_differ(directory, data):
-            log(f"data.path: using the rows of {directory} as prepared; data.sources is not read")
+            logger.info(f"data.path: using the rows of {directory} as prepared; data.sources is not read")
         return directory
     out = runtime_env.make_cache_dir() / f"data-{data_cache_key(data)}"
     if read_dataset_index(out) is None:
-        with _file_lock(out, log):
-            prepare_data(data, out, log=log)
+        with _file_lock(out):
+            prepare_data(data, out)
     return out
 
 
@@ -116,7 +116,7 @@ def _sources_differ(directory: Path, data: Data) -> bool:
     ]
 
 
-def _download(url: str, log: Log) -> Path:
+def _download(url: str) -> Path:
     """Copy the prepared rows at a URL to the cache, into a directory named after a hash of their index."""
     import fsspec
 
@@ -126,8 +126,8 @@ def _download(url: str, log: Log) -> Path:
         out = runtime_env.make_cache_dir() / f"copy-{hashlib.sha256(index).hexdigest()[:16]}"
         if read_dataset_index(out) is not None:
             return out
-        with _file_lock(out, log), atomic_dir(out) as partial:
-            log(f"prepare: copying {url} to {out}")
+        with _file_lock(out), atomic_dir(out) as partial:
+            logger.info(f"prepare: copying {url} to {out}")
             for name in fs.find(root):
                 target = partial / fs._strip_protocol(name).removeprefix(root).lstrip("/")
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def _download(url: str, log: Log) -> Path:
 
 
 @contextlib.contextmanager
-def _file_lock(out: Path, log: Log) -> Iterator[None]:
+def _file_lock(out: Path) -> Iterator[None]:
     """Hold a lock while `out` is written, so that the processes of one machine do the work once.
 
     The lock only saves work: without it, and on other machines, each process does the work and the first
@@ -157,7 +157,7 @@ def _file_lock(out: Path, log: Log) -> Iterator[None]:
             try:
                 lock = acquire_lock(path)
             except Timeout:
-                log(f"prepare: waiting for another process that writes {out}")
+                logger.info(f"prepare: waiting for another process that writes {out}")
                 lock = acquire_lock(path, wait=True)
             stack.callback(lock.release)
         except OSError:

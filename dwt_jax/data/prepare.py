@@ -26,7 +26,6 @@ from dwt_jax.data.encode import (
     token_dtype,
 )
 from dwt_jax.data.packing import RowFormat
-from dwt_jax.data.progress import Progress
 from dwt_jax.data.shards import FORMAT_VERSION, SHARD_BYTES, SPLITS, ShardWriter, read_dataset_index
 from dwt_jax.data.sources import (
     FINGERPRINT_BYTES,
@@ -50,12 +49,13 @@ from dwt_jax.data.tokenizer import copy_tokenizer, load_vocabulary, save_tokeniz
 from dwt_jax.data.tokenizer_training import sample_documents, take_megabytes, train_tokenizer
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_dir, commit_dir, is_empty_dir, user_path
+from dwt_jax.logs import logger
 from dwt_jax.models.tokenizer_defaults import TOKEN_ROLES
+from dwt_jax.progress import Progress
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
-Log = Callable[[str], None]
 Chunk = tuple[list[str], int]  # documents, and the number of bytes read from disk for them
 ChunkEncoder = Callable[[Iterable[Chunk]], Iterator[tuple[EncodedChunk, int]]]
 
@@ -67,7 +67,6 @@ def prepare_data(
     out: Path,
     *,
     workers: int | None = None,
-    log: Log = print,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
     """Write the rows of `data` to the new directory `out`.
@@ -78,7 +77,6 @@ def prepare_data(
         data: the config section.
         out: a new or empty directory.
         workers: number of processes; None: one for each CPU.
-        log: called with each line of progress.
         shard_bytes: size of the tokens in one shard.
 
     Returns:
@@ -90,16 +88,16 @@ def prepare_data(
     """
     out = user_path(out).absolute()
     if (existing_index := _matching_index(out, data)) is not None:
-        log(f"prepare: {out} is ready: {describe_index(existing_index)}")
+        logger.info(f"prepare: {out} is ready: {describe_index(existing_index)}")
         return existing_index
     with atomic_dir(out) as partial:
-        index = _build_dataset(data, partial, workers or _cpu_count(), log, shard_bytes)
+        index = _build_dataset(data, partial, workers or _cpu_count(), shard_bytes)
         if not commit_dir(partial, out):
             other_index = _matching_index(out, data)  # written by another process meanwhile
             if other_index is None:
                 raise UserError(f"{out}: another process is writing to it, expected an empty directory")
             index = other_index
-    log(f"prepare: {out}: {describe_index(index)}")
+    logger.info(f"prepare: {out}: {describe_index(index)}")
     return index
 
 
@@ -138,12 +136,12 @@ def _matching_index(out: Path, data: Data) -> dict[str, Any] | None:
 # Encoding
 
 
-def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: int) -> dict[str, Any]:
+def _build_dataset(data: Data, out: Path, workers: int, shard_bytes: int) -> dict[str, Any]:
     """Write the tokenizer, the rows, and last index.json to `out`, and return the index."""
-    fraction, by_parts = choose_split(data, log)
-    _setup_tokenizer(data, out / "tokenizer", fraction, by_parts, log)
+    fraction, by_parts = choose_split(data)
+    _setup_tokenizer(data, out / "tokenizer", fraction, by_parts)
     for line in describe_missing_frame(out / "tokenizer"):
-        log(line)
+        logger.info(line)
     vocab = load_vocabulary(out / "tokenizer")
     row_format = RowFormat(
         length=data.sequence_length,
@@ -166,19 +164,21 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
     for number, source in enumerate(data.sources):
         beginning = "\n".join(take_megabytes(iter_documents(source), SAMPLE_MEGABYTES))
         if description := recognise_format(beginning):
-            log(f"prepare: source {number} ({source.kind}): warning: {description}; it is read as it is")
+            logger.info(
+                f"prepare: source {number} ({source.kind}): warning: {description}; it is read as it is"
+            )
     samples = [check_sample(number, data, out / "tokenizer") for number in range(len(data.sources))]
     for split in SPLITS:
         (out / split).mkdir()
     sources = []
-    with _chunk_encoder(encode_config, workers, log) as encoder:
+    with _chunk_encoder(encode_config, workers) as encoder:
         for number, source in enumerate(data.sources):
             name = f"prepare: source {number} ({source.kind})"
             writers = {split: ShardWriter(out / split, number, row_format, shard_bytes) for split in SPLITS}
-            entry = _encode_source(source, name, writers, encoder, log, vocab.unk_id)
+            entry = _encode_source(source, name, writers, encoder, vocab.unk_id)
             entry["text"] = text_shares(number, entry, samples[number], data.max_lost_share)
             for line in describe_text(name, entry, data.tokenizer, out / "tokenizer", out / "train"):
-                log(line)
+                logger.info(line)
             sources.append(entry)
     index = {
         "format": FORMAT_VERSION,
@@ -201,7 +201,7 @@ def _build_dataset(data: Data, out: Path, workers: int, log: Log, shard_bytes: i
     return json.loads(json.dumps(index))  # as it reads from the file: lists instead of tuples
 
 
-def _setup_tokenizer(data: Data, out: Path, fraction: float, by_parts: bool, log: Log) -> None:
+def _setup_tokenizer(data: Data, out: Path, fraction: float, by_parts: bool) -> None:
     config = data.tokenizer
     if config.path:
         copy_tokenizer(config.path, out, config.lowercase)
@@ -210,7 +210,7 @@ def _setup_tokenizer(data: Data, out: Path, fraction: float, by_parts: bool, log
     def training_text(text: str) -> str:
         return split_document(text, document_fingerprint(text), fraction, by_parts)[0]
 
-    log(f"prepare: training a WordPiece tokenizer on up to {config.sample_megabytes:g} MB of text")
+    logger.info(f"prepare: training a WordPiece tokenizer on up to {config.sample_megabytes:g} MB of text")
     tokenizer = train_tokenizer(
         lambda: sample_documents(data.sources, training_text, config.sample_megabytes),
         config.vocab_size,
@@ -219,7 +219,7 @@ def _setup_tokenizer(data: Data, out: Path, fraction: float, by_parts: bool, log
         config.alphabet_size,
     )
     if (size := tokenizer.get_vocab_size()) < config.vocab_size:
-        log(
+        logger.info(
             f"prepare: the tokenizer has {size:,} of {config.vocab_size:,} tokens: "
             "the text has no more words and characters"
         )
@@ -231,7 +231,6 @@ def _encode_source(
     name: str,
     writers: dict[str, ShardWriter],
     encoder: ChunkEncoder,
-    log: Log,
     unk_id: int,
 ) -> dict[str, Any]:
     """Encode one source and write its rows.
@@ -243,21 +242,28 @@ def _encode_source(
     num_documents, counts = 0, TextCounts()
     # Without [CLS] and [SEP].
     text_counts = {split: {"text_tokens": 0, "text_bytes": 0, "unknown": 0} for split in SPLITS}
-    progress = Progress(name, stored_bytes(source), log)
-    for chunk, bytes_read in encoder(_read_chunks(source)):
-        for split, spans, num_bytes in (
-            ("train", chunk.train, chunk.train_bytes),
-            ("held_out", chunk.held_out, chunk.held_out_bytes),
-        ):
-            writers[split].add(spans)
-            text_counts[split]["text_tokens"] += len(spans.tokens)
-            text_counts[split]["text_bytes"] += num_bytes
-            text_counts[split]["unknown"] += int(np.count_nonzero(spans.tokens == unk_id))
-        hasher.update(chunk.fingerprints)
-        num_documents += len(chunk.fingerprints) // FINGERPRINT_BYTES
-        counts = counts.plus(chunk.counts)
-        progress.advance(bytes_read, chunk.text_bytes)
-    progress.close()
+    stored, text_bytes = stored_bytes(source), 0
+
+    def speed() -> str:
+        megabytes = text_bytes / 1e6
+        return f"{megabytes:.1f} MB of text, {megabytes / progress.seconds:.1f} MB/s"
+
+    with Progress(name, stored, "B") as progress:
+        for chunk, bytes_read in encoder(_read_chunks(source)):
+            for split, spans, num_bytes in (
+                ("train", chunk.train, chunk.train_bytes),
+                ("held_out", chunk.held_out, chunk.held_out_bytes),
+            ):
+                writers[split].add(spans)
+                text_counts[split]["text_tokens"] += len(spans.tokens)
+                text_counts[split]["text_bytes"] += num_bytes
+                text_counts[split]["unknown"] += int(np.count_nonzero(spans.tokens == unk_id))
+            hasher.update(chunk.fingerprints)
+            num_documents += len(chunk.fingerprints) // FINGERPRINT_BYTES
+            counts = counts.plus(chunk.counts)
+            text_bytes += chunk.text_bytes
+            progress.advance(bytes_read if stored else chunk.text_bytes, speed)
+    logger.info(f"{name}: {speed()}, done")
     totals = {split: {**writer.finish(), **text_counts[split]} for split, writer in writers.items()}
     return {"documents": num_documents, "digest": hasher.hexdigest(), "counts": counts, **totals}
 
@@ -282,9 +288,9 @@ def _read_chunks(source: Source) -> Iterator[Chunk]:
 
 
 @contextlib.contextmanager
-def _chunk_encoder(config: EncodeConfig, workers: int, log: Log) -> Iterator[ChunkEncoder]:
+def _chunk_encoder(config: EncodeConfig, workers: int) -> Iterator[ChunkEncoder]:
     """Start the worker processes; the encoder yields results in the order of the chunks."""
-    pool = _start_pool(workers, log) if workers > 1 else None
+    pool = _start_pool(workers) if workers > 1 else None
     if pool is None:
         yield lambda chunks: ((encode_chunk(texts, config), bytes_read) for texts, bytes_read in chunks)
         return
@@ -300,7 +306,7 @@ def _chunk_encoder(config: EncodeConfig, workers: int, log: Log) -> Iterator[Chu
                 return pool.submit(encode_chunk, texts, config)  # which may start another process
             except OSError as error:
                 can_start = False
-                _log_start_failure(workers, error, log)
+                _log_start_failure(workers, error)
         future: Future[EncodedChunk] = Future()
         future.set_result(encode_chunk(texts, config))
         return future
@@ -326,7 +332,7 @@ def _chunk_encoder(config: EncodeConfig, workers: int, log: Log) -> Iterator[Chu
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_pool(workers: int, log: Log) -> "ProcessPoolExecutor | None":
+def _start_pool(workers: int) -> "ProcessPoolExecutor | None":
     """Start the first worker process; None if the system has no process, thread or semaphore left for it."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -340,13 +346,13 @@ def _start_pool(workers: int, log: Log) -> "ProcessPoolExecutor | None":
         for process in multiprocessing.active_children():
             if process not in children_before:
                 process.terminate()
-        _log_start_failure(workers, error, log)
+        _log_start_failure(workers, error)
         return None
     return pool
 
 
-def _log_start_failure(workers: int, error: Exception, log: Log) -> None:
-    log(f"prepare: {workers} worker processes cannot be started ({error}): this one does their work")
+def _log_start_failure(workers: int, error: Exception) -> None:
+    logger.info(f"prepare: {workers} worker processes cannot be started ({error}): this one does their work")
 
 
 def _cpu_count() -> int:

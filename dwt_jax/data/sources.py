@@ -25,6 +25,7 @@ from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
 from dwt_jax.data.text_format import binary_format, check_line_ends
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import LFS_POINTER_PREFIX, reject_lfs_pointer, user_path
+from dwt_jax.logs import logger
 
 BUILTIN_CORPUS = Path(__file__).parent / "builtin" / "sotu.jsonl.xz"
 FINGERPRINT_BYTES = 32
@@ -212,7 +213,7 @@ def read_stdin_lines() -> Iterator[str]:
     if sys.stdin is None:
         raise UserError("standard input is closed, expected lines")
     if sys.stdin.isatty():
-        print("reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
+        logger.warning("reading lines from the terminal; Ctrl-D ends them")
     for number, line in enumerate(sys.stdin.buffer, 1):
         if number == 1:
             check_line_ends(line, "standard input")

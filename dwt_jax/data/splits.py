@@ -1,12 +1,12 @@
 """Which text is held out: documents by a hash of their text; of a few documents one, or parts of each."""
 
 import math
-from collections.abc import Callable
 
 from dwt_jax.config import Data
 from dwt_jax.data.sentence_splitter import last_cut
 from dwt_jax.data.sources import document_fingerprint, iter_documents
 from dwt_jax.errors import UserError
+from dwt_jax.logs import logger
 
 MAX_EXCESS = 10
 """A split may be so many times as large as asked for, if a corpus has too few documents for less."""
@@ -44,7 +44,7 @@ def split_document(text: str, fingerprint: bytes, fraction: float, by_parts: boo
     return text[:cut], text[cut:]
 
 
-def choose_split(data: Data, log: Callable[[str], None]) -> tuple[float, bool]:
+def choose_split(data: Data) -> tuple[float, bool]:
     """Return the arguments `fraction` and `by_parts` of `split_document` that give text to both splits.
 
     They are `data.validation_fraction` and False, unless that would leave all documents in one split. Then
@@ -86,7 +86,7 @@ def choose_split(data: Data, log: Callable[[str], None]) -> tuple[float, bool]:
             f"the split '{split}', expected "
             f"a share of at {bound} {share or 0.5:.2g}"
         )
-    log(
+    logger.info(
         f"prepare: none of the documents read ({num_documents:,}) has a hash for the split "
         f"'{'train' if is_train_empty else 'held_out'}': "
         f"{'the last part of each' if by_parts else 'one of them' if not is_train_empty else 'all but one'} "

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from dwt_jax.data.tokenizer_files import (
     read_json_or_empty,
 )
 from dwt_jax.files import user_path
+from dwt_jax.logs import logger
 from dwt_jax.model_files import is_model_file
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.models.tokenizer_defaults import TOKEN_KEYS, TOKEN_ROLES, WORDPIECE_TOKENS
@@ -196,10 +196,9 @@ def _print_moved_tokens(loaded: LoadedTokenizer, ids: Mapping[str, int]) -> None
     declared = added_token_ids(loaded.source)
     moved = sorted((i, token) for token, i in declared.items() if ids.get(token, i) != i)
     for i, token in moved[:1]:
-        print(
+        logger.warning(
             f"{loaded.source.path}: {len(moved)} of its added tokens have other ids than its files declare, "
-            f"as in transformers: {token!r} has {ids[token]}, not {i}",
-            file=sys.stderr,
+            f"as in transformers: {token!r} has {ids[token]}, not {i}"
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dwt_jax.errors import ReportedElsewhere, UserError, out_of_space_reason
+from dwt_jax.logs import logger
 
 T = TypeVar("T")
 
@@ -91,12 +92,6 @@ def is_single_process() -> bool:
     return coordination_client() is None
 
 
-def log_on_main(text: str) -> None:
-    """Print a line on process 0; the other processes print it only if they have log files."""
-    if process_index() == 0 or os.environ.get(PROCESS_LOGS_ENV):
-        print(text, flush=True)
-
-
 def all_gather_objects(value: Any, waiting_for: str = "") -> list[Any]:
     """Gather `value` from all processes. Returns once every process has called.
 
@@ -140,7 +135,7 @@ def _wait_for_value(key: str, waiting_for: str) -> str:
         for process, status in exited_processes().items():
             raise PeerExited(process, status)
         if not has_logged and time.monotonic() - start_time > 5:
-            print(f"dwt: process {process_index()} waits for {waiting_for}", file=sys.stderr, flush=True)
+            logger.warning(f"waiting for {waiting_for}")
             has_logged = True
 
 

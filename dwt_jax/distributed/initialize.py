@@ -24,6 +24,7 @@ from dwt_jax.distributed.process_info import (
 )
 from dwt_jax.distributed.shutdown import Preempted, handle_signals
 from dwt_jax.errors import ReportedElsewhere, UserError
+from dwt_jax.logs import logger, set_process
 from dwt_jax.runtime_env import backend_problem
 
 START_TIMEOUT_ENV = "DWT_START_TIMEOUT"
@@ -77,19 +78,20 @@ def run_distributed(work: Callable[[], int]) -> int:
     status = 1
     try:
         _redirect_output(info.process_id)
+        set_process(info.process_id, bool(os.environ.get(coordination.PROCESS_LOGS_ENV)))
         _check_same_process_count(info)
         status = work()
     except ReportedElsewhere:
         status = 2
     except UserError as error:
-        _log_stderr(str(error))
+        logger.error(error)
         status = 2
     except coordination.PeerExited as peer_exit:
-        _log_stderr(str(peer_exit))
+        logger.error(peer_exit)
         status = peer_exit.status or 1
     except BaseException as error:
         if problem := backend_problem(error):
-            _log_stderr(problem)
+            logger.error(problem)
             status = 2
         else:
             traceback.print_exc()
@@ -141,7 +143,7 @@ def _connect(info: ProcessInfo) -> None:
     # The handler of jax's preemption service would replace that of handle_signals for SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     label = f"{info.process_id} of {info.num_processes} (the first is 0)"
-    _log_stderr(
+    logger.info(
         f"process {label}, coordinator {info.coordinator or 'found by jax'} (from {info.source}); "
         f"waits up to {timeout:g} s for the others"
     )
@@ -168,15 +170,15 @@ def _connect(info: ProcessInfo) -> None:
             thread.start()
             thread.join(timeout)
     except Preempted as preempted:
-        _log_stderr(str(preempted))
+        logger.error(preempted)
         _flush_and_exit(os.EX_TEMPFAIL)
     if problems:
-        _log_stderr(
+        logger.error(
             f"process {label} cannot connect to {info.coordinator or 'its coordinator'}: {problems[0]}"
         )
         _flush_and_exit(1)
     if thread.is_alive():
-        _log_stderr(_timeout_message(info, timeout))
+        logger.error(_timeout_message(info, timeout))
         _flush_and_exit(1)
 
 
@@ -240,13 +242,9 @@ def _shutdown(status: int) -> int:
             jax.distributed.shutdown()
             return status
         time.sleep(0.05)
-    _log_stderr(f"process {coordination.process_index()} ends with status {status}, before all others did")
+    logger.error(f"ends with status {status}, before all others did")
     _flush_and_exit(status or 1)
     return status
-
-
-def _log_stderr(text: str) -> None:
-    print(f"dwt: {text}", file=sys.stderr, flush=True)
 
 
 def _flush_and_exit(status: int) -> None:

@@ -2,10 +2,10 @@
 
 import os
 import signal
-import sys
 import threading
 
 from dwt_jax.distributed import coordination
+from dwt_jax.logs import logger
 
 _STOP_KEY = "dwt/now/stop"
 
@@ -94,7 +94,7 @@ class PreemptionSync:
                 os.kill(os.getpid(), signal.SIGTERM)
         if self._closed.wait(coordination.heartbeat_timeout()):
             return
-        print(f"dwt: {coordination.PeerExited(process, status)}", file=sys.stderr, flush=True)
+        logger.error(f"{coordination.PeerExited(process, status)}")
         coordination.report_exit(status or 1)
         coordination.final_barrier()
         os._exit(status or 1)

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from dwt_jax.logs import logger
+
 _TICKS_PER_TIMEOUT = 20
 
 
@@ -44,11 +46,7 @@ def hang_watchdog(timeout: float) -> Iterator[Callable[[], None]]:
 
 
 def _abort(timeout: float) -> None:
-    print(
-        f"dwt: no step for {timeout:g} s (train.watchdog): this process ends. Stacks of its threads:",
-        file=sys.stderr,
-        flush=True,
-    )
+    logger.error(f"no step for {timeout:g} s (train.watchdog): this process ends. Stacks of its threads:")
     faulthandler.dump_traceback(file=2, all_threads=True)
     sys.stdout.flush()
     os._exit(1)

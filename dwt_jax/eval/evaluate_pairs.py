@@ -13,7 +13,6 @@ from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, Vocabulary, load_vocabular
 from dwt_jax.errors import UserError
 from dwt_jax.eval.evaluate_model import fit_to_vocabulary, put_on_mesh
 from dwt_jax.eval.grammar_pairs import grammar_paradigms
-from dwt_jax.eval.item_progress import ItemProgress
 from dwt_jax.eval.minimal_pairs import (
     Paradigm,
     first_pairs,
@@ -30,6 +29,7 @@ from dwt_jax.eval.sentence_scores import (
     score_sentences,
 )
 from dwt_jax.files import user_path
+from dwt_jax.progress import Progress
 from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.pretrained import params_digest
 
@@ -134,7 +134,7 @@ def _score_paradigms(
     remaining = [x for x in paradigms if x.name not in score_file.scores]
     tokens = int(sentences.lengths[np.isnan(scores)].sum())
     texts = [*index_of_text]
-    with ItemProgress("pairs", sum(len(x.pairs) for x in remaining), tokens) as progress:
+    with Progress("evaluate", tokens, "tokens") as progress:
         for paradigm in remaining:
             good, bad = indices[paradigm.name]
             new = np.unique(np.concatenate([good, bad]))

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from dwt_jax.files import user_path
 from dwt_jax.finetune.config import Examples
 from dwt_jax.finetune.example_files import RowIterator, get_column, get_text, read_example_rows, read_tsv
 from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS
+from dwt_jax.logs import logger
 
 
 class ExampleSplit(NamedTuple):
@@ -276,7 +276,7 @@ def _read_glue(examples: Examples) -> TaskData:
         if "train" not in splits or not any(name.startswith("dev") for name in splits):
             raise UserError(f"{missing[0]}: no such file, expected GLUE's file of {examples.task}")
         names = ", ".join(path.name for path in missing)
-        print(f"{missing[0].parent}: without {names}; the other files are used", file=sys.stderr)
+        logger.warning(f"{missing[0].parent}: without {names}; the other files are used")
     metrics = examples.metrics or task.metrics
     return TaskData(splits, task.labels, metrics, task.class_names, submissions, task.bounds)
 

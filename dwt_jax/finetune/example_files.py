@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from dwt_jax.data.sources import COMPRESSION_SUFFIXES, read_lines, read_stdin_lines
 from dwt_jax.data.text_format import SEPARATOR_NAMES
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.logs import logger
 
 RowIterator = Iterator[tuple[str, dict[str, Any]]]
 """(file and line, columns) of each example."""
@@ -131,10 +131,9 @@ def _read_own_tsv(path: Path, is_test: bool) -> RowIterator:
 
     yield from _read_table(path, rows(), is_test)
     if num_quoted:
-        print(
+        logger.warning(
             f"{name}: warning: {num_quoted} cells are quoted as in a CSV file, expected none: a TSV file is "
-            "read without quoting, quotes and all (write a .csv or .jsonl file)",
-            file=sys.stderr,
+            "read without quoting, quotes and all (write a .csv or .jsonl file)"
         )
 
 
@@ -191,7 +190,7 @@ def _read_table(
                 yield f"{name}, line {line_number}", row
     if num_short:
         handling = "missing texts are empty" if is_test else "skipped"
-        print(f"{name}: {num_short} lines with too few columns, {handling}", file=sys.stderr)
+        logger.warning(f"{name}: {num_short} lines with too few columns, {handling}")
 
 
 def get_column(row: Mapping[str, Any], name: str, location: str) -> Any:

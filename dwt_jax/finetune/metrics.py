@@ -39,56 +39,39 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return the F1 score of class 1, 2·TP / (2·TP + FP + FN), or None if it is 0/0."""
-    predicted_positive, label_positive = predictions == 1, labels == 1
-    total = predicted_positive.sum() + label_positive.sum()
-    return float(2 * (predicted_positive & label_positive).sum() / total) if total else None
+    """Return the F1 score of class 1, or None if it is 0/0."""
+    from sklearn.metrics import f1_score
+
+    if not (predictions == 1).any() and not (labels == 1).any():
+        return None
+    return float(f1_score(labels, predictions, labels=[1], average="macro"))
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """Return Matthews' correlation coefficient for any number of classes, or None if it is 0/0.
+    """Return Matthews' correlation coefficient for any number of classes, or None if it is 0/0."""
+    from sklearn.metrics import matthews_corrcoef
 
-    (c·n − Σ p_k·t_k) / √((n² − Σ p_k²)(n² − Σ t_k²)), where c of n predictions are correct and class k
-    is predicted p_k times and occurs t_k times (Gorodkin 2004).
-    """
-    n, classes = len(labels), np.union1d(predictions, labels)
-    prediction_counts = np.array([(predictions == k).sum() for k in classes], float)
-    label_counts = np.array([(labels == k).sum() for k in classes], float)
-    denominator = np.sqrt(n**2 - prediction_counts @ prediction_counts) * np.sqrt(
-        n**2 - label_counts @ label_counts
-    )
-    return (
-        float(((predictions == labels).sum() * n - prediction_counts @ label_counts) / denominator)
-        if denominator
-        else None
-    )
+    if not (np.ptp(predictions) and np.ptp(labels)):
+        return None
+    return float(matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:
     """Return Pearson's correlation coefficient, or None if it is undefined or a prediction not finite."""
+    from scipy.stats import pearsonr
+
     if not (np.isfinite(predictions).all() and np.ptp(predictions) and np.ptp(labels)):
         return None
-    a, b = (_center_and_normalize(np.asarray(x, np.float64)) for x in (predictions, labels))
-    return float(np.clip(a @ b, -1, 1))
-
-
-def _center_and_normalize(x: np.ndarray) -> np.ndarray:
-    """Subtract the mean and scale to norm 1. Dividing by the maximum first avoids over- and underflow."""
-    x = x - x.mean()
-    x = x / np.abs(x).max()
-    return x / np.sqrt(x @ x)
+    return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float | None:
     """Return Spearman's rank correlation, with average ranks for ties; None as for `pearson`."""
+    from scipy.stats import rankdata
+
     if not np.isfinite(predictions).all():
         return None
-    return pearson(_ranks(predictions), _ranks(labels))
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    _, index, count = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[index]
+    return pearson(rankdata(predictions), rankdata(labels))
 
 
 _METRIC_FUNCTIONS: Mapping[str, Callable[[np.ndarray, np.ndarray], float | None]] = {

@@ -15,7 +15,6 @@ from dwt_jax.config import Config, Precision
 from dwt_jax.data.hf_tokenizer import LoadedTokenizer, read_tokenizer
 from dwt_jax.data.tokenizer import MAX_UNKNOWN_SHARE, Vocabulary, load_vocabulary
 from dwt_jax.errors import UserError
-from dwt_jax.eval.item_progress import ItemProgress
 from dwt_jax.files import atomic_write, json_text, resolve_output_file, user_path
 from dwt_jax.finetune import collate
 from dwt_jax.finetune.collate import EncodedExamples
@@ -33,8 +32,10 @@ from dwt_jax.finetune.example_files import (
 from dwt_jax.finetune.outputs import format_predictions, predictions_from_logits, tsv_lines
 from dwt_jax.finetune.step import FinetuneStepConfig, finetune_step_config, jit_predict
 from dwt_jax.finetune.tasks import GLUE_TASKS
+from dwt_jax.logs import logger
 from dwt_jax.models import family
 from dwt_jax.models.protocol import Params
+from dwt_jax.progress import Progress
 from dwt_jax.runs.load import load_model
 from dwt_jax.runs.pretrained import check_vocab_size
 from dwt_jax.train.setup import resolve_precision
@@ -87,7 +88,7 @@ def load_classifier(path: str) -> Classifier:
     if (directory / "finetune.json").exists() and not (directory / "model").exists():
         raise UserError(f"--model: {path} is a fine-tuning without a finished seed, expected its model")
     if (directory / "finetune.json").exists() and not (directory / "results.json").exists():
-        print(f"{path}: not finished; the best model so far is used", file=sys.stderr)
+        logger.warning(f"{path}: not finished; the best model so far is used")
     loaded = load_model(path, heads="all")
     if "classifier" not in loaded.params:
         heads = ", ".join(head for head in family(loaded.model).HEADS if head in loaded.params)
@@ -269,7 +270,7 @@ def predict_texts(
     max_length = max_length or positions
     params = jax.device_put(jax.tree.map(lambda x: x[None], classifier.params))
     cut, unknown = 0, np.zeros(2, int)
-    with ItemProgress("texts", len(split), len(split)) as progress:
+    with Progress("predict", len(split), "texts") as progress:
         for start in range(0, len(split), _WINDOW_TEXTS):
             part = select_examples(split, np.arange(start, min(start + _WINDOW_TEXTS, len(split))))
             encoded, part_cut = collate.encode_texts(part, classifier.tokenizer, max_length)
@@ -297,10 +298,10 @@ def predict_texts(
                 )
             yield logits
     if cut:
-        print(f"{cut:,} of {len(split):,} texts were cut to {max_length} tokens", file=sys.stderr)
+        logger.warning(f"{cut:,} of {len(split):,} texts were cut to {max_length} tokens")
     columns = filter(None, (split.texts, split.text_pairs))
     if empty := sum(not all(map(str.strip, example)) for example in zip(*columns, strict=True)):
-        print(f"{empty:,} of {len(split):,} texts are empty and have a prediction too", file=sys.stderr)
+        logger.warning(f"{empty:,} of {len(split):,} texts are empty and have a prediction too")
 
 
 def _count_unknown(vocabulary: Vocabulary, tokens: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ config, model and data, so an interrupted run ends with the same numbers as an u
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from dwt_jax.finetune.config import MIN_SEQUENCE_LENGTH, FinetuneConfig, Recipe
 from dwt_jax.finetune.datasets import TaskData, describe_shared_examples
 from dwt_jax.finetune.outputs import BestModel, SeedResult
 from dwt_jax.finetune.predict import predict_logits
-from dwt_jax.finetune.progress import FinetuneProgress
 from dwt_jax.finetune.step import (
     FinetuneStepConfig,
     finetune_step_config,
@@ -37,10 +37,12 @@ from dwt_jax.hf import model_card
 from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.hf.source_card import existing_card, source_name
 from dwt_jax.hf.tensor_files import has_weights
+from dwt_jax.logs import logger
 from dwt_jax.models import family
 from dwt_jax.models.common.logical_axes import path_name
 from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.objectives import schedules
+from dwt_jax.progress import Progress
 from dwt_jax.remap.gates import fold_gates
 from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.pretrained import check_vocab_size, params_digest
@@ -133,14 +135,14 @@ def prepare_finetuning(
             f"--model: {source.path} has {positions} positions, expected at least {MIN_SEQUENCE_LENGTH}"
         )
     if config.recipe.max_length > positions:
-        print(
+        logger.info(
             f"{config.examples.task}: {source.path} has {positions} positions, longer examples are truncated"
         )
         recipe = dataclasses.replace(config.recipe, max_length=positions)
         config = dataclasses.replace(config, recipe=recipe)
     data = example_cache.read(config.examples)
     for line in describe_shared_examples(data):
-        print(f"{config.examples.task}: {line}", flush=True)
+        logger.info(f"{config.examples.task}: {line}")
     encoded = example_cache.encode(config.examples, source.tokenizer, config.recipe.max_length)
     record = read_intact_json(workdir / "finetune.json")
     policy = resolve_precision(Config(precision=config.precision))
@@ -185,19 +187,17 @@ def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict
         if previous.get("test_digests", {}).get(name) != digest
     ]
     if previous and len(finished) == len(recipe.seeds) and not new_tests:
-        print(f"{context.workdir}: already finished", flush=True)
+        logger.info(f"{context.workdir}: already finished")
         return previous
     lost_seed = _forget_seed_of_lost_model(context)
     # Groups of seeds are those of the seeds that the results lack: a finished seed is not trained again.
     seeds = [seed for seed in recipe.seeds if seed not in finished or seed == lost_seed]
     if previous:
         additions = [*(f"seed {seed}" for seed in seeds), *new_tests]
-        print(f"{context.workdir}: finished before; now {', '.join(additions)}", flush=True)
+        logger.info(f"{context.workdir}: finished before; now {', '.join(additions)}")
     groups = [seeds[i : i + group_size] for i in range(0, len(seeds), group_size)]
     remaining_groups = [group for group in groups if not all(_is_done(context, seed) for seed in group)]
-    with FinetuneProgress(
-        context.config.examples.task, len(remaining_groups) * _steps_per_seed(context)
-    ) as progress:
+    with Progress(context.config.examples.task, len(remaining_groups) * _steps_per_seed(context)) as progress:
         for group in remaining_groups:
             _train_seeds(context, group, shutdown_flag, progress)
     return _write_results(context, shutdown_flag)
@@ -219,7 +219,7 @@ def _forget_seed_of_lost_model(context: FinetuneContext) -> int | None:
     if not results:
         return None
     seed = outputs.best_seed(results).seed
-    print(f"{model}: no model, expected that of seed {seed}, which is trained again", flush=True)
+    logger.info(f"{model}: no model, expected that of seed {seed}, which is trained again")
     outputs.seed_path(context.workdir, seed).rename(outputs.lost_seed_path(context.workdir, seed))
     return seed
 
@@ -264,8 +264,13 @@ def seeds_that_fit(memory: int, model: ModelConfig, recipe: Recipe) -> int:
     return max(1, min(len(recipe.seeds), int(0.8 * memory / bytes_per_seed)))
 
 
+def _format_loss(losses: jax.Array) -> str:
+    """Format the mean over seeds, which copies it to the host: only when it is shown."""
+    return f"loss {np.mean(losses):.4f}"
+
+
 def _train_seeds(
-    context: FinetuneContext, seeds: Sequence[int], shutdown_flag: ShutdownFlag, progress: FinetuneProgress
+    context: FinetuneContext, seeds: Sequence[int], shutdown_flag: ShutdownFlag, progress: Progress
 ) -> None:
     """Train `seeds` in parallel for all epochs, then write the best model so far and their results."""
     recipe, train = context.config.recipe, context.encoded["train"]
@@ -284,7 +289,7 @@ def _train_seeds(
             state, loss = train_step(state, batch, seed_array, np.uint32(step), learning_rates[step])
             losses.append(loss)
             step += 1
-            progress.advance(loss, int((rows >= 0).sum()))
+            progress.advance(1, functools.partial(_format_loss, loss))
         logits = {
             name: predict_split(context, state["params"], name, shutdown_flag) for name in context.eval_splits
         }
@@ -294,7 +299,8 @@ def _train_seeds(
             {name for result in seed_results for name in result.history[-1].get("undefined", ())}
         )
         warning = f"; counted as 0, since 0/0: {', '.join(undefined)}" if undefined else ""
-        progress.log(f"epoch {epoch_index + 1}/{recipe.epochs}: dev score {scores_text}{warning}")
+        name, epoch = context.config.examples.task, f"epoch {epoch_index + 1}/{recipe.epochs}"
+        logger.info(f"{name}: {epoch}: dev score {scores_text}{warning}")
         best_model.update(seed_results, state["params"])
     if best_model.params is not None:
         checkpoint = context.source.checkpoint
@@ -381,7 +387,7 @@ def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dic
                 context.workdir, task, name, context.data.splits[name], context.data, logits
             )
     elif (context.workdir / "submission").exists():
-        print(f"{context.workdir}: submission/ stays as it is, no test file is given", flush=True)
+        logger.info(f"{context.workdir}: submission/ stays as it is, no test file is given")
     summary = outputs.summarize_seeds(task, context.data, seed_results) | {"test_digests": test_digests}
     with atomic_write(context.workdir / "model" / "README.md") as partial:
         source = context.source
@@ -389,8 +395,5 @@ def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dic
         card = model_card.classifier_card(source.checkpoint.model, name, config, summary, source.card)
         partial.write_text(card, encoding="utf-8")
     write_json(context.workdir / "results.json", summary)
-    print(
-        f"{context.workdir}: model of seed {summary['model_of_seed']} in {context.workdir / 'model'}",
-        flush=True,
-    )
+    logger.info(f"{context.workdir}: model of seed {summary['model_of_seed']} in {context.workdir / 'model'}")
     return summary

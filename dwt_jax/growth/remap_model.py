@@ -1,7 +1,6 @@
 """Grow a model directory to a larger configuration (`dwt remap`)."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ from dwt_jax.files import resolve_output_dir, user_path
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.hf.config import CLASSIFIER_KEYS
 from dwt_jax.hf.source_card import existing_card, source_name
+from dwt_jax.logs import logger
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap import apply
@@ -121,10 +121,9 @@ def _convert_family(loaded_model: LoadedModel, model_type: str) -> LoadedModel:
         head for head in module.HEADS if head in loaded_model.params and head not in module.LM_HEADS
     ]
     if dropped_heads:
-        print(
+        logger.warning(
             f"omitted, {model_type} computes these heads differently from {loaded_model.model.model_type}: "
-            f"{', '.join(dropped_heads)}",
-            file=sys.stderr,
+            f"{', '.join(dropped_heads)}"
         )
     params = {name: part for name, part in loaded_model.params.items() if name not in dropped_heads}
     passthrough = {

@@ -140,9 +140,7 @@ def _restore_source_run(path: Path, config: Config, step: int | None) -> tuple[R
                 f"--step is {'the newest' if step is None else step}, expected a checkpoint that {path} "
                 f"keeps: {', '.join(map(str, saved_steps)) or 'none'}"
             )
-        state_and_step = checkpoints.restore(
-            sharded_abstract_state(source_run), lambda text: print(text, flush=True), step
-        )
+        state_and_step = checkpoints.restore(sharded_abstract_state(source_run), step)
     finally:
         checkpoints.close()
     assert state_and_step is not None  # saved_steps is not empty

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from etils import epath
 
 from dwt_jax.distributed import coordination
 from dwt_jax.errors import SaveFailed, UserError, out_of_space_reason
+from dwt_jax.logs import logger
 
 State = TypeVar("State")  # any tree of arrays
 
@@ -151,9 +152,7 @@ class Checkpoints:
                 "Rerun the same command to resume."
             ) from error
 
-    def restore(
-        self, target: State, log: Callable[[str], None], only_step: int | None = None
-    ) -> tuple[State, int] | None:
+    def restore(self, target: State, only_step: int | None = None) -> tuple[State, int] | None:
         """Restore the latest intact checkpoint.
 
         Damaged checkpoints are reported and, once an intact one is read, moved to `checkpoints-damaged/`
@@ -161,7 +160,6 @@ class Checkpoints:
 
         Args:
             target: abstract state (shapes, dtypes and shardings) to restore into.
-            log: receives a message for each damaged checkpoint.
             only_step: the only step to try. None: all, latest first.
 
         Returns:
@@ -177,7 +175,7 @@ class Checkpoints:
         for step in steps:
             state, reason = self._try_restore(step, target)
             if state is None:
-                log(
+                logger.warning(
                     f"checkpoint {step} is damaged{', trying the one before' * (only_step is None)}: {reason}"
                 )
                 damaged_steps.append(step)

@@ -1,6 +1,5 @@
 """Export a model to a Hugging Face model directory (`dwt export`)."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from dwt_jax.files import read_json, resolve_output_dir, user_path
 from dwt_jax.hf import checkpoint, model_card
 from dwt_jax.hf.config import CLASSIFIER_KEYS
 from dwt_jax.hf.source_card import existing_card, source_name
+from dwt_jax.logs import logger
 from dwt_jax.models import family
 from dwt_jax.runs.load import LoadedModel, load_model
 from dwt_jax.runs.metrics_file import read_jsonl, restore_nans
@@ -74,12 +74,12 @@ def check_tokenizer(loaded_model: LoadedModel) -> None:
         UserError: the tokenizer is damaged, or larger than the model's vocabulary.
     """
     if not has_tokenizer(loaded_model.tokenizer):
-        print(f"{loaded_model.tokenizer}: no tokenizer, so none is written", file=sys.stderr)
+        logger.warning(f"{loaded_model.tokenizer}: no tokenizer, so none is written")
         return
     try:
         size = len(load_vocabulary(loaded_model.tokenizer))
     except UnsupportedTokenizerError as error:
-        print(f"the tokenizer is copied unread: {error}", file=sys.stderr)
+        logger.warning(f"the tokenizer is copied unread: {error}")
         return
     vocab_size = loaded_model.model.vocab_size
     if vocab_size < size:
@@ -108,9 +108,8 @@ def _build_card(path: Path, loaded_model: LoadedModel) -> str:
     source_card = existing_card(loaded_model.tokenizer)
     has_modules = (loaded_model.tokenizer / "modules.json").exists()
     if has_modules:
-        print(
-            f"{loaded_model.tokenizer}: omitted the modules of sentence-transformers (modules.json)",
-            file=sys.stderr,
+        logger.warning(
+            f"{loaded_model.tokenizer}: omitted the modules of sentence-transformers (modules.json)"
         )
     if source_card and not (loaded_model.ignored or has_modules):
         return source_card

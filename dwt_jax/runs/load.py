@@ -1,6 +1,5 @@
 """Load a model from a Hugging Face directory or from a run."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +10,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 from dwt_jax.hf.checkpoint import load_checkpoint
 from dwt_jax.hf.tensor_files import has_weights
+from dwt_jax.logs import logger
 from dwt_jax.model_files import describe_missing_path, describe_weights
 from dwt_jax.models import family
 from dwt_jax.models.protocol import ModelConfig
@@ -60,9 +60,8 @@ def load_model(path: str, heads: Literal["lm", "all"] = "lm", step: int | None =
     if step is None and has_weights(directory):
         checkpoint = load_checkpoint(directory)
         if checkpoint.ignored:
-            print(
-                f"{directory}: omitted tensors of unsupported heads: {', '.join(checkpoint.ignored)}",
-                file=sys.stderr,
+            logger.warning(
+                f"{directory}: omitted tensors of unsupported heads: {', '.join(checkpoint.ignored)}"
             )
         result = LoadedModel(
             checkpoint.params,
@@ -119,7 +118,7 @@ def _load_from_checkpoint(workdir: Path, step: int | None) -> LoadedModel:
         if step is not None and step not in saved_steps:
             steps_text = ", ".join(map(str, saved_steps)) or "none"
             raise UserError(f"--step is {step}, expected a checkpoint that {workdir} keeps: {steps_text}")
-        state_and_step = checkpoints.restore(target, lambda text: print(text, file=sys.stderr), step)
+        state_and_step = checkpoints.restore(target, step)
     finally:
         checkpoints.close()
     if state_and_step is None:

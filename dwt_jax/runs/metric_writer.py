@@ -1,11 +1,11 @@
 """Write the metrics of a run: JSON lines, TensorBoard, Weights & Biases, and log lines or a progress bar."""
 
+import functools
 import hashlib
 import importlib.util
 import math
 import netrc
 import os
-import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dwt_jax.config import Train
-from dwt_jax.distributed import coordination
 from dwt_jax.errors import UserError
 from dwt_jax.files import json_text, read_intact_json, sync_if_supported
+from dwt_jax.logs import logger
+from dwt_jax.progress import Progress
 from dwt_jax.runs.metrics_file import truncate_after
 from dwt_jax.runs.run_dir import RUN_ID_KEY
-from dwt_jax.text_format import format_float, format_step, format_with_error
+from dwt_jax.text_format import format_float, format_metrics, format_with_error
 
 
 class MetricWriter:
@@ -48,11 +49,12 @@ class MetricWriter:
             active: whether this process writes. If not, there are log lines only.
             config: all settings of the run, for Weights & Biases.
         """
-        self._steps, self._name = train.steps, name
+        self._name = name
+        self._progress = Progress(name, train.steps, done=step, always=True)
         self._file: TextIO | None = None
         self._writers: list[Callable[[dict[str, Any]], None]] = []
-        self._bar: Any = None
         self._exit_stack = ExitStack()
+        self._exit_stack.callback(self._progress.close)
         self.num_dropped = 0
         if not active:
             return
@@ -68,11 +70,6 @@ class MetricWriter:
             self._add_tensorboard(workdir, step)
         if train.wandb_project:
             self._add_wandb(train.wandb_project, workdir, name, config or {})
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=train.steps, initial=step, desc=name, unit="step", dynamic_ncols=True)
-            self._exit_stack.callback(self._bar.close)
 
     def _add_tensorboard(self, workdir: Path, step: int) -> None:
         # Not SummaryWriter, whose thread dies of a full disk, after which its queue blocks.
@@ -128,12 +125,8 @@ class MetricWriter:
         """
         if self._file is not None:
             self._write(self._file, record)
-        if self._bar is None:
-            self.log_message(format_step(record, self._steps, eta))
-        else:
-            fields = format_step(record, self._steps, eta).split("  ")[1:-1]  # the bar has step and ETA
-            self._bar.set_postfix_str("  ".join(fields), refresh=False)
-            self._bar.update(record["step"] - self._bar.n)
+        steps = record["step"] - self._progress.done
+        self._progress.advance(steps, functools.partial(format_metrics, record), eta)
 
     def _write(self, file: TextIO, record: dict[str, Any]) -> None:
         file.write(json_text(record) + "\n")
@@ -150,11 +143,8 @@ class MetricWriter:
         self.log_message(f"step {record['step']}: held-out loss {loss}{per_byte}")
 
     def log_message(self, text: str) -> None:
-        """Print a log line, above the progress bar if there is one."""
-        if self._bar is None:
-            coordination.log_on_main(f"{self._name}: {text}")
-        else:
-            self._bar.write(f"{self._name}: {text}", file=sys.stderr)
+        """Log a message with the name of the run."""
+        logger.info(f"{self._name}: {text}")
 
     def close(self) -> None:
         """Close all outputs."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from dwt_jax.config_loader import flatten_dict
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, user_path
+from dwt_jax.logs import logger
 from dwt_jax.models import family
 from dwt_jax.models.common.layers import padded_vocab_size
 from dwt_jax.models.common.logical_axes import Axis, map_with_axes
@@ -138,10 +138,9 @@ def check_vocabulary(
         setting, expected = source_settings.get(name), data_settings.get(name)
         is_by_token = name.split(".")[0] in ("merges", "scores", "added_tokens")
         if setting != expected and (not is_by_token or source_size == data_size):
-            print(
+            logger.warning(
                 f"{key}: warning: {path} has the data's vocabulary, but another tokenizer: {name} is "
-                f"{str(setting)[:80]}, the data's is {str(expected)[:80]}",
-                file=sys.stderr,
+                f"{str(setting)[:80]}, the data's is {str(expected)[:80]}"
             )
             return
 

@@ -10,7 +10,6 @@ import logging
 import re
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from dwt_jax.files import (
     user_path,
     write_json,
 )
+from dwt_jax.logs import logger
 
 CADENCE_KEYS = ("train.log_every", "train.save_every", "train.keep_checkpoints", "train.eval_every")
 """When a run logs, saves and evaluates."""
@@ -130,10 +130,10 @@ def init_run_dir(
             ("config.json", has_config, config_to_dict(config)),
         ):
             if not is_intact:
-                print(f"{workdir}: {name} is damaged, and is written again", file=sys.stderr)
+                logger.warning(f"{workdir}: {name} is damaged, and is written again")
                 write_json(workdir / name, value)
         if not has_tokenizer(workdir / "tokenizer"):  # else its model would be written without one
-            print(f"{workdir}: tokenizer/ is damaged, and is written again", file=sys.stderr)
+            logger.warning(f"{workdir}: tokenizer/ is damaged, and is written again")
             _write_tokenizer(workdir, tokenizer)
         return
     _write_tokenizer(workdir, tokenizer)
@@ -295,7 +295,7 @@ def run_lock(workdir: Path) -> Iterator[None]:
             raise UserError(f"{workdir}: another process trains here, expected one at a time") from None
         except OSError as error:
             reason = error.strerror or str(error)
-            print(f"{workdir}: cannot be locked against other processes ({reason})", file=sys.stderr)
+            logger.warning(f"{workdir}: cannot be locked against other processes ({reason})")
         try:
             yield
         finally:

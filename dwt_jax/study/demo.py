@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from dwt_jax.config_loader import bundled_config_path
+from dwt_jax.logs import logger
 from dwt_jax.study.run_and_report import run_and_report
 from dwt_jax.study.sweep import load_study
 from dwt_jax.text_format import format_duration
@@ -18,4 +19,4 @@ def run_demo(workdir: Path, scale: float = 1.0) -> None:
     """
     start = time.perf_counter()
     run_and_report(load_study(f"{bundled_config_path('study/demo.py')}:{scale:g}"), workdir)
-    print(f"demo: {format_duration(time.perf_counter() - start)}", flush=True)
+    logger.info(f"demo: {format_duration(time.perf_counter() - start)}")

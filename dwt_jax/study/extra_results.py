@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from dwt_jax.config_loader import config_to_dict
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json, write_json
+from dwt_jax.logs import logger
 from dwt_jax.study.sweep import Job, Study, failed_jobs
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
         try:
             loaded_model = load_model(str(job.workdir))
         except UserError as error:
-            print(f"study: no guesses of {name}: {error}", file=sys.stderr)
+            logger.warning(f"study: no guesses of {name}: {error}")
             continue
         if load_vocabulary(loaded_model.tokenizer).tokens != vocabulary.tokens:
             first = next(iter(first_runs))
-            print(f"study: no guesses of {name}: another vocabulary than that of {first}", file=sys.stderr)
+            logger.warning(f"study: no guesses of {name}: another vocabulary than that of {first}")
             continue
         guesses[name] = guess_masked_words(
             loaded_model.params, loaded_model.model, masked_words, data / "tokenizer"

@@ -27,6 +27,7 @@ from dwt_jax.distributed.shutdown import TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.eval.evaluate_model import evaluate_documents
 from dwt_jax.eval.paired import paired_error
+from dwt_jax.logs import logger
 from dwt_jax.model_files import describe_missing_path
 from dwt_jax.remap.apply import remap_params
 from dwt_jax.remap.methods import METHODS
@@ -154,7 +155,6 @@ def run_pilot(
     workdir: Path,
     budget: float,
     seeds: int = 1,
-    log: Callable[[str], None] = lambda text: None,
 ) -> PilotReport:
     """Run the candidates and rank them. Finished runs in `workdir` are not repeated.
 
@@ -165,7 +165,6 @@ def run_pilot(
         workdir: directory of the runs.
         budget: steps of all runs of the pilot, at most, in full runs.
         seeds: number of runs of each candidate and length, with the config's seed and the next ones.
-        log: called with messages about the progress.
 
     Raises:
         UserError: as `train`, or a budget that is too small.
@@ -183,11 +182,13 @@ def run_pilot(
     uses = [Candidate(RANDOM, use) for use in TEACHER_USES if use != NO_TEACHER]
     candidates = [BASELINE, *map(Candidate, inits), *uses]
     lengths = round_lengths(total, budget / seeds, (len(candidates), 6, 3))
-    log(f"pilot: {len(candidates)} candidates, rounds of {', '.join(map(str, lengths))} of {total} steps")
+    logger.info(
+        f"pilot: {len(candidates)} candidates, rounds of {', '.join(map(str, lengths))} of {total} steps"
+    )
     results: dict[Candidate, Result] = {}
     for round_index, steps in enumerate(lengths):
         for candidate in candidates:
-            log(f"pilot: {steps} steps, {candidate.init}, {candidate.teacher}")
+            logger.info(f"pilot: {steps} steps, {candidate.init}, {candidate.teacher}")
             result = results.setdefault(candidate, Result(candidate))
             result.runs[steps] = _train_short(load(candidate), candidate, steps, seeds, workdir)
         _extrapolate(results, total, teacher_loss)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +10,7 @@ from dwt_jax.config import Config
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json
 from dwt_jax.finetune import config as finetuning
+from dwt_jax.logs import logger
 from dwt_jax.runs.metrics_file import read_jsonl
 from dwt_jax.runs.peak_flops import peak_flops_per_device
 from dwt_jax.study.runner import load_study_tasks
@@ -96,7 +96,7 @@ def _count_train_examples(config: finetuning.FinetuneConfig, example_cache: "Exa
     try:
         return len(example_cache.read(config.examples).splits["train"])
     except UserError as error:
-        print(f"{config.examples.task}: unknown number of examples: {error}", file=sys.stderr)
+        logger.warning(f"{config.examples.task}: unknown number of examples: {error}")
         return None
 
 
@@ -173,6 +173,6 @@ def _flops_per_second(jobs: Sequence[Job]) -> float | None:
 
     from dwt_jax.train.setup import resolve_precision
 
-    print(f"no run is finished yet: assuming {ASSUMED_PEAK_SHARE:.0%} of peak FLOP/s", file=sys.stderr)
+    logger.warning(f"no run is finished yet: assuming {ASSUMED_PEAK_SHARE:.0%} of peak FLOP/s")
     peak = peak_flops_per_device(str(resolve_precision(Config()).compute_dtype))
     return None if peak is None else ASSUMED_PEAK_SHARE * peak * jax.device_count()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dwt_jax.distributed.shutdown import BETWEEN_RUNS, handle_signals
+from dwt_jax.logs import logger
 from dwt_jax.study.extra_results import MASKED_WORDS_NAME
 from dwt_jax.study.report import report_path, write_report
 from dwt_jax.study.results import collect_study_results
@@ -35,11 +36,12 @@ def run_and_report(study: Study, workdir: Path, index: int | None = None) -> Non
         write_report(study_report(results), path, chart_files=False)
         if job.kind == "train" and not announced and sum(len(arm.runs) for arm in results.arms.values()) > 1:
             announced = True
-            print(f"study: report so far in {path}", flush=True)
+            logger.info(f"study: report so far in {path}")
         if not masked_words_printed and results.masked_words:
             masked_words_printed = True
             lines = masked_words_lines(results)
-            print("\n".join([*lines, "", f"study: report so far in {path}"]), flush=True)
+            print("\n".join(lines), flush=True)
+            logger.info(f"study: report so far in {path}")
 
     with handle_signals(BETWEEN_RUNS):
         is_complete = run_study(study, workdir, index, update_report if index is None else lambda _: None)

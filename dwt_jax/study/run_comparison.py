@@ -6,7 +6,6 @@ Reads only the runs' own files, with run_records.py; run_report.py makes the rep
 import dataclasses
 import itertools
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from dwt_jax.errors import UserError
 from dwt_jax.eval.paired import paired_error
 from dwt_jax.files import read_intact_json, read_json
+from dwt_jax.logs import logger
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
 from dwt_jax.study.curves import TargetCrossing, steps_to_target
 from dwt_jax.study.run_records import (
@@ -99,7 +99,7 @@ def collect_runs(workdir: Path) -> RunComparisonStudy:
     unfinished = tuple((name, last_logged_step(directories.get(name))) for name in dict.fromkeys(missing))
     downstream = _read_downstream(workdir, runs, left_out)
     for name, reason in left_out.items():
-        print(f"{name} is left out of the report: {reason}", file=sys.stderr)
+        logger.warning(f"{name} is left out of the report: {reason}")
     by_name = {run.name: run for run in runs}
     baseline = by_name.get(str(plan["baseline"])) if plan.get("baseline") else _find_baseline(runs)
     noise = _seed_noise(runs, [by_name[name] for name in plan.get("noise_pair") or () if name in by_name])

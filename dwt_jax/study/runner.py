@@ -5,7 +5,6 @@ own: it checks which directories are done.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from dwt_jax.distributed.shutdown import TrainingFailed
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_intact_json, read_json, write_json
 from dwt_jax.finetune import config as finetuning
+from dwt_jax.logs import logger
 from dwt_jax.runs.run_dir import RESUME_MUTABLE_KEYS
 from dwt_jax.study import extra_results, manifest
 from dwt_jax.study.job_lock import job_lock
@@ -85,7 +85,7 @@ def run_study(
         provenance.check(job)
     failed = failed_jobs(jobs)
     for name, reason in failed.items():
-        print(f"study: {name} is left out: {reason} (remove its directory to run it again)", file=sys.stderr)
+        logger.warning(f"study: {name} is left out: {reason} (remove its directory to run it again)")
     jobs_to_run = [job for job in selected_jobs if not job.is_done() and job.name not in failed]
     _check_inputs(jobs_to_run, tasks, study.out_of_domain, example_cache)
     if any(job.kind == "pairs" for job in jobs_to_run):
@@ -94,12 +94,12 @@ def run_study(
     manifest.write_manifest(study, jobs, workdir)
 
     def run_job(job: Job) -> None:
-        print(f"study: {jobs.index(job) + 1} of {len(jobs)}, {job.name}", flush=True)
+        logger.info(f"study: {jobs.index(job) + 1} of {len(jobs)}, {job.name}")
         provenance.record(job)
         try:
             _run_job(study, job, by_name, tasks, example_cache, pair_sets)
         except TrainingFailed as failure:
-            print(f"study: {job.name} failed, the others go on: {failure}", file=sys.stderr)
+            logger.warning(f"study: {job.name} failed, the others go on: {failure}")
             write_json(job.workdir / FAILURE_FILE, {"reason": str(failure)})
         extra_results.write_masked_words(study, jobs, workdir)
         on_job_done(job)
@@ -135,7 +135,7 @@ def _run_or_wait(
     waited_for = set()
     while name := _run_unlocked_jobs(jobs, jobs_to_run, provenance, run_job):
         if name not in waited_for:
-            print(f"study: waiting for {name}, which another process runs", flush=True)
+            logger.info(f"study: waiting for {name}, which another process runs")
             waited_for.add(name)
         time.sleep(POLL_SECONDS)
 

@@ -1,6 +1,5 @@
 """Pre-training from a config: read it from top to bottom."""
 
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from dwt_jax.distributed.shutdown import Preempted, handle_signals
 from dwt_jax.distributed.watchdog import hang_watchdog
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_intact_json
+from dwt_jax.logs import logger
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.metric_writer import MetricWriter
 from dwt_jax.runs.run_dir import checkpoint_dir, run_lock
@@ -88,10 +88,10 @@ def _finished_summary(run: RunContext) -> dict[str, Any] | None:
     summary = read_intact_json(path)
     if summary is None:
         if path.exists():
-            print(f"{run.workdir}: summary.json is damaged, and is written again", file=sys.stderr)
+            logger.warning(f"{run.workdir}: summary.json is damaged, and is written again")
         return None
     if (run.workdir / "model").exists():
-        print(f"{run.workdir}: already finished", flush=True)
+        logger.info(f"{run.workdir}: already finished")
         return summary
     directory = checkpoint_dir(run.workdir, run.config)
     if not (directory.exists() and any(step.name.isdigit() for step in directory.iterdir())):
@@ -99,7 +99,7 @@ def _finished_summary(run: RunContext) -> dict[str, Any] | None:
             f"{run.workdir}: a finished run without model/ and without checkpoints, expected one of them; "
             "its metrics are kept: train again in a new --workdir"
         )
-    print(f"{run.workdir}: model/ is missing, and is written again", file=sys.stderr)
+    logger.warning(f"{run.workdir}: model/ is missing, and is written again")
     return None
 
 

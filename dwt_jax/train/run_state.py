@@ -32,7 +32,7 @@ def init_or_restore_state(run: RunContext, checkpoints: Checkpoints) -> tuple[Tr
     """
     target = sharded_abstract_state(run)
     shardings = jax.tree.map(lambda x: x.sharding, target)
-    state_and_step = checkpoints.restore(target, coordination.log_on_main)
+    state_and_step = checkpoints.restore(target)
     if state_and_step is None:
         return _init_state(run, shardings), 0
     state, step = state_and_step

@@ -22,6 +22,7 @@ from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import make_mesh
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_intact_json, read_json, user_path
+from dwt_jax.logs import logger
 from dwt_jax.model_files import describe_missing_path
 from dwt_jax.models.common.attention_backends import choose_backend
 from dwt_jax.models.common.matmul import AttentionBackend, Policy
@@ -70,7 +71,7 @@ def setup_run(
         changed_keys = LENGTH_KEYS if more_steps else ()
         init_run_dir(workdir, run.config, data / "tokenizer", identity, changed_keys=changed_keys)
         if more_steps:
-            print(more_steps, flush=True)
+            logger.info(more_steps)
 
     coordination.run_on_main(claim)
     coordination.run_on_all(lambda: wait_for_file(workdir / "config.json"))
@@ -119,7 +120,7 @@ def _prepare_data(config: Config) -> Path:
     )
     if coordination.process_index() == 0:
         return coordination.run_on_all(lambda: Path(data_path))
-    return coordination.run_on_all(lambda: get_prepared(config.data, log=coordination.log_on_main))
+    return coordination.run_on_all(lambda: get_prepared(config.data))
 
 
 def _build_run(

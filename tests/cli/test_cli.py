@@ -138,7 +138,7 @@ def test_other_encodings_degrade_what_is_printed_alone(tmp_path, encoding):
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr.decode(encoding)
-    assert b"held-out loss" in done.stdout
+    assert b"held-out loss" in done.stderr
     assert (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
 
 

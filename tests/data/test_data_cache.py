@@ -15,23 +15,25 @@ from dwt_jax.models.tokenizer_defaults import WORDPIECE_TOKENS
 from helpers.prepared_data import (
     data_config,
     file_hashes,
-    silent,
 )
 
 
-def test_cache_is_reused_until_config_or_files_change(tokenizer_dir, corpus, tmp_path, monkeypatch):
+def test_cache_is_reused_until_config_or_files_change(
+    tokenizer_dir, corpus, tmp_path, monkeypatch, log_lines
+):
     monkeypatch.setenv("DWT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("dwt_jax.data.prepare._cpu_count", lambda: 1)
     data = data_config(tokenizer_dir, corpus)
-    lines: list[str] = []
-    path = get_prepared(data, log=lines.append)
+    path = get_prepared(data)
     assert path.parent == tmp_path / "cache"
     assert path.name.startswith("data-")
-    assert lines
-    assert get_prepared(dataclasses.replace(data, prefetch=7), log=pytest.fail) == path
-    assert get_prepared(dataclasses.replace(data, sentence_stride=2), log=silent) != path
+    assert log_lines
+    log_lines.clear()
+    assert get_prepared(dataclasses.replace(data, prefetch=7)) == path
+    assert not log_lines
+    assert get_prepared(dataclasses.replace(data, sentence_stride=2)) != path
     os.utime(corpus.path, ns=(1, 1))
-    assert get_prepared(data, log=silent) != path
+    assert get_prepared(data) != path
 
 
 def test_keys_of_the_first_version_stay_where_its_rows_do(corpus):
@@ -48,14 +50,14 @@ def test_keys_of_the_first_version_stay_where_its_rows_do(corpus):
 @pytest.mark.slow
 def test_rows_of_the_builtin_corpus_stay(tmp_path):
     data = Data(row_mode="wrapped", sequence_length=64, tokenizer=Tokenizer(vocab_size=2048))
-    index = prepare_data(data, tmp_path / "rows", workers=1, log=silent)
+    index = prepare_data(data, tmp_path / "rows", workers=1)
     assert index["digest"].startswith("33b2549cc0754535")
 
 
 def test_data_path_must_match_the_config(tokenizer_dir, corpus, tmp_path):
     data = data_config(tokenizer_dir, corpus)
     out = tmp_path / "out"
-    prepare_data(data, out, workers=1, log=silent)
+    prepare_data(data, out, workers=1)
     assert get_prepared(dataclasses.replace(data, path=str(out))) == out
     without_sources = dataclasses.replace(data, path=str(out), tokenizer=Tokenizer(), sources=(Source(),))
     assert get_prepared(without_sources) == out
@@ -83,7 +85,7 @@ def test_settings_of_a_tokenizer_to_train_are_those_of_the_rows(corpus, tmp_path
     data = data_config("", corpus)
     trained = Tokenizer(vocab_size=120, lowercase=False)
     data = dataclasses.replace(data, tokenizer=trained, path="")
-    prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    prepare_data(data, tmp_path / "out", workers=1)
     data = dataclasses.replace(data, path=str(tmp_path / "out"))
     for tokenizer in (trained, Tokenizer(), Tokenizer(vocab_size=120)):
         assert get_prepared(dataclasses.replace(data, tokenizer=tokenizer)) == tmp_path / "out"
@@ -93,16 +95,18 @@ def test_settings_of_a_tokenizer_to_train_are_those_of_the_rows(corpus, tmp_path
             get_prepared(other)
 
 
-def test_data_path_url_is_copied_once(tokenizer_dir, corpus, tmp_path, monkeypatch):
+def test_data_path_url_is_copied_once(tokenizer_dir, corpus, tmp_path, monkeypatch, log_lines):
     monkeypatch.setenv("DWT_CACHE", str(tmp_path / "cache"))
     data = data_config(tokenizer_dir, corpus)
-    prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    prepare_data(data, tmp_path / "out", workers=1)
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "out"), "/bucket/rows", recursive=True)
     remote = dataclasses.replace(data, path="memory://bucket/rows")
-    path = get_prepared(remote, log=silent)
+    path = get_prepared(remote)
     assert file_hashes(path) == file_hashes(tmp_path / "out")
-    assert get_prepared(remote, log=pytest.fail) == path
+    log_lines.clear()
+    assert get_prepared(remote) == path
+    assert not log_lines
     assert not [child for child in path.parent.iterdir() if "partial" in child.name]
     for url, message in (("memory://bucket/none", "FileNotFoundError"), ("nonesuch://x", "ValueError")):
         with pytest.raises(UserError, match=f"data.path is {url}: {message}"):
@@ -113,7 +117,7 @@ def test_index_with_old_key_names_is_read(tokenizer_dir, corpus, tmp_path):
     """As versions wrote it in which the keys of the config had other names."""
     data = data_config(tokenizer_dir, corpus, sentence_stride=2)
     out = tmp_path / "out"
-    index = prepare_data(data, out, workers=1, log=silent)
+    index = prepare_data(data, out, workers=1)
     old = dict(index)
     old["mode"] = old.pop("row_mode")
     old["data"] = dict(index["data"])
@@ -125,7 +129,7 @@ def test_index_with_old_key_names_is_read(tokenizer_dir, corpus, tmp_path):
         old["data"][old_name] = old["data"].pop(name)
     (out / "index.json").write_text(json.dumps(old))
     assert read_dataset_index(out) == index
-    assert prepare_data(data, out, log=silent) == index
-    assert get_prepared(dataclasses.replace(data, path=str(out)), log=silent) == out
+    assert prepare_data(data, out) == index
+    assert get_prepared(dataclasses.replace(data, path=str(out))) == out
     with pytest.raises(UserError, match=r"data\.sentence_stride is 3, expected 2"):
         get_prepared(dataclasses.replace(data, path=str(out), sentence_stride=3))

@@ -14,7 +14,7 @@ from dwt_jax.data import dataset
 from dwt_jax.data.batch import Batch
 from dwt_jax.data.prepare import prepare_data
 from dwt_jax.errors import UserError
-from helpers.prepared_data import data_config, silent
+from helpers.prepared_data import data_config
 
 LENGTH = 8
 
@@ -81,7 +81,7 @@ def test_tokens_per_row_is_the_mean_of_an_epoch(tokenizer_dir, texts, tmp_path):
         Source(kind="text", path=str(tmp_path / "text" / "short"), documents="lines", weight=3),
     ]
     data = data_config(tokenizer_dir, *sources, row_mode="sentence", sequence_length=128)
-    prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    prepare_data(data, tmp_path / "out", workers=1)
     opened = dataset.open_dataset(tmp_path / "out", "train", [1, 3])
     rows = dataset.read_rows(opened, dataset.row_indices(opened, 0, 0, dataset.rows_per_epoch(opened)))
     assert opened.tokens_per_row == pytest.approx((rows.segment_ids > 0).sum() / len(rows.tokens))

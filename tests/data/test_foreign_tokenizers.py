@@ -540,7 +540,7 @@ def test_prepared_rows_of_a_tokenizer_with_another_role_are_refused(tmp_path):
         sequence_length=32,
         validation_fraction=0.2,
     )
-    prepare_data(data, tmp_path / "rows", workers=1, log=lambda _: None)
+    prepare_data(data, tmp_path / "rows", workers=1)
     data = dataclasses.replace(data, path=str(tmp_path / "rows"))
     assert get_prepared(data) == tmp_path / "rows"
     other = dataclasses.replace(data, tokenizer=TokenizerSection(path=str(tmp_path / "b")))

@@ -30,7 +30,6 @@ from helpers.prepared_data import (
     hash_fraction,
     pack_naively,
     read_split,
-    silent,
     wrap_naively,
 )
 
@@ -39,7 +38,7 @@ from helpers.prepared_data import (
 @pytest.mark.parametrize("length", [8, 32, 128])
 def test_rows_equal_the_naive_packer(tokenizer_dir, texts, corpus, tmp_path, length, row_mode):
     data = data_config(tokenizer_dir, corpus, sequence_length=length, row_mode=row_mode)
-    index = prepare_data(data, tmp_path / "out", workers=1, log=silent, shard_bytes=length * 2 * 50)
+    index = prepare_data(data, tmp_path / "out", workers=1, shard_bytes=length * 2 * 50)
     for split, in_split in (
         ("train", lambda t: hash_fraction(t) >= 0.2),
         ("held_out", lambda t: hash_fraction(t) < 0.2),
@@ -70,7 +69,7 @@ def continuation_ids(tokenizer_dir: Path) -> set[int]:
 @pytest.mark.parametrize("length", [64, 128])
 def test_wrapped_rows_are_full_and_cut_no_word(tokenizer_dir, texts, corpus, tmp_path, length):
     data = data_config(tokenizer_dir, corpus, row_mode="wrapped", sequence_length=length)
-    index = prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    index = prepare_data(data, tmp_path / "out", workers=1)
     rows = read_split(tmp_path / "out", "train")
     last_row_padding = rows[-1][1].count(0) / (len(rows) * length)
     assert index["splits"]["train"]["padding"] - last_row_padding < 0.02
@@ -83,7 +82,7 @@ def test_wrapped_rows_are_full_and_cut_no_word(tokenizer_dir, texts, corpus, tmp
 def test_documents_can_be_read_back(tokenizer_dir, texts, corpus, tmp_path, row_mode):
     """From the rows alone: the tokens of segment s of a row belong to document first + s − 1."""
     data = data_config(tokenizer_dir, corpus, row_mode=row_mode)
-    prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    prepare_data(data, tmp_path / "out", workers=1)
     documents: dict[int, list[int]] = {}
     for tokens, segments, first in read_split(tmp_path / "out", "train"):
         for segment in range(1, max(segments) + 1):
@@ -105,7 +104,6 @@ def test_tokens_are_those_of_transformers(tokenizer_dir, texts, corpus, tmp_path
         data_config(tokenizer_dir, corpus, row_mode="sentence", sequence_length=512),
         tmp_path / "out",
         workers=1,
-        log=silent,
     )
     auto_tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out" / "tokenizer"))
     sentences = [s for text in texts if hash_fraction(text) >= 0.2 for s in split_sentences(text)]
@@ -122,9 +120,7 @@ def in_rows_of(size: int, ids: list[int]) -> list[list[int]]:
 
 
 def test_sentence_mode(tokenizer_dir, texts, corpus, tmp_path):
-    prepare_data(
-        data_config(tokenizer_dir, corpus, row_mode="sentence"), tmp_path / "out", workers=1, log=silent
-    )
+    prepare_data(data_config(tokenizer_dir, corpus, row_mode="sentence"), tmp_path / "out", workers=1)
     expected = []
     number = -1
     for text in texts:
@@ -145,7 +141,6 @@ def test_sentence_stride(tokenizer_dir, texts, corpus, tmp_path):
         data_config(tokenizer_dir, corpus, sentence_stride=4, row_mode="sentence"),
         tmp_path / "out",
         workers=1,
-        log=silent,
     )
     expected = []
     for text in texts:
@@ -171,7 +166,7 @@ def test_same_output_for_any_chunks(tokenizer_dir, corpus, tmp_path, monkeypatch
     hashes = []
     for chars in (1, 5000, 1 << 20):
         monkeypatch.setattr("dwt_jax.data.prepare.CHUNK_CHARS", chars)
-        prepare_data(data, tmp_path / str(chars), workers=1, log=silent)
+        prepare_data(data, tmp_path / str(chars), workers=1)
         hashes.append(file_hashes(tmp_path / str(chars)))
     assert hashes[0] == hashes[1] == hashes[2]
 
@@ -185,7 +180,7 @@ def test_same_output_for_any_number_of_workers(tokenizer_dir, texts, tmp_path, r
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in many))
     data = data_config(tokenizer_dir, Source(kind="jsonl", path=str(path)), row_mode=row_mode)
     for workers in (1, 2):
-        prepare_data(data, tmp_path / f"out{workers}", workers=workers, log=silent)
+        prepare_data(data, tmp_path / f"out{workers}", workers=workers)
     assert file_hashes(tmp_path / "out1") == file_hashes(tmp_path / "out2")
 
 
@@ -194,9 +189,11 @@ def test_same_output_for_any_number_of_workers(tokenizer_dir, texts, tmp_path, r
     [(0, BrokenPipeError(errno.EPIPE, "helper")), (1, BlockingIOError(errno.EAGAIN, "limit"))],
     ids=["none", "one"],
 )
-def test_without_processes_one_does_the_work(tokenizer_dir, corpus, tmp_path, monkeypatch, started, error):
+def test_without_processes_one_does_the_work(
+    tokenizer_dir, corpus, tmp_path, monkeypatch, started, error, log_lines
+):
     """A limit of processes, or the helper of multiprocessing that has ended."""
-    data, logged = data_config(tokenizer_dir, corpus), []
+    data = data_config(tokenizer_dir, corpus)
     spawn, calls = util.spawnv_passfds, itertools.count()
 
     def fail(*arguments):
@@ -206,11 +203,11 @@ def test_without_processes_one_does_the_work(tokenizer_dir, corpus, tmp_path, mo
 
     resource_tracker.ensure_running()
     monkeypatch.setattr(prepare, "CHUNK_CHARS", 1000)
-    prepare_data(data, tmp_path / "out1", workers=1, log=silent)
+    prepare_data(data, tmp_path / "out1", workers=1)
     monkeypatch.setattr(util, "spawnv_passfds", fail)
-    prepare_data(data, tmp_path / "out2", workers=3, log=logged.append)
+    prepare_data(data, tmp_path / "out2", workers=3)
     assert file_hashes(tmp_path / "out1") == file_hashes(tmp_path / "out2")
-    assert sum("prepare: 3 worker processes cannot be started ([Errno" in line for line in logged) == 1
+    assert sum("prepare: 3 worker processes cannot be started ([Errno" in line for line in log_lines) == 1
     for process in multiprocessing.active_children():
         process.join(10)
         assert not process.is_alive()
@@ -225,21 +222,19 @@ def test_split_depends_on_the_text_alone(tokenizer_dir, texts, tmp_path):
         data = data_config(
             tokenizer_dir, *(Source(kind="jsonl", path=str(path)) for path in paths), row_mode="sentence"
         )
-        prepare_data(data, tmp_path / name, workers=1, log=silent)
+        prepare_data(data, tmp_path / name, workers=1)
         tokens = [row[0] for row in read_split(tmp_path / name, "held_out")]
         held_out.append(sorted(tokens))
     assert held_out[0] == held_out[1] == held_out[2]
 
 
 def test_digest_depends_on_the_content_only(tokenizer_dir, corpus, tmp_path):
-    index = prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "a", workers=1, log=silent)
+    index = prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "a", workers=1)
     moved = tmp_path / "moved.jsonl.gz"
     moved.write_bytes(gzip.compress(Path(corpus.path).read_bytes()))
     moved_source = dataclasses.replace(corpus, path=str(moved), weight=2.0)
     assert (
-        prepare_data(data_config(tokenizer_dir, moved_source), tmp_path / "b", workers=1, log=silent)[
-            "digest"
-        ]
+        prepare_data(data_config(tokenizer_dir, moved_source), tmp_path / "b", workers=1)["digest"]
         == index["digest"]
     )
     for name, changes in {
@@ -248,9 +243,7 @@ def test_digest_depends_on_the_content_only(tokenizer_dir, corpus, tmp_path):
         "e": {"row_mode": "sentence"},
         "f": {"row_mode": "packed"},
     }.items():
-        other = prepare_data(
-            data_config(tokenizer_dir, corpus, **changes), tmp_path / name, workers=1, log=silent
-        )
+        other = prepare_data(data_config(tokenizer_dir, corpus, **changes), tmp_path / name, workers=1)
         assert other["digest"] != index["digest"]
 
 
@@ -262,7 +255,6 @@ def test_documents_are_numbered_through_the_sources(tokenizer_dir, texts, tmp_pa
         data_config(tokenizer_dir, *(Source(kind="jsonl", path=str(p)) for p in paths)),
         tmp_path / "o",
         workers=1,
-        log=silent,
     )
     train = dataset.open_dataset(tmp_path / "o", "train")
     first, segments = (
@@ -283,7 +275,6 @@ def test_special_tokens_in_a_text_are_encoded_as_text(tokenizer_dir, tmp_path):
         data_config(tokenizer_dir, Source(kind="text", path=str(path))),
         tmp_path / "out",
         workers=1,
-        log=silent,
     )
     for tokens, segments, _ in read_split(tmp_path / "out", "train"):
         assert tokens.count(SEP) == max(segments)
@@ -302,13 +293,13 @@ def test_tokenizer_is_trained_without_the_held_out_documents(tmp_path):
     data = Data(
         sources=(source,), tokenizer=Tokenizer(vocab_size=200), sequence_length=16, validation_fraction=0.3
     )
-    prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    prepare_data(data, tmp_path / "out", workers=1)
     assert "ж" not in tokenizer.load_vocabulary(tmp_path / "out" / "tokenizer").tokens
 
 
 def test_index_describes_config_and_tokenizer(tokenizer_dir, corpus, tmp_path):
     data = data_config(tokenizer_dir, corpus)
-    index = prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    index = prepare_data(data, tmp_path / "out", workers=1)
     assert index == json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["data"] == json.loads(json.dumps(dataclasses.asdict(data)))
     assert (index["sequence_length"], index["row_mode"], index["dtype"]) == (32, "wrapped", "uint16")
@@ -324,7 +315,7 @@ def test_long_sentences_are_encoded_in_pieces(tokenizer_dir, tmp_path, monkeypat
     """The rows are the same: a WordPiece tokenizer does not look across white space."""
     (tmp_path / "a.txt").write_text("\n\n".join(f"{'a long line of words ' * n} {n}" for n in range(40)))
     data = data_config(tokenizer_dir, Source(kind="text", path=str(tmp_path / "a.txt")), row_mode=row_mode)
-    index = prepare_data(data, tmp_path / "long", workers=1, log=silent)
+    index = prepare_data(data, tmp_path / "long", workers=1)
     batches = []
     make_text_encoder = encode.make_text_encoder
 
@@ -334,7 +325,7 @@ def test_long_sentences_are_encoded_in_pieces(tokenizer_dir, tmp_path, monkeypat
 
     monkeypatch.setattr(encode, "make_text_encoder", counting)
     monkeypatch.setattr(encode, "MAX_SENTENCE_CHARS", 100)
-    cut = prepare_data(data, tmp_path / "cut", workers=1, log=silent)
+    cut = prepare_data(data, tmp_path / "cut", workers=1)
     assert max(batches) <= 200
     if row_mode == "wrapped":
         assert read_split(tmp_path / "cut", "train") == read_split(tmp_path / "long", "train")

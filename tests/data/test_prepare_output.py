@@ -22,7 +22,6 @@ from helpers.prepared_data import (
     data_config,
     file_hashes,
     read_split,
-    silent,
 )
 
 PROGRAM = """
@@ -83,7 +82,7 @@ def test_killed_prepare_leaves_no_index(tokenizer_dir, texts, corpus, tmp_path):
     while processes_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not processes_of(process.pid), "workers outlived their parent"
-    prepare_data(data_config(tokenizer_dir, corpus), out, workers=1, log=silent)
+    prepare_data(data_config(tokenizer_dir, corpus), out, workers=1)
     assert read_split(out, "train")
     assert not list(out.parent.glob(".out.partial-*"))
 
@@ -94,7 +93,7 @@ def test_only_leftovers_of_dead_processes_are_removed(tokenizer_dir, corpus, tmp
     of_dead_process = tmp_path / f".out.partial-999999999.{socket.gethostname()}"
     for path in (of_living_process, of_other_host, of_dead_process):
         path.mkdir()
-    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "out", workers=1, log=silent)
+    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "out", workers=1)
     assert of_living_process.exists()
     assert of_other_host.exists()
     assert not of_dead_process.exists()
@@ -112,7 +111,7 @@ def test_two_processes_write_one_directory(tokenizer_dir, corpus, tmp_path):
 def test_directory_of_a_faster_process_is_used(tokenizer_dir, corpus, tmp_path, monkeypatch):
     out = tmp_path / "out"
     data = data_config(tokenizer_dir, corpus)
-    winner = prepare_data(data, tmp_path / "winner", workers=1, log=silent)
+    winner = prepare_data(data, tmp_path / "winner", workers=1)
     from dwt_jax.data import prepare as module
 
     build = module._build_dataset
@@ -123,7 +122,7 @@ def test_directory_of_a_faster_process_is_used(tokenizer_dir, corpus, tmp_path, 
         return index
 
     monkeypatch.setattr(module, "_build_dataset", slower)
-    assert prepare_data(data, out, workers=1, log=silent) == winner
+    assert prepare_data(data, out, workers=1) == winner
     assert file_hashes(out) == file_hashes(tmp_path / "winner")
 
 
@@ -140,25 +139,21 @@ def test_failure_leaves_no_files(tokenizer_dir, tmp_path):
 
 def test_prepared_directory_is_not_changed(tokenizer_dir, corpus, tmp_path):
     data = data_config(tokenizer_dir, corpus)
-    first = prepare_data(data, tmp_path / "out", workers=1, log=silent)
+    first = prepare_data(data, tmp_path / "out", workers=1)
     before = (tmp_path / "out" / "index.json").stat().st_mtime_ns
-    assert (
-        prepare_data(dataclasses.replace(data, prefetch=9), tmp_path / "out", workers=1, log=silent) == first
-    )
+    assert prepare_data(dataclasses.replace(data, prefetch=9), tmp_path / "out", workers=1) == first
     assert (tmp_path / "out" / "index.json").stat().st_mtime_ns == before
     with pytest.raises(
         UserError, match=r"other data.sequence_length and data.sentence_stride, expected a new dir"
     ):
-        prepare_data(
-            dataclasses.replace(data, sequence_length=16, sentence_stride=2), tmp_path / "out", log=silent
-        )
+        prepare_data(dataclasses.replace(data, sequence_length=16, sentence_stride=2), tmp_path / "out")
 
 
 def test_directory_with_other_files_is_refused(tokenizer_dir, corpus, tmp_path):
     with pytest.raises(UserError, match="not empty and without prepared rows"):
-        prepare_data(data_config(tokenizer_dir, corpus), tmp_path, workers=1, log=silent)
+        prepare_data(data_config(tokenizer_dir, corpus), tmp_path, workers=1)
     (tmp_path / "empty").mkdir()
-    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "empty", workers=1, log=silent)
+    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "empty", workers=1)
     assert read_split(tmp_path / "empty", "train")
 
 
@@ -166,7 +161,7 @@ def test_directory_with_other_files_is_refused(tokenizer_dir, corpus, tmp_path):
 def test_directory_that_cannot_be_replaced_is_filled(tokenizer_dir, corpus, tmp_path, monkeypatch, is_known):
     """A volume, which has its file system's lost+found and what a killed process left."""
     data, out, rename = data_config(tokenizer_dir, corpus), tmp_path / "volume", os.rename
-    prepare_data(data, tmp_path / "elsewhere", workers=1, log=silent)
+    prepare_data(data, tmp_path / "elsewhere", workers=1)
     (out / "lost+found").mkdir(parents=True)
     if is_known:
         (out / f".volume.partial-999999999.{socket.gethostname()}" / "train").mkdir(parents=True)
@@ -178,7 +173,7 @@ def test_directory_that_cannot_be_replaced_is_filled(tokenizer_dir, corpus, tmp_
 
     monkeypatch.setattr(os, "rename", busy)
     monkeypatch.setattr(os.path, "ismount", lambda path: is_known and Path(path) == out)
-    prepare_data(data, out, workers=1, log=silent)
+    prepare_data(data, out, workers=1)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["elsewhere", "volume"]
     assert sorted(path.name for path in out.iterdir()) == [
         *("held_out", "index.json", "lost+found", "tokenizer", "train")
@@ -215,8 +210,8 @@ def test_contents_are_moved_in_the_order_of_their_writing(tmp_path, monkeypatch)
 def test_new_volume_is_empty(tokenizer_dir, corpus, tmp_path):
     """File systems put lost+found into it."""
     (tmp_path / "out" / "lost+found").mkdir(parents=True)
-    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "out", workers=1, log=silent)
-    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "again", workers=1, log=silent)
+    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "out", workers=1)
+    prepare_data(data_config(tokenizer_dir, corpus), tmp_path / "again", workers=1)
     (tmp_path / "out" / "lost+found").rmdir()
     assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "again")
     assert not list(tmp_path.glob(".*"))
@@ -236,10 +231,10 @@ def test_text_that_is_mostly_unknown_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"data\.tokenizer: 87\.5% of the text's tokens are unknown, expected"
     ):
-        prepare_data(lower_cased, tmp_path / "out", workers=1, log=silent)
+        prepare_data(lower_cased, tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
     cased = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, lowercase=False))
-    prepare_data(cased, tmp_path / "out", workers=1, log=silent)
+    prepare_data(cased, tmp_path / "out", workers=1)
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert sum(totals["unknown"] for totals in index["splits"].values()) == 40
 
@@ -251,6 +246,5 @@ def test_empty_splits_are_refused(tokenizer_dir, corpus, tmp_path, held_out, spl
             data_config(tokenizer_dir, corpus, validation_fraction=held_out),
             tmp_path / "out",
             workers=1,
-            log=silent,
         )
     assert not (tmp_path / "out").exists()

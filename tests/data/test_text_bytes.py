@@ -14,7 +14,7 @@ from dwt_jax.data.prepare import prepare_data
 from dwt_jax.data.text_checks import count_text_bytes
 from dwt_jax.data.tokenizer import load_vocabulary
 from helpers.decoders import save_decoder_tokenizer
-from helpers.prepared_data import data_config, hash_fraction, read_split, silent
+from helpers.prepared_data import data_config, hash_fraction, read_split
 
 SPACES = [chr(i) for i in range(0x3001) if chr(i).isspace()]
 SENTENCES = [
@@ -78,7 +78,7 @@ def test_bytes_are_those_of_the_source_for_every_tokenizer(tmp_path, monkeypatch
     if kind == "byte-level":
         tokenizer = Tokenizer(path=str(byte_level_tokenizer(tmp_path)))
     data = data_config(tmp_path, source, row_mode=row_mode, tokenizer=tokenizer)
-    splits = prepare_data(data, tmp_path / "out", workers=1, log=silent)["splits"]
+    splits = prepare_data(data, tmp_path / "out", workers=1)["splits"]
     num_tokens = {split: totals["text_tokens"] for split, totals in splits.items()}
     assert all(splits[split]["sources"][0]["text_bytes"] == splits[split]["text_bytes"] for split in splits)
     counted = [text for text in texts if text != "\u200b" or kind == "byte-level"]
@@ -98,7 +98,7 @@ def test_bytes_are_those_of_the_decoded_rows(tmp_path, row_mode, stride, number,
     source = write_source(tmp_path, texts)
     tokenizer_dir = byte_level_tokenizer(tmp_path)
     data = data_config(tokenizer_dir, source, row_mode=row_mode, sentence_stride=stride, end_token=end_token)
-    splits = prepare_data(data, tmp_path / "out", workers=1, log=silent)["splits"]
+    splits = prepare_data(data, tmp_path / "out", workers=1)["splits"]
     special = load_vocabulary(tokenizer_dir).special_ids
     decode = load_hf_tokenizer(tokenizer_dir).decode
     for split in splits:
@@ -122,7 +122,7 @@ def test_skipped_sentences_count_the_same_for_every_tokenizer(tmp_path):
         ("b", Tokenizer(path=str(byte_level_tokenizer(tmp_path)))),
     ):
         data = data_config(tmp_path, source, sentence_stride=3, tokenizer=tokenizer)
-        splits = prepare_data(data, tmp_path / name, workers=1, log=silent)["splits"]
+        splits = prepare_data(data, tmp_path / name, workers=1)["splits"]
         counts.append([splits[split]["text_bytes"] for split in splits])
     assert counts[0] == counts[1]
     assert np.sum(counts[0]) < 0.5 * sum(map(one_byte_a_gap, make_texts([" ", "", "\n"])))

@@ -69,14 +69,13 @@ def test_the_built_in_corpus_is_plain_text():
     assert recognise_format(text) == ""
 
 
-def test_prepare_prints_what_it_found(tmp_path):
-    lines: list[str] = []
+def test_prepare_prints_what_it_found(tmp_path, log_lines):
     (tmp_path / "page.html").write_text(HTML)
-    source = Source(kind="text", path=str(tmp_path / "page.html"), documents="lines")
+    source = Source(kind="text", path=str(tmp_path / "page.html"), documents="log_lines")
     data = Data(
         sources=(source,), tokenizer=Tokenizer(vocab_size=200), sequence_length=32, validation_fraction=0.2
     )
-    prepare_data(data, tmp_path / "rows", workers=1, log=lines.append)
-    (warning,) = (line for line in lines if "are tags" in line)
+    prepare_data(data, tmp_path / "rows", workers=1)
+    (warning,) = (line for line in log_lines if "are tags" in line)
     assert warning.startswith("prepare: source 0 (text): warning: ")
     assert warning.endswith("of its characters are tags such as \"<p class='x'>\"; it is read as it is")

@@ -13,9 +13,9 @@ import pytest
 from dwt_jax.errors import UserError
 from dwt_jax.runs.run_dir import run_lock
 from helpers.paths import PYTHONPATH
+from helpers.quick_compile import COMPILE_QUICKLY
 from helpers.runs import ended, prepared_project, start_several
 
-COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
 
 
@@ -60,7 +60,7 @@ def wait_for_output(process: subprocess.Popen[str], text: str) -> None:
 
 
 def start(*args, **kwargs):
-    return start_several(*args, XLA_FLAGS=COMPILE_QUICKLY, **kwargs)
+    return start_several(*args, XLA_FLAGS=" ".join(COMPILE_QUICKLY), **kwargs)
 
 
 @pytest.fixture(scope="module")

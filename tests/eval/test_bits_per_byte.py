@@ -17,7 +17,7 @@ from dwt_jax.eval import likelihood
 from dwt_jax.eval.evaluate_model import evaluate_model
 from dwt_jax.models import bert, llama
 from helpers.decoders import save_decoder_tokenizer
-from helpers.prepared_data import data_config, hash_fraction, silent
+from helpers.prepared_data import data_config, hash_fraction
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -45,7 +45,7 @@ def corpus(tmp_path_factory):
 
 def prepare_rows(corpus, folder, tokenizer):
     data = data_config(folder, corpus[0], tokenizer=tokenizer, sequence_length=64, row_mode="packed")
-    prepare_data(data, folder / "rows", workers=1, log=silent)
+    prepare_data(data, folder / "rows", workers=1)
     return folder / "rows"
 
 

@@ -213,11 +213,11 @@ def test_the_name_grammar_is_reserved(model, tmp_path, monkeypatch, capsys):
 
 
 def test_progress_lines_have_speed_and_time_left(model, pairs, capsys, monkeypatch):
-    monkeypatch.setattr("dwt_jax.eval.item_progress.LOG_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr("dwt_jax.progress.LINE_SECONDS", 0)
     assert main(["evaluate", f"--model={model}", f"--pairs={pairs}", "--batch-size=8"]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("pairs 5/5  ")
-    assert all(re.search(r" pairs/s  ETA \d+:\d\d", line) for line in lines)
+    assert lines[-1].startswith("evaluate: tokens ")
+    assert all(re.search(r" tokens/s  ETA \d+:\d\d", line) for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from helpers.runs import make_project
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mlm")
-    prepare_data(load_config(str(make_project(folder))).data, folder / "rows", workers=1, log=lambda _: None)
+    prepare_data(load_config(str(make_project(folder))).data, folder / "rows", workers=1)
     return folder / "rows"
 
 
@@ -82,7 +82,7 @@ def test_losses_belong_to_their_documents(tmp_path, row_mode):
         row_mode=row_mode,
         validation_fraction=0.8,
     )
-    prepare_data(data, tmp_path / "rows", workers=1, log=lambda _: None)
+    prepare_data(data, tmp_path / "rows", workers=1)
     held_out = [i for i, text in enumerate(texts) if hash_fraction(text) < 0.8]
     size = len(load_vocabulary(tmp_path / "rows" / "tokenizer"))
     model = BertConfig(

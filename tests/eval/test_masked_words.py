@@ -21,7 +21,7 @@ from helpers.runs import make_project
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
-    prepare_data(load_config(str(make_project(folder))).data, folder / "rows", workers=1, log=lambda _: None)
+    prepare_data(load_config(str(make_project(folder))).data, folder / "rows", workers=1)
     return folder / "rows"
 
 
@@ -102,7 +102,7 @@ def test_words_of_a_byte_level_tokenizer(tmp_path):
     trained.save_model(str(tmp_path / "bpe"))
     source = Source(kind="text", path=str(tmp_path / "a.txt"), documents="blank_lines")
     data = data_config(tmp_path / "bpe", source)
-    prepare_data(data, tmp_path / "rows", workers=1, log=lambda _: None)
+    prepare_data(data, tmp_path / "rows", workers=1)
     masked_words = choose_masked_words(tmp_path / "rows", 4)
     assert masked_words
     for masked_word in masked_words:

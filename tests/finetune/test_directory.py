@@ -90,7 +90,7 @@ def test_a_later_test_file_is_predicted_without_training(model, task, tmp_path, 
     assert not (tmp_path / "w" / "submission").exists()
     groups = trained_seeds(monkeypatch)
     assert finetune(config_of(task), model, tmp_path / "w") == expected
-    assert "finished before; now test" in capsys.readouterr().out
+    assert "finished before; now test" in capsys.readouterr().err
     submission = tmp_path / "w" / "submission" / "mine.tsv"
     assert submission.read_bytes() == (tmp_path / "at_once" / "submission" / "mine.tsv").read_bytes()
     other = tmp_path / "other.tsv"
@@ -101,7 +101,7 @@ def test_a_later_test_file_is_predicted_without_training(model, task, tmp_path, 
     capsys.readouterr()
     for examples in ({**task, "test": str(other)}, without):
         finetune(config_of(examples), model, tmp_path / "w")
-        assert "already finished" in capsys.readouterr().out
+        assert "already finished" in capsys.readouterr().err
     assert groups == []
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\na good film\tno\n")
     with pytest.raises(UserError, match=r"run\.data_digest is"):

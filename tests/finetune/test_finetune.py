@@ -579,13 +579,13 @@ def test_directory_of_another_run_is_refused(models, finished_run, tmp_path, tas
 def test_max_length_is_reduced_to_the_models_positions(models, task, tmp_path, capsys):
     run = prepare_run(config_of(task, max_length=128), models / "Roberta", tmp_path)
     assert run.config.recipe.max_length == 24  # of 26, two are the padding's
-    assert "has 24 positions, longer examples are truncated" in capsys.readouterr().out
+    assert "has 24 positions, longer examples are truncated" in capsys.readouterr().err
     assert prepare_run(config_of(task, max_length=128), models / "Roberta", tmp_path).config == run.config
 
 
 def test_a_dev_file_that_is_the_train_file_is_warned_of(models, task, tmp_path, capsys):
     prepare_run(config_of(task | {"dev": task["train"]}), models / "Bert", tmp_path)
-    assert "mine: warning: 100% of the examples in dev are in train too" in capsys.readouterr().out
+    assert "mine: warning: 100% of the examples in dev are in train too" in capsys.readouterr().err
 
 
 def test_non_finite_loss_raises_training_failed(models, task, tmp_path):
@@ -604,7 +604,7 @@ def test_undefined_metric_counts_as_zero_with_a_warning(models, task, tmp_path, 
     )
     run = prepare_run(config, models / "Bert", tmp_path / "w")
     runs.finetune_task(run, ShutdownFlag())
-    assert "counted as 0, since 0/0" in capsys.readouterr().out
+    assert "counted as 0, since 0/0" in capsys.readouterr().err
 
     def no_nan(name):
         raise AssertionError(name)
@@ -636,7 +636,7 @@ def test_command_on_glue_files(models, tmp_path, capsys):
         "--config.recipe.max_length=20",
     ]
     assert main(arguments) == 0
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     assert "average over cola, mnli: the mean of the tasks' scores" in output
     summary = json.loads((tmp_path / "w" / "results.json").read_text())
     for epoch in ("best", "last"):
@@ -663,7 +663,7 @@ def test_command_on_glue_files(models, tmp_path, capsys):
     assert "on the task cola" in (tmp_path / "out" / "README.md").read_text()
     capsys.readouterr()
     assert main(arguments) == 0
-    assert "already finished" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().err
     assert main([*arguments, "--config.recipe.epochs=2"]) == 2
     assert "recipe.epochs is 1" in capsys.readouterr().err
     # Results of another task in the same directory are added.

@@ -153,11 +153,11 @@ def test_predictions_are_utf8_in_every_locale(models, tmp_path):
 
 
 def test_progress_of_long_inputs_is_on_stderr(models, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dwt_jax.eval.item_progress.LOG_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr("dwt_jax.progress.LINE_SECONDS", 0)
     (tmp_path / "t").write_text("a film\n" * 9)
     out, err = run(capsys, f"--model={models / 'number'}", "--batch-size=4", tmp_path / "t")
     assert len(out.splitlines()) == 10
-    assert "texts 4/9" in err
+    assert "predict: texts 4/9" in err
     assert "ETA" in err
 
 

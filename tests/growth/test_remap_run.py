@@ -135,8 +135,8 @@ def test_wider_student_continues_from_source_run(project, tmp_path):
     assert json.loads(new.stdout)["held_out_loss"] == pytest.approx(before["held_out_loss"], abs=1e-5)
     result = dwt(*command)  # with `init.*`, which is optional
     assert result.returncode == 0, result.stderr
-    assert "resumed at step 8" in result.stdout
-    assert f"grown from {small} (2 x 32, step 8) by net2net" in result.stdout
+    assert "resumed at step 8" in result.stderr
+    assert f"grown from {small} (2 x 32, step 8) by net2net" in result.stderr
     assert [r["step"] for r in records(out)] == [10, 12]
     cost, per_step = summary(small)["flops"]["student"] * 8 / 12, records(out)
     big = (per_step[1]["student_flops"] - per_step[0]["student_flops"]) / 2
@@ -349,7 +349,7 @@ def test_incomplete_checkpoint_is_skipped(project, tmp_path):
     out = f"--out={tmp_path / 'out'}"
     result = dwt("remap-run", f"--run={tmp_path / 'small'}", "--method=stack", out, f"--config={project[0]}")
     assert result.returncode == 0, result.stderr
-    assert "checkpoint 12 is damaged, trying the one before" in result.stdout
+    assert "checkpoint 12 is damaged, trying the one before" in result.stderr
     assert result.stderr.count("\n") == 1  # the command to continue
 
 

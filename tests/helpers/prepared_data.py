@@ -14,10 +14,6 @@ from dwt_jax.data.sentence_splitter import split_sentences
 PAD, CLS, SEP = 0, 2, 3
 
 
-def silent(_: str) -> None:
-    pass
-
-
 def data_config(tokenizer_dir: Path, *sources: Source, **changes) -> Data:
     base = Data(
         sources=sources,

@@ -58,7 +58,7 @@ def prepared_project(folder: Path) -> str:
     from dwt_jax.data.prepare import prepare_data
 
     config = make_project(folder)
-    prepare_data(load_config(str(config)).data, folder / "rows", workers=1, log=lambda _: None)
+    prepare_data(load_config(str(config)).data, folder / "rows", workers=1)
     return f"{config}:{folder / 'rows'}"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
+from helpers.quick_compile import COMPILE_QUICKLY
 from helpers.runs import environment, prepared_project
 
 SCRIPT = ROOT / "launch" / "local.sh"
@@ -141,10 +142,9 @@ def test_training_with_two_processes(tmp_path):
     config = prepared_project(tmp_path)
     command = ["bash", str(SCRIPT), "--processes=2", "--devices=2", "--", "train", f"--config={config}"]
     command += ["--config.train.steps=4", "--config.train.eval_every=0", f"--workdir={tmp_path / 'run'}"]
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    done = call(command, environment(PYTHON=sys.executable, XLA_FLAGS=flags))
+    done = call(command, environment(PYTHON=sys.executable, XLA_FLAGS=" ".join(COMPILE_QUICKLY)))
     assert done.returncode == 0, done.stderr
-    assert "[0] run: 4 cpu device(s)" in done.stdout
+    assert "[0] run: 4 cpu device(s)" in done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 4
     assert summary["device"].startswith("4 x ")

@@ -26,7 +26,7 @@ def project(tmp_path_factory):
         f"--workdir={run}",
         "--config.mesh.fsdp=4",
         "--config.mesh.tensor=2",
-        variables={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        variables={"JAX_NUM_CPU_DEVICES": "8"},
     )
     assert found.returncode == 0, found.stderr
     return folder

@@ -98,7 +98,7 @@ def test_a_run_goes_on_from_there_in_a_new_work_directory(store, config, whole, 
     assert not (tmp_path / "x").exists()
     gone_on = dwt("train", config, at, f"--workdir={tmp_path / 'second'}", variables=store)
     assert gone_on.returncode == 0, gone_on.stderr
-    assert "resumed at step" in gone_on.stdout
+    assert "resumed at step" in gone_on.stderr
     assert (tmp_path / "second" / "model" / "model.safetensors").read_bytes() == whole
     kept = listing(store, "bucket/lost")  # three: at the end, at step 8 and where it was stopped
     assert kept > {"run.json", "8", "12"}
@@ -122,7 +122,7 @@ def test_a_damaged_one_is_passed_over_and_kept_ones_are_exported(store, config, 
         (run / name).rename(tmp_path / name)
     again = dwt("train", config, at, f"--workdir={run}", variables=store)
     assert again.returncode == 0, again.stderr
-    assert "checkpoint 12 is damaged" in again.stdout
+    assert "checkpoint 12 is damaged" in again.stderr
     assert (run / "model" / "model.safetensors").read_bytes() == whole
     assert listing(store, "bucket/damaged-damaged") == {"12"}
 

@@ -86,7 +86,7 @@ def test_what_another_process_runs_is_waited_for(study_spec, tmp_path, monkeypat
     taught = ["distilled-seed0", "distilled-seed1"]
     assert started[2:] == (taught if other_finishes else ["teacher-seed0", *taught])
     waiting = "study: waiting for teacher-seed0, which another process runs"
-    assert capsys.readouterr().out.splitlines().count(waiting) == 1
+    assert capsys.readouterr().err.splitlines().count(waiting) == 1
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_runs_of_one_shape_share_their_steps(finished_study):
 def test_finished_jobs_are_not_repeated(small_study, finished_study, capsys):
     stamps = {path: path.stat().st_mtime_ns for path in finished_study[0].rglob("summary.json")}
     assert runner.run_study(load_study(small_study[0]), finished_study[0])
-    assert "study:" not in capsys.readouterr().out
+    assert "study:" not in capsys.readouterr().err
     assert stamps == {path: path.stat().st_mtime_ns for path in finished_study[0].rglob("summary.json")}
     plan = study_plan.format_plan(load_study(small_study[0]), finished_study[0], costs=False).splitlines()
     assert all(" done " in line for line in plan[1:])
@@ -311,11 +311,12 @@ def test_the_report_follows_the_runs(small_study, tmp_path, capsys, monkeypatch)
     )
     monkeypatch.setattr(runner, "_run_job", checked_run_job)
     run_and_report(study, tmp_path / "study")
-    lines = capsys.readouterr().out.splitlines()
-    first = next(i for i, line in enumerate(lines) if "study: report so far in" in line)
-    assert any("3 of 3, alone-seed1" in line for line in lines[first:])
+    captured = capsys.readouterr()
+    messages, lines = captured.err.splitlines(), captured.out.splitlines()
+    first = next(i for i, line in enumerate(messages) if "study: report so far in" in line)
+    assert any("3 of 3, alone-seed1" in line for line in messages[first:])
     assert lines[-1] == f"report in {tmp_path / 'study' / 'report.html'}"
-    assert any(line.startswith("baseline (no teacher)  2") for line in lines[first:])
+    assert any(line.startswith("baseline (no teacher)  2") for line in lines)
 
 
 @pytest.mark.parametrize("when", ["while a run saves its results", "between runs"])

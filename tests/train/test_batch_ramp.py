@@ -110,7 +110,7 @@ def test_resumed_run_equals_uninterrupted(project, overrides, whole, tmp_path, c
     for step in (3, 4, 6):
         cut_after(whole[0], tmp_path / f"cut{step}", step)
         train(load_config(project[0], overrides), tmp_path / f"cut{step}")
-        assert f"resumed at step {step}" in capsys.readouterr().out
+        assert f"resumed at step {step}" in capsys.readouterr().err
         assert_same_run(whole[0], tmp_path / f"cut{step}")
     assert not steps.TRACE_COUNTS
 

@@ -52,11 +52,10 @@ def student(project):
     return folder / "student"
 
 
-def test_each_segment_of_a_row_stands_in_the_frame(project):
+def test_each_segment_of_a_row_stands_in_the_frame(project, log_lines):
     folder, overrides, spec = project
-    lines = []
-    data = get_prepared(load_config(spec, overrides).data, log=lines.append)
-    assert not any("warning" in line for line in lines), lines
+    data = get_prepared(load_config(spec, overrides).data)
+    assert not any("warning" in line for line in log_lines), log_lines
     auto = transformers.AutoTokenizer.from_pretrained(folder / "framed")
     corpus = (folder / "corpus.txt").read_text().splitlines()
     rows, count = open_dataset(data, "train"), 0

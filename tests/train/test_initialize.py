@@ -73,7 +73,7 @@ def test_a_cloned_student_begins_where_its_source_ended(project, tmp_path):
 def test_a_resumed_run_is_the_same_and_the_source_is_looked_at(project, tmp_path, capsys):
     overrides = growth_overrides(project, "net2net", WIDER, init__noise="0.01", init__split="uneven")
     train(load_config(project[0], overrides), tmp_path / "whole")
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert f"student grown from {project[1] / 'small'} (2 x 32) by net2net: " in said
     assert "another function (noise 0.01, expected 0)" in said
     cut_after(tmp_path / "whole", tmp_path / "cut", 4)
@@ -168,7 +168,7 @@ def test_learned_maps_begin_a_run(project, tmp_path, capsys):
     """As in learn_maps by itself, once: a resumed run goes on from its checkpoint, charged the same."""
     overrides = growth_overrides(project, "ligo", model__num_hidden_layers="3", init__learning_steps="3")
     train(load_config(project[0], overrides), tmp_path / "whole")
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "by ligo: " in said
     assert "another function (ligo: the maps are learned)" in said
     told = json.loads((tmp_path / "whole" / "init.json").read_text())
@@ -306,7 +306,7 @@ def test_a_gated_model_is_grown_onto_eight_devices(project, tmp_path):
         "--config.mesh.fsdp=4",
         "--config.mesh.tensor=2",
         f"--workdir={tmp_path / 'many'}",
-        variables={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        variables={"JAX_NUM_CPU_DEVICES": "8"},
     )
     assert many.returncode == 0, many.stderr
     train(load_config(project[0], overrides), tmp_path / "one")

@@ -191,7 +191,7 @@ def test_a_run_with_muon_resumes_bit_for_bit_and_counts_newton_schulz(project, w
     assert summary["flops"]["teacher_forward"] == adamw["teacher_forward"]
     share = 12 * 3 * matrices / summary["flops"]["student"]
     line = f"muon: {share:.0%} of the student's FLOPs per step are Newton-Schulz iterations"
-    assert capsys.readouterr().out.count(line) == 1
+    assert capsys.readouterr().err.count(line) == 1
     cut_after(tmp_path / "muon", tmp_path / "cut", 4)
     for key, value in (("kind", "adamw"), ("ns_steps", "5"), ("momentum", "0.9"), ("adam_lr_ratio", "0.5")):
         changed = {**overrides, f"optimizer.{key}": value}
@@ -239,7 +239,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(project, tmp_p
     assert saved < 400
     again = dwt(*arguments)
     assert again.returncode == 0, again.stderr
-    assert f"resumed at step {saved}" in again.stdout
+    assert f"resumed at step {saved}" in again.stderr
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(project, whole, tmp_path, capsys):
@@ -252,7 +252,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(project
     content[len(content) // 2] ^= 0x10
     data.write_bytes(content)
     train(load_config(project[0], taught(project)), cut)
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "checkpoint 12 is damaged" in printed
     assert "resumed at step 8" in printed
     assert_same_run(whole, cut)
@@ -321,7 +321,7 @@ def test_a_run_may_be_given_more_steps_while_its_rate_is_constant(
     train(longer, tmp_path / "cut")
     assert (
         f"train.steps is 24 now, it was 12; the run continues from step {checkpoint},"
-        in capsys.readouterr().out
+        in capsys.readouterr().err
     )
     assert summary(tmp_path / "cut")["steps"] == read_run_config(tmp_path / "cut").train.steps == 24
     if "warmup_fraction" not in schedule:
@@ -354,7 +354,7 @@ def test_a_run_is_trained_where_files_cannot_be_locked(project, whole, tmp_path,
 def test_a_finished_run_is_not_repeated(project, whole, capsys):
     before = (whole / "summary.json").read_text()
     train(load_config(project[0], taught(project)), whole)
-    assert "already finished" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().err
     assert (whole / "summary.json").read_text() == before
 
 
@@ -380,10 +380,10 @@ def test_a_run_that_has_lost_its_checkpoints_begins_again_and_says_so(project, w
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "summary.json").unlink()
     train(load_config(project[0], taught(project)), tmp_path / "run")
-    assert "no checkpoint of the steps before: the run begins again" in capsys.readouterr().out
+    assert "no checkpoint of the steps before: the run begins again" in capsys.readouterr().err
     assert_same_run(whole, tmp_path / "run")
     train(load_config(project[0], taught(project)), tmp_path / "new")
-    assert "begins again" not in capsys.readouterr().out
+    assert "begins again" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "pla'])
@@ -395,7 +395,7 @@ def test_a_run_with_damaged_files_goes_on_from_its_checkpoints(project, whole, t
         (tmp_path / "run" / name).write_text(content)
     train(load_config(project[0], taught(project)), tmp_path / "run")
     captured = capsys.readouterr()
-    assert "resumed at step 12" in captured.out
+    assert "resumed at step 12" in captured.err
     for name in names:
         assert f"{name} is damaged, and is written again" in captured.err
     for name in names[:2]:
@@ -445,7 +445,7 @@ def test_two_processes_do_not_train_in_one_directory(project, tmp_path):
 def test_a_moved_teacher_is_the_same_teacher(project, whole, tmp_path, capsys):
     shutil.copytree(project[1] / "teacher" / "model", tmp_path / "elsewhere")
     train(load_config(project[0], {**taught(project), "teacher.path": str(tmp_path / "elsewhere")}), whole)
-    assert "already finished" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().err
 
 
 def test_tensorboard_files_are_written(project, tmp_path):
@@ -542,7 +542,7 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_the_first_difference(pr
 def test_the_teacher_is_switched_off_once_its_weight_is_zero_for_good(project, tmp_path, capsys):
     overrides = taught(project, distill__preset="knowledge_inheritance", train__steps="16")
     summary = train(load_config(project[0], overrides), tmp_path / "ki")
-    assert "step 4: alpha_soft is 0 from here on; continuing without the teacher" in capsys.readouterr().out
+    assert "step 4: alpha_soft is 0 from here on; continuing without the teacher" in capsys.readouterr().err
     assert summary["teacher_steps"] == 4
     found = records(tmp_path / "ki")
     assert [bool(r["teacher_hard_loss"]) for r in found] == [True, True, *[False] * 6]
@@ -563,7 +563,7 @@ def test_until_beaten_ends_with_the_teacher_beaten_and_resumes_alike(project, tm
     }
     capsys.readouterr()
     summary = train(load_config(spec, overrides), tmp_path / "whole")
-    assert "continuing without the teacher" in capsys.readouterr().out
+    assert "continuing without the teacher" in capsys.readouterr().err
     switch = summary["teacher_steps"]
     assert 0 < switch < 24
     assert switch % 2 == 0
