@@ -5,8 +5,9 @@ values. None of them imports jax, so that `dwt --help` and error messages about 
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from dwt_jax.limits import DECAY, OPEN_SHARE, POSITIVE, SEED, SHARE, at_least
 from dwt_jax.models import default_model_config
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.remap.methods import GrowthOptions
@@ -33,11 +34,11 @@ class Schedule:
     kind: Literal["constant", "linear", "cosine", "warmup_stable_decay", "piecewise", "until_matched"] = (
         "constant"
     )
-    value: float = 1.0
-    end: float = 0.0
-    warmup_fraction: float = 0.0
-    decay_start: float = 0.0
-    decay_end: float = 1.0
+    value: Annotated[float, at_least(0)] = 1.0
+    end: Annotated[float, at_least(0)] = 0.0
+    warmup_fraction: Annotated[float, SHARE] = 0.0
+    decay_start: Annotated[float, SHARE] = 0.0
+    decay_end: Annotated[float, SHARE] = 1.0
     # warmup_stable_decay: how the rest of the decay falls with t, the share of it that is over. Named as in
     # transformers' get_wsd_schedule; 1-sqrt is that of Hägele et al. 2024 (arXiv 2405.18392).
     decay_type: Literal["linear", "cosine", "1-sqrt"] = "linear"
@@ -61,11 +62,12 @@ class Source:
     kind: Literal["builtin", "text", "jsonl", "tfds"] = "builtin"
     path: str = ""  # text, jsonl: a glob; tfds: name/config:version
     documents: Literal["file", "blank_lines", "lines"] = "blank_lines"  # text: separator of documents
-    blank_lines: int = 1  # documents=blank_lines: consecutive empty lines that end a document
+    # documents=blank_lines: consecutive empty lines that end a document
+    blank_lines: Annotated[int, at_least(1)] = 1
     field: str = "text"  # jsonl, tfds: the field that holds the text
     split: str = "train"  # tfds
     data_dir: str = ""  # tfds; empty: TFDS's default
-    weight: float = 1.0  # how often its rows are repeated in one epoch of the mixture
+    weight: Annotated[float, POSITIVE] = 1.0  # how often its rows are repeated in one epoch of the mixture
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Tokenizer:
     vocab_size: int = 30522
     alphabet_size: int = 0  # characters that get a token each, the most frequent; 0: all there is room for
     lowercase: bool = True
-    sample_megabytes: float = 100.0  # amount of text to train the tokenizer on
+    sample_megabytes: Annotated[float, POSITIVE] = 100.0  # amount of text to train the tokenizer on
 
 
 RowMode = Literal["wrapped", "packed", "sentence"]
@@ -90,18 +92,20 @@ class Data:
     path: str = ""  # prepared rows; empty: they are prepared on first use, in the cache
     sources: tuple[Source, ...] = (Source(),)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
-    sequence_length: int = 128
+    sequence_length: Annotated[int, at_least(8)] = 128
     # What a row holds. wrapped: text to its end, continued in the next row; packed: whole sentences;
     # sentence: one sentence.
     row_mode: RowMode = "wrapped"
     # Where the end token ([SEP]) stands. segments: behind every text of a row; documents: only where a
     # document ends, so that a model of next tokens does not learn to end where rows do.
     end_token: EndToken = "segments"
-    validation_fraction: float = 0.01  # fraction of the documents, selected by a hash of their text
-    sentence_stride: int = 1  # keep one sentence of every n (the paper's corpus: 4)
+    # Fraction of the documents, selected by a hash of their text.
+    validation_fraction: Annotated[float, OPEN_SHARE] = 0.01
+    # Keep one sentence of every n (the paper's corpus: 4).
+    sentence_stride: Annotated[int, at_least(1)] = 1
     # Largest share of a source's text that may be lost in the tokenizer; more is an error.
-    max_lost_share: float = 0.01
-    prefetch: int = 2  # batches read ahead
+    max_lost_share: Annotated[float, SHARE] = 0.01
+    prefetch: Annotated[int, at_least(1)] = 2  # batches read ahead
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,9 @@ class Mlm:
 
     # Fraction of a row's tokens that are predicted. Evaluation always predicts 15 %.
     probability: Schedule = field(default_factory=lambda: Schedule(value=0.15))
-    mask_token_share: float = 0.8  # fraction of those replaced by [MASK]
-    random_token_share: float = 0.1  # fraction of those replaced by a random token; the rest stay
+    mask_token_share: Annotated[float, SHARE] = 0.8  # fraction of those replaced by [MASK]
+    # Fraction of those replaced by a random token; the rest stay.
+    random_token_share: Annotated[float, SHARE] = 0.1
     whole_word: bool = False  # mask all tokens of a word or none
 
 
@@ -148,14 +153,14 @@ class Init(GrowthOptions):
     from_: str = ""  # the key `from` of a config: a model or run directory; empty: teacher.path
     # A gate m of a model with gated_layers or weighted_norm has the effective value m + (1 − m)·s, where
     # s rises linearly from 0 to 1 over this fraction of the run. After that all gates are 1.
-    gate_warmup: float = 0.1
+    gate_warmup: Annotated[float, SHARE] = 0.1
     # Updates of new entries and of duplicates are scaled by a factor that rises from 0 to 1 over this
     # fraction of the run.
-    new_param_warmup: float = 0.0
+    new_param_warmup: Annotated[float, SHARE] = 0.0
     # Step of the run `from` at which `dwt remap-run`, which sets this, grew it; `gate_warmup` and
     # `new_param_warmup` are then shares of the remaining steps. 0: grown before the first step.
-    step: int = 0
-    learning_steps: int = 100  # method=ligo: training steps of the growth operator
+    step: Annotated[int, at_least(0)] = 0
+    learning_steps: Annotated[int, at_least(1)] = 100  # method=ligo: training steps of the growth operator
 
 
 @dataclass(frozen=True)
@@ -170,34 +175,38 @@ class Distill:
     scale_by_temperature_squared: bool = False
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     token_selection: Literal["all", "teacher_better", "entropy"] = "all"
-    drop_fraction: float = 0.15  # token_selection=entropy: fraction dropped, lowest teacher entropy first
-    loss_chunk_rows: int = 0  # rows whose logits are in memory at once; 0: by memory, see fused_lm_loss.py
+    # token_selection=entropy: fraction dropped, lowest teacher entropy first.
+    drop_fraction: Annotated[float, SHARE] = 0.15
+    # Rows whose logits are in memory at once; 0: by memory, see fused_lm_loss.py.
+    loss_chunk_rows: Annotated[int, at_least(0)] = 0
     # until_matched compares the student's loss, computed with dropout, with the teacher's without.
-    match_margin: float = 0.5  # nats above the teacher's loss down to which the weight is `value`
-    gap_ema_decay: float = 0.99  # decay of the moving average of that difference
+    # Nats above the teacher's loss down to which the weight is `value`.
+    match_margin: Annotated[float, POSITIVE] = 0.5
+    gap_ema_decay: Annotated[float, DECAY] = 0.99  # decay of the moving average of that difference
 
 
 @dataclass(frozen=True)
 class Train:
     """Length of the run, batch size, checkpoints, logging and evaluation."""
 
-    steps: int = 0  # 0: from epochs
-    epochs: float = 0.0
-    batch_size: int = 128  # rows per step, over all devices and microbatches
+    steps: Annotated[int, at_least(0)] = 0  # 0: from epochs
+    epochs: Annotated[float, at_least(0)] = 0.0
+    batch_size: Annotated[int, at_least(1)] = 128  # rows per step, over all devices and microbatches
     # Rows per step of the stages before the full batch, increasing: they divide the first
     # `batch_ramp_fraction` of the steps equally. [4, 8] and 0.3: 4 rows in the first 15 % of the steps, 8 to
     # 30 %, then batch_size. LiGO and `dwt compile` always have batch_size rows.
     batch_ramp: tuple[int, ...] = ()
     batch_ramp_fraction: float = 0.0
-    gradient_accumulation_steps: int = 1  # microbatches per step
-    save_every: int = 1000
-    keep_checkpoints: int = 3
+    gradient_accumulation_steps: Annotated[int, at_least(1)] = 1  # microbatches per step
+    save_every: Annotated[int, at_least(1)] = 1000
+    keep_checkpoints: Annotated[int, at_least(1)] = 3
     checkpoint_path: str = ""  # a directory or gs://…; empty: checkpoints/ in the work directory
-    log_every: int = 10
-    eval_every: int = 0  # 0: only at the end
-    watchdog: float = 1800.0  # seconds without a step after which the process ends; 0: off
+    log_every: Annotated[int, at_least(1)] = 10
+    eval_every: Annotated[int, at_least(0)] = 0  # 0: only at the end
+    # Seconds without a step after which the process ends; 0: off.
+    watchdog: Annotated[float, at_least(0)] = 1800.0
     # The run stops after this many consecutive non-finite steps; checked when metrics are logged.
-    max_consecutive_nonfinite: int = 20
+    max_consecutive_nonfinite: Annotated[int, at_least(1)] = 20
     tensorboard: bool = True
     wandb_project: str = ""  # empty: off
 
@@ -220,11 +229,12 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    weight_decay: float = 0.01  # of matrices only
-    clip_norm: float = 1.0  # 0: off
+    weight_decay: Annotated[float, at_least(0)] = 0.01  # of matrices only
+    clip_norm: Annotated[float, at_least(0)] = 1.0  # 0: off
     momentum: float = 0.95  # muon: decay of its momentum, which is Nesterov's
-    ns_steps: int = 5  # muon: Newton-Schulz iterations per step
-    adam_lr_ratio: float = 1.0  # muon: learning rate of its AdamW as a multiple of `learning_rate`
+    ns_steps: Annotated[int, at_least(1)] = 5  # muon: Newton-Schulz iterations per step
+    # muon: learning rate of its AdamW as a multiple of `learning_rate`.
+    adam_lr_ratio: Annotated[float, at_least(0)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -252,7 +262,7 @@ class Precision:
 class Config:
     """All settings of a pre-training run."""
 
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     platform: Literal["any", "cpu", "gpu", "tpu"] = "any"  # fail if JAX runs on another
     model: ModelConfig = field(default_factory=default_model_config)
     data: Data = field(default_factory=Data)

@@ -1,4 +1,4 @@
-"""Check the values of a `Config`, alone and in combination. This module does not import jax."""
+"""Check the values of a `Config`, alone (`limits.py`) and in combination. Does not import jax."""
 
 import itertools
 import re
@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from dwt_jax.config import Config, Data, Init, Optimizer, Schedule, Teacher, Train
 from dwt_jax.errors import UserError
+from dwt_jax.limits import limit_problems
 from dwt_jax.remap.methods import get_method
 
 
@@ -27,18 +28,18 @@ def check_data(data: Data) -> Data:
     Raises:
         UserError: the first problem, as for `check`.
     """
-    for problem in _data_problems(data):
+    for problem in (*limit_problems(data, "data"), *_data_problems(data)):
         raise UserError(f"config: {problem}")
     return data
 
 
 def _problems(config: Config) -> Iterator[str]:
     """Yield one line for each problem, in the order of the sections."""
-    if not 0 <= config.seed < 2**32:
-        yield f"seed is {config.seed}, expected at least 0 and less than 2**32"
+    yield from limit_problems(config, "")
     for problem in config.model.problems():
         yield f"model.{problem}"
-    yield from _check_minimum(config.model, "model", 0, "pad_token_id")  # -1 is for models that are read
+    if config.model.pad_token_id < 0:  # -1 is for models that are read
+        yield f"model.pad_token_id is {config.model.pad_token_id}, expected at least 0"
     if config.model.initializer_range == 0:
         yield "model.initializer_range is 0, expected more than 0"
     if config.data.sequence_length > config.model.max_length:
@@ -59,37 +60,16 @@ MAX_STEPS = 10**8
 """Largest number of steps: every schedule is an array with the values of all steps."""
 
 
-def _check_minimum(group: object, prefix: str, minimum: float, *keys: str) -> Iterator[str]:
-    for key in keys:
-        if getattr(group, key) < minimum:
-            yield f"{prefix}.{key} is {getattr(group, key)}, expected at least {minimum}"
-
-
-def _check_fraction(group: object, prefix: str, *keys: str) -> Iterator[str]:
-    for key in keys:
-        if not 0 <= getattr(group, key) <= 1:
-            yield f"{prefix}.{key} is {getattr(group, key)}, expected a share from 0 to 1"
-
-
 def _data_problems(data: Data) -> Iterator[str]:
-    yield from _check_minimum(data, "data", 8, "sequence_length")
-    yield from _check_minimum(data, "data", 1, "sentence_stride", "prefetch")
-    if not 0 < data.validation_fraction < 1:
-        yield f"data.validation_fraction is {data.validation_fraction}, expected a share above 0 and below 1"
-    yield from _check_fraction(data, "data", "max_lost_share")
     if not data.sources:
         yield "data.sources is empty, expected at least one source"
     for i, source in enumerate(data.sources):
         if source.kind != "builtin" and not source.path:
             yield f"data.sources.{i}.path is empty, expected a path for kind '{source.kind}'"
-        if source.weight <= 0:
-            yield f"data.sources.{i}.weight is {source.weight}, expected more than 0"
-        yield from _check_minimum(source, f"data.sources.{i}", 1, "blank_lines")
     if not data.tokenizer.path:
-        yield from _check_minimum(data.tokenizer, "data.tokenizer", 100, "vocab_size")
-        yield from _check_minimum(data.tokenizer, "data.tokenizer", 0, "alphabet_size")
-    if data.tokenizer.sample_megabytes <= 0:
-        yield f"data.tokenizer.sample_megabytes is {data.tokenizer.sample_megabytes}, expected more than 0"
+        for key, minimum in (("vocab_size", 100), ("alphabet_size", 0)):
+            if (value := getattr(data.tokenizer, key)) < minimum:
+                yield f"data.tokenizer.{key} is {value}, expected at least {minimum}"
 
 
 def _mlm_problems(config: Config) -> Iterator[str]:
@@ -101,7 +81,6 @@ def _mlm_problems(config: Config) -> Iterator[str]:
             yield f"{prefix} {probability}, expected a share above 0 and below 1"
         if round(probability * data.sequence_length) < 1:
             yield f"{prefix} {probability}, expected at least one prediction in {data.sequence_length} tokens"
-    yield from _check_fraction(mlm, "mlm", "mask_token_share", "random_token_share")
     if mlm.mask_token_share + mlm.random_token_share > 1 + 1e-9:
         total = mlm.mask_token_share + mlm.random_token_share
         yield f"mlm.mask_token_share + mlm.random_token_share is {total}, expected at most 1"
@@ -123,9 +102,6 @@ def _init_problems(config: Config) -> Iterator[str]:
     elif init != Init():
         key = next(f.name for f in fields(init) if getattr(init, f.name) != f.default)
         yield f"init.{key.rstrip('_')} is set, expected init.method to say how (it is empty)"
-    yield from _check_minimum(init, "init", 0, "noise", "step")
-    yield from _check_minimum(init, "init", 1, "learning_steps")
-    yield from _check_fraction(init, "init", "gate_warmup", "new_param_warmup")
     if init.step and config.train.steps and init.step >= config.train.steps:
         yield f"init.step is {init.step}, expected less than train.steps ({config.train.steps})"
 
@@ -133,8 +109,6 @@ def _init_problems(config: Config) -> Iterator[str]:
 def _schedule_problems(schedule: Schedule, name: str) -> Iterator[str]:
     if schedule.kind == "until_matched" and name != "distill.alpha_soft":
         yield f"{name}.kind is 'until_matched', expected that for distill.alpha_soft only"
-    yield from _check_minimum(schedule, name, 0, "value", "end")
-    yield from _check_fraction(schedule, name, "warmup_fraction", "decay_start", "decay_end")
     if schedule.kind in ("linear", "cosine", "warmup_stable_decay"):
         start = max(schedule.decay_start, schedule.warmup_fraction)
         if schedule.decay_end <= start:
@@ -203,12 +177,6 @@ def _objective_problems(config: Config) -> Iterator[str]:
         yield from _schedule_problems(getattr(distill, key), f"distill.{key}")
     if (lowest := min(distill.temperature.stage_values())) <= 0:
         yield f"distill.temperature goes down to {lowest}, expected more than 0"
-    yield from _check_fraction(distill, "distill", "drop_fraction")
-    yield from _check_minimum(distill, "distill", 0, "loss_chunk_rows")
-    if distill.match_margin <= 0:
-        yield f"distill.match_margin is {distill.match_margin}, expected more than 0"
-    if not 0 <= distill.gap_ema_decay < 1:
-        yield f"distill.gap_ema_decay is {distill.gap_ema_decay}, expected at least 0 and less than 1"
 
 
 def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
@@ -219,8 +187,6 @@ def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
         name: its dotted key, with which each line begins.
     """
     yield from _schedule_problems(optimizer.learning_rate, f"{name}.learning_rate")
-    yield from _check_minimum(optimizer, name, 0, "weight_decay", "clip_norm", "adam_lr_ratio")
-    yield from _check_minimum(optimizer, name, 1, "ns_steps")
     if optimizer.eps < 1e-30:  # else 0/0 where a gradient is 0: embeddings of tokens that never occur
         yield f"{name}.eps is {optimizer.eps}, expected more than 0 (at least 1e-30: it is in float32)"
     for key in ("b1", "b2", "momentum"):
@@ -230,22 +196,10 @@ def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:
 
 def _training_problems(config: Config) -> Iterator[str]:
     train = config.train
-    yield from _check_minimum(train, "train", 0, "steps", "epochs", "eval_every", "watchdog")
     if not train.steps and not train.epochs:
         yield "train.steps is 0, expected at least 1 (or train.epochs above 0)"
     if train.steps > MAX_STEPS:
         yield f"train.steps is {train.steps}, expected at most {MAX_STEPS:,}"
-    yield from _check_minimum(
-        train,
-        "train",
-        1,
-        "batch_size",
-        "gradient_accumulation_steps",
-        "save_every",
-        "keep_checkpoints",
-        "log_every",
-        "max_consecutive_nonfinite",
-    )
     scheme = re.match(r"[a-z0-9]{2,}:/", train.checkpoint_path)
     if scheme and scheme[0] != "gs:/":
         yield f"train.checkpoint_path begins with {scheme[0]}, expected a directory or gs://…"

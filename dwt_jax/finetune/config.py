@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dwt_jax.config import Optimizer, Precision, Schedule
 from dwt_jax.config_checks import optimizer_problems
@@ -12,6 +12,7 @@ from dwt_jax.config_loader import build_dataclass, read_config_file, split_spec
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import read_json_object
 from dwt_jax.finetune.tasks import BUILTIN_TASKS, GLUE_TASKS, METRIC_KINDS
+from dwt_jax.limits import Limit, at_least, limit_problems
 from dwt_jax.unused_keys import keys_of_other_kinds, unused_optimizer_keys
 
 RESERVED_NAMES = ("config.json", "results.json", "submission")
@@ -40,21 +41,26 @@ class Examples:
     labels: tuple[str, ...] = ()  # classes in output order; empty: those of the training file, sorted
     regression: bool = False  # labels are numbers
     metrics: tuple[str, ...] = ()  # empty: the task's; files: accuracy, or pearson and spearman
-    max_train_examples: int = 0  # random subset of the training split, the same for every seed; 0: all
+    # Random subset of the training split, the same for every seed; 0: all.
+    max_train_examples: Annotated[int, at_least(0)] = 0
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Hyperparameters of a fine-tuning."""
 
-    epochs: int = 3
-    batch_size: int = 32
-    max_length: int = 128  # tokens of an example, at most the model's positions; longer ones are truncated
-    buckets: int = 4  # number of padded lengths, in equal steps up to max_length
+    epochs: Annotated[int, at_least(1)] = 3
+    batch_size: Annotated[int, at_least(1)] = 32
+    # Tokens of an example, at most the model's positions; longer ones are truncated.
+    max_length: Annotated[int, at_least(MIN_SEQUENCE_LENGTH)] = 128
+    # Number of padded lengths, in equal steps up to max_length.
+    buckets: Annotated[int, at_least(1)] = 4
     group_by_length: bool = False  # batch examples of similar length: less padding, another order
-    dropout: float = 0.1  # of hidden states, attention probabilities and the classifier's input
+    # Of hidden states, attention probabilities and the classifier's input.
+    dropout: Annotated[float, Limit("from 0 to 0.99", lambda rate: 0 <= rate <= 0.99)] = 0.1
     seeds: tuple[int, ...] = (0, 1, 2)  # of the new weights, the order of the examples and dropout
-    seeds_in_parallel: int = 0  # seeds trained at once (vmap); 0: as many as fit in memory, on CPU one
+    # Seeds trained at once (vmap); 0: as many as fit in memory, on CPU one.
+    seeds_in_parallel: Annotated[int, at_least(0)] = 0
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
             learning_rate=Schedule(kind="linear", value=2e-5, warmup_fraction=0.1), eps=1e-6
@@ -137,20 +143,9 @@ def _unused_key_problems(config: FinetuneConfig, overrides: Collection[str]) -> 
 
 def _config_problems(config: FinetuneConfig) -> Iterator[str]:
     """Yield one line per invalid value, each starting with its key."""
+    yield from limit_problems(config, "")
     yield from _example_problems(config.examples)
     recipe = config.recipe
-    minimums = {
-        "epochs": 1,
-        "batch_size": 1,
-        "max_length": MIN_SEQUENCE_LENGTH,
-        "buckets": 1,
-        "seeds_in_parallel": 0,
-    }
-    for key, minimum in minimums.items():
-        if getattr(recipe, key) < minimum:
-            yield f"recipe.{key} is {getattr(recipe, key)}, expected at least {minimum}"
-    if not 0 <= recipe.dropout <= 0.99:
-        yield f"recipe.dropout is {recipe.dropout}, expected from 0 to 0.99"
     invalid_seeds = [seed for seed in recipe.seeds if not 0 <= seed < 2**32]
     if not recipe.seeds or invalid_seeds or len(set(recipe.seeds)) < len(recipe.seeds):
         yield f"recipe.seeds is {list(recipe.seeds)}, expected different numbers from 0 to 2**32 - 1"
@@ -189,5 +184,3 @@ def _example_problems(examples: Examples) -> Iterator[str]:
         elif (METRIC_KINDS[metric] == "numbers") != is_regression:
             kind = "numbers" if is_regression else "classes"
             yield f"examples.metrics names {metric!r}, expected metrics of {kind}"
-    if examples.max_train_examples < 0:
-        yield f"examples.max_train_examples is {examples.max_train_examples}, expected at least 0"

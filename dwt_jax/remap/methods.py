@@ -8,9 +8,10 @@ Notation: target entry j is a copy of source entry g(j), which has C_g(j) copies
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from dwt_jax.errors import UserError, did_you_mean
+from dwt_jax.limits import at_least
 from dwt_jax.remap import depth_maps
 
 Width = Literal["same", "tile", "random_copies", "undivided_tile", "zero", "zero_fan_in"]
@@ -45,7 +46,7 @@ class GrowthOptions:
     """Options that every method has."""
 
     split: Literal["", "even", "uneven"] = ""  # how copies split their share; empty: the method's default
-    noise: float = 0.0  # duplicated entries are multiplied with 1 + noise·N(0, 1)
+    noise: Annotated[float, at_least(0)] = 0.0  # duplicated entries are multiplied with 1 + noise·N(0, 1)
     new_tokens: Literal["mean", "random"] = "mean"  # mean of the old tokens, or as in a new model
     new_positions: Literal["random", "tiled"] = "random"  # as in a new model, or the old ones repeated
     # Added layers: copies, or copies whose residual branches add 0, so that the function stays (pre-norm
