@@ -9,7 +9,7 @@ NEWEST := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 PYTHON ?= $(NEWEST)
 RUN := $(VENV)/bin/python
 # One process per core. The tests of a file run in the same process and share trained models.
-AT_ONCE := -n auto --dist loadfile
+AT_ONCE := -n auto --dist loadfile --durations=15
 # The tests of tests/multidevice need eight CPU devices, hence a pytest process of their own.
 # TESTS=... (paths, options of pytest) runs only those.
 define run_pytest
