@@ -1,17 +1,21 @@
 """The training state of a run on its mesh: initial or restored, and the parameters it stands for."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dwt_jax.config import Optimizer
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import replicated_sharding, to_global
 from dwt_jax.errors import UserError
 from dwt_jax.files import write_json
 from dwt_jax.models import family
 from dwt_jax.models.common.sharding import infer_shardings
-from dwt_jax.models.protocol import Params
+from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap.gates import gate_schedule, has_gates, open_gates
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.state import TrainState, abstract_state, init_train_state
@@ -63,14 +67,10 @@ def effective_params(run: RunContext, params: Params, step: int) -> Params:
 
 def _init_state(run: RunContext, shardings: TrainState) -> TrainState:
     """Return the state before the first step, of a new model or of one grown from another."""
-    model, optimizer = run.config.model, run.config.optimizer
+    model, optimizer = run.config.model, run.step_config.optimizer  # without its schedule
     if run.growth is None:
-
-        def init_new() -> TrainState:
-            params = family(model).init_params(model, jax.random.key(run.config.seed))
-            return init_train_state(params, model, optimizer)
-
-        return jax.jit(init_new, out_shardings=shardings)()
+        seed = to_global(np.uint32(run.config.seed), replicated_sharding(run.mesh))
+        return _jit_init_new(model, optimizer, run.mesh)(seed)
     if run.growth.step:
         raise UserError(
             f"{run.workdir}: no checkpoint, expected that of step {run.growth.step} that dwt remap-run "
@@ -79,6 +79,17 @@ def _init_state(run: RunContext, shardings: TrainState) -> TrainState:
     params = _init_with_ligo(run) if run.growth.uses_ligo else init_from_source(run.growth, run.mesh)
     init = jax.jit(lambda params: init_train_state(params, model, optimizer), out_shardings=shardings)
     return init(params)
+
+
+@functools.cache
+def _jit_init_new(model: ModelConfig, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> Any:
+    """Return the jitted (seed) → state of a new model. Runs of all seeds share its compilation."""
+
+    def init_new(seed: jax.Array) -> TrainState:
+        return init_train_state(family(model).init_params(model, jax.random.key(seed)), model, optimizer)
+
+    shardings = infer_shardings(abstract_state(model, optimizer), model, mesh)
+    return jax.jit(init_new, out_shardings=shardings)
 
 
 def _init_with_ligo(run: RunContext) -> Params:

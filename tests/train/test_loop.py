@@ -225,7 +225,7 @@ def test_an_evaluation_that_is_stopped_twice_is_made_up_for(project, whole, tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(project, tmp_path, number):
-    overrides = taught(project, train__steps="400", train__eval_every="0")
+    overrides = taught(project, train__steps="400", train__eval_every="0", train__save_every="100")
     arguments = options(project[0], overrides, tmp_path / "stopped")
     process = start(*arguments)
     for line in process.stdout:
