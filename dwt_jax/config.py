@@ -216,7 +216,7 @@ class Optimizer:
     """An optimizer with global-norm clipping and decoupled weight decay.
 
     - adamw: Loshchilov & Hutter 2019.
-    - stable_adamw: AdamW whose update is clipped by its root mean square, per matrix (Wortsman et al. 2023).
+    - stable_adamw: AdamW whose update is clipped by its root mean square, per tensor (Wortsman et al. 2023).
     - muon: momentum orthogonalised by Newton-Schulz iterations for the kernels of layers and heads (Jordan
       et al. 2024), with updates of AdamW's size (Liu et al. 2025); AdamW for tables, norms, biases and
       classifiers.

@@ -52,7 +52,7 @@ LigoState = tuple[ligo.Maps, optax.OptState]
 
 @dataclass(frozen=True)
 class LigoConfig:
-    """How maps are trained. How the learning rate was chosen: docs/remapping.md, "Learned maps"."""
+    """How maps are trained. How the learning rate was chosen: docs/remapping.md."""
 
     steps: int = 100  # the paper's number
     learning_rate: float = 1e-4  # of Adam; falls to 0 along a cosine
