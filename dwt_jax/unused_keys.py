@@ -20,10 +20,10 @@ _KINDS_OF_SCHEDULE_KEYS: Kinds = {
     "decay_end": _DECAYS,
 }
 _KINDS_OF_SOURCE_KEYS: Kinds = {
-    "path": ("text", "jsonl", "tfds"),
+    "path": ("text", "jsonl", "parquet", "tfds"),
     "documents": ("text",),
     "blank_lines": ("text",),
-    "field": ("jsonl", "tfds"),
+    "field": ("jsonl", "parquet", "tfds"),
     "split": ("tfds",),
     "data_dir": ("tfds",),
 }

@@ -1,4 +1,4 @@
-"""Read documents from text files, JSON lines, TFDS and the corpus that comes with the package.
+"""Read documents from text files, JSON lines, Parquet, TFDS and the corpus that comes with the package.
 
 Everything streams: at most one document and a read buffer are in memory, and of a text file not even a
 document that is one long line. Files are read in the order of their sorted names, so that a source is the
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from dwt_jax.config import Source
 from dwt_jax.data.file_patterns import matching_files
+from dwt_jax.data.parquet import read_parquet_documents
 from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
 from dwt_jax.data.text_format import binary_format, check_line_ends
 from dwt_jax.errors import UserError, did_you_mean
@@ -54,6 +55,7 @@ def iter_documents(source: Source, on_bytes_read: OnBytesRead = _ignore_bytes_re
         "builtin": _read_json_documents,
         "text": _read_text_documents,
         "jsonl": _read_json_documents,
+        "parquet": _read_parquet_column,
         "tfds": _read_tfds_documents,
     }[source.kind]
     for document in reader(source, on_bytes_read):
@@ -155,6 +157,8 @@ def _reject_other_formats(path: Path, stream: io.BufferedReader) -> None:
     """Raise UserError if a stream begins as a file of another format, whose headers would be read as text."""
     if name := binary_format(stream.peek(512)):
         remedy = "the files in it (unpack it)" if "archive" in name else "text (convert it)"
+        if "Parquet" in name:
+            remedy = "text (kind 'parquet' of the source reads it)"
         raise UserError(f"{path}: is {name}, expected {remedy}")
 
 
@@ -322,6 +326,12 @@ def _parse_json_document(line: str, field: str, location: str) -> str:
         raise UserError(f"{location}: field '{field}' is a {type(text).__name__}, expected a string")
     # JSON may escape half of a surrogate pair, which UTF-8 cannot encode. Crawled text has such escapes.
     return _LONE_SURROGATE.sub("\ufffd", text) if "\\u" in line else text
+
+
+def _read_parquet_column(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
+    for path in source_files(source):
+        for text, location in read_parquet_documents(path, source.field, on_bytes_read):
+            yield text if isinstance(text, str) else _decode_utf8(text, location)
 
 
 def open_tfds(source: Source) -> tuple[Any, int]:
