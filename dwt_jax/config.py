@@ -24,9 +24,10 @@ class Schedule:
     - constant: stays at `value`.
     - linear, cosine: changes from `value` at `decay_start` (or the end of the warmup, if later) to
       `end` at `decay_end`, and stays at `end`.
-    - warmup_stable_decay: the same along `decay_type`; the name says that `decay_start` is late.
-    - piecewise: `value` before `decay_start`, `end` from there on (two stages). With `boundaries`: `value`
-      before the first of them, `boundary_values[i]` from `boundaries[i]` on.
+    - warmup_stable_decay: like linear and cosine, with the shape `decay_type` and usually a late
+      `decay_start`.
+    - piecewise: `value` before `decay_start`, `end` from `decay_start` on (two stages). With `boundaries`:
+      `value` before `boundaries[0]`, `boundary_values[i]` from `boundaries[i]` on.
     - until_matched (only for `distill.alpha_soft`): `value` times a factor that falls from 1 to 0 as
       the student's smoothed hard loss approaches the teacher's (see objectives/schedules.py).
     """
@@ -39,14 +40,14 @@ class Schedule:
     warmup_fraction: Annotated[float, SHARE] = 0.0
     decay_start: Annotated[float, SHARE] = 0.0
     decay_end: Annotated[float, SHARE] = 1.0
-    # warmup_stable_decay: how the rest of the decay falls with t, the share of it that is over. Named as in
-    # transformers' get_wsd_schedule; 1-sqrt is that of Hägele et al. 2024 (arXiv 2405.18392).
+    # warmup_stable_decay: shape of the decay, with the names of transformers' get_wsd_schedule. 1-sqrt: the
+    # value falls as 1 − √t, with t the elapsed share of the decay (Hägele et al. 2024, arXiv 2405.18392).
     decay_type: Literal["linear", "cosine", "1-sqrt"] = "linear"
-    boundaries: tuple[float, ...] = ()  # piecewise: where its stages begin, but for the first
-    boundary_values: tuple[float, ...] = ()  # piecewise: one value for each of the boundaries
+    boundaries: tuple[float, ...] = ()  # piecewise: start of each stage after the first
+    boundary_values: tuple[float, ...] = ()  # piecewise: value of each stage after the first
 
     def stage_values(self) -> tuple[float, ...]:
-        """Return the values between which the schedule changes, in their order."""
+        """Return the values that the schedule moves between, in order."""
         later_values: tuple[float, ...] = (self.end,)
         if self.kind in ("constant", "until_matched"):
             later_values = ()
@@ -67,7 +68,7 @@ class Source:
     field: str = "text"  # jsonl, parquet, tfds: the field or column that holds the text
     split: str = "train"  # tfds
     data_dir: str = ""  # tfds; empty: TFDS's default
-    weight: Annotated[float, POSITIVE] = 1.0  # how often its rows are repeated in one epoch of the mixture
+    weight: Annotated[float, POSITIVE] = 1.0  # how often each row occurs in one epoch of the mixture
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Tokenizer:
 
     path: str = ""  # a Hugging Face tokenizer directory or a vocab.txt; empty: train WordPiece
     vocab_size: int = 30522
-    alphabet_size: int = 0  # characters that get a token each, the most frequent; 0: all there is room for
+    alphabet_size: int = 0  # number of characters with a token of their own; 0: as many as fit
     lowercase: bool = True
     sample_megabytes: Annotated[float, POSITIVE] = 100.0  # amount of text to train the tokenizer on
 
@@ -87,23 +88,22 @@ EndToken = Literal["segments", "documents"]
 
 @dataclass(frozen=True)
 class Data:
-    """The training and validation text, and the rows of tokens made of it."""
+    """The training and validation text, and how it is packed into rows of tokens."""
 
-    path: str = ""  # prepared rows; empty: they are prepared on first use, in the cache
+    path: str = ""  # directory of prepared rows; empty: prepare them in the cache on first use
     sources: tuple[Source, ...] = (Source(),)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     sequence_length: Annotated[int, at_least(8)] = 128
-    # What a row holds. wrapped: text to its end, continued in the next row; packed: whole sentences;
+    # Content of a row. wrapped: text that continues in the next row; packed: whole sentences;
     # sentence: one sentence.
     row_mode: RowMode = "wrapped"
-    # Where the end token ([SEP]) stands. segments: behind every text of a row; documents: only where a
-    # document ends, so that a model of next tokens does not learn to end where rows do.
+    # Position of the end token ([SEP]). segments: after every segment of a row; documents: only at the end
+    # of a document, so that a causal model does not learn to end a text at the end of a row.
     end_token: EndToken = "segments"
     # Fraction of the documents, selected by a hash of their text.
     validation_fraction: Annotated[float, OPEN_SHARE] = 0.01
-    # Keep one sentence of every n (the paper's corpus: 4).
-    sentence_stride: Annotated[int, at_least(1)] = 1
-    # Largest share of a source's text that may be lost in the tokenizer; more is an error.
+    sentence_stride: Annotated[int, at_least(1)] = 1  # keep one sentence of every n (the paper's corpus: 4)
+    # Maximum share of a source's text that the tokenizer may drop; a larger share is an error.
     max_lost_share: Annotated[float, SHARE] = 0.01
     prefetch: Annotated[int, at_least(1)] = 2  # batches read ahead
 
@@ -124,21 +124,21 @@ class Mlm:
 class Teacher:
     """The frozen model, or models, that the student is distilled from."""
 
-    path: str = ""  # a model or run directory; empty: no teacher, or those of `paths`
+    path: str = ""  # a model or run directory; empty: no teacher, or the teachers in `paths`
     # Several teachers instead: the student is distilled from the mean of their probabilities.
     paths: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()  # of the teachers of `paths`, relative; empty: equal
-    # Dtype in which its weights are stored on the devices; auto: precision.compute_dtype.
+    weights: tuple[float, ...] = ()  # relative weights of the teachers in `paths`; empty: equal weights
+    # Dtype of the teacher's weights on the devices; auto: precision.compute_dtype.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @property
     def model_paths(self) -> tuple[str, ...]:
-        """Paths of all teachers; empty without one."""
+        """Paths of all teachers; empty if there is none."""
         return (self.path,) if self.path else self.paths
 
     @property
     def path_key(self) -> str:
-        """Key of the config that names them."""
+        """Config key that names the teachers."""
         return "teacher.path" if self.path else "teacher.paths"
 
 
@@ -146,19 +146,19 @@ class Teacher:
 class Init(GrowthOptions):
     """Initialisation of the student from a smaller model, grown to the student's size (see remap/).
 
-    `split`, `noise`, `new_tokens`, `new_positions` and `new_layers` are those of `GrowthOptions`.
+    `split`, `noise`, `new_tokens`, `new_positions` and `new_layers` are inherited from `GrowthOptions`.
     """
 
-    method: str = ""  # a method of remap/methods.py, or 'depth+method'; empty: a new model
-    from_: str = ""  # the key `from` of a config: a model or run directory; empty: teacher.path
+    method: str = ""  # a method of remap/methods.py, or 'depth+method'; empty: random weights
+    from_: str = ""  # config key `from`: a model or run directory; empty: teacher.path
     # A gate m of a model with gated_layers or weighted_norm has the effective value m + (1 − m)·s, where
     # s rises linearly from 0 to 1 over this fraction of the run. After that all gates are 1.
     gate_warmup: Annotated[float, SHARE] = 0.1
     # Updates of new entries and of duplicates are scaled by a factor that rises from 0 to 1 over this
     # fraction of the run.
     new_param_warmup: Annotated[float, SHARE] = 0.0
-    # Step of the run `from` at which `dwt remap-run`, which sets this, grew it; `gate_warmup` and
-    # `new_param_warmup` are then shares of the remaining steps. 0: grown before the first step.
+    # Step at which the run `from` was grown, set by `dwt remap-run`. `gate_warmup` and `new_param_warmup`
+    # are then fractions of the remaining steps. 0: grown before the first step.
     step: Annotated[int, at_least(0)] = 0
     learning_steps: Annotated[int, at_least(1)] = 100  # method=ligo: training steps of the growth operator
 
@@ -167,7 +167,7 @@ class Init(GrowthOptions):
 class Distill:
     """The distillation objective L = alpha_hard·H + alpha_soft·S (see objectives/distillation.py)."""
 
-    preset: str = "custom"  # a preset of presets.py, whose values the config may override
+    preset: str = "custom"  # a preset in presets.py; the config may override its values
     alpha_hard: Schedule = field(default_factory=Schedule)
     alpha_soft: Schedule = field(default_factory=Schedule)
     temperature: Schedule = field(default_factory=Schedule)
@@ -177,24 +177,24 @@ class Distill:
     token_selection: Literal["all", "teacher_better", "entropy"] = "all"
     # token_selection=entropy: fraction dropped, lowest teacher entropy first.
     drop_fraction: Annotated[float, SHARE] = 0.15
-    # Rows whose logits are in memory at once; 0: by memory, see fused_lm_loss.py.
+    # Rows whose logits are in memory at once; 0: automatic, see fused_lm_loss.py.
     loss_chunk_rows: Annotated[int, at_least(0)] = 0
-    # until_matched compares the student's loss, computed with dropout, with the teacher's without.
-    # Nats above the teacher's loss down to which the weight is `value`.
+    # until_matched compares the student's loss (with dropout) with the teacher's loss (without dropout).
+    # Nats above the teacher's loss, below which the weight falls.
     match_margin: Annotated[float, POSITIVE] = 0.5
-    gap_ema_decay: Annotated[float, DECAY] = 0.99  # decay of the moving average of that difference
+    gap_ema_decay: Annotated[float, DECAY] = 0.99  # decay of the moving average of this loss gap
 
 
 @dataclass(frozen=True)
 class Train:
     """Length of the run, batch size, checkpoints, logging and evaluation."""
 
-    steps: Annotated[int, at_least(0)] = 0  # 0: from epochs
+    steps: Annotated[int, at_least(0)] = 0  # 0: computed from `epochs`
     epochs: Annotated[float, at_least(0)] = 0.0
     batch_size: Annotated[int, at_least(1)] = 128  # rows per step, over all devices and microbatches
-    # Rows per step of the stages before the full batch, increasing: they divide the first
-    # `batch_ramp_fraction` of the steps equally. [4, 8] and 0.3: 4 rows in the first 15 % of the steps, 8 to
-    # 30 %, then batch_size. LiGO and `dwt compile` always have batch_size rows.
+    # Increasing numbers of rows per step for the stages before the full batch. The stages divide the first
+    # `batch_ramp_fraction` of the steps equally. Example: [4, 8] and 0.3 give 4 rows up to 15 % of the
+    # steps, 8 rows up to 30 %, then batch_size rows. LiGO and `dwt compile` always use batch_size rows.
     batch_ramp: tuple[int, ...] = ()
     batch_ramp_fraction: float = 0.0
     gradient_accumulation_steps: Annotated[int, at_least(1)] = 1  # microbatches per step
@@ -229,17 +229,17 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    weight_decay: Annotated[float, at_least(0)] = 0.01  # of matrices only
+    weight_decay: Annotated[float, at_least(0)] = 0.01  # of matrices and embedding tables only
     clip_norm: Annotated[float, at_least(0)] = 1.0  # 0: off
-    momentum: float = 0.95  # muon: decay of its momentum, which is Nesterov's
+    momentum: float = 0.95  # muon: decay of the Nesterov momentum
     ns_steps: Annotated[int, at_least(1)] = 5  # muon: Newton-Schulz iterations per step
-    # muon: learning rate of its AdamW as a multiple of `learning_rate`.
+    # muon: learning rate of its AdamW part, relative to `learning_rate`.
     adam_lr_ratio: Annotated[float, at_least(0)] = 1.0
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices per mesh axis; one axis may be -1, which stands for all remaining devices."""
+    """Devices per mesh axis; one axis may be -1 for all remaining devices."""
 
     data: int = -1
     fsdp: int = 1
@@ -248,13 +248,13 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Precision:
-    """How numbers are computed; parameters and optimizer state are float32."""
+    """Dtype and back end of the computation; parameters and optimizer state are always float32."""
 
-    # auto: bfloat16, but float32 on CPUs without bf16 instructions and where the environment has
-    # JAX_DEFAULT_MATMUL_PRECISION=float32, which run.json records
+    # auto: float32 on CPUs without bf16 instructions and with JAX_DEFAULT_MATMUL_PRECISION=float32 in the
+    # environment, otherwise bfloat16. run.json records the choice.
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Back end of attention, see docs/models.md. auto: splash on TPUs and cudnn on NVIDIA GPUs where they can
-    # compute student and teacher and rows have at least 1,024 tokens, else reference.
+    # Back end of attention, see docs/models.md. auto: splash on TPUs and cudnn on NVIDIA GPUs if they
+    # support student and teacher and rows have at least 1,024 tokens, otherwise reference.
     attention: Literal["auto", "reference", "cudnn", "splash"] = "auto"
 
 
@@ -263,7 +263,7 @@ class Config:
     """All settings of a pre-training run."""
 
     seed: Annotated[int, SEED] = 0
-    platform: Literal["any", "cpu", "gpu", "tpu"] = "any"  # fail if JAX runs on another
+    platform: Literal["any", "cpu", "gpu", "tpu"] = "any"  # fail if JAX runs on another platform
     model: ModelConfig = field(default_factory=default_model_config)
     data: Data = field(default_factory=Data)
     mlm: Mlm = field(default_factory=Mlm)

@@ -1,4 +1,4 @@
-"""The command line: one module a command. Imports of jax and the like happen inside `run` of a command."""
+"""The command line, one module per command. A command imports jax and other slow modules inside `run`."""
 
 import argparse
 import fcntl
@@ -34,7 +34,7 @@ from dwt_jax.errors import UserError, did_you_mean
 
 
 class Command(Protocol):
-    """What a module of this package defines. Its docstring is its help text."""
+    """The interface of a command's module. The module's docstring is the help text."""
 
     def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
         """Declare the flags of the command."""
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _degrade_streams() -> None:
-    """Let no character and no closed stream stop a run: what cannot be printed is replaced or dropped."""
+    """Keep a run alive if output fails: replace unprintable characters, drop writes to a closed stream."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -157,7 +157,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
 
 
 def _check_encoding(arguments: Sequence[str]) -> None:
-    """Raise UserError for an argument that is no text: it can be neither tokenized nor written to a file."""
+    """Raise UserError for an argument that is not valid text: it cannot be tokenized or written to a file."""
     for argument in arguments:
         if any("\udc80" <= char <= "\udcff" for char in argument):  # bytes that Python could not decode
             encoding = sys.getfilesystemencoding()

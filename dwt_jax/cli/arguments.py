@@ -8,7 +8,7 @@ from dwt_jax.errors import UserError
 from dwt_jax.files import user_path
 
 MODEL_HELP = "run directory or model directory"
-STEP_HELP = "checkpoint of a run to read, by its step (default: the latest)"
+STEP_HELP = "step of the run's checkpoint to read (default: the latest)"
 
 
 def add_config_argument(
@@ -55,7 +55,7 @@ def add_growth_arguments(parser: argparse.ArgumentParser) -> None:
         "--new-layers",
         choices=("copy", "zero"),
         default="",
-        help="added layers: copies, or copies that add 0 (default: as the method says)",
+        help="added layers: copy, or copy and set the residual output to 0 (default: set by the method)",
     )
 
 
@@ -89,7 +89,7 @@ def init_overrides(
     requested = {f"init.{key}": value for key, value in flags.items() if value}
     for key, value in requested.items():
         if overrides.get(key, value) != value:
-            raise UserError(f"--config.{key} is {overrides[key]!r}, expected {value!r} as another flag says")
+            raise UserError(f"--config.{key} is {overrides[key]!r}, expected {value!r} from another flag")
     return {**overrides, **requested}
 
 
@@ -102,14 +102,14 @@ def reject_init_step(overrides: Mapping[str, str]) -> None:
 
 
 def path_argument(text: str) -> Path:
-    """Type of a flag: a path. An empty one, an unset variable of a shell, is not the current directory."""
+    """Parse a path flag. An empty path, e.g. from an unset shell variable, is an error."""
     if not text:
         raise argparse.ArgumentTypeError("is empty, expected a path")
     return user_path(text)
 
 
 def int_argument(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    """Type of a flag: an integer from `minimum` to `maximum`."""
+    """Return the type of a flag: an integer from `minimum` to `maximum`."""
 
     def parse(text: str) -> int:
         value = int(text)
@@ -124,7 +124,7 @@ def int_argument(minimum: int, maximum: int | None = None) -> Callable[[str], in
 
 
 def noise_argument(text: str) -> float:
-    """Type of a flag: a finite number that is not negative."""
+    """Parse a flag with a finite number that is not negative."""
     value = float(text)
     if not 0 <= value < float("inf"):
         expected = "a finite number" if value == float("inf") else "at least 0"

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    """Print what compiling reports. Exit status 3: the step does not fit in memory."""
+    """Compile the step and print the report. Exit status 3: the step does not fit in memory."""
     from dwt_jax import runtime_env
     from dwt_jax.config_loader import load_config
 

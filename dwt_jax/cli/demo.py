@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale",
         type=float,
         default=1.0,
-        help="factor on the steps and fine-tuning examples, for trials (default: 1)",
+        help="factor for the number of steps and of fine-tuning examples (default: 1)",
     )
 
 

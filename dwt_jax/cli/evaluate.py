@@ -11,30 +11,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help=MODEL_HELP)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--data", type=path_argument, help="prepared data directory (see dwt prepare): loss and accuracies"
+        "--data", type=path_argument, help="prepared data directory (see dwt prepare); prints loss and accuracies"
     )
     source.add_argument(
         "--pairs",
         type=_pairs_argument,
-        help="folder or zip archive of minimal pairs (*.jsonl of BLiMP, *.txt of Zorro), or 'grammar', pairs "
-        "in words of the built-in corpus: accuracy without training",
+        help="folder or zip archive of minimal pairs (*.jsonl of BLiMP, *.txt of Zorro), or 'grammar' for "
+        "generated pairs in words of the built-in corpus; prints the zero-shot accuracy",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="rows per batch (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument(
-        "--max-pairs", type=int, default=0, help="first pairs of each paradigm to score (default: all)"
+        "--max-pairs", type=int, default=0, help="maximum pairs per paradigm, the first ones (default: all)"
     )
     parser.add_argument(
         "--pll",
         choices=("word-l2r", "original"),
-        help="what is masked with a token of a pair's sentence: the later tokens of its word too, or nothing "
-        "else (default: word-l2r)",
+        help="masking of the pseudo log-likelihood: word-l2r masks a token and the later tokens of its word, "
+        "original masks the token only (default: word-l2r)",
     )
     parser.add_argument(
         "--normalize-length", action="store_true", help="divide a sentence's score by its number of tokens"
     )
     parser.add_argument(
-        "--out", type=path_argument, help="JSON file of the pairs' scores; the same command resumes from it"
+        "--out", type=path_argument, help="JSON file of the scores; rerun the same command to resume from it"
     )
 
 
@@ -81,7 +81,7 @@ def _evaluate_data(options: argparse.Namespace) -> None:
         value = format_float(metrics["loss_per_byte"], 4)
         print(f"loss per byte   {value} nats (of masked tokens, no code length)")
     else:
-        print("loss per byte   unknown: the rows are of an earlier dwt prepare, which counted no bytes")
+        print("loss per byte   unknown: an earlier version of dwt prepare, which did not count bytes, wrote the rows")
     print(f"accuracy        top-1 {metrics['top1_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}")
     print(f"computed from   {metrics['predictions']:,} predictions in {metrics['documents']:,} documents")
 

@@ -1,4 +1,4 @@
-"""Exit statuses of the command line, and which exception ends with which."""
+"""Exit statuses of the command line, and the exceptions that lead to them."""
 
 import os
 import signal
@@ -25,10 +25,10 @@ class EndedBySignal(KeyboardInterrupt):
 
 @contextmanager
 def raise_at_signals() -> Iterator[None]:
-    """Let SIGTERM, SIGHUP and SIGUSR1 end the block as Ctrl-C does, so that nothing half written is left.
+    """Make SIGTERM, SIGHUP and SIGUSR1 end the block as Ctrl-C does, so that no partial file is left.
 
-    Blocks inside that save and stop at a signal have handlers of their own. A second signal ends the
-    process at once. A signal that is ignored (nohup) remains so.
+    Inner blocks that save before they stop install their own handlers. A second signal ends the process
+    at once. An ignored signal (nohup) stays ignored.
 
     Raises:
         EndedBySignal: after a signal.

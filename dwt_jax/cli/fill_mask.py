@@ -1,4 +1,4 @@
-"""Print the most probable words for each mask of a text, to see what a model knows."""
+"""Print a masked model's most probable words for each mask of a text."""
 
 import argparse
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=False,
     )
     parser.add_argument(
-        "--task", help="arguments of the config, separated by commas: rte,cola,… (default: era)"
+        "--task", help="comma-separated tasks, the arguments of the config file: rte,cola,… (default: era)"
     )
 
 

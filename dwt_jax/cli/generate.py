@@ -1,4 +1,4 @@
-"""Continue texts with a model of next tokens, to see what it knows."""
+"""Continue texts with a causal language model."""
 
 import argparse
 
@@ -10,16 +10,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help=MODEL_HELP)
     parser.add_argument("texts", nargs="*", help="texts to continue (default: the lines of standard input)")
     parser.add_argument(
-        "--max-new-tokens", type=int_argument(1), default=40, help="length (default: %(default)s)"
+        "--max-new-tokens", type=int_argument(1), default=40, help="maximum new tokens (default: %(default)s)"
     )
     parser.add_argument(
         "--temperature",
         type=noise_argument,
         default=0.0,
-        help="of the distribution that tokens are drawn from; 0: the most probable token (default)",
+        help="sampling temperature; 0: always take the most probable token (default)",
     )
     parser.add_argument(
-        "--seed", type=int_argument(0, 2**32 - 1), default=0, help="of the draws (default: %(default)s)"
+        "--seed", type=int_argument(0, 2**32 - 1), default=0, help="random seed (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object for each text")
 

@@ -1,4 +1,4 @@
-"""Compare ways to begin a run and to use its teacher by short runs, and advise one."""
+"""Compare initialisations and uses of the teacher in short runs, and recommend one."""
 
 import argparse
 from pathlib import Path
@@ -11,19 +11,19 @@ from dwt_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_config_argument(parser, "config of the full run")
-    parser.add_argument("--teacher", required=True, help=f"smaller model, teacher and source: {MODEL_HELP}")
+    parser.add_argument("--teacher", required=True, help=f"smaller model, to learn and grow from: {MODEL_HELP}")
     parser.add_argument(
         "--budget",
         type=float,
         default=2.0,
-        help="steps of all runs of the pilot, at most, in full runs (default: 2)",
+        help="maximum steps of all short runs together, in full runs (default: 2)",
     )
     parser.add_argument(
         "--seeds",
         type=int_argument(1),
         default=1,
         metavar="N",
-        help="runs of each candidate and length, which share the budget (default: 1)",
+        help="seeds per candidate and length; their runs share the budget (default: 1)",
     )
     parser.add_argument(
         "--workdir",
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> int | None:
-    """Run the pilot, or go on with it, and print its table and its advice."""
+    """Run or resume the pilot, and print its table and recommendation."""
     import json
 
     from dwt_jax import runtime_env

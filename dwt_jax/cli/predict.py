@@ -16,22 +16,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "texts",
         nargs="?",
         type=path_argument,
-        help="file of lines (a pair: two texts with a tab between them), or a table with a header that is "
-        "named .tsv, .csv or .jsonl (default, and '-': standard input)",
+        help="file with an example per line (a pair: two texts separated by a tab), or a table with a header "
+        "in a .tsv, .csv or .jsonl file ('-': standard input, the default)",
     )
     parser.add_argument(
         "--format",
         choices=("lines", "tsv", "csv", "jsonl"),
-        help="of the texts (default: by the file's name)",
+        help="format of the file (default: from its suffix)",
     )
-    parser.add_argument("--text-column", default="", help="column of the text (default: that of the task)")
+    parser.add_argument("--text-column", default="", help="column of the text (default: the task's)")
     parser.add_argument(
-        "--text-pair-column", default="", help="column of a pair's second text (default: that of the task)"
+        "--text-pair-column", default="", help="column of a pair's second text (default: the task's)"
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="add the probability of each class, in columns p(CLASS)"
     )
-    parser.add_argument("--json", action="store_true", help="write JSON lines in place of TSV")
+    parser.add_argument("--json", action="store_true", help="write JSON lines instead of TSV")
     parser.add_argument("--out", type=path_argument, help="file to write (default: standard output)")
     parser.add_argument(
         "--batch-size", type=int_argument(1), default=64, help="texts per batch (default: %(default)s)"
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length",
         type=int_argument(3),
         default=0,
-        help="tokens of a text; longer ones are cut (default: the model's positions)",
+        help="maximum tokens of a text; longer texts are truncated (default: the model's maximum)",
     )
 
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    """Write the larger run, and print the report and the command that continues it."""
+    """Write the larger run, and print the report and the command to continue training."""
     from dwt_jax import config_loader, runtime_env
 
     overrides = init_overrides(options, overrides, options.method, options.run)

@@ -27,8 +27,8 @@ def write_directory_report(workdir: Path, out: Path | None = None) -> Path:
     """Write the report on a directory.
 
     Args:
-        workdir: directory of a study, or one with runs up to two levels below. Beside runs an optional
-            `study.json` names their roles, see docs/architecture.md.
+        workdir: directory of a study, or a directory with runs up to two levels below it, where an optional
+            `study.json` sets the roles of the runs (docs/architecture.md).
         out: another path ending in .html, or a directory.
 
     Returns:

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="study directory: runs, fine-tunings and the report",
     )
     parser.add_argument(
-        "--index", type=int, help="run only the job of this number in --list (for job arrays)"
+        "--index", type=int, help="run only the job with this number in --list (for job arrays)"
     )
     parser.add_argument("--list", action="store_true", help="print the jobs and their status")
     parser.add_argument(

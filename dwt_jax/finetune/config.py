@@ -1,4 +1,4 @@
-"""Config of a fine-tuning as frozen dataclasses, and its validation. Does not import jax."""
+"""Config of a fine-tuning as frozen dataclasses, and its validation. This module does not import jax."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -34,14 +34,14 @@ class Examples:
     # kind=files: .tsv or .csv with a header, or .jsonl; possibly .gz, .bz2, .xz, .zst
     train: str = ""
     dev: str = ""
-    test: str = ""  # without labels; empty: no test split; may be given later
+    test: str = ""  # without labels; empty: no test split; can be added later
     text_column: str = "sentence"
     text_pair_column: str = ""  # column of the second text of a pair; empty: single texts
     label: str = "label"  # column of the label
-    labels: tuple[str, ...] = ()  # classes in output order; empty: those of the training file, sorted
+    labels: tuple[str, ...] = ()  # classes in output order; empty: the sorted classes of the training file
     regression: bool = False  # labels are numbers
-    metrics: tuple[str, ...] = ()  # empty: the task's; files: accuracy, or pearson and spearman
-    # Random subset of the training split, the same for every seed; 0: all.
+    metrics: tuple[str, ...] = ()  # empty: the task's metrics; for files accuracy, or pearson and spearman
+    # Size of a random training subset, equal for all seeds; 0: all examples.
     max_train_examples: Annotated[int, at_least(0)] = 0
 
 
@@ -53,13 +53,12 @@ class Recipe:
     batch_size: Annotated[int, at_least(1)] = 32
     # Tokens of an example, at most the model's positions; longer ones are truncated.
     max_length: Annotated[int, at_least(MIN_SEQUENCE_LENGTH)] = 128
-    # Number of padded lengths, in equal steps up to max_length.
-    buckets: Annotated[int, at_least(1)] = 4
-    group_by_length: bool = False  # batch examples of similar length: less padding, another order
-    # Of hidden states, attention probabilities and the classifier's input.
+    buckets: Annotated[int, at_least(1)] = 4  # number of padded lengths, in equal steps up to max_length
+    group_by_length: bool = False  # batch examples of similar length: less padding, different order
+    # Rate for hidden states, attention probabilities and classifier input.
     dropout: Annotated[float, Limit("from 0 to 0.99", lambda rate: 0 <= rate <= 0.99)] = 0.1
-    seeds: tuple[int, ...] = (0, 1, 2)  # of the new weights, the order of the examples and dropout
-    # Seeds trained at once (vmap); 0: as many as fit in memory, on CPU one.
+    seeds: tuple[int, ...] = (0, 1, 2)  # determine new weights, example order and dropout
+    # Seeds trained at once (vmap); 0: as many as fit in memory, one on CPU.
     seeds_in_parallel: Annotated[int, at_least(0)] = 0
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
@@ -112,9 +111,9 @@ def load_task_configs(spec: str, tasks: str | None, overrides: Mapping[str, str]
         return [load_finetune_config(spec, overrides)]
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
-        raise UserError(f"--task is {tasks!r}, expected tasks by name (without it: the config's own)")
+        raise UserError(f"--task is {tasks!r}, expected names of tasks (omit the flag for the config's own task)")
     if split_spec(spec)[1]:
-        raise UserError(f"--task: {spec} has an argument already, expected one of the two")
+        raise UserError(f"--task: {spec} already has an argument, expected only one of the two")
     if len(set(names)) < len(names):
         raise UserError(f"--task is {tasks!r}, expected each task once")
     return [load_finetune_config(f"{spec}:{name}", overrides) for name in names]
@@ -164,19 +163,19 @@ def _example_problems(examples: Examples) -> Iterator[str]:
     if tasks is not None and examples.task not in tasks:
         yield f"examples.task is {examples.task!r}{did_you_mean(examples.task, tasks)}"
     if not re.fullmatch(r"\w[\w.-]*", examples.task):
-        yield f"examples.task is {examples.task!r}, expected the name of a folder"
+        yield f"examples.task is {examples.task!r}, expected a valid folder name"
     if examples.task in RESERVED_NAMES:
-        yield f"examples.task is {examples.task!r}, expected another name: that one is reserved"
+        yield f"examples.task is {examples.task!r}, expected another name: this one is reserved"
     if examples.kind == "glue" and not examples.path:
         yield "examples.path is empty, expected the folder that contains CoLA/, SST-2/, …"
     if examples.kind == "files":
         for key in ("train", "dev", "text_column", "label"):
             if not getattr(examples, key):
-                yield f"examples.{key} is empty, expected one for kind 'files'"
+                yield f"examples.{key} is empty, expected a value for kind 'files'"
         if examples.regression and examples.labels:
             yield f"examples.labels is {list(examples.labels)}, expected none for a regression"
         if len(examples.labels) == 1 or len(set(examples.labels)) < len(examples.labels):
-            yield f"examples.labels is {list(examples.labels)}, expected at least two, or none"
+            yield f"examples.labels is {list(examples.labels)}, expected at least two different labels, or none"
     is_regression = examples.task == "stsb" if tasks is GLUE_TASKS else examples.regression
     for metric in examples.metrics:
         if metric not in METRIC_KINDS:

@@ -336,7 +336,7 @@ def test_sentences_are_evenly_spaced_in_an_address():
     [
         ({"examples.task": "rta"}, "examples.task is 'rta'; did you mean"),
         ({"examples.kind": "glu"}, "examples.kind is 'glu'; did you mean 'glue'"),
-        ({"examples.task": "../x", "examples.kind": "files"}, "expected the name of a folder"),
+        ({"examples.task": "../x", "examples.kind": "files"}, "expected a valid folder name"),
         ({"examples.task": "results.json", "examples.kind": "files"}, "expected another name"),
         ({"examples.kind": "files", "examples.task": "x"}, "examples.train is empty"),
         ({"examples.kind": "glue", "examples.task": "rte"}, "examples.path is empty"),
