@@ -101,14 +101,14 @@ def _init_problems(config: Config) -> Iterator[str]:
             yield f"init.method is {init.method!r}, expected init.from or teacher.path to name a model"
     elif init != Init():
         key = next(f.name for f in fields(init) if getattr(init, f.name) != f.default)
-        yield f"init.{key.rstrip('_')} is set, expected init.method to say how (it is empty)"
+        yield f"init.{key.rstrip('_')} is set, expected init.method to name a method (it is empty)"
     if init.step and config.train.steps and init.step >= config.train.steps:
         yield f"init.step is {init.step}, expected less than train.steps ({config.train.steps})"
 
 
 def _schedule_problems(schedule: Schedule, name: str) -> Iterator[str]:
     if schedule.kind == "until_matched" and name != "distill.alpha_soft":
-        yield f"{name}.kind is 'until_matched', expected that for distill.alpha_soft only"
+        yield f"{name}.kind is 'until_matched', expected another kind (it is for distill.alpha_soft only)"
     if schedule.kind in ("linear", "cosine", "warmup_stable_decay"):
         start = max(schedule.decay_start, schedule.warmup_fraction)
         if schedule.decay_end <= start:
@@ -132,7 +132,7 @@ def _stage_problems(schedule: Schedule, name: str) -> Iterator[str]:
     if boundaries and schedule.kind != "piecewise":
         yield f"{name}.kind is {schedule.kind!r}, expected 'piecewise' with boundaries"
     if boundaries and (schedule.end, schedule.decay_start) != (Schedule.end, Schedule.decay_start):
-        yield f"{name}.end or decay_start is set, expected neither beside boundaries"
+        yield f"{name}.end or decay_start is set, expected neither together with boundaries"
     is_increasing = all(a < b for a, b in itertools.pairwise((0, *boundaries, 1)))
     if boundaries and not is_increasing:
         yield f"{name}.boundaries is {list(boundaries)}, expected increasing shares above 0 and below 1"
@@ -146,7 +146,7 @@ TEACHER_WEIGHTS = (1e-30, 1e30)
 
 def _teacher_problems(teacher: Teacher) -> Iterator[str]:
     if teacher.path and teacher.paths:
-        yield f"teacher.paths is {list(teacher.paths)}, expected teacher.path to be empty beside it"
+        yield f"teacher.paths is {list(teacher.paths)}, expected only one of teacher.path and teacher.paths"
     if not all(teacher.paths):
         yield f"teacher.paths is {list(teacher.paths)}, expected model or run directories"
     if teacher.weights and len(teacher.weights) != len(teacher.paths):
@@ -204,14 +204,14 @@ def _training_problems(config: Config) -> Iterator[str]:
     if scheme and scheme[0] != "gs:/":
         yield f"train.checkpoint_path begins with {scheme[0]}, expected a directory or gs://…"
     elif train.checkpoint_path and not train.checkpoint_path.startswith(("/", "~", "gs://")):
-        yield f"train.checkpoint_path is {train.checkpoint_path!r}, expected a whole path, from / or ~ on"
+        yield f"train.checkpoint_path is {train.checkpoint_path!r}, expected an absolute path (from / or ~)"
     yield from optimizer_problems(config.optimizer, "optimizer")
     yield from _learning_rate_problems(config.optimizer)
     yield from _batch_problems(config)
 
 
 def _learning_rate_problems(optimizer: Optimizer) -> Iterator[str]:
-    """The step relies on updates that cannot overflow."""
+    """Yield one line for each value with which an update may overflow; the step relies on finite updates."""
     rate, key = max(optimizer.learning_rate.stage_values()), "optimizer.learning_rate"
     if optimizer.kind == "muon" and optimizer.adam_lr_ratio > 1:
         rate, key = rate * optimizer.adam_lr_ratio, f"{key} x optimizer.adam_lr_ratio"

@@ -1,4 +1,4 @@
-"""Run config files, which may import the modules that lie beside them."""
+"""Run config files. A config file may import modules from its own directory."""
 
 import importlib.util
 import sys
@@ -32,11 +32,11 @@ _FINDER: Any = SimpleNamespace(find_spec=_find_spec)
 
 @contextmanager
 def importable_neighbors(directory: Path) -> Iterator[None]:
-    """Let `import NAME` find NAME.py and NAME/__init__.py of a folder first, within the block.
+    """Within the block, let `import NAME` search a folder first for NAME.py and NAME/__init__.py.
 
-    The imported modules are forgotten at the end, and those of an enclosing block are hidden, so configs in
-    two folders do not get each other's neighbors of one name. sys.path is not changed. No bytecode is
-    written: Python compares modification times in seconds and would miss an edit within one.
+    At the end the imported modules are removed from sys.modules. Modules of an enclosing block are hidden,
+    so configs in two folders can import different modules of the same name. sys.path is not changed. No
+    bytecode is written: Python compares modification times in seconds and would miss an edit within one.
     """
     hidden = _forget_modules({name for _, names in _scopes for name in names})
     bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True

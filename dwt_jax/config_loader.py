@@ -139,7 +139,7 @@ def read_config_file(spec: str) -> Mapping[str, Any]:
     """Run a config file, which may import the modules beside it, and return the result of its `get_config`.
 
     Args:
-        spec: `path` or `path:arg`. A path configs/… that does not exist is that of the package.
+        spec: `path` or `path:arg`. A path configs/… that does not exist is looked up in the package.
 
     Raises:
         UserError: the file is missing, fails, or returns no mapping.
@@ -172,8 +172,8 @@ def read_config_file(spec: str) -> Mapping[str, Any]:
 def split_spec(spec: str) -> tuple[str, str]:
     """Divide `path:arg` into the path of a config file, which may have colons, and the argument or ''.
 
-    The path is the shortest that is a file; without one, the shortest that ends with .py, or all to the first
-    colon.
+    The path is the shortest prefix that is a file; without one, the shortest that ends with .py, or
+    everything before the first colon.
     """
     parts = spec.split(":")
     divisions = [(":".join(parts[:end]), ":".join(parts[end:])) for end in range(1, len(parts) + 1)]

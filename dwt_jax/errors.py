@@ -20,13 +20,13 @@ class ReportedElsewhere(UserError):
 
 
 class SaveFailed(Exception):
-    """Something could not be written, for a reason outside of the program; what was complete is intact."""
+    """A write failed for a reason outside of the program. Files that were complete before are intact."""
 
 
 def out_of_space_reason(error: BaseException | None) -> str:
-    """Return why a file could not be written if that is a full disk, a quota or a limit of its size, else ''.
+    """Return the reason if a write failed for a full disk, a quota or a file size limit, else ''.
 
-    Causes are searched too. Libraries have exceptions of their own, so their messages are read.
+    Chained exceptions are searched too. Libraries raise their own types, so messages are compared as well.
     """
     while error is not None:
         for number in _OUT_OF_SPACE_ERRNOS:

@@ -40,9 +40,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path, recursive: bool = True) -> None:
-    """Wait until a file, or a directory with all that is in it, is on the disk.
+    """Flush a file, or a directory and its contents, to disk.
 
-    Without it a rename may reach the disk before the content does, and a power cut leaves empty files.
+    Without this a rename may reach the disk before the content, and a power cut leaves empty files.
 
     Args:
         path: the file or directory.
@@ -62,10 +62,10 @@ def sync(path: Path, recursive: bool = True) -> None:
 
 @contextmanager
 def sync_if_supported(path: Path) -> Iterator[None]:
-    """Ignore that a file system cannot sync, and let other errors name the file.
+    """Ignore the error of a file system that cannot sync, and add the path to other errors.
 
     Args:
-        path: what the block syncs.
+        path: the file or directory that the block syncs.
     """
     try:
         yield
@@ -115,10 +115,10 @@ def _is_link_loop(path: Path) -> bool:
 
 
 def resolve_output_file(out: Path) -> Path:
-    """Resolve the path of a file given as --out: `~` and symbolic links, of which the target is written.
+    """Resolve the path of a file given as --out: expand `~` and follow symbolic links to the file to write.
 
     Raises:
-        UserError: it is a directory, or a device or a pipe, which a rename would replace, or in no directory.
+        UserError: the path is a directory, a device or a pipe (a rename would replace it), or has no parent.
     """
     path, problem = user_path(out), ""
     if path.is_dir():
@@ -142,12 +142,12 @@ _SYSTEM_NAMES = (  # patterns, in lower case
 
 
 def is_system_name(name: str) -> bool:
-    """Return whether file systems or file managers put files or folders of this name anywhere."""
+    """Return whether file systems or file managers create files or folders of this name."""
     return any(fnmatchcase(name.lower(), pattern) for pattern in _SYSTEM_NAMES)
 
 
 def list_directory(path: Any) -> list[Any]:
-    """Return what a directory holds, without what file systems and file managers put there.
+    """List a directory, without the entries that file systems and file managers create.
 
     Args:
         path: a Path, or an epath of an object store.
@@ -263,8 +263,8 @@ def atomic_dir(out: Path) -> Iterator[Path]:
 def commit_dir(partial: Path, out: Path) -> bool:
     """Sync `partial` and move it to `out`. Returns False if `out` is not an empty directory by now.
 
-    It is renamed. Where `out` is a directory that cannot be replaced, the contents are moved into it, those
-    that were modified last at the end: they mark a directory as complete.
+    The directory is renamed. If `out` cannot be replaced, the contents are moved into it in order of
+    modification time: the file that was written last marks a directory as complete.
     """
     sync(partial)
     try:
@@ -291,7 +291,7 @@ _CANNOT_REPLACE = (
 
 
 def is_empty_dir(path: Path) -> bool:
-    """Return whether a directory has no content but what a file system or `atomic_dir` puts there."""
+    """Return whether a directory is empty, except for entries of a file system or of `atomic_dir`."""
     prefix = _partial_prefix(path)
     return all(child.name.startswith(prefix) for child in list_directory(path))
 

@@ -11,7 +11,7 @@ shown_bars: list[Any] = []
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to the standard error of the moment. A write that fails raises, as `print` does."""
+    """Writes to the current standard error. A write that fails raises, as `print` does."""
 
     prefix = ""
 
@@ -28,11 +28,11 @@ _handler = _StderrHandler()
 
 
 def set_process(index: int, has_own_log: bool) -> None:
-    """Let process 0 of several show messages, and the others warnings and errors, with their index.
+    """Let process 0 show all messages, and other processes warnings and errors only, with their index.
 
     Args:
         index: index of this process.
-        has_own_log: whether this process writes to a log file of its own, which gets the messages too.
+        has_own_log: whether this process writes to its own log file, which also gets the messages.
     """
     logger.setLevel(logging.INFO if index == 0 or has_own_log else logging.WARNING)
     _handler.prefix = f"process {index}: " if index else ""

@@ -1,4 +1,4 @@
-"""Read files of model directories that others made, which are not trusted.
+"""Read files of untrusted model directories.
 
 Every file of such a directory (config, weights, tokenizer, card) is read only after `is_model_file` has
 checked it: a regular file, inside of the directory, of bounded size. In the Hugging Face Hub's cache the
@@ -96,12 +96,12 @@ def describe_missing_path(path: str | Path, kind: str = "directory") -> str:
     name = str(path)
     text = f"{name}: no such {kind}"
     if _HUB_NAME.fullmatch(name):
-        text += f" (a name on the Hugging Face Hub is not looked up: hf download {name} --local-dir DIR)"
+        text += f" (names on the Hugging Face Hub are not looked up: hf download {name} --local-dir DIR)"
     return text
 
 
 def describe_hub_cache(directory: Path) -> str:
-    """Return what a folder of the Hub's cache is, other than a snapshot; "" for other directories."""
+    """Describe a folder of the Hub's cache that is not a snapshot; "" for other directories."""
     if snapshots := sorted(path for path in directory.glob("snapshots/*") if path.is_dir()):
         return f"the Hub's cache of a model, whose files are in {' or '.join(map(str, snapshots[:3]))}"
     if caches := sorted(directory.glob("models--*")):
@@ -110,7 +110,7 @@ def describe_hub_cache(directory: Path) -> str:
 
 
 def describe_weights(directory: Path) -> str:
-    """Return what a directory without readable weights holds instead, or "" if nothing is known of it."""
+    """Describe what a directory without readable weights holds instead; "" if it is not recognised."""
     if cache := describe_hub_cache(directory):
         return cache
     if checkpoint := _describe_checkpoint(directory.absolute()):
@@ -120,12 +120,12 @@ def describe_weights(directory: Path) -> str:
             return f"has {files[0].name}, {kind}"
     for pattern in ("*/model.safetensors*", "*/pytorch_model.bin*"):
         if files := sorted(directory.glob(pattern)):
-            return f"no weights but those of its folder {files[0].parent.name}"
+            return f"no weights except in its folder {files[0].parent.name}"
     return ""
 
 
 def _describe_checkpoint(directory: Path) -> str:
-    """Return which run's checkpoint a directory is, with the command that writes its model; "" for others."""
+    """Name the run of a checkpoint directory, and the command that exports its model; "" for others."""
     step = directory.name if directory.name.isdigit() else ""
     checkpoints = directory.parent if step else directory
     run = checkpoints.parent

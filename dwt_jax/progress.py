@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, otherwise a log line every few seconds."""
+"""Progress of long jobs: a bar on a terminal, otherwise a log line every few seconds."""
 
 import logging
 import sys
@@ -63,12 +63,12 @@ class Progress:
     def advance(
         self, amount: int = 1, status: Callable[[], str] | None = None, eta: float | None = None
     ) -> None:
-        """Count work, and show the state if the last time is long ago.
+        """Add finished work, and show the state if it was last shown some time ago.
 
         Args:
             amount: amount of work since the last call.
-            status: called if the state is shown; returns what is measured. Default: the speed.
-            eta: seconds that the rest takes. Default: by the speed so far.
+            status: called if the state is shown; returns the text to show. Default: the speed.
+            eta: remaining seconds. Default: estimated from the speed so far.
         """
         self.done += amount
         now = time.perf_counter()

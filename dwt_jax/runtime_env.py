@@ -75,8 +75,8 @@ def backend_problem(error: BaseException) -> str:
             "machine (cpu, cuda, tpu), or JAX_PLATFORMS unset"
         )
     return (
-        f"JAX cannot use a device ({reason}), expected that no other process has it and that its plugin and "
-        "driver work, or JAX_PLATFORMS=cpu"
+        f"JAX cannot use a device ({reason}), expected one that no other process uses, with a working plugin "
+        "and driver, or JAX_PLATFORMS=cpu"
     )
 
 
@@ -176,10 +176,10 @@ def cache_dir() -> Path:
 
 
 def make_cache_dir() -> Path:
-    """Return the cache directory, which exists then.
+    """Return the cache directory; create it if it does not exist.
 
     Raises:
-        UserError: it cannot be made or written to.
+        UserError: the directory cannot be created or written to.
     """
     path = cache_dir()
     try:

@@ -18,7 +18,7 @@ def format_count(count: float) -> str:
 
 
 def format_share(share: float) -> str:
-    """Format a share as '12.5 %', one of ten or more as '1,234 %'."""
+    """Format a share as '12.5 %', a share of ten or more as '1,234 %'."""
     return f"{share * 100:.3g} %" if share < 9.995 else f"{share * 100:,.0f} %"
 
 
@@ -48,7 +48,7 @@ def format_float(value: float, decimals: int, signed: bool = False) -> str:
 
 
 def format_with_error(value: float, error: float) -> str:
-    """Format a value as '5.7792 ± 0.0140', without an error that is not finite (a single document)."""
+    """Format a value as '5.7792 ± 0.0140'; omit an error that is not finite (a single document)."""
     return f"{format_float(value, 4)} ± {error:.4f}" if math.isfinite(error) else format_float(value, 4)
 
 

@@ -1,4 +1,4 @@
-"""Refuse keys of a config that have a value but no effect. This module does not import jax."""
+"""Reject config keys that are set but have no effect. This module does not import jax."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -58,7 +58,7 @@ def check_data_used(data: Data, overrides: Collection[str] = ()) -> Data:
 def keys_of_other_kinds(
     group: Any, name: str, kinds_of_keys: Kinds, default: Any, overrides: Collection[str]
 ) -> Iterator[str]:
-    """Yield one line for each key that has a value, but belongs to other values of `kind`.
+    """Yield one line for each key that is set but belongs to another value of `kind`.
 
     Args:
         group: a dataclass with the field `kind`.
@@ -90,10 +90,10 @@ def unused_optimizer_keys(optimizer: Optimizer, name: str, overrides: Collection
 
 def _schedule_problems(schedule: Schedule, name: str, overrides: Collection[str]) -> Iterator[str]:
     for problem in keys_of_other_kinds(schedule, name, _KINDS_OF_SCHEDULE_KEYS, Schedule(), overrides):
-        yield f"{problem}; a number in place of the group, {name}={schedule.value:g}, is a constant"
+        yield f"{problem}; for a constant, give a number instead of the group: {name}={schedule.value:g}"
     stages = schedule.boundaries, schedule.decay_start, schedule.warmup_fraction
     if schedule.kind == "piecewise" and not any(stages):
-        yield f"{name}.decay_start is 0, expected more than 0 with kind 'piecewise', where `end` begins"
+        yield f"{name}.decay_start is 0, expected more than 0 with kind 'piecewise': the start of `end`"
 
 
 def _data_problems(data: Data, overrides: Collection[str]) -> Iterator[str]:
@@ -115,7 +115,7 @@ def _tokenizer_problems(tokenizer: Tokenizer, overrides: Collection[str]) -> Ite
         return
     rules = dict.fromkeys(
         ("vocab_size", "alphabet_size", "sample_megabytes"),
-        "data.tokenizer.path empty with it (it is a setting of a tokenizer to train)",
+        "data.tokenizer.path empty with it (the setting is for training a tokenizer)",
     )
     if not _may_set_lowercase(user_path(tokenizer.path)):
         rules["lowercase"] = "data.tokenizer.path to be a vocab.txt without do_lower_case beside it"

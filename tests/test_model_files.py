@@ -148,7 +148,7 @@ def test_code_of_a_tokenizer_is_not_named_without_its_file(model, tmp_path, caps
         (["onnx.d/x", "model.onnx"], "a graph of ONNX"),
         (["refs/main", "blobs/0", "snapshots/abc/config.json"], "the Hub's cache .* in .*/snapshots/abc"),
         (["models--a--b/refs/main"], "the Hub's cache of models.*models--a--b/snapshots/REVISION"),
-        (["0_Transformer/model.safetensors"], "no weights but those of its folder 0_Transformer"),
+        (["0_Transformer/model.safetensors"], "no weights except in its folder 0_Transformer"),
         ([], "neither weights nor a run's checkpoints"),
     ],
     ids=str,

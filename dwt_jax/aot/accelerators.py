@@ -10,7 +10,7 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Specifications of one chip, from its vendor's data sheet; of a device where jax sees several in a chip.
+    """Vendor specifications of one chip, or of one device where jax sees several devices in a chip.
 
     Attributes:
         name: as in `--topology`.

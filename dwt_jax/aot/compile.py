@@ -64,7 +64,7 @@ class CompiledStep(NamedTuple):
             alias no argument), `temporaries`, `generated_code` and their `total`. If the compiler ran out
             of memory: `available`, and `required` if its message has it.
         collectives: for each kind `count`, `bytes` and `bytes_sent` (by a chip) of a step.
-        trip_counts_known: False if a loop with collectives has an unknown trip count: it counts once.
+        trip_counts_known: False if a loop with collectives has an unknown trip count and is counted once.
         flops: FLOPs of a step by formula, over all chips.
         roofline_seconds: lower bounds on the time of a step at peak rates: `compute`, `memory`, `network`.
         compile_seconds: time that compiling took.
@@ -112,7 +112,7 @@ class CompileTarget(NamedTuple):
 def make_compile_target(config: Config, topology: str) -> CompileTarget:
     """Resolve a config and a topology into what to compile.
 
-    Of a batch ramp only the last stage is compiled, the full batch: it needs the most memory.
+    For a batch ramp only the last stage, the full batch, is compiled: it needs the most memory.
 
     Raises:
         UserError: the topology is unknown, the mesh does not fit it, its compiler is not installed, or
@@ -187,7 +187,7 @@ def _load_teacher_config(path: str, vocab_size: int) -> ModelConfig:
         model = config_loader.load_model_config(path)
     else:
         raise UserError(
-            f"teacher.path: no {file}, expected a run, a model directory or the config of one: x.py:teacher"
+            f"teacher.path: no {file}, expected a run, a model directory or a config file, e.g. x.py:teacher"
         )
     return dataclasses.replace(model, vocab_size=vocab_size)
 
@@ -332,7 +332,7 @@ def _describe_model(model: ModelConfig) -> str:
 
 
 def find_largest_batch(target: CompileTarget, batch_size: int) -> tuple[CompiledStep | None, CompiledStep]:
-    """Search the largest batch that fits, to a sixteenth, by doubling or halving and then bisection.
+    """Find the largest batch that fits, to within 1/16, by doubling or halving and then bisection.
 
     Args:
         target: what to compile.

@@ -16,7 +16,7 @@ def compile_command(config: Config, topology: str, as_json: bool, max_batch: boo
         config: the config of the run.
         topology: e.g. "v5e:4x4".
         as_json: print JSON instead of a text report.
-        max_batch: search the largest batch that fits, instead of the config's.
+        max_batch: search for the largest batch that fits, instead of using the config's.
 
     Returns:
         The exit status: 0, or 3 if the step does not fit (with max_batch: not even one row per chip).

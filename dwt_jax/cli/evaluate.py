@@ -11,7 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help=MODEL_HELP)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--data", type=path_argument, help="prepared data directory (see dwt prepare); prints loss and accuracies"
+        "--data",
+        type=path_argument,
+        help="prepared data directory (see dwt prepare); prints loss and accuracies",
     )
     source.add_argument(
         "--pairs",
@@ -81,7 +83,9 @@ def _evaluate_data(options: argparse.Namespace) -> None:
         value = format_float(metrics["loss_per_byte"], 4)
         print(f"loss per byte   {value} nats (of masked tokens, no code length)")
     else:
-        print("loss per byte   unknown: an earlier version of dwt prepare, which did not count bytes, wrote the rows")
+        print(
+            "loss per byte   unknown: an earlier version of dwt prepare wrote the rows and counted no bytes"
+        )
     print(f"accuracy        top-1 {metrics['top1_accuracy']:.2%}, top-5 {metrics['top5_accuracy']:.2%}")
     print(f"computed from   {metrics['predictions']:,} predictions in {metrics['documents']:,} documents")
 

@@ -11,7 +11,9 @@ from dwt_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_config_argument(parser, "config of the full run")
-    parser.add_argument("--teacher", required=True, help=f"smaller model, to learn and grow from: {MODEL_HELP}")
+    parser.add_argument(
+        "--teacher", required=True, help=f"smaller model, teacher and growth source: {MODEL_HELP}"
+    )
     parser.add_argument(
         "--budget",
         type=float,

@@ -111,7 +111,7 @@ def load_task_configs(spec: str, tasks: str | None, overrides: Mapping[str, str]
         return [load_finetune_config(spec, overrides)]
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
-        raise UserError(f"--task is {tasks!r}, expected names of tasks (omit the flag for the config's own task)")
+        raise UserError(f"--task is {tasks!r}, expected names of tasks (omit it for the config's own)")
     if split_spec(spec)[1]:
         raise UserError(f"--task: {spec} already has an argument, expected only one of the two")
     if len(set(names)) < len(names):
@@ -175,7 +175,7 @@ def _example_problems(examples: Examples) -> Iterator[str]:
         if examples.regression and examples.labels:
             yield f"examples.labels is {list(examples.labels)}, expected none for a regression"
         if len(examples.labels) == 1 or len(set(examples.labels)) < len(examples.labels):
-            yield f"examples.labels is {list(examples.labels)}, expected at least two different labels, or none"
+            yield f"examples.labels is {list(examples.labels)}, expected at least two different ones, or none"
     is_regression = examples.task == "stsb" if tasks is GLUE_TASKS else examples.regression
     for metric in examples.metrics:
         if metric not in METRIC_KINDS:

@@ -159,7 +159,7 @@ def test_teacher_config_is_read_from_config_run_or_model_directory(config, tmp_p
     (run / "config.json").write_text(json.dumps(sizes))
     assert aot_compile._load_teacher_config(str(run), 300).num_hidden_layers == 5
     assert aot_compile._load_teacher_config(str(run), 300).vocab_size == 300
-    with pytest.raises(UserError, match="expected a run, a model directory or the config of one"):
+    with pytest.raises(UserError, match="expected a run, a model directory or a config file"):
         aot_compile._load_teacher_config(str(tmp_path / "nothing"), 300)
 
 

@@ -128,7 +128,7 @@ def test_rows_of_an_earlier_version_have_no_count(decoder, capsys):
     finally:
         path.write_text(text)
     old = capsys.readouterr().out
-    unknown = "loss per byte   unknown: an earlier version of dwt prepare, which did not count bytes, wrote the rows"
+    unknown = "loss per byte   unknown: an earlier version of dwt prepare wrote the rows and counted no bytes"
     assert unknown in old
     assert "bits per byte   " in new
     differing = [pair for pair in zip(old.splitlines(), new.splitlines(), strict=True) if pair[0] != pair[1]]
