@@ -189,7 +189,7 @@ def test_a_checkpoint_in_place_of_its_run_is_named(tmp_path, monkeypatch, name, 
 def test_config_under_its_old_name_is_named(model):
     (model / "config.json").rename(model / "bert_config.json")
     with pytest.raises(
-        UserError, match=r"config\.json: no such file, expected bert_config\.json under that name"
+        UserError, match=r"config\.json: no such file, expected bert_config\.json to be renamed"
     ):
         load_checkpoint(model)
 

@@ -44,7 +44,7 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 
 class UnsupportedTokenizerError(UserError):
-    """A tokenizer that may be in order, but has no fast class here: Python code, or a missing package."""
+    """A possibly valid tokenizer without a usable fast class: it needs Python code or a missing package."""
 
 
 def load_auto_tokenizer(source: TokenizerFiles, lowercase: bool) -> Any:
@@ -52,13 +52,13 @@ def load_auto_tokenizer(source: TokenizerFiles, lowercase: bool) -> Any:
 
     Args:
         source: its files.
-        lowercase: for a vocab.txt whose settings do not say.
+        lowercase: whether to lower-case, for a vocab.txt whose settings do not say.
 
     Returns:
         A tokenizer of transformers, with a `backend_tokenizer`.
 
     Raises:
-        UserError: for whatever goes wrong; UnsupportedTokenizerError if there is no fast class for it.
+        UserError: the tokenizer cannot be loaded; UnsupportedTokenizerError if it has no fast class.
     """
     path, file = source.path, source.vocabulary_path
     class_name = source.tokenizer_class or _default_class(source)

@@ -1,4 +1,4 @@
-"""The batch ramp: how many rows each step of a run has, as a function of its settings.
+"""The batch ramp: the number of rows of each step, as a function of the run's settings.
 
 The stages divide `train.batch_ramp_fraction` of the steps equally; the other steps have `train.batch_size`
 rows. Without a ramp all steps have `train.batch_size` rows.
@@ -53,12 +53,12 @@ def count_rows(train: Train, step: int) -> int:
 def steps_for_rows(train: Train, rows: float) -> int:
     """Return the smallest number of steps, at least 1, that have `rows` rows or more.
 
-    The steps of a ramp are a share of all steps, so the number is searched for: a run with a step more has
-    more rows.
+    The length of the ramp depends on the number of steps, so the number is found by search: a run with more
+    steps has more rows.
 
     Args:
         train: its number of steps is not read.
-        rows: how many are to be trained on.
+        rows: number of rows to train on.
     """
     fewest = max(1, math.ceil(rows / train.batch_size))
     most = max(fewest, math.ceil(rows / min(train.batch_ramp, default=train.batch_size)))

@@ -1,4 +1,4 @@
-"""Hashes that identify rows: by the config and the input files, and by all that the rows depend on."""
+"""Hashes that identify rows: of the config and input files, or of everything that the rows depend on."""
 
 import dataclasses
 import hashlib
@@ -110,9 +110,9 @@ def _word_rule(path: str | Path, vocab: Vocabulary, lowercase: bool = True) -> d
 
 
 def role_tokens(vocab: Vocabulary) -> dict[str, str | None]:
-    """Return the token of each role, such as what begins and ends a text; None: there is none.
+    """Return the special token of each role, such as the begin token; None if there is none.
 
-    A tokenizer's digest has all tokens, but not their roles.
+    A tokenizer's digest covers all tokens, but not their roles.
     """
     ids = {role: getattr(vocab, f"{role}_id") for role in TOKEN_ROLES}
     return {role: vocab.tokens[i] if i >= 0 else None for role, i in ids.items()}

@@ -1,4 +1,4 @@
-"""Locate prepared rows: in `data.path`, behind a URL, or in the cache, where they are prepared if needed."""
+"""Locate prepared rows: at `data.path`, at a URL, or in the cache, where they are prepared if needed."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ def get_prepared(data: Data) -> Path:
         directory = _download(data.path) if "://" in data.path else user_path(data.path)
         _check_matches_config(directory, data)
         if _sources_differ(directory, data):
-            logger.info(f"data.path: using the rows of {directory} as prepared; data.sources is not read")
+            logger.info(f"data.path: using the prepared rows of {directory}; data.sources is ignored")
         return directory
     out = runtime_env.make_cache_dir() / f"data-{data_cache_key(data)}"
     if read_dataset_index(out) is None:
@@ -99,7 +99,7 @@ def _check_matches_config(directory: Path, data: Data) -> None:
 
 
 def _check_tokenizer_settings(tokenizer: Tokenizer, recorded: dict[str, Any], directory: Path) -> None:
-    """Raise UserError for a setting of a tokenizer to train that the rows do not have."""
+    """Raise UserError for a tokenizer training setting that differs from the rows'."""
     for name in ("vocab_size", "alphabet_size", "lowercase", "sample_megabytes"):
         value, default = getattr(tokenizer, name), getattr(Tokenizer, name)
         prepared_value = recorded.get(name, default)  # an earlier version may not have had the setting

@@ -36,7 +36,7 @@ def open_dataset(path: Path, split: str, weights: Sequence[float] | None = None)
     Args:
         path: what `dwt prepare` wrote.
         split: "train" or "held_out".
-        weights: for each source, how often each of its rows is in one epoch, by default 1; see
+        weights: for each source, how often each of its rows occurs in one epoch (default: 1); see
             `row_indices`.
 
     Raises:
@@ -50,7 +50,9 @@ def open_dataset(path: Path, split: str, weights: Sequence[float] | None = None)
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: no split '{split}' ({reason}), expected what dwt prepare writes") from None
+        raise UserError(
+            f"{path}: no split '{split}' ({reason}), expected a directory that dwt prepare wrote"
+        ) from None
     weights = [1.0] * len(split_sources) if weights is None else list(weights)
     if len(weights) != len(split_sources):
         raise UserError(
@@ -126,7 +128,7 @@ def rows_per_epoch(dataset: PackedDataset) -> int:
 
 
 def first_document_ids(dataset: PackedDataset) -> np.ndarray:
-    """Return the document of segment 1 of each row; segment s belongs to the document s − 1 further on.
+    """Return the document number of segment 1 of each row; segment s has this number plus s − 1.
 
     Returns:
         int64 [num_rows]; documents are numbered through all sources of the split.
@@ -230,7 +232,7 @@ def get_batch(
     """Read the rows of the batch of a step.
 
     Args:
-        seed: of the order of rows.
+        seed: seed of the row order.
         step: from 0.
         batch_size: rows in the global batch.
         local_rows: which rows of the global batch to read, a slice or int [n]. Any partition of the global
@@ -267,7 +269,7 @@ def batch_iterator(
     Args:
         dataset: the rows.
         seed: seed of the row order.
-        batch_size: rows in the global batch. One number for all steps, or int [stop] with one number a step,
+        batch_size: rows in the global batch. One number for all steps, or int [stop], one number per step,
             counted from step 0 and not from `start`. Each step reads the rows after those of the step before.
         start: the first step.
         stop: the step to stop before.

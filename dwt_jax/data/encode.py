@@ -65,7 +65,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def encode_chunk(texts: list[str], config: EncodeConfig) -> EncodedChunk:
-    """Split documents into splits and sentences, select by stride, tokenize, and cut to spans that fit a row.
+    """Divide documents into splits and sentences, apply the stride, tokenize, and cut to spans.
 
     Args:
         texts: documents.
@@ -197,9 +197,9 @@ def _load_encode_fn(config: EncodeConfig) -> tuple[EncodeFn, np.dtype, bool, np.
 
 
 def begins_words_by_space(tokenizer: "Tokenizer", word_prefix: str) -> bool:
-    """Return whether words are recognised by the space before them, so that a text's first word is none.
+    """Return whether words are recognised by the space before them, so a text's first word is not one.
 
-    So it is in byte-level BPE and in SentencePiece without a dummy prefix, if they add no space to a text.
+    This holds for byte-level BPE and SentencePiece without a dummy prefix, if they add no space to a text.
 
     Args:
         tokenizer: of the data.
@@ -212,7 +212,7 @@ def begins_words_by_space(tokenizer: "Tokenizer", word_prefix: str) -> bool:
 def split_words(sentences: Spans, continuation: np.ndarray) -> Spans:
     """Split sentences into words, so that a row can end after any word.
 
-    A word is a token and the continuations that follow it in the sentence. Two rules bound what it costs:
+    A word is a token and the continuations that follow it in the sentence. Two rules limit the overhead:
 
     - The first `MIN_SEGMENT_TOKENS` tokens of a document stay together, and so do the last: no row begins or
       ends with less of a document, which would be two special tokens for three or fewer without context. (A

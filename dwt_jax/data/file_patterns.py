@@ -14,10 +14,13 @@ from dwt_jax.files import is_system_name
 def matching_files(pattern: str) -> list[Path]:
     """Return the files that match a pattern, sorted by name.
 
-    Like `glob.glob(recursive=True)`, except: a path component that exists literally is not expanded, so names
-    may have brackets; `**` enters each folder once, where glob would follow links to folders above again and
-    again; a file with several names keeps the first; no wildcard matches what a file manager writes, such as
-    desktop.ini; and what matches but cannot be read is an error, since a part of a corpus would be missing.
+    Like `glob.glob(recursive=True)`, with these differences:
+
+    * A path component that exists literally is not expanded, so names may have brackets.
+    * `**` enters each folder once. (glob follows links to parent folders repeatedly.)
+    * Of a file with several names only the first name is returned.
+    * No wildcard matches a file of a file manager, such as desktop.ini.
+    * A match that cannot be read is an error, because a part of the corpus would be missing.
 
     Raises:
         UserError: a broken link matches, or a folder cannot be read.
@@ -43,7 +46,7 @@ def _is_file(name: str) -> bool:
 
 def _reject_broken_link(name: str) -> None:
     if os.path.islink(name) and not os.path.exists(name):
-        raise UserError(f"{name}: a broken symbolic link, expected what it links to")
+        raise UserError(f"{name}: a broken symbolic link, expected its target to exist")
 
 
 def _expand(root: str, parts: Sequence[str]) -> Iterator[str]:

@@ -35,7 +35,7 @@ _NAMED_KEYS = (*TOKEN_KEYS, BEGIN_KEY, END_KEY)
 
 
 class LoadedTokenizer(NamedTuple):
-    """A tokenizer, and what its files say of it."""
+    """A tokenizer with its files and settings."""
 
     tokenizer: "Tokenizer"
     special_tokens: dict[str, str]  # by _NAMED_KEYS, those that have one
@@ -51,7 +51,7 @@ def load_hf_tokenizer(path: str | Path, lowercase: bool = True) -> "Tokenizer":
         lowercase: for a vocab.txt without a tokenizer_config.json that has `do_lower_case`.
 
     Raises:
-        UserError: for anything else; the message names the file.
+        UserError: the path is something else; the message names the file.
     """
     return read_tokenizer(path, lowercase).tokenizer
 

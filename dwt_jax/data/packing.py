@@ -1,6 +1,6 @@
 """Pack text into rows, a chunk of documents at a time.
 
-A span is text that no row cuts: a sentence, or with row_mode "wrapped" a word. A row consists of segments
+A span is a piece of text that is never cut: a sentence, or with row_mode "wrapped" a word. A row has segments
 and then padding. A segment is `[CLS] spans [SEP]`, with consecutive spans of one document; with end_token
 "documents" `[SEP]` stands only where the document ends. Nothing loops over tokens or spans: only the chain of
 row starts is followed in Python, with one binary search a row.

@@ -83,8 +83,8 @@ def prepare_data(
         The index (docs/data.md).
 
     Raises:
-        UserError: for a directory that holds anything else, for an empty split, and as the sources and the
-            tokenizer do.
+        UserError: the directory holds something else, a split is empty, or the sources or the tokenizer
+            cannot be read.
     """
     out = user_path(out).absolute()
     if (existing_index := _matching_index(out, data)) is not None:
@@ -165,7 +165,7 @@ def _build_dataset(data: Data, out: Path, workers: int, shard_bytes: int) -> dic
         beginning = "\n".join(take_megabytes(iter_documents(source), SAMPLE_MEGABYTES))
         if description := recognise_format(beginning):
             logger.info(
-                f"prepare: source {number} ({source.kind}): warning: {description}; it is read as it is"
+                f"prepare: source {number} ({source.kind}): warning: {description}; it is read as plain text"
             )
     samples = [check_sample(number, data, out / "tokenizer") for number in range(len(data.sources))]
     for split in SPLITS:
@@ -221,7 +221,7 @@ def _setup_tokenizer(data: Data, out: Path, fraction: float, by_parts: bool) -> 
     if (size := tokenizer.get_vocab_size()) < config.vocab_size:
         logger.info(
             f"prepare: the tokenizer has {size:,} of {config.vocab_size:,} tokens: "
-            "the text has no more words and characters"
+            "the text does not have enough distinct words"
         )
     save_tokenizer(tokenizer, out, config.lowercase)
 
@@ -326,7 +326,7 @@ def _chunk_encoder(config: EncodeConfig, workers: int) -> Iterator[ChunkEncoder]
     except BrokenProcessPool:
         raise UserError(
             f"prepare: one of {workers} worker processes was killed, possibly for lack of memory; "
-            "expected all to finish, try a smaller --workers"
+            "expected all to finish; try a smaller --workers"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -352,7 +352,7 @@ def _start_pool(workers: int) -> "ProcessPoolExecutor | None":
 
 
 def _log_start_failure(workers: int, error: Exception) -> None:
-    logger.info(f"prepare: {workers} worker processes cannot be started ({error}): this one does their work")
+    logger.info(f"prepare: {workers} worker processes cannot be started ({error}); encoding in this process")
 
 
 def _cpu_count() -> int:

@@ -1,4 +1,4 @@
-"""Rule-based sentence splitting. It is fast, and when in doubt leaves two sentences together."""
+"""Rule-based sentence splitting. It is fast, and in doubtful cases it does not split."""
 
 import re
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ CUT_WINDOW = 10_000  # characters before a cut in which a better place for it is
 def last_cut(text: str, end: int) -> int:
     """Return the last good place to cut a text at or before `end`.
 
-    It is where the last sentence before `end` begins, else after the last white space, else `end`.
+    It is the start of the last sentence before `end`, else the end of the last white space, else `end`.
 
     Args:
         text: the text.

@@ -27,7 +27,7 @@ class ShardWriter:
     """Packs and writes the rows of one source in one split, as spans arrive."""
 
     def __init__(self, directory: Path, source: int, row_format: RowFormat, shard_bytes: int):
-        """Open no file yet.
+        """Initialise the writer; no file is opened yet.
 
         Args:
             directory: of the split.
@@ -94,13 +94,13 @@ class ShardWriter:
 def read_dataset_index(directory: Path) -> dict[str, Any] | None:
     """Read the index.json of a prepared directory.
 
-    Keys that earlier versions wrote under other names get their present names.
+    Keys with names of earlier versions are renamed.
 
     Returns:
         The index; None if there is no index.json.
 
     Raises:
-        UserError: for a damaged index, or one of another format version.
+        UserError: the index is damaged or has another format version.
     """
     path = directory / "index.json"
     try:

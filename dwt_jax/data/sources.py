@@ -1,8 +1,8 @@
 """Read documents from text files, JSON lines, Parquet, TFDS and the corpus that comes with the package.
 
-Everything streams: at most one document and a read buffer are in memory, and of a text file not even a
-document that is one long line. Files are read in the order of their sorted names, so that a source is the
-same sequence of documents on every machine.
+Everything streams: at most one document and a read buffer are in memory. A long line of a text file is read
+in pieces. Files are read in the order of their sorted names, so that a source is the same sequence of
+documents on every machine.
 """
 
 import bz2
@@ -196,7 +196,7 @@ def read_lines(
     Args:
         path: decompressed according to its suffix: .gz, .bz2, .xz or .zst.
         on_bytes_read: as for `iter_documents`.
-        max_bytes: a longer line comes in pieces of at most so many bytes.
+        max_bytes: a longer line is divided into pieces of at most this many bytes.
 
     Raises:
         UserError: for invalid UTF-8 and for a damaged compressed file.
@@ -213,11 +213,11 @@ def read_lines(
 
 
 def read_stdin_lines() -> Iterator[str]:
-    """Yield the lines of standard input, as `read_lines` those of a file."""
+    """Yield the lines of standard input, like `read_lines`."""
     if sys.stdin is None:
         raise UserError("standard input is closed, expected lines")
     if sys.stdin.isatty():
-        logger.warning("reading lines from the terminal; Ctrl-D ends them")
+        logger.warning("reading lines from the terminal; press Ctrl-D to finish")
     for number, line in enumerate(sys.stdin.buffer, 1):
         if number == 1:
             check_line_ends(line, "standard input")

@@ -1,4 +1,4 @@
-"""Which tokens of a tokenizer have the roles of padding, unknown, begin, end and mask."""
+"""Find the tokens with the roles padding, unknown, begin, end and mask."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ from dwt_jax.models.tokenizer_defaults import (
 
 
 def is_framed_by_end_token(named: Mapping[str, str], ids: Mapping[str, int]) -> bool:
-    """Return whether a text stands between `bos_token`, or `eos_token`, and `eos_token`.
+    """Return whether texts are framed by `bos_token` (or `eos_token`) and `eos_token`.
 
-    It does if there is an `eos_token`, and either no mask, as in tokenizers of decoders, or no tokens like
-    [CLS] and [SEP].
+    They are if there is an `eos_token`, and either no mask token (as in tokenizers of decoders) or no tokens
+    like [CLS] and [SEP].
 
     Args:
         named: the tokens that the tokenizer names, by their keys.

@@ -1,4 +1,4 @@
-"""Which text is held out: documents by a hash of their text; of a few documents one, or parts of each."""
+"""Select the held-out text: documents by a hash of their text; of a few documents one, or parts of each."""
 
 import math
 
@@ -15,8 +15,8 @@ MAX_EXCESS = 10
 def is_held_out(text_fingerprint: bytes, fraction: float) -> bool:
     """Return whether a document belongs to the held-out split.
 
-    That depends on the document's text alone: neither the order nor the other documents move it between
-    splits, and exact duplicates are in the same split.
+    This depends on the document's text alone, not on the order or on other documents. Exact duplicates are
+    in the same split.
 
     Args:
         text_fingerprint: `document_fingerprint` of the text.
@@ -36,7 +36,7 @@ def split_document(text: str, fingerprint: bytes, fraction: float, by_parts: boo
         text: the document.
         fingerprint: `document_fingerprint` of the text.
         fraction: expected fraction of held-out text.
-        by_parts: whether the last part of every document is held out, and not whole documents.
+        by_parts: whether to hold out the last part of every document instead of whole documents.
     """
     if not by_parts:
         return ("", text) if is_held_out(fingerprint, fraction) else (text, "")

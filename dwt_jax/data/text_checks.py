@@ -1,4 +1,4 @@
-"""Measure what becomes of a corpus in `dwt prepare`, print it, and refuse what cannot be right."""
+"""Measure and print how `dwt prepare` encodes a corpus, and reject implausible results."""
 
 import json
 import unicodedata
@@ -82,9 +82,9 @@ def _narrow_spaces(text: str) -> str:
 
 
 def describe_missing_frame(tokenizer_dir: Path) -> Iterator[str]:
-    """Yield a warning if the tokenizer of a masked model does not put around a text what rows have there.
+    """Yield a warning if a masked model's tokenizer frames texts with other special tokens than the rows.
 
-    Its model then meets other texts in fine-tuning, in `dwt fill-mask` and in transformers than in training.
+    Fine-tuning, `dwt fill-mask` and transformers would then give the model other inputs than training.
 
     Args:
         tokenizer_dir: directory of the tokenizer.
@@ -103,12 +103,12 @@ def describe_missing_frame(tokenizer_dir: Path) -> Iterator[str]:
         yield (
             f"prepare: warning: data.tokenizer adds {' and '.join(special) or 'no special token'} to a text, "
             f"expected {cls} before it and {sep} after it as in the rows: fine-tuning, fill-mask and "
-            "transformers go by the tokenizer (the post_processor of its tokenizer.json)"
+            "transformers use the tokenizer's (the post_processor of its tokenizer.json)"
         )
 
 
 def check_sample(number: int, data: Data, tokenizer_dir: Path) -> dict[str, float]:
-    """Encode the first text of a source, and look what becomes of each character.
+    """Encode the first text of a source, and measure how its characters are encoded.
 
     Args:
         number: of the source.
@@ -171,7 +171,7 @@ def _max_word_chars(tokenizer: "Tokenizer") -> float:
 
 
 def unknown_remedy(config: TokenizerConfig, shares: Mapping[str, float]) -> str:
-    """Return what to do about unknown text.
+    """Return a remedy for unknown text.
 
     Args:
         config: `data.tokenizer`.
@@ -268,7 +268,7 @@ def text_shares(
 def describe_text(
     name: str, entry: dict[str, Any], config: TokenizerConfig, tokenizer_dir: Path, train_dir: Path
 ) -> Iterator[str]:
-    """Yield lines about what became of a source, and three of its training rows as text.
+    """Yield lines of statistics about a source, and three of its training rows as text.
 
     Args:
         name: how each line begins.

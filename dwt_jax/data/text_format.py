@@ -1,4 +1,4 @@
-"""Recognise what is no plain text: markup, tables and JSON, binary formats, old line ends."""
+"""Recognise text that is not plain: markup, tables and JSON, binary formats, old line ends."""
 
 import csv
 import re
@@ -28,7 +28,7 @@ _NOT_TEXT = (  # name, and the position and value of bytes at the beginning
 
 
 def recognise_format(text: str) -> str:
-    """Return how much of a text is markup, rows of a table or JSON, in words; '' for plain text.
+    """Describe how much of a text is markup, table rows or JSON; '' for plain text.
 
     Args:
         text: the beginning of a corpus.
@@ -59,12 +59,12 @@ def _most_common_cells(lines: Sequence[str], separator: str) -> tuple[int, float
 
 
 def binary_format(head: bytes) -> str:
-    """Return the name of the format that a file's first 512 bytes are of; '' for any that may be text."""
+    """Return the name of a binary format from a file's first 512 bytes; '' if they may be text."""
     return next((name for name, start, magic in _NOT_TEXT if head[start:].startswith(magic)), "")
 
 
 def check_line_ends(first_line: bytes, name: str) -> None:
-    """Check that a text has not the line ends of the first Macintosh, with which all of it is one line.
+    """Check that a text does not have CR line ends (classic Mac OS), with which all of it is one line.
 
     Args:
         first_line: the text up to its first LF, with it.

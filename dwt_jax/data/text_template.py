@@ -1,4 +1,4 @@
-"""The rows on which a decoder classifies texts, as the template of its tokenizer."""
+"""The tokenizer template of the rows on which a decoder classifies texts."""
 
 from pathlib import Path
 

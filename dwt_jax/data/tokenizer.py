@@ -123,7 +123,7 @@ def copy_tokenizer(tokenizer: str | Path | LoadedTokenizer, out: Path, lowercase
 
 
 def _write_complete_tokenizer(loaded: LoadedTokenizer, out: Path, model_settings: dict[str, Any]) -> None:
-    """Write a tokenizer.json with all that a tokenizer consists of, and its tokenizer_config.json."""
+    """Write a tokenizer's complete tokenizer.json and its tokenizer_config.json."""
     path = loaded.source.path
     tokens = _tokens_by_id(loaded.tokenizer, path)
     ids = {token: i for i, token in enumerate(tokens)}
@@ -149,9 +149,9 @@ def _write_complete_tokenizer(loaded: LoadedTokenizer, out: Path, model_settings
 def copy_model_tokenizer(directory: Path, out: Path, model: ModelConfig) -> None:
     """Copy the tokenizer of a directory, as `copy_tokenizer` does, and describe the model beside it.
 
-    transformers truncates at `model_max_length` and gives the model `model_input_names`: both are those of
-    `model`, whatever they are in `directory`. The files of a tokenizer that transformers reads with Python
-    code, or with a package that is missing here, are copied as they are.
+    transformers truncates at `model_max_length` and gives the model `model_input_names`: both are set from
+    `model`, not from `directory`. If a tokenizer needs Python code or a missing package, its files are copied
+    unchanged.
 
     Args:
         directory: of the tokenizer. If it has none, nothing is added.
@@ -287,7 +287,7 @@ def _short_digest(content: Any) -> str:
 
 
 def tokenizer_digest(path: str | Path, lowercase: bool = True) -> str:
-    """Return the hex SHA-256 of what maps text to ids: tokens, pipeline, merges or scores, added tokens.
+    """Return the hex SHA-256 of everything that maps text to ids: tokens, pipeline, merges or scores.
 
     A vocab.txt and a tokenizer.json that give the same ids have the same digest.
 

@@ -16,14 +16,14 @@ from dwt_jax.errors import UserError
 
 @contextmanager
 def wrap_tokenizer_errors(source: object, expected: str, hidden: str = "") -> Iterator[None]:
-    """Raise whatever the libraries raise as a UserError.
+    """Convert any exception of the libraries to a UserError.
 
-    `tokenizers` raises bare Exceptions, and panics, which are not even Exceptions.
+    `tokenizers` raises bare Exceptions, and panics, which do not derive from Exception.
 
     Args:
         source: the file or config key that the message names first.
-        expected: what the message says was expected.
-        hidden: a path in messages of the libraries that stands for `source`.
+        expected: the expectation, for the message.
+        hidden: a path in messages of the libraries that is replaced by `source`.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def wrap_tokenizer_errors(source: object, expected: str, hidden: str = "") -> It
 
 
 def check_charsmaps(normalizer: Any, path: Path) -> None:
-    """Check the SentencePiece tables of a normalizer, beyond whose bounds the library would read.
+    """Check the sizes of a normalizer's SentencePiece tables: the library reads beyond damaged ones.
 
     A table is the size of a trie, the trie, and UTF-8 text. A trie is built in blocks of 256 numbers of
     4 bytes, so any step from a block stays within whole blocks.
@@ -64,7 +64,7 @@ def check_charsmaps(normalizer: Any, path: Path) -> None:
         except (TypeError, ValueError):
             is_valid = False
         if not is_valid:
-            raise UserError(f"{path}: precompiled_charsmap is damaged, expected a table of SentencePiece's")
+            raise UserError(f"{path}: precompiled_charsmap is damaged, expected a SentencePiece table")
 
 
 def check_token_ids(vocab: Mapping[str, int], path: Path) -> None:
@@ -87,7 +87,7 @@ def check_token_ids(vocab: Mapping[str, int], path: Path) -> None:
 
 
 def check_id_gaps(vocab: Mapping[str, int], path: Path) -> None:
-    """Check that ids have no large gaps, through which the library would step id by id.
+    """Check that ids have no large gaps: the library iterates over them id by id.
 
     Args:
         vocab: token → id.
@@ -105,7 +105,7 @@ def check_id_gaps(vocab: Mapping[str, int], path: Path) -> None:
 
 
 def check_byte_level(vocab: Mapping[str, int], path: Path) -> None:
-    """Check that the vocabulary of a BPE is of bytes, without marks at the ends of words.
+    """Check that a BPE vocabulary is byte-level, without markers at the ends of words.
 
     Args:
         vocab: token → id.
@@ -144,7 +144,7 @@ def check_tokenizer_parts(settings: dict[str, Any], path: Path) -> None:
         missing = [token for token in token_ids if token is not None and token not in part["special_tokens"]]
         if missing:
             raise UserError(
-                f"{path}: its post_processor puts '{missing[0]}' around a text, expected that among its "
+                f"{path}: its post_processor puts '{missing[0]}' around a text, expected it among its "
                 "special_tokens"
             )
 

@@ -1,6 +1,6 @@
-"""The files of a tokenizer directory: which there are, and what its settings say.
+"""The files of a tokenizer directory and their settings.
 
-Directories are untrusted. A file counts after `is_model_file` has checked it.
+Directories are untrusted: a file is used only after `is_model_file` has checked it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,7 +53,7 @@ class TokenizerFiles(NamedTuple):
 
     @property
     def truncation_side(self) -> str:
-        """Where a text that is too long is cut: 'left' or 'right', transformers' default."""
+        """Side on which a long text is truncated: 'left', or 'right' (transformers' default)."""
         return self.config.get("truncation_side", "right")
 
 
@@ -142,7 +142,7 @@ def added_token_ids(source: TokenizerFiles) -> dict[str, int]:
 
 
 def named_tokens(settings: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield the special tokens that a tokenizer_config.json names, and what it has in the place of some."""
+    """Yield the special tokens that a tokenizer_config.json names, and invalid values in their place."""
     values = [
         value
         for key, value in settings.items()

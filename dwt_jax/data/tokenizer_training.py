@@ -32,10 +32,10 @@ def train_tokenizer(
         texts: must return the same texts at each call.
         vocab_size: the largest number of tokens.
         lowercase: whether the tokenizer lowercases text.
-        sample_megabytes: only so many of the texts are read (10^6 bytes of UTF-8).
-        alphabet_size: number of characters that are tokens, the most frequent ones. 0: all, as long as they
-            take at most half of the vocabulary; of further ones those without which 0.05 % of the text would
-            be unknown, and those for which words leave room.
+        sample_megabytes: maximum amount of text to read (10^6 bytes of UTF-8).
+        alphabet_size: number of most frequent characters that become tokens. 0: all characters, if they take
+            at most half of the vocabulary. Otherwise as many as fit in that half or as cover 99.95 % of the
+            text, whichever is more, and as many more as the words leave room for.
 
     Raises:
         UserError: if `vocab_size` is too small for the characters alone.
@@ -112,7 +112,7 @@ def sample_documents(
 
     Args:
         sources: each contributes an equal share of `megabytes`.
-        training_text: the part of a document that may be used, without what is held out.
+        training_text: returns the part of a document that is not held out.
         megabytes: 10^6 bytes of UTF-8, over all sources.
     """
     sources = tuple(sources)
@@ -123,7 +123,7 @@ def sample_documents(
 
 
 def take_megabytes(texts: Iterable[str], megabytes: float) -> Iterator[str]:
-    """Yield the first texts, so many megabytes (10^6 bytes of UTF-8); the last one is cut."""
+    """Yield the first texts up to this many megabytes (10^6 bytes of UTF-8); the last text is cut."""
     remaining = int(megabytes * 1e6)
     for text in texts:
         if remaining <= 0:

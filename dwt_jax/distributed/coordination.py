@@ -1,6 +1,6 @@
 """Host-side messages between processes, through JAX's coordination service. No device takes part.
 
-A single process answers itself, so every function returns at once. With several processes, all of
+In a single process every function returns at once. With several processes, all of
 them must call these functions in the same order, as they must call compiled programs.
 """
 
@@ -43,7 +43,7 @@ class PeerExited(Exception):
 
 
 def env_seconds(name: str, default: float) -> float:
-    """Read a number of seconds from the environment.
+    """Read a duration in seconds from the environment.
 
     Raises:
         UserError: the variable is not a positive number.
@@ -54,7 +54,7 @@ def env_seconds(name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value < float("inf"):
-        raise UserError(f"{name}: {text!r}, expected seconds, more than 0")
+        raise UserError(f"{name}: {text!r}, expected a number of seconds above 0")
     return value
 
 

@@ -242,7 +242,7 @@ def _shutdown(status: int) -> int:
             jax.distributed.shutdown()
             return status
         time.sleep(0.05)
-    logger.error(f"ends with status {status}, before all others did")
+    logger.error(f"exits with status {status} before all other processes have exited")
     _flush_and_exit(status or 1)
     return status
 

@@ -1,4 +1,4 @@
-"""The device mesh with axes (data, fsdp, tensor), and moving arrays to and from it."""
+"""The device mesh with axes (data, fsdp, tensor), and transfers of arrays to and from it."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""Standard output and error whose reader may end before the run does."""
+"""Standard output and error that survive a closed pipe or terminal."""
 
 import errno
 import os
@@ -50,9 +50,10 @@ def _drop_output(descriptor: int) -> None:
 
 @contextmanager
 def lasting_output(on_broken_pipe: Callable[[], None]) -> Iterator[None]:
-    """Let no closed pipe and no closed terminal end the block with an error.
+    """Within the block, ignore closed pipes and terminals of standard output and error.
 
-    Of a terminal that is closed the system tells by SIGHUP; without it the work is to outlive the terminal.
+    The system reports a closed terminal by SIGHUP. If SIGHUP is ignored (nohup), the work outlives the
+    terminal.
 
     Args:
         on_broken_pipe: called when the reader of standard output or error has ended (`dwt … | head`).

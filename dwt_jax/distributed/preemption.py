@@ -1,4 +1,4 @@
-"""Agreement on the step at which all processes stop, and exit when another process has exited."""
+"""Make all processes stop at the same step, and exit if another process has exited."""
 
 import os
 import signal

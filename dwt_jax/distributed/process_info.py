@@ -34,7 +34,7 @@ class ProcessInfo(NamedTuple):
 
 
 def detect_processes() -> ProcessInfo | None:
-    """Detect this process among several: from the three variables, else as jax does.
+    """Detect this process among several, from the three variables, or else as jax does.
 
     Returns:
         None for a single process.
@@ -156,5 +156,5 @@ def _multi_host_evidence() -> str:
 
 
 def describe_exception(error: Exception) -> str:
-    """Return the type and the message of an exception as one line of bounded length."""
+    """Return the type and message of an exception as one line of limited length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -34,7 +34,7 @@ class ShutdownFlag:
 
     Args:
         preemption_sync: agrees on the step with the other processes; None in a single process.
-        unarmed_message: what to say after a signal before `arm`.
+        unarmed_message: message for a signal before `arm`.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ def _stop_signals() -> list[signal.Signals]:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Hold signals back inside the block until the next `handle_signals`, which handles them.
+    """Defer signals inside the block until the next `handle_signals`, which handles them.
 
-    Raising from the handler would not do: a module that is being imported could take the exception
-    for an ImportError of its own. A second Ctrl-C still raises KeyboardInterrupt.
+    The handler must not raise: a module that is being imported could mistake the exception for its own
+    ImportError. A second Ctrl-C still raises KeyboardInterrupt.
     """
 
     def defer(signum: int, _: FrameType | None) -> None:
@@ -120,12 +120,12 @@ def handle_signals(unarmed_message: str = NOTHING_CHANGED) -> Iterator[ShutdownF
 
     A closed pipe of standard output or error does so too.
 
-    A signal too late to stop the block, which is saving its results, goes to the flag of an enclosing block:
-    a study stops after that run. Outside the main thread, where Python allows no signal
-    handlers, the flag is never set.
+    A signal that arrives while the block saves its results goes to the flag of an enclosing block: a study
+    then stops after that run. Outside the main thread, where Python allows no signal handlers, the flag is
+    never set.
 
     Args:
-        unarmed_message: what to say after a signal before the flag is armed.
+        unarmed_message: message for a signal before the flag is armed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield ShutdownFlag()

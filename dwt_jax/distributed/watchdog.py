@@ -46,7 +46,7 @@ def hang_watchdog(timeout: float) -> Iterator[Callable[[], None]]:
 
 
 def _abort(timeout: float) -> None:
-    logger.error(f"no step for {timeout:g} s (train.watchdog): this process ends. Stacks of its threads:")
+    logger.error(f"no step for {timeout:g} s (train.watchdog); aborting this process. Stacks of its threads:")
     faulthandler.dump_traceback(file=2, all_threads=True)
     sys.stdout.flush()
     os._exit(1)

@@ -43,7 +43,7 @@ def evaluate_documents(
 ) -> tuple[likelihood.DocumentLosses, dict[str, float]]:
     """Compute the losses of each held-out document, and their summary.
 
-    Arguments and errors as `evaluate_model`, but that a loss that cannot be right is returned.
+    Arguments and errors are those of `evaluate_model`, except that an implausible loss is returned.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, expected at least 1")
@@ -72,7 +72,7 @@ def evaluate_documents(
 
 
 def fit_to_vocabulary(loaded_model: LoadedModel, path: str, num_tokens: int) -> LoadedModel:
-    """Return the model of `path` without rows that no token has, as in training with it as a teacher.
+    """Return the model of `path` without vocabulary rows that have no token, as for a teacher.
 
     Raises:
         UserError: the model has fewer rows than its tokenizer has tokens.

@@ -1,4 +1,4 @@
-"""Evaluate a model on minimal pairs, without training it for them (`dwt evaluate --pairs`)."""
+"""Evaluate a model on minimal pairs, zero-shot (`dwt evaluate --pairs`)."""
 
 import dataclasses
 import hashlib
@@ -42,7 +42,7 @@ def read_paradigms(source: str, max_pairs: int = 0) -> list[Paradigm]:
 
     Args:
         source: a folder or zip archive (see `read_minimal_pairs`), or GRAMMAR.
-        max_pairs: at most so many of each paradigm, the first ones. 0: all.
+        max_pairs: maximum pairs of each paradigm, the first ones. 0: all.
 
     Raises:
         UserError: as `read_minimal_pairs` does.
@@ -67,7 +67,7 @@ def evaluate_pairs(
         pairs: a folder, a zip archive or GRAMMAR, see `read_paradigms`.
         scoring: how sentences are scored.
         batch_size: rows per batch; does not change the result.
-        out: file that keeps the scores, and from which an interrupted evaluation goes on.
+        out: file for the scores, from which an interrupted evaluation resumes.
         max_pairs: see `read_paradigms`.
         step: checkpoint of a run. None: the latest.
 
@@ -122,7 +122,7 @@ def _score_paradigms(
     score: Callable[[EncodedSentences, Callable[[int], None]], np.ndarray],
     score_file: ScoreFile,
 ) -> None:
-    """Score the paradigms that the file lacks, each distinct sentence once."""
+    """Score the paradigms that are missing in the file, each distinct sentence once."""
     scores = np.full(len(sentences), np.nan)
     indices = {
         x.name: [np.array([index_of_text[getattr(p, key)] for p in x.pairs]) for key in PairScores._fields]

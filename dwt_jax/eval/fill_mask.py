@@ -22,7 +22,7 @@ _MASK_TOKENS = ("[MASK]", "<mask>", "<|mask|>")  # of other tokenizers, for a me
 def fill_masks(path: str, texts: Sequence[str], top_k: int = 5) -> list[list[list[Guess]]]:
     """Return the most probable tokens for every mask.
 
-    Of several masks in a text each is filled while the others are masked, as in transformers.
+    If a text has several masks, each is filled while the others stay masked, as in transformers.
 
     Args:
         path: run directory or model directory.
@@ -41,8 +41,7 @@ def fill_masks(path: str, texts: Sequence[str], top_k: int = 5) -> list[list[lis
     loaded_model = load_model(path)
     if loaded_model.model.objective != "mlm":
         raise UserError(
-            f"--model: {path} predicts next tokens, expected a model of masked tokens (dwt generate "
-            "continues a text)"
+            f"--model: {path} predicts next tokens, expected a masked model (dwt generate continues a text)"
         )
     vocabulary = load_vocabulary(loaded_model.tokenizer)
     loaded_model = fit_to_vocabulary(loaded_model, path, len(vocabulary))

@@ -1,6 +1,6 @@
-"""Continue texts with a model of next tokens (`dwt generate`).
+"""Continue texts with a causal language model (`dwt generate`).
 
-For a look at a model: each token costs a forward pass over the whole text, since nothing is cached.
+For inspection only: each token costs a forward pass over the whole text, since nothing is cached.
 """
 
 import functools
@@ -32,15 +32,15 @@ def continue_texts(
 ) -> list[str]:
     """Return a continuation of each text.
 
-    It begins with a space where a word begins: text and continuation make one text. It ends with the end
-    token, which is not returned, after `max_new_tokens`, or at the last position of the model.
+    A continuation begins with a space where a word begins, so that it can be appended to the text. It ends
+    at the end token (not returned), after `max_new_tokens`, or at the last position of the model.
 
     Args:
         path: run directory or model directory.
         texts: texts of at least one token each.
-        max_new_tokens: length of a continuation.
-        temperature: of the distribution that tokens are drawn from; 0: the most probable token.
-        seed: of the draws. Each text has draws of its own.
+        max_new_tokens: maximum length of a continuation.
+        temperature: sampling temperature; 0: always take the most probable token.
+        seed: random seed. Each text is sampled independently.
 
     Raises:
         UserError: the model cannot be used, there is no text, a text has as many tokens as the model has
@@ -52,7 +52,7 @@ def continue_texts(
     model = loaded_model.model
     if model.objective != "next_token":
         raise UserError(
-            f"--model: {path} predicts masked tokens, expected a model of next tokens (dwt fill-mask fills "
+            f"--model: {path} predicts masked tokens, expected a causal language model (dwt fill-mask fills "
             "masks)"
         )
     vocabulary = load_vocabulary(loaded_model.tokenizer)
@@ -76,12 +76,12 @@ def continue_texts(
 
 
 def decode_continuation(tokenizer: "Tokenizer", ids: list[int], new_ids: list[int]) -> str:
-    """Decode what follows a text: behind it, since alone a word would lose the space before it, or keep '##'.
+    """Decode a continuation together with its text: alone, a word would lose its space or keep '##'.
 
     Args:
         tokenizer: of the model.
         ids: of the text.
-        new_ids: of what follows.
+        new_ids: token ids of the continuation.
     """
     before = tokenizer.decode(ids, skip_special_tokens=True)
     text = tokenizer.decode([*ids, *new_ids], skip_special_tokens=True)

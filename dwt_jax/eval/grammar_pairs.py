@@ -4,9 +4,9 @@ BLiMP and Zorro have many words that a model of the built-in corpus has never re
 least 100 times in it. The paradigms are agreement of subject and verb and of determiner and noun, and the
 order of words.
 
-A frame is a sentence in both numbers, hence two pairs. In agreement the unacceptable sentence of one has the
-verb or determiner of the other, and in word order both sentences of a pair have the same words. So a model
-that only knows how frequent words are is right in exactly half of the pairs.
+A frame is a sentence in singular and plural and gives two pairs. In agreement, the unacceptable sentence of
+one pair has the verb or determiner of the other pair. In word order, both sentences of a pair have the same
+words. So a model that knows word frequencies only is right in exactly half of the pairs.
 """
 
 import itertools
@@ -35,7 +35,7 @@ _THINGS = _nouns("law treaty/treaties measure plan policy/policies program syste
 
 
 class _Subjects(NamedTuple):
-    """Nouns and what sentences about them may say, in words separated by spaces."""
+    """Nouns and the words that sentences about them may use, separated by spaces."""
 
     nouns: list[Number]
     adjectives: str  # what they can be

@@ -163,13 +163,13 @@ def summarize_losses(document_losses: DocumentLosses) -> dict[str, float]:
 
 
 def losses_per_byte(metrics: Mapping[str, Any], objective: str, data: Path) -> dict[str, float]:
-    """Relate the held-out loss to the UTF-8 bytes of the held-out text, which no tokenizer changes.
+    """Convert the held-out loss to a loss per UTF-8 byte of the text, which is comparable across tokenizers.
 
-    A model of next tokens has `bits_per_byte`, Σ −log₂ p(token | those before it in its segment) / bytes: the
-    length of a code of the text. Every token of the text is predicted once, and so is every end token.
+    A causal model has `bits_per_byte`, Σ −log₂ p(token | earlier tokens of its segment) / bytes: the length
+    of a code for the text. Every token of the text and every end token is predicted once.
 
-    A model of masked tokens has `loss_per_byte`, loss · text tokens / bytes, in nats. It is no code length: a
-    token is predicted from both sides, also from tokens that are predicted from it.
+    A masked model has `loss_per_byte`, loss · text tokens / bytes, in nats. This is not a code length: a
+    token is predicted from both sides, including tokens that are predicted from it.
 
     Args:
         metrics: as `summarize_losses` returns them, of all held-out rows.
@@ -195,9 +195,9 @@ EXPECTED_LOSS = f"a loss above 0 and at most {MAX_LOSS:g}"
 
 
 def loss_problem(metrics: Mapping[str, Any]) -> str:
-    """Return what is wrong with the result of an evaluation, in words; '' for one that can be right.
+    """Describe what is implausible about the result of an evaluation; '' if it is plausible.
 
-    A loss of exactly 0 is none: every label would have probability 1. Nor is one above MAX_LOSS.
+    A loss of exactly 0 is implausible (every label would have probability 1), as is one above MAX_LOSS.
 
     Args:
         metrics: as `summarize_losses` returns them.

@@ -1,7 +1,7 @@
-"""Guess masked words of held-out rows, to look at what models have learned.
+"""Predict masked words of held-out rows, to inspect what models have learned.
 
-One word is masked in each of a few rows. The words depend on the prepared data alone, so every model with
-its vocabulary is asked the same.
+One word is masked in each of a few rows. The words depend on the prepared data alone, so they are the same
+for every model with its vocabulary.
 """
 
 import functools

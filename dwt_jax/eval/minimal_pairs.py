@@ -1,8 +1,8 @@
-"""Read minimal pairs: two sentences that differ in little, of which one is acceptable.
+"""Read minimal pairs: two similar sentences, of which only one is acceptable.
 
 Two formats are read, from a folder or a zip archive. BLiMP (Warstadt et al. 2020, arXiv 1912.00582) has JSON
-lines. Zorro (Huebner et al. 2021) has text files with a sentence a line, in turn the unacceptable
-and the acceptable one. Does not import jax.
+lines. Zorro (Huebner et al. 2021) has text files with one sentence per line, alternating between the
+unacceptable and the acceptable one. This module does not import jax.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def first_pairs(paradigm: Paradigm, max_pairs: int) -> Paradigm:
 
 
 def pairs_digest(paradigms: Sequence[Paradigm]) -> str:
-    """Return a digest of names and sentences, as 16 hexadecimal digits; it does not depend on the files."""
+    """Return a digest of names and sentences, 16 hexadecimal digits; it does not depend on file names."""
     content = [[x.name, x.term, [[pair.good, pair.bad] for pair in x.pairs]] for x in paradigms]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -72,7 +72,7 @@ def read_minimal_pairs(path: Path) -> list[Paradigm]:
         path: holds files of one of the two formats; others are ignored.
 
     Raises:
-        UserError: with file and line, if there is no pair or anything else than pairs.
+        UserError: there are no pairs, or a file holds something else; the message has file and line.
     """
     path = user_path(path)
     paradigms: dict[str, Paradigm] = {}

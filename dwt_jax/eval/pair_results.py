@@ -1,4 +1,4 @@
-"""Accuracy on minimal pairs by paradigm, by term and in all, and the file that keeps the scores."""
+"""Accuracy on minimal pairs by paradigm, by term and overall, and the file of the scores."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,10 +28,10 @@ class PairScores(NamedTuple):
 
 
 def summarize_pairs(paradigms: Sequence[Paradigm], scores: Mapping[str, PairScores]) -> dict[str, Any]:
-    """Compute accuracies in percent. That of a term and that in all are means over paradigms.
+    """Compute accuracies in percent. Those of terms and the overall one are means over paradigms.
 
     Args:
-        paradigms: what was scored.
+        paradigms: the scored paradigms.
         scores: by the name of the paradigm.
 
     Returns:
@@ -68,7 +68,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def format_pair_results(results: Mapping[str, Any]) -> str:
-    """Format what `summarize_pairs` returned as a table: all, then each term with its paradigms."""
+    """Format the result of `summarize_pairs` as a table: all, then each term with its paradigms."""
 
     def cells(name: str, row: Mapping[str, Any]) -> list[str]:
         interval = row.get("interval")
@@ -94,11 +94,11 @@ class ScoreFile:
 
         Args:
             path: None: there is no file.
-            identity: what the scores depend on, as JSON.
-            paradigms: what is to be scored.
+            identity: everything that the scores depend on, as JSON.
+            paradigms: the paradigms to score.
 
         Raises:
-            UserError: the file has another identity or cannot be read. It is not changed then.
+            UserError: the file has another identity or cannot be read. The file is not changed.
         """
         self._path, self._identity, self.scores = path, dict(identity), dict[str, PairScores]()
         if path is None:

@@ -1,4 +1,4 @@
-"""Paired comparison of two models. Does not import jax, so that `dwt report` starts quickly."""
+"""Paired comparison of two models. This module does not import jax, so that `dwt report` starts quickly."""
 
 import numpy as np
 

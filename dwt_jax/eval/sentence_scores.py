@@ -1,12 +1,12 @@
-"""Score sentences with a language model: how probable it finds them.
+"""Score sentences by their probability under a language model.
 
-A masked model has a pseudo log-likelihood (PLL): the sum over tokens of log p(token | the rest of the
-sentence), each token masked in a row of its own. `original` masks that token alone (Salazar et al. 2020,
-arXiv 1910.14659). `word-l2r` also masks the later tokens of its word, because otherwise the pieces of a rare
-word give each other away and the word seems probable (Kauf and Ivanova 2023, arXiv 2305.10588).
+The score of a masked model is a pseudo log-likelihood (PLL): the sum over tokens of log p(token | the rest of
+the sentence), where each token is masked in a row of its own. `original` masks only that token (Salazar et al.
+2020, arXiv 1910.14659). `word-l2r` also masks the later tokens of its word, because the pieces of a rare word
+otherwise reveal each other and the word seems probable (Kauf and Ivanova 2023, arXiv 2305.10588).
 
-A model of next tokens has the log probability of the sentence: the sum over tokens of log p(token | those
-before it), the first one after [CLS].
+The score of a causal model is the log probability of the sentence: the sum over tokens of log p(token |
+earlier tokens), where the first token follows [CLS].
 
 Rows are segments as `dwt prepare` writes them, [CLS] sentence [SEP]. The special tokens are not scored.
 

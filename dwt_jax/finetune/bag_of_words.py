@@ -1,4 +1,4 @@
-"""Logistic regression on bags of words: what a classification task gives without pre-training."""
+"""Logistic regression on bags of words: the baseline of a classification task without pre-training."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ MIN_EXAMPLES = 2  # of the training examples that must have a word
 def bag_of_words_score(data: TaskData, split: str = "dev") -> float:
     """Train on `train` and return the mean of the task's metrics on `split`, 0 to 1.
 
-    The features are which words an example has, for the second text of a pair apart, scaled to norm 1. The
+    The features mark the words of an example, separately for each text of a pair, scaled to norm 1. The
     classifier is scikit-learn's LogisticRegression with its defaults.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Readers of labelled texts: GLUE's TSV files, GLUE in TFDS, files of columns, the built-in corpus."""
+"""Readers of labelled texts: GLUE's TSV files, GLUE in TFDS, tables, and the built-in corpus."""
 
 import json
 import re
@@ -78,7 +78,7 @@ MAX_SHARED_SHARE = 0.1
 
 
 def describe_shared_examples(data: TaskData) -> Iterator[str]:
-    """Yield a warning for each dev split of which many texts are in the training split, with any label."""
+    """Yield a warning for each dev split that shares many texts with the training split, with any label."""
     train = {*_iter_texts(data.splits["train"])}
     for name, split in data.splits.items():
         share = sum(text in train for text in _iter_texts(split)) / len(split)

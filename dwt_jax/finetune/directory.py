@@ -1,4 +1,4 @@
-"""The directory of a fine-tuning: whether it belongs to a config, model and data, and what may be added."""
+"""The directory of a fine-tuning: check that it belongs to a config, model and data; allow additions."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ FINETUNE_MUTABLE_KEYS = ("examples.path", "examples.train", "examples.dev", "exa
 
 
 def data_digest(workdir: Path, data: TaskData, encoded: Mapping[str, EncodedExamples]) -> str:
-    """Return the digest of what a directory trains and evaluates on. Test splits may be added later."""
+    """Return the digest of the training and dev data of a directory. Test splits may be added later."""
 
     def digest(names: Sequence[str]) -> str:
         ids = [np.array(data.splits[name].ids) for name in names]

@@ -1,4 +1,4 @@
-"""Read files of examples with named columns: tab-separated, comma-separated or JSON lines, by their name."""
+"""Read files of examples with named columns: TSV, CSV or JSON lines, according to their suffix."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ _MAX_CELL = 2**31 - 1  # characters; the csv module's own limit is that of a tex
 
 
 def file_format(path: Path) -> FileFormat | None:
-    """Return the format that a file's name says, without the suffix of its compression; None for no known."""
+    """Return the format from a file's suffix, before that of a compression; None if it is unknown."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffixes = [suffix for suffix in suffixes if suffix not in COMPRESSION_SUFFIXES]
     return _FORMATS.get(suffixes[-1]) if suffixes else None
@@ -38,7 +38,7 @@ def read_example_rows(path: Path, is_test: bool, kind: FileFormat | None = None)
     Args:
         path: the file, or STDIN.
         is_test: whether every line needs a prediction, see `_read_table`.
-        kind: its format. None: that of its name, and tsv if that says none.
+        kind: format of the file. None: from its suffix, or tsv if that is unknown.
 
     Raises:
         UserError: the message names the file and the line.
@@ -79,8 +79,8 @@ def _read_csv(path: Path, is_test: bool) -> RowIterator:
     """Yield the rows of a comma-separated file with a header, with quotes as spreadsheets write them.
 
     Raises:
-        UserError: for a malformed quote, and for a row with more cells than the header: a comma without
-            quotes would shift what follows.
+        UserError: a quote is malformed, or a row has more cells than the header (a comma without quotes
+            would shift the cells after it).
     """
     name = display_name(path)
     csv.field_size_limit(_MAX_CELL)
@@ -209,7 +209,7 @@ def get_column(row: Mapping[str, Any], name: str, location: str) -> Any:
 
 
 def get_text(row: Mapping[str, Any], name: str, location: str) -> str:
-    """Return a cell that is a text. Raises UserError for anything else."""
+    """Return a text cell. Raises UserError if the cell is not a text."""
     value = get_column(row, name, location)
     if not isinstance(value, str):
         raise UserError(f"{location}: column '{name}' is {value!r}, expected text")

@@ -53,12 +53,12 @@ def predictions_from_logits(logits: np.ndarray, labels: Sequence[str]) -> np.nda
 
 
 def seed_path(workdir: Path, seed: int) -> Path:
-    """Return the path of a seed's results; the file exists once the seed is done."""
+    """Return the path of a seed's results; the file exists if the seed is done."""
     return workdir / "seeds" / f"{seed}.npz"
 
 
 def lost_seed_path(workdir: Path, seed: int) -> Path:
-    """Return the path of a seed's results whose model is lost; the seed is to be trained again."""
+    """Return the path for the results of a seed whose model is lost; the seed is trained again."""
     return workdir / "seeds" / f"{seed}.lost"
 
 
@@ -92,8 +92,8 @@ def read_seed_result(workdir: Path, seed: int) -> SeedResult | None:
 class BestModel:
     """Keeps the parameters of the best epoch of all seeds so far.
 
-    In a tie the first of `seeds` wins, and of its epochs the earliest, in whatever order they arrive.
-    Seeds that are done already take part with their scores.
+    In a tie the first of `seeds` wins, and then its earliest epoch, independent of the order of updates.
+    The scores of seeds that are already done are included.
     """
 
     def __init__(self, workdir: Path, seeds: Sequence[int]):

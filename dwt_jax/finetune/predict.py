@@ -60,7 +60,7 @@ class Classifier(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Where texts are, and how they are read."""
+    """A file of texts, and how to read it."""
 
     path: Path = STDIN
     kind: InputFormat | None = None  # None: that of the file's name, and lines if that says none
@@ -126,7 +126,7 @@ def load_classifier(path: str) -> Classifier:
 
 
 def _task_columns(directory: Path) -> tuple[str, ...]:
-    """Return the text columns of the fine-tuning that wrote a model, () for another model."""
+    """Return the text columns of the fine-tuning that wrote a model; () for other models."""
     workdir = directory.parent if directory.name == "model" else directory
     if not (workdir / "finetune.json").exists():
         return ()
@@ -157,7 +157,7 @@ def read_texts(texts: Texts, task_columns: Sequence[str]) -> ExampleSplit:
         if texts.text_column:
             raise UserError(
                 f"--text-column is {texts.text_column!r}, expected a table with it: {display_name(path)} is "
-                "read as lines (--format says otherwise)"
+                "read as lines (set --format to read a table)"
             )
         count = len([*filter(None, columns)]) if task_columns or texts.text_pair_column else 0
         rows, names = _read_lines(path, count)
@@ -186,7 +186,7 @@ def _read_lines(path: Path, count: int) -> tuple[RowIterator, tuple[str, ...]]:
             if len(cells) != count and cells != [""]:
                 raise UserError(
                     f"{display_name(path)}, line {number}: {len(cells)} texts separated by tabs, expected "
-                    f"{count} (--format says that a file is a table)"
+                    f"{count} (set --format if the file is a table)"
                 )
             yield f"{display_name(path)}, line {number}", dict(zip(names, [*cells, ""], strict=False))
 
@@ -253,16 +253,16 @@ def predict_texts(
 ) -> Iterator[np.ndarray]:
     """Yield the logits of the texts in their order, fp32 [n, labels], a part of them at a time.
 
-    What is cut, empty or unknown is counted on stderr at the end.
+    Numbers of truncated and empty texts and unknown tokens are logged at the end.
 
     Args:
         classifier: the model.
         split: the texts.
         batch_size: texts of a batch; does not change the results.
-        max_length: tokens of a text with its special tokens; longer texts are cut. 0: the model's positions.
+        max_length: maximum tokens of a text, with special tokens; longer texts are cut. 0: the model's limit.
 
     Raises:
-        UserError: a length is not possible, most tokens are unknown, or a prediction is not finite.
+        UserError: `max_length` is invalid, most tokens are unknown, or a prediction is not finite.
     """
     positions = classifier.step_config.model.max_length
     if not 3 <= (max_length or positions) <= positions:
@@ -301,7 +301,7 @@ def predict_texts(
         logger.warning(f"{cut:,} of {len(split):,} texts were cut to {max_length} tokens")
     columns = filter(None, (split.texts, split.text_pairs))
     if empty := sum(not all(map(str.strip, example)) for example in zip(*columns, strict=True)):
-        logger.warning(f"{empty:,} of {len(split):,} texts are empty and have a prediction too")
+        logger.warning(f"{empty:,} of {len(split):,} texts are empty; they have predictions as well")
 
 
 def _count_unknown(vocabulary: Vocabulary, tokens: np.ndarray) -> np.ndarray:
@@ -329,7 +329,7 @@ def predict(
         model: see `load_classifier`.
         texts: see `read_texts`.
         out: file to write. None: standard output.
-        probabilities: whether to write the probability of each class too.
+        probabilities: whether to write the probability of each class as well.
         as_json: whether to write JSON lines.
         batch_size: see `predict_texts`.
         max_length: see `predict_texts`.
@@ -359,10 +359,10 @@ def predict(
 
 
 def _resolve_out(out: Path, source: Path) -> Path:
-    """Return the file to write, and refuse before the work what could not be written after it."""
+    """Return the file to write. Checks in advance that the predictions can be written."""
     path = resolve_output_file(out)
     if source != STDIN and path.exists() and path.samefile(user_path(source)):
-        raise UserError(f"--out: {out} is the file of the texts, expected another")
+        raise UserError(f"--out: {out} is the input file, expected another file")
     return path
 
 

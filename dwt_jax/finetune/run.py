@@ -1,4 +1,4 @@
-"""Fine-tuning on one task with all its seeds, in a directory that the same command resumes.
+"""Fine-tuning on one task with all its seeds. Rerunning the same command resumes it.
 
 Seeds trained in parallel are saved together; an interrupted group restarts. Results depend only on
 config, model and data, so an interrupted run ends with the same numbers as an uninterrupted one.
@@ -136,7 +136,7 @@ def prepare_finetuning(
         )
     if config.recipe.max_length > positions:
         logger.info(
-            f"{config.examples.task}: {source.path} has {positions} positions, longer examples are truncated"
+            f"{config.examples.task}: {source.path} has {positions} positions; longer examples are truncated"
         )
         recipe = dataclasses.replace(config.recipe, max_length=positions)
         config = dataclasses.replace(config, recipe=recipe)
@@ -166,8 +166,8 @@ def prepare_finetuning(
 def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict[str, Any]:
     """Train all seeds that are not done yet and write the results.
 
-    A finished fine-tuning goes on with the seeds that its results lack, and predicts new test splits. If
-    model/ is lost by then, its seed is trained again.
+    A finished fine-tuning continues with seeds that its results lack, and predicts new test splits. If
+    model/ is lost, its seed is trained again.
 
     Returns:
         The content of results.json.
@@ -194,7 +194,7 @@ def finetune_task(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dict
     seeds = [seed for seed in recipe.seeds if seed not in finished or seed == lost_seed]
     if previous:
         additions = [*(f"seed {seed}" for seed in seeds), *new_tests]
-        logger.info(f"{context.workdir}: finished before; now {', '.join(additions)}")
+        logger.info(f"{context.workdir}: already finished; now {', '.join(additions)}")
     groups = [seeds[i : i + group_size] for i in range(0, len(seeds), group_size)]
     remaining_groups = [group for group in groups if not all(_is_done(context, seed) for seed in group)]
     with Progress(context.config.examples.task, len(remaining_groups) * _steps_per_seed(context)) as progress:
@@ -219,7 +219,7 @@ def _forget_seed_of_lost_model(context: FinetuneContext) -> int | None:
     if not results:
         return None
     seed = outputs.best_seed(results).seed
-    logger.info(f"{model}: no model, expected that of seed {seed}, which is trained again")
+    logger.info(f"{model}: no model of seed {seed}; this seed is trained again")
     outputs.seed_path(context.workdir, seed).rename(outputs.lost_seed_path(context.workdir, seed))
     return seed
 
@@ -387,7 +387,7 @@ def _write_results(context: FinetuneContext, shutdown_flag: ShutdownFlag) -> dic
                 context.workdir, task, name, context.data.splits[name], context.data, logits
             )
     elif (context.workdir / "submission").exists():
-        logger.info(f"{context.workdir}: submission/ stays as it is, no test file is given")
+        logger.info(f"{context.workdir}: submission/ is unchanged: there is no test file")
     summary = outputs.summarize_seeds(task, context.data, seed_results) | {"test_digests": test_digests}
     with atomic_write(context.workdir / "model" / "README.md") as partial:
         source = context.source

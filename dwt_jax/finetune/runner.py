@@ -48,7 +48,7 @@ def finetune_tasks(
         TrainingFailed: for a loss that is not finite.
     """
     if (workdir / "config.json").exists():
-        raise UserError(f"{workdir}: is itself a run, expected a directory for the folders of the tasks")
+        raise UserError(f"{workdir}: is a run, expected a directory for the task folders")
     source = runs.load_source_model(model, step)
     with handle_signals() as shutdown_flag, ExitStack() as stack:
         if not workdir.exists():
@@ -72,7 +72,7 @@ def finetune_tasks(
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove the directory if a refused command has left it empty."""
+    """Remove the directory if a rejected command left it empty."""
     with suppress(OSError):
         folder.rmdir()
 

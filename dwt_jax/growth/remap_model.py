@@ -36,12 +36,12 @@ def remap_model(
 ) -> RemapReport:
     """Write a larger copy of a model to a new directory.
 
-    The heads are grown too; to another model type, which computes the others differently, only the
-    masked-LM head.
+    The heads are grown too. For another model type only the masked-LM head is: it computes other heads
+    differently.
 
     Args:
         path: run directory or model directory.
-        target: config of the larger model. A vocab_size of 0 is that of the source. The tables of a tied
+        target: config of the larger model. A vocab_size of 0 means the source's. The tables of a tied
             source are two with tie_word_embeddings False; two tables stay two.
         method: growth method, as in remap.methods.get_method.
         out: new model directory.
@@ -115,7 +115,7 @@ def _random_probe(source: ModelConfig, target: ModelConfig) -> dict[str, np.ndar
 
 
 def _convert_family(loaded_model: LoadedModel, model_type: str) -> LoadedModel:
-    """The parts that both model types compute alike; the names of the others are printed."""
+    """Return the parts that both model types compute alike, and log the names of the others."""
     module = family(loaded_model.model)
     dropped_heads = [
         head for head in module.HEADS if head in loaded_model.params and head not in module.LM_HEADS

@@ -126,7 +126,7 @@ def _save_first_checkpoint(run: RunContext, workdir: Path, step: int, state: Tra
 def _restore_source_run(path: Path, config: Config, step: int | None) -> tuple[RunContext, TrainState, int]:
     """The source run on config's mesh, its state and the step of the state."""
     if not (path / "config.json").exists() or not (path / "run.json").exists():
-        raise UserError(f"--run: {path} is no run with checkpoints, expected the directory of one")
+        raise UserError(f"--run: {path} is not a run with checkpoints, expected the directory of such a run")
     source_run = setup_run(
         dataclasses.replace(read_run_config(path), mesh=config.mesh, platform=config.platform), path
     )
@@ -148,7 +148,7 @@ def _restore_source_run(path: Path, config: Config, step: int | None) -> tuple[R
 
 
 def _source_model(source_run: RunContext, state: TrainState, step: int) -> tuple[Any, ModelConfig, list[Any]]:
-    """Parameters, model and moments after `step` steps; without gates if these are open by then."""
+    """Parameters, model and moments after `step` steps, without gates if they are open by then."""
     config = source_run.config
     params, model, optimizer_states = (
         effective_params(source_run, state.params, step),
@@ -184,7 +184,7 @@ def _grow_state(
 
 
 def _check_same_data_stream(run: RunContext, source_run: RunContext, path: str) -> None:
-    """Refuse a config with which the next batches or masks would differ from those of the source run."""
+    """Reject a config that changes the next batches or masks of the source run."""
     new_values, source_values = (
         {"data": _data_digest(x), **flatten_dict(config_to_dict(x.config))} for x in (run, source_run)
     )
@@ -219,7 +219,7 @@ def _data_digest(run: RunContext) -> str:
 
 
 def _inherited_flops(run: RunContext, source_run: RunContext) -> float | None:
-    """Pre-training FLOPs that the source run inherited and the new run's teacher does not include."""
+    """Pre-training FLOPs that the source run inherited, without those that the new teacher includes."""
     same_teacher = run.teacher and source_run.teacher and run.teacher.digest == source_run.teacher.digest
     teacher_flops = 0.0 if same_teacher or not source_run.teacher else source_run.teacher.training_flops
     source_flops = (

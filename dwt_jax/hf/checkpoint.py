@@ -57,7 +57,7 @@ class HFCheckpoint(NamedTuple):
 
 
 def to_hf_tensors(params: Params, model: ModelConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Return the tensors, by name, of the transformers class that has these parameters.
+    """Return the tensors by name, as in the transformers class with these parameters.
 
     Args:
         params: host arrays.
@@ -185,7 +185,7 @@ def from_hf_tensors(
 
 
 class _LeafReader:
-    """Reads the leaves of the parameters, and collects the problems of all tensors for one message."""
+    """Reads the leaves of the parameters, and collects the problems of all tensors in one message."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class _LeafReader:
         self.used_names: set[str] = set()
 
     def read_leaf(self, path: tuple[Any, ...], abstract_leaf: Any) -> np.ndarray:
-        """Return one leaf in fp32, or anything if there are problems."""
+        """Return one leaf in fp32, or a placeholder if there are problems."""
         name = path_name(path)
         layered, axes = self.param_axes[name][0].name == "layer", self.param_axes[name]
         shape, axes = (abstract_leaf.shape[1:], axes[1:]) if layered else (abstract_leaf.shape, axes)
@@ -317,7 +317,7 @@ def save_checkpoint(
 
 
 def _token_ids(directory: Path, model: ModelConfig) -> dict[str, int]:
-    """The ids of tokens that transformers looks up in config.json, as for the end of a continuation."""
+    """The token ids that transformers reads from config.json, e.g. to end a continuation."""
     keys = family(model).HF_NAMES[model.model_type].token_id_keys
     if not keys or not has_tokenizer(directory):
         return {}

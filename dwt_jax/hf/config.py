@@ -61,7 +61,7 @@ def to_hf_config(
 def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
     """Read the `config.json` of a model directory. Absent keys have the defaults of transformers.
 
-    A `model_type` of MODEL_TYPE_ALIASES is read as the one that it stands for, and so written back.
+    A `model_type` in MODEL_TYPE_ALIASES is read, and written back, as the type that it stands for.
 
     Args:
         path: model directory.
@@ -75,7 +75,7 @@ def load_hf_config(path: Path, tensor_names: Sequence[str] = ()) -> HFConfig:
         (f"{kind}_config.json" for kind in FAMILIES if (path / f"{kind}_config.json").exists()), ""
     )
     if old_name and not is_model_file(config_path):
-        raise UserError(f"{config_path}: no such file, expected {old_name} under that name (rename it)")
+        raise UserError(f"{config_path}: no such file, expected {old_name} to be renamed to this")
     config = read_model_json(config_path, "a Hugging Face model config")
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
@@ -127,7 +127,7 @@ def _parse_model(config: Mapping[str, Any], kind: str, config_path: Path) -> Mod
 def _model_type(
     config: Mapping[str, Any], config_path: Path, tensor_names: Sequence[str], architectures: Sequence[str]
 ) -> str:
-    """The model type that the config names, or else that of the names of its tensors and classes."""
+    """The model type in the config, or else the one that matches the names of tensors and classes."""
     kind = config.get("model_type")
     if isinstance(kind, str) and (kind in FAMILIES or kind in MODEL_TYPE_ALIASES):
         return MODEL_TYPE_ALIASES.get(kind, kind)

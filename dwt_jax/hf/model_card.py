@@ -24,7 +24,7 @@ _LANGUAGE_MODELS = {
 
 _PER_BYTE_NAMES = {
     "bits_per_byte": "bits per byte",
-    "loss_per_byte": "loss per byte (nats; of masked tokens, no code length)",
+    "loss_per_byte": "loss per byte (nats; of masked tokens, not a code length)",
 }
 
 _TASK_NAMES = {"mlm": "Masked language modelling", "next_token": "Causal language modelling"}
@@ -79,7 +79,7 @@ def directory_card(
     name = _model_title(model)
     origin = f"Written by dwt-jax from the model directory `{source}`, "
     if not source_card:
-        parts = [f"# {name}", _model_section(model, heads), f"{origin}which had no card of its own."]
+        parts = [f"# {name}", _model_section(model, heads), f"{origin}which has no model card."]
         return (
             _front_matter(model, heads, ["dwt-jax"], name)
             + "\n"
@@ -88,9 +88,9 @@ def directory_card(
     parts = [
         f"# {name}",
         _model_section(model, heads),
-        f"{origin}of which parts are omitted. Below its use is the card of the complete model.",
+        f"{origin}with parts omitted. The card of the complete model follows after the section on use.",
         _usage_section(model, heads, tokenizer),
-        f"## The card of `{source}`",
+        f"## Model card of `{source}`",
         split_front_matter(source_card)[1],
     ]
     inherited = inherited_metadata(source_card, INHERITED_KEYS)
@@ -144,7 +144,7 @@ def classifier_card(
 
     Args:
         model: config of the model.
-        source: name of the pre-trained model, which is the card's base model.
+        source: name of the pre-trained model, the `base_model` of the card.
         config: a finetune.config.FineTune.
         results: content of the run's results.json.
         source_card: card of the pre-trained model; its licence and language are copied.
@@ -167,9 +167,9 @@ def classifier_card(
         f"at {learning_rate.value:g} ({learning_rate.kind}, warm-up {learning_rate.warmup_fraction:.0%}), "
         f"weight decay {recipe.optimizer.weight_decay:g}, dropout {recipe.dropout:g}.",
         "## Results\n"
-        f"The best epoch ({best_record['best_epoch']}) of the best of {len(results['seeds'])} seeds "
-        f"({results['model_of_seed']}), selected on the dev set that it is scored on, so the score is "
-        "optimistic:",
+        f"This is the best epoch ({best_record['best_epoch']}) of the best of {len(results['seeds'])} seeds "
+        f"({results['model_of_seed']}). It was selected on the dev set on which it is scored, so the score "
+        "is optimistic:",
         "\n".join(
             ["| split | metric | |", "|---|---|---|", *(f"| {s} | {m} | {v:.4f} |" for s, m, v in rows)]
         ),
@@ -311,7 +311,7 @@ def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
             f"* preset {distill.preset}; α_h {_format_schedule(distill.alpha_hard)}; "
             f"α_s {_format_schedule(distill.alpha_soft)}; "
             f"temperature {_format_schedule(distill.temperature)}",
-            f"* {distill.divergence}, positions: {distill.token_selection}"
+            f"* divergence {distill.divergence}; token selection {distill.token_selection}"
             + (
                 f"; {summary['teacher_steps']:,} steps with the teacher" if "teacher_steps" in summary else ""
             ),
@@ -320,7 +320,7 @@ def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
 
 
 def _teacher_names(config: Config, summary: Mapping[str, Any]) -> list[str]:
-    """Return name, weight and size of each teacher, as far as they are known."""
+    """Return the name, weight and size of each teacher, as far as known."""
     names = [f"`{Path(path).name}`" for path in config.teacher.model_paths]
     if config.teacher.weights:
         weighted = zip(names, config.teacher.weights, strict=True)
@@ -339,7 +339,7 @@ def _format_schedule(schedule: Schedule, number: str = "g") -> str:
     if schedule.kind == "constant":
         return f"{schedule.value:{number}}"
     if schedule.kind == "until_matched":
-        return f"{schedule.value:{number}} until the student is as good as the teacher"
+        return f"{schedule.value:{number}} until the student matches the teacher"
     if schedule.boundaries:
         stages = zip(schedule.boundaries, schedule.boundary_values, strict=True)
         later = "".join(f", {value:{number}} from {start:.0%} of the steps on" for start, value in stages)
@@ -381,9 +381,9 @@ def _cost_section(summary: Mapping[str, Any]) -> str:
     lines = [
         "## Cost",
         f"* student {flops['student']:.3g} FLOPs, teacher's forward passes {flops['teacher_forward']:.3g}",
-        *([f"* the teacher's own pre-training: {teacher_cost}"] if flops["teacher_training"] != 0 else []),
+        *([f"* pre-training of the teacher: {teacher_cost}"] if flops["teacher_training"] != 0 else []),
         *(
-            [f"* that of the model it was grown from: {_format_flops(source_flops)}"]
+            [f"* pre-training of the model it was grown from: {_format_flops(source_flops)}"]
             if source_flops != 0
             else []
         ),

@@ -1,4 +1,4 @@
-"""Read the name and the model card of a model from which another one is made. Neither is trusted."""
+"""Read the name and the model card of a source model. Both are untrusted."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def inherited_metadata(card: str, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def split_front_matter(card: str) -> tuple[Mapping[str, Any], str]:
-    """Return the metadata in the header of a card, in which every plain value is text, and the card's text.
+    """Return the metadata in a card's header, with every plain value as text, and the text of the card.
 
     BaseLoader gives text, so the language `no` is not False, and it does not expand merge keys, which take
     exponential time. The loader in C is not used: its stack overflows on a deeply nested header.

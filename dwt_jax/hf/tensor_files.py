@@ -45,7 +45,7 @@ _Tensors = dict[str, tuple[mmap.mmap, TensorSpan]]
 
 
 def has_weights(directory: Path) -> bool:
-    """Return whether a directory has a weight file, a broken link included."""
+    """Return whether a directory has a weight file or a broken link to one."""
     return any(os.path.lexists(directory / name) for name in WEIGHT_FILES)
 
 
@@ -184,7 +184,7 @@ def _read_index(index: Path) -> dict[str, str]:
         raise UserError(f"{index}: {error}, expected the index of a sharded model") from None
     weight_map = record.get("weight_map")
     if not isinstance(weight_map, dict):
-        raise UserError(f"{index}: no weight_map, expected one from tensors to files")
+        raise UserError(f"{index}: no weight_map, expected a map from tensors to files")
     for name, file in weight_map.items():
         # Only the name is checked: in the hub's cache the files are links to another directory.
         if not isinstance(file, str) or file in ("", ".", "..") or any(char in file for char in "/\\\0"):

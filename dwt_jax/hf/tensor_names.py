@@ -1,4 +1,4 @@
-"""Find out by the names of a file's tensors which model it holds: its family, prefix and heads."""
+"""Detect a model's family, prefix and heads from the names of the tensors in a file."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def require_plausible_sizes(tensors: Weights, model: ModelConfig, location: str) -> None:
-    """Check sizes against the file: later checks take time proportional to the config's sizes.
+    """Check the config's sizes against the file, since later checks take time proportional to them.
 
     Raises:
         UserError: sizes that the file cannot hold.
@@ -43,7 +43,7 @@ def require_plausible_sizes(tensors: Weights, model: ModelConfig, location: str)
 
 
 def canonical_names(tensors: Weights, names: HFNames) -> tuple[dict[str, str], list[str]]:
-    """Return the names of HF_NAMES, each with its name in the file, and the tensors that are in it twice.
+    """Return {name in HF_NAMES: name in the file}, and the tensors that the file has twice.
 
     Names of modules that only wrap another one are left out (WRAPPERS).
     """
@@ -85,7 +85,7 @@ def is_tied(tensors: Weights, file_names: dict[str, str], model: ModelConfig, na
 def detect_heads(
     file_names: Mapping[str, str], model: ModelConfig, architectures: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return the heads of which the file has a tensor.
+    """Return the heads that have a tensor in the file.
 
     Only sequence classifiers count: they have a pooler. Models for token classification and multiple
     choice use the same tensor names.
@@ -147,7 +147,7 @@ def require_layers(file_names: Mapping[str, str], model: ModelConfig, location: 
         location: path of the file, for messages.
 
     Raises:
-        UserError: it has none. The message says how its names begin, and how they should.
+        UserError: there is none. The message has the actual and the expected prefix of the names.
     """
     names = family(model).HF_NAMES[model.model_type]
     templates = [

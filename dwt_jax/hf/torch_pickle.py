@@ -43,7 +43,7 @@ def tensor_spans(path: Path, data: mmap) -> dict[str, TensorSpan]:
         data: its bytes.
 
     Raises:
-        UserError: anything but a dict of tensors, or a tensor outside of its storage.
+        UserError: the file is not a dict of tensors, or a tensor is outside of its storage.
     """
     try:
         return _read_zip(path, data) if data[:4] == b"PK\3\4" else _read_legacy(data)
@@ -55,7 +55,7 @@ def tensor_spans(path: Path, data: mmap) -> dict[str, TensorSpan]:
     ) as error:
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
-            f"{path}: damaged or of another kind ({detail}), expected a state dict that torch.save wrote"
+            f"{path}: damaged or not a state dict ({detail}), expected a state dict that torch.save wrote"
         ) from None
 
 

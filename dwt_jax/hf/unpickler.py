@@ -1,4 +1,4 @@
-"""Parse a pickle that torch wrote for a dict of tensors, without running it.
+"""Parse a pickle of a dict of tensors that torch wrote, without executing it.
 
 A pickle is a program: the file decides which functions are called, and with which arguments. Python's
 unpicklers are therefore not used. `parse_pickle` supports the instructions that torch writes
@@ -64,7 +64,7 @@ def parse_pickle(stream: io.BytesIO, storages: dict[str, Storage] | None = None)
 
     Args:
         stream: the pickle; afterwards the stream is at its end.
-        storages: the storages that it refers to are added to this dict.
+        storages: a dict to which the storages of the pickle are added.
 
     Raises:
         UnsupportedFile: an instruction or a function that is not supported.

@@ -114,7 +114,7 @@ def axis_sizes(config: Config) -> dict[str, int]:
 
 
 def fixed_axes(config: Config) -> dict[str, str]:
-    """Return the axes of which growth keeps the size, and why."""
+    """Return the axes whose size cannot grow, each with the reason."""
     return {"head_dim": "rotary positions depend on it"} if config.is_rotary else {}
 
 
@@ -124,7 +124,7 @@ def position_rows(config: Config) -> tuple[int, int]:
 
 
 def layer_period(config: Config) -> int:
-    """Return after how many layers the kinds of layers repeat: all are alike."""
+    """Return the period of the layer types, in layers: 1, all layers are alike."""
     return 1
 
 
@@ -212,7 +212,7 @@ def encode(
 
 
 def lm_features(params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()) -> jax.Array:
-    """Return what the LM head multiplies with the output embedding, for hidden states [..., D]."""
+    """Return the features that the LM head multiplies with the output embedding, for states [..., D]."""
     return _MODULES.merge("mlm", config, params["mlm"])(hidden, policy)
 
 
@@ -237,7 +237,7 @@ def pooler_output(
 
 
 def pools_first_token(config: Config) -> bool:
-    """Return whether a classifier reads the first token alone: it does."""
+    """Return whether a classifier reads the first token only: it does."""
     return True
 
 

@@ -29,7 +29,7 @@ class Config(ModelConfig):
 
     @property
     def is_rotary(self) -> bool:
-        """Whether positions turn queries and keys (RoFormer), in place of a table that is added."""
+        """Whether positions rotate queries and keys (RoFormer) instead of adding an embedding."""
         return self.model_type == "roformer"
 
     @property
@@ -62,7 +62,7 @@ class Config(ModelConfig):
         return "gelu" if self.model_type == "roberta" else self.hidden_act
 
     def problems(self) -> Iterator[str]:
-        """Yield one line for each field that cannot be so, beginning with the field's name."""
+        """Yield one line for each invalid field, beginning with the field's name."""
         yield from super().problems()
         if self.type_vocab_size < 0:
             yield f"type_vocab_size is {self.type_vocab_size}, expected at least 0"
@@ -82,10 +82,10 @@ class Config(ModelConfig):
         if self.is_rotary and self.hidden_size // self.num_attention_heads % 2:
             yield (
                 f"hidden_size / num_attention_heads is {self.hidden_size // self.num_attention_heads}, "
-                "expected an even number: rotary positions turn pairs of channels"
+                "expected an even number: rotary positions rotate pairs of channels"
             )
         if self.model_type == "distilbert" and self.layer_norm_eps != 1e-12:
-            yield f"layer_norm_eps is {self.layer_norm_eps}, expected 1e-12: a DistilBERT has no other"
+            yield f"layer_norm_eps is {self.layer_norm_eps}, expected 1e-12: DistilBERT has a fixed value"
 
 
 # Hugging Face's names of tensors and config keys.
@@ -157,7 +157,7 @@ _BERT_FIELDS = {
 
 
 def _sinusoidal_table(config: ModelConfig) -> dict[str, np.ndarray]:
-    """The table of sines, then cosines, that transformers stores and this project computes."""
+    """The sinusoidal table, sines then cosines, which transformers stores and this project computes."""
     head_dim = config.hidden_size // config.num_attention_heads
     wavelengths = np.power(10000, np.arange(0, head_dim, 2) / head_dim)
     angles = np.arange(config.max_position_embeddings)[:, None] / wavelengths

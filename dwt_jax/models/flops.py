@@ -1,7 +1,7 @@
-"""FLOPs by formula, for every family. XLA counts the body of a scan once; these are tested by hand.
+"""FLOPs by formula, for every family. (XLA counts the body of a scan only once.)
 
-A product [m, k] · [k, n] is 2·m·k·n FLOPs and a backward pass is twice its forward pass. What is not a
-matrix product is left out, as is customary for MFU (Chowdhery et al. 2022, appendix B).
+A product [m, k] · [k, n] has 2·m·k·n FLOPs, and a backward pass twice those of the forward pass. Operations
+other than matrix products are not counted, as usual for MFU (Chowdhery et al. 2022, appendix B).
 """
 
 from dwt_jax.models import family

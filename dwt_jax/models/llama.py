@@ -128,7 +128,7 @@ def axis_sizes(config: Config) -> dict[str, int]:
 
 
 def fixed_axes(config: Config) -> dict[str, str]:
-    """Return the axes of which growth keeps the size, and why."""
+    """Return the axes whose size cannot grow, each with the reason."""
     return {"head_dim": "rotary positions depend on it"}
 
 
@@ -138,7 +138,7 @@ def position_rows(config: Config) -> tuple[int, int]:
 
 
 def layer_period(config: Config) -> int:
-    """Return after how many layers the kinds of layers repeat: all are alike."""
+    """Return the period of the layer types, in layers: 1, all layers are alike."""
     return 1
 
 
@@ -180,7 +180,7 @@ def encode(
     key: jax.Array | None = None,
     policy: Policy = Policy(),
 ) -> jax.Array:
-    """Encode packed rows. A token attends to its segment, in a decoder to itself and to those before it.
+    """Encode packed rows. A token attends to its segment; in a decoder, to itself and earlier tokens of it.
 
     With `positions` the last layer computes keys and values of all tokens, and everything else at these
     positions alone.
@@ -218,7 +218,7 @@ def encode(
 
 
 def _decoder_inputs(config: Config, segment_ids: jax.Array) -> DecoderInputs:
-    """What the attention of every layer needs, for the queries of all positions."""
+    """The attention inputs of every layer, for the queries of all positions."""
     length = segment_ids.shape[1]
     mask = AttentionMask(segment_ids, is_causal=config.is_causal, window=config.sliding_window)
     rotation = rope_rotation(positions_in_segments(segment_ids), length, rotary_frequencies(config))
@@ -264,7 +264,7 @@ def output_embedding(params: Params) -> tuple[jax.Array, None]:
 
 
 def pools_first_token(config: Config) -> bool:
-    """Return whether a classifier reads the first token alone."""
+    """Return whether a classifier reads the first token only."""
     return config.pooling == "bos"
 
 
@@ -279,7 +279,7 @@ def classifier_logits(
 ) -> jax.Array:
     """Return fp32 logits [B, labels] of hidden states [B, L, D] and segment ids int [B, L].
 
-    A decoder reads the last token, behind which `segment_ids` are 0. An encoder reads the first one (`bos`),
+    A decoder reads the last token, the last one with a nonzero segment id. An encoder reads the first (`bos`),
     the mean of all (`mean`), or each, for the mean of their logits (`late`).
     """
     classifier = _MODULES.merge("classifier", config, params["classifier"])

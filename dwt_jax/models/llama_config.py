@@ -42,7 +42,7 @@ class Config(ModelConfig):
 
     @property
     def is_causal(self) -> bool:
-        """Whether a token attends to none behind it."""
+        """Whether a token attends only to itself and to earlier tokens."""
         return self.model_type != "eurobert"
 
     @property
@@ -79,7 +79,7 @@ class Config(ModelConfig):
 
     @property
     def has_dense_classifier(self) -> bool:
-        """Whether a classifier has a dense layer in front of its outputs, and biases."""
+        """Whether a classifier has a dense layer before its outputs, and biases."""
         return not self.is_causal
 
     @property
@@ -102,7 +102,7 @@ class Config(ModelConfig):
         return dataclasses.replace(self, attention_dropout=rate)
 
     def head_problems(self) -> Iterator[str]:
-        """Yield one line for each number or size of heads that cannot be so."""
+        """Yield one line for each invalid number or size of heads."""
         if not self.head_dim or self.model_type in ("llama", "eurobert"):  # as transformers demands
             yield from super().head_problems()
         for key in ("num_key_value_heads", "head_dim"):
@@ -117,7 +117,7 @@ class Config(ModelConfig):
             yield f"head_dim is {self.head_size}, expected an even number: rotary positions turn pairs"
 
     def problems(self) -> Iterator[str]:
-        """Yield one line for each field that cannot be so, beginning with the field's name."""
+        """Yield one line for each invalid field, beginning with the field's name."""
         yield from super().problems()
         for key in ("sliding_window", "rope_original_max_position_embeddings"):
             if getattr(self, key) < 0:
@@ -197,7 +197,7 @@ def _flatten(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
     """Write nested and optional keys as fields of `Config`.
 
     Args:
-        defaults: what an absent key means that this family otherwise takes for "as another size".
+        defaults: values of absent keys that would otherwise default to another size.
         config: the content of `config.json`.
 
     Raises:

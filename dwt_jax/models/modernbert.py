@@ -114,7 +114,7 @@ def axis_sizes(config: Config) -> dict[str, int]:
 
 
 def fixed_axes(config: Config) -> dict[str, str]:
-    """Return the axes of which growth keeps the size, and why."""
+    """Return the axes whose size cannot grow, each with the reason."""
     return {"head_dim": "rotary positions depend on it"}
 
 
@@ -124,7 +124,7 @@ def position_rows(config: Config) -> tuple[int, int]:
 
 
 def layer_period(config: Config) -> int:
-    """Return after how many layers the kinds of layers repeat."""
+    """Return the period of the layer types, in layers."""
     return config.global_attn_every_n_layers
 
 
@@ -216,7 +216,7 @@ def encode(
 def _attention_inputs(
     config: Config, segment_ids: jax.Array
 ) -> Callable[[jax.Array, jax.Array, jax.Array | None], AttentionInputs]:
-    """What the attention of a layer needs, by its kind and the output positions."""
+    """The attention inputs of a layer, by its type and the output positions."""
     head_dim = config.hidden_size // config.num_attention_heads
     in_segment = positions_in_segments(segment_ids)
     rotations = [
@@ -239,7 +239,7 @@ def _attention_inputs(
 
 
 def lm_features(params: Params, config: Config, hidden: jax.Array, *, policy: Policy = Policy()) -> jax.Array:
-    """Return what the LM head multiplies with the output embedding, for hidden states [..., D]."""
+    """Return the features that the LM head multiplies with the output embedding, for states [..., D]."""
     return _MODULES.merge("head", config, params["head"])(hidden, policy)
 
 
@@ -250,7 +250,7 @@ def output_embedding(params: Params) -> tuple[jax.Array, jax.Array]:
 
 
 def pools_first_token(config: Config) -> bool:
-    """Return whether a classifier reads the first token alone, not the mean of all."""
+    """Return whether a classifier reads the first token only, not the mean of all."""
     return config.classifier_pooling == "cls"
 
 
@@ -274,7 +274,7 @@ def classifier_logits(
 
 
 def pretrained_classifier_parts(config: Config, parts: Sequence[str]) -> tuple[str, ...]:
-    """Return which of a model's `parts` a new classifier keeps: as transformers does, the LM's head too."""
+    """Return which of a model's `parts` a new classifier keeps: like transformers, also that of the LM head."""
     return (*ENCODER_PARTS, *(["head"] if "head" in parts else []))
 
 

@@ -46,7 +46,7 @@ class Config(ModelConfig):
         return dataclasses.replace(self, **rates)
 
     def problems(self) -> Iterator[str]:
-        """Yield one line for each field that cannot be so, beginning with the field's name."""
+        """Yield one line for each invalid field, beginning with the field's name."""
         yield from super().problems()
         for key in ("max_position_embeddings", "global_attn_every_n_layers", "local_attention"):
             if getattr(self, key) < 1:
@@ -122,7 +122,9 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
         )
         num_layers = config.get("num_hidden_layers", 22)
         if len(layer_types) != num_layers:
-            raise UserError(f"layer_types has {len(layer_types)} entries, expected {num_layers}, one a layer")
+            raise UserError(
+                f"layer_types has {len(layer_types)} entries, expected {num_layers}, one per layer"
+            )
     rope = config.get("rope_parameters") or {}
     is_by_type = isinstance(rope, dict) and set(rope) <= set(_THETA_KEYS)
     if not is_by_type or not all(isinstance(x or {}, dict) for x in rope.values()):
@@ -161,7 +163,7 @@ def _global_layer_period(layer_types: Any, period: Any) -> int:
 
 
 def _nest(config: ModelConfig) -> dict[str, Any]:
-    """Return the keys that transformers 5 reads in place of those of version 4, which are written too."""
+    """Return the keys that transformers 5 reads; those of version 4 are written as well."""
     assert isinstance(config, Config)
     layer_types = _layer_types(config.num_hidden_layers, config.global_attn_every_n_layers)
     rope = {

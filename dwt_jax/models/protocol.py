@@ -1,4 +1,4 @@
-"""What every model family has in common: the fields of its config and the names its module defines."""
+"""The interface of every model family: the fields of its config and the names in its module."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class ModelConfig:
 
     @property
     def has_token_types(self) -> bool:
-        """Whether the model tells the two texts of a pair apart by an embedding of their tokens' type."""
+        """Whether token type embeddings distinguish the two texts of a pair."""
         return False
 
     @property
@@ -96,7 +96,7 @@ class ModelConfig:
         return self
 
     def problems(self) -> Iterator[str]:
-        """Yield one line for each field that cannot be so, beginning with the field's name."""
+        """Yield one line for each invalid field, beginning with the field's name."""
         positive = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         for minimum, keys in (
             (1, positive),
@@ -112,7 +112,7 @@ class ModelConfig:
             yield from self.head_problems()
 
     def head_problems(self) -> Iterator[str]:
-        """Yield one line for each number or size of heads that cannot be so."""
+        """Yield one line for each invalid number or size of heads."""
         if self.hidden_size % self.num_attention_heads:
             yield (
                 f"hidden_size is {self.hidden_size}, expected a multiple of "
@@ -143,13 +143,13 @@ class Family(Protocol):
         """Return the size of the arrays along each logical axis."""
 
     def fixed_axes(self, config: ModelConfig) -> Mapping[str, str]:
-        """Return the axes of which growth keeps the size, and why."""
+        """Return the axes whose size cannot grow, each with the reason."""
 
     def position_rows(self, config: ModelConfig) -> tuple[int, int]:
         """Return (rows before the first position, rows in all) of the position table."""
 
     def layer_period(self, config: ModelConfig) -> int:
-        """Return after how many layers the kinds of layers repeat; 1 if all are alike."""
+        """Return the period of the layer types, in layers; 1 if all layers are alike."""
 
     def init_params(
         self, config: ModelConfig, key: "jax.Array", heads: Sequence[str] = ..., num_labels: int = 1
@@ -176,13 +176,13 @@ class Family(Protocol):
     def lm_features(
         self, params: Params, config: ModelConfig, hidden: "jax.Array", *, policy: "Policy" = ...
     ) -> "jax.Array":
-        """Return what the LM head multiplies with the output embedding: [..., D] → [..., D]."""
+        """Return the features that the LM head multiplies with the output embedding: [..., D] → [..., D]."""
 
     def output_embedding(self, params: Params) -> "tuple[jax.Array, jax.Array | None]":
         """Return the output embedding [V, D] and bias [V] of the LM head; None: it has no bias."""
 
     def pools_first_token(self, config: ModelConfig) -> bool:
-        """Return whether a classifier reads the first token alone."""
+        """Return whether a classifier reads the first token only."""
 
     def classifier_logits(
         self,

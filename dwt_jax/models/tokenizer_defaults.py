@@ -1,4 +1,4 @@
-"""What the tokenizers of BERT and RoBERTa have where no file says otherwise, and BERT's pipeline."""
+"""Defaults of the tokenizers of BERT and RoBERTa, and BERT's pipeline."""
 
 from typing import TYPE_CHECKING, NamedTuple
 

@@ -54,7 +54,7 @@ def load_model(path: str, heads: Literal["lm", "all"] = "lm", step: int | None =
     is_pretraining_run = (directory / "run.json").exists()
     is_run = is_pretraining_run or (directory / "model").is_dir()
     if step is not None and not is_pretraining_run:
-        raise UserError(f"--step: {path} is no run with checkpoints, expected one for --step={step}")
+        raise UserError(f"--step: {path} is not a run with checkpoints, expected one for --step={step}")
     if step is None and not has_weights(directory) and has_weights(directory / "model"):
         directory = _model_subdirectory(directory)
     if step is None and has_weights(directory):

@@ -333,7 +333,7 @@ def test_a_broken_link_is_no_missing_document(tmp_path, pattern):
     """Of a corpus that was moved, or whose disk is not mounted, a part would be missing without a word."""
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.txt").symlink_to("nowhere/b.txt")
-    with pytest.raises(UserError, match=r"b\.txt: a broken symbolic link, expected what it links to"):
+    with pytest.raises(UserError, match=r"b\.txt: a broken symbolic link, expected its target to exist"):
         matching_files(f"{tmp_path}/{pattern}")
     assert matching_files(f"{tmp_path}/a*") == [tmp_path / "a.txt"]  # another name is not its concern
 

@@ -78,4 +78,4 @@ def test_prepare_prints_what_it_found(tmp_path, log_lines):
     prepare_data(data, tmp_path / "rows", workers=1)
     (warning,) = (line for line in log_lines if "are tags" in line)
     assert warning.startswith("prepare: source 0 (text): warning: ")
-    assert warning.endswith("of its characters are tags such as \"<p class='x'>\"; it is read as it is")
+    assert warning.endswith("of its characters are tags such as \"<p class='x'>\"; it is read as plain text")

@@ -28,7 +28,7 @@ def test_check_platform_refuses_a_platform_excluded_by_jax_platforms(monkeypatch
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
 def test_env_seconds_refuses_all_but_positive_numbers(monkeypatch, value):
     monkeypatch.setenv(START_TIMEOUT_ENV, value)
-    with pytest.raises(UserError, match=rf"{START_TIMEOUT_ENV}: '{value}', expected seconds"):
+    with pytest.raises(UserError, match=rf"{START_TIMEOUT_ENV}: '{value}', expected a number of seconds"):
         env_seconds(START_TIMEOUT_ENV, 300)
 
 

@@ -90,7 +90,7 @@ def test_a_later_test_file_is_predicted_without_training(model, task, tmp_path, 
     assert not (tmp_path / "w" / "submission").exists()
     groups = trained_seeds(monkeypatch)
     assert finetune(config_of(task), model, tmp_path / "w") == expected
-    assert "finished before; now test" in capsys.readouterr().err
+    assert "already finished; now test" in capsys.readouterr().err
     submission = tmp_path / "w" / "submission" / "mine.tsv"
     assert submission.read_bytes() == (tmp_path / "at_once" / "submission" / "mine.tsv").read_bytes()
     other = tmp_path / "other.tsv"

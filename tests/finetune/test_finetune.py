@@ -579,7 +579,7 @@ def test_directory_of_another_run_is_refused(models, finished_run, tmp_path, tas
 def test_max_length_is_reduced_to_the_models_positions(models, task, tmp_path, capsys):
     run = prepare_run(config_of(task, max_length=128), models / "Roberta", tmp_path)
     assert run.config.recipe.max_length == 24  # of 26, two are the padding's
-    assert "has 24 positions, longer examples are truncated" in capsys.readouterr().err
+    assert "has 24 positions; longer examples are truncated" in capsys.readouterr().err
     assert prepare_run(config_of(task, max_length=128), models / "Roberta", tmp_path).config == run.config
 
 

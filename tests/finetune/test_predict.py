@@ -195,7 +195,7 @@ def test_nothing_is_written_over_the_texts_or_for_a_refused_input(models, tmp_pa
     (tmp_path / "texts").write_text("a\nb\tc\n")
     arguments = ["predict", f"--model={models / 'classes'}", str(tmp_path / "texts")]
     assert main([*arguments, f"--out={tmp_path / 'texts'}"]) == 2
-    assert "is the file of the texts, expected another" in capsys.readouterr().err
+    assert "is the input file, expected another file" in capsys.readouterr().err
     assert main([*arguments, f"--out={tmp_path / 'p.tsv'}"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 

@@ -126,7 +126,7 @@ def test_prints_table_and_noise_and_seed_change_result(folder, capsys):
         (["--method=ligo", "--out=OUT"], "learns its maps"),
         (["--method=stack", "--out=OUT", "--noise=-1"], "--noise is -1.0, expected at least 0"),
         (["--method=hyperclone", "--out=OUT", "--config.model.vocab_size=12"], "at least its tokenizer's 15"),
-        (["--method=hyperclone", "--out=OUT", "--step=3"], "--step: .* is no run with checkpoints"),
+        (["--method=hyperclone", "--out=OUT", "--step=3"], "--step: .* is not a run with checkpoints"),
         (["--method=stack", "--out=OUT", "--seed=-1"], "--seed is -1, expected at least 0"),
         (["--method=stack", "--out=OUT", "--config.init.step=1"], "init.step is '1', expected --step"),
     ],

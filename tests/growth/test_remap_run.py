@@ -249,7 +249,7 @@ def test_remap_reads_saved_checkpoint_of_run(project, tmp_path):
 
 
 def test_not_a_run_or_not_grown_raises(project, tmp_path):
-    with pytest.raises(UserError, match="is no run with checkpoints"):
+    with pytest.raises(UserError, match="is not a run with checkpoints"):
         grow(project, tmp_path / "out", "stack", run=project[1] / "small" / "model")
     with pytest.raises(UserError, match=r"init\.step is 4, expected 0: only dwt remap-run sets it"):
         train(load_config(project[0], growth_overrides(project, "stack", init__step="4")), tmp_path / "run")

@@ -292,7 +292,7 @@ def test_card_of_partially_exported_model(omission, tmp_path, capsys):
     header = yaml.safe_load(card.split("---")[1])
     assert (header["license"], header["language"]) == ("mit", ["en"])
     assert header["tags"] == ["dwt-jax", "bert"]
-    assert "parts are omitted" in card
+    assert "with parts omitted" in card
     assert "With modules." in card
     if omission == ["modules.json"]:
         assert "omitted the modules of sentence-transformers" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_the_card_says_what_the_run_says(project):
     }
     assert f"{summary['held_out']['held_out_loss']:.4f}" in body
     loss_per_byte = summary["held_out"]["loss_per_byte"]
-    assert f"| loss per byte (nats; of masked tokens, no code length) | {loss_per_byte:.4f} |" in body
+    assert f"| loss per byte (nats; of masked tokens, not a code length) | {loss_per_byte:.4f} |" in body
     assert f"{summary['data']['train_tokens']:,} tokens" in body
     rows = 12 * 8
     num_tokens = format_count(rows * summary["data"]["tokens_per_row"])

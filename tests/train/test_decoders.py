@@ -242,7 +242,7 @@ def test_the_command_prints_a_line_for_each_text(student):
 def test_what_does_not_fit_the_model_is_one_line(student):
     with pytest.raises(UserError, match="tokens, expected fewer than the model's 32 positions"):
         continue_texts(str(student), ["cat " * 40])
-    with pytest.raises(UserError, match="predicts next tokens, expected a model of masked tokens"):
+    with pytest.raises(UserError, match="predicts next tokens, expected a masked model"):
         fill_masks(str(student), ["a"])
     with pytest.raises(UserError, match=r"has no classification head \(it has decoder\), expected"):
         load_classifier(str(student))

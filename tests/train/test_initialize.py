@@ -157,7 +157,7 @@ def test_what_the_source_cost_is_charged_once(project, gated, tmp_path):
     assert (alone["teacher_training"], alone["source_training"]) == (0, small)
     card = (tmp_path / "model" / "README.md").read_text()
     assert "Grown by `stack` (parameter remapping) from `small`, 2 layers of hidden size 32." in card
-    assert f"that of the model it was grown from: {small:.3g} FLOPs" in card
+    assert f"pre-training of the model it was grown from: {small:.3g} FLOPs" in card
     assert str(project[1]) not in card
     overrides = {"teacher.path": str(tmp_path), "distill.preset": "paper_normal", "train.steps": "1"}
     train(load_config(project[0], overrides), tmp_path / "next")
