@@ -1,7 +1,7 @@
 """Score sentences by their probability under a language model.
 
-The score of a masked model is a pseudo log-likelihood (PLL): the sum over tokens of log p(token | the rest of
-the sentence), where each token is masked in a row of its own. `original` masks only that token (Salazar et al.
+A masked model scores by pseudo log-likelihood (PLL): the sum over tokens of log p(token | the rest of
+the sentence), where each token is masked in its own row. `original` masks only that token (Salazar et al.
 2020, arXiv 1910.14659). `word-l2r` also masks the later tokens of its word, because the pieces of a rare word
 otherwise reveal each other and the word seems probable (Kauf and Ivanova 2023, arXiv 2305.10588).
 

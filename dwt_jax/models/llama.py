@@ -279,7 +279,7 @@ def classifier_logits(
 ) -> jax.Array:
     """Return fp32 logits [B, labels] of hidden states [B, L, D] and segment ids int [B, L].
 
-    A decoder reads the last token, the last one with a nonzero segment id. An encoder reads the first (`bos`),
+    A decoder reads the last token with a nonzero segment id. An encoder reads the first token (`bos`),
     the mean of all (`mean`), or each, for the mean of their logits (`late`).
     """
     classifier = _MODULES.merge("classifier", config, params["classifier"])

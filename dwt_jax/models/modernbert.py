@@ -274,7 +274,7 @@ def classifier_logits(
 
 
 def pretrained_classifier_parts(config: Config, parts: Sequence[str]) -> tuple[str, ...]:
-    """Return which of a model's `parts` a new classifier keeps: like transformers, also that of the LM head."""
+    """Return which of a model's `parts` a new classifier keeps: also the LM head's, like transformers."""
     return (*ENCODER_PARTS, *(["head"] if "head" in parts else []))
 
 

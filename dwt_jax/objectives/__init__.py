@@ -33,19 +33,19 @@ class ObjectiveModule(Protocol):
     """The names that the module of an objective defines. Letters of shapes: see `Targets`."""
 
     def make_objective(self, config: "Config", vocabulary: "Vocabulary") -> Objective:
-        """Return the objective that a config asks for."""
+        """Return the objective of a config."""
 
     def make_evaluation_objective(self, vocabulary: "Vocabulary") -> Objective:
         """Return the objective of the held-out loss, the same for every config."""
 
     def abstract_objective(self, config: "Config", vocab_size: int) -> Objective:
-        """Return an objective of the right shapes where there is no tokenizer: to compile or to count."""
+        """Return an objective with the right shapes without a tokenizer, for compilation and FLOP counts."""
 
     def predictions_per_row(self, objective: Objective, length: int) -> int:
         """Return P, the highest number of labels of a row of `length` tokens."""
 
     def scheduled_predictions(self, config: "Config") -> "PredictionCounts | None":
-        """Return by the step how many labels rows have; None if that is the same at every step."""
+        """Return the number of labels per row by step; None if it is the same at every step."""
 
     def make_targets(
         self,
@@ -54,7 +54,7 @@ class ObjectiveModule(Protocol):
         objective: Objective,
         num_predictions: "jax.Array | None" = None,
     ) -> "Targets":
-        """Return inputs and labels of a batch, drawn by a key for each row.
+        """Return inputs and labels of a batch, drawn with one key per row.
 
         Where `num_predictions` is given, int [L + 1], a row with n tokens has `num_predictions[n]` labels.
         """

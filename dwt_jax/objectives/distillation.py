@@ -1,7 +1,7 @@
 """The loss L = α_h · H + α_s · S at the predicted positions, and the sums that are logged.
 
 H is the cross-entropy with the labels, S a divergence between teacher and student (Lee et al. 2023,
-equations 1–3). From logits on; fused_lm_loss.py puts the vocabulary head before it. Letters of shapes:
+equations 1–3). This module starts from logits; fused_lm_loss.py adds the vocabulary head. Letters of shapes:
 B rows, P predicted positions a row, V padded vocabulary.
 """
 
@@ -47,13 +47,13 @@ class LossSums:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossWeights:
-    """What the loss of a step depends on besides logits and labels: fp32 scalars.
+    """Inputs of a step's loss besides logits and labels: fp32 scalars.
 
     Attributes:
         alpha_hard: α_h.
         alpha_soft: α_s.
         temperature: t of the soft loss.
-        predictions: number of predictions of the global batch, what the loss is divided by.
+        predictions: number of predictions of the global batch; the loss is divided by it.
     """
 
     alpha_hard: jax.Array | float
@@ -112,8 +112,8 @@ def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
 def mix_logits(logits: Sequence[jax.Array], weights: Sequence[float]) -> jax.Array:
     """Return logits of an ensemble, whose probabilities are the weighted mean of its models'.
 
-    They are log Σ w · softmax(z): a model like any other, to which temperature, divergence and selection
-    of tokens apply. The mean of the logits would be another ensemble, the geometric mean.
+    They are log Σ w · softmax(z), so that temperature, divergence and token selection apply as for a single
+    model. The mean of the logits would be a different ensemble, the geometric mean.
 
     Args:
         logits: z of each model, fp32 [..., V]. Those of a single model are returned as they are.
@@ -130,10 +130,10 @@ def token_weights(
 ) -> jax.Array:
     """Return the weight of the soft loss at each position, `weights` or 0.
 
-    teacher_better: a position counts where the teacher gives the label more probability than the student.
-    entropy: of each row's predictions, the share `drop_fraction` where the teacher's entropy is least is
-    dropped; by row, so that the choice does not depend on batch, devices or chunks. A row of a few
-    predictions may round to dropping none.
+    teacher_better: a position counts if the teacher gives the label a higher probability than the student.
+    entropy: in each row, the fraction `drop_fraction` of the predictions with the lowest teacher entropy is
+    dropped. Selection by row makes the choice independent of batch, devices and chunks. For a row with few
+    predictions the number may round to 0.
 
     Args:
         student: logits [B, P, V].
@@ -167,12 +167,12 @@ def loss_sums(
 
     Args:
         student: logits [B, P, V].
-        teacher: logits [B, P, V]; None: those of the teacher are 0.
+        teacher: logits [B, P, V]; None: the teacher's sums are 0.
         labels: int [B, P].
         weights: float32 [B, P], 1 for a prediction, 0 for a filler.
         temperature: t of the soft loss, scalar.
         distill: divergence and selection of tokens.
-        temperature_is_one: whether t is 1 in all of the run; saves the divergence at temperature 1.
+        temperature_is_one: whether t is 1 in the whole run; saves a second divergence at temperature 1.
     """
     hard = (cross_entropy(student, labels) * weights).sum()
     count = weights.sum()
@@ -198,7 +198,7 @@ def loss_sums(
 def total_loss(sums: LossSums, weights: LossWeights, distill: Distill) -> jax.Array:
     """Return α_h · H + α_s · S (· t² with `scale_by_temperature_squared`), means over all predictions.
 
-    The soft loss too is divided by all predictions, not only by the selected ones: dropping positions
+    The soft loss is also divided by all predictions, not only by the selected ones: dropping positions
     lowers its share.
     """
     soft_scale = weights.temperature**2 if distill.scale_by_temperature_squared else 1.0

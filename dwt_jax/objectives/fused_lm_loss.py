@@ -3,8 +3,8 @@
 Logits are by far the largest arrays of a step: [B·P, V] in fp32, several times over in autodiff. Here the
 gradient with respect to the logits is formed while they exist, and multiplied at once into the gradients
 of features and output embedding; no residual of size V·B·P is kept. With `distill.loss_chunk_rows` = n the
-logits of n rows exist at a time, by default those of as many positions of all rows as have MAX_LOGITS on a
-device (whole rows, at least one, with `token_selection` entropy). Neither costs FLOPs.
+logits of n rows exist at a time. By default a chunk has equally many positions of all rows, at most
+MAX_LOGITS per device (with `token_selection` entropy: whole rows, at least one). Neither costs FLOPs.
 `fused_lm_loss_reference` is the plain form.
 Letters of shapes: see distillation.py; D is the hidden size.
 """
@@ -35,7 +35,7 @@ from dwt_jax.objectives.distillation import LossSums, LossWeights, loss_sums, mi
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LMHead:
-    """What the logits are computed from, or the gradient by it.
+    """The inputs of the logits, or the gradient with respect to them.
 
     Attributes:
         features: [B, P, D], of the predicted positions.
@@ -54,7 +54,7 @@ class LMHead:
 
 
 class LossConfig(NamedTuple):
-    """What the program of the loss depends on."""
+    """Static settings of the loss."""
 
     distill: Distill
     temperature_is_one: bool
@@ -78,8 +78,8 @@ def fused_lm_loss(
 ) -> tuple[jax.Array, LossSums]:
     """Compute the loss of some rows and the sums to be logged.
 
-    Differentiable with respect to the student alone: its gradient is the cotangent, a scalar, times what
-    the forward pass computed.
+    The loss is differentiable with respect to the student only: its gradient is the scalar cotangent times
+    the gradient from the forward pass.
 
     Args:
         student: features and head of the student.

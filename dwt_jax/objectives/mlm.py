@@ -1,7 +1,7 @@
 """Masked language modelling: some tokens of a row are hidden and predicted.
 
 Masks are drawn on the device, with a key for each row (see `targets.row_keys`), so that they do not
-depend on how the batch is laid over devices. (Devlin et al. 2019, section 3.1).
+depend on how the batch is sharded (Devlin et al. 2019, section 3.1).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from dwt_jax.objectives.targets import PredictionCounts, Targets
 
 
 class MaskingVocab(NamedTuple):
-    """What masking needs of a vocabulary; hashable, so that it can be a static argument."""
+    """The part of a vocabulary that masking needs; hashable, so that it can be a static argument."""
 
     vocab_size: int
     mask_id: int
@@ -32,15 +32,15 @@ class MaskingVocab(NamedTuple):
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary, whole_word: bool) -> "MaskingVocab":
-        """Take from a tokenizer's vocabulary what masking needs.
+        """Extract the part of a tokenizer's vocabulary that masking needs.
 
         Raises:
-            UserError: it has no mask.
+            UserError: the vocabulary has no mask token.
         """
         if vocabulary.mask_id < 0:
             raise UserError(
-                "data.tokenizer.path: the tokenizer has no mask_token, expected one for a model of masked "
-                "tokens (or a model_type of decoders)"
+                "data.tokenizer.path: the tokenizer has no mask_token, expected one for a masked "
+                "model (or a decoder's model_type)"
             )
         bits = np.packbits(vocabulary.continuation).tobytes() if whole_word else b""
         return cls(len(vocabulary.tokens), vocabulary.mask_id, tuple(vocabulary.special_ids), bits)
@@ -53,7 +53,7 @@ class MaskingVocab(NamedTuple):
 
 @dataclass(frozen=True)
 class MlmObjective:
-    """Masked language modelling with the shares of a config over a vocabulary.
+    """Masked language modelling with the settings of a config and a vocabulary.
 
     The probability of `config` is a constant, the highest of the run: it determines the shapes.
     """
@@ -72,7 +72,7 @@ def make_objective(config: Config, vocabulary: Vocabulary) -> MlmObjective:
     """Return the objective of `config.mlm`.
 
     Raises:
-        UserError: for whole words of a vocabulary that does not tell where words begin.
+        UserError: whole-word masking with a vocabulary that does not mark where words begin.
     """
     if config.mlm.whole_word and not vocabulary.marks_words:
         raise UserError(
@@ -83,19 +83,19 @@ def make_objective(config: Config, vocabulary: Vocabulary) -> MlmObjective:
 
 
 def make_evaluation_objective(vocabulary: Vocabulary) -> MlmObjective:
-    """Return the original masking, 15 % of the tokens and 80/10/10, whatever a run was trained with."""
+    """Return the original masking (15 % of the tokens, 80/10/10), independent of the run's masking."""
     return _objective(Mlm(), MaskingVocab.from_vocabulary(vocabulary, whole_word=False))
 
 
 def abstract_objective(config: Config, vocab_size: int) -> MlmObjective:
-    """Return `config.mlm` over a vocabulary of which only the size is known: shapes and program are right."""
+    """Return `config.mlm` for a vocabulary of known size only: shapes and program are right."""
     bits = bytes(-(-vocab_size // 8)) if config.mlm.whole_word else b""
     # Which ids are special changes constants alone.
     return _objective(config.mlm, MaskingVocab(vocab_size, 4, tuple(range(5)), bits))
 
 
 def _objective(config: Mlm, vocabulary: MaskingVocab) -> MlmObjective:
-    """Return the objective without what may change from step to step, so that schedules share a program."""
+    """Return the objective without scheduled values, so that all schedules share a program."""
     highest = Schedule(value=max(config.probability.stage_values()))
     return MlmObjective(dataclasses.replace(config, probability=highest), vocabulary)
 
@@ -122,10 +122,10 @@ def make_targets(
     """Draw the predictions of each row.
 
     A row with n tokens (specials counted, padding not) has round(probability · n) predictions. A full row
-    has exactly P at the highest probability of the run; in all others the rest weighs 0. Special tokens and
-    padding are never predicted. With `whole_word`, words are taken whole, in random order, as long as they
-    fit, so that a row may stay below its number by less than a word. The tokens of a word of more than
-    `MAX_WORD_TOKENS` tokens, or of more than the row's number, are taken one by one.
+    has exactly P at the highest probability of the run; unused predictions have weight 0. Special tokens and
+    padding are never predicted. With `whole_word`, whole words are chosen in random order as long as they
+    fit, so a row may have fewer predictions, by less than a word. The tokens of a word of more than
+    `MAX_WORD_TOKENS` tokens, or of more than the row's number, are chosen one by one.
 
     Args:
         batch: tokens and segment ids, int [B, L].

@@ -1,6 +1,6 @@
-"""Next-token prediction: each token of a segment is predicted from those before it.
+"""Next-token prediction: each token of a segment is predicted from the earlier ones.
 
-Radford et al. 2019. The first token of a segment is not predicted, and nothing is across segments.
+Radford et al. 2019. The first token of a segment is not predicted; predictions never cross segments.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def make_evaluation_objective(vocabulary: Vocabulary) -> NextTokenObjective:
 
 
 def abstract_objective(config: Config, vocab_size: int) -> NextTokenObjective:
-    """Return the objective where there is no tokenizer."""
+    """Return the objective for use without a tokenizer."""
     return NextTokenObjective()
 
 
@@ -55,11 +55,11 @@ def make_targets(
 ) -> Targets:
     """Shift the tokens of each segment by one.
 
-    A position whose segment ends with it has the next token of the row as a label, of weight 0.
+    The last position of a segment has the next token of the row as its label, with weight 0.
 
     Args:
         batch: tokens and segment ids, int [B, L].
-        keys: not used, nothing is drawn.
+        keys: not used: nothing is random.
         objective: not used.
         num_predictions: not used.
     """

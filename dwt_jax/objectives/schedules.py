@@ -71,12 +71,12 @@ def schedule_values(
 ) -> np.ndarray:
     """Return the values of all steps of a run, [steps].
 
-    A resumed run computes all of them too, so that it reads the same bits.
+    A resumed run computes all of them too, so that the values are bitwise equal.
 
     Args:
         schedule: the kind and its parameters.
         steps: number of steps of the run.
-        dtype: in which they are computed. In float64 a constant, or a stage of `piecewise`, is exactly the
+        dtype: dtype of the computation. In float64 a constant, or a stage of `piecewise`, is exactly the
             number of the config.
     """
     with jax.enable_x64(dtype == np.float64):
@@ -95,6 +95,6 @@ def alpha_soft_scale(gap: jnp.ndarray, margin: float) -> jnp.ndarray:
 
     Args:
         gap: the student's smoothed hard loss minus the teacher's, in nats.
-        margin: the gap from which on the factor is 1. It falls linearly to 0 at a gap of 0.
+        margin: smallest gap with factor 1. Below it the factor falls linearly to 0 at a gap of 0.
     """
     return jnp.clip(gap / margin, 0.0, 1.0)

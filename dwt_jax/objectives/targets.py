@@ -1,4 +1,4 @@
-"""What an objective makes of a batch: inputs of the model, and labels at some of its positions."""
+"""The result of an objective for a batch: inputs of the model, and labels at some positions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ class Targets:
 
 
 class PredictionCounts:
-    """Numbers of predictions by step and number of tokens, computed where they are indexed by the step."""
+    """Numbers of predictions by step and number of tokens, computed when indexed by the step."""
 
     def __init__(self, probabilities: np.ndarray, length: int) -> None:
         """Take float64 probabilities [steps] and the length L of a row."""
@@ -47,11 +47,11 @@ class PredictionCounts:
 
 
 def row_keys(seed: jax.Array | int, step: jax.Array | int, rows: jax.Array) -> jax.Array:
-    """Derive a random key for each row of a batch, whatever devices the batch lies on.
+    """Derive a random key for each row of a batch, independent of its sharding.
 
     Args:
         seed: uint32 scalar.
-        step: of the run; evaluation passes 0.
+        step: step of the run; evaluation passes 0.
         rows: int [B], numbers of the rows: within the batch, in evaluation within the split.
 
     Returns:

@@ -1,6 +1,6 @@
 """Masked attention with a custom backward pass.
 
-It saves the probabilities in the compute dtype and nothing else of size [L, L].
+It saves only the probabilities, in the compute dtype, and nothing else of size [L, L].
 `dot_product_attention_reference` is the plain form. Letters of shapes: see models/bert.py.
 """
 
@@ -30,7 +30,7 @@ def dot_product_attention(
         mask: bool [B, 1, Q, L], which keys a query attends to, see `segment_mask`.
         policy: dtypes of the products. Scores and softmax are fp32.
         keep: bool [B, H, Q, L], the probabilities that dropout keeps, or None.
-        scale: what dropout multiplies these with.
+        scale: factor of the probabilities that dropout keeps.
 
     Returns:
         fp32 [B, Q, H, K].

@@ -1,4 +1,4 @@
-"""Back ends of attention: every one makes of the same description of a mask what its kernel takes.
+"""Attention back ends. Each one converts the same mask description to the inputs of its kernel.
 
 - reference: dense scores and probabilities, see attention.py. Any device and dtype, with dropout.
 - cudnn: cuDNN's fused attention on NVIDIA GPUs, by jax.nn.dot_product_attention. Segments and windows go
@@ -6,7 +6,7 @@
 - splash: the block-sparse kernel for TPUs in jax.experimental.pallas. Its masks take no memory of size
   [L, L], and blocks that a window or causality masks are skipped.
 
-The last two keep no probabilities for the backward pass. What a back end cannot do it refuses: see
+The last two keep no probabilities for the backward pass. A back end rejects what it does not support: see
 `choose_backend` for configs; the functions raise ValueError. Letters of shapes: see models/bert.py, R heads
 of keys and values.
 """
@@ -41,15 +41,15 @@ _SPLASH_BLOCKS = (512, 256, 128)  # tokens; the largest that pads rows no furthe
 
 
 class AttentionMask(NamedTuple):
-    """Which keys a query attends to: those for which all of this holds. The query itself always is one.
+    """The keys that a query attends to: itself, and those that meet all of these conditions.
 
     Attributes:
         segment_ids: int [B, L]. The key is in the query's segment.
-        query_positions: int [B, Q], where the queries stand in their rows; None: Q = L, all positions.
-            Queries of one position are taken for equal.
+        query_positions: int [B, Q], positions of the queries in their rows; None: Q = L, all positions.
+            Queries at the same position count as equal.
         is_causal: the key is the query or before it.
         window: the key is fewer than this many tokens away; 0: at any distance.
-        has_window: bool scalar, whether `window` holds, where only the running program knows; None: it does.
+        has_window: bool scalar, whether `window` applies, if it is known only at run time; None: it applies.
     """
 
     segment_ids: jax.Array
@@ -135,7 +135,7 @@ def _reference(
     key: jax.Array | None,
     dropout_rate: float,
 ) -> jax.Array:
-    """The heads of a group are taken for more queries of the head of keys and values that they share.
+    """Compute grouped heads as additional queries of the head of keys and values that they share.
 
     Queries become [B, G·Q, R, K], so nothing is repeated.
     """
@@ -158,8 +158,8 @@ def _reference(
 def _cudnn(query: jax.Array, keys: jax.Array, values: jax.Array, mask: AttentionMask) -> jax.Array:
     """Attend with cuDNN: queries [B, Q, H, K], keys and values [B, L, R, K].
 
-    The dense mask holds all conditions. `is_causal` says again what cuDNN need not compute; its window is
-    not used, since cuDNN has none to both sides.
+    The dense mask holds all conditions. `is_causal` repeats one so that cuDNN skips masked blocks. The window
+    is not passed, since cuDNN has no two-sided one.
     """
     num_queries = query.shape[1]
     query, keys, values, mask = _pad_rows(
@@ -282,14 +282,14 @@ def choose_backend(
     Args:
         setting: of the config, `precision.attention`. auto: splash on TPU and cudnn on NVIDIA GPUs where
             they can compute all models and rows are long enough, else reference.
-        models: the student, which alone has dropout, and the models without.
+        models: the student (the only one with dropout) and the teachers.
         compute_dtype: of matrix products.
         platform: jax's name of it: cpu, tpu, cuda, rocm.
         length: L, tokens of a row.
-        key: where the setting stands, for the error.
+        key: config key of the setting, for the error.
 
     Raises:
-        UserError: the back end that is asked for cannot compute the models.
+        UserError: the requested back end does not support the models.
     """
     choices: tuple[AttentionBackend, ...] = ("splash", "cudnn", "reference")
     for name in choices:
@@ -303,7 +303,7 @@ def choose_backend(
 
 
 def _refusal(name: str, models: Sequence[ModelConfig], compute_dtype: jnp.dtype, platform: str) -> str:
-    """What a back end expects that is not so, or an empty text."""
+    """The unmet requirement of a back end, or an empty text."""
     if name == "reference":
         return ""
     expected_platform = {"splash": "tpu", "cudnn": "cuda"}[name]

@@ -71,7 +71,7 @@ class GroupedQueryAttention(nnx.Module):
         policy: Policy,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Map [B, L, D] to what is added to it: [B, L, D], or [B, Q, D] at `positions` int [B, Q]."""
+        """Map [B, L, D] to the residual: [B, L, D], or [B, Q, D] at `positions` int [B, Q]."""
         x = self.norm(x, policy)
         query = self.query(x if positions is None else gather_positions(x, positions), policy)
         keys = self.key(x, policy)
@@ -96,7 +96,7 @@ class SwiGlu(nnx.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(self, x: jax.Array, policy: Policy) -> jax.Array:
-        """Map [B, L, D] to what is added to it."""
+        """Map [B, L, D] to the residual."""
         x = self.norm(x, policy)
         return self.output(self.activation(self.gate(x, policy)) * self.input(x, policy), policy)
 

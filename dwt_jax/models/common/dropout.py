@@ -1,4 +1,4 @@
-"""Dropout whose masks are a hash of positions, so that any layout of devices draws the same."""
+"""Dropout with masks that are a hash of positions, so that they are equal for every device layout."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """Hugging Face's names of a model's tensors and config keys, read in both directions.
 
-The path of a module here stands beside its name there. What becomes of an array on the way
-(transposed, heads flattened, one tensor a layer) follows from its logical axes, see hf/checkpoint.py.
+Each table pairs the path of a module in dwt_jax with its name in transformers. The conversion of an array
+(transposed, heads flattened, one tensor per layer) follows from its logical axes, see hf/checkpoint.py.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ class HFNames:
 
     @property
     def has_pooler(self) -> bool:
-        """Whether a pooler is part of the encoder. Elsewhere it is the classifier's."""
+        """Whether a pooler is part of the encoder. Otherwise it is part of the classifier."""
         return self.modules.get("pooler", "").startswith(self.prefix)
 
     def canonical_tensor_name(self, name: str) -> str:

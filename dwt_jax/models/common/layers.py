@@ -1,6 +1,6 @@
 """Flax NNX layers that families share: dense, embedding, layer norm. Kernels are [in, out].
 
-They are not nnx.LinearGeneral, nnx.Embed and nnx.LayerNorm: those draw a key for the bias too, fill
+They replace nnx.LinearGeneral, nnx.Embed and nnx.LayerNorm. Those draw a key for the bias too, fill
 out-of-range rows with NaN, and multiply in another order, so that parameters and losses would not be
 the same bits. Letters of shapes: see models/bert.py.
 """

@@ -45,13 +45,13 @@ def lm_head_logits(
 
 
 def num_position_chunks(rows: int, positions: int, vocab_size: int, policy: Policy) -> int:
-    """Return the least divisor of `positions` for which a chunk has at most MAX_LOGITS on each device.
+    """Return the smallest number of equal chunks of `positions` with at most MAX_LOGITS per device each.
 
     Args:
-        rows: of the batch, over all devices.
-        positions: P, of a row.
-        vocab_size: without padding.
-        policy: has the devices.
+        rows: rows of the batch, over all devices.
+        positions: P, positions per row.
+        vocab_size: size of the vocabulary, without padding.
+        policy: policy of the program, for its devices.
     """
     row_logits = -(-rows // _num_devices(policy)) * padded_vocab_size(vocab_size)
     divisors = (count for count in range(1, positions + 1) if positions % count == 0)
@@ -59,7 +59,7 @@ def num_position_chunks(rows: int, positions: int, vocab_size: int, policy: Poli
 
 
 def max_rows(rows: int, positions: int, vocab_size: int, policy: Policy) -> int:
-    """Return how many rows have at most MAX_LOGITS on each device, at least one a device.
+    """Return the number of rows with at most MAX_LOGITS per device, at least one per device.
 
     Arguments as for `num_position_chunks`.
     """

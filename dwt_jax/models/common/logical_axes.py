@@ -1,6 +1,6 @@
 """Logical axes: what the axes of every parameter mean, declared once by each family.
 
-Sharding, the weight-decay mask, the conversion to Hugging Face and remapping read them: none of
+Sharding, the weight-decay mask, the conversion to Hugging Face and remapping read them; none of
 these names a leaf. An axis is a name and a fan: `in` (the kernel contracts over it), `out` (its
 output has it) or neither.
 """
@@ -64,15 +64,15 @@ _INIT_TO_ONE = ("scale", "weight", "gate")
 
 
 def init_value(path: str) -> float:
-    """Return what a leaf that is no matrix is initialised to.
+    """Return the initial value of a leaf that is not a matrix.
 
-    An absent leaf counts as filled with it (0: an absent table adds nothing).
+    An absent leaf is equivalent to one with this value (0: an absent table adds nothing).
     """
     return 1.0 if path.rpartition("/")[2] in _INIT_TO_ONE else 0.0
 
 
 def is_gate(path: str) -> bool:
-    """Return whether the leaf is not trained but a function of the step that ends at 1 (remap/gates.py)."""
+    """Return whether the leaf is a gate: not trained, but a function of the step (remap/gates.py)."""
     return path.rpartition("/")[2] in ("weight", "gate")
 
 
@@ -95,7 +95,7 @@ def map_with_axes(function: Callable[..., Any], param_axes: ParamAxes, params: A
     """Map `function(axes, leaf, *more)` over a tree of parameters and trees like it.
 
     Raises:
-        KeyError: a leaf that `param_axes` does not have.
+        KeyError: `param_axes` lacks a leaf.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf, *more: function(param_axes[path_name(path)], leaf, *more), params, *rest

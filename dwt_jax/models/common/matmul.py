@@ -19,8 +19,8 @@ AttentionBackend = Literal["reference", "cudnn", "splash"]
 class Policy(NamedTuple):
     """Dtypes for compute and activations, the back end of attention, and the layout of arrays.
 
-    Norms, softmax and losses are always fp32, or float64 where everything is: that is for checks
-    under jax.enable_x64.
+    Norms, softmax and losses are always fp32, or float64 if all inputs are (for checks under
+    jax.enable_x64).
     """
 
     compute_dtype: jnp.dtype = jnp.dtype("float32")  # operands of matrix products

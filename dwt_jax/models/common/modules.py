@@ -23,14 +23,14 @@ def _graphdef(build: BuildFn, name: str, config: ModelConfig) -> Any:
 
 @dataclass(frozen=True)
 class ModuleParts:
-    """The parts of a family's parameters and the modules that they are the arrays of.
+    """The parts of a family's parameters, and their modules.
 
     Attributes:
-        build: makes the modules: `layer` for the part `layers`, else of the part's name.
+        build: makes the module of a part: `layer` for the part `layers`, else the part's name.
         encoder_parts: the family's ENCODER_PARTS.
         heads: its HEADS.
         lm_heads: its LM_HEADS.
-        folds_head_keys: the keys of heads are folded in from one key, not split off the first.
+        folds_head_keys: whether the keys of heads are folded in from one key instead of split off the first.
     """
 
     build: BuildFn
@@ -55,7 +55,7 @@ class ModuleParts:
             num_labels: outputs of the classifier.
         """
         if config.vocab_size < 1:
-            raise ValueError("model.vocab_size is not resolved yet: it is the tokenizer's")
+            raise ValueError("model.vocab_size is not resolved yet: the tokenizer sets it")
 
         def init(name: str, key: jax.Array) -> Params:
             return nnx.to_pure_dict(nnx.state(self.build(name, config, num_labels, nnx.Rngs(params=key))))
@@ -93,7 +93,7 @@ def scan_layers(
     positions: jax.Array | None,
     policy: Policy,
 ) -> jax.Array:
-    """Run all layers, the last one at the output positions alone.
+    """Run all layers, the last one at the output positions only.
 
     Args:
         layer: (hidden states, inputs of one layer, output positions or None) → (hidden states, None).

@@ -67,7 +67,7 @@ class RotaryAttention(nnx.Module):
         policy: Policy,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Map [B, L, D] to what is added to it: [B, L, D], or [B, Q, D] at `positions` int [B, Q]."""
+        """Map [B, L, D] to the residual: [B, L, D], or [B, Q, D] at `positions` int [B, Q]."""
         x = jnp.where(inputs.has_input_norm, self.norm(x, policy), x)
         projections: tuple[jax.Array, ...]
         if positions is None:
@@ -101,7 +101,7 @@ class GatedMlp(nnx.Module):
         self.dropout_rate = config.mlp_dropout
 
     def __call__(self, x: jax.Array, key: jax.Array | None, policy: Policy) -> jax.Array:
-        """Map [B, L, D] to what is added to it."""
+        """Map [B, L, D] to the residual."""
         inner = self.input(self.norm(x, policy), policy)
         gated = self.activation(inner[..., 0, :]) * inner[..., 1, :]
         return self.output(dropout(gated, self.dropout_rate, key), policy)

@@ -12,7 +12,7 @@ Rotation = tuple[jax.Array, jax.Array]
 
 
 def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
-    """Return the angle by which a position turns each pair i of channels, θ^(−2i/K): float64 [K/2].
+    """Return the rotation angle per position of each pair i of channels, θ^(−2i/K): float64 [K/2].
 
     Args:
         head_dim: K, even.
@@ -42,7 +42,7 @@ def apply_rope(x: jax.Array, rotation: Rotation, interleaved: bool = False) -> j
     Args:
         x: projections.
         rotation: from `rope_rotation`.
-        interleaved: whether pair i is the channels 2i and 2i + 1, not i and i + K/2.
+        interleaved: whether pair i has channels 2i and 2i + 1 instead of i and i + K/2.
     """
     cos, sin = (part[:, :, None, None].astype(x.dtype) for part in rotation)
     first, second = (x[..., ::2], x[..., 1::2]) if interleaved else jnp.split(x, 2, axis=-1)

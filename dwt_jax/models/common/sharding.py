@@ -1,4 +1,4 @@
-"""Where the arrays of a model live on a mesh, by the logical axes of each parameter."""
+"""Shardings of a model's arrays on a mesh, from the logical axes of each parameter."""
 
 from typing import Any
 
