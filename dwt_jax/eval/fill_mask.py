@@ -63,7 +63,7 @@ def fill_masks(path: str, texts: Sequence[str], top_k: int = 5) -> list[list[lis
     remaining = ([_keep_prefix(guess, vocabulary) for guess in result] for result in results)
     guesses = [[next(remaining) for _ in range((row == vocabulary.mask_id).sum())] for row in rows]
     if any(not guess for masks in guesses for guess in masks):
-        raise UserError(f"--model: a probability of {path} is not finite, expected a sound model")
+        raise UserError(f"--model: a probability of {path} is not finite, expected finite numbers")
     return guesses
 
 

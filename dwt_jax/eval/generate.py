@@ -104,7 +104,7 @@ def _continue(
         row = np.pad(np.array(all_ids, np.int32), (0, length - len(all_ids)))
         logits = np.asarray(_jit_next_logits(model)(params, row, len(all_ids)))[: len(vocabulary)]
         if not np.isfinite(logits).all():
-            raise UserError("--model: a probability is not finite, expected a sound model")
+            raise UserError("--model: a probability is not finite, expected finite numbers")
         if temperature > 0:
             draw_key = jax.random.fold_in(key, len(all_ids))
             next_id = int(jax.random.categorical(draw_key, jnp.asarray(logits) / temperature))

@@ -294,7 +294,7 @@ def predict_texts(
             )[0]
             if not np.isfinite(logits).all():
                 raise UserError(
-                    f"--model: a prediction of {classifier.path} is not finite, expected a sound model"
+                    f"--model: a prediction of {classifier.path} is not finite, expected finite numbers"
                 )
             yield logits
     if cut:

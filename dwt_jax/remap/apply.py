@@ -5,9 +5,9 @@ Every leaf is gathered along each of its axes and scaled:
     W'[j, k] = in(j) · W[g_in(j), g_out(k)] · out(k)
 
 An axis that a kernel contracts over (`in`) is scaled by the share that each copy has in the sum, and an
-`out` axis is copied unscaled. Where the other operand of a product is copied unscaled too (the output
+`out` axis is copied unscaled. If the other operand of a product is also copied unscaled (the output
 embedding, the attention keys), the output side is scaled by the share instead. In a model with RMSNorm,
-copies of channels of the residual stream are scaled besides (axis_scale.py).
+copies of channels of the residual stream have an additional scale (axis_scale.py).
 
 Gradients scale inversely. A parameter that enters the model as f·p has the gradient of p divided by the
 shares of the other copies, so `out` is scaled by the share and `in` is not. With even shares that is
@@ -76,7 +76,7 @@ def remap_params(
 
 
 def _check_heads(params: Params, source: ModelConfig, target: ModelConfig) -> None:
-    """Refuse a wider model whose LM head and classifier share a part: each needs another scale of it."""
+    """Reject a wider model whose LM head and classifier share a part: each needs a different scale of it."""
     module = family(source)
     read_by_classifier = {*module.ENCODER_PARTS, *module.CLASSIFIER_HEADS}
     shared = {
@@ -93,7 +93,7 @@ def _check_heads(params: Params, source: ModelConfig, target: ModelConfig) -> No
 
 
 def grow_params(growth_plan: Plan, tree: Params, order: int = 0, zero_duplicates: bool = False) -> Params:
-    """Return the target's tree made from the source's.
+    """Return the target's tree, grown from the source's.
 
     Args:
         growth_plan: from `plan_growth`.
@@ -141,7 +141,7 @@ def _mesh_of(tree: Params) -> jax.sharding.Mesh | None:
 
 
 def _absent_leaf(growth_plan: Plan, name: str, reference: Any, order: int) -> Any:
-    """A leaf that the source does not have, filled with the value that its absence is equivalent to."""
+    """A leaf that the source lacks, filled with the value that is equivalent to its absence."""
     shape = tuple(axis_sizes(growth_plan.source)[axis.name] for axis in growth_plan.param_axes[name])
     xp = np if isinstance(reference, np.ndarray) else jnp
     return xp.full(shape, 0.0 if order else init_value(name), reference.dtype)
@@ -241,7 +241,7 @@ def _add_noise(growth_plan: Plan, name: str, y: Any, axes: Axes, maps: list[Axis
 
 
 def _zero_new_layers(growth_plan: Plan, y: Any, axes: Axes) -> Any:
-    """Set what added layers write to the residual stream to 0, if the plan says so."""
+    """Set the residual output of added layers to 0, if the plan requires it."""
     layers = growth_plan.maps.get("layer")
     writes_residual = any(axis.contracted_with == "residual" for axis in axes)
     is_layered = axes[0].name == "layer"

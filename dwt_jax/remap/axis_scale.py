@@ -1,4 +1,4 @@
-"""What the entries of a leaf are multiplied by along an axis that grows."""
+"""Scale factors of the entries of a leaf along an axis that grows."""
 
 from typing import Any
 
@@ -37,8 +37,8 @@ def axis_scale(growth_plan: Plan, axis: Axis, m: AxisMap, order: int, zero_dupli
 def splits_share(growth_plan: Plan, axis: Axis) -> bool:
     """Return whether copies along this axis are scaled by their share.
 
-    They are where a kernel contracts over the axis, and where the other operand of the product that
-    follows is copied unscaled.
+    They are scaled if a kernel contracts over the axis, or if the other operand of the next product is
+    copied unscaled.
     """
     return (
         axis.fan == "in"
@@ -48,7 +48,7 @@ def splits_share(growth_plan: Plan, axis: Axis) -> bool:
 
 
 def copy_scale(growth_plan: Plan, axis: Axis, m: AxisMap) -> Any:
-    """Return what the copies along an axis are multiplied by besides their share: [D], or a number.
+    """Return the factors of copies along an axis in addition to their shares: [D], or a number.
 
     Queries are scaled because attention scores are divided by √head size. In a model with RMSNorm, a copy j
     of a channel carries s_j = √(a_j·D/d) times the channel, where a_j is its share. So the mean square of the
@@ -71,7 +71,7 @@ def copy_scale(growth_plan: Plan, axis: Axis, m: AxisMap) -> Any:
 def residual_scale(m: AxisMap) -> Any:
     """Return the factor of each channel of the residual stream.
 
-    For a map d → D it is s_j = √(a_j·D/d), but 1 where j is new or the target is smaller. With these scales
+    For a map d → D it is s_j = √(a_j·D/d), or 1 if j is new or the target is smaller. With these scales
     the gradient splits among copies as the shares a_j do, through the norms too.
     """
     size = len(m.kind)

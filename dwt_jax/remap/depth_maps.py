@@ -1,6 +1,6 @@
 """Depth maps: which layer of the source each layer of the target is copied from.
 
-Each is a function of the two numbers of layers, defined for every pair: where the target is shallower it
+Each is a function of the two numbers of layers, defined for every pair: for a shallower target it
 selects layers. Deeper models preserve the function where the added layers are the identity: in a pre-norm
 encoder if their residual branches add 0 (GrowthOptions.new_layers), in a post-norm encoder only if they are
 gated (model.gated_layers).
@@ -74,7 +74,7 @@ DEPTH_MAPS: dict[str, Callable[[int, int], list[int]]] = {
 
 
 def source_layers(depth: str, old: int, new: int, period: int) -> list[int]:
-    """Return the source of each layer, or NEW, so that every layer gets one of its own kind.
+    """Return the source of each layer, or NEW, so that every layer has a source of its own type.
 
     Args:
         depth: a key of DEPTH_MAPS. It maps periods of layers.

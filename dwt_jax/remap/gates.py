@@ -1,8 +1,8 @@
-"""Gates: the weights of norms and the gates of layers, leaves that follow a schedule instead of training.
+"""Gates: weights of norms and gates of layers. These leaves follow a schedule and are not trained.
 
-Remapping sets them so that the grown model computes what the source did. They end at 1, where the model is
-an ordinary one. No gradient reaches them and the optimizer does not change them: the leaf holds its initial
-value m₀, and a training step computes with `open_gates(params, progress)`, progress a function of the step.
+Remapping sets them so that the grown model computes the same function as the source. They end at 1, which
+gives an ordinary model. No gradient reaches them and the optimizer does not change them: the leaf holds its
+initial value m₀, and a training step uses `open_gates(params, progress)`, where progress depends on the step.
 
 Source: MSG, Yao et al. 2024, arXiv 2305.02869 (masks that grow from 0 to 1).
 """

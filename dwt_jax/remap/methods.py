@@ -23,29 +23,29 @@ class Method:
 
     Width maps, for axes that grow (an axis that shrinks keeps its first entries):
 
-    * same: a different size is refused.
+    * same: a different size is an error.
     * tile, random_copies: new entries are copies, in turn or at random.
-    * undivided_tile: copies around the source's entries, which do not split their share.
+    * undivided_tile: copies on both sides of the source's entries, without division by their number.
     * zero: new entries are 0.
-    * zero_fan_in: new entries are random, and the kernels that read them are 0 for them.
+    * zero_fan_in: new entries are random; kernel entries that read them are 0.
     """
 
     name: str
-    depth: str = "same"  # a key of depth_maps.DEPTH_MAPS; same: a different number of layers is refused
+    depth: str = "same"  # a key of depth_maps.DEPTH_MAPS; same: a different number of layers is an error
     width: Width = "same"
     split: Literal["even", "uneven"] = "even"
     random_init: bool = False  # nothing is copied from the source
     from_next_layer: bool = False  # new units are copied from the layer above
     new_layers: Literal["copy", "zero"] = "copy"  # zero: where the family has residual branches
-    integer_factor_only: bool = False  # widths that are not a multiple are refused
-    function_preserving: bool = False  # pairs for which the function would change are refused
+    integer_factor_only: bool = False  # widths that are not a multiple are an error
+    function_preserving: bool = False  # pairs for which the function would change are an error
 
 
 @dataclass(frozen=True)
 class GrowthOptions:
     """Options that every method has."""
 
-    split: Literal["", "even", "uneven"] = ""  # how copies split their share; empty: the method's default
+    split: Literal["", "even", "uneven"] = ""  # how copies split their share; empty: method's default
     noise: Annotated[float, at_least(0)] = 0.0  # duplicated entries are multiplied with 1 + noise·N(0, 1)
     new_tokens: Literal["mean", "random"] = "mean"  # mean of the old tokens, or as in a new model
     new_positions: Literal["random", "tiled"] = "random"  # as in a new model, or the old ones repeated
@@ -63,7 +63,7 @@ def random() -> Method:
 
 
 def fna() -> Method:
-    """Place the source in a block of zeros, as FNA (Fang et al. 2020, arXiv 2001.02525).
+    """Place the source in a block of zeros, like FNA (Fang et al. 2020, arXiv 2001.02525).
 
     This is the DWT paper's "parameter remapping" (PR).
 
@@ -77,9 +77,9 @@ def fna() -> Method:
 
 
 def net2net() -> Method:
-    """Copy random units with even shares, as Net2Net (Chen et al. 2016, arXiv 1511.05641).
+    """Copy random units with even shares, like Net2Net (Chen et al. 2016, arXiv 1511.05641).
 
-    For transformers as the FPI of Chen et al. 2022, arXiv 2110.07143; depth by stacking.
+    Adapted to transformers like FPI of Chen et al. 2022, arXiv 2110.07143; depth by stacking.
 
     W'[j, k] = W[g_in(j), g_out(k)] / C_{g_in(j)}, g the identity and then random choices, per layer
     for (complete) heads and MLP units. The choices are balanced: no entry is copied again
@@ -101,18 +101,18 @@ def aki() -> Method:
 
 
 def center_tile() -> Method:
-    """Tile around the centre, as the large model of Warner et al. 2024 began (arXiv 2412.13663).
+    """Tile around the centre, like the large model of Warner et al. 2024 (arXiv 2412.13663).
 
-    The source lies in the middle of each axis and goes on beyond its ends from the other end; layers are the
-    nearest ones. Copies are not divided by their number: a baseline that never preserves the function where
-    the width grows. Their own depth map gives some layers the weights of the other kind of attention;
-    here each layer has those of its kind.
+    The source lies in the middle of each axis and wraps around at both ends; each layer is a copy of the
+    nearest one. Copies are not divided by their number, so this baseline never preserves the function when
+    the width grows. The original depth map gives some layers the weights of the other attention type; here
+    every layer gets weights of its own type.
     """
     return Method("center_tile", depth="nearest", width="undivided_tile")
 
 
 def hyperclone() -> Method:
-    """Tile to an n-fold width, as symmetric HyperCloning (Samragh et al. 2024, arXiv 2409.12903).
+    """Tile to an n-fold width, like symmetric HyperCloning (Samragh et al. 2024, arXiv 2409.12903).
 
     W' = tile(W, n × n) / n, so x' = [x, …, x]. Always preserves the function: factors that are not
     integers and a different number of layers are refused. Copies stay identical in training
@@ -122,7 +122,7 @@ def hyperclone() -> Method:
 
 
 def lemon() -> Method:
-    """Tile with unequal shares, as LEMON (Wang et al. 2024, arXiv 2310.07999).
+    """Tile with unequal shares, like LEMON (Wang et al. 2024, arXiv 2310.07999).
 
     W'[j, k] = α_j·W[g_in(j), g_out(k)] with Σ_{j: g(j)=i} α_j = 1.
 
@@ -142,7 +142,7 @@ def lemon() -> Method:
 
 
 def masked() -> Method:
-    """Hide random new parts behind gates, as masked structural growth (Yao et al. 2024, arXiv 2305.02869).
+    """Hide random new parts behind gates, like masked structural growth (Yao et al. 2024, arXiv 2305.02869).
 
     New parts are random and hidden by gates that open from 0 to 1 over n steps: added
     layers by y = μ·layer(x) + (1 − μ)·x (model.gated_layers), new channels by their weight in
@@ -154,7 +154,7 @@ def masked() -> Method:
 
 
 def ligo() -> Method:
-    """Learn linear maps, as LiGO (Wang et al. 2023, arXiv 2303.00980): W'_l = Σ_k w_lk · B·W_k·Aᵀ.
+    """Learn linear maps, like LiGO (Wang et al. 2023, arXiv 2303.00980): W'_l = Σ_k w_lk · B·W_k·Aᵀ.
 
     This method is the initial value of the learned maps: interleaved layers and tiled
     copies, which preserve the function under net2net's conditions. Learned maps do not; they
@@ -186,7 +186,7 @@ def get_method(name: str) -> Method:
 
     Args:
         name: a name in METHODS, or 'depth+method': that depth map with the width map of the method.
-            The combination does not promise to preserve the function.
+            The combination is not guaranteed to preserve the function.
 
     Raises:
         UserError: the name does not exist.

@@ -1,9 +1,9 @@
 """The optimizer state of a remapped model.
 
 The chain rule gives the moments of the target (see remap/apply.py): first moments are
-scaled by 1/C and second moments by 1/C², C the copies of the output channel. It holds where
+scaled by 1/C and second moments by 1/C², where C is the number of copies of the output channel. It holds if
 the method preserves the function, shares are even (or norms weighted by the same shares),
-and for every entry that is not new. It is exact for means of gradients; a mean of squares over
+and for every entry that is not new. It is exact for means of gradients. A mean of squares over
 batches in which the gradient varies is exact too, since the gradient of every batch is scaled alike.
 
 Where copies have equal parameters and equal moments, AdamW and Muon without dropout keep them equal: their
@@ -36,7 +36,7 @@ def grow_opt_state(
         opt_state: an Optax state over the source's parameters.
         moments: 'reset': as before the first step. 'carry': by the chain rule; new entries start at 0.
             'asymmetric': as 'carry', but duplicated entries start at 0 too. The last two keep the step
-            count, so that no bias correction makes up for a start at 0: warm up new entries
+            count, so that the bias correction does not compensate a start at 0: warm up new entries
             with `scale_new_updates`.
     """
 
@@ -56,7 +56,7 @@ def grow_opt_state(
 
 
 def _grow_moments(plan: Plan, tree: Any, order: int, zero_duplicates: bool) -> Any:
-    """The target's moments, without the leaves that another part of an `optax.partition` has.
+    """The target's moments, without the leaves in other parts of an `optax.partition`.
 
     Such parts are kernels and everything else.
     """

@@ -111,7 +111,7 @@ def _changed_axes(source: ModelConfig, target: ModelConfig) -> Iterator[tuple[st
 
 
 def _has_residual_branches(model: ModelConfig) -> bool:
-    """Whether a layer adds to its input, without a norm behind the sum: then it may be the identity."""
+    """Whether a layer adds to its input without a norm after the sum, so that it can be the identity."""
     axes = family(model).param_axes(model).values()
     return any(axis.contracted_with == "residual" for leaf in axes for axis in leaf)
 

@@ -34,7 +34,7 @@ class LeafReport:
 
 @dataclass(frozen=True)
 class RemapReport:
-    """What a growth method made of a model."""
+    """The result of a growth method."""
 
     method: str
     function_preserving: bool  # the target computes the same function as the source
@@ -96,7 +96,7 @@ class RemapReport:
         ]
         if self.logit_drift is not None:
             lines.append(
-                "drift       logits differ by {max:.3g} at most, {rms:.3g} rms; their standard deviation is "
+                "drift       logits differ by at most {max:.3g} (rms {rms:.3g}); their standard deviation is "
                 "{spread:.3g}".format(**self.logit_drift)
             )
         return lines
@@ -232,7 +232,7 @@ def _describe_axis(axis: Axis, m: AxisMap, old: int, new: int, scaled: bool) -> 
 def logit_drift(
     params: Any, source: ModelConfig, target_params: Any, target: ModelConfig, probe: dict[str, Any]
 ) -> dict[str, float]:
-    """Return how far the LM logits of two models differ on a probe, over the tokens of both vocabularies.
+    """Return the difference of two models' LM logits on a probe, over the tokens of both vocabularies.
 
     Args:
         params: parameters of the source.

@@ -1,6 +1,6 @@
 """Index maps: which source entry each target entry is copied from, and the share of each copy.
 
-With R [d, D] for what a map does to activations and A [D, d] for its inverse, R·A = 1: entry j of the target
+Let R [d, D] be the action of a map on activations and A [D, d] its inverse, R·A = 1. Entry j of the target
 is a copy of entry index[j] of the source, R[index[j], j] = 1, and has the share A[j, index[j]] = split[j] of
 its contribution. The shares of all copies of an entry add up to 1 (not those of `undivided_tile`). Maps
 are applied by gathering and scaling, never as matrices.
@@ -46,7 +46,7 @@ def tile(old: int, new: int, weights: Any = None) -> AxisMap:
 
 
 def undivided_tile(old: int, new: int) -> AxisMap:
-    """Return the map in which the old entries are in the middle and go on from their other end on both sides.
+    """Return the map with the old entries in the middle, which wrap around at both ends.
 
     Each copy has the share 1: shares do not add up to 1.
     """
@@ -57,13 +57,13 @@ def undivided_tile(old: int, new: int) -> AxisMap:
 
 
 def random_copies(key: jax.Array, old: int, new: int, layers: int = 0, weights: Any = None) -> AxisMap:
-    """Return the old entries, then random copies: each entry as often as any other, up to one.
+    """Return the old entries, then random copies: numbers of copies differ by at most one.
 
     Args:
         key: random key.
         old: entries of the source.
         new: entries of the target.
-        layers: sample a map for each of so many layers. 0: one map.
+        layers: number of layers with a map each. 0: one map for all layers.
         weights: relative shares, [new] or [layers, new]. None: even shares.
     """
     rows, blocks = max(layers, 1), -(-(new - old) // old)

@@ -80,7 +80,7 @@ def _barrier(*, key: str, timeout_ms: int) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving happens in the background; see `check` for its errors."""
+    """The checkpoints of one run. They are saved in the background; `check` raises the errors."""
 
     def __init__(self, directory: Any, max_to_keep: int, read_only: bool = False):
         """Open the checkpoints of a directory.
@@ -121,7 +121,7 @@ class Checkpoints:
             threading.Thread(target=self._watch_save, name="watch_save", daemon=True).start()
 
     def _watch_save(self) -> None:
-        """Wait for the save in progress, and keep its error for `check`: Orbax tells only those that wait."""
+        """Wait for the save in progress, and keep its error for `check`: Orbax raises it only in `wait`."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -131,7 +131,7 @@ class Checkpoints:
         """Raise the error of a save that has failed by now. A save in progress is not waited for.
 
         Raises:
-            SaveFailed: a checkpoint cannot be written, most likely for lack of room.
+            SaveFailed: a checkpoint cannot be written, most likely because the disk is full.
         """
         if self._failure is not None:
             with self._failed_writes():
@@ -139,7 +139,7 @@ class Checkpoints:
 
     @contextmanager
     def _failed_writes(self) -> Iterator[None]:
-        """Convert errors of writing, for which Orbax's parts have various exceptions, to SaveFailed."""
+        """Convert write errors to SaveFailed: Orbax raises various exceptions."""
         try:
             yield
         except Exception as error:
@@ -187,7 +187,7 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"{self.directory}: none of the checkpoints {sorted(steps)} can be read, expected a "
-                "sound one; nothing was changed"
+                "intact one; nothing was changed"
                 + ("; start again in a new --workdir" if not self._read_only else "")
             )
         return None
@@ -211,7 +211,7 @@ class Checkpoints:
                 raise
 
     def _try_restore(self, step: int, target: State) -> tuple[State | None, str]:
-        """The state of a step, or None and the reason. If one process cannot read it, no process has it.
+        """The state of a step, or None and the reason. If one process cannot read it, all return None.
 
         Orbax's manager is not used: its restore ends with a collective, which would wait for ever for a
         process that cannot read.

@@ -68,18 +68,18 @@ def export_model(path: str, step: int | None, out: Path, dtype: str, encoder_onl
 
 
 def check_tokenizer(loaded_model: LoadedModel) -> None:
-    """Print a warning if no fast tokenizer can be made of the files; they are copied as they are.
+    """Log a warning if the files have no fast tokenizer; they are copied unchanged.
 
     Raises:
         UserError: the tokenizer is damaged, or larger than the model's vocabulary.
     """
     if not has_tokenizer(loaded_model.tokenizer):
-        logger.warning(f"{loaded_model.tokenizer}: no tokenizer, so none is written")
+        logger.warning(f"{loaded_model.tokenizer}: no tokenizer; none is written")
         return
     try:
         size = len(load_vocabulary(loaded_model.tokenizer))
     except UnsupportedTokenizerError as error:
-        logger.warning(f"the tokenizer is copied unread: {error}")
+        logger.warning(f"the tokenizer files are copied unchanged: {error}")
         return
     vocab_size = loaded_model.model.vocab_size
     if vocab_size < size:
@@ -89,7 +89,7 @@ def check_tokenizer(loaded_model: LoadedModel) -> None:
 
 
 def _build_card(path: Path, loaded_model: LoadedModel) -> str:
-    """The card of a run, or of a model directory: its existing card if that describes all of the model."""
+    """The card of a run or of a model directory. A card that describes the whole model is kept."""
     heads = [head for head in family(loaded_model.model).HEADS if head in loaded_model.params]
     workdir = path.parent if path.name == "model" else path
     if (workdir / "run.json").exists():
@@ -120,7 +120,7 @@ def _build_card(path: Path, loaded_model: LoadedModel) -> str:
 
 
 def _read_summary(workdir: Path, step: int, is_last_step: bool) -> dict[str, Any]:
-    """The run's summary.json, or before its last step the evaluation at `step`, if there is one."""
+    """The run's summary.json, or for an unfinished run the evaluation at `step`, if there is one."""
     if is_last_step and (workdir / "summary.json").exists():
         return read_json(workdir / "summary.json")
     evaluations = [record for record in read_jsonl(workdir / "evaluations.jsonl") if record["step"] == step]

@@ -36,7 +36,7 @@ class LoadedModel(NamedTuple):
 def load_model(path: str, heads: Literal["lm", "all"] = "lm", step: int | None = None) -> LoadedModel:
     """Load the model of a Hugging Face directory or of a run.
 
-    A run's model is its `model/` directory, or its latest checkpoint while that has no weights.
+    A run's model is its `model/` directory, or its latest checkpoint if `model/` has no weights yet.
 
     Args:
         path: model directory or run directory.
@@ -88,7 +88,7 @@ def _model_subdirectory(directory: Path) -> Path:
     target = (directory / "model").resolve()
     if not target.is_relative_to(directory.resolve()):
         raise UserError(
-            f"{directory / 'model'}: a link to {target}, expected a directory (or name its target)"
+            f"{directory / 'model'}: a link to {target}, expected a directory (or pass the link's target)"
         )
     return directory / "model"
 
@@ -122,7 +122,7 @@ def _load_from_checkpoint(workdir: Path, step: int | None) -> LoadedModel:
     finally:
         checkpoints.close()
     if state_and_step is None:
-        raise UserError(f"{workdir}: a run without a checkpoint yet, expected one to take the model from")
+        raise UserError(f"{workdir}: a run without a checkpoint, expected at least one")
     params, step = jax.device_get(state_and_step[0].params), state_and_step[1]
     model = config.model
     if has_gates(model):  # the gates as at this step

@@ -46,7 +46,7 @@ class MetricWriter:
             train: settings of the run.
             step: completed steps.
             name: name of the run in log lines.
-            active: whether this process writes. If not, there are log lines only.
+            active: whether this process writes metrics. If not, it only logs lines.
             config: all settings of the run, for Weights & Biases.
         """
         self._name = name
@@ -186,9 +186,9 @@ class ThroughputMeter:
 
 
 def wandb_problem() -> str:
-    """Return what Weights & Biases lacks, in words; '' if runs can be logged.
+    """Describe what Weights & Biases needs; '' if runs can be logged.
 
-    It would ask for a missing key, or fail, only when the first record is about to be written.
+    Without this check it asks for a missing key, or fails, only at the first record.
     """
     if importlib.util.find_spec("wandb") is None:
         return "the package wandb installed"

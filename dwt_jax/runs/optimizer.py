@@ -1,4 +1,4 @@
-"""The Optax chain of pre-training and fine-tuning, without the learning rate: the step applies that."""
+"""The Optax chain of pre-training and fine-tuning. The training step applies the learning rate."""
 
 import functools
 import math
@@ -19,14 +19,14 @@ al. 2025, arXiv 2502.16982, section 2.2)."""
 
 
 def make_optimizer(optimizer: Optimizer, model: ModelConfig) -> optax.GradientTransformation:
-    """Return the optimizer with clipping by the global norm, but for the learning rate.
+    """Return the optimizer with clipping by the global norm, without the learning rate.
 
     Weight decay is decoupled, on matrices and embedding tables only. The updates still have to be
     multiplied by −learning rate.
 
     Args:
         optimizer: its learning rate is not read.
-        model: the config of the model, whose logical axes tell kernels, tables, biases and norms apart.
+        model: the config of the model; its logical axes distinguish kernels, tables, biases and norms.
     """
     param_axes = family(model).param_axes(model)
     adam = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
@@ -50,7 +50,7 @@ def make_optimizer(optimizer: Optimizer, model: ModelConfig) -> optax.GradientTr
 
 
 def _scale_by_muon(optimizer: Optimizer, param_axes: ParamAxes) -> optax.GradientTransformation:
-    """Muon of leaves that are kernels, with updates of the same root mean square for every shape."""
+    """Muon for kernels, with updates of equal root mean square for all shapes."""
 
     def dimension_numbers(axes: Axes, _: Any) -> optax.contrib.MuonDimensionNumbers:
         dims = kernel_dims(axes)
@@ -108,7 +108,7 @@ def _clip_adam_by_rms(
 
 
 def optimizer_flops(optimizer: Optimizer, model: ModelConfig) -> float:
-    """Return the FLOPs of the matrix products in one update: of Newton-Schulz iterations.
+    """Return the FLOPs of the Newton-Schulz iterations in one update.
 
     For X [m, n], m ≤ n, an iteration is A = X·Xᵀ, B = b·A + c·A·A and a·X + B·X: 4m²n + 2m³.
     """

@@ -33,7 +33,7 @@ class PretrainedModel(NamedTuple):
 def load_pretrained(
     key: str, path: str, vocab: Vocabulary, allow_fewer_tokens: bool = False, step: int | None = None
 ) -> PretrainedModel:
-    """Load a pre-trained model and check its vocabulary. Rows of the vocabulary without a token are cut off.
+    """Load a pre-trained model and check its vocabulary. Vocabulary rows without a token are removed.
 
     Args:
         key: config key or flag that names the model, for messages.
@@ -103,10 +103,10 @@ def truncate_vocabulary(params: Any, model: ModelConfig, vocab_size: int) -> tup
 def check_vocabulary(
     key: str, path: str, source_vocab: Vocabulary, data_vocab: Vocabulary, allow_fewer_tokens: bool = False
 ) -> None:
-    """Check that a model has the vocabulary of the data, and warn if its tokenizer is another.
+    """Check that a model has the vocabulary of the data, and warn if its tokenizer differs.
 
-    One that does not lower-case, for example, gives a text other tokens of the same vocabulary, and one with
-    another end token has other rows.
+    For example, a tokenizer that does not lower-case encodes a text with other tokens of the same vocabulary,
+    and one with a different end token gives other rows.
 
     Args:
         key: config key or flag that names the model, for messages.
@@ -116,13 +116,13 @@ def check_vocabulary(
         allow_fewer_tokens: whether the model may have only the first tokens of the data's.
 
     Raises:
-        UserError: the vocabularies differ; the message names the first difference.
+        UserError: the vocabularies differ; the message has the first difference.
     """
     pairs = zip(source_vocab.tokens, data_vocab.tokens, strict=False)
     for i, (source_token, data_token) in enumerate(pairs):
         if source_token != data_token:
             raise UserError(
-                f"{key}: {path} has another vocabulary, token {i} is {source_token!r}, "
+                f"{key}: {path} has another vocabulary: token {i} is {source_token!r}, "
                 f"expected {data_token!r}"
             )
     source_size, data_size = len(source_vocab.tokens), len(data_vocab.tokens)

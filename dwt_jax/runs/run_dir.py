@@ -88,9 +88,9 @@ def init_run_dir(
         tokenizer: a tokenizer or its directory, which is copied.
         identity: digests of the inputs that are not in the config (data, teacher).
         kind: default: pre-training.
-        changed_keys: keys of the config that this run may change once more; the new values are recorded.
+        changed_keys: keys of the config that this run may change; the new values are recorded.
 
-    A config or identity that is damaged is not compared, and written again, as is a tokenizer that is lost.
+    A damaged config or identity is not compared but rewritten, like a lost tokenizer.
 
     Raises:
         UserError: the directory holds another run, or files but no run.
@@ -130,10 +130,10 @@ def init_run_dir(
             ("config.json", has_config, config_to_dict(config)),
         ):
             if not is_intact:
-                logger.warning(f"{workdir}: {name} is damaged, and is written again")
+                logger.warning(f"{workdir}: {name} is damaged; it is rewritten")
                 write_json(workdir / name, value)
         if not has_tokenizer(workdir / "tokenizer"):  # else its model would be written without one
-            logger.warning(f"{workdir}: tokenizer/ is damaged, and is written again")
+            logger.warning(f"{workdir}: tokenizer/ is damaged; it is rewritten")
             _write_tokenizer(workdir, tokenizer)
         return
     _write_tokenizer(workdir, tokenizer)
@@ -153,7 +153,7 @@ def _write_tokenizer(workdir: Path, tokenizer: Path | LoadedTokenizer) -> None:
 def _run_identity(config: Any, identity: Mapping[str, Any] | None) -> dict[str, Any]:
     """Everything that identifies a run. Keys that an older record lacks have their defaults.
 
-    None stands for a part that is damaged, of which nothing is known.
+    None stands for a damaged part.
     """
     return {
         **(flatten_dict(config_to_dict(config)) if config is not None else {}),
@@ -215,9 +215,7 @@ def init_checkpoint_dir(
             if not changed_keys:
                 return
         if (workdir / "config.json").exists() and not record_path.exists():
-            raise UserError(
-                f"{directory}: has nothing of the run in {workdir} any more, expected its checkpoints"
-            )
+            raise UserError(f"{directory}: has no files of the run in {workdir}, expected its checkpoints")
         if not record_path.exists() and directory.exists() and list_directory(directory):
             raise UserError(f"{directory}: holds files but no run, expected an empty train.checkpoint_path")
         new_record = {"config": config_to_dict(config), "run": dict(identity)}
@@ -280,7 +278,7 @@ def run_lock(workdir: Path) -> Iterator[None]:
     """
     if scheme_match := re.match(r"[a-z0-9]{2,}:/", str(workdir)):
         raise UserError(
-            f"--workdir: {workdir} begins with {scheme_match[0]}, expected a directory, of a file system "
+            f"--workdir: {workdir} begins with {scheme_match[0]}, expected a directory on a file system "
             "that all processes see"
         )
     if workdir.exists() and not workdir.is_dir():

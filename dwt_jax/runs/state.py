@@ -1,4 +1,4 @@
-"""The training state: what a run carries from step to step, and what a checkpoint holds."""
+"""The training state of a run, which a checkpoint holds."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ STATE_FORMAT = 2
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SkipCounts:
-    """Updates that were not made because the loss or the gradient was not finite, int32 scalars.
+    """Numbers of updates skipped for a loss or gradient that is not finite, int32 scalars.
 
     Attributes:
         total: since the first step.
@@ -50,7 +50,7 @@ class TeacherGap:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes; all else is a function of (config, step).
+    """Everything that a step changes. All other values are functions of (config, step).
 
     Attributes:
         params: parameters of the student, fp32.

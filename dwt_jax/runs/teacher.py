@@ -25,7 +25,7 @@ TeacherParams = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """What the compiled step depends on.
+    """The static config of a teacher, on which the compiled step depends.
 
     Attributes:
         models: one model, or several whose probabilities are averaged.

@@ -82,7 +82,7 @@ class Chart(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The words of the title, as in a file's name."""
+        """The title as a file name."""
         return "-".join(re.findall(r"\w+", self.title.lower()))
 
 
@@ -138,7 +138,7 @@ def file_names(charts: Iterable[Chart]) -> list[str]:
 
 
 def finite_charts(charts: Iterable[Chart]) -> list[Chart]:
-    """Return charts in units of their axes, without points that are not finite and what has no others."""
+    """Return charts in units of their axes, without points that are not finite and charts without points."""
     return [chart for chart in map(_finite_chart, charts) if chart.lines]
 
 
@@ -264,14 +264,14 @@ def _text_width(text: str) -> float:
 
 
 def _fit(text: str, width: float) -> str:
-    """Replace the middle by an ellipsis: the names of a study's runs often differ only at the end."""
+    """Shorten a label with an ellipsis in the middle: names of runs often differ only at the end."""
     half = max(2, int(width / _text_width("x")) // 2)
     return text if _text_width(text) <= width else f"{text[:half].rstrip()}…{text[1 - half :].lstrip()}"
 
 
 @contextmanager
 def _style(salt: str = "") -> Iterator[None]:
-    """Set Matplotlib's parameters, whatever the user's matplotlibrc says. `salt`: of the ids in an SVG."""
+    """Set Matplotlib's parameters, independent of the user's matplotlibrc. `salt` seeds the ids in an SVG."""
     from matplotlib import style
 
     with style.context(["default", {**STYLE, "svg.hashsalt": salt}]), warnings.catch_warnings():
@@ -280,7 +280,7 @@ def _style(salt: str = "") -> Iterator[None]:
 
 
 def chart_svg(chart: Chart, small: bool = False) -> str:
-    """Draw an `<svg>` to be put into a page, whose colours it takes, with a tool tip at each point."""
+    """Draw an `<svg>` that uses the colours of its page, with a tool tip at each point."""
     figure, buffer = draw_chart(chart, small), io.StringIO()
     with _style(f"{chart.name} {small}"):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -317,7 +317,7 @@ def _tool_tips(figure: "Figure", chart: Chart) -> Iterator[str]:
 
 
 def write_chart_files(charts: Sequence[Chart], directory: Path) -> None:
-    """Write NAME.pdf and NAME.png of each chart, and remove those of charts that are gone."""
+    """Write NAME.pdf and NAME.png of each chart, and remove files of charts that no longer exist."""
     written = set()
     for chart, name in zip(charts, file_names(charts), strict=True):
         directory.mkdir(parents=True, exist_ok=True)
@@ -336,5 +336,5 @@ def write_chart_files(charts: Sequence[Chart], directory: Path) -> None:
 
 
 def _mark(file_name: str) -> str:
-    """What the metadata of a chart's file say. A copy under another name is the user's."""
+    """The mark in the metadata of a chart's file. A copy under another name belongs to the user."""
     return f"dwt report, {hashlib.sha256(file_name.encode()).hexdigest()[:16]}"

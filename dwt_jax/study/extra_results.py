@@ -1,4 +1,4 @@
-"""What a study computes beside its jobs: a floor for the scores, and guesses of masked words."""
+"""Results of a study besides its jobs: a bag-of-words baseline, and predictions of masked words."""
 
 import hashlib
 import json
@@ -57,12 +57,11 @@ def _examples_digest(data: "TaskData") -> str:
 
 
 def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None:
-    """Write masked words of held-out rows, and what the first run of each arm that is named guesses.
+    """Write masked words of held-out rows, with the predictions of the first run of each selected arm.
 
-    The rows are those of the first arm's data. Nothing is done until all these runs are finished (but for
-    those that failed), or if the
-    file is newer than they are and for the same arms and number of rows. An arm has no guesses, and a line on
-    stderr says why, if its model does not load or its vocabulary is not the first arm's.
+    The rows are from the first arm's data. Nothing is done until all these runs are finished or failed, or if
+    the file is newer than the runs and has the same arms and number of rows. If an arm's model does not load
+    or its vocabulary differs from the first arm's, a warning is logged and the arm has no predictions.
     """
     if not study.masked_words.arms:
         return
@@ -95,11 +94,11 @@ def write_masked_words(study: Study, jobs: Sequence[Job], workdir: Path) -> None
         try:
             loaded_model = load_model(str(job.workdir))
         except UserError as error:
-            logger.warning(f"study: no guesses of {name}: {error}")
+            logger.warning(f"study: no predictions of {name}: {error}")
             continue
         if load_vocabulary(loaded_model.tokenizer).tokens != vocabulary.tokens:
             first = next(iter(first_runs))
-            logger.warning(f"study: no guesses of {name}: another vocabulary than that of {first}")
+            logger.warning(f"study: no predictions of {name}: its vocabulary differs from that of {first}")
             continue
         guesses[name] = guess_masked_words(
             loaded_model.params, loaded_model.model, masked_words, data / "tokenizer"

@@ -1,4 +1,4 @@
-"""Extrapolate short runs to the length of the full run. Does not import jax."""
+"""Extrapolate short runs to the length of the full run. This module does not import jax."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,13 +46,13 @@ def extrapolate_difference(
 ) -> Estimate:
     """Extrapolate a difference of losses, at the two longest runs, to the full run.
 
-    A difference whose cause is over (other initial weights, a teacher that is no longer used) shrinks, fast
-    while the student passes its teacher and more slowly afterwards. The interval spans the difference at the
-    longest run (no more shrinking) and the power law through both runs; the estimate is their geometric mean.
-    A difference that did not shrink is kept, plus or minus how much it changed.
+    If the cause of a difference is over (other initial weights, a teacher that is no longer used), the
+    difference shrinks, first fast and then more slowly. The interval spans the difference at the longest run
+    (no further shrinking) and the power law through both runs; the estimate is their geometric mean. A
+    difference that did not shrink is kept, plus or minus its change.
 
-    A difference whose cause lasts (a teacher that is used throughout) is extrapolated linearly in log(steps)
-    and may change its sign. The interval spans the difference at the longest run and this one.
+    If the cause lasts (a teacher that is used throughout), the difference is extrapolated linearly in
+    log(steps) and may change its sign. The interval spans the difference at the longest run and this value.
 
     Both intervals are extended by 1.96 standard errors on both sides.
 

@@ -1,4 +1,4 @@
-"""Locks by which processes divide the jobs of a study."""
+"""Locks of jobs, so that several processes can share a study."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from dwt_jax.study.sweep import JobRecord
 def job_lock(job: JobRecord) -> Iterator[bool]:
     """Lock a job against other processes inside the block. Yield whether it is locked now.
 
-    A process that ends, however it does, releases its locks. Always True where the file system has no locks,
-    and for the processes of one distributed run, which run every job together.
+    A process releases its locks when it ends for any reason. The value is always True if the file system has
+    no locks, and for the processes of one distributed run, which run every job together.
     """
     if detect_processes() is not None:
         yield True

@@ -1,12 +1,13 @@
-"""Choose how a student begins and how it uses a teacher by short runs (`dwt pilot`).
+"""Choose the initialisation of a student and the use of its teacher in short runs (`dwt pilot`).
 
 Every candidate trains complete runs of a few per cent of the steps: `train` with smaller `train.steps`, so
-that warm-up, decay and the teacher's weight are compressed too. All have the baseline's batches and masks.
-The lengths double from round to round, and fewer candidates go on (successive halving). What counts is the
+that warm-up, decay and the teacher's weight are compressed too. All use the baseline's batches and masks.
+The length doubles in each round, and fewer candidates remain (successive halving). The criterion is the
 difference to the baseline, the student alone, extrapolated to the full run (extrapolation.py).
 
-A short run ends above the teacher's loss. It favours a teacher that stays, which harms once the student is
-better. So the second round has a teacher that stays and one that leaves early, whatever their ranks.
+A short run ends above the teacher's loss. This favours a teacher that is used throughout, although it harms a
+student that is better than the teacher. So the second round always has both: a candidate that uses the
+teacher throughout, and one that stops early.
 """
 
 import dataclasses
@@ -72,20 +73,20 @@ INITS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to begin, a key of INITS or RANDOM, and a way to use the teacher, a key of TEACHER_USES."""
+    """An initialisation, a key of INITS or RANDOM, and a use of the teacher, a key of TEACHER_USES."""
 
     init: str = RANDOM
     teacher: str = NO_TEACHER
 
     def overrides(self, teacher_path: str) -> dict[str, str]:
-        """Return the config keys that select it, as text."""
+        """Return the config keys that select the candidate, as text."""
         keys = {**INITS[self.init], "init.from": teacher_path} if self.init != RANDOM else {}
         if self.teacher != NO_TEACHER:
             keys |= {**TEACHER_USES[self.teacher], "teacher.path": teacher_path}
         return keys
 
     def directory_name(self) -> str:
-        """Return its name in the pilot's directory."""
+        """Return the candidate's name in the pilot's directory."""
         text = f"{self.init} {self.teacher}".replace("→", "to").replace(":", "to").replace("%", "percent")
         return "-".join("".join(c if c.isalnum() else " " for c in text).split())
 
@@ -103,7 +104,7 @@ class ShortRun(NamedTuple):
 
 @dataclass
 class Result:
-    """What the runs of a candidate came to."""
+    """The results of a candidate's runs."""
 
     candidate: Candidate
     runs: dict[int, list[ShortRun]] = field(default_factory=dict)  # by their steps: one for each seed
@@ -125,7 +126,7 @@ class Result:
     def difference(self, baseline: "Result", steps: int) -> tuple[float, float]:
         """Return the mean difference to the baseline's runs of a length and its standard error.
 
-        The error is that over documents or that over seeds, whichever is larger; NaN if it is unknown.
+        The error is the larger one of that over documents and that over seeds; NaN if it is unknown.
         """
         pairs = list(zip(self.runs[steps], baseline.runs[steps], strict=True))
         differences = [run.loss - other.loss for run, other in pairs]
@@ -143,8 +144,10 @@ class PilotReport:
     lengths: tuple[int, ...]  # steps of each round's runs
     teacher_loss: float  # held-out
     baseline_loss: float  # of the full run, extrapolated
-    results: tuple[Result, ...]  # the baseline, then the best first, those with longer runs before the others
-    refused: Mapping[str, str]  # reason by way to begin
+    results: tuple[
+        Result, ...
+    ]  # the baseline, then the others from the best on, those with longer runs first
+    refused: Mapping[str, str]  # reason by initialisation
     flops: float  # of all runs
 
 
@@ -161,13 +164,13 @@ def run_pilot(
     Args:
         spec: config of the full run, as `path[:arg]`. Its teacher and the method of its growth are ignored.
         overrides: {dotted key: text} of the command line.
-        teacher: model directory or run directory of the teacher, which is also what is grown.
+        teacher: model directory or run directory of the teacher, which is also the source to grow.
         workdir: directory of the runs.
-        budget: steps of all runs of the pilot, at most, in full runs.
+        budget: maximum steps of all runs of the pilot, in full runs.
         seeds: number of runs of each candidate and length, with the config's seed and the next ones.
 
     Raises:
-        UserError: as `train`, or a budget that is too small.
+        UserError: as `train` does, or the budget is too small.
         Preempted: after a signal.
         TrainingFailed: the baseline diverged.
     """
@@ -210,8 +213,8 @@ def run_pilot(
 def load_candidate(spec: str, overrides: Mapping[str, str], teacher: str, candidate: Candidate) -> Config:
     """Load the config of a candidate's full run.
 
-    What it does not use of `teacher`, `distill` and `init` is as in a config without them. Keys that only the
-    config's own schedule or method reads (`distill.match_margin`) have no effect here, and are no errors.
+    Parts of `teacher`, `distill` and `init` that the candidate does not use have their defaults. Keys that
+    only the config's own schedule or method uses (`distill.match_margin`) are ignored and not an error.
     """
     only_teacher = {"teacher.path": teacher, "teacher.paths": "", "teacher.weights": ""}
     keys = {**overrides, **only_teacher, **candidate.overrides(teacher)}
@@ -222,11 +225,11 @@ def load_candidate(spec: str, overrides: Mapping[str, str], teacher: str, candid
 
 
 def round_lengths(total_steps: int, budget: float, counts: Sequence[int]) -> tuple[int, ...]:
-    """Return the steps of each round's runs: each twice as long as before, the last at most half a run.
+    """Return the steps of each round's runs: twice as many as before, in the last round at most half a run.
 
     Args:
         total_steps: of the full run.
-        budget: steps of all runs, at most, in full runs.
+        budget: maximum steps of all runs, in full runs.
         counts: runs of each round.
 
     Raises:
@@ -244,11 +247,11 @@ def round_lengths(total_steps: int, budget: float, counts: Sequence[int]) -> tup
 
 
 def second_round(ranked: Sequence[Candidate]) -> list[Candidate]:
-    """Choose what goes on after the first round, in which a candidate is grown or has a teacher.
+    """Choose the candidates of the second round; in the first, a candidate is grown or has a teacher.
 
     Returns:
-        The two best grown ones, the best teacher that leaves early, the one that stays, and the best
-        grown one with that early teacher.
+        The two best grown candidates, the best one that stops the teacher early, the one that uses it
+        throughout, and the best grown one with that early stop.
     """
     best_inits = [candidate for candidate in ranked if candidate.init != RANDOM][:2]
     early = next(candidate for candidate in ranked if candidate.teacher in EARLY_USES)
@@ -259,10 +262,10 @@ def second_round(ranked: Sequence[Candidate]) -> list[Candidate]:
 def _supported_inits(
     run: RunContext, teacher: str, load: Callable[[Candidate], Config]
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the keys of INITS that the pair of models has, and {key: reason} of the others.
+    """Return the keys of INITS that the pair of models supports, and {key: reason} of the others.
 
-    Of those with the same parameters, the first. LiGO is left out: what it learns costs the same in a short
-    run.
+    Of keys that give the same parameters only the first is returned. LiGO is left out: its training costs
+    the same for a short run.
     """
     vocabulary = load_vocabulary(run.data / "tokenizer")
     source = load_pretrained("--teacher", teacher, vocabulary, allow_fewer_tokens=True)
@@ -321,7 +324,7 @@ def _shortened(config: Config, steps: int, seed: int) -> Config:
 
 
 def _extrapolate(results: Mapping[Candidate, Result], total_steps: int, teacher_loss: float) -> None:
-    """Set what each candidate is expected to come to after the full run."""
+    """Set the expected result of each candidate after the full run."""
     baseline = results[BASELINE]
     losses = [baseline.loss(steps) for steps in baseline.runs]
     expected_loss = extrapolate_loss(list(baseline.runs), losses, total_steps)

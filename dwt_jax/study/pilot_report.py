@@ -1,4 +1,4 @@
-"""The outcome of a pilot as text and as JSON."""
+"""The result of a pilot as text and as JSON."""
 
 import dataclasses
 import shlex
@@ -11,10 +11,10 @@ from dwt_jax.text_format import format_float, format_share, format_table
 
 
 def format_pilot(report: PilotReport, teacher: str) -> str:
-    """Return a table of the candidates, the advice in a sentence, and the flags that follow it."""
+    """Return a table of the candidates, the recommendation, and the flags that select it."""
     baseline = report.results[0]
     baseline_flops = baseline.full_run_flops(report.steps)
-    header = ("", "begin", "teacher", *(f"{steps} steps" for steps in report.lengths))
+    header = ("", "init", "teacher", *(f"{steps} steps" for steps in report.lengths))
     rows = [(*header, f"expected at {report.steps:,} steps", "FLOPs")]
     for rank, result in enumerate(report.results):
         differences = [_format_difference(result, baseline, steps) for steps in report.lengths]
@@ -43,7 +43,7 @@ def best(report: PilotReport) -> Candidate:
 
 
 def advice(report: PilotReport) -> str:
-    """Return one sentence: what to use, and what to expect of it."""
+    """Return the recommendation as one sentence, with the expected difference."""
     candidate = best(report)
     baseline = report.results[0]
     if candidate == BASELINE:
@@ -53,7 +53,7 @@ def advice(report: PilotReport) -> str:
             f"{baseline.full_run_flops(report.steps):.2g} FLOPs)."
         )
     result = next(each for each in report.results if each.candidate == candidate)
-    begin = "Begin at random" if candidate.init == RANDOM else f"Grow the teacher ({candidate.init})"
+    begin = "Initialise at random" if candidate.init == RANDOM else f"Grow the teacher ({candidate.init})"
     use = "train without a teacher"
     if candidate.teacher != NO_TEACHER:
         use = f"use the teacher {candidate.teacher}"
@@ -66,12 +66,12 @@ def advice(report: PilotReport) -> str:
     other_text = f"{other.candidate.init}, {other.candidate.teacher}"
     text += f"; {other_text}: {format_float(other.expected.mean, 3, signed=True)}"
     if candidate.teacher == THROUGHOUT and baseline.loss(report.lengths[-1]) > report.teacher_loss:
-        text += ". The runs ended above the teacher's loss, so that harm by it later is not seen"
+        text += ". The runs ended above the teacher's loss, so they cannot show whether it harms later"
     return text + "."
 
 
 def pilot_to_dict(report: PilotReport, teacher: str) -> dict[str, Any]:
-    """Return the outcome as JSON values; what is not finite is null."""
+    """Return the result as JSON values; a number that is not finite is null."""
     baseline = report.results[0]
     results = [
         {

@@ -101,7 +101,7 @@ def _count_train_examples(config: finetuning.FinetuneConfig, example_cache: "Exa
 
 
 def _training_flops(job: Job, by_name: dict[str, Job]) -> float | None:
-    """Estimate the FLOPs of a run, as if the teacher were used in every step."""
+    """Estimate the FLOPs of a run, assuming that the teacher is used in every step."""
     from dwt_jax.data.batch_ramp import count_rows
     from dwt_jax.models import flops
     from dwt_jax.objectives import objective_module

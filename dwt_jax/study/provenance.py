@@ -52,8 +52,8 @@ class ProvenanceChecker:
     def _model_digest(self, run: Path) -> str:
         """Return the digest of the model of a run, as run.json of its students has it.
 
-        Of a run whose weights were removed, as in a published study, it is that in summary.json; '' if that
-        has none.
+        If the weights of the run were removed, as in a published study, the digest is read from summary.json;
+        '' if it has none.
         """
         from dwt_jax.runs.pretrained import params_digest
 

@@ -1,4 +1,4 @@
-"""A report on runs or on a study: what it consists of, and its HTML, Markdown and CSV files.
+"""A report on runs or on a study: its parts, and its HTML, Markdown and CSV files.
 
 run_report.py and study_report.py fill it in; the page is templates/report.html.j2.
 """
@@ -55,19 +55,19 @@ class Finding(NamedTuple):
 
 
 class Items(NamedTuple):
-    """Sentences, an item each."""
+    """A list of sentences, one item each."""
 
     texts: Sequence[str]
 
 
 class Remark(NamedTuple):
-    """A remark on what is above it."""
+    """A remark on the part above it."""
 
     text: str
 
 
 class Details(NamedTuple):
-    """A long text that a click opens. Only the page has it."""
+    """A long text that opens on a click. Only the HTML page has it."""
 
     summary: str
     text: str
@@ -77,7 +77,7 @@ Part = str | Table | Finding | Items | Remark | Details | Chart
 
 
 class Section(NamedTuple):
-    """A heading, '' for none, and what is below it. One without parts is not shown."""
+    """A heading ('' for none) and the parts below it. A section without parts is not shown."""
 
     heading: str
     parts: Sequence[Part]
@@ -85,7 +85,7 @@ class Section(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All that the files of a report show."""
+    """The content of a report."""
 
     title: str
     headline: str  # '' for none
@@ -104,13 +104,13 @@ def report_path(workdir: Path, out: Path | None) -> Path:
 
 
 def write_report(report: Report, target: Path, chart_files: bool = True) -> Path:
-    """Write a report, which replaces an earlier one.
+    """Write a report and replace an earlier one.
 
     Args:
         report: its contents.
         target: path of the HTML file; NAME.md and NAME.csv are written beside it.
         chart_files: write each chart as PDF and PNG too, in charts/ beside report.html, and in NAME-charts/
-            beside another NAME.html. It takes a third of a second a chart.
+            beside another NAME.html. This takes a third of a second per chart.
 
     Returns:
         `target`.
@@ -181,7 +181,7 @@ def report_markdown(report: Report, chart_directory: str = "") -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape text so that nothing in it is Markdown, HTML or the end of a table cell."""
+    """Escape Markdown, HTML and the ends of table cells in a text."""
     text = "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

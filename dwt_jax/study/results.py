@@ -32,7 +32,7 @@ AVERAGE_MEASURE = "average"  # over tasks
 
 
 class Measurement(NamedTuple):
-    """A row of the tidy table of results: a measure of a run at a step, and what its mean is over."""
+    """A row of the tidy table of results: a measure of a run at a step, and the values of its mean."""
 
     seed: int
     step: int  # FINAL_STEP at the end
@@ -114,7 +114,7 @@ def collect_study_results(workdir: Path) -> StudyResults:
 
 
 def _bag_of_words(study: Study, workdir: Path) -> dict[str, float]:
-    """Read the scores of bags of words, of the tasks that the study has now."""
+    """Read the bag-of-words scores of the study's current tasks."""
     path = workdir / BAG_OF_WORDS_NAME
     if not study.finetuning.bag_of_words or not path.exists():
         return {}
@@ -124,7 +124,7 @@ def _bag_of_words(study: Study, workdir: Path) -> dict[str, float]:
 
 
 def _masked_words(study: Study, workdir: Path) -> list[Mapping[str, Any]]:
-    """Read the masked words and the guesses of the arms that the study names now."""
+    """Read the masked words and the predictions of the study's current arms."""
     path = workdir / MASKED_WORDS_NAME
     if not study.masked_words.arms or not path.exists():
         return []
@@ -155,7 +155,7 @@ def _arm_results(arm: Arm, jobs: tuple[JobRecord, ...], left_out: dict[str, str]
 
 
 def _read_losses(job: JobRecord) -> list[Measurement]:
-    """Read a job's losses by document, of its own held-out text or of another."""
+    """Read a job's losses by document, of its own held-out text or of other text."""
     arrays = read_document_losses(job.workdir / "documents.npz")
     if arrays is None:
         return []
@@ -269,9 +269,9 @@ def mean_evaluations(arm_results: ArmResults) -> list[dict[str, float]]:
 
 
 def mean_score_curve(arm_results: ArmResults, measure: str) -> tuple[list[float], list[float]]:
-    """Return (mean FLOPs of training up to it, mean score) of each checkpoint with a score of `measure`.
+    """Return (mean training FLOPs, mean score) of each checkpoint with a score of `measure`.
 
-    Means are over the seeds that have a score at all of these checkpoints; without such a seed both lists are
+    Means are over the seeds with a score at all of these checkpoints; without such a seed both lists are
     empty. FLOPs between two evaluations of the held-out loss are interpolated.
     """
     runs, by_step = (

@@ -28,28 +28,28 @@ HEADLINES = {
     Verdict.NOT_COMPARABLE: "The student with a teacher cannot be compared with the baseline.",
 }
 RESULTS_NOTE = (
-    "Losses in nats per predicted token of the held-out documents, the same tokens for every run; s.e.: "
-    "standard error over documents. vs. baseline: below 0 is better."
+    "Losses are in nats per predicted token of the held-out documents, the same tokens for every run. s.e.: "
+    "standard error over documents. vs. baseline: a value below 0 is better."
 )
 COSTS_NOTE = (
-    "FLOPs are computed from the shapes, matrix products only. The training of the teacher counts once for "
-    "any number of students, and not at all if the teacher exists already. Seconds are those of the process "
+    "FLOPs are computed from the shapes and count matrix products only. The cost of training the teacher is "
+    "shared by all its students, and is 0 if the teacher exists already. Seconds are those of the process "
     "that finished the run; tokens/s is the median over the logged steps."
 )
 DOWNSTREAM_NOTE = (
     "Scores on the dev set in %, mean and standard deviation over the seeds of fine-tuning. The best epoch "
-    "is chosen on the set that it is scored on, the last is not. Each model was pre-trained once: a "
-    "difference that is not far above these deviations is not significant."
+    "is chosen on the dev set on which it is scored; the last epoch is not. Each model was pre-trained once: "
+    "a difference that is not far above these deviations is not significant."
 )
 CONTROL_NOTE = (
     "Runs with equal seeds have the same data order and predicted tokens and, unless they are grown from "
-    "another model, the same initial parameters, so that they differ only in the objective. The paired "
-    "standard error covers the choice of held-out documents, the noise the choice of seeds; neither covers "
-    "other sizes, data or lengths of training. Held-out loss is not the quality after fine-tuning."
+    "another model, the same initial parameters, so they differ only in the objective. The paired standard "
+    "error covers the choice of held-out documents, and the noise covers the choice of seeds. Neither covers "
+    "other sizes, data or lengths of training. Held-out loss does not measure the quality after fine-tuning."
 )
 TRAINING_NOTE = (
-    "Averages of neighbouring logged steps. Hard loss: cross-entropy of the predicted tokens; soft loss: "
-    "divergence from the teacher, while the teacher is used."
+    "Averages of neighbouring logged steps. Hard loss: cross-entropy of the predicted tokens. Soft loss: "
+    "divergence from the teacher, shown while the teacher is used."
 )
 
 
@@ -68,7 +68,7 @@ def run_report(study: RunComparisonStudy) -> Report:
         ),
         Section("Controlled settings", [*controlled, CONTROL_NOTE]),
         Section("Environment", [Table(("of the runs", "value"), _environment(study), text_columns=2)]),
-        Section("Configs", ["Where a config differs from the baseline's, and all of it."]),
+        Section("Configs", ["The differences of each config from the baseline's, and the complete config."]),
         *(_config_section(study, run) for run in study.runs),
     ]
     return Report(study.title, _headline(study), sections, list(tidy_records(study)))
@@ -77,7 +77,7 @@ def run_report(study: RunComparisonStudy) -> Report:
 def _headline(study: RunComparisonStudy) -> str:
     """Summarize the result in one sentence."""
     if not study.comparisons:
-        return "No distilled student to compare with a baseline."
+        return "There is no distilled student to compare with a baseline."
     verdicts = [comparison.verdict for comparison in study.comparisons]
     if len(verdicts) == 1:
         return HEADLINES[verdicts[0]]
@@ -91,11 +91,11 @@ def _summary(study: RunComparisonStudy) -> Iterator[Part]:
         run = comparison.run
         yield Finding(run.label, comparison.verdict, _findings(comparison, study), styles[run.name][0])
     if study.baseline is None:
-        yield "No finished run without a teacher to compare with."
+        yield "There is no finished run without a teacher to compare with."
     if study.comparisons:
         yield _describe_noise(study)
     if unfinished := _describe_unfinished(study):
-        yield f"Unfinished or unreadable and not in this report: {unfinished}."
+        yield f"Not in this report, because unfinished or unreadable: {unfinished}."
 
 
 def _findings(comparison: BaselineComparison, study: RunComparisonStudy) -> list[str]:
@@ -126,7 +126,7 @@ def _describe_target(comparison: BaselineComparison, baseline: RunRecord) -> str
     if reach is None:
         return "It never reached the final loss of the baseline."
     baseline_flops = baseline.summary["flops"]["total"]
-    upper_bound = " (at its first evaluation, perhaps earlier)" if reach.is_upper_bound else ""
+    upper_bound = " (at its first evaluation; possibly earlier)" if reach.is_upper_bound else ""
     text = (
         f"It reached the final loss of the baseline after {reach.steps:,.0f} steps{upper_bound}, "
         f"{format_share(reach.steps / baseline.summary['steps'])} of the baseline's steps, and "
@@ -245,7 +245,7 @@ def _baseline_difference(study: RunComparisonStudy) -> list[Chart]:
         return steps, [record["held_out_loss"] - baseline_losses[record["step"]] for record in common]
 
     band = study.noise.value if study.noise else 0.0
-    caption = "The same as the difference to the baseline: below the dashed line is better."
+    caption = "Difference to the baseline: below the dashed line is better."
     caption += " The grey band is the seed noise at the end of training." * bool(band)
     return [
         Chart(

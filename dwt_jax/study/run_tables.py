@@ -39,7 +39,7 @@ CONTROLLED_SETTINGS = {
 
 
 def _measures(study: RunComparisonStudy, run: RunRecord) -> dict[str, float | None]:
-    """Return what was measured of a run at its end, and what follows from it; None or NaN if unknown."""
+    """Return the final measures of a run and the values derived from them; None or NaN if unknown."""
     held_out, flops, model = run.summary["held_out"], run.summary["flops"], run.config["model"]
     comparison = _find_comparison(study, run)
     reach = comparison.reach if comparison else None

@@ -1,6 +1,6 @@
 """Run the jobs of a study, all or a single one, and estimate their cost (`dwt study`).
 
-Every job has a directory that resumes and that refuses another config, so the runner has no state of its
+Every job has a directory that can be resumed and rejects another config. So the runner has no state of its
 own: it checks which directories are done.
 """
 
@@ -85,7 +85,7 @@ def run_study(
         provenance.check(job)
     failed = failed_jobs(jobs)
     for name, reason in failed.items():
-        logger.warning(f"study: {name} is left out: {reason} (remove its directory to run it again)")
+        logger.warning(f"study: {name} is skipped: {reason} (remove its directory to run it again)")
     jobs_to_run = [job for job in selected_jobs if not job.is_done() and job.name not in failed]
     _check_inputs(jobs_to_run, tasks, study.out_of_domain, example_cache)
     if any(job.kind == "pairs" for job in jobs_to_run):
@@ -99,7 +99,7 @@ def run_study(
         try:
             _run_job(study, job, by_name, tasks, example_cache, pair_sets)
         except TrainingFailed as failure:
-            logger.warning(f"study: {job.name} failed, the others go on: {failure}")
+            logger.warning(f"study: {job.name} failed, other jobs continue: {failure}")
             write_json(job.workdir / FAILURE_FILE, {"reason": str(failure)})
         extra_results.write_masked_words(study, jobs, workdir)
         on_job_done(job)
@@ -114,7 +114,7 @@ def run_study(
 
 
 def _job_at(jobs: Sequence[Job], index: int) -> Job:
-    """Return the job of a number, whose needs must be finished."""
+    """Return the job with a number; its dependencies must be finished."""
     if not 0 <= index < len(jobs):
         raise UserError(f"--index is {index}, expected from 0 to {len(jobs) - 1}")
     unfinished = [job.name for job in jobs if job.name in jobs[index].needs and not job.is_done()]
@@ -131,7 +131,7 @@ def _run_or_wait(
     provenance: ProvenanceChecker,
     run_job: Callable[[Job], None],
 ) -> None:
-    """Run jobs, and wait for those that other processes run: they may be interrupted, or others need them."""
+    """Run jobs, and wait for jobs of other processes: these may be interrupted, or be dependencies."""
     waited_for = set()
     while name := _run_unlocked_jobs(jobs, jobs_to_run, provenance, run_job):
         if name not in waited_for:
@@ -146,7 +146,7 @@ def _run_unlocked_jobs(
     provenance: ProvenanceChecker,
     run_job: Callable[[Job], None],
 ) -> str:
-    """Run jobs that are not done and have what they need, but for those that other processes run.
+    """Run jobs that are not done, whose dependencies are, and that no other process runs.
 
     Returns:
         The name of a job that another process runs; '' for none.

@@ -1,4 +1,4 @@
-"""Confidence intervals of differences between two arms of a study, paired by seed. Does not import jax.
+"""Confidence intervals of differences between two arms of a study, paired by seed.
 
 An arm has S pre-training seeds; seed s of both arms has the same batches and masks. There are two
 intervals, since each has a weakness: the bootstrap resamples the documents (or fine-tuning seeds) within

@@ -39,8 +39,8 @@ METHOD_NOTE = (
     "chance: one in twenty for Student's t, more for the bootstrap, which is too narrow with few seeds."
 )
 PAIRS_NOTE = (
-    "Accuracy without fine-tuning, a mean over paradigms; chance is 50 %. By FLOPs, the teacher's forward "
-    "charged as long as it takes part: the higher and the further left, the better."
+    "Accuracy without fine-tuning, a mean over paradigms; chance is 50 %. FLOPs include the teacher's "
+    "forward pass while it is used. Better is higher and further left."
 )
 
 
@@ -108,8 +108,8 @@ def _loss_charts(results: StudyResults) -> list[Chart]:
     """Plot the held-out loss of the students."""
     captions = (
         "By steps, with the same data.",
-        "By FLOPs (UNIT), the teacher's forward charged as long as it takes part: the lower and the further "
-        "left, the better.",
+        "By FLOPs (UNIT), including the teacher's forward pass while it is used. Better is lower and further "
+        "left.",
     )
     curves = [
         (arm_label(results, name), mean_evaluations(results.arms[name]), style)
@@ -120,14 +120,16 @@ def _loss_charts(results: StudyResults) -> list[Chart]:
 
 
 def _quality_charts(results: StudyResults) -> list[Chart]:
-    """Plot the average score against FLOPs, a point an arm. A teacher's own score costs less."""
+    """Plot the average score against FLOPs, one point per arm."""
     points, styles = arm_qualities(results.arms), _styles(results)
     lines = []
     for point in points:
         x, y, spread = [point.flops], [100 * point.score], [100 * point.spread]
         lines.append(ChartLine(arm_label(results, point.arm), x, y, *styles[point.arm], spread=spread))
     front = [(point.flops, 100 * point.score) for point in pareto_front(points)]
-    caption = "By FLOPs (UNIT); bars are the standard deviation over seeds, dashed is the Pareto front."
+    caption = (
+        "By FLOPs (UNIT). Bars are the standard deviation over seeds; the dashed line is the Pareto front."
+    )
     title, measure = "Average score against FLOPs", measure_label(AVERAGE_MEASURE)
     return [flop_chart(title, lines, measure, f"{caption} {PARETO_NOTE}", decimals=2, step_line=front)]
 
@@ -199,7 +201,7 @@ def _records(results: StudyResults) -> Iterator[Record]:
 
 
 def left_out_lines(results: StudyResults) -> list[str]:
-    """Return a line for each job that failed, that needs such a one, or whose files cannot be read."""
+    """Return a line for each job that failed, depends on a failed job, or has unreadable files."""
     return [f"{name} is left out: {reason}" for name, reason in results.left_out.items()]
 
 
@@ -211,7 +213,7 @@ def study_lines(results: StudyResults) -> list[str]:
 
 
 def masked_words_lines(results: StudyResults) -> list[str]:
-    """Return masked words and the guesses of some arms as lines for a terminal."""
+    """Return masked words and the predictions of some arms as lines for a terminal."""
     lines = []
     for record in results.masked_words:
         lines += ["", f"… {record['text']} …   ({record['word']})"]

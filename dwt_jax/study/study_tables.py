@@ -31,8 +31,8 @@ PAPER_NOTE = (
     "tasks or another scale, order and sign of the changes are comparable, absolute scores are not."
 )
 PARETO_NOTE = (
-    "At the end of pre-training, means over seeds; FLOPs of the student and the teacher's forward pass, "
-    "without the teacher's training. An arm is on the Pareto front if no other arm has a mean score at least "
+    "Means over seeds at the end of pre-training. FLOPs include the student and the teacher's forward pass, "
+    "but not the teacher's training. An arm is on the Pareto front if no other arm has a mean score at least "
     "as high for fewer FLOPs, or a higher one for as many; seed variance is not considered."
 )
 BAG_OF_WORDS_LABEL = "no model: logistic regression on bags of words"

@@ -1,4 +1,4 @@
-"""Config of a study: named arms with a config and seeds each, expanded to jobs.
+"""Config of a study: named arms, each with a config and seeds, expanded to jobs.
 
 The `get_config` of a study's config file returns the fields of `Study`. Does not import jax, so that
 `dwt study --list` starts quickly.
@@ -62,7 +62,7 @@ class StudyPairs:
 
 @dataclass(frozen=True)
 class MaskedWords:
-    """Masked words of held-out rows, for which the report prints what some arms guess."""
+    """Masked words of held-out rows, for which the report prints the predictions of some arms."""
 
     arms: tuple[str, ...] = ()  # their runs of the first seed; empty: none
     rows: int = 6
@@ -142,7 +142,7 @@ class JobRecord:
 
 
 def failed_jobs(jobs: Sequence[JobRecord]) -> dict[str, str]:
-    """Return why jobs cannot be completed, by name: they failed, or need one that did.
+    """Return the reason of each job that cannot be completed, by name: it failed, or depends on a failed job.
 
     Args:
         jobs: each after those that it needs.
@@ -303,7 +303,7 @@ def study_jobs(study: Study, workdir: Path) -> tuple[Job, ...]:
 
 
 def _check_objective(study: Study, arm: Arm, config: Config) -> None:
-    """Refuse what models of next tokens do not do, before the first run instead of after it."""
+    """Reject settings that causal models do not support, before the first run instead of after it."""
     if config.model.objective != "mlm" and arm.name in study.masked_words.arms:
         raise UserError(
             f"masked_words.arms has {arm.name!r}, expected an arm of masked models (it is a "

@@ -1,4 +1,4 @@
-"""What a run uses: teacher steps and FLOPs."""
+"""The cost of a run: FLOPs, and the steps with the teacher."""
 
 import jax
 import numpy as np

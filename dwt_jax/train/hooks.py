@@ -1,4 +1,4 @@
-"""What happens between steps: logging, evaluation, checkpoints, preemption, the watchdog.
+"""Hooks between steps: logging, evaluation, checkpoints, preemption, the watchdog.
 
 A hook is a function of the loop's state, called after every step. The order is fixed in `make_hooks`:
 records are written before the checkpoint of their step, so that a resumed run never lacks them.
@@ -27,17 +27,17 @@ from dwt_jax.train.step import Metrics
 
 @dataclass
 class LoopState:
-    """What the loop and its hooks share.
+    """The state that the loop and its hooks share.
 
     Attributes:
         state: the training state after `step` steps.
         step: number of completed steps.
-        teacher_end_step: the first step without the teacher, as known now.
+        teacher_end_step: the first step without the teacher, as far as known.
         metrics: of the last step, on the devices.
         with_teacher: whether the last step used the teacher.
         num_tokens: tokens of the last batch that are not padding, of all processes.
         throughput: time, tokens and FLOPs since metrics were last logged.
-        stop_requested: whether a signal had come when the checkpoint hook last looked.
+        stop_requested: whether the checkpoint hook has seen a signal.
     """
 
     state: TrainState
@@ -59,7 +59,7 @@ Hook = Callable[[LoopState], None]
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Return whether something done `every` so many steps is done after `step`, which is not the last."""
+    """Return whether an action with period `every` is due after `step`, which is not the last step."""
     return bool(every) and step % every == 0 and step != last
 
 
@@ -93,7 +93,7 @@ class MetricLogger:
                 loop.teacher_end_step = get_teacher_end_step(self.run, matched_step, loop.step)
 
     def flush(self, loop: LoopState) -> None:
-        """Write the metrics of the last logged step, if that is not done yet.
+        """Write the metrics of the last logged step, unless they are written.
 
         Raises:
             TrainingFailed: too many consecutive steps were not finite.
@@ -178,7 +178,7 @@ class Evaluator:
             The record; None if a signal interrupted the evaluation.
 
         Raises:
-            TrainingFailed: the held-out loss or the training loss cannot be right.
+            TrainingFailed: the held-out loss or the training loss is implausible.
         """
         path = self.run.workdir / "evaluations.jsonl"
         if record := coordination.run_on_main(
@@ -212,8 +212,8 @@ class Evaluator:
     def _check_losses(self, loop: LoopState, record: Mapping[str, Any]) -> None:
         """Raise TrainingFailed if a loss is not finite or exactly 0: such a run must not look complete.
 
-        One step with such a training loss is skipped (or has nothing to predict) and is no reason to stop. So
-        the loss that was logged before must be as bad, if there is one.
+        A single step with such a training loss is skipped (or has nothing to predict) and does not end the
+        run. So the loss that was logged before, if any, must be as bad.
         """
         problem = likelihood.loss_problem(record)
         losses = self.metric_logger.losses
@@ -270,7 +270,7 @@ class PreemptionHook:
 
 @dataclass(frozen=True)
 class Hooks:
-    """The hooks of a run in their order, and those that are used outside of the loop too."""
+    """The hooks of a run in order, and those that are also used outside of the loop."""
 
     metric_logger: MetricLogger
     evaluator: Evaluator

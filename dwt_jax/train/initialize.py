@@ -32,7 +32,7 @@ PROBE_ROWS = 8
 
 
 class GrowthSource(NamedTuple):
-    """What a student is grown from, and how."""
+    """The source of a grown student, and the growth plan."""
 
     path: str
     source: PretrainedModel
@@ -55,7 +55,7 @@ def load_growth_source(config: Config, vocab: Vocabulary, workdir: Path) -> Grow
         None for a random initialisation.
 
     Raises:
-        UserError: the source's vocabulary is not the beginning of the data's, or the method cannot do it.
+        UserError: the source's vocabulary is not a prefix of the data's, or the method does not support it.
     """
     init = config.init
     if not init.method:
@@ -68,7 +68,7 @@ def load_growth_source(config: Config, vocab: Vocabulary, workdir: Path) -> Grow
 
 
 def plan_student_growth(config: Config, source: ModelConfig) -> Plan:
-    """From `source` to the student of a resolved config."""
+    """Plan the growth from `source` to the student of a resolved config."""
     try:
         return plan_growth(config.init.method, source, config.model, jax.random.key(config.seed), config.init)
     except UserError as error:
@@ -76,7 +76,7 @@ def plan_student_growth(config: Config, source: ModelConfig) -> Plan:
 
 
 def _read_growth_record(config: Config, workdir: Path) -> GrowthSource:
-    """Of a run that was grown in the middle of another, whose checkpoint may be gone by now."""
+    """The growth of a run that `dwt remap-run` wrote; the checkpoint of its source may be gone."""
     path = workdir / "init.json"
     if not path.exists() and (workdir / "config.json").exists():
         raise UserError(f"{path}: missing, expected the record that dwt remap-run wrote")
@@ -107,7 +107,7 @@ _FIELD_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _record_field(path: Path, record: dict[str, Any], key: str, kind: str) -> Any:
-    """An entry of `init.json`, of its kind."""
+    """An entry of `init.json`, checked for its type."""
     value, (types, expected) = record.get(key, ...), _FIELD_TYPES[kind]
     if isinstance(value, bool) or not isinstance(value, types):
         actual = "missing" if value is ... else repr(value)
@@ -116,7 +116,7 @@ def _record_field(path: Path, record: dict[str, Any], key: str, kind: str) -> An
 
 
 def ligo_training_flops(workdir: Path) -> float | None:
-    """Of the learning of maps that `init.json` records; None where it does not say."""
+    """FLOPs of learning the maps, as in `init.json`; None if it has no entry."""
     path = workdir / "init.json"
     ligo_record = read_json(path).get("ligo") if path.exists() else None
     flops = ligo_record.get("flops") if isinstance(ligo_record, dict) else None
@@ -135,7 +135,7 @@ def copied_mask_for_warmup(
 def init_from_source(growth: GrowthSource, mesh: jax.sharding.Mesh) -> Params:
     """Return the student's initial parameters, sharded on the mesh by their logical axes.
 
-    They are never in one piece on a device or on the host.
+    They are never gathered on one device or on the host.
     """
     source_params = to_global(
         growth.source.params, infer_shardings(growth.source.params, growth.source.model, mesh)
@@ -147,7 +147,7 @@ def init_from_source(growth: GrowthSource, mesh: jax.sharding.Mesh) -> Params:
 
 
 def growth_report(growth: GrowthSource, params: Params, probe: Batch | None) -> RemapReport:
-    """Report what the student takes from its source, and how far the logits moved.
+    """Report which parameters the student takes from its source, and the change of the logits.
 
     Args:
         growth: the source and the plan.
@@ -202,7 +202,7 @@ def source_training_flops(
 ) -> float | None:
     """Return the FLOPs of the source's pre-training and of learning a growth operator.
 
-    It is 0 if the source is one of the teachers, which are charged already, or if nothing is taken from
+    It is 0 if the source is one of the teachers, whose cost is already counted, or if nothing is taken from
     it. It is None if it is not known.
     """
     if growth.plan.method.random_init:

@@ -1,9 +1,9 @@
-"""Train the maps of remap/ligo.py, by some steps of the run's own objective.
+"""Train the maps of remap/ligo.py for some steps on the run's own objective.
 
 Wang et al. 2023 (arXiv 2303.00980, section 3.2): minimise the loss of the grown model with respect to the
-maps alone, the small model's parameters fixed, for about 100 steps; then train the grown model as ever.
-Targets, weights and teacher are those of the run's first steps (train/step.py). Every batch is a full one,
-of `train.batch_size` rows, whatever the run's batch ramp.
+maps for about 100 steps, with the small model's parameters fixed; then train the grown model as usual.
+Targets, weights and teacher are those of the run's first steps (train/step.py). Every batch is a full batch
+of `train.batch_size` rows, without the run's batch ramp.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ LigoState = tuple[ligo.Maps, optax.OptState]
 
 @dataclass(frozen=True)
 class LigoConfig:
-    """How maps are trained. How the learning rate was chosen: docs/remapping.md."""
+    """Settings of the training of maps. docs/remapping.md explains the learning rate."""
 
     steps: int = 100  # the paper's number
     learning_rate: float = 1e-4  # of Adam; falls to 0 along a cosine
@@ -76,7 +76,7 @@ class LigoResult:
 
 @dataclass(frozen=True)
 class _LigoProgram:
-    """What the compiled functions depend on."""
+    """Static settings of the compiled functions."""
 
     step_config: StepConfig
     plan: Plan
@@ -92,11 +92,11 @@ def train_ligo_maps(
     teacher_params: TeacherParams | None = None,
     settings: LigoConfig = LigoConfig(),
 ) -> tuple[Params, LigoResult]:
-    """Grow a model to the student of a run by trained maps.
+    """Grow a model to the student of a run with trained maps.
 
     Args:
-        run: whose first batches, targets and scheduled values the maps are trained with (the last step's
-            values, where the maps take more steps); `config.init` says how to grow what is not trained.
+        run: the maps are trained with its first batches, targets and scheduled values (after its last step,
+            with the last values); `config.init` has the growth options of the leaves without maps.
         params: of the small model, host arrays.
         source: config of the small model.
         seed: of initial maps, batches, targets and dropout; None: the run's.
@@ -246,7 +246,7 @@ def _score_batch(
 def _compile_ligo_step(
     program: _LigoProgram, optimizer: optax.GradientTransformation, state: LigoState, step_args: Any
 ) -> Any:
-    """Compile the step ahead of its first call, so that its memory is known."""
+    """Compile the step before its first call, to know its memory."""
     step = functools.partial(_ligo_step, program, optimizer)
     jitted = jax.jit(step, out_shardings=replicated_sharding(program.mesh), donate_argnums=0)
     return jitted.lower(state, *step_args).compile()

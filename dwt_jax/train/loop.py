@@ -83,12 +83,12 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _finished_summary(run: RunContext) -> dict[str, Any] | None:
-    """The summary of a complete run; None if the run is not complete, or summary or model are lost."""
+    """The summary of a complete run; None if the run is incomplete, or its summary or model is lost."""
     path = run.workdir / "summary.json"
     summary = read_intact_json(path)
     if summary is None:
         if path.exists():
-            logger.warning(f"{run.workdir}: summary.json is damaged, and is written again")
+            logger.warning(f"{run.workdir}: summary.json is damaged; it is rewritten")
         return None
     if (run.workdir / "model").exists():
         logger.info(f"{run.workdir}: already finished")
@@ -99,12 +99,12 @@ def _finished_summary(run: RunContext) -> dict[str, Any] | None:
             f"{run.workdir}: a finished run without model/ and without checkpoints, expected one of them; "
             "its metrics are kept: train again in a new --workdir"
         )
-    logger.warning(f"{run.workdir}: model/ is missing, and is written again")
+    logger.warning(f"{run.workdir}: model/ is missing; it is rewritten")
     return None
 
 
 def evaluate_if_missed(run: RunContext, loop: LoopState, hooks: Hooks) -> None:
-    """Evaluate at the step that the run resumes from, if it stopped before it had done so."""
+    """Evaluate at the step that the run resumes from, if the stopped run did not."""
     if loop.step == 0 or not is_due(loop.step, run.config.train.eval_every, run.config.train.steps):
         return
     if hooks.evaluator.evaluate(loop) is None:

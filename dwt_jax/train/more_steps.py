@@ -1,4 +1,4 @@
-"""Resume a run with more steps than it was begun with, where that changes nothing of what it has done."""
+"""Resume a run with a larger number of steps, if this does not change its completed steps."""
 
 import dataclasses
 
@@ -18,14 +18,14 @@ LENGTH_KEYS = ("train.steps", "train.epochs")
 
 
 def describe_more_steps(run: RunContext) -> str:
-    """Return how the run in the directory continues with the config's larger number of steps, in words.
+    """Describe how the run in the directory continues with the config's larger number of steps.
 
-    Schedules are functions of the share of the steps. So the learning rate and all other scheduled values
-    must be the same at the newest checkpoint for both numbers of steps: those that are constant, or have not
+    Schedules are functions of the elapsed share of the steps. So the learning rate and all other scheduled
+    values must be equal at the newest checkpoint for both numbers of steps: each is constant or has not
     begun to decay.
 
     Returns:
-        A line to print; '' if the number is not larger, or makes it another run.
+        A line to print; '' if the number is not larger, or would change completed steps.
     """
     saved_config = read_intact_json(run.workdir / "config.json")
     steps = run.config.train.steps

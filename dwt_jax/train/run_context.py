@@ -1,4 +1,4 @@
-"""What stays the same from the first step of a run to its last."""
+"""The constants of a run, from its first step to its last."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ from dwt_jax.train.step_schedules import StepSchedules
 class ResolvedConfig(Config):
     """A config whose vocabulary size, padding id and number of steps are set (`setup.resolve_config`).
 
-    `Config` is what the user wrote.
+    `Config` is the config as the user wrote it.
     """
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What stays the same from the first step to the last: the resolved config and what it names."""
+    """The constants of a run: the resolved config and the data and models that it names."""
 
     config: ResolvedConfig
     workdir: Path

@@ -1,4 +1,4 @@
-"""The training state of a run on its mesh: initial or restored, and the parameters it stands for."""
+"""The training state of a run on its mesh, initial or restored, and its effective parameters."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ from dwt_jax.train.run_context import RunContext
 
 
 def init_or_restore_state(run: RunContext, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    """Restore the newest sound checkpoint, or initialise the state if there is none.
+    """Restore the newest intact checkpoint, or initialise the state if there is none.
 
     Returns:
         (the state on the mesh, the number of steps it has completed).
@@ -55,7 +55,7 @@ def sharded_abstract_state(run: RunContext) -> TrainState:
 
 
 def effective_params(run: RunContext, params: Params, step: int) -> Params:
-    """Return the parameters that the model computes with after `step` steps: with its gates applied."""
+    """Return the parameters that the model uses after `step` steps, with its gates applied."""
     if not has_gates(run.config.model):
         return params
     init = run.config.init
@@ -66,7 +66,7 @@ def effective_params(run: RunContext, params: Params, step: int) -> Params:
 
 
 def _init_state(run: RunContext, shardings: TrainState) -> TrainState:
-    """Return the state before the first step, of a new model or of one grown from another."""
+    """Return the state before the first step, of a new model or a grown one."""
     model, optimizer = run.config.model, run.step_config.optimizer  # without its schedule
     if run.growth is None:
         seed = to_global(np.uint32(run.config.seed), replicated_sharding(run.mesh))

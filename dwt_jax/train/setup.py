@@ -1,4 +1,4 @@
-"""Resolve a config into a run: everything that is fixed before the first step."""
+"""Resolve a config to a run, i.e. to everything that is fixed before the first step."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -47,18 +47,18 @@ def setup_run(
     workdir: Path,
     load_source: Callable[..., GrowthSource | None] = load_growth_source,
 ) -> RunContext:
-    """Resolve a config, load what it names and claim the work directory.
+    """Resolve a config, load the data and models that it names, and initialise the work directory.
 
-    What several processes must agree on is agreed here: the config before anything is done, the digests
-    of what it names before anything is written. Process 0 alone prepares data and claims the directory.
+    With several processes, all of them compare the config before any work, and the digests of data and
+    models before anything is written. Only process 0 prepares data and initialises the directory.
 
     Args:
         config: as the user wrote it.
         workdir: of the run.
-        load_source: (resolved config, vocabulary, workdir) → what the student is grown from.
+        load_source: (resolved config, vocabulary, workdir) → the source that the student is grown from.
 
     Raises:
-        UserError: anything is wrong with the config or what it names, in any of the processes.
+        UserError: the config, or data or a model that it names, is invalid in any of the processes.
     """
     coordination.assert_equal_across_processes(_comparable_config(config))
     config = coordination.run_on_all(lambda: _check_environment(config, workdir))
@@ -79,7 +79,7 @@ def setup_run(
 
 
 def _comparable_config(config: Config) -> dict[str, Any]:
-    """What all processes must agree on. Paths may differ: their contents are compared by digests."""
+    """The config that must be equal on all processes. Paths may differ: digests compare their contents."""
     config_values = {
         key: x for key, x in flatten_dict(config_to_dict(config)).items() if not key.startswith(_PATH_KEYS)
     }
@@ -187,7 +187,7 @@ def _inherit_growth_config(config: Config, saved_init: Init) -> Config:
 
 
 def resolve_config(config: Config, vocab: Vocabulary, rows: PackedDataset) -> ResolvedConfig:
-    """Set what depends on the data: vocabulary size, padding id, and steps from epochs.
+    """Set the values that depend on the data: vocabulary size, padding id, and steps from epochs.
 
     Raises:
         UserError: model.vocab_size is not the tokenizer's, or the resolved values fail a check.
@@ -208,8 +208,8 @@ def resolve_config(config: Config, vocab: Vocabulary, rows: PackedDataset) -> Re
 def _run_precision(config: Config, record: Mapping[str, Any] | None) -> Policy:
     """Return the dtypes of a run.
 
-    A resumed run keeps the dtype that it began with, whatever `auto` would be on this machine. Records of
-    earlier versions lack it: `auto` was fp32 on every CPU.
+    A resumed run keeps its initial dtype, independent of what `auto` means on this machine. Records of
+    earlier versions have no dtype: there `auto` was fp32 on every CPU.
 
     Args:
         config: of the run.
@@ -237,7 +237,7 @@ def _run_attention(
 
 
 def numeric_identity(policy: Policy, record: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return what else numbers depend on, by its key in run.json, without keys that an older record lacks."""
+    """Return other settings that affect the numbers, by key in run.json, without keys of newer versions."""
     numerics = {
         "compute_dtype": str(policy.compute_dtype),
         "attention": policy.attention,

@@ -50,7 +50,7 @@ Once for each `StepConfig` and number of rows: once a stage of a batch ramp.
 
 @dataclass(frozen=True)
 class StepConfig:
-    """Everything that the compiled step depends on.
+    """The static settings of the compiled step.
 
     Runs with equal step configs share a compilation: seeds and schedule values are arguments.
     """
@@ -69,7 +69,7 @@ class StepConfig:
 def make_step_config(
     config: Config, teacher: TeacherConfig | None, objective: Objective, policy: Policy
 ) -> StepConfig:
-    """Return what the step of a run depends on.
+    """Return the static settings of a run's step.
 
     Args:
         config: resolved.
@@ -98,9 +98,9 @@ def make_step_config(
 def jit_train_step(config: StepConfig, mesh: jax.sharding.Mesh) -> Any:
     """Return the jitted `train_step` of a config on a mesh, as a function of its other arguments.
 
-    State and teacher are laid out by the logical axes of their leaves, the rows of the batch over (data,
-    fsdp), the rest is replicated. The state is donated. All arguments are positional. A batch of another
-    number of rows is traced and compiled when it first comes.
+    State and teacher are sharded by the logical axes of their leaves and the rows of the batch over (data,
+    fsdp); everything else is replicated. The state is donated. All arguments are positional. A batch with
+    a new number of rows is traced and compiled.
     """
     state_shardings = infer_shardings(abstract_state(config.model, config.optimizer), config.model, mesh)
     teacher_shardings = config.teacher.shardings(mesh) if config.teacher else None
@@ -184,12 +184,12 @@ def train_step(
 def make_microbatch(
     config: StepConfig, batch: Batch, keys: jax.Array, schedules: StepSchedules
 ) -> tuple[Microbatch, LossWeights]:
-    """Turn a batch into what the loss reads.
+    """Turn a batch into the inputs of the loss.
 
     Args:
         config: static; its objective makes the targets.
         batch: the global batch, int [B, L].
-        keys: one random key a row [B], see `row_keys`.
+        keys: one random key per row [B], see `row_keys`.
         schedules: values of this step, fp32 scalars.
 
     Returns:
@@ -263,10 +263,10 @@ def accumulate_gradients(
 
     Args:
         value_and_grad: (params, microbatch, key) → ((loss, sums), gradient).
-        params: what the gradient is taken with respect to.
+        params: parameters to differentiate with respect to.
         batch: all rows.
-        key: of dropout, one is derived for each microbatch.
-        num_microbatches: how many; must divide the number of rows.
+        key: PRNG key of dropout, from which one per microbatch is derived.
+        num_microbatches: number of microbatches; must divide the number of rows.
 
     Returns:
         ((loss, sums), gradient) of the batch.
@@ -316,7 +316,7 @@ def _update_skip_counts(skipped: SkipCounts, finite: jax.Array) -> SkipCounts:
 
 
 def _gap_scale(teacher_gap: TeacherGap, distill: Distill) -> jax.Array:
-    """Return the factor of α_s: 1 before the first loss is known, 0 for good once the gap was closed."""
+    """Return the factor of α_s: 1 before the first loss is known, 0 for good once the gap is closed."""
     mean = teacher_gap.gap / jnp.maximum(teacher_gap.weight, 1e-30)
     scale = jnp.where(teacher_gap.weight > 0, alpha_soft_scale(mean, distill.match_margin), 1.0)
     return jnp.where(teacher_gap.matched_step < 0, scale, 0.0)

@@ -1,4 +1,4 @@
-"""Everything that is scheduled: the values of one step, and of all steps of a run."""
+"""The scheduled values of one step, and of all steps of a run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class StepSchedules:
         alpha_hard: weight of the hard loss.
         alpha_soft: weight of the soft loss; its upper bound where it is until_matched.
         temperature: of the soft loss.
-        learning_rate: what the updates are multiplied by.
+        learning_rate: factor of the updates.
         gate: how far the gates of a grown model are open, from 0 to 1, see `gates.open_gates`; None: the
             model has no gates.
         new_param_scale: factor of the updates of a grown model's new entries, from 0 to 1; None: they are

@@ -1,4 +1,4 @@
-"""What a run prints at its start, and what it leaves at its end: `model/` and `summary.json`."""
+"""The log lines at the start of a run, and its results at the end: `model/` and `summary.json`."""
 
 from typing import Any
 
@@ -88,7 +88,7 @@ def _describe_teacher(teacher: LoadedTeacher, config: Config) -> str:
 def log_growth_source(
     run: RunContext, growth: GrowthSource, params: Any, step: int, metric_writer: MetricWriter
 ) -> None:
-    """Log what the student is grown from. Before the first step, write the report to `init.json` too."""
+    """Log the source of a grown student. Before the first step, also write the report to `init.json`."""
     if step:
         metric_writer.log_message(format_growth_line(growth, growth_report(growth, params, None)))
         return
@@ -111,7 +111,7 @@ def export_and_summarize(
     eval_metrics: dict[str, float],
     seconds: float,
 ) -> dict[str, Any]:
-    """Write `model/`, then `summary.json`, whose presence says that the run is complete.
+    """Write `model/`, then `summary.json`, whose presence marks the run as complete.
 
     Args:
         run: the run.

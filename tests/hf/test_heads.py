@@ -187,7 +187,7 @@ def test_decoder_of_other_dtype_is_tied_if_values_equal(tmp_path):
 def test_export_without_tokenizer(tmp_path, capsys):
     save_model("BertForMaskedLM", tmp_path / "in")
     out = export(tmp_path / "in")
-    assert "no tokenizer, so none is written" in capsys.readouterr().err
+    assert "no tokenizer; none is written" in capsys.readouterr().err
     assert "AutoTokenizer" not in (out / "README.md").read_text()
 
 
@@ -197,7 +197,7 @@ def test_unsupported_tokenizer_is_copied(tmp_path, capsys):
     config = {"tokenizer_class": "BertJapaneseTokenizer", "model_max_length": 512, "jumanpp_kwargs": None}
     (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps(config))
     out = export(tmp_path / "in")
-    assert "copied unread: " in capsys.readouterr().err
+    assert "copied unchanged: " in capsys.readouterr().err
     assert (out / "vocab.txt").read_text() == "\n".join(WORDS)
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     expected = {**config, "model_max_length": 13, "model_input_names": inputs}

@@ -185,7 +185,7 @@ def test_a_refused_run_claims_nothing(config, tmp_path):
     (tmp_path / "place" / "run.json").unlink()
     lost = dwt(*base, place, f"--workdir={tmp_path / 'c'}")
     assert lost.returncode == 2
-    assert "has nothing of the run in" in lost.stderr
+    assert "has no files of the run in" in lost.stderr
 
 
 def test_a_grown_run_wants_a_place_without_checkpoints(config, tmp_path):
@@ -214,7 +214,7 @@ def test_a_directory_elsewhere(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     (tmp_path / "there" / "run.json").unlink()
-    with pytest.raises(UserError, match=r"there: has nothing of the run in .*run any more"):
+    with pytest.raises(UserError, match=r"there: has no files of the run in .*run any more"):
         run_dir.init_checkpoint_dir(tmp_path / "run", config, {"data_digest": "b"})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")

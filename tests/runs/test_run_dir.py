@@ -56,7 +56,7 @@ def test_a_lost_tokenizer_is_written_again(initialise, tmp_path, lost, capsys):
     if lost == "tokenizer":
         path.rmdir()
     initialise({})
-    assert "run: tokenizer/ is damaged, and is written again" in capsys.readouterr().err
+    assert "run: tokenizer/ is damaged; it is rewritten" in capsys.readouterr().err
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes() == before
     initialise({})
     assert not capsys.readouterr().err

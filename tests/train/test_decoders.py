@@ -109,7 +109,7 @@ def test_the_copied_tokenizer_is_that_of_the_decoder(project, kind):
 def test_a_masked_model_with_the_tokenizer_of_a_decoder_is_refused(project, tmp_path):
     tokenizer = save_decoder_tokenizer(tmp_path / "tokenizer", "llama", project[0] / "corpus.txt")
     config = load_config(project[1], {"data.tokenizer.path": str(tokenizer)})
-    with pytest.raises(UserError, match="the tokenizer has no mask_token, expected one for a model of"):
+    with pytest.raises(UserError, match="the tokenizer has no mask_token, expected one for a masked"):
         train(config, tmp_path / "run")
 
 

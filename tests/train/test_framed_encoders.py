@@ -139,7 +139,7 @@ def test_the_tokenizer_of_a_decoder_is_refused(project, tmp_path):
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
     changes = {"data.tokenizer.path": str(tmp_path / "tokenizer"), "data.sequence_length": "24"}
     config = load_config(spec, {**overrides, **changes})
-    with pytest.raises(UserError, match="the tokenizer has no mask_token, expected one for a model of"):
+    with pytest.raises(UserError, match="the tokenizer has no mask_token, expected one for a masked"):
         train(config, tmp_path / "run")
 
 

@@ -362,7 +362,7 @@ def test_a_finished_run_writes_its_lost_model_again(project, whole, tmp_path, ca
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
     train(load_config(project[0], taught(project)), tmp_path / "run")
-    assert "model/ is missing, and is written again" in capsys.readouterr().err
+    assert "model/ is missing; it is rewritten" in capsys.readouterr().err
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -397,7 +397,7 @@ def test_a_run_with_damaged_files_goes_on_from_its_checkpoints(project, whole, t
     captured = capsys.readouterr()
     assert "resumed at step 12" in captured.err
     for name in names:
-        assert f"{name} is damaged, and is written again" in captured.err
+        assert f"{name} is damaged; it is rewritten" in captured.err
     for name in names[:2]:
         before, after = (json.loads((run / name).read_text()) for run in (whole, tmp_path / "run"))
         assert {**after, "run_id": ""} == {**before, "run_id": ""}
