@@ -186,7 +186,7 @@ class Checkpoints:
             return state, step
         if steps:
             raise UserError(
-                f"{self.directory}: none of the checkpoints {sorted(steps)} can be read, expected a "
+                f"{self.directory}: none of the checkpoints {sorted(steps)} can be read, expected an "
                 "intact one; nothing was changed"
                 + ("; start again in a new --workdir" if not self._read_only else "")
             )

@@ -60,7 +60,7 @@ def advice(report: PilotReport) -> str:
     low, high = (format_float(x, 3, signed=True) for x in (result.expected.low, result.expected.high))
     text = (
         f"{begin} and {use}: expected {format_float(result.expected.mean, 3, signed=True)} nats "
-        f"[{low}, {high}] beside the student alone at {result.full_run_flops(report.steps):.2g} FLOPs"
+        f"[{low}, {high}] relative to the student alone at {result.full_run_flops(report.steps):.2g} FLOPs"
     )
     other = report.results[2]
     other_text = f"{other.candidate.init}, {other.candidate.teacher}"

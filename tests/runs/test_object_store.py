@@ -179,7 +179,7 @@ def test_a_refused_run_claims_nothing(config, tmp_path):
     assert not (tmp_path / "place").exists()
     relative = dwt(*base, "--config.train.checkpoint_path=place", f"--workdir={tmp_path / 'b'}")
     assert relative.returncode == 2
-    assert "expected a whole path" in relative.stderr
+    assert "expected an absolute path" in relative.stderr
     assert not (tmp_path / "b").exists()
     assert dwt(*base, place, f"--workdir={tmp_path / 'c'}").returncode == 0
     (tmp_path / "place" / "run.json").unlink()

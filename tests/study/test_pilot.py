@@ -163,7 +163,7 @@ def test_command_ranks_advises_and_resumes(project, capsys, tmp_path, monkeypatc
     first = capsys.readouterr()
     assert "held-out loss" in first.err
     lines = first.out.splitlines()
-    assert lines[0].split()[:8] == ["begin", "teacher", "16", "steps", "32", "steps", "64", "steps"]
+    assert lines[0].split()[:8] == ["init", "teacher", "16", "steps", "32", "steps", "64", "steps"]
     assert any(line.startswith("refused: hyperclone: num_hidden_layers 1 → 2") for line in lines)
 
     assert main([*command, "--json"]) == 0
@@ -213,7 +213,7 @@ def test_advice_names_the_winner_its_interval_and_the_flags():
     )
     assert best(report) == early
     assert advice(report) == (
-        "Begin at random and use the teacher 4 → 0 over 25 %: expected −0.100 nats [−0.150, −0.050] beside "
+        "Initialise at random and use the teacher 4 → 0 over 25 %: expected −0.100 nats [−0.150, −0.050] relative to "
         "the student alone at 1.1e+13 FLOPs; lemon, no teacher: −0.020."
     )
     text = format_pilot(report, "runs/my teacher")
