@@ -122,7 +122,7 @@ def check_vocabulary(
     for i, (source_token, data_token) in enumerate(pairs):
         if source_token != data_token:
             raise UserError(
-                f"{key}: {path} has another vocabulary: token {i} is {source_token!r}, "
+                f"{key}: {path} has another vocabulary, token {i} is {source_token!r}, "
                 f"expected {data_token!r}"
             )
     source_size, data_size = len(source_vocab.tokens), len(data_vocab.tokens)

@@ -213,8 +213,8 @@ def test_advice_names_the_winner_its_interval_and_the_flags():
     )
     assert best(report) == early
     assert advice(report) == (
-        "Initialise at random and use the teacher 4 → 0 over 25 %: expected −0.100 nats [−0.150, −0.050] relative to "
-        "the student alone at 1.1e+13 FLOPs; lemon, no teacher: −0.020."
+        "Initialise at random and use the teacher 4 → 0 over 25 %: expected −0.100 nats [−0.150, −0.050] "
+        "relative to the student alone at 1.1e+13 FLOPs; lemon, no teacher: −0.020."
     )
     text = format_pilot(report, "runs/my teacher")
     assert "'--config.teacher.path=runs/my teacher'" in text.splitlines()[-1]
