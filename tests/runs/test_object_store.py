@@ -214,7 +214,7 @@ def test_a_directory_elsewhere(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     (tmp_path / "there" / "run.json").unlink()
-    with pytest.raises(UserError, match=r"there: has no files of the run in .*run any more"):
+    with pytest.raises(UserError, match=r"there: has no files of the run in .*run, expected"):
         run_dir.init_checkpoint_dir(tmp_path / "run", config, {"data_digest": "b"})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
