@@ -39,9 +39,9 @@ def read_parquet_documents(
                 for text in (pc.struct_field(column, names[1:]) if names[1:] else column).to_pylist():
                     row += 1
                     yield text or "", f"{path}, row {row}"
-                reached = size * row // file.metadata.num_rows
-                on_bytes_read(reached - position)
-                position = reached
+                new_position = size * row // file.metadata.num_rows
+                on_bytes_read(new_position - position)
+                position = new_position
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200]
         raise UserError(f"{path}: {reason}, expected a Parquet file that can be read") from None
