@@ -58,9 +58,9 @@ def test_timeout_while_connecting_is_one_line_with_the_missing_part(tmp_path, in
     }
     done = dwt("train", "--config=x.py", f"--workdir={tmp_path}", variables=variables)
     assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("dwt: ")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("dwt: ", "process "))]
     assert re.match(
-        rf"dwt: process {index} of 3 \(the first is 0\), "
+        rf"process {index} of 3 \(the first is 0\), "
         rf"coordinator localhost:\d+ \(from {COORDINATOR_ADDRESS_ENV}\)",
         lines[0],
     )
