@@ -37,14 +37,13 @@ from dwt_jax import runtime_env
 runtime_env.set_xla_env()
 
 import json
-import logging
 
 import hypothesis
 import jax
 import numpy as np
 
-from dwt_jax.logs import logger
 from dwt_jax.models.bert import Config as BertConfig
+from helpers.logged import logged
 from helpers.paths import GOLDEN
 
 hypothesis.settings.register_profile(
@@ -114,15 +113,8 @@ def _same(found, stored, rtol, where):
 @pytest.fixture
 def log_lines():
     """The messages of dwt_jax that are logged while the test runs."""
-
-    class ListHandler(logging.Handler):
-        def emit(self, record):
-            lines.append(record.getMessage())
-
-    lines, handler = [], ListHandler()
-    logger.addHandler(handler)
-    yield lines
-    logger.removeHandler(handler)
+    with logged() as lines:
+        yield lines
 
 
 @pytest.fixture

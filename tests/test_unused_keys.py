@@ -35,7 +35,7 @@ def config_file(tmp_path):
         ),
         (
             {"mlm.probability": "0.4", "mlm.probability.end": "0.2"},
-            r"; a number .*, mlm\.probability=0\.4, is",
+            r"; for a constant, give a number .*: mlm\.probability=0\.4",
         ),
         (
             {f"{RATE}.kind": "piecewise", f"{RATE}.end": "1e-5"},
@@ -45,7 +45,7 @@ def config_file(tmp_path):
         ({"data.sources.0.path": "a.txt"}, r"data\.sources\.0\.path is 'a\.txt', expected .*it is 'builtin'"),
         (
             {**TEXT, "data.sources.0.field": "body"},
-            r"0\.field is 'body', expected .*\.kind 'jsonl' or 'tfds'",
+            r"0\.field is 'body', expected .*\.kind 'jsonl' or 'parquet' or 'tfds'",
         ),
         (
             {**TEXT, "data.sources.0.split": "test"},

@@ -120,7 +120,7 @@ def test_find_largest_batch_is_within_a_sixteenth_of_the_limit(limit, start):
     original = aot_compile.compile_step
     aot_compile.compile_step = lambda target, batch_size: tried.append(batch_size) or Step(batch_size)
     try:
-        largest_fit, smallest_overflow = aot_compile.find_largest_batch(Target, 8 * start, lambda text: None)
+        largest_fit, smallest_overflow = aot_compile.find_largest_batch(Target, 8 * start)
     finally:
         aot_compile.compile_step = original
     assert largest_fit.batch_size <= 8 * limit < smallest_overflow.batch_size

@@ -286,7 +286,9 @@ def test_a_signal_ends_prepare_with_a_word_and_nothing_half_written(tmp_path, si
     before = {*tmp_path.iterdir()}
     found = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert found.returncode == status
-    assert found.stderr == f"dwt: ended by {signum.name}; completed files are kept\n"
+    *messages, last = found.stderr.splitlines()
+    assert last == f"dwt: ended by {signum.name}; completed files are kept"
+    assert all(line.startswith("prepare: ") for line in messages), messages
     assert {*tmp_path.iterdir()} == before
 
 

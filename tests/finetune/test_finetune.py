@@ -636,7 +636,7 @@ def test_command_on_glue_files(models, tmp_path, capsys):
         "--config.recipe.max_length=20",
     ]
     assert main(arguments) == 0
-    output = capsys.readouterr().err
+    output = capsys.readouterr().out
     assert "average over cola, mnli: the mean of the tasks' scores" in output
     summary = json.loads((tmp_path / "w" / "results.json").read_text())
     for epoch in ("best", "last"):

@@ -350,7 +350,7 @@ def test_incomplete_checkpoint_is_skipped(project, tmp_path):
     result = dwt("remap-run", f"--run={tmp_path / 'small'}", "--method=stack", out, f"--config={project[0]}")
     assert result.returncode == 0, result.stderr
     assert "checkpoint 12 is damaged, trying the one before" in result.stderr
-    assert result.stderr.count("\n") == 1  # the command to continue
+    assert result.stderr.count("\n") == 2  # and the command to continue
 
 
 def test_new_param_warmup_scales_new_entries_only(project, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 
 from dwt_jax.errors import SaveFailed, UserError
 from dwt_jax.runs.checkpoint import Checkpoints, checksum
+from helpers.logged import logged
 
 NEWEST = 20
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax
@@ -58,10 +59,10 @@ def write(directory, steps, keep=10):
 
 def restore(directory):
     """(result, what was logged) of a fresh process's restore."""
-    log = []
     checkpoints = Checkpoints(directory, 10)
     try:
-        return checkpoints.restore(abstract(), log.append), log
+        with logged() as log:
+            return checkpoints.restore(abstract()), log
     finally:
         checkpoints.close()
 
@@ -212,18 +213,17 @@ def test_every_bit_of_the_arrays_counts():
     assert (np.asarray(checksum(swapped)) != base).any()
 
 
-def test_all_damaged_is_the_users_to_know(copy):
+def test_all_damaged_is_the_users_to_know(copy, log_lines):
     for path in data_files(copy):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     checkpoints = Checkpoints(copy, 10)
-    log = []
     with pytest.raises(UserError) as caught:
-        checkpoints.restore(abstract(), log.append)
+        checkpoints.restore(abstract())
     checkpoints.close()
     assert "\n" not in str(caught.value)
     assert "[10, 20]" in str(caught.value)
     assert str(copy) in str(caught.value)
-    assert len(log) == 2
+    assert len(log_lines) == 2
     assert {"10", "20"} <= {
         path.name for path in copy.iterdir()
     }  # nothing was moved: the next try says the same
@@ -234,7 +234,7 @@ def test_a_reader_moves_nothing(copy):
         if "/20/" in str(path):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     checkpoints = Checkpoints(copy, 10, read_only=True)
-    found = checkpoints.restore(abstract(), lambda _: None)
+    found = checkpoints.restore(abstract())
     checkpoints.close()
     assert found is not None
     assert found[1] == 10
@@ -245,7 +245,7 @@ def test_saving_goes_on_after_damage(copy):
     for path in data_files(copy / str(NEWEST)):
         path.unlink()
     checkpoints = Checkpoints(copy, 10)
-    _, step = checkpoints.restore(abstract(), lambda line: None)
+    _, step = checkpoints.restore(abstract())
     assert step == 10
     checkpoints.save(NEWEST, state_of(99))
     checkpoints.wait()
@@ -262,7 +262,7 @@ def test_a_signal_while_reading_is_not_damage(copy, monkeypatch):
     checkpoints = Checkpoints(copy, 10)
     monkeypatch.setattr(checkpoints, "_read", lambda *_: ShutdownFlag().handle(15, None))
     with pytest.raises(Preempted):
-        checkpoints.restore(abstract(), lambda _: None)
+        checkpoints.restore(abstract())
     checkpoints.close()
     assert {"10", "20"} <= {path.name for path in copy.iterdir()}
     assert not (copy.parent / "checkpoints-damaged").exists()

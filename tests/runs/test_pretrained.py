@@ -41,6 +41,7 @@ def test_cased_teacher_of_lowercased_rows_is_named_by_train_and_evaluate(tmp_pat
 
 def test_only_the_merges_of_a_shorter_vocabulary_may_differ(tmp_path, capsys):
     prepared_project(tmp_path)
+    capsys.readouterr()
     data = load_vocabulary(tmp_path / "rows" / "tokenizer")
     fewer = dataclasses.replace(data, tokens=data.tokens[:-1], pipeline={**data.pipeline, "merges": "other"})
     check_vocabulary("init.from", "path", fewer, data, allow_fewer_tokens=True)

@@ -35,7 +35,7 @@ def test_checkpoint_restores_the_state(tiny, randomised, tmp_path):
             target = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
             )
-            restored, step = checkpoints.restore(target, print)
+            restored, step = checkpoints.restore(target)
         checkpoints.wait()
         checkpoints.close()
     assert step == 7
