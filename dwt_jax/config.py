@@ -60,12 +60,12 @@ class Schedule:
 class Source:
     """A source of text documents. See docs/data.md."""
 
-    kind: Literal["builtin", "text", "jsonl", "parquet", "tfds"] = "builtin"
-    path: str = ""  # text, jsonl, parquet: a glob; tfds: name/config:version
+    kind: Literal["builtin", "text", "jsonl", "csv", "parquet", "tfds"] = "builtin"
+    path: str = ""  # tfds: name/config:version; other kinds: a glob
     documents: Literal["file", "blank_lines", "lines"] = "blank_lines"  # text: separator of documents
     # documents=blank_lines: consecutive empty lines that end a document
     blank_lines: Annotated[int, at_least(1)] = 1
-    field: str = "text"  # jsonl, parquet, tfds: the field or column that holds the text
+    field: str = "text"  # jsonl, csv, parquet, tfds: the field or column that holds the text
     split: str = "train"  # tfds
     data_dir: str = ""  # tfds; empty: TFDS's default
     weight: Annotated[float, POSITIVE] = 1.0  # how often each row occurs in one epoch of the mixture

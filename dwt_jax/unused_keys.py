@@ -20,10 +20,10 @@ _KINDS_OF_SCHEDULE_KEYS: Kinds = {
     "decay_end": _DECAYS,
 }
 _KINDS_OF_SOURCE_KEYS: Kinds = {
-    "path": ("text", "jsonl", "parquet", "tfds"),
+    "path": ("text", "jsonl", "csv", "parquet", "tfds"),
     "documents": ("text",),
     "blank_lines": ("text",),
-    "field": ("jsonl", "parquet", "tfds"),
+    "field": ("jsonl", "csv", "parquet", "tfds"),
     "split": ("tfds",),
     "data_dir": ("tfds",),
 }

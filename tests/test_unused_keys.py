@@ -45,7 +45,7 @@ def config_file(tmp_path):
         ({"data.sources.0.path": "a.txt"}, r"data\.sources\.0\.path is 'a\.txt', expected .*it is 'builtin'"),
         (
             {**TEXT, "data.sources.0.field": "body"},
-            r"0\.field is 'body', expected .*\.kind 'jsonl' or 'parquet' or 'tfds'",
+            r"0\.field is 'body', expected .*\.kind 'jsonl' or 'csv' or 'parquet' or 'tfds'",
         ),
         (
             {**TEXT, "data.sources.0.split": "test"},

@@ -1,4 +1,4 @@
-"""Read documents from text files, JSON lines, Parquet, TFDS and the corpus that comes with the package.
+"""Read documents from text files, JSON lines, CSV, Parquet, TFDS and the corpus that comes with the package.
 
 Everything streams: at most one document and a read buffer are in memory. A long line of a text file is read
 in pieces. Files are read in the order of their sorted names, so that a source is the same sequence of
@@ -6,6 +6,7 @@ documents on every machine.
 """
 
 import bz2
+import csv
 import gzip
 import hashlib
 import io
@@ -24,6 +25,7 @@ from dwt_jax.data.file_patterns import matching_files
 from dwt_jax.data.parquet import read_parquet_documents
 from dwt_jax.data.sentence_splitter import cut_pieces, last_cut
 from dwt_jax.data.text_format import binary_format, check_line_ends
+from dwt_jax.data.tfds import get_nested_feature, open_tfds
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import LFS_POINTER_PREFIX, reject_lfs_pointer, user_path
 from dwt_jax.logs import logger
@@ -55,6 +57,7 @@ def iter_documents(source: Source, on_bytes_read: OnBytesRead = _ignore_bytes_re
         "builtin": _read_json_documents,
         "text": _read_text_documents,
         "jsonl": _read_json_documents,
+        "csv": _read_csv_column,
         "parquet": _read_parquet_column,
         "tfds": _read_tfds_documents,
     }[source.kind]
@@ -319,13 +322,36 @@ def _parse_json_document(line: str, field: str, location: str) -> str:
         raise UserError(f"{location}: {error}, expected one JSON object a line") from None
     if not isinstance(record, dict):
         raise UserError(f"{location}: found a JSON {type(record).__name__}, expected an object")
-    if field not in record:
-        raise UserError(f"{location}: no field '{field}'{did_you_mean(field, record)}")
-    text = record[field]
+    text: Any = record
+    for key in [field] if field in record else field.split("."):
+        if not isinstance(text, dict) or key not in text:
+            keys = text if isinstance(text, dict) else ()
+            raise UserError(f"{location}: no field '{field}'{did_you_mean(key, keys)}")
+        text = text[key]
     if not isinstance(text, str):
         raise UserError(f"{location}: field '{field}' is a {type(text).__name__}, expected a string")
     # JSON may escape half of a surrogate pair, which UTF-8 cannot encode. Crawled text has such escapes.
     return _LONE_SURROGATE.sub("\ufffd", text) if "\\u" in line else text
+
+
+def _read_csv_column(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
+    csv.field_size_limit(2**31 - 1)  # else 131,072 characters
+    for path in source_files(source):
+        suffixes = [suffix for suffix in path.suffixes if suffix.lower() not in COMPRESSION_SUFFIXES]
+        is_tsv = suffixes[-1:] == [".tsv"]  # which has no quotes, as those that `dwt finetune` reads
+        lines = (f"{line}\n" for line in read_lines(path, on_bytes_read))
+        rows = csv.reader(lines, csv.excel_tab, quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines)
+        header = next(rows, [])
+        if header.count(source.field) != 1:
+            problem = "several columns" if source.field in header else "no column"
+            raise UserError(f"{path}: {problem} '{source.field}'{did_you_mean(source.field, header)}")
+        column = header.index(source.field)
+        for row in rows:
+            if row and len(row) != len(header):
+                raise UserError(
+                    f"{path}, line {rows.line_num}: {len(row)} cells, expected {len(header)} as in the header"
+                )
+            yield row[column] if row else ""
 
 
 def _read_parquet_column(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
@@ -334,70 +360,10 @@ def _read_parquet_column(source: Source, on_bytes_read: OnBytesRead) -> Iterator
             yield text if isinstance(text, str) else _decode_utf8(text, location)
 
 
-def open_tfds(source: Source) -> tuple[Any, int]:
-    """Open a split of a TFDS dataset, without TensorFlow.
-
-    Returns:
-        (the examples by index, their size in bytes or 0)
-
-    Raises:
-        UserError: if TFDS cannot open it.
-    """
-    import tensorflow_datasets as tfds
-
-    try:
-        if (user_path(source.path) / "dataset_info.json").exists():
-            builder = tfds.builder_from_directory(str(user_path(source.path)))
-        else:
-            _import_tfds_module(source.path)
-            builder = tfds.builder(source.path, data_dir=source.data_dir or None)
-        if not builder.data_path.exists():  # the message of TFDS would be a list of guesses
-            raise UserError(
-                f"tfds '{source.path}', split '{source.split}': nothing in {builder.data_path}, expected a "
-                "dataset there (or another data_dir), prepared with file_format='array_record'"
-            )
-        examples = builder.as_data_source(split=source.split)
-        return examples, int(builder.info.splits[source.split].num_bytes or 0)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # TFDS raises its own types, and some of absl's
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"tfds '{source.path}', split '{source.split}': {reason[:300]}; expected a dataset that was "
-            "prepared with file_format='array_record'"
-        ) from None
-
-
-def _import_tfds_module(name: str) -> None:
-    """Import the module that defines a text dataset: without TensorFlow, TFDS registers few by itself."""
-    import importlib
-
-    group = name.split("/")[0].split(":")[0]
-    if group.isidentifier():
-        for module in (f"tensorflow_datasets.text.{group}", f"tensorflow_datasets.datasets.{group}"):
-            try:
-                importlib.import_module(module)
-            except Exception:  # tfds.builder reports what is wrong
-                continue
-
-
 def _read_tfds_documents(source: Source, on_bytes_read: OnBytesRead) -> Iterator[str]:
     examples, num_bytes = open_tfds(source)
     bytes_per_example = num_bytes / max(1, len(examples))
     for number in range(len(examples)):
-        text = _get_nested_field(examples[number], source)
+        text = get_nested_feature(examples[number], source)
         yield text if isinstance(text, str) else _decode_utf8(text, f"tfds '{source.path}', example {number}")
         on_bytes_read(int((number + 1) * bytes_per_example) - int(number * bytes_per_example))
-
-
-def _get_nested_field(example: Any, source: Source) -> str | bytes:
-    """The field of an example; `a/b` is the field b of the nested features a."""
-    location = f"tfds '{source.path}'"
-    for key in source.field.split("/"):
-        if not isinstance(example, dict) or key not in example:
-            fields = example if isinstance(example, dict) else ()
-            raise UserError(f"{location}: no field '{source.field}'{did_you_mean(key, fields)}")
-        example = example[key]
-    if not isinstance(example, str | bytes):
-        raise UserError(f"{location}: field '{source.field}' is a {type(example).__name__}, expected text")
-    return example

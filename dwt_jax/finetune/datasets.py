@@ -10,7 +10,8 @@ import numpy as np
 
 from dwt_jax.config import Source
 from dwt_jax.data.sentence_splitter import split_sentences
-from dwt_jax.data.sources import BUILTIN_CORPUS, document_fingerprint, open_tfds, read_lines
+from dwt_jax.data.sources import BUILTIN_CORPUS, document_fingerprint, read_lines
+from dwt_jax.data.tfds import open_tfds
 from dwt_jax.errors import UserError, did_you_mean
 from dwt_jax.files import user_path
 from dwt_jax.finetune.config import Examples
