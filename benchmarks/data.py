@@ -11,6 +11,7 @@ read through Grain, over the same rows; medians, and their ratio.
 
 import argparse
 import itertools
+import logging
 import platform
 import shlex
 import statistics
@@ -32,6 +33,7 @@ from dwt_jax.config import Data, RowMode, Source, Tokenizer
 from dwt_jax.data import packing, shards
 from dwt_jax.data.dataset import PackedDataset, batch_iterator, get_batch, num_rows, open_dataset, read_rows
 from dwt_jax.data.prepare import prepare_data
+from dwt_jax.logs import logger
 
 # An assumption, not a measurement: a student of 6 x 768 with a teacher of 4 layers trains on half a million
 # positions a second on an H200. Each costs about 6 * 43M + 2 * 29M = 3.2e8 operations in the encoders, so
@@ -99,6 +101,9 @@ def time_prepare(options: argparse.Namespace, folder: Path) -> dict:
         tokenizer=Tokenizer(path=tokenizer_path),
     )
     lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
     packing_seconds = 0.0
 
     def timed_pack(*arguments: typing.Any) -> tuple[packing.PackedRows, packing.Spans]:
@@ -110,7 +115,7 @@ def time_prepare(options: argparse.Namespace, folder: Path) -> dict:
 
     began = time.perf_counter()
     with mock.patch.object(shards, "pack_spans", timed_pack):
-        index = prepare_data(data, folder / "rows", workers=options.workers or None, log=lines.append)
+        index = prepare_data(data, folder / "rows", workers=options.workers or None)
     seconds = time.perf_counter() - began
     rows = index["splits"]["train"]["rows"] + index["splits"]["held_out"]["rows"]
     said = next(line for line in lines if line.endswith("done")).removeprefix("prepare: ")

@@ -87,7 +87,7 @@ def prepare_here(source: Source, tokenizer_path: Path, out: Path, options: argpa
     data = Data(
         sources=(source,), sequence_length=options.length, tokenizer=Tokenizer(path=str(tokenizer_path))
     )
-    index = prepare_data(data, out, workers=options.workers, log=lambda _: None)
+    index = prepare_data(data, out, workers=options.workers)
     return sum(split["tokens"] for split in index["splits"].values())
 
 

@@ -155,21 +155,33 @@ def list_directory(path: Any) -> list[Any]:
     return [child for child in path.iterdir() if not is_system_name(child.name)]
 
 
-def acquire_lock(path: Path, wait: bool = False) -> FileLock:
+def acquire_lock(path: Path, wait: bool = False) -> FileLock | None:
     """Lock a file, which is created if needed, against other processes until the lock is released.
 
     Args:
-        path: the file. It stays where it is.
+        path: the file. It stays where it is. A link is followed.
         wait: wait until it can be locked.
 
+    Returns:
+        The lock; None if the file system has no locks.
+
     Raises:
-        filelock.Timeout: another process has the lock, and `wait` is false.
-        OSError: the file system has no locks. (Timeout is one, so catch it first.)
+        filelock.Timeout: another process has the lock, and `wait` is false. (It is an OSError.)
+        OSError: the file cannot be created or opened.
     """
     # No marker file instead: one would be left where a process is killed.
-    lock = FileLock(path, fallback_to_soft=False)
-    lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
+    lock = FileLock(os.path.realpath(path), fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
     return lock
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems without locks."""
 
 
 def is_file_or_raise(path: Path) -> bool:

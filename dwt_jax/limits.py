@@ -1,6 +1,7 @@
 """Limits of the numbers of a config, written beside the field: `Annotated[float, SHARE]`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,11 @@ DECAY = Limit("at least 0 and less than 1", lambda value: 0 <= value < 1)
 SEED = Limit("at least 0 and less than 2**32", lambda value: 0 <= value < 2**32)
 
 
+@functools.cache
+def _type_hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
 def limit_problems(group: Any, name: str) -> Iterator[str]:
     """Yield one line for each number beyond the limit of its field, in a dataclass and those within.
 
@@ -31,7 +37,7 @@ def limit_problems(group: Any, name: str) -> Iterator[str]:
         group: an instance of a dataclass.
         name: its dotted key, with which each line begins; '' for the whole config.
     """
-    for field, hint in get_type_hints(type(group), include_extras=True).items():
+    for field, hint in _type_hints(type(group)).items():  # type: ignore[arg-type]
         value = getattr(group, field)
         key = f"{name}.{field.rstrip('_')}" if name else field
         if get_origin(hint) is Annotated:

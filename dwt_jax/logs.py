@@ -2,42 +2,57 @@
 
 import logging
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 logger = logging.getLogger("dwt_jax")
 
 shown_bars: list[Any] = []
-"""The tqdm bars on the terminal. A message is written above the last one."""
+"""The tqdm bars on the terminal."""
+
+
+@contextmanager
+def above_bars(stream: TextIO) -> Iterator[None]:
+    """Clear the bars while the block writes to standard output or error, and draw them again below."""
+    if shown_bars:
+        with shown_bars[-1].external_write_mode(file=stream):
+            yield
+    else:
+        yield
 
 
 class _StderrHandler(logging.Handler):
     """Writes to the current standard error. A write that fails raises, as `print` does."""
 
-    prefix = ""
+    process = ""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is None:
+            return
         program = "dwt: " * (record.levelno >= logging.ERROR)
-        line = f"{program}{self.prefix}{record.getMessage()}"
-        if shown_bars:
-            shown_bars[-1].write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        process = self.process * (record.levelno >= logging.WARNING)
+        with above_bars(sys.stderr):
+            print(f"{program}{process}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
 _handler = _StderrHandler()
 
 
 def set_process(index: int, has_own_log: bool) -> None:
-    """Let process 0 show all messages, and other processes warnings and errors only, with their index.
+    """Set which messages one of several processes shows: process 0 all, the others warnings and errors.
+
+    Warnings and errors begin with the index of the process.
 
     Args:
         index: index of this process.
         has_own_log: whether this process writes to its own log file, which also gets the messages.
     """
     logger.setLevel(logging.INFO if index == 0 or has_own_log else logging.WARNING)
-    _handler.prefix = f"process {index}: " if index else ""
+    _handler.process = f"process {index}: "
 
 
 logger.addHandler(_handler)
-logger.setLevel(logging.INFO)
+if logger.level == logging.NOTSET:
+    logger.setLevel(logging.INFO)
 logger.propagate = False  # handlers of the root logger (absl's, for one) would print each message again

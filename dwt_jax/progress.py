@@ -35,7 +35,7 @@ class Progress:
         self._start_time = self._last_time = time.perf_counter()
         self._always = always
         self._bar: Any = None
-        if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
+        if sys.stderr is not None and sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
             from tqdm import tqdm
 
             is_bytes = unit == "B"
@@ -86,13 +86,15 @@ class Progress:
             is_bytes = self._unit == "B"
             share, count = f"{self.done / self._total:.0%}", f"{self._unit} {self.done}/{self._total}"
             parts.insert(0, share if is_bytes else count)
-            eta = (self._total - self.done) / max(speed, 1e-9) if eta is None else eta
-            parts.append(f"ETA {format_duration(eta)}")
-        logger.info(f"{self._name}: {'  '.join(parts)}")
+            if eta is None and speed and self.done <= self._total:
+                eta = (self._total - self.done) / speed
+            parts.append("" if eta is None else f"ETA {format_duration(eta)}")
+        logger.info(f"{self._name}: {'  '.join(filter(None, parts))}")
 
     def close(self) -> None:
-        """Remove the bar."""
+        """End the bar, with all work that was counted."""
         if self._bar is not None:
+            self._bar.update(self.done - self._bar.n)
             shown_bars.remove(self._bar)
             self._bar.close()
             self._bar = None

@@ -12,14 +12,18 @@ import termios
 import pytest
 
 from dwt_jax import logs, progress
+from dwt_jax.config import Train
 from dwt_jax.logs import logger
 from dwt_jax.progress import Progress
+from dwt_jax.runs.metric_writer import MetricWriter
 from helpers.runs import environment
 
 PROGRAM = """
 import time
+from dwt_jax.config import Train
 from dwt_jax.logs import logger
 from dwt_jax.progress import Progress
+from dwt_jax.runs.metric_writer import MetricWriter
 with Progress("student", 40, always=True) as progress:
     for i in range(4):
         time.sleep(0.2)
@@ -42,6 +46,7 @@ def clock(monkeypatch):
 def as_process():
     yield logs.set_process
     logs.set_process(0, False)
+    logs._handler.process = ""
 
 
 def on_terminal(program: str) -> str:
@@ -79,7 +84,7 @@ def test_a_pipe_gets_lines_on_standard_error_and_results_on_standard_output():
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environment()
     )
     assert done.stdout == "model in run/model\n"
-    lines = [re.sub(r"ETA 0:00$", "ETA", line) for line in done.stderr.splitlines()]
+    lines = [re.sub(r"ETA \d:\d\d$", "ETA", line) for line in done.stderr.splitlines()]
     assert lines == [
         "student: step 10/40  loss 4  ETA",
         "student: step 20/40  loss 3  ETA",
@@ -121,8 +126,36 @@ def test_levels_have_their_beginnings(capsys, as_process):
         logger.info("a message")
         logger.warning("a warning")
         logger.error("an error")
-        first = f"process {index}: " if index else ""
-        message = [] if index and not has_own_log else [f"{first}a message"]
+        first = f"process {index}: "
+        message = [] if index and not has_own_log else ["a message"]
         expected = [*message, f"{first}a warning", f"dwt: {first}an error"]
         captured = capsys.readouterr()
         assert (captured.out, captured.err.splitlines()) == ("", expected)
+
+
+SHORT = """
+import sys, time
+from dwt_jax.logs import above_bars
+from dwt_jax.progress import Progress
+from dwt_jax.runs.metric_writer import MetricWriter
+with Progress("predict", 64, "texts") as progress:
+    for i in range(4):
+        time.sleep(DELAY)
+        progress.advance(16)
+        with above_bars(sys.stdout):
+            print("row", i, flush=True)
+"""
+
+
+def test_results_are_written_above_the_bar_which_ends_complete():
+    lines = on_terminal(SHORT.replace("DELAY", "0.4")).replace("\r\n", "\n").split("\n")
+    assert [line.split("\r")[-1].strip() for line in lines[:4]] == [f"row {i}" for i in range(4)]
+    assert re.search(r"predict: 100%\|.*\| 64/64 ", lines[4].split("\r")[-1]), lines
+
+
+def test_outputs_that_cannot_be_opened_leave_no_bar(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        MetricWriter(tmp_path, Train(steps=2, tensorboard=False), 0, "run")
+    assert not logs.shown_bars

@@ -159,7 +159,8 @@ def _file_lock(out: Path) -> Iterator[None]:
             except Timeout:
                 logger.info(f"prepare: waiting for another process that writes {out}")
                 lock = acquire_lock(path, wait=True)
-            stack.callback(lock.release)
+            if lock is not None:
+                stack.callback(lock.release)
         except OSError:
             pass
         yield

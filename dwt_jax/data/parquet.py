@@ -35,7 +35,7 @@ def read_parquet_documents(
             file = pq.ParquetFile(raw)
             names = _find_column(file.schema_arrow, field, path)
             for batch in file.iter_batches(_BATCH_ROWS, columns=[field], use_threads=False):
-                column = batch.column(0)
+                column = batch.column(names[0])
                 for text in (pc.struct_field(column, names[1:]) if names[1:] else column).to_pylist():
                     row += 1
                     yield text or "", f"{path}, row {row}"
@@ -57,6 +57,8 @@ def _find_column(schema: Any, field: str, path: Path) -> list[str]:
     import pyarrow.types as types
 
     names = [field] if field in schema.names else field.split(".")
+    if schema.names.count(names[0]) > 1:
+        raise UserError(f"{path}: several columns '{names[0]}', expected one")
     kind: Any = schema
     for name in names:
         members = (

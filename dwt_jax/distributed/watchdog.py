@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dwt_jax.logs import logger
-
 _TICKS_PER_TIMEOUT = 20
 
 
@@ -46,7 +44,9 @@ def hang_watchdog(timeout: float) -> Iterator[Callable[[], None]]:
 
 
 def _abort(timeout: float) -> None:
-    logger.error(f"no step for {timeout:g} s (train.watchdog); aborting this process. Stacks of its threads:")
+    # Not through the logger: the thread that hangs may hold its lock.
+    text = f"dwt: no step for {timeout:g} s (train.watchdog); aborting this process. Stacks of its threads:\n"
+    os.write(2, text.encode())
     faulthandler.dump_traceback(file=2, all_threads=True)
     sys.stdout.flush()
     os._exit(1)

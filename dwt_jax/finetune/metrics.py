@@ -5,6 +5,7 @@ Matthews' coefficient this is scikit-learn's convention, which GLUE uses. For th
 returns NaN, which would make every mean over seeds and tasks NaN.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -62,7 +63,8 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float | None:
 
     if not (np.isfinite(predictions).all() and np.ptp(predictions) and np.ptp(labels)):
         return None
-    return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
+    with warnings.catch_warnings(action="ignore"):  # of nearly constant predictions
+        return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float | None:

@@ -32,7 +32,7 @@ from dwt_jax.finetune.example_files import (
 from dwt_jax.finetune.outputs import format_predictions, predictions_from_logits, tsv_lines
 from dwt_jax.finetune.step import FinetuneStepConfig, finetune_step_config, jit_predict
 from dwt_jax.finetune.tasks import GLUE_TASKS
-from dwt_jax.logs import logger
+from dwt_jax.logs import above_bars, logger
 from dwt_jax.models import family
 from dwt_jax.models.protocol import Params
 from dwt_jax.progress import Progress
@@ -353,8 +353,9 @@ def predict(
         start = 0
         for logits in predict_texts(classifier, split, batch_size, max_length):
             ids = split.ids[start : start + len(logits)]
-            stream.writelines(format_part(classifier.labels, ids, logits, probabilities, start == 0))
-            stream.flush()
+            with above_bars(stream):
+                stream.writelines(format_part(classifier.labels, ids, logits, probabilities, start == 0))
+                stream.flush()
             start += len(logits)
 
 

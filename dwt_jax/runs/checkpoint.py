@@ -175,9 +175,10 @@ class Checkpoints:
         for step in steps:
             state, reason = self._try_restore(step, target)
             if state is None:
-                logger.warning(
-                    f"checkpoint {step} is damaged{', trying the one before' * (only_step is None)}: {reason}"
-                )
+                # Every process reads the same checkpoint: one of them warns.
+                level = logging.WARNING if coordination.process_index() == 0 else logging.INFO
+                next_try = ", trying the one before" if only_step is None else ""
+                logger.log(level, f"checkpoint {step} is damaged{next_try}: {reason}")
                 damaged_steps.append(step)
                 continue
             if not self._read_only:

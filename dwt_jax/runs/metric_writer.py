@@ -50,14 +50,16 @@ class MetricWriter:
             config: all settings of the run, for Weights & Biases.
         """
         self._name = name
-        self._progress = Progress(name, train.steps, done=step, always=True)
         self._file: TextIO | None = None
         self._writers: list[Callable[[dict[str, Any]], None]] = []
         self._exit_stack = ExitStack()
-        self._exit_stack.callback(self._progress.close)
         self.num_dropped = 0
-        if not active:
-            return
+        if active:
+            self._open_outputs(workdir, train, step, config or {})
+        self._progress = Progress(name, train.steps, done=step, always=True)  # last: nothing fails after it
+        self._exit_stack.callback(self._progress.close)
+
+    def _open_outputs(self, workdir: Path, train: Train, step: int, config: Mapping[str, Any]) -> None:
         for file in ("metrics.jsonl", "evaluations.jsonl"):
             self.num_dropped += truncate_after(workdir / file, step)
         self._file = self._exit_stack.enter_context(
@@ -69,7 +71,7 @@ class MetricWriter:
         if train.tensorboard:
             self._add_tensorboard(workdir, step)
         if train.wandb_project:
-            self._add_wandb(train.wandb_project, workdir, name, config or {})
+            self._add_wandb(train.wandb_project, workdir, self._name, config)
 
     def _add_tensorboard(self, workdir: Path, step: int) -> None:
         # Not SummaryWriter, whose thread dies of a full disk, after which its queue blocks.

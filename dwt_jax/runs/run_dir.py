@@ -288,12 +288,15 @@ def run_lock(workdir: Path) -> Iterator[None]:
     names_before = {child.name for child in workdir.iterdir()}
     with contextlib.ExitStack() as stack:
         try:
-            stack.callback(acquire_lock(workdir / ".lock").release)
+            lock = acquire_lock(workdir / ".lock")
         except Timeout:
             raise UserError(f"{workdir}: another process trains here, expected one at a time") from None
-        except OSError as error:
-            reason = error.strerror or str(error)
-            logger.warning(f"{workdir}: cannot be locked against other processes ({reason})")
+        if lock is None:
+            logger.warning(
+                f"{workdir}: cannot be locked against other processes (no locks on its file system)"
+            )
+        else:
+            stack.callback(lock.release)
         try:
             yield
         finally:

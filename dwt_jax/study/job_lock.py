@@ -22,14 +22,11 @@ def job_lock(job: JobRecord) -> Iterator[bool]:
         return
     path = job.workdir.parent / f".{job.workdir.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = None
     try:
         lock = acquire_lock(path)
     except Timeout:
         yield False
         return
-    except OSError:
-        pass
     try:
         yield True
     finally:

@@ -128,3 +128,17 @@ def test_a_source_of_text_names_the_kind(tmp_path):
     path = write(tmp_path / "a.parquet", {"text": ["x"]})
     with pytest.raises(UserError, match="is a Parquet file, expected text \\(kind 'parquet' of the source"):
         list(iter_documents(Source(kind="text", path=str(path))))
+
+
+@pytest.mark.parametrize("names", [["a", "a.b"], ["a.b", "a"]])
+def test_a_name_with_a_dot_is_found_beside_structs_in_any_order(tmp_path, names):
+    columns = {"a": pa.array([{"b": "of the struct"}]), "a.b": pa.array(["of the column"])}
+    path = write(tmp_path / "a.parquet", {name: columns[name] for name in names})
+    assert read(path, "a.b") == ["of the column"]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([pa.array(["x"]), pa.array([1])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="several columns 'text', expected one"):
+        read(tmp_path / "a.parquet")

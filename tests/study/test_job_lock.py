@@ -102,3 +102,19 @@ def test_two_processes_run_every_job_once(study_spec, tmp_path):
     for _, output in outputs:
         assert output.splitlines()[-1] == f"report in {tmp_path / 'study' / 'report.html'}"
     assert "5 of 5 runs are finished" in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_a_lock_file_that_cannot_be_opened_is_no_lack_of_locks(tmp_path):
+    """A directory in its place here; a file of another user elsewhere. Only a file system may lack locks."""
+    job = SimpleNamespace(workdir=tmp_path / "runs" / "alone", is_done=lambda: False)
+    (tmp_path / "runs" / ".alone.lock").mkdir(parents=True)
+    with pytest.raises(OSError, match="Is a directory"), job_lock(job):
+        pytest.fail("entered without a lock")
+
+
+def test_a_lock_file_that_is_a_link_is_followed(tmp_path):
+    job = SimpleNamespace(workdir=tmp_path / "runs" / "alone", is_done=lambda: False)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".alone.lock").symlink_to(tmp_path / "elsewhere")
+    with job_lock(job) as first, job_lock(job) as second:
+        assert (first, second) == (True, False)
