@@ -131,6 +131,14 @@ class Teacher:
     # Dtype of the teacher's weights on the devices; auto: precision.compute_dtype.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
+    # A directory that `dwt cache` wrote: the teacher's answers, in place of the teacher.
+    cache: str = ""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a teacher, in memory or as a cache."""
+        return bool(self.path or self.paths or self.cache)
+
     @property
     def model_paths(self) -> tuple[str, ...]:
         """Paths of all teachers; empty if there is none."""

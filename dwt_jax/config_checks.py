@@ -161,14 +161,16 @@ def _teacher_problems(teacher: Teacher) -> Iterator[str]:
 
 def _objective_problems(config: Config) -> Iterator[str]:
     distill = config.distill
-    if distill.preset != "custom" and not config.teacher.model_paths:
+    if distill.preset != "custom" and not config.teacher.is_set:
         yield f"distill.preset is {distill.preset!r}, expected teacher.path to name a teacher (it is empty)"
     hard = distill.alpha_hard
-    if not config.teacher.model_paths and distill.alpha_soft != Schedule():
+    if config.teacher.cache:
+        yield from _cache_problems(config)
+    if not config.teacher.is_set and distill.alpha_soft != Schedule():
         yield "distill.alpha_soft is set, expected teacher.path to name a teacher (it is empty)"
     nonzero_weight = "a non-zero loss weight at the end of training"
     if hard.stage_values()[-1] == 0:
-        if not config.teacher.model_paths and hard.value == 0:
+        if not config.teacher.is_set and hard.value == 0:
             yield f"distill.alpha_hard is 0 and teacher.path is empty, expected {nonzero_weight}"
         soft = distill.alpha_soft
         if soft.stage_values()[-1] == 0 or soft.kind == "until_matched":
@@ -177,6 +179,20 @@ def _objective_problems(config: Config) -> Iterator[str]:
         yield from _schedule_problems(getattr(distill, key), f"distill.{key}")
     if (lowest := min(distill.temperature.stage_values())) <= 0:
         yield f"distill.temperature goes down to {lowest}, expected more than 0"
+
+
+def _cache_problems(config: Config) -> Iterator[str]:
+    """Yield one line for each setting that the samples of `teacher.cache` cannot serve."""
+    temperature, divergence = config.distill.temperature, config.distill.divergence
+    if (temperature.kind, temperature.value, temperature.warmup_fraction) != ("constant", 1.0, 0.0):
+        yield "distill.temperature is set, expected 1 with teacher.cache: its answers are at temperature 1"
+    if divergence != "forward_kl":
+        yield (
+            f"distill.divergence is {divergence!r}, expected 'forward_kl' with teacher.cache: the others "
+            "need the probabilities of all tokens"
+        )
+    if config.init.method == "ligo":
+        yield "init.method is 'ligo', expected another with teacher.cache: LiGO needs the teacher"
 
 
 def optimizer_problems(optimizer: Optimizer, name: str) -> Iterator[str]:

@@ -142,7 +142,7 @@ def _problems(config: Config, overrides: Collection[str]) -> Iterator[str]:
     teacher_keys = [f"distill.{f.name}" for f in fields(distill) if f.name not in _KEYS_WITHOUT_TEACHER]
     rules: list[tuple[bool, str, Sequence[str]]] = [
         (
-            not config.teacher.model_paths,
+            not config.teacher.is_set,
             "teacher.path to name a teacher (it is empty)",
             ["teacher.dtype", *teacher_keys],
         ),

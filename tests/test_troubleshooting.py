@@ -85,6 +85,7 @@ def misquoted(message: str) -> str:
 # Messages that are provoked
 
 TINY = "--config=tiny.py:rows --workdir=new"
+TEACHER = "--config.teacher.path=run --config.distill.alpha_soft=1"
 RUN = "train --config=tiny.py:rows --workdir=run --config.train.steps=2 --config.train.save_every=1"
 PREPARE = "prepare --config=tiny.py --workers=1 --workdir=out"
 PREPARE_LONG_ROWS = (
@@ -269,6 +270,10 @@ CASES = {
         "prepare --config=tiny.py --workers=1 --workdir=other --config.data.sources.0.path=a.txt\n"
         "train --config=tiny.py:other --workdir=new --config.teacher.path=run",
         files={"a.txt": "".join(f"number {i} and {i * i}\n" for i in range(40))},
+    ),
+    "was written for another": Case(
+        f"cache --config=tiny.py:rows {TEACHER} --out=answers\n"
+        f"train {TINY} {TEACHER} --config.teacher.cache=answers --config.seed=1"
     ),
     "the Hugging Face Hub": Case(f"train {TINY} --config.teacher.path=google-bert/bert-base-uncased"),
     "weights of": Case(

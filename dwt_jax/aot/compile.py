@@ -39,7 +39,7 @@ from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives import objective_module
 from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.runs.state import abstract_state
-from dwt_jax.runs.teacher import check_teacher_objective, make_teacher_config
+from dwt_jax.runs.teacher import TeacherConfig, check_teacher_objective, make_teacher_config
 from dwt_jax.train.step import StepConfig, jit_train_step, make_step_config
 from dwt_jax.train.step_schedules import abstract_schedules
 
@@ -127,6 +127,8 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     vocab_size = _vocabulary_size(config)
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model, init=Init())
+    if config.teacher.cache:
+        raise UserError("config: teacher.cache is set, expected teacher.path: dwt compile has no cache")
     teachers = [_load_teacher_config(path, vocab_size) for path in config.teacher.model_paths]
     for path, one in zip(config.teacher.model_paths, teachers, strict=True):
         check_teacher_objective(config.teacher.path_key, path, one, model)
@@ -203,7 +205,7 @@ def lower_step(target: CompileTarget, batch_size: int) -> Any:
     tokens_dtype = jnp.uint16 if target.uint16_tokens else jnp.uint32
     batch = jax.eval_shape(lambda: Batch(jnp.zeros(shape, tokens_dtype), jnp.zeros(shape, jnp.uint8)))
     teacher = None
-    if step_config.teacher:
+    if isinstance(step_config.teacher, TeacherConfig):
         dtype_name = target.config.teacher.dtype
         dtype = step_config.policy.compute_dtype if dtype_name == "auto" else jnp.dtype(dtype_name)
         teacher = jax.tree.map(lambda x: struct(x.shape, dtype), step_config.teacher.abstract_params())

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from dwt_jax import __version__
-from dwt_jax.cli import compile as compile_step
 from dwt_jax.cli import (
+    cache,
     demo,
     evaluate,
     export,
@@ -27,6 +27,7 @@ from dwt_jax.cli import (
     report,
     study,
 )
+from dwt_jax.cli import compile as compile_step
 from dwt_jax.cli import train as train_run
 from dwt_jax.cli.arguments import split_overrides
 from dwt_jax.cli.exit_status import EXIT_USER_ERROR, exit_status, raise_at_signals
@@ -46,6 +47,7 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "demo": demo,
     "prepare": prepare,
+    "cache": cache,
     "train": train_run,
     "evaluate": evaluate,
     "export": export,

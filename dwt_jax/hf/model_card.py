@@ -48,7 +48,7 @@ def run_card(config: Config, heads: Sequence[str], summary: Mapping[str, Any], s
     """
     name = _model_title(config.model)
     held_out = summary.get("held_out")
-    tags = ["dwt-jax", *(["distillation"] if config.teacher.model_paths else []), "pretraining"]
+    tags = ["dwt-jax", *(["distillation"] if config.teacher.is_set else []), "pretraining"]
     header = _front_matter(config.model, heads, tags, name, held_out)
     parts = [
         f"# {name}",
@@ -297,7 +297,7 @@ def _init_section(config: Config, summary: Mapping[str, Any]) -> str:
 
 
 def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
-    if not config.teacher.model_paths:
+    if not config.teacher.is_set:
         return f"## Teacher\nNone: trained with the {OBJECTIVE_LABELS[config.model.objective]} loss only."
     distill = config.distill
     names = _teacher_names(config, summary)
@@ -321,6 +321,8 @@ def _teacher_section(config: Config, summary: Mapping[str, Any]) -> str:
 
 def _teacher_names(config: Config, summary: Mapping[str, Any]) -> list[str]:
     """Return the name, weight and size of each teacher, as far as known."""
+    if config.teacher.cache and not config.teacher.model_paths:
+        return [f"its answers in `{Path(config.teacher.cache).name}`"]
     names = [f"`{Path(path).name}`" for path in config.teacher.model_paths]
     if config.teacher.weights:
         weighted = zip(names, config.teacher.weights, strict=True)

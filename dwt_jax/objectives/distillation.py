@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dwt_jax.config import Distill
+from dwt_jax.objectives.teacher_sample import TeacherSample, sample_divergence
 
 
 @jax.tree_util.register_dataclass
@@ -125,8 +126,17 @@ def mix_logits(logits: Sequence[jax.Array], weights: Sequence[float]) -> jax.Arr
     return functools.reduce(jnp.logaddexp, terms)
 
 
+def _entropy(logits: jax.Array) -> jax.Array:
+    log_p = jax.nn.log_softmax(logits)
+    return -(jnp.exp(log_p) * log_p).sum(-1)
+
+
 def token_weights(
-    student: jax.Array, teacher: jax.Array, labels: jax.Array, weights: jax.Array, distill: Distill
+    student: jax.Array,
+    teacher: jax.Array | TeacherSample,
+    labels: jax.Array,
+    weights: jax.Array,
+    distill: Distill,
 ) -> jax.Array:
     """Return the weight of the soft loss at each position, `weights` or 0.
 
@@ -137,7 +147,7 @@ def token_weights(
 
     Args:
         student: logits [B, P, V].
-        teacher: logits [B, P, V].
+        teacher: logits [B, P, V], or a sample.
         labels: int [B, P].
         weights: float32 [B, P], 1 for a prediction, 0 for a filler.
         distill: token_selection and drop_fraction.
@@ -145,10 +155,14 @@ def token_weights(
     if distill.token_selection == "all":
         return weights
     if distill.token_selection == "teacher_better":
-        teacher_better = cross_entropy(teacher, labels) < cross_entropy(student, labels)
+        if isinstance(teacher, TeacherSample):
+            teacher_hard = -teacher.label_log_prob
+        else:
+            teacher_hard = cross_entropy(teacher, labels)
+        teacher_better = teacher_hard < cross_entropy(student, labels)
         return weights * jax.lax.stop_gradient(teacher_better.astype(jnp.float32))
-    log_p = jax.nn.log_softmax(teacher)
-    entropy = jnp.where(weights > 0, -(jnp.exp(log_p) * log_p).sum(-1), jnp.inf)
+    entropy = teacher.entropy if isinstance(teacher, TeacherSample) else _entropy(teacher)
+    entropy = jnp.where(weights > 0, entropy, jnp.inf)
     rank = jnp.argsort(jnp.argsort(entropy, axis=-1), axis=-1)
     num_dropped = jnp.round(distill.drop_fraction * weights.sum(-1, keepdims=True))
     return weights * (rank >= num_dropped)
@@ -156,7 +170,7 @@ def token_weights(
 
 def loss_sums(
     student: jax.Array,
-    teacher: jax.Array | None,
+    teacher: jax.Array | TeacherSample | None,
     labels: jax.Array,
     weights: jax.Array,
     temperature: jax.Array | float,
@@ -179,6 +193,16 @@ def loss_sums(
     if teacher is None:
         return dataclasses.replace(LossSums.zeros(), predictions=count, hard=hard)
     selected_weights = token_weights(student, teacher, labels, weights, distill)
+    if isinstance(teacher, TeacherSample):
+        soft = sample_divergence(student, teacher)
+        return LossSums(
+            predictions=count,
+            hard=hard,
+            soft=(soft * selected_weights).sum(),
+            soft_at_1=(jax.lax.stop_gradient(soft) * weights).sum(),
+            teacher_hard=-(teacher.label_log_prob * weights).sum(),
+            num_selected=selected_weights.sum(),
+        )
     soft = kd_divergence(student, teacher, 1.0 if temperature_is_one else temperature, distill.divergence)
     soft_at_1 = (
         soft

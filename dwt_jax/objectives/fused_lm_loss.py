@@ -30,6 +30,7 @@ from dwt_jax.models.common.lm_head import (
 from dwt_jax.models.common.matmul import Policy, batched_dot, swap_last_axes
 from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.objectives.distillation import LossSums, LossWeights, loss_sums, mix_logits, total_loss
+from dwt_jax.objectives.teacher_sample import TeacherSample
 
 
 @jax.tree_util.register_dataclass
@@ -63,14 +64,16 @@ class LossConfig(NamedTuple):
     teacher_weights: tuple[float, ...] = (1.0,)
 
 
-_Chunk = tuple[jax.Array, tuple[jax.Array, ...], jax.Array, jax.Array]
-"""Some rows: features of the student and of each teacher [B, P, D], labels and weights [B, P]."""
+Teachers = tuple[LMHead, ...] | TeacherSample
+"""Features and head of each teacher; empty: no soft loss. Or a sample of the teacher's distribution."""
+_Chunk = tuple[jax.Array, tuple[jax.Array, ...] | TeacherSample, jax.Array, jax.Array]
+"""Some rows: features of the student and of each teacher [B, P, D] or a sample; labels and weights [B, P]."""
 _LossAndSums = tuple[jax.Array, LossSums]
 
 
 def fused_lm_loss(
     student: LMHead,
-    teachers: tuple[LMHead, ...],
+    teachers: Teachers,
     labels: jax.Array,
     weights: jax.Array,
     loss_weights: LossWeights,
@@ -83,7 +86,7 @@ def fused_lm_loss(
 
     Args:
         student: features and head of the student.
-        teachers: the same of each teacher; empty: no soft loss. See `mix_logits`.
+        teachers: the same of each teacher (see `mix_logits`), or a sample; empty: no soft loss.
         labels: int [B, P].
         weights: float32 [B, P], 1 for a prediction, 0 for a filler.
         loss_weights: scheduled values and the global number of predictions.
@@ -98,7 +101,7 @@ def fused_lm_loss(
 
 def fused_lm_loss_reference(
     student: LMHead,
-    teachers: tuple[LMHead, ...],
+    teachers: Teachers,
     labels: jax.Array,
     weights: jax.Array,
     loss_weights: LossWeights,
@@ -109,10 +112,15 @@ def fused_lm_loss_reference(
     def logits(head: LMHead) -> jax.Array:
         return _logits(head, head.features, loss_config).reshape(*labels.shape, -1)
 
-    teacher_logits = [jax.lax.stop_gradient(logits(teacher)) for teacher in teachers]
+    teacher: jax.Array | TeacherSample | None = None
+    if isinstance(teachers, TeacherSample):
+        teacher = teachers
+    elif teachers:
+        all_logits = [jax.lax.stop_gradient(logits(head)) for head in teachers]
+        teacher = mix_logits(all_logits, loss_config.teacher_weights)
     sums = loss_sums(
         logits(student),
-        mix_logits(teacher_logits, loss_config.teacher_weights) if teachers else None,
+        teacher,
         labels,
         weights,
         loss_weights.temperature,
@@ -125,7 +133,7 @@ def fused_lm_loss_reference(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _fused_lm_loss(
     student: LMHead,
-    teachers: tuple[LMHead, ...],
+    teachers: Teachers,
     labels: jax.Array,
     weights: jax.Array,
     loss_weights: LossWeights,
@@ -136,19 +144,21 @@ def _fused_lm_loss(
 
 def _forward(
     student: LMHead,
-    teachers: tuple[LMHead, ...],
+    teachers: Teachers,
     labels: jax.Array,
     weights: jax.Array,
     loss_weights: LossWeights,
     loss_config: LossConfig,
 ) -> tuple[_LossAndSums, LMHead]:
-    inputs = (student.features, tuple(teacher.features for teacher in teachers), labels, weights)
+    heads: tuple[LMHead, ...] = () if isinstance(teachers, TeacherSample) else teachers
+    rows = teachers if isinstance(teachers, TeacherSample) else tuple(head.features for head in heads)
+    inputs = (student.features, rows, labels, weights)
     split, merge = _chunking(labels.shape, loss_config)
     if split is None:
-        return _chunk_loss_and_grad(student, teachers, inputs, loss_weights, loss_config)
+        return _chunk_loss_and_grad(student, heads, inputs, loss_weights, loss_config)
 
     def add_chunk(total: Any, chunk: _Chunk) -> tuple[Any, jax.Array]:
-        value, gradient = _chunk_loss_and_grad(student, teachers, chunk, loss_weights, loss_config)
+        value, gradient = _chunk_loss_and_grad(student, heads, chunk, loss_weights, loss_config)
         new = value, gradient.embedding, gradient.bias
         return jax.tree.map(jnp.add, total, new), gradient.features
 
@@ -208,19 +218,21 @@ def _chunk_loss_and_grad(
     loss_config: LossConfig,
 ) -> tuple[_LossAndSums, LMHead]:
     """Return ((loss, sums), gradient by the student's head) of some rows."""
-    features, teacher_features, labels, weights = chunk
+    features, teacher_rows, labels, weights = chunk
     shape = (*labels.shape, -1)
     policy = loss_config.policy
-    teacher_logits = None
-    if teachers:
-        heads = zip(teachers, teacher_features, strict=True)
+    teacher: jax.Array | TeacherSample | None = None
+    if isinstance(teacher_rows, TeacherSample):
+        teacher = teacher_rows
+    elif teachers:
+        heads = zip(teachers, teacher_rows, strict=True)
         logits = [_logits(head, x, loss_config).reshape(shape) for head, x in heads]
-        teacher_logits = mix_logits(logits, loss_config.teacher_weights)
+        teacher = mix_logits(logits, loss_config.teacher_weights)
 
     def loss_from_logits(student_logits: jax.Array) -> _LossAndSums:
         sums = loss_sums(
             student_logits.reshape(shape),
-            teacher_logits,
+            teacher,
             labels,
             weights,
             loss_weights.temperature,

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dwt_jax.objectives.teacher_sample import TeacherSample
+
 EVALUATION_SEED = 20230518  # fixed: the same targets for every model that is ever compared
 
 
@@ -21,12 +23,14 @@ class Targets:
             positions, so that P is L.
         labels: int32 [B, P], the tokens to predict.
         weights: float32 [B, P], 1 for a prediction, 0 for a filler.
+        teacher: what a cache has of the teacher at these positions; None: there is no cache.
     """
 
     inputs: jax.Array
     positions: jax.Array | None
     labels: jax.Array
     weights: jax.Array
+    teacher: TeacherSample | None = None
 
     def num_predictions(self) -> jax.Array:
         """Return the number of predictions as an fp32 scalar, at least 1."""

@@ -49,6 +49,7 @@ RESUME_MUTABLE_KEYS = (
     "data.path",
     "teacher.path",
     "teacher.paths",
+    "teacher.cache",
     "init.from",
     "train.tensorboard",
     "train.wandb_project",

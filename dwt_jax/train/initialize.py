@@ -26,6 +26,7 @@ from dwt_jax.remap.report import RemapReport, logit_drift, remap_report
 from dwt_jax.runs.metrics_file import sum_or_none
 from dwt_jax.runs.pretrained import PretrainedModel, load_pretrained
 from dwt_jax.runs.teacher import LoadedTeacher
+from dwt_jax.runs.teacher_cache import CachedTeacher
 from dwt_jax.train.step import CopiedMask
 
 PROBE_ROWS = 8
@@ -198,7 +199,7 @@ def format_growth_line(growth: GrowthSource, result: RemapReport) -> str:
 
 
 def source_training_flops(
-    growth: GrowthSource, workdir: Path, *teachers: LoadedTeacher | None
+    growth: GrowthSource, workdir: Path, *teachers: LoadedTeacher | CachedTeacher | None
 ) -> float | None:
     """Return the FLOPs of the source's pre-training and of learning a growth operator.
 

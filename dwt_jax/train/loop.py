@@ -21,7 +21,8 @@ from dwt_jax.logs import logger
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.metric_writer import MetricWriter
 from dwt_jax.runs.run_dir import checkpoint_dir, run_lock
-from dwt_jax.runs.teacher import shard_params
+from dwt_jax.runs.teacher import LoadedTeacher, shard_params
+from dwt_jax.runs.teacher_cache import CachedTeacher
 from dwt_jax.train.accounting import get_teacher_end_step
 from dwt_jax.train.hooks import Hooks, LoopState, is_due, make_hooks, preemption_error
 from dwt_jax.train.initialize import copied_mask_for_warmup
@@ -120,7 +121,10 @@ def train_loop(run: RunContext, loop: LoopState, hooks: Hooks, metric_writer: Me
     no_teacher_step = jit_train_step(run.no_teacher_config, run.mesh)
     distill_step = jit_train_step(run.step_config, run.mesh)
     use_teacher = run.teacher is not None and loop.step < loop.teacher_end_step
-    teacher_params = shard_params(run.teacher, run.mesh) if run.teacher and use_teacher else None
+    cache = run.teacher if isinstance(run.teacher, CachedTeacher) else None
+    teacher_params = None
+    if use_teacher and isinstance(run.teacher, LoadedTeacher):
+        teacher_params = shard_params(run.teacher, run.mesh)
     replicated = replicated_sharding(run.mesh)
     seed = to_global(np.uint32(run.config.seed), replicated)
     copied_mask = copied_mask_for_warmup(run.config, run.growth.plan if run.growth else None, run.mesh)
@@ -136,24 +140,28 @@ def train_loop(run: RunContext, loop: LoopState, hooks: Hooks, metric_writer: Me
     )
     with jax.transfer_guard("disallow"):
         for step in range(loop.step, last_step):
-            if teacher_params is not None and step >= loop.teacher_end_step:
+            if use_teacher and step >= loop.teacher_end_step:
                 metric_writer.log_message(
                     f"step {step}: alpha_soft is 0 from here on; continuing without the teacher"
                 )
-                teacher_params = None
+                use_teacher, teacher_params = False, None
             wait_start = time.perf_counter()
             batch = next(batches)
-            loop.throughput.wait += time.perf_counter() - wait_start
             batch_size = int(run.batch_sizes[step])
-            device_batch = make_global_batch(batch, local_rows[batch_size], run.mesh, batch_size)
+            rows = local_rows[batch_size]
+            teacher: Any = teacher_params
+            if use_teacher and cache is not None:
+                teacher = make_global_batch(cache.sample(step, rows), rows, run.mesh, batch_size)
+            loop.throughput.wait += time.perf_counter() - wait_start
+            device_batch = make_global_batch(batch, rows, run.mesh, batch_size)
             schedules = to_global(run.schedules[step], replicated)
-            loop.with_teacher = teacher_params is not None
+            loop.with_teacher = use_teacher
             train_step = distill_step if loop.with_teacher else no_teacher_step
             loop.state, loop.metrics = train_step(
-                loop.state, teacher_params, device_batch, schedules, seed, copied_mask
+                loop.state, teacher, device_batch, schedules, seed, copied_mask
             )
             loop.step = step + 1
-            loop.num_tokens = int((batch.segment_ids > 0).sum() * batch_size / len(local_rows[batch_size]))
+            loop.num_tokens = int((batch.segment_ids > 0).sum() * batch_size / len(rows))
             for hook in hooks.in_order:
                 hook(loop)
         hooks.metric_logger.flush(loop)

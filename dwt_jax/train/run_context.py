@@ -10,6 +10,7 @@ from dwt_jax.config import Config
 from dwt_jax.data.dataset import PackedDataset
 from dwt_jax.models.common.matmul import Policy
 from dwt_jax.runs.teacher import LoadedTeacher
+from dwt_jax.runs.teacher_cache import CachedTeacher
 from dwt_jax.train.initialize import GrowthSource
 from dwt_jax.train.step import StepConfig
 from dwt_jax.train.step_schedules import StepSchedules
@@ -32,7 +33,7 @@ class RunContext:
     rows: PackedDataset
     mesh: jax.sharding.Mesh
     policy: Policy
-    teacher: LoadedTeacher | None
+    teacher: LoadedTeacher | CachedTeacher | None
     growth: GrowthSource | None  # what the student is grown from; None: random initialisation
     no_teacher_config: StepConfig  # of the step without the teacher
     step_config: StepConfig  # of the step with it, if there is one

@@ -19,7 +19,7 @@ from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.remap.gates import gate_schedule, has_gates, open_gates
 from dwt_jax.runs.checkpoint import Checkpoints
 from dwt_jax.runs.state import TrainState, abstract_state, init_train_state
-from dwt_jax.runs.teacher import shard_params
+from dwt_jax.runs.teacher import LoadedTeacher, shard_params
 from dwt_jax.train.initialize import init_from_source
 from dwt_jax.train.ligo_training import LigoConfig, train_ligo_maps
 from dwt_jax.train.run_context import RunContext
@@ -95,11 +95,12 @@ def _jit_init_new(model: ModelConfig, optimizer: Optimizer, mesh: jax.sharding.M
 def _init_with_ligo(run: RunContext) -> Params:
     """Grow the source by trained maps, and record their training in init.json."""
     assert run.growth is not None
+    teacher = run.teacher if isinstance(run.teacher, LoadedTeacher) else None  # config_checks: no cache
     params, record = train_ligo_maps(
         run,
         run.growth.source.params,
         run.growth.source.model,
-        teacher_params=shard_params(run.teacher, run.mesh) if run.teacher else None,
+        teacher_params=shard_params(teacher, run.mesh) if teacher else None,
         settings=LigoConfig(steps=run.config.init.learning_steps),
     )
     path = run.workdir / "init.json"

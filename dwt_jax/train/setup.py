@@ -1,6 +1,7 @@
 """Resolve a config to a run, i.e. to everything that is fixed before the first step."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from dwt_jax.runs.metric_writer import wandb_problem
 from dwt_jax.runs.run_dir import init_run_dir, read_run_config, read_run_record, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
 from dwt_jax.runs.teacher import LoadedTeacher, load_teacher
+from dwt_jax.runs.teacher_cache import CachedTeacher, open_cached_teacher, reject_cache_of_another_run
 from dwt_jax.runtime_env import cpu_has_bf16_products, precision_environment
 from dwt_jax.train.accounting import flops_by_step
 from dwt_jax.train.initialize import GrowthSource, load_growth_source
@@ -39,7 +41,7 @@ from dwt_jax.train.run_context import ResolvedConfig, RunContext
 from dwt_jax.train.step import make_step_config
 from dwt_jax.train.step_schedules import schedule_table
 
-_PATH_KEYS = ("data.path", "data.sources", "data.tokenizer", "teacher.path", "init.from")
+_PATH_KEYS = ("data.path", "data.sources", "data.tokenizer", "teacher.path", "teacher.cache", "init.from")
 
 
 def setup_run(
@@ -63,7 +65,7 @@ def setup_run(
     coordination.assert_equal_across_processes(_comparable_config(config))
     config = coordination.run_on_all(lambda: _check_environment(config, workdir))
     data = _prepare_data(config)
-    run, identity = coordination.run_on_all(lambda: _build_run(config, workdir, data, load_source))
+    run, identity = coordination.run_on_all(lambda: build_run(config, workdir, data, load_source))
     coordination.assert_equal_across_processes(identity)
 
     def claim() -> None:
@@ -107,6 +109,8 @@ def _check_environment(config: Config, workdir: Path) -> Config:
             raise UserError(
                 f"config: {key}: {describe_missing_path(path)}, expected a model or run directory"
             )
+    if (cache := config.teacher.cache) and not user_path(cache).is_dir():
+        raise UserError(f"config: teacher.cache: {cache} is no directory, expected one that dwt cache wrote")
     is_main = coordination.process_index() == 0
     if config.train.wandb_project and is_main and (missing := wandb_problem()):
         raise UserError(f"config: train.wandb_project is {config.train.wandb_project!r}, expected {missing}")
@@ -123,10 +127,23 @@ def _prepare_data(config: Config) -> Path:
     return coordination.run_on_all(lambda: get_prepared(config.data))
 
 
-def _build_run(
+def build_run(
     config: Config, workdir: Path, data: Path, load_source: Callable[..., GrowthSource | None]
 ) -> tuple[RunContext, dict[str, Any]]:
-    """The run, and digests of what its config names."""
+    """Load what a config names. Writes nothing.
+
+    Args:
+        config: as the user wrote it.
+        workdir: of the run; may be new.
+        data: directory of its rows.
+        load_source: as for `setup_run`.
+
+    Returns:
+        (the run, digests of what its config names).
+
+    Raises:
+        UserError: anything is wrong with the config or what it names.
+    """
     config = dataclasses.replace(config, data=recorded_config(config.data, data))
     vocab = load_vocabulary(data / "tokenizer")
     rows = open_dataset(data, "train", [source.weight for source in config.data.sources])
@@ -136,10 +153,11 @@ def _build_run(
     check(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape)))
     record = read_run_record(workdir, config)
     policy = _run_precision(config, record)
-    teacher = None
-    if config.teacher.model_paths:
-        dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
-        teacher = load_teacher(config, vocab, dtype)
+    dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
+    loaded_teacher = load_teacher(config, vocab, dtype) if config.teacher.model_paths else None
+    teacher: LoadedTeacher | CachedTeacher | None = loaded_teacher
+    if config.teacher.cache:
+        teacher = open_cached_teacher(config.teacher.cache, loaded_teacher)
     policy = policy._replace(attention=_run_attention(config, teacher, policy.compute_dtype, record))
     growth = load_source(config, vocab, workdir)
     identity = {
@@ -153,6 +171,10 @@ def _build_run(
     objective = objective_module(config.model.objective).make_objective(config, vocab)
     step_config = make_step_config(config, teacher.config if teacher else None, objective, policy)
     batch_sizes = rows_per_step(config.train)
+    teacher_end_step = schedules.zero_from(np.asarray(run_schedules.alpha_soft)) if teacher else 0
+    if isinstance(teacher, CachedTeacher):
+        expected = cache_identity(config, batch_sizes, identity["data_digest"])
+        reject_cache_of_another_run(teacher, expected, teacher_end_step)
     student_flops, teacher_flops = flops_by_step(step_config, config.data.sequence_length, batch_sizes)
     run = RunContext(
         config=config,
@@ -167,11 +189,35 @@ def _build_run(
         step_config=step_config,
         schedules=run_schedules,
         batch_sizes=batch_sizes,
-        teacher_end_step=schedules.zero_from(np.asarray(run_schedules.alpha_soft)) if teacher else 0,
+        teacher_end_step=teacher_end_step,
         student_flops=student_flops,
         teacher_flops=teacher_flops,
     )
     return run, identity
+
+
+def cache_identity(config: Config, batch_sizes: np.ndarray, data_digest: str) -> dict[str, Any]:
+    """Return what a cache and a run that uses it must have in common, as JSON represents it.
+
+    Args:
+        config: resolved.
+        batch_sizes: rows of each step, int [steps].
+        data_digest: of the rows.
+    """
+    masks: dict[str, Any] = {}
+    if config.model.objective == "mlm":
+        masks = dataclasses.asdict(config.mlm)
+        if config.mlm.probability.kind != "constant":  # a function of the share of the run
+            masks["train.steps"] = config.train.steps
+    identity = {
+        "data": data_digest,
+        "source_weights": [source.weight for source in config.data.sources],
+        "seed": config.seed,
+        "objective": config.model.objective,
+        "mlm": masks,
+        "batch_sizes": batch_sizes.tolist(),
+    }
+    return json.loads(json.dumps(identity))
 
 
 def _inherit_growth_config(config: Config, saved_init: Init) -> Config:
@@ -223,13 +269,16 @@ def _run_precision(config: Config, record: Mapping[str, Any] | None) -> Policy:
 
 
 def _run_attention(
-    config: Config, teacher: LoadedTeacher | None, dtype: jnp.dtype, record: Mapping[str, Any] | None
+    config: Config,
+    teacher: LoadedTeacher | CachedTeacher | None,
+    dtype: jnp.dtype,
+    record: Mapping[str, Any] | None,
 ) -> AttentionBackend:
     """Return the back end of attention. A resumed run keeps its own; older ones have `reference`."""
     setting, key = config.precision.attention, "config: precision.attention"
     if record is not None and setting == "auto":
         setting, key = record.get("attention", "reference"), "run.json: attention"
-    models = [config.model, *(teacher.config.models if teacher else ())]
+    models = [config.model, *(teacher.config.models if isinstance(teacher, LoadedTeacher) else ())]
     platform = jax.default_backend()
     if platform == "gpu":
         platform = "cuda" if "cuda" in get_backend().platform_version else "rocm"

@@ -23,14 +23,16 @@ from dwt_jax.models.common.sharding import infer_shardings, policy_for_mesh
 from dwt_jax.models.protocol import ModelConfig, Params
 from dwt_jax.objectives import Objective, objective_module
 from dwt_jax.objectives.distillation import LossSums, LossWeights
-from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, fused_lm_loss
+from dwt_jax.objectives.fused_lm_loss import LMHead, LossConfig, Teachers, fused_lm_loss
 from dwt_jax.objectives.schedules import alpha_soft_scale
 from dwt_jax.objectives.targets import Targets, row_keys
+from dwt_jax.objectives.teacher_sample import TeacherSample
 from dwt_jax.remap.gates import open_gates
 from dwt_jax.remap.optimizer_state import new_entry_mask, scale_new_updates
 from dwt_jax.runs.optimizer import make_optimizer
 from dwt_jax.runs.state import SkipCounts, TeacherGap, TrainState, abstract_state
 from dwt_jax.runs.teacher import TeacherConfig, TeacherParams
+from dwt_jax.runs.teacher_cache import CacheConfig
 from dwt_jax.train.step_schedules import StepSchedules
 
 Microbatch = tuple[Targets, jax.Array]
@@ -56,7 +58,7 @@ class StepConfig:
     """
 
     model: ModelConfig
-    teacher: TeacherConfig | None
+    teacher: TeacherConfig | CacheConfig | None
     objective: Objective
     distill: Distill  # without its schedules
     optimizer: Optimizer  # without its schedule
@@ -67,7 +69,7 @@ class StepConfig:
 
 
 def make_step_config(
-    config: Config, teacher: TeacherConfig | None, objective: Objective, policy: Policy
+    config: Config, teacher: TeacherConfig | CacheConfig | None, objective: Objective, policy: Policy
 ) -> StepConfig:
     """Return the static settings of a run's step.
 
@@ -124,7 +126,7 @@ def jit_train_step(config: StepConfig, mesh: jax.sharding.Mesh) -> Any:
 def train_step(
     config: StepConfig,
     state: TrainState,
-    teacher_params: TeacherParams | None,
+    teacher_params: TeacherParams | TeacherSample | None,
     batch: Batch,
     schedules: StepSchedules,
     seed: jax.Array,
@@ -135,7 +137,8 @@ def train_step(
     Args:
         config: static.
         state: of the student.
-        teacher_params: of the frozen teacher; None where config.teacher is None.
+        teacher_params: of the frozen teacher; or of a cache, the samples of the rows; None where
+            config.teacher is None.
         batch: tokens and segment ids, int [B, L].
         schedules: values of this step, fp32 scalars.
         seed: uint32 scalar, of the run.
@@ -152,6 +155,8 @@ def train_step(
         schedules = dataclasses.replace(schedules, alpha_soft=schedules.alpha_soft * scale)
     keys = row_keys(seed, state.step, jnp.arange(batch.tokens.shape[0]))
     rows, loss_weights = make_microbatch(config, batch, keys, schedules)
+    if isinstance(teacher_params, TeacherSample):
+        rows, teacher_params = (dataclasses.replace(rows[0], teacher=teacher_params), rows[1]), None
 
     def loss(params: Params, microbatch: Microbatch, key: jax.Array) -> LossAndSums:
         if schedules.gate is not None:
@@ -226,30 +231,45 @@ def loss_fn(
         key: of dropout; None: no dropout.
     """
     targets, segment_ids = microbatch
-
-    def lm_head(model: ModelConfig, params: Params, key: jax.Array | None) -> LMHead:
-        hidden = family(model).encode(
-            params,
-            model,
-            targets.inputs,
-            segment_ids,
-            positions=targets.positions,
-            key=key,
-            policy=config.policy,
-        )
-        features = family(model).lm_features(params, model, hidden, policy=config.policy)
-        return LMHead.from_params(features, params, model)
-
-    teachers: tuple[LMHead, ...] = ()
+    teachers: Teachers = ()
     loss_config = LossConfig(
         config.distill, config.temperature_is_one, config.model.vocab_size, config.policy
     )
-    if config.teacher is not None and teacher_params is not None:
+    if targets.teacher is not None:
+        teachers = targets.teacher
+    elif isinstance(config.teacher, TeacherConfig) and teacher_params is not None:
         models = zip(config.teacher.models, teacher_params, strict=True)
-        teachers = tuple(lm_head(model, params, None) for model, params in models)
+        teachers = tuple(
+            make_lm_head(model, params, targets, segment_ids, config.policy) for model, params in models
+        )
         loss_config = loss_config._replace(teacher_weights=config.teacher.weights)
-    student = lm_head(config.model, params, key if config.model.uses_dropout else None)
+    dropout_key = key if config.model.uses_dropout else None
+    student = make_lm_head(config.model, params, targets, segment_ids, config.policy, dropout_key)
     return fused_lm_loss(student, teachers, targets.labels, targets.weights, loss_weights, loss_config)
+
+
+def make_lm_head(
+    model: ModelConfig,
+    params: Params,
+    targets: Targets,
+    segment_ids: jax.Array,
+    policy: Policy,
+    key: jax.Array | None = None,
+) -> LMHead:
+    """Return what the logits of the predictions are computed from.
+
+    Args:
+        model: config of the model.
+        params: its parameters.
+        targets: inputs, and positions of the predictions.
+        segment_ids: int [B, L].
+        policy: dtypes for compute and activations.
+        key: of dropout; None: no dropout.
+    """
+    hidden = family(model).encode(
+        params, model, targets.inputs, segment_ids, positions=targets.positions, key=key, policy=policy
+    )
+    return LMHead.from_params(family(model).lm_features(params, model, hidden, policy=policy), params, model)
 
 
 def accumulate_gradients(

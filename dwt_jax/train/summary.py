@@ -22,6 +22,7 @@ from dwt_jax.runs.optimizer import optimizer_flops
 from dwt_jax.runs.pretrained import params_digest
 from dwt_jax.runs.state import TrainState
 from dwt_jax.runs.teacher import LoadedTeacher
+from dwt_jax.runs.teacher_cache import CachedTeacher
 from dwt_jax.text_format import format_count
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step
 from dwt_jax.train.initialize import (
@@ -73,15 +74,16 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
         metric_writer.log_message("no checkpoint of the steps before: the run begins again, and its metrics")
 
 
-def _describe_teacher(teacher: LoadedTeacher, config: Config) -> str:
+def _describe_teacher(teacher: LoadedTeacher | CachedTeacher, config: Config) -> str:
     """Return the sizes, the weights and the paths of a teacher's models."""
     weights = teacher.config.weights
+    paths = config.teacher.model_paths
+    if isinstance(teacher, CachedTeacher):
+        paths = (f"the cache {config.teacher.cache}",) * len(weights)
     return " + ".join(
         f"{f'{weight:.3g} of ' if len(weights) > 1 else ''}"
         f"{model.num_hidden_layers} x {model.hidden_size} from {path}"
-        for weight, model, path in zip(
-            weights, teacher.config.models, config.teacher.model_paths, strict=True
-        )
+        for weight, model, path in zip(weights, teacher.config.models, paths, strict=True)
     )
 
 
