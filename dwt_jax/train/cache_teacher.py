@@ -74,6 +74,8 @@ def write_cache(config: Config, out: Path, settings: SampleSettings, part: tuple
     run, run_identity = build_run(config, out, get_prepared(config.data), lambda *_: None)
     if not run.teacher_end_step:
         raise UserError("config: distill.alpha_soft is 0 at every step, expected a run that uses its teacher")
+    if settings.kind == "top_k" and settings.count > run.config.model.vocab_size:
+        raise UserError(f"cache: --top-k is {settings.count}, expected at most the vocabulary's size")
     record = _describe_cache(run, settings, run_identity["data_digest"])
     _claim(out, record)
     shards = _shard_steps(run.batch_sizes[: run.teacher_end_step])

@@ -19,7 +19,7 @@ from dwt_jax.runs.metric_writer import MetricWriter, ThroughputMeter
 from dwt_jax.runs.metrics_file import read_jsonl
 from dwt_jax.runs.peak_flops import peak_flops_per_device
 from dwt_jax.runs.state import TrainState
-from dwt_jax.runs.teacher import LoadedTeacher
+from dwt_jax.runs.teacher_cache import CachedTeacher
 from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step, remaining_flops
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.run_state import effective_params
@@ -83,7 +83,7 @@ class MetricLogger:
     def __call__(self, loop: LoopState) -> None:
         self.flush(loop)
         step_flops = self.run.student_flops[loop.step - 1]
-        if loop.with_teacher and isinstance(self.run.teacher, LoadedTeacher):
+        if loop.with_teacher and not isinstance(self.run.teacher, CachedTeacher):
             step_flops += self.run.teacher_flops[loop.step - 1]
         loop.throughput.add(loop.num_tokens, float(step_flops))
         train_config = self.run.config.train

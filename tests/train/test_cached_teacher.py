@@ -88,7 +88,7 @@ def test_the_samples_are_of_the_teachers_distribution(project, cache):
 
 
 def test_many_of_the_most_probable_tokens_are_nearly_the_teacher(project, online, tmp_path):
-    assert write(project, tmp_path / "top", "--top-k=200") == 0
+    assert write(project, tmp_path / "top", "--top-k=80") == 0
     found = run(project, tmp_path / "top", tmp_path / "run")
     assert [step["soft_loss"] for step in found] == pytest.approx(
         [step["soft_loss"] for step in online], rel=2e-2
@@ -169,6 +169,7 @@ def test_damaged_and_incomplete_caches_are_refused(project, cache, tmp_path):
     [
         ([], {"teacher__path": ""}, "teacher.path is empty, expected the teacher whose answers are cached"),
         (["--draws=300"], {}, "--draws is 300, expected at most 255"),
+        (["--top-k=200"], {}, "--top-k is 200, expected at most the vocabulary's size"),
         (["--part=2/2"], {}, "--part is '2/2', expected I/N"),
         ([], {"distill__alpha_soft": "0"}, "distill.alpha_soft is 0 at every step"),
     ],
