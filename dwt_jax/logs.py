@@ -42,14 +42,14 @@ _handler = _StderrHandler()
 def set_process(index: int, has_own_log: bool) -> None:
     """Set which messages one of several processes shows: process 0 all, the others warnings and errors.
 
-    Warnings and errors begin with the index of the process.
+    Warnings and errors of the others begin with their index.
 
     Args:
         index: index of this process.
         has_own_log: whether this process writes to its own log file, which also gets the messages.
     """
     logger.setLevel(logging.INFO if index == 0 or has_own_log else logging.WARNING)
-    _handler.process = f"process {index}: "
+    _handler.process = f"process {index}: " if index else ""
 
 
 logger.addHandler(_handler)

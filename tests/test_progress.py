@@ -126,7 +126,7 @@ def test_levels_have_their_beginnings(capsys, as_process):
         logger.info("a message")
         logger.warning("a warning")
         logger.error("an error")
-        first = f"process {index}: "
+        first = f"process {index}: " if index else ""
         message = [] if index and not has_own_log else ["a message"]
         expected = [*message, f"{first}a warning", f"dwt: {first}an error"]
         captured = capsys.readouterr()
