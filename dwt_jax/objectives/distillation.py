@@ -126,8 +126,8 @@ def mix_logits(logits: Sequence[jax.Array], weights: Sequence[float]) -> jax.Arr
     return functools.reduce(jnp.logaddexp, terms)
 
 
-def _entropy(logits: jax.Array) -> jax.Array:
-    log_p = jax.nn.log_softmax(logits)
+def entropy(log_p: jax.Array) -> jax.Array:
+    """Return the entropy −Σ p · log p in nats, fp32 [...], of log p [..., V]."""
     return -(jnp.exp(log_p) * log_p).sum(-1)
 
 
@@ -161,9 +161,12 @@ def token_weights(
             teacher_hard = cross_entropy(teacher, labels)
         teacher_better = teacher_hard < cross_entropy(student, labels)
         return weights * jax.lax.stop_gradient(teacher_better.astype(jnp.float32))
-    entropy = teacher.entropy if isinstance(teacher, TeacherSample) else _entropy(teacher)
-    entropy = jnp.where(weights > 0, entropy, jnp.inf)
-    rank = jnp.argsort(jnp.argsort(entropy, axis=-1), axis=-1)
+    if isinstance(teacher, TeacherSample):
+        teacher_entropy = teacher.entropy
+    else:
+        teacher_entropy = entropy(jax.nn.log_softmax(teacher))
+    teacher_entropy = jnp.where(weights > 0, teacher_entropy, jnp.inf)
+    rank = jnp.argsort(jnp.argsort(teacher_entropy, axis=-1), axis=-1)
     num_dropped = jnp.round(distill.drop_fraction * weights.sum(-1, keepdims=True))
     return weights * (rank >= num_dropped)
 

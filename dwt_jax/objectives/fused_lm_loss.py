@@ -259,10 +259,14 @@ def _sum_rows(x: jax.Array, policy: Policy) -> jax.Array:
     return batched_dot(jnp.ones((1, x.shape[0]), x.dtype), x, (1, 0))[0]
 
 
-def _logits(head: LMHead, features: jax.Array, loss_config: LossConfig) -> jax.Array:
-    """Return fp32 logits [B·P, V] of features [B, P, D]."""
+def head_logits(head: LMHead, features: jax.Array, vocab_size: int, policy: Policy) -> jax.Array:
+    """Return fp32 logits [B·P, V] of a head over features [B, P, D], which may be a part of its own."""
     flat = features.reshape(-1, features.shape[-1])
-    return lm_logits(flat, head.embedding, head.bias, loss_config.vocab_size, loss_config.policy)
+    return lm_logits(flat, head.embedding, head.bias, vocab_size, policy)
+
+
+def _logits(head: LMHead, features: jax.Array, loss_config: LossConfig) -> jax.Array:
+    return head_logits(head, features, loss_config.vocab_size, loss_config.policy)
 
 
 def _backward(

@@ -13,16 +13,16 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from dwt_jax.config_loader import build_dataclass
 from dwt_jax.distributed.mesh import batch_sharding
 from dwt_jax.errors import UserError
 from dwt_jax.files import atomic_write, read_json_object, user_path
-from dwt_jax.models import flops, model_config_type
+from dwt_jax.models import model_config_type
 from dwt_jax.models.protocol import ModelConfig
 from dwt_jax.objectives.teacher_sample import SampleKind, TeacherSample
-from dwt_jax.runs.teacher import LoadedTeacher
+from dwt_jax.runs.teacher import LoadedTeacher, TeacherConfig
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -33,14 +33,12 @@ class CacheConfig:
     """What the compiled step depends on, where a cache takes the place of the teacher.
 
     Attributes:
-        models: configs of the teacher's models.
-        weights: of the models in the mean of their probabilities; their sum is 1.
+        teacher: of the teacher whose answers they are.
         kind: how the tokens were chosen.
         count: K, tokens of a prediction at most.
     """
 
-    models: tuple[ModelConfig, ...]
-    weights: tuple[float, ...]
+    teacher: TeacherConfig
     kind: SampleKind
     count: int
 
@@ -48,9 +46,19 @@ class CacheConfig:
         """Return the sharding of a `TeacherSample`: by rows."""
         return batch_sharding(mesh)
 
+    @property
+    def models(self) -> tuple[ModelConfig, ...]:
+        """Configs of the teacher's models."""
+        return self.teacher.models
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Weights of the models in the mean of their probabilities."""
+        return self.teacher.weights
+
     def forward_flops(self, rows: int, length: int, predictions: int) -> float:
         """Return the FLOPs that the answers of some rows cost, when the cache was written."""
-        return sum(flops.forward_flops(model, rows, length, predictions) for model in self.models)
+        return self.teacher.forward_flops(rows, length, predictions)
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,8 @@ class CachedTeacher:
         try:
             teacher = index["teacher"]
             models = tuple(_model_config(model) for model in teacher["models"])
-            self.config = CacheConfig(models, tuple(teacher["weights"]), index["kind"], int(index["count"]))
+            teacher_config = TeacherConfig(models, tuple(teacher["weights"]))
+            self.config = CacheConfig(teacher_config, index["kind"], int(index["count"]))
             self.teacher_digest: str = teacher["digest"]
             self.digests: tuple[str, ...] = tuple(teacher["digests"])
             self.training_flops: float | None = teacher["training_flops"]
@@ -168,7 +177,7 @@ class CachedTeacher:
             raise UserError(f"{path}: {error.strerror}, expected a file of the cache") from None
         if hashlib.sha256(content).hexdigest() != digest:
             raise UserError(f"{path}: damaged, expected the file that dwt cache wrote (its SHA-256 differs)")
-        return RowsOfSamples(**load_file(path))
+        return RowsOfSamples(**load(content))
 
 
 def _model_config(fields: dict[str, Any]) -> ModelConfig:

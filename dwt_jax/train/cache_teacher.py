@@ -26,11 +26,10 @@ from dwt_jax.distributed.mesh import (
 from dwt_jax.errors import UserError
 from dwt_jax.files import read_json_object, write_json
 from dwt_jax.logs import logger
-from dwt_jax.models.common.lm_head import lm_logits, map_positions
-from dwt_jax.models.common.matmul import Policy
+from dwt_jax.models.common.lm_head import map_positions
 from dwt_jax.models.common.sharding import policy_for_mesh
-from dwt_jax.objectives.distillation import mix_logits
-from dwt_jax.objectives.fused_lm_loss import LMHead
+from dwt_jax.objectives.distillation import entropy, mix_logits
+from dwt_jax.objectives.fused_lm_loss import head_logits
 from dwt_jax.objectives.targets import row_keys
 from dwt_jax.objectives.teacher_sample import SampleKind, draw_tokens
 from dwt_jax.progress import Progress
@@ -217,7 +216,7 @@ def _sample_step(
     def sample(inputs: tuple[tuple[jax.Array, ...], jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         features, labels, uniform = inputs
         models = zip(heads, features, strict=True)
-        logits = [_logits(head, x, vocab_size, policy) for head, x in models]
+        logits = [head_logits(head, x, vocab_size, policy).reshape(*labels.shape, -1) for head, x in models]
         log_p = jax.nn.log_softmax(mix_logits(logits, weights))
         if settings.kind == "draws":
             ids = draw_tokens(log_p, uniform, settings.count)
@@ -226,15 +225,10 @@ def _sample_step(
             log_values, ids = jax.lax.top_k(log_p, settings.count)
             values = jnp.exp(log_values).astype(jnp.float16)
         label_log_prob = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-        return ids.astype(jnp.int32), values, label_log_prob, -(jnp.exp(log_p) * log_p).sum(-1)
+        return ids.astype(jnp.int32), values, label_log_prob, entropy(log_p)
 
     inputs = tuple(head.features for head in heads), targets.labels, uniform
     return (*map_positions(sample, inputs, vocab_size, policy), targets.weights)
-
-
-def _logits(head: LMHead, features: jax.Array, vocab_size: int, policy: Policy) -> jax.Array:
-    flat = features.reshape(-1, features.shape[-1])
-    return lm_logits(flat, head.embedding, head.bias, vocab_size, policy).reshape(*features.shape[:-1], -1)
 
 
 def _compute_rows(
@@ -247,8 +241,8 @@ def _compute_rows(
     ):
         steps.append(sample(step, batch))
         progress.advance(len(batch.tokens))
-    ids, values, label_log_prob, entropy, weights = (np.concatenate(x) for x in zip(*steps, strict=True))
-    return pack_samples(ids, values, label_log_prob, entropy, weights > 0, run.config.model.vocab_size)
+    ids, values, label_log_prob, entropies, weights = (np.concatenate(x) for x in zip(*steps, strict=True))
+    return pack_samples(ids, values, label_log_prob, entropies, weights > 0, run.config.model.vocab_size)
 
 
 def pack_samples(
