@@ -165,7 +165,7 @@ def _objective_problems(config: Config) -> Iterator[str]:
         yield f"distill.preset is {distill.preset!r}, expected teacher.path to name a teacher (it is empty)"
     hard = distill.alpha_hard
     if config.teacher.cache:
-        yield from _cache_problems(config)
+        yield from cache_problems(config)
     if not config.teacher.is_set and distill.alpha_soft != Schedule():
         yield "distill.alpha_soft is set, expected teacher.path to name a teacher (it is empty)"
     nonzero_weight = "a non-zero loss weight at the end of training"
@@ -181,7 +181,7 @@ def _objective_problems(config: Config) -> Iterator[str]:
         yield f"distill.temperature goes down to {lowest}, expected more than 0"
 
 
-def _cache_problems(config: Config) -> Iterator[str]:
+def cache_problems(config: Config) -> Iterator[str]:
     """Yield one line for each setting that the samples of `teacher.cache` cannot serve."""
     temperature, divergence = config.distill.temperature, config.distill.divergence
     if (temperature.kind, temperature.value, temperature.warmup_fraction) != ("constant", 1.0, 0.0):

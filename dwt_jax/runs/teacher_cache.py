@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import jax
 import numpy as np
@@ -115,8 +115,8 @@ class CachedTeacher:
         path: its directory.
         config: what the step depends on.
         steps: number of steps that it has.
-        digest: of its content.
-        teacher_digest: of the teacher.
+        digest: of the teacher, as `LoadedTeacher.digest`.
+        cache_digest: of its content.
         digests: of the parameters of the teacher's models.
         training_flops: of the pre-training of the teacher's models; None if unknown.
         identity: what must be equal in a run, see `train.setup.cache_identity`.
@@ -142,18 +142,20 @@ class CachedTeacher:
             models = tuple(_model_config(model) for model in teacher["models"])
             teacher_config = TeacherConfig(models, tuple(teacher["weights"]))
             self.config = CacheConfig(teacher_config, index["kind"], int(index["count"]))
-            self.teacher_digest: str = teacher["digest"]
+            self.digest: str = teacher["digest"]
             self.digests: tuple[str, ...] = tuple(teacher["digests"])
             self.training_flops: float | None = teacher["training_flops"]
             self.identity: Mapping[str, Any] = index["identity"]
             self._batch_sizes = np.asarray(index["identity"]["batch_sizes"], np.int64)
+            if self.config.kind not in get_args(SampleKind) or not index["shards"]:
+                raise ValueError("kind or shards")
             self._shards = [(int(x["first_step"]), str(x["file"]), str(x["sha256"])) for x in index["shards"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.path / INDEX_NAME}: damaged ({error!r}), expected what dwt cache wrote"
             ) from None
         self.steps = len(self._batch_sizes)
-        self.digest = hashlib.sha256(json.dumps(index["shards"]).encode()).hexdigest()
+        self.cache_digest = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
         self._loaded: tuple[int, RowsOfSamples] | None = None
 
     def sample(self, step: int, rows: np.ndarray) -> TeacherSample:
@@ -198,14 +200,31 @@ def reject_cache_of_another_run(cache: CachedTeacher, identity: Mapping[str, Any
             num_steps = min(steps, cache.steps)
             value, expected = value[:num_steps], expected[:num_steps]
         if value != expected:
-            shown, required = (json.dumps(x, ensure_ascii=False)[:80] for x in (value, expected))
+            name, cached_value, expected_value = _first_difference(key, value, expected)
             raise UserError(
-                f"teacher.cache: {cache.path} was written for another {key}, {shown}, expected {required}"
+                f"teacher.cache: {cache.path} was written for another {name}, {cached_value}, expected "
+                f"{expected_value}"
             )
     if cache.steps < steps:
         raise UserError(
             f"teacher.cache: {cache.path} has the predictions of {cache.steps:,} steps, expected {steps:,}"
         )
+
+
+def _first_difference(key: str, value: Any, expected: Any) -> tuple[str, str, str]:
+    """Return the dotted key of the first difference of two JSON values, and both values there."""
+    if isinstance(value, dict) and isinstance(expected, dict):
+        keys = {**value, **expected}
+    elif isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
+        return next(
+            _first_difference(f"{key}.{i}", *pair)
+            for i, pair in enumerate(zip(value, expected, strict=True))
+            if pair[0] != pair[1]
+        )
+    else:
+        return key, json.dumps(value), json.dumps(expected)
+    name = next(name for name in keys if value.get(name) != expected.get(name))
+    return _first_difference(f"{key}.{name}", value.get(name), expected.get(name))
 
 
 def open_cached_teacher(path: str, teacher: LoadedTeacher | None) -> CachedTeacher:
@@ -219,7 +238,7 @@ def open_cached_teacher(path: str, teacher: LoadedTeacher | None) -> CachedTeach
         UserError: the cache is not complete or damaged, or has the answers of another teacher.
     """
     cache = CachedTeacher(path)
-    if teacher is not None and teacher.digest != cache.teacher_digest:
+    if teacher is not None and teacher.digest != cache.digest:
         raise UserError(
             f"teacher.cache: {path} has the answers of another teacher than teacher.path, expected those of "
             "the same one (or teacher.path empty)"

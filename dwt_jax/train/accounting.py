@@ -6,6 +6,7 @@ import numpy as np
 from dwt_jax.models import flops
 from dwt_jax.objectives import objective_module
 from dwt_jax.runs.optimizer import optimizer_flops
+from dwt_jax.runs.teacher_cache import CachedTeacher
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.step import StepConfig
 
@@ -75,6 +76,11 @@ def flops_so_far(run: RunContext, step: int, teacher_steps: int) -> dict[str, fl
     }
 
 
-def remaining_flops(run: RunContext, step: int, teacher_end_step: int) -> float:
-    """Return the FLOPs of the steps after the first `step`, with the teacher before `teacher_end_step`."""
-    return float(run.student_flops[step:].sum() + run.teacher_flops[step:teacher_end_step].sum())
+def computed_flops(run: RunContext, start: int, stop: int, teacher_end_step: int) -> float:
+    """Return the FLOPs that steps from `start` to before `stop` compute.
+
+    The teacher's are among them before `teacher_end_step`, unless its answers come from a cache: those are
+    charged to the run by `flops_so_far`, but they were computed before.
+    """
+    teacher_stop = start if isinstance(run.teacher, CachedTeacher) else min(stop, teacher_end_step)
+    return float(run.student_flops[start:stop].sum() + run.teacher_flops[start:teacher_stop].sum())

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dwt_jax.config import Config
+from dwt_jax.config_checks import cache_problems
 from dwt_jax.data.batch import Batch
 from dwt_jax.data.data_cache import get_prepared
 from dwt_jax.data.dataset import batch_iterator
@@ -24,7 +27,7 @@ from dwt_jax.distributed.mesh import (
     to_host,
 )
 from dwt_jax.errors import UserError
-from dwt_jax.files import read_json_object, write_json
+from dwt_jax.files import acquire_lock, list_directory, read_intact_json, read_json_object, write_json
 from dwt_jax.logs import logger
 from dwt_jax.models.common.lm_head import map_positions
 from dwt_jax.models.common.sharding import policy_for_mesh
@@ -69,6 +72,8 @@ def write_cache(config: Config, out: Path, settings: SampleSettings, part: tuple
     """
     if not config.teacher.model_paths:
         raise UserError("config: teacher.path is empty, expected the teacher whose answers are cached")
+    for problem in cache_problems(config):  # else no run could use it
+        raise UserError(f"config: {problem}")
     config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, cache=""))
     run, run_identity = build_run(config, out, get_prepared(config.data), lambda *_: None)
     if not run.teacher_end_step:
@@ -76,7 +81,8 @@ def write_cache(config: Config, out: Path, settings: SampleSettings, part: tuple
     if settings.kind == "top_k" and settings.count > run.config.model.vocab_size:
         raise UserError(f"cache: --top-k is {settings.count}, expected at most the vocabulary's size")
     record = _describe_cache(run, settings, run_identity["data_digest"])
-    _claim(out, record)
+    with _lock(out):
+        _claim(out, record)
     shards = _shard_steps(run.batch_sizes[: run.teacher_end_step])
     local = [number for number in range(part[0], len(shards), part[1]) if not _has_shard(out, number)]
     total = sum(int(run.batch_sizes[slice(*shards[number])].sum()) for number in local)
@@ -84,10 +90,12 @@ def write_cache(config: Config, out: Path, settings: SampleSettings, part: tuple
         sample = _make_sampler(run, settings) if local else None
         for number in local:
             assert sample is not None
-            rows = _compute_rows(run, sample, *shards[number], progress)
+            rows = _compute_rows(run, settings.kind, sample, *shards[number], progress)
             digest = write_shard(out / _shard_name(number), rows)
             write_json(_digest_path(out, number), {"sha256": digest})
-    if not all(_has_shard(out, number) for number in range(len(shards))):
+    complete = sum(_has_shard(out, number) for number in range(len(shards)))
+    if complete < len(shards):
+        logger.info(f"cache: {complete} of {len(shards)} files are in {out}; index.json needs all of them")
         return False
     _write_index(out, record, shards)
     return True
@@ -97,13 +105,15 @@ def _describe_cache(run: RunContext, settings: SampleSettings, data_digest: str)
     """Return the content of `cache.json`, as JSON represents it."""
     teacher = run.teacher
     assert isinstance(teacher, LoadedTeacher)
-    identity = cache_identity(run.config, run.batch_sizes, data_digest)
+    identity = cache_identity(run, data_digest)
     identity["batch_sizes"] = identity["batch_sizes"][: run.teacher_end_step]
     record = {
         "format": FORMAT_VERSION,
         **dataclasses.asdict(settings),
         "temperature": 1.0,
         "compute_dtype": str(run.policy.compute_dtype),
+        "teacher_dtype": str(jax.tree.leaves(teacher.params)[0].dtype),
+        "rows_per_file": ROWS_PER_SHARD,
         "identity": identity,
         "teacher": {
             "digest": teacher.digest,
@@ -116,6 +126,18 @@ def _describe_cache(run: RunContext, settings: SampleSettings, data_digest: str)
     return json.loads(json.dumps(record))
 
 
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Create a directory, and lock it against processes that start on it at the same time."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = acquire_lock(out / ".lock", wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
 def _claim(out: Path, record: dict[str, Any]) -> None:
     """Write `cache.json`, or compare it: a directory holds one cache."""
     path = out / "cache.json"
@@ -124,9 +146,8 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
         if different := [key for key in record if before.get(key) != record[key]]:
             raise UserError(f"{out}: holds a cache with another {different[0]}, expected a new --out")
         return
-    if out.exists() and any(out.iterdir()):
+    if any(not child.name.startswith(".") for child in list_directory(out)):
         raise UserError(f"{out}: holds other files, expected a new or empty --out")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
 
 
@@ -154,8 +175,9 @@ def _digest_path(out: Path, number: int) -> Path:
 
 
 def _has_shard(out: Path, number: int) -> bool:
-    """Whether a file is complete: its checksum is written last."""
-    return _digest_path(out, number).exists() and (out / _shard_name(number)).exists()
+    """Whether a file is complete and intact. Its checksum is written last."""
+    path, record = out / _shard_name(number), read_intact_json(_digest_path(out, number))
+    return path.exists() and (record or {}).get("sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _shard_steps(batch_sizes: np.ndarray) -> list[tuple[int, int]]:
@@ -232,7 +254,7 @@ def _sample_step(
 
 
 def _compute_rows(
-    run: RunContext, sample: _Sampler, first_step: int, stop: int, progress: Progress
+    run: RunContext, kind: SampleKind, sample: _Sampler, first_step: int, stop: int, progress: Progress
 ) -> RowsOfSamples:
     """Return the samples of all rows of some steps."""
     steps = []
@@ -242,10 +264,12 @@ def _compute_rows(
         steps.append(sample(step, batch))
         progress.advance(len(batch.tokens))
     ids, values, label_log_prob, entropies, weights = (np.concatenate(x) for x in zip(*steps, strict=True))
-    return pack_samples(ids, values, label_log_prob, entropies, weights > 0, run.config.model.vocab_size)
+    vocab_size = run.config.model.vocab_size
+    return pack_samples(kind, ids, values, label_log_prob, entropies, weights > 0, vocab_size)
 
 
 def pack_samples(
+    kind: SampleKind,
     ids: np.ndarray,
     values: np.ndarray,
     label_log_prob: np.ndarray,
@@ -256,15 +280,16 @@ def pack_samples(
     """Return samples as they are stored: each token once, with the number of its draws or its probability.
 
     Args:
+        kind: how the tokens were chosen.
         ids: int [R, P, K]; those of draws are increasing.
-        values: float16 [R, P, K], probabilities; all 0 for draws.
+        values: float16 [R, P, K], probabilities; of no meaning for draws.
         label_log_prob: float32 [R, P].
         entropy: float32 [R, P].
         is_prediction: bool [R, P].
         vocab_size: of the data; decides the type of the ids.
     """
     is_first = np.ones(ids.shape, bool)
-    if is_draws := not values.any():
+    if kind == "draws":
         is_first[..., 1:] = ids[..., 1:] != ids[..., :-1]
     is_first &= is_prediction[..., None]
     start = np.flatnonzero(is_first)
@@ -273,7 +298,7 @@ def pack_samples(
     draws = np.minimum(following, (start // count + 1) * count) - start
     return RowsOfSamples(
         ids=ids[is_first].astype(np.uint16 if vocab_size <= 2**16 else np.uint32),
-        values=draws.astype(np.uint8) if is_draws else values[is_first],
+        values=draws.astype(np.uint8) if kind == "draws" else values[is_first],
         num_tokens=is_first.sum(-1).astype(np.uint8),
         label_log_prob=np.where(is_prediction, label_log_prob, 0).astype(np.float32),
         entropy=np.where(is_prediction, entropy, 0).astype(np.float32),

@@ -19,8 +19,7 @@ from dwt_jax.runs.metric_writer import MetricWriter, ThroughputMeter
 from dwt_jax.runs.metrics_file import read_jsonl
 from dwt_jax.runs.peak_flops import peak_flops_per_device
 from dwt_jax.runs.state import TrainState
-from dwt_jax.runs.teacher_cache import CachedTeacher
-from dwt_jax.train.accounting import flops_so_far, get_teacher_end_step, remaining_flops
+from dwt_jax.train.accounting import computed_flops, flops_so_far, get_teacher_end_step
 from dwt_jax.train.run_context import RunContext
 from dwt_jax.train.run_state import effective_params
 from dwt_jax.train.step import Metrics
@@ -82,10 +81,9 @@ class MetricLogger:
 
     def __call__(self, loop: LoopState) -> None:
         self.flush(loop)
-        step_flops = self.run.student_flops[loop.step - 1]
-        if loop.with_teacher and not isinstance(self.run.teacher, CachedTeacher):
-            step_flops += self.run.teacher_flops[loop.step - 1]
-        loop.throughput.add(loop.num_tokens, float(step_flops))
+        teacher_end_step = loop.step if loop.with_teacher else 0
+        step_flops = computed_flops(self.run, loop.step - 1, loop.step, teacher_end_step)
+        loop.throughput.add(loop.num_tokens, step_flops)
         train_config = self.run.config.train
         if is_due(loop.step, train_config.log_every, 0) or loop.step == train_config.steps:
             self._pending = loop.step, loop.metrics
@@ -115,7 +113,7 @@ class MetricLogger:
             **flops_so_far(self.run, step, teacher_steps),
         }
         # By FLOPs and not by steps: those of a batch ramp, or without the teacher, take less time.
-        remaining = remaining_flops(self.run, step, loop.teacher_end_step)
+        remaining = computed_flops(self.run, step, train_config.steps, loop.teacher_end_step)
         eta = remaining / flops_per_second if flops_per_second else 0.0
         self.metric_writer.log_step(record, eta)
         self.losses = dict([*self.losses.items(), (step, values["loss"])][-2:])

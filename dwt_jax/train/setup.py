@@ -1,6 +1,8 @@
 """Resolve a config to a run, i.e. to everything that is fixed before the first step."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ from dwt_jax.config_checks import check
 from dwt_jax.config_loader import config_to_dict, flatten_dict
 from dwt_jax.data.batch_ramp import rows_per_step, steps_for_rows
 from dwt_jax.data.data_cache import get_prepared, recorded_config
-from dwt_jax.data.dataset import PackedDataset, open_dataset, rows_per_epoch
+from dwt_jax.data.dataset import PackedDataset, get_batch, open_dataset, rows_per_epoch
 from dwt_jax.data.tokenizer import Vocabulary, load_vocabulary
 from dwt_jax.distributed import coordination
 from dwt_jax.distributed.mesh import make_mesh
@@ -28,6 +30,7 @@ from dwt_jax.model_files import describe_missing_path
 from dwt_jax.models.common.attention_backends import choose_backend
 from dwt_jax.models.common.matmul import AttentionBackend, Policy
 from dwt_jax.objectives import objective_module, schedules
+from dwt_jax.objectives.targets import row_keys
 from dwt_jax.runs.metric_writer import wandb_problem
 from dwt_jax.runs.run_dir import init_run_dir, read_run_config, read_run_record, wait_for_file
 from dwt_jax.runs.state import STATE_FORMAT
@@ -172,9 +175,6 @@ def build_run(
     step_config = make_step_config(config, teacher.config if teacher else None, objective, policy)
     batch_sizes = rows_per_step(config.train)
     teacher_end_step = schedules.zero_from(np.asarray(run_schedules.alpha_soft)) if teacher else 0
-    if isinstance(teacher, CachedTeacher):
-        expected = cache_identity(config, batch_sizes, identity["data_digest"])
-        reject_cache_of_another_run(teacher, expected, teacher_end_step)
     student_flops, teacher_flops = flops_by_step(step_config, config.data.sequence_length, batch_sizes)
     run = RunContext(
         config=config,
@@ -193,18 +193,21 @@ def build_run(
         student_flops=student_flops,
         teacher_flops=teacher_flops,
     )
+    if isinstance(teacher, CachedTeacher):
+        identity["teacher_cache_digest"] = teacher.cache_digest
+        expected = cache_identity(run, identity["data_digest"])
+        reject_cache_of_another_run(teacher, expected, teacher_end_step)
     return run, identity
 
 
-def cache_identity(config: Config, batch_sizes: np.ndarray, data_digest: str) -> dict[str, Any]:
+def cache_identity(run: RunContext, data_digest: str) -> dict[str, Any]:
     """Return what a cache and a run that uses it must have in common, as JSON represents it.
 
     Args:
-        config: resolved.
-        batch_sizes: rows of each step, int [steps].
-        data_digest: of the rows.
+        run: the run; its teacher does not matter.
+        data_digest: of its rows.
     """
-    masks: dict[str, Any] = {}
+    config, masks = run.config, {}
     if config.model.objective == "mlm":
         masks = dataclasses.asdict(config.mlm)
         if config.mlm.probability.kind != "constant":  # a function of the share of the run
@@ -215,9 +218,21 @@ def cache_identity(config: Config, batch_sizes: np.ndarray, data_digest: str) ->
         "seed": config.seed,
         "objective": config.model.objective,
         "mlm": masks,
-        "batch_sizes": batch_sizes.tolist(),
+        "batch_sizes": run.batch_sizes.tolist(),
+        "first_targets": _digest_first_targets(run),
     }
     return json.loads(json.dumps(identity))
+
+
+def _digest_first_targets(run: RunContext) -> str:
+    """Return a hash of the first step's positions and labels: another version may draw other masks."""
+    rows, objective = int(run.batch_sizes[0]), run.step_config.objective
+    make_targets = functools.partial(objective_module(objective).make_targets, objective=objective)
+    batch = get_batch(run.rows, run.config.seed, 0, rows)
+    keys = row_keys(run.config.seed, 0, jnp.arange(rows))
+    targets = jax.jit(make_targets)(batch, keys, num_predictions=run.schedules[0].num_predictions)
+    arrays = jax.tree.leaves((targets.positions, targets.labels, targets.weights))
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in arrays)).hexdigest()[:16]
 
 
 def _inherit_growth_config(config: Config, saved_init: Init) -> Config:

@@ -63,6 +63,7 @@ def log_run_summary(run: RunContext, state: TrainState, start_step: int, metric_
         ratio = run.teacher_flops.sum() / run.student_flops.sum()
         metric_writer.log_message(
             f"teacher {_describe_teacher(run.teacher, run.config)}: +{ratio:.0%} FLOPs per step"
+            f"{' (charged, computed before)' if isinstance(run.teacher, CachedTeacher) else ''}"
         )
         if run.teacher_end_step == 0:
             metric_writer.log_message("the teacher is not used: distill.alpha_soft is 0 at every step")

@@ -1,5 +1,6 @@
 """A teacher's answers on disk: written once, in parts, resumed; and a run that learns from them."""
 
+import json
 import shutil
 
 import numpy as np
@@ -105,14 +106,17 @@ def test_a_run_resumes_bit_for_bit_and_accumulates(project, cache, cached, tmp_p
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_parts_and_an_interrupted_writer_give_the_same_bytes(project, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_teacher, "ROWS_PER_SHARD", 32)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / ".cache.json.partial-1").touch()  # of a process that was killed
     for part in ("1/2", "0/2"):
         assert not (tmp_path / "parts" / "index.json").exists()
         assert write(project, tmp_path / "parts", f"--part={part}") == 0
+    (tmp_path / "parts" / ".cache.json.partial-1").unlink()
     assert files(tmp_path / "parts") == files(cache)
     for name in ("index.json", "00001.json"):  # stopped before the checksum of a file was written
         (tmp_path / "parts" / name).unlink()
@@ -124,8 +128,8 @@ def test_parts_and_an_interrupted_writer_give_the_same_bytes(project, cache, tmp
     ("others", "message"),
     [
         ({"seed": "1"}, "was written for another seed, 0, expected 1"),
-        ({"train__batch_size": "16"}, "was written for another batch_sizes, "),
-        ({"mlm__probability": "0.2"}, "was written for another mlm, "),
+        ({"train__batch_size": "16"}, r"another batch_sizes\.0, 8, expected 16"),
+        ({"mlm__probability": "0.2"}, r"another mlm\.probability\.value, 0\.15, expected 0\.2"),
         ({"train__steps": "13"}, "has the predictions of 12 steps, expected 13"),
         ({"distill__temperature": "2"}, "temperature is set, expected 1 with teacher.cache"),
         ({"distill__divergence": "reverse_kl"}, "divergence is 'reverse_kl', expected 'forward_kl'"),
@@ -140,6 +144,22 @@ def test_a_cache_that_does_not_belong_to_the_run_is_refused(project, cache, tmp_
     assert "\n" not in str(error.value)
 
 
+def test_other_masks_of_another_version_are_refused(project, cache, tmp_path):
+    copy = tmp_path / "cache"
+    shutil.copytree(cache, copy)
+    index = json.loads((copy / "index.json").read_text())
+    index["identity"]["first_targets"] = "of another version"
+    (copy / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match='another first_targets, "of another version", expected'):
+        run(project, copy, tmp_path / "run")
+
+
+def test_a_run_stays_with_its_cache_or_its_teacher(project, cache, cached, tmp_path):
+    shutil.copytree(project[1] / "student", tmp_path / "student")
+    with pytest.raises(UserError, match=r"run\.teacher_cache_digest is '\w+' there, None here"):
+        train(load_config(project[0], overrides(project)), tmp_path / "student")
+
+
 def test_another_teacher_and_no_path_of_one(project, cache, online, tmp_path):
     with pytest.raises(UserError, match=r"has the answers of another teacher than teacher\.path"):
         run(project, cache, tmp_path / "run", teacher__path=str(project[1] / "online"))
@@ -149,7 +169,7 @@ def test_another_teacher_and_no_path_of_one(project, cache, online, tmp_path):
     assert "Distilled from a weak teacher (its answers in `cache`)" in card
 
 
-def test_damaged_and_incomplete_caches_are_refused(project, cache, tmp_path):
+def test_damaged_and_incomplete_caches_are_refused(project, cache, tmp_path, monkeypatch):
     copy = tmp_path / "cache"
     shutil.copytree(cache, copy)
     content = bytearray((copy / "00002.safetensors").read_bytes())
@@ -157,6 +177,9 @@ def test_damaged_and_incomplete_caches_are_refused(project, cache, tmp_path):
     (copy / "00002.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"00002\.safetensors: damaged, expected the file"):
         run(project, copy, tmp_path / "run")
+    monkeypatch.setattr(cache_teacher, "ROWS_PER_SHARD", 32)
+    assert write(project, copy) == 0  # the same command writes the damaged file again
+    assert files(copy) == files(cache)
     (copy / "index.json").unlink()
     with pytest.raises(UserError, match="is not complete, expected what dwt cache writes"):
         run(project, copy, tmp_path / "other")
@@ -169,6 +192,7 @@ def test_damaged_and_incomplete_caches_are_refused(project, cache, tmp_path):
     [
         ([], {"teacher__path": ""}, "teacher.path is empty, expected the teacher whose answers are cached"),
         (["--draws=300"], {}, "--draws is 300, expected at most 255"),
+        ([], {"distill__temperature": "2"}, "distill.temperature is set, expected 1 with teacher.cache"),
         (["--top-k=200"], {}, "--top-k is 200, expected at most the vocabulary's size"),
         (["--part=2/2"], {}, "--part is '2/2', expected I/N"),
         ([], {"distill__alpha_soft": "0"}, "distill.alpha_soft is 0 at every step"),
