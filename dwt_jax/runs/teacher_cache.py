@@ -4,10 +4,11 @@ A cache holds, for the predictions of each row of each step, in their order: som
 distribution with the numbers of their draws (or their probabilities), log p(label) and the entropy.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -79,12 +80,15 @@ class RowsOfSamples:
     label_log_prob: np.ndarray
     entropy: np.ndarray
 
+    @functools.cached_property
+    def _row_starts(self) -> np.ndarray:
+        """Index of the first token of each row, and n: int64 [R + 1]."""
+        return np.concatenate([[0], np.cumsum(self.num_tokens.sum(axis=1, dtype=np.int64))])
+
     def select(self, rows: np.ndarray, config: CacheConfig) -> TeacherSample:
         """Return the samples of some rows, padded to K tokens a prediction."""
-        ends = np.cumsum(self.num_tokens.sum(axis=1, dtype=np.int64))
-        lengths = self.num_tokens[rows].sum(axis=1, dtype=np.int64)
-        spans = zip(ends[rows], lengths, strict=True)
-        entries = np.concatenate([np.arange(end - length, end) for end, length in spans])
+        spans = zip(self._row_starts[rows], self._row_starts[rows + 1], strict=True)
+        entries = np.concatenate([np.arange(start, stop) for start, stop in spans])
         is_token = np.arange(config.count) < self.num_tokens[rows][..., None]
         ids, weights = np.zeros(is_token.shape, np.int32), np.zeros(is_token.shape, np.float32)
         ids[is_token] = self.ids[entries]
@@ -102,7 +106,8 @@ class RowsOfSamples:
 
 def write_shard(path: Path, rows: RowsOfSamples) -> str:
     """Write a file of the cache under a temporary name, and rename it. Return its SHA-256."""
-    content = save({name: np.ascontiguousarray(array) for name, array in vars(rows).items()})
+    names = [field.name for field in fields(rows)]
+    content = save({name: np.ascontiguousarray(getattr(rows, name)) for name in names})
     with atomic_write(path) as partial:
         partial.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
@@ -182,8 +187,8 @@ class CachedTeacher:
         return RowsOfSamples(**load(content))
 
 
-def _model_config(fields: dict[str, Any]) -> ModelConfig:
-    return build_dataclass(model_config_type(fields["model_type"]), fields)
+def _model_config(record: dict[str, Any]) -> ModelConfig:
+    return build_dataclass(model_config_type(record["model_type"]), record)
 
 
 def reject_cache_of_another_run(cache: CachedTeacher, identity: Mapping[str, Any], steps: int) -> None:

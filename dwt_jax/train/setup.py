@@ -156,11 +156,7 @@ def build_run(
     check(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape)))
     record = read_run_record(workdir, config)
     policy = _run_precision(config, record)
-    dtype = policy.compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
-    loaded_teacher = load_teacher(config, vocab, dtype) if config.teacher.model_paths else None
-    teacher: LoadedTeacher | CachedTeacher | None = loaded_teacher
-    if config.teacher.cache:
-        teacher = open_cached_teacher(config.teacher.cache, loaded_teacher)
+    teacher = _load_teacher(config, vocab, policy.compute_dtype)
     policy = policy._replace(attention=_run_attention(config, teacher, policy.compute_dtype, record))
     growth = load_source(config, vocab, workdir)
     identity = {
@@ -174,7 +170,6 @@ def build_run(
     objective = objective_module(config.model.objective).make_objective(config, vocab)
     step_config = make_step_config(config, teacher.config if teacher else None, objective, policy)
     batch_sizes = rows_per_step(config.train)
-    teacher_end_step = schedules.zero_from(np.asarray(run_schedules.alpha_soft)) if teacher else 0
     student_flops, teacher_flops = flops_by_step(step_config, config.data.sequence_length, batch_sizes)
     run = RunContext(
         config=config,
@@ -189,15 +184,24 @@ def build_run(
         step_config=step_config,
         schedules=run_schedules,
         batch_sizes=batch_sizes,
-        teacher_end_step=teacher_end_step,
+        teacher_end_step=schedules.zero_from(np.asarray(run_schedules.alpha_soft)) if teacher else 0,
         student_flops=student_flops,
         teacher_flops=teacher_flops,
     )
     if isinstance(teacher, CachedTeacher):
         identity["teacher_cache_digest"] = teacher.cache_digest
         expected = cache_identity(run, identity["data_digest"])
-        reject_cache_of_another_run(teacher, expected, teacher_end_step)
+        reject_cache_of_another_run(teacher, expected, run.teacher_end_step)
     return run, identity
+
+
+def _load_teacher(
+    config: Config, vocab: Vocabulary, compute_dtype: jnp.dtype
+) -> LoadedTeacher | CachedTeacher | None:
+    """Load the teacher that a config names, or open its cache; None if it names none."""
+    dtype = compute_dtype if config.teacher.dtype == "auto" else jnp.dtype(config.teacher.dtype)
+    teacher = load_teacher(config, vocab, dtype) if config.teacher.model_paths else None
+    return open_cached_teacher(config.teacher.cache, teacher) if config.teacher.cache else teacher
 
 
 def cache_identity(run: RunContext, data_digest: str) -> dict[str, Any]:
