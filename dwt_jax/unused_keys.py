@@ -144,7 +144,12 @@ def _problems(config: Config, overrides: Collection[str]) -> Iterator[str]:
         (
             not config.teacher.is_set,
             "teacher.path to name a teacher (it is empty)",
-            ["teacher.dtype", *teacher_keys],
+            teacher_keys,
+        ),
+        (
+            not config.teacher.model_paths or bool(config.teacher.cache),
+            "teacher.path to name a teacher, and no teacher.cache",
+            ["teacher.dtype"],
         ),
         (
             distill.alpha_soft.kind != "until_matched",

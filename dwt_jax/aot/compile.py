@@ -128,7 +128,9 @@ def make_compile_target(config: Config, topology: str) -> CompileTarget:
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
     config = dataclasses.replace(config, model=model, init=Init())
     if config.teacher.cache:
-        raise UserError("config: teacher.cache is set, expected teacher.path: dwt compile has no cache")
+        raise UserError(
+            "config: teacher.cache is set, expected it empty: dwt compile has the teacher in the step"
+        )
     teachers = [_load_teacher_config(path, vocab_size) for path in config.teacher.model_paths]
     for path, one in zip(config.teacher.model_paths, teachers, strict=True):
         check_teacher_objective(config.teacher.path_key, path, one, model)

@@ -39,7 +39,7 @@ from dwt_jax.progress import Progress
 from dwt_jax.runs.teacher import LoadedTeacher, TeacherConfig, TeacherParams, shard_params
 from dwt_jax.runs.teacher_cache import FORMAT_VERSION, INDEX_NAME, RowsOfSamples, write_shard
 from dwt_jax.train.run_context import RunContext
-from dwt_jax.train.setup import build_run, cache_identity
+from dwt_jax.train.setup import build_run, cache_identity, check_environment
 from dwt_jax.train.step import StepConfig, make_lm_head, make_microbatch
 from dwt_jax.train.step_schedules import StepSchedules
 
@@ -75,6 +75,7 @@ def write_cache(config: Config, out: Path, settings: SampleSettings, part: tuple
     for problem in cache_problems(config):  # else no run could use it
         raise UserError(f"config: {problem}")
     config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, cache=""))
+    config = check_environment(config, out)
     run, run_identity = build_run(config, out, get_prepared(config.data), lambda *_: None)
     if not run.teacher_end_step:
         raise UserError("config: distill.alpha_soft is 0 at every step, expected a run that uses its teacher")

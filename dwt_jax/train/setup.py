@@ -66,7 +66,7 @@ def setup_run(
         UserError: the config, or data or a model that it names, is invalid in any of the processes.
     """
     coordination.assert_equal_across_processes(_comparable_config(config))
-    config = coordination.run_on_all(lambda: _check_environment(config, workdir))
+    config = coordination.run_on_all(lambda: check_environment(config, workdir))
     data = _prepare_data(config)
     run, identity = coordination.run_on_all(lambda: build_run(config, workdir, data, load_source))
     coordination.assert_equal_across_processes(identity)
@@ -91,8 +91,12 @@ def _comparable_config(config: Config) -> dict[str, Any]:
     return {"versions of dwt-jax and jax": [__version__, jax.__version__], **config_values}
 
 
-def _check_environment(config: Config, workdir: Path) -> Config:
-    """The config, with the `init` of an existing run, if this machine can run it."""
+def check_environment(config: Config, workdir: Path) -> Config:
+    """Return the config, with the `init` of an existing run, if this machine can run it.
+
+    Raises:
+        UserError: a directory, device or package that the config needs is missing.
+    """
     is_resume = (workdir / "config.json").exists()
     if read_intact_json(workdir / "config.json") is not None:
         config = _inherit_growth_config(config, read_run_config(workdir).init)

@@ -195,6 +195,7 @@ def test_damaged_and_incomplete_caches_are_refused(project, cache, tmp_path, mon
     ("flags", "others", "message"),
     [
         ([], {"teacher__path": ""}, "teacher.path is empty, expected the teacher whose answers are cached"),
+        ([], {"teacher__path": "nowhere", "data__path": ""}, "teacher.path: nowhere: no such directory"),
         (["--draws=300"], {}, "--draws is 300, expected at most 255"),
         ([], {"distill__temperature": "2"}, "distill.temperature is set, expected 1 with teacher.cache"),
         (["--top-k=200"], {}, "--top-k is 200, expected at most the vocabulary's size"),
